@@ -1,0 +1,36 @@
+"""edgepack: from a trained model, a recipe and a device to a bundle that is proven to meet its budgets.
+
+>>> from edgepack import Store, build, load_device, load_recipe
+>>> recipe = load_recipe("recipes/quickstart.yaml")
+>>> build(recipe, load_device(recipe.device), Store(".edgepack/store"), dist="dist").exit_code
+<ExitCode.OK: 0>
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Store", "__version__", "build", "load_device", "load_recipe", "plan"]
+
+if TYPE_CHECKING:
+    from edgepack.device import load_device
+    from edgepack.pipeline import build
+    from edgepack.plan import plan
+    from edgepack.recipe import load_recipe
+    from edgepack.store import Store
+
+_HOMES = {
+    "Store": "store",
+    "build": "pipeline",
+    "load_device": "device",
+    "load_recipe": "recipe",
+    "plan": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use, so that `import edgepack` and `edgepack --help` stay instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgepack' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"edgepack.{_HOMES[name]}"), name)

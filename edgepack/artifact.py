@@ -1,0 +1,26 @@
+"""Artifact: one exported file for one runtime."""
+
+from pathlib import Path
+
+from edgepack.config import Frozen
+from edgepack.store import file_digest
+
+
+class Artifact(Frozen):
+    """The file a device loads. `subject` is "model" for what ships and "teacher" for the fp32 file it is compared with."""
+
+    format: str  # the exporter that wrote it: executorch, onnx
+    runtime: str  # the runtime that loads it: executorch, onnxruntime
+    subject: str = "model"
+    file: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, *, format: str, runtime: str, subject: str) -> "Artifact":
+        facts = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        return cls(format=format, runtime=runtime, subject=subject, **facts)
+
+    @property
+    def label(self) -> str:
+        return self.format if self.subject == "model" else f"{self.subject} ({self.format})"

@@ -1,0 +1,143 @@
+"""Candidate: a torch model on its way from teacher to bundle, saved so that anyone can rebuild it, without pickle.
+
+On disk an eager candidate is three things: how the untouched model is made (`factory`), what was done to its structure
+since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized) one is `program.pt2`.
+
+    candidate.json   {"form": "eager", "factory": {"model": "torchvision", ...},
+                      "surgery": [{"op": "resize", "layer": "layer1.0.conv1", "to": {"out_channels": 40}}, ...]}
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from edgepack import plugins
+from edgepack.config import Frozen
+from edgepack.datasets import Signature
+from edgepack.plugins import Choice
+from edgepack.surgery import Edit, apply
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Form = Literal["eager", "exported"]
+
+
+class Factory(Frozen):
+    """How to make the model that the surgery log starts from."""
+
+    model: str  # the plugin in models/
+    config: dict[str, Any]
+    signature: Signature
+
+    @classmethod
+    def of(cls, choice: Choice, signature: Signature) -> "Factory":
+        return cls(model=choice.name, config=choice.plain(), signature=signature)
+
+    def build(self) -> nn.Module:
+        module = plugins.load("models", self.model)
+        config = module.Config.model_validate(self.config)
+        built: nn.Module = module.build(config, self.signature)
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model and how it came to be. A stage may change `module` in place: it was given a private copy.
+
+    `notes` are what the stage that made it has to say, one line each ("layer4.0.conv1: split at rank 24").
+    """
+
+    module: nn.Module
+    factory: Factory
+    form: Form = "eager"
+    surgery: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def signature(self) -> Signature:
+        return self.factory.signature
+
+    def changed(self, *edits: Edit, notes: tuple[str, ...] = ()) -> "Candidate":
+        """This candidate after structural changes that its module has already undergone."""
+        return replace(self, surgery=(*self.surgery, *edits), notes=notes)
+
+    def example_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs)
+
+    def program(self, batch: int | None = None) -> "ExportedProgram":
+        """The model as a torch.export program, at a fixed batch size or with a dynamic one."""
+        module = self.module if self.form == "exported" else self.module.eval()
+        # An example of one would be specialised to one for ever: two, even where the batch is dynamic.
+        inputs = self.example_inputs(batch or 2)
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch is None else None
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
+
+    def save(self, folder: Path) -> None:
+        """Write `candidate.json` and the weights, or the program, into an empty folder."""
+        facts = {"form": self.form, "factory": self.factory.model_dump(), "surgery": [e.model_dump() for e in self.surgery]}
+        (folder / "candidate.json").write_text(json.dumps(facts, indent=1))
+        if self.form == "exported":
+            program = self.program()
+            program._example_inputs = None  # the only part of the archive that would be pickled
+            torch.export.save(program, folder / "program.pt2")
+        else:
+            from safetensors.torch import save_model
+
+            save_model(self.module, str(folder / "weights.safetensors"))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Candidate":
+        facts = json.loads((folder / "candidate.json").read_text())
+        factory = Factory.model_validate_json(json.dumps(facts["factory"]))
+        surgery = tuple(Edit(**edit) for edit in facts["surgery"])
+        if facts["form"] == "exported":
+            module = torch.export.load(folder / "program.pt2").module(check_guards=False)
+        else:
+            from safetensors.torch import load_model
+
+            module = rebuild(factory, surgery)
+            load_model(module, str(folder / "weights.safetensors"))
+        return cls(module=module, factory=factory, form=facts["form"], surgery=surgery)
+
+
+def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:
+    """The structure of a candidate, weights not yet filled in."""
+    module = factory.build()
+    for edit in surgery:
+        apply(module, edit)
+    return module
+
+
+def parameters(module: nn.Module) -> int:
+    """Weights and biases; of an exported program every tensor it stores."""
+    return sum(tensor.numel() for tensor in (module.parameters() if not _is_program(module) else _stored(module)))
+
+
+def stored_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _stored(module))
+
+
+def _stored(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_program(module: nn.Module) -> bool:
+    return isinstance(module, torch.fx.GraphModule)
+
+
+def macs(candidate: Candidate) -> int:
+    """Multiply-accumulates of one inference, counted by torch on the operators that really run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = candidate.example_inputs(2)  # batch norm and exported programs want more than one
+    module = candidate.module if candidate.form == "exported" else candidate.module.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2 // 2

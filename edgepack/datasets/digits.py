@@ -1,0 +1,58 @@
+"""UCI hand-written digits, 1,797 pictures of 8 x 8 in 10 classes, from scikit-learn.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import Field
+
+from edgepack.config import Frozen
+from edgepack.datasets import Data, Signature, Split, TensorSpec
+from edgepack.errors import RecipeError
+from edgepack.store import digest, file_digest
+
+_SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
+
+
+class Config(Frozen):
+    size: int = Field(default=32, ge=8, le=224, description="side of the square picture in pixels, scaled bilinearly")
+
+
+def describe(config: Config) -> Signature:
+    steps = {
+        "color": "grey",
+        "resize": {"to": [config.size, config.size], "from": [8, 8], "interpolation": "bilinear"},
+        "scale": {"from": [0, 16], "to": [0, 1]},
+    }
+    picture = TensorSpec(name="input", shape=(1, config.size, config.size))
+    return Signature(inputs=(picture,), labels=tuple(str(digit) for digit in range(10)), preprocessing=steps)
+
+
+def fingerprint(config: Config) -> str:
+    return digest({"file": file_digest(_file()), "splits": _SPLITS, "size": config.size})
+
+
+def load(config: Config) -> Data:
+    """Splits drawn once, with a seed of their own, the same share of every class in each."""
+    import torch
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    pictures = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    pictures = torch.nn.functional.interpolate(pictures, size=config.size, mode="bilinear", align_corners=False)
+    targets = torch.tensor(raw.target)
+    rest, test = train_test_split(range(len(targets)), test_size=_SPLITS["test"], stratify=targets, random_state=0)
+    share = _SPLITS["validation"] / (1 - _SPLITS["test"])
+    train, validation = train_test_split(rest, test_size=share, stratify=targets[rest], random_state=0)
+    splits = (Split(inputs=(pictures[part],), targets=targets[part]) for part in (train, validation, test))
+    return Data(**dict(zip(_SPLITS, splits, strict=True)))
+
+
+def _file() -> Path:
+    spec = find_spec("sklearn")  # found, not imported: a plan must stay instant
+    if spec is None or spec.origin is None:
+        raise RecipeError("the data set 'digits' comes with scikit-learn, which is not installed", "pip install scikit-learn")
+    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,0 +1,75 @@
+"""What the library tells whoever watches. It never prints; the CLI decides how each of these looks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something happened at step `step` of `steps` (counted from 1)."""
+
+    step: int = 0
+    steps: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStarted(Event):
+    recipe: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStarted(Event):
+    why: str  # why it has to run
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgress(Event):
+    """`done` of `total` units of work; `seconds_left` is None while nothing is known yet."""
+
+    doing: str
+    done: int
+    total: int
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFinished(Event):
+    seconds: float
+    result: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCached(Event):
+    key: str
+    result: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFailed(Event):
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """Worth a line, needs no action: a layer left alone, a lock waited for."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Worth acting on."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFinished(Event):
+    recipe: str
+    exit_code: int
+    dist: str
+
+
+Emit = Callable[[Event], None]

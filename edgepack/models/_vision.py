@@ -1,0 +1,36 @@
+"""The one place that imports torchvision.
+
+Its wheels for Linux on x86-64 are CUDA builds. Beside a CPU build of torch their extension does not load, and the import
+dies on an operator that only detection models use. Declaring the two missing operators first is enough for models and
+transforms.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[Any] = []  # a library that is collected takes its operators with it
+
+
+@cache
+def torchvision() -> ModuleType:
+    import torch
+
+    spec = find_spec("torchvision")
+    assert spec is not None and spec.origin is not None, "torchvision is a dependency of edgepack"
+    try:
+        torch.ops.load_library(str(Path(spec.origin).parent / "_C.so"))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in _OPERATORS:
+            library.define(operator)
+        _declared.append(library)
+    import torchvision as module
+
+    return module

@@ -1,0 +1,109 @@
+"""A plugin is a module; its file name is its name in a recipe. There is no list to edit.
+
+`load("stages", "prune")` imports `edgepack/stages/prune.py`, or what another installed package publishes under the
+entry point group `edgepack.stages`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from edgepack.config import KeyPath, Nested, unknown
+from edgepack.errors import RecipeError
+
+KINDS = ("tasks", "models", "datasets", "stages", "exporters", "runners", "reports")
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Every plugin of a kind, shipped or installed, sorted."""
+    return tuple(sorted({*_shipped(kind), *_installed(kind)}))
+
+
+@cache
+def load(kind: str, name: str) -> ModuleType:
+    """The plugin's module. Raises RecipeError naming the closest plugin when there is none of that name."""
+    if name in _shipped(kind):
+        return import_module(f"edgepack.{kind}.{name}")
+    if name in _installed(kind):
+        module: ModuleType = _installed(kind)[name].load()
+        return module
+    raise RecipeError(unknown(_singular(kind), name, names(kind)))
+
+
+@cache
+def _shipped(kind: str) -> frozenset[str]:
+    folder = Path(__file__).parent / kind
+    return frozenset(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+
+
+@cache
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"edgepack.{kind}")}
+
+
+def _singular(kind: str) -> str:
+    return {"datasets": "data set"}.get(kind, kind.removesuffix("s"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A plugin and its checked configuration, as a recipe or device file names them.
+
+    >>> choose("datasets", {"digits": {"size": 32}}).config.size
+    32
+    """
+
+    kind: str
+    name: str
+    config: BaseModel
+
+    @property
+    def module(self) -> ModuleType:
+        return load(self.kind, self.name)
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration with every default, as JSON values: what keys are made of and resolved recipes show."""
+        return self.config.model_dump(mode="json")
+
+
+def choose(kind: str, value: object) -> Choice:
+    """The plugin that `value` names: `name`, `{name: {key: value}}`, or for a model `{name: main value, key: value}`.
+
+    Raises ValueError for an unknown plugin, and `Nested` for mistakes in its configuration.
+    """
+    name = _named(kind, value)
+    module = load(kind, name)
+    inside: KeyPath = ()
+    config: object = value
+    if kind != "models":
+        config, inside = (value[name] or {}, (name,)) if isinstance(value, dict) else ({}, ())
+    try:
+        return Choice(kind=kind, name=name, config=module.Config.model_validate(config))
+    except ValidationError as error:
+        raise Nested(error, module.Config, config, inside) from None
+
+
+def _named(kind: str, value: object) -> str:
+    if isinstance(value, str) and kind != "models":
+        keys: tuple[str, ...] = (value,)
+    elif isinstance(value, dict) and value and (kind == "models" or len(value) == 1):
+        keys = tuple(str(key) for key in value)
+    else:
+        raise ValueError(f"expected one {_singular(kind)} with its settings, one of: {', '.join(names(kind))}")
+    found = [key for key in keys if key in _shipped(kind) or key in _installed(kind)]
+    if not found:
+        raise ValueError(unknown(_singular(kind), keys[0], names(kind)))
+    if len(found) > 1:
+        raise ValueError(f"one {_singular(kind)} only, got {' and '.join(found)}")
+    return found[0]
+
+
+def summary(module: ModuleType) -> str:
+    """The first line of a plugin's docstring: what it does."""
+    return (module.__doc__ or "").strip().splitlines()[0] if module.__doc__ else ""

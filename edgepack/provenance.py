@@ -1,0 +1,88 @@
+"""What a build was made with: versions, processor, git state, environment. No torch."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+CORE = ("edgepack", "torch")  # every stage's output depends on these
+
+
+@cache
+def versions(*packages: str) -> dict[str, str]:
+    """The installed version of each package, from its metadata: torch and the like are not imported."""
+    return {package: _version(package) for package in sorted(packages)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@cache
+def cpu() -> dict[str, str]:
+    """The processor's model name and its features, as Linux tells them."""
+    facts: dict[str, str] = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    family = "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return {
+        "name": facts.get("model name", platform.processor() or platform.machine()),
+        "family": family,
+        "features": facts.get("flags", facts.get("Features", "")),
+        "machine": platform.machine(),
+    }
+
+
+def cpu_features() -> frozenset[str]:
+    return frozenset(cpu()["features"].split())
+
+
+@cache
+def threads() -> int:
+    """Threads that training uses: EDGEPACK_THREADS, or the cores this process may run on."""
+    asked = os.environ.get("EDGEPACK_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else len(os.sched_getaffinity(0))
+
+
+def compute() -> dict[str, Any]:
+    """What the numbers of a training depend on besides the recipe: part of the key of every stage."""
+    return {"cpu": cpu()["name"], "family": cpu()["family"], "machine": cpu()["machine"], "threads": threads()}
+
+
+def environment() -> dict[str, Any]:
+    """For the report; nothing in it names a person or holds a secret."""
+    return {
+        "cpu": cpu()["name"],
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit that `folder` stands at and whether anything in it differs; empty outside a repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

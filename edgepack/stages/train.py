@@ -1,0 +1,25 @@
+"""Train the model on the labels: it becomes the teacher that everything later is compared with."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from edgepack.stages import Context, Training
+
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
+
+TAKES, GIVES = "eager", "eager"
+VERSION = 1
+MAKES_TEACHER = True
+
+
+class Config(Training):
+    epochs: int = Field(default=8, ge=1, le=10_000, description="passes over the training split")
+
+
+def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    from edgepack.train import fit
+
+    best = fit(candidate.module, context, config, doing="training on the labels")
+    return candidate.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}",))

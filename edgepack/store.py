@@ -1,0 +1,218 @@
+"""What was built before, by content-addressed key: candidates, artifacts and measurements.
+
+    store/
+      README.txt  CACHEDIR.TAG
+      entries/<kind>/<key>/        the files of one step and record.json, with the sha256 of each
+      tmp/                         entries being written; never read
+      locks/                       one lock a key, so that two builds do one piece of work once
+
+An entry appears by one rename, so a reader sees all of it or nothing; it is checked against its hashes when it is read;
+a failure is never stored.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from edgepack.errors import DeviceError
+
+DEFAULT = Path(".edgepack/store")
+_README = """This folder is edgepack's cache. It is safe to delete: the next build makes again what it needs.
+`edgepack cache ls` lists it, `edgepack cache gc` removes what was not used lately.
+"""
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# bford.info/cachedir: backup programs skip this folder\n"
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One stored step: where its files are, what it was made of (`ingredients`) and what it found (`outcome`)."""
+
+    kind: str
+    key: str
+    path: Path
+    made_at: float
+    ingredients: dict[str, Any]
+    outcome: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(file["bytes"]) for file in self.files.values())
+
+    @property
+    def used_at(self) -> float:
+        return (self.path / "record.json").stat().st_mtime
+
+
+class Store:
+    """A folder of entries. Safe for several builds at once, and for a build that is killed at any moment."""
+
+    def __init__(self, root: str | Path = DEFAULT) -> None:
+        self.root = Path(root)
+
+    def peek(self, kind: str, key: str) -> Entry | None:
+        """The entry's record, its files not read: enough to plan with."""
+        path = self._path(kind, key)
+        try:
+            record = json.loads((path / "record.json").read_text())
+            return Entry(kind=kind, key=key, path=path, **record)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def get(self, kind: str, key: str) -> Entry | None:
+        """The entry, each file checked against its hash; a damaged one is removed and counts as missing."""
+        entry = self.peek(kind, key)
+        if entry is None:
+            shutil.rmtree(self._path(kind, key), ignore_errors=True)
+            return None
+        if any(not _intact(entry.path / name, facts) for name, facts in entry.files.items()):
+            shutil.rmtree(entry.path, ignore_errors=True)
+            return None
+        os.utime(entry.path / "record.json")  # gc goes by last use
+        return entry
+
+    def make(self, kind: str, key: str, ingredients: dict[str, Any], fill: Callable[[Path], dict[str, Any]]) -> Entry:
+        """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored when it raises."""
+        with self._writing():
+            self._prepare()
+            folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}"
+            folder.mkdir(parents=True)
+        try:
+            outcome = fill(folder)
+            with self._writing():
+                self._publish(folder, self._path(kind, key), ingredients, outcome)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        entry = self.peek(kind, key)
+        if entry is None:
+            raise DeviceError(f"the store lost {kind}/{key[:12]} right after it was written", f"check the disk of {self.root}")
+        return entry
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the key. Calls `waiting` once when another process holds it."""
+        from filelock import FileLock, Timeout
+
+        with self._writing():
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / "locks" / f"{key[:32]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every readable entry, the one used last first."""
+        found = (self.peek(path.parent.name, path.name) for path in self.root.glob("entries/*/*"))
+        return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used_at))
+
+    def collect(self, *, unused_days: float, max_bytes: float | None = None) -> tuple[Entry, ...]:
+        """Remove what was not used for `unused_days`, then the least used until `max_bytes` are left; returns what went."""
+        oldest = time.time() - unused_days * 86400
+        kept, total, gone = [], 0, []
+        for entry in self.entries():
+            total += entry.bytes
+            too_much = max_bytes is not None and total > max_bytes
+            (gone if entry.used_at < oldest or too_much else kept).append(entry)
+        for entry in gone:
+            with self.lock(entry.key):
+                shutil.rmtree(entry.path, ignore_errors=True)
+        self._clear_leftovers()
+        return tuple(gone)
+
+    def _clear_leftovers(self) -> None:
+        """What a killed build left behind: folders in tmp/ whose process is gone, entries without a readable record."""
+        for folder in self.root.glob("tmp/*"):
+            pid = folder.name.split("-")[1] if folder.name.count("-") == 2 else ""
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
+        for path in self.root.glob("entries/*/*"):
+            if self.peek(path.parent.name, path.name) is None:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, kind: str, key: str) -> Path:
+        return self.root / "entries" / kind / key
+
+    def _prepare(self) -> None:
+        for name in ("tmp", "locks", "entries"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        if not (self.root / "CACHEDIR.TAG").exists():
+            (self.root / "README.txt").write_text(_README)
+            (self.root / "CACHEDIR.TAG").write_text(_TAG)
+
+    def _publish(self, folder: Path, target: Path, ingredients: dict[str, Any], outcome: dict[str, Any]) -> None:
+        files = {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        record = {"made_at": time.time(), "ingredients": ingredients, "outcome": outcome, "files": files}
+        write_atomic(folder / "record.json", json.dumps(record, indent=1).encode())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # a damaged or remeasured entry gives way
+            os.replace(target, folder.with_name(folder.name + "-old"))
+            shutil.rmtree(folder.with_name(folder.name + "-old"), ignore_errors=True)
+        os.replace(folder, target)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+
+def _intact(path: Path, facts: dict[str, Any]) -> bool:
+    try:
+        return path.stat().st_size == facts["bytes"] and file_digest(path) == facts["sha256"]
+    except OSError:
+        return False
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def disk_error(error: OSError, folder: Path) -> DeviceError:
+    """A clear error for a folder that cannot be written or a disk that is full."""
+    where = error.filename or folder
+    return DeviceError(f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk"))
+
+
+_ADVICE = {
+    28: "the disk is full: free some space (`edgepack cache gc`), or name another folder with --store and --dist",
+    13: "no permission: name a folder you may write with --store and --dist",
+    30: "the disk is read-only: name another folder with --store and --dist",
+    122: "the disk quota is used up: free some space (`edgepack cache gc`), or use --store and --dist",
+    20: "a file is in the way of that folder: move it, or name another folder with --store and --dist",
+    17: "a file is in the way of that folder: move it, or name another folder with --store and --dist",
+}

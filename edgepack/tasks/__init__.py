@@ -1,0 +1,22 @@
+"""A task is a module with
+
+    METRIC                                      the name of its score
+    loss(logits, targets) -> Tensor             what training minimises; shapes [n, classes] and [n]
+    distill(logits, teacher, temperature)       how far a student is from its teacher
+    score(logits, targets) -> float             0 to 1, more is better; numpy arrays
+    decide(logits) -> array                     what an app would show, to compare two runtimes by
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Task(Protocol):
+    METRIC: str
+
+    def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor": ...
+    def distill(self, logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor": ...
+    def score(self, logits: Any, targets: Any) -> float: ...
+    def decide(self, logits: Any) -> Any: ...

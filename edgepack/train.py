@@ -1,0 +1,259 @@
+"""The one training loop: used by train, distill, prune's recovery and QAT.
+
+    fit(module, context, settings, teacher=..., kind=...)
+
+AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best on the validation split. Device
+placement, and several processes where there are, come from accelerate.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from edgepack.datasets import Batch, Split
+from edgepack.events import Emit, StepProgress
+from edgepack.provenance import cpu_features
+from edgepack.stages import Context
+from edgepack.tasks import Task
+
+_WARM_UP = 0.05  # share of all steps
+_CLIP = 1.0  # largest norm of the gradient
+_EVALUATION_BATCH = 256
+
+
+class Settings(Protocol):
+    """The part of a stage's configuration that training reads (see stages.Training)."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A teacher to learn from besides the labels. Source: see tasks' `distill`."""
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    alpha: float = 0.9  # weight of the teacher; the labels have the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How tensors are laid out and multiplied while training: chosen by `numerics`, never by a timing."""
+
+    channels_last: bool
+    bfloat16: bool
+
+    @property
+    def name(self) -> str:
+        return "+".join(["channels_last"] * self.channels_last + ["bf16"] * self.bfloat16) or "default"
+
+
+def numerics(module: nn.Module, features: frozenset[str] | None = None) -> Numerics:
+    """The fastest way to train `module` on a CPU with these features (as /proc/cpuinfo names them).
+
+    A rule, so that two builds of one recipe compute the same; the figures behind it are in benchmarks/numerics.md:
+    convolutions are fastest channels_last everywhere; bf16 pays for dense multiplications where the CPU has tiles for
+    it (AMX), and for linear layers already with AVX-512 BF16. Depthwise convolutions and quantizers lose by it.
+    """
+    features = cpu_features() if features is None else features
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    depthwise = any(layer.groups > 1 for layer in convolutions)
+    linear = any(isinstance(layer, nn.Linear) for layer in module.modules())
+    program = isinstance(module, torch.fx.GraphModule)
+    if convolutions:
+        return Numerics(channels_last=True, bfloat16="amx_bf16" in features and not depthwise)
+    if program:
+        return Numerics(channels_last=True, bfloat16=False)
+    return Numerics(channels_last=False, bfloat16=linear and bool({"amx_bf16", "avx512_bf16"} & features))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The best epoch: its number, its score on the validation split, and the loss there."""
+
+    epoch: int
+    score: float
+    loss: float
+
+
+def fit(
+    module: nn.Module,
+    context: Context,
+    settings: Settings,
+    *,
+    doing: str,
+    distillation: Distillation | None = None,
+    snapshot: Callable[[nn.Module], nn.Module] | None = None,
+    each_epoch: Callable[[int], None] = lambda epoch: None,
+) -> Fitted:
+    """Train `module` in place and leave it with the weights of its best epoch, before the first included.
+
+    `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
+    called before each epoch with its number from 0.
+    """
+    accelerator = _accelerator()
+    how = numerics(module)
+    module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
+    optimizer = accelerator.prepare(torch.optim.AdamW(module.parameters(), lr=settings.learning_rate))
+    steps = settings.epochs * math.ceil(len(context.data.train) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
+    loss = _Loss(context, distillation, accelerator.device, how)
+    progress = _Progress(context.emit, doing, steps)
+    best, kept = _score(module, context, snapshot), _weights(module)
+    for epoch in range(settings.epochs):
+        each_epoch(epoch)
+        _train_mode(module, True)
+        for batch in context.data.train.batches(settings.batch_size, seed=_epoch_seed(context.seed, epoch)):
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss(module, batch))
+            accelerator.clip_grad_norm_(module.parameters(), _CLIP)
+            optimizer.step()
+            schedule.step()
+            progress.advance()
+        now = _score(module, context, snapshot)
+        if (now.score, -now.loss) >= (best.score, -best.loss):
+            best, kept = Fitted(epoch=epoch + 1, score=now.score, loss=now.loss), _weights(module)
+    module.load_state_dict(kept)
+    module.to("cpu", memory_format=torch.contiguous_format)
+    _train_mode(module, False)
+    return best
+
+
+def evaluate(module: nn.Module, split: Split, task: Task) -> float:
+    """The task's score of a torch module on a split."""
+    return task.score(predict(module, split).numpy(), split.targets.numpy())
+
+
+def predict(module: nn.Module, split: Split, batch_size: int = _EVALUATION_BATCH) -> torch.Tensor:
+    """The logits, [n, classes], in order."""
+    _train_mode(module, False)
+    with torch.no_grad():
+        return torch.cat([module(*batch.inputs).float() for batch in split.batches(batch_size)])
+
+
+@contextmanager
+def deterministic(seed: int, threads: int) -> Iterator[None]:
+    """The same numbers every time: one seed, one number of threads, no operator whose result depends on timing."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class _Loss:
+    """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
+
+    def __init__(self, context: Context, distillation: Distillation | None, device: torch.device, how: Numerics) -> None:
+        self.context, self.distillation, self.device, self.how = context, distillation, device, how
+        self.known: torch.Tensor | None = None
+        if distillation and not context.data.augmented:
+            self.known = predict(distillation.teacher, context.data.train)
+
+    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        inputs = tuple(self._place(tensor) for tensor in batch.inputs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bfloat16):
+            logits = module(*inputs)
+        logits = logits.float()
+        loss = self.context.task.loss(logits, batch.targets.to(self.device))
+        if self.distillation is None:
+            return loss
+        soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
+        return self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
+
+    def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        assert self.distillation is not None
+        if self.known is not None:
+            return self.known[batch.indices].to(self.device)
+        teacher = self.distillation.teacher.to(self.device)
+        _train_mode(teacher, False)
+        with torch.no_grad():
+            logits: torch.Tensor = teacher(*inputs)
+        return logits
+
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if self.how.channels_last and tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(self.device, memory_format=layout)
+
+
+class _Progress:
+    """Tells how far training is, at most a few times a second."""
+
+    def __init__(self, emit: Emit, doing: str, total: int) -> None:
+        self.emit, self.doing, self.total = emit, doing, total
+        self.done, self.started, self.told = 0, time.monotonic(), 0.0
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.told < 0.2 and self.done < self.total:
+            return
+        self.told = now
+        left = (now - self.started) / self.done * (self.total - self.done)
+        self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
+
+
+@cache
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator()
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = max(1, round(steps * _WARM_UP))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _score(module: nn.Module, context: Context, snapshot: Callable[[nn.Module], nn.Module] | None) -> Fitted:
+    split = context.data.validation
+    logits = predict(snapshot(module) if snapshot else module, split).cpu()
+    loss = context.task.loss(logits, split.targets)
+    return Fitted(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _train_mode(module: nn.Module, training: bool) -> None:
+    """An exported program has no train and eval modes: how it behaves was fixed when it was exported."""
+    if not isinstance(module, torch.fx.GraphModule):
+        module.train(training)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
+
+def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> None:
+    """Re-estimate the statistics of batch norm, which a change of structure has made stale, on training data."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+    module.train()
+    with torch.no_grad():
+        for start in range(0, min(samples, len(data)) - 1, 64):
+            module(*(tensor[start : start + 64] for tensor in data.inputs))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()

@@ -1,0 +1,90 @@
+"""Quantities with their unit in the value: "180 kB", "8 ms", "97 %", to numbers and back.
+
+A bare number is an error, and kB (1000 bytes) and KiB (1024 bytes) differ, so a budget never means two things.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+_TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(\S*)\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One kind of quantity. Values are floats in the base unit, the one whose factor is 1.
+
+    >>> SIZE.parse("1.5 kB"), SIZE.format(1500)
+    (1500.0, '1.5 kB')
+    """
+
+    name: str
+    units: dict[str, float]
+    shown: tuple[str, ...]  # the units used for output, smallest first
+    example: str
+
+    def parse(self, value: object) -> float:
+        """The value in the base unit. Raises ValueError saying what is allowed."""
+        if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
+            number, unit = float(match[1]), match[2]
+            if unit in self.units:
+                return round(number * self.units[unit], 12)
+            raise ValueError(self._wrong_unit(value, unit))
+        shown = f"{value!r} has no unit" if isinstance(value, int | float) else f"{value!r} is not {self.name}"
+        raise ValueError(f"{shown}: write {self.example}")
+
+    def _wrong_unit(self, value: str, unit: str) -> str:
+        allowed = ", ".join(self.units)
+        if not unit:
+            return f"{value!r} has no unit: write {self.example}"
+        same = [known for known in self.units if known.lower().replace("i", "") == unit.lower().replace("i", "")]
+        hint = f": did you mean {' or '.join(same)}?" if same else ""
+        return f"unknown unit {unit!r} in {value!r}{hint} (allowed: {allowed})"
+
+    def format(self, value: float, digits: int = 3) -> str:
+        """Short text for people, three significant digits."""
+        factor, unit = self._scale(value)
+        scaled = value / factor
+        places = max(0, digits - len(str(int(abs(scaled)))))
+        text = f"{scaled:.{places}f}"
+        return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
+
+    def exact(self, value: float) -> str:
+        """Text that parses back to the same value."""
+        factor, unit = self._scale(value)
+        return f"{round(value / factor, 12):.12g} {unit}"
+
+    def _scale(self, value: float) -> tuple[float, str]:
+        unit = next((u for u in reversed(self.shown) if abs(value) >= self.units[u]), self.shown[0])
+        return self.units[unit], unit
+
+
+SIZE = Quantity(
+    name="a size",
+    units={"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    shown=("B", "kB", "MB", "GB"),
+    example='"600 kB" or "1.5 MiB"',
+)
+DURATION = Quantity(
+    name="a duration",
+    units={"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3, "min": 6e4},
+    shown=("us", "ms", "s"),
+    example='"8 ms"',
+)
+SHARE = Quantity(name="a share", units={"%": 0.01}, shown=("%",), example='"95 %"')
+
+
+def _field(quantity: Quantity) -> tuple[Any, ...]:
+    schema = {"type": "string", "description": f"{quantity.name} with its unit, as {quantity.example}"}
+    return (
+        BeforeValidator(quantity.parse),
+        PlainSerializer(quantity.exact, when_used="json"),
+        WithJsonSchema(schema),
+    )
+
+
+Size = Annotated[float, *_field(SIZE)]  # bytes
+Duration = Annotated[float, *_field(DURATION)]  # milliseconds
+Share = Annotated[float, *_field(SHARE)]  # 0.95 is 95 %
