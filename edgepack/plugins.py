@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from edgepack.config import KeyPath, Nested, unknown
 from edgepack.errors import RecipeError
@@ -107,3 +108,18 @@ def _named(kind: str, value: object) -> str:
 def summary(module: ModuleType) -> str:
     """The first line of a plugin's docstring: what it does."""
     return (module.__doc__ or "").strip().splitlines()[0] if module.__doc__ else ""
+
+
+def settings(module: ModuleType) -> list[tuple[str, str]]:
+    """Each setting of a plugin with its default and what it means, for `edgepack stages`."""
+    return [(name, _setting(field)) for name, field in module.Config.model_fields.items()]
+
+
+def _setting(field: FieldInfo) -> str:
+    if field.is_required():
+        default = "required"
+    elif isinstance(field.default, BaseModel):
+        default = f"default {field.default.model_dump(mode='json')}"
+    else:
+        default = f"default {field.default}"
+    return f"{field.description}; {default}" if field.description else default

@@ -6,6 +6,7 @@ Source: X. Wang et al., SVD-LLM: Truncation-aware Singular Value Decomposition, 
 convolutions, X. Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, arXiv 1505.06798.
 """
 
+import math
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
@@ -134,13 +135,11 @@ def _decide(layer: "nn.Module", gram: "Tensor", energy: float, multiple: int) ->
     """The rank to split at, or 0, and why."""
     import torch
 
-    from edgepack.surgery import nearest
-
     singular = torch.linalg.svdvals(_whitened(layer, gram)[0])
     kept = singular.square().cumsum(0) / singular.square().sum()
     wanted = int((kept < energy).sum()) + 1
     most, limit = len(singular), break_even(layer)
-    rank = nearest(wanted + multiple / 2 - 1, multiple, most)  # rounded up: rounding must not cost energy
+    rank = min(most, math.ceil(wanted / multiple) * multiple)  # rounded up: rounding must not cost energy
     if rank > _PAYS * limit:
         return 0, f"left whole: {energy:.4g} of its energy needs rank {rank}, a split pays up to {int(_PAYS * limit)}"
     return rank, f"split at rank {rank} of {most}, keeping {float(kept[rank - 1]):.4f} of its energy"

@@ -102,4 +102,14 @@ def _converted(prepared: "nn.Module") -> "nn.Module":
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     converted: nn.Module = convert_pt2e(copy.deepcopy(prepared))
+    _drop_float_weights(converted)
     return converted
+
+
+def _drop_float_weights(converted: "nn.Module") -> None:
+    """Conversion leaves the float weight beside its int8 copy, and a saved program would carry both."""
+    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
+        if name not in used:
+            parent, _, leaf = name.rpartition(".")
+            delattr(converted.get_submodule(parent), leaf)

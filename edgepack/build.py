@@ -1,0 +1,82 @@
+"""Build: everything that one build found out. Reports, gate, compare and bundle read nothing else.
+
+Saved as dist/<recipe>/build.json, rewritten after every step, so that a crash loses nothing that was done.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgepack.artifact import Artifact
+from edgepack.benchmark import Measurement
+from edgepack.config import Frozen
+from edgepack.errors import RecipeError
+from edgepack.gate import Verdict
+from edgepack.store import write_atomic
+
+SCHEMA = "edgepack.build/1"
+
+
+class StageRecord(Frozen):
+    """One line of the ledger: the model as a stage left it.
+
+    `bytes` counts every stored tensor; `accuracy` is torch's on the validation split; `seconds` is what the stage took
+    when it ran, in this build or in the one that stored it.
+    """
+
+    stage: str
+    key: str
+    parameters: int
+    macs: int
+    bytes: int
+    accuracy: float
+    seconds: float
+    reused: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Build(Frozen):
+    """The outcome of a recipe on a device. `exit_code` is None until the build is over."""
+
+    schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
+    recipe: dict[str, Any]
+    device: dict[str, Any]
+    exit_code: int | None = None
+    error: str = ""
+    started_at: float
+    finished_at: float | None = None
+    ledger: tuple[StageRecord, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    provenance: dict[str, Any] = {}
+    bundle: str = ""
+    bundle_sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe["name"])
+
+    def shipped(self) -> tuple[Artifact, ...]:
+        """The artifacts that go into the bundle, not the teachers they are compared with."""
+        return tuple(artifact for artifact in self.artifacts if artifact.subject == "model")
+
+    def find(self, metric: str, artifact: str) -> Measurement | None:
+        return next((each for each in self.measurements if (each.metric, each.artifact) == (metric, artifact)), None)
+
+    def teacher_of(self, artifact: Artifact) -> Artifact | None:
+        return next((each for each in self.artifacts if each.subject == "teacher" and each.format == artifact.format), None)
+
+    def save(self, path: Path) -> None:
+        write_atomic(path, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Build":
+        """Raises RecipeError when the file is no build."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise RecipeError(f"cannot read {path}: {error.strerror}", "run `edgepack build` first") from None
+        except ValueError as error:
+            raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {str(error).splitlines()[0]}") from None

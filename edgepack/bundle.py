@@ -1,0 +1,252 @@
+"""The bundle: what a release ships, byte for byte the same whenever and wherever it is built.
+
+    manifest.json                 every file with its size, sha256 and role
+    models/                       the exported files
+    io/signature.json labels.txt  names, shapes, types, preprocessing, labels
+    selftest/                     real samples and what each file answers to them
+    provenance/                   the recipe with every default, the device, the versions, what each stage left
+    SHA256SUMS
+
+Timings are no part of it: they differ from run to run, and stand in build.json beside it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgepack.build import Build
+from edgepack.errors import VerifyError
+from edgepack.store import digest, write_atomic
+
+if TYPE_CHECKING:
+    from edgepack.device import Device
+    from edgepack.recipe import Recipe
+    from edgepack.work import Work
+
+SCHEMA = "edgepack.bundle/1"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
+_LARGEST = 4 * 2**30  # bytes unpacked; more is an attack, not a mobile model
+_MOST = 10_000  # files
+_ROLES = {"models": "deploy", "io": "deploy", "selftest": "test", "provenance": "provenance"}
+
+Files = dict[str, bytes]  # path inside the bundle -> content
+
+
+def write(build: Build, recipe: "Recipe", device: "Device", work: "Work", folder: Path) -> Build:
+    """Write `<recipe>.zip` and `bundle/` into `folder`; gives the build that knows them."""
+    files = _contents(build, recipe, device, work)
+    packed = pack(files)
+    write_atomic(folder / f"{recipe.name}.zip", packed)
+    _unpack(files, folder / "bundle")
+    sha = hashlib.sha256(packed).hexdigest()
+    result = build.model_copy(update={"bundle": f"{recipe.name}.zip", "bundle_sha256": sha})
+    result.save(folder / "build.json")
+    return result
+
+
+def pack(files: Files) -> bytes:
+    """A zip that depends on the files' names and contents only: sorted, stored, one date, one mode."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(files):
+            info = zipfile.ZipInfo(path, date_time=_EPOCH)
+            info.create_system = 3
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, files[path])
+    return buffer.getvalue()
+
+
+def verify(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
+    files = _read_folder(bundle) if bundle.is_dir() else _read_zip(bundle)
+    manifest = _manifest(files)
+    problems = [*_differences(manifest, files), *_sums(files)]
+    if problems:
+        raise VerifyError(f"{bundle} is not what its manifest says:\n" + "\n".join(f"  {each}" for each in problems))
+    return manifest
+
+
+def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> Files:
+    files: Files = {}
+    for artifact in build.shipped():
+        _, path = work.file(artifact.label)
+        files[f"models/{recipe.name}{path.suffix}"] = path.read_bytes()
+    signature = work.signature
+    files["io/signature.json"] = _json({**signature.model_dump(mode="json", exclude={"labels"}), "outputs": [_output(work)]})
+    files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
+    files.update(_selftest(build, work))
+    files["provenance/recipe.yaml"] = _yaml(recipe.resolved())
+    files["provenance/device.yaml"] = _yaml(device.resolved())
+    files["provenance/versions.json"] = _json(build.provenance["versions"])
+    stages = [record.model_dump(mode="json", exclude={"seconds", "reused"}) for record in build.ledger]
+    files["provenance/stages.json"] = _json(stages)
+    files["manifest.json"] = _json(_describe(build, recipe, device, files))
+    files["SHA256SUMS"] = "".join(f"{_sha(files[path])}  {path}\n" for path in sorted(files)).encode()
+    return files
+
+
+def _output(work: "Work") -> dict[str, Any]:
+    return {"name": "logits", "shape": [len(work.signature.labels)], "dtype": "float32"}
+
+
+def _selftest(build: Build, work: "Work") -> Files:
+    """Real samples of the test split, and for each file the logits it must answer with."""
+    entry = work.entry("reference outputs")
+    files = {f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")}
+    answers = {artifact.format: work.entry(f"evaluate {artifact.label}").outcome["cases"] for artifact in build.shipped()}
+    cases = [
+        {
+            "inputs": [f"case-{i}-{spec.name}.bin" for spec in work.signature.inputs],
+            "target": target,
+            "expected": {name: logits[i] for name, logits in answers.items()},
+        }
+        for i, target in enumerate(entry.outcome["targets"])
+    ]
+    tolerance = "decisions must be equal; logits may differ in their last bits on another processor"
+    files["selftest/cases.json"] = _json({"cases": cases, "byte_order": "little", "tolerance": tolerance})
+    return files
+
+
+def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) -> dict[str, Any]:
+    versions = build.provenance["versions"]
+    runtimes = {
+        artifact.runtime: {"file": f"models/{recipe.name}{Path(artifact.file).suffix}", "version": versions[artifact.runtime]}
+        for artifact in build.shipped()
+    }
+    listed = [
+        {"path": path, "bytes": len(files[path]), "sha256": _sha(files[path]), "role": _ROLES[path.split("/")[0]]}
+        for path in sorted(files)
+    ]
+    deployed = [[each["path"], each["sha256"]] for each in listed if each["role"] == "deploy"]
+    return {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "task": recipe.task,
+        "device": device.id,
+        "runtimes": runtimes,
+        "files": listed,
+        "content_digest": digest(deployed),
+    }
+
+
+def _unpack(files: Files, folder: Path) -> None:
+    """Swap the whole folder, so that an app's build never sees half of it."""
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for path, content in files.items():
+        target = fresh / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_folder(folder: Path) -> Files:
+    files: Files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise VerifyError(f"{folder}: '{path.relative_to(folder)}' is a link; a bundle holds plain files")
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return files
+
+
+def _read_zip(path: Path) -> Files:
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            members = archive.infolist()
+            _refuse_tricks(path, members)
+            files = {member.filename: archive.read(member) for member in members}
+    except VerifyError:
+        raise
+    except Exception as error:  # zipfile raises many kinds on bytes that are no zip
+        raise VerifyError(f"{path} is not a whole zip file: {error}") from None
+    if pack(files) != packed:
+        raise VerifyError(f"{path} was not packed by edgepack, or changed since: its bytes are not those of its files")
+    return files
+
+
+def _refuse_tricks(path: Path, members: Iterable[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    size = 0
+    for member in members:
+        size += member.file_size
+        if not _safe(member.filename):
+            raise VerifyError(f"{path}: '{member.filename}' would be written outside the bundle's folder")
+        if member.filename in seen:
+            raise VerifyError(f"{path}: '{member.filename}' is there twice")
+        seen.add(member.filename)
+    if size > _LARGEST or len(seen) > _MOST:
+        raise VerifyError(f"{path}: {len(seen)} files of {size:,} bytes when unpacked: this is not a mobile bundle")
+
+
+def _safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and "\\" not in name and ":" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+def _manifest(files: Files) -> dict[str, Any]:
+    if "manifest.json" not in files:
+        raise VerifyError("there is no manifest.json: this is not an edgepack bundle")
+    try:
+        manifest = json.loads(files["manifest.json"])
+        listed = {each["path"]: (each["bytes"], each["sha256"], each["role"]) for each in manifest["files"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise VerifyError("manifest.json does not describe a bundle") from None
+    if manifest.get("schema") != SCHEMA:
+        raise VerifyError(f"the manifest has schema {manifest.get('schema')!r}, this edgepack reads {SCHEMA!r}")
+    if not all(isinstance(path, str) and _safe(path) for path in listed):
+        raise VerifyError("the manifest names a file outside the bundle")
+    return dict(manifest)
+
+
+def _differences(manifest: dict[str, Any], files: Files) -> Iterable[str]:
+    listed = {each["path"]: each for each in manifest["files"]}
+    for path, facts in listed.items():
+        if path not in files:
+            yield f"missing: {path}"
+        elif (len(files[path]), _sha(files[path])) != (facts["bytes"], facts["sha256"]):
+            yield f"changed: {path}"
+    for path in sorted({*files} - {*listed, "manifest.json", "SHA256SUMS"}):
+        yield f"not in the manifest: {path}"
+    deployed = [[path, listed[path]["sha256"]] for path in sorted(listed) if listed[path]["role"] == "deploy"]
+    if digest(deployed) != manifest.get("content_digest"):
+        yield "changed: the content digest of manifest.json"
+
+
+def _sums(files: Files) -> Iterable[str]:
+    expected = "".join(f"{_sha(files[path])}  {path}\n" for path in sorted(files) if path != "SHA256SUMS").encode()
+    if files.get("SHA256SUMS") != expected:
+        yield "changed: SHA256SUMS" if "SHA256SUMS" in files else "missing: SHA256SUMS"
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _yaml(value: Any) -> bytes:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    buffer = io.BytesIO()
+    yaml.dump(value, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,339 @@
+"""The command line: parse, call, render, exit. Everything heavy is imported by the command that needs it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from edgepack import __version__
+from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
+
+if TYPE_CHECKING:
+    from edgepack.recipe import Recipe
+    from edgepack.reports.console import Watcher
+    from edgepack.store import Store
+
+_EXIT_CODES = """
+\b
+Exit codes
+  0  every budget met                     5  a stage or an export failed
+  1  a budget failed                     70  a bug in edgepack
+  2  bad recipe, device file or usage   130  interrupted
+  3  inconclusive or not measured
+  4  device or infrastructure           CI may retry 3 and 4, never 1.
+"""
+
+
+@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgepack")
+def cli() -> None:
+    """Compress a trained model for one device, prove it on the files you ship, and fail the build when it misses its
+    budgets.
+
+    \b
+    edgepack check quickstart        is the recipe right?
+    edgepack plan quickstart         what would a build do, and why?
+    edgepack build quickstart        do it; the exit code is the verdict
+    edgepack explain quickstart      what every stage cost and gained
+    """
+
+
+_recipes = click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+_device = click.option("--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it.")
+_set = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value: budgets.size=400kB.")
+_store = click.option("--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache.")
+_dist = click.option("--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Where bundles go.")
+
+
+@cli.command()
+@_recipes
+@_device
+@_set
+@_dist
+@_store
+@click.option("--remeasure", is_flag=True, help="Take every measurement again, even of files that have not changed.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines instead of progress for people.")
+def build(
+    recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], dist: str, store: str, remeasure: bool, as_json: bool
+) -> None:
+    """Build recipes: run what is not done yet, measure the exported files, judge them, write the bundle.
+
+    RECIPE is a file, or a name in recipes/; without one, every recipe there is built.
+    """
+    from edgepack.reports.console import watcher
+    from edgepack.store import Store
+
+    chosen = _load(recipes, device, overrides)
+    codes = []
+    with Screen() as screen:
+        for recipe in chosen:
+            watch = watcher(screen.out, as_json=as_json)
+            try:
+                codes.append(_build_one(recipe, Path(dist), Store(store), remeasure, watch, screen))
+            except EdgepackError as error:
+                watch.close()
+                click.echo(f"{recipe.name}: {error}", file=screen.err)
+                codes.append(error.code)
+            finally:
+                watch.close()
+    raise SystemExit(most_decisive(codes))
+
+
+def _build_one(recipe: "Recipe", dist: Path, store: "Store", remeasure: bool, watch: "Watcher", screen: "Screen") -> int:
+    from edgepack.device import load_device
+    from edgepack.pipeline import build, output_folder
+    from edgepack.reports.console import JsonLines, show
+
+    device = load_device(recipe.device)
+    folder = output_folder(dist, recipe)
+    screen.send_libraries_to(folder / "build.log")
+    result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure)
+    watch.close()
+    if not isinstance(watch, JsonLines):
+        show(result, screen.out, str(folder))
+    return result.exit_code or 0
+
+
+@cli.command()
+@_recipes
+@_device
+@_set
+def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> None:
+    """Check recipes and their devices, and report every mistake at once. Runs nothing."""
+    from edgepack.device import load_device
+
+    for recipe in _load(recipes, device, overrides):
+        profile = load_device(recipe.device)
+        stages = " -> ".join(stage.name for stage in recipe.stages)
+        click.echo(f"{recipe.name}: fine ({stages}; {len(recipe.budgets)} budgets; for {profile.name})")
+
+
+@cli.command()
+@_recipes
+@_device
+@_set
+@_store
+def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], store: str) -> None:
+    """Show every step of a build: cached, or why it would run. Runs nothing."""
+    from edgepack.device import load_device
+    from edgepack.plan import plan
+    from edgepack.store import Store
+
+    for recipe in _load(recipes, device, overrides):
+        made = plan(recipe, load_device(recipe.device), Store(store))
+        click.echo(f"{recipe.name} for {made.device.name}" + (": up to date" if made.up_to_date else ""))
+        for step in made.steps:
+            click.echo(f"  {step.name:28} " + (f"cached {step.key[:6]}" if step.cached else f"run: {step.reason}"))
+
+
+@cli.command()
+@click.argument("recipe")
+@_dist
+def explain(recipe: str, dist: str) -> None:
+    """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
+    from edgepack.build import Build
+    from edgepack.reports.console import ledger, show
+
+    name = Path(recipe).stem
+    result = Build.read(Path(dist) / name / "build.json")
+    ledger(result, sys.stdout)
+    if result.error:
+        click.echo(f"the build did not finish: {result.error}")
+    else:
+        show(result, sys.stdout, str(Path(dist) / name))
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says."""
+    from edgepack.bundle import verify
+
+    if not bundle.exists():
+        raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+    manifest = verify(bundle)
+    click.echo(f"{bundle}: whole, {len(manifest['files'])} files, {manifest['name']} for {manifest['device']}")
+
+
+@cli.command()
+def devices() -> None:
+    """List device profiles, and whether each can be used now."""
+    from edgepack.device import all_devices, load_device
+
+    for id, file in sorted(all_devices().items()):
+        device = load_device(file)
+        why = device.runner.module.unavailable(device.runner.config)
+        click.echo(f"{id:16} {device.name} ({device.runner.name}, {device.runner.module.EVIDENCE}): {why or 'ready'}")
+
+
+@cli.command()
+def stages() -> None:
+    """List what a recipe can name: stages and their settings, models, data sets, exporters, tasks."""
+    from edgepack import plugins
+
+    for kind in ("stages", "models", "datasets", "exporters", "tasks"):
+        click.secho(kind, bold=True)
+        for name in plugins.names(kind):
+            module = plugins.load(kind, name)
+            click.echo(f"  {name:22} {plugins.summary(module)}")
+            for key, text in plugins.settings(module) if kind != "tasks" else ():
+                click.echo(f"      {key:18} {text}")
+
+
+@cli.command()
+@click.argument("what", type=click.Choice(["recipe", "device"]))
+def schema(what: str) -> None:
+    """Print the JSON schema of a recipe or device file, for editors and linters."""
+    import json
+
+    from edgepack import schema as schemas
+
+    click.echo(json.dumps(schemas.recipe() if what == "recipe" else schemas.device(), indent=2))
+
+
+@cli.group()
+def cache() -> None:
+    """Look into the store of built steps, or clear it."""
+
+
+@cache.command("ls")
+@_store
+def cache_ls(store: str) -> None:
+    """List what is stored, the last used first."""
+    from datetime import datetime
+
+    from edgepack.store import Store
+    from edgepack.units import SIZE
+
+    entries = Store(store).entries()
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used_at).strftime("%Y-%m-%d %H:%M")
+        click.echo(f"{entry.key[:12]}  {entry.kind:11} {SIZE.format(entry.bytes):>9}  used {used}  {_what(entry.ingredients)}")
+    click.echo(f"{len(entries)} entries, {SIZE.format(sum(entry.bytes for entry in entries))} in {store}")
+
+
+def _what(ingredients: dict[str, Any]) -> str:
+    return str(ingredients.get("plugin", ""))
+
+
+@cache.command("gc")
+@_store
+@click.option("--unused-days", default=30.0, show_default=True, help="Remove what was not used for so long.")
+@click.option("--max-size", metavar="SIZE", help="Then remove the least used until the store is this small: 5GB.")
+def cache_gc(store: str, unused_days: float, max_size: str | None) -> None:
+    """Remove what was not used lately, and what killed builds left behind."""
+    from edgepack.store import Store
+    from edgepack.units import SIZE
+
+    try:
+        limit = SIZE.parse(max_size) if max_size else None
+    except ValueError as error:
+        raise RecipeError(f"--max-size: {error}") from None
+    gone = Store(store).collect(unused_days=unused_days, max_bytes=limit)
+    click.echo(f"removed {len(gone)} entries, {SIZE.format(sum(entry.bytes for entry in gone))}")
+
+
+@cli.command()
+@_store
+@_dist
+def doctor(store: str, dist: str) -> None:
+    """Check this machine: versions, processor, disk and load, and say what to change."""
+    from edgepack.doctor import checks
+
+    bad = False
+    for finding in checks(Path(store), Path(dist)):
+        bad = bad or not finding.fine
+        click.echo(f"{'ok ' if finding.fine else 'BAD'}  {finding.text}")
+        if finding.advice:
+            click.echo(f"     {finding.advice}")
+    raise SystemExit(ExitCode.DEVICE if bad else ExitCode.OK)
+
+
+def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
+    """The recipes named, or all there are, or all of a device; every mistake in every one of them at once."""
+    from edgepack.config import ConfigError
+    from edgepack.recipe import all_recipes, load_recipe
+
+    found = recipes or tuple(str(file) for file in all_recipes())
+    if not found:
+        raise RecipeError("no recipe: name a YAML file, or put one into the folder recipes/")
+    loaded, problems = [], []
+    for recipe in found:
+        try:
+            loaded.append(load_recipe(recipe, overrides=overrides, device=device if recipes else None))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    chosen = [recipe for recipe in loaded if recipes or device in (None, recipe.device)]
+    if not chosen:
+        raise RecipeError(f"no recipe in recipes/ is for the device '{device}'")
+    return chosen
+
+
+class Screen:
+    """The user's own output and error streams, kept apart from what libraries print while a build runs."""
+
+    def __init__(self) -> None:
+        self.out, self.err = sys.stdout, sys.stderr
+        self._kept: tuple[int, ...] = ()
+
+    def __enter__(self) -> "Screen":
+        try:
+            self._kept = tuple(os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+        except (OSError, AttributeError, ValueError):  # captured in memory, as tests do: there is nothing to keep apart
+            return self
+        self.out, self.err = (os.fdopen(os.dup(fd), "w", encoding="utf-8") for fd in self._kept)
+        return self
+
+    def send_libraries_to(self, log: Path) -> None:
+        """From now on whatever writes to file descriptors 1 and 2 writes to this file."""
+        if self._kept:
+            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            for fd in (1, 2):
+                os.dup2(target, fd)
+            os.close(target)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and self._kept and not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)  # into the log
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for fd, copy in zip((1, 2), self._kept, strict=False):
+            os.dup2(copy, fd)
+            os.close(copy)
+
+
+def main() -> NoReturn:
+    """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode.USAGE
+    except EdgepackError as error:
+        click.echo(str(error), err=True)
+        code = error.code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:  # `edgepack ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = ExitCode.OK
+    except Exception as error:
+        code = _bug(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _bug(error: Exception) -> ExitCode:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="edgepack-", suffix=".log", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)))
+    click.echo(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {log.name}", err=True)
+    return ExitCode.BUG

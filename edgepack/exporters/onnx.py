@@ -1,0 +1,45 @@
+"""ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from edgepack.config import Frozen
+
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
+
+RUNTIME = "onnxruntime"
+SUFFIX = ".onnx"
+VERSION = 1
+LIBRARIES = ("onnx", "onnxscript")
+
+
+class Config(Frozen):
+    opset: int = Field(default=20, ge=18, le=23, description="version of the operator set")
+
+
+def export(candidate: "Candidate", config: Config, path: Path) -> None:
+    import torch
+
+    program = torch.onnx.export(
+        candidate.program(batch=1),
+        dynamo=True,
+        verbose=False,
+        opset_version=config.opset,
+        input_names=[spec.name for spec in candidate.signature.inputs],
+        output_names=["logits"],
+    )
+    assert program is not None, "torch.onnx.export returns a program when it is given no path"
+    _forget_sources(program.model)
+    program.save(str(path), external_data=False)
+
+
+def _forget_sources(model: object) -> None:
+    """Drop what the exporter notes of the machine it ran on: stack traces with paths would differ from clone to clone."""
+    for node in model.graph:  # type: ignore[attr-defined]
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.inputs:  # type: ignore[attr-defined]
+        value.metadata_props.clear()

@@ -1,0 +1,79 @@
+"""What the stored outcome of a step says, as measurements for the gate and as a few words for people."""
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from edgepack.artifact import Artifact
+from edgepack.benchmark import Measurement, doubts, interval, timings
+from edgepack.build import Build
+from edgepack.plan import Step
+from edgepack.store import Entry
+from edgepack.units import DURATION, SHARE, SIZE
+
+
+def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
+    """Every metric that this step's outcome gives."""
+    found = {"artifact": _sizes, "evaluation": _scores, "timing": _times}.get(step.kind)
+    if found is None:
+        return ()
+    where = entry.ingredients.get("where", {})
+    about = {
+        "artifact": step.artifact,
+        "sha256": _sha(build, step, entry),
+        "evidence": where.get("evidence", "measured"),
+        "taken_at": round(entry.made_at, 3),
+        "reused": entry.made_at < build.started_at,
+        "environment": where,
+    }
+    return tuple(Measurement(**about, **figures) for figures in found(entry.outcome))
+
+
+def _sizes(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield _exact("size", outcome["bytes"])
+
+
+def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield _exact("accuracy", outcome["score"], rows=outcome["rows"])
+    yield _exact("parity", outcome["parity"]["agreement"], **outcome["parity"])
+    if "runtimes" in outcome:
+        yield _exact("parity.runtimes", outcome["runtimes"]["agreement"], **outcome["runtimes"])
+
+
+def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    samples = tuple(tuple(answer["samples_ns"]) for answer in outcome["answers"])
+    for metric, values in timings(outcome["answers"]).items():
+        raw = {"samples": samples} if metric == "latency.p50" else {}
+        yield {**_interval(metric, values), "doubts": doubts(values), **raw}
+    yield _interval("memory.peak", [answer["peak_bytes"] for answer in outcome["memory"]])
+
+
+def _exact(metric: str, value: float, **detail: Any) -> dict[str, Any]:
+    return {"metric": metric, "value": float(value), "low": float(value), "high": float(value), "detail": detail}
+
+
+def _interval(metric: str, values: Sequence[float]) -> dict[str, Any]:
+    value, low, high = interval(values)
+    detail = {"processes": len(values), "each": list(values)}
+    return {"metric": metric, "value": float(value), "low": float(low), "high": float(high), "detail": detail}
+
+
+def _sha(build: Build, step: Step, entry: Entry) -> str:
+    if step.kind == "artifact":
+        return Artifact.model_validate(entry.outcome).sha256
+    return next(artifact.sha256 for artifact in build.artifacts if artifact.label == step.artifact)
+
+
+def tell(step: Step, entry: Entry) -> str:
+    """The outcome of a step in a few words."""
+    outcome = entry.outcome
+    match step.kind:
+        case "candidate":
+            return f"accuracy {SHARE.format(outcome['accuracy'])}, {outcome['parameters']:,} parameters"
+        case "artifact":
+            return SIZE.format(outcome["bytes"])
+        case "timing":
+            figures = timings(outcome["answers"])["latency.p50"]
+            return f"{DURATION.format(median(figures))}, {len(figures)} processes"
+        case _:
+            return f"accuracy {SHARE.format(outcome['score'])} of {outcome['rows']} test samples"

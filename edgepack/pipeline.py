@@ -1,0 +1,134 @@
+"""Recipe x Device -> Build: the whole product on one screen.
+
+    build(recipe, device, Store(), dist=Path("dist"))
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from edgepack import bundle, provenance
+from edgepack.artifact import Artifact
+from edgepack.build import Build, StageRecord
+from edgepack.device import Device
+from edgepack.errors import DeviceError, EdgepackError, ExitCode, most_decisive
+from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted
+from edgepack.gate import judge
+from edgepack.measure import measurements, tell
+from edgepack.plan import Plan, Planner, Step, remember
+from edgepack.recipe import Recipe
+from edgepack.reports import write_reports
+from edgepack.store import Entry, Store, disk_error
+from edgepack.work import Work, with_step
+
+
+def build(
+    recipe: Recipe, device: Device, store: Store, *, dist: str | Path, emit: Emit = lambda event: None, remeasure: bool = False
+) -> Build:
+    """Do what the plan says is not done yet, measure the exported files, judge them, and write `dist/<recipe>/`.
+
+    Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
+    """
+    folder = output_folder(Path(dist), recipe)
+    planner = Planner(recipe, device, store, remeasure=remeasure)
+    work = Work(recipe, device, store, planner)
+    result = _begin(recipe, device)
+    _check_runner(device)
+    emit(BuildStarted(recipe=recipe.name, device=device.name))
+    steps: list[Step] = []
+    try:
+        for number, step in enumerate(planner.steps(), start=1):
+            steps.append(step)
+            work.emit = with_step(emit, number, planner.count, step.name)
+            result = _with(result, step, _do(work, step))
+            result.save(folder / "build.json")
+        remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
+        result = _judged(result, recipe)
+        result = bundle.write(result, recipe, device, work, folder)
+    except (EdgepackError, KeyboardInterrupt) as error:
+        _save_failure(result, error, folder)
+        raise
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    write_reports(result, folder)
+    emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
+    return result
+
+
+def output_folder(dist: Path, recipe: Recipe) -> Path:
+    """`dist/<recipe>/`, made if need be."""
+    folder = dist / recipe.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return folder
+
+
+def _do(work: Work, step: Step) -> Entry:
+    if step.cached:
+        entry = work.ensure(step)
+        work.emit(StepCached(key=step.key, result=tell(step, entry)))
+        return entry
+    work.emit(StepStarted(why=step.reason))
+    started = time.monotonic()
+    try:
+        entry = work.ensure(step)
+    except EdgepackError as error:
+        work.emit(StepFailed(message=str(error)))
+        raise
+    work.emit(StepFinished(seconds=time.monotonic() - started, result=tell(step, entry)))
+    return entry
+
+
+def _begin(recipe: Recipe, device: Device) -> Build:
+    return Build(
+        schema="edgepack.build/1",
+        recipe=recipe.resolved(),
+        device={"id": device.id, **device.resolved()},
+        started_at=round(time.time(), 3),
+        provenance={
+            "versions": provenance.versions(*_PACKAGES),
+            "git": provenance.git_state(recipe.file.parent),
+            "environment": provenance.environment(),
+        },
+    )
+
+
+_PACKAGES = ("edgepack", "torch", "torchvision", "torchao", "executorch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+
+
+def _check_runner(device: Device) -> None:
+    if why := device.runner.module.unavailable(device.runner.config):
+        raise DeviceError(f"{device.name} cannot be used: {why}")
+
+
+def _with(result: Build, step: Step, entry: Entry) -> Build:
+    """The build with what one more step found out."""
+    more: dict[str, Any] = {"measurements": (*result.measurements, *measurements(result, step, entry))}
+    if step.kind == "candidate":
+        reused = entry.made_at < result.started_at
+        outcome = {**entry.outcome, "notes": tuple(entry.outcome["notes"])}
+        more["ledger"] = (*result.ledger, StageRecord(stage=step.name, key=step.key, reused=reused, **outcome))
+    if step.kind == "artifact":
+        more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
+    return result.model_copy(update=more)
+
+
+def _judged(result: Build, recipe: Recipe) -> Build:
+    verdicts = judge(recipe.budgets, [artifact.label for artifact in result.shipped()], result.measurements)
+    code = most_decisive(verdict.code for verdict in verdicts)
+    return result.model_copy(update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)})
+
+
+def _save_failure(result: Build, error: BaseException, folder: Path) -> None:
+    code = error.code if isinstance(error, EdgepackError) else ExitCode.INTERRUPTED
+    failed = result.model_copy(
+        update={"exit_code": int(code), "error": str(error) or "interrupted", "finished_at": round(time.time(), 3)}
+    )
+    try:
+        failed.save(folder / "build.json")
+    except OSError:
+        return  # the disk may be what failed; the error itself is on its way to the user

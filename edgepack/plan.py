@@ -1,0 +1,284 @@
+"""Recipe x Device -> Plan: the steps of a build, each with its key, and for each whether it is cached or why it must run.
+
+Pure and without torch, so that `check`, `plan` and an up-to-date `build` are instant. A step's key is the sha256 of all
+that its result depends on (`ingredients`), the key of the step before it included; so a change anywhere changes every
+key after it and none before.
+
+The steps that look at exported files have keys made of the files' own hashes. While a file is not there yet their key
+is empty.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgepack import provenance
+from edgepack.artifact import Artifact
+from edgepack.benchmark import Answers, Protocol, enough, interval, timings
+from edgepack.device import Device
+from edgepack.gate import compare
+from edgepack.plugins import Choice
+from edgepack.recipe import Budget, Recipe
+from edgepack.store import Entry, Store, digest, file_digest, write_atomic
+
+Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One piece of work. `name` is what a person calls it: "prune", "export onnx", "time teacher (onnx)"."""
+
+    kind: Kind
+    name: str
+    key: str
+    ingredients: dict[str, Any]
+    reason: str = ""  # why it must run; empty when it is cached
+    choice: Choice | None = None  # the plugin at work, where there is one
+    artifact: str = ""  # label of the artifact it is about
+    entry: Entry | None = None
+
+    @property
+    def cached(self) -> bool:
+        return not self.reason
+
+    @property
+    def subject(self) -> str:
+        return "teacher" if self.artifact.startswith("teacher") else "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every step of a build in the order of the work.
+
+    >>> [(step.name, step.reason) for step in plan(recipe, device, Store()).steps]    # doctest: +SKIP
+    [('model', ''), ('train', ''), ('distill', ''), ('prune', 'ratio 30 % -> 40 %'), ('quantize', 'prune runs'), ...]
+    """
+
+    recipe: Recipe
+    device: Device
+    steps: tuple[Step, ...]
+
+    @property
+    def up_to_date(self) -> bool:
+        return all(step.cached for step in self.steps)
+
+
+def plan(recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> Plan:
+    """What a build of `recipe` for `device` would do now, given what is in `store`."""
+    planner = Planner(recipe, device, store, remeasure=remeasure)
+    return Plan(recipe=recipe, device=device, steps=tuple(planner.steps()))
+
+
+class Planner:
+    """Gives one step after the other; `steps` looks into the store anew for each, so a build can run them as they come."""
+
+    def __init__(self, recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> None:
+        self.recipe, self.device, self.store, self.remeasure = recipe, device, store, remeasure
+        self.previous = _previous(store, recipe, device)
+        self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
+        self.teacher: Step | None = None
+
+    @property
+    def count(self) -> int:
+        """How many steps there will be: the model, its stages, and per format two files, each evaluated and timed."""
+        return 2 + len(self.recipe.stages) + 6 * len(self.recipe.exporters)
+
+    def steps(self) -> Iterator[Step]:
+        last = None
+        for step in self.candidates():
+            yield step
+            last = step
+        assert last is not None, "a plan begins with the model"
+        exports = []
+        for export in self.exports(last):
+            yield export
+            exports.append(export)
+        yield self.outputs(last)
+        for export in exports:
+            yield self.evaluation(export, exports, last)
+        for export in exports:
+            yield self.timing(export)
+
+    def candidates(self) -> Iterator[Step]:
+        """The model as it starts, then one step a stage."""
+        step = self._step("candidate", "model", self._model_ingredients(), choice=self.recipe.model)
+        self.teacher = step
+        yield step
+        for stage, name in zip(self.recipe.stages, _numbered(stage.name for stage in self.recipe.stages), strict=True):
+            step = self._step("candidate", name, self._stage_ingredients(stage, step.key), choice=stage)
+            if getattr(stage.module, "MAKES_TEACHER", False):
+                self.teacher = step
+            yield step
+
+    def exports(self, last: Step) -> Iterator[Step]:
+        """The model in every format, then the teacher it is compared with."""
+        assert self.teacher is not None
+        for subject, candidate in (("model", last), ("teacher", self.teacher)):
+            for exporter in self.recipe.exporters:
+                label = exporter.name if subject == "model" else f"teacher ({exporter.name})"
+                ingredients = {**_plugin(exporter), "parent": candidate.key, "subject": subject}
+                yield self._step("artifact", f"export {label}", ingredients, choice=exporter, artifact=label)
+
+    def outputs(self, last: Step) -> Step:
+        """What the torch model answers on the test split: the reference for parity."""
+        ingredients = {"parent": last.key, "data": self.fingerprint, "versions": provenance.versions(*provenance.CORE)}
+        return self._step("outputs", "reference outputs", ingredients)
+
+    def evaluation(self, export: Step, exports: Sequence[Step], last: Step) -> Step:
+        shas = [_sha(self.store, step) for step in (export, exports[0])]
+        ingredients = {
+            "files": shas,
+            "reference": last.key,
+            "data": self.fingerprint,
+            "task": self.recipe.task,
+            "where": self._where(export),
+        }
+        return self._about(export, "evaluation", f"evaluate {export.artifact}", ingredients, shas)
+
+    def timing(self, export: Step) -> Step:
+        shas = [_sha(self.store, export)]
+        ingredients = {"files": shas, "protocol": Protocol().model_dump(), "where": self._where(export)}
+        step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
+        if step.entry and not step.reason and not self.settled(step.artifact, step.entry.outcome["answers"]):
+            return _because(step, "its budget is not decided yet: more processes are needed")
+        return step
+
+    def settled(self, artifact: str, answers: Answers) -> bool:
+        """Whether these timings decide every latency budget of this artifact, or as many were taken as ever are."""
+        return enough(answers, lambda taken: _decided(self.recipe.budgets, artifact, taken))
+
+    def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
+        """A step that looks at an exported file; its key is known once the file is there."""
+        if not all(shas):
+            return Step(kind=kind, name=name, key="", ingredients={}, reason="its file is not built yet", artifact=export.artifact)
+        step = self._step(kind, name, ingredients, artifact=export.artifact, choice=export.choice)
+        return _because(step, "asked for by --remeasure") if self.remeasure and step.cached else step
+
+    def _where(self, export: Step) -> dict[str, Any]:
+        assert export.choice is not None
+        runner = self.device.runner
+        facts = runner.module.fingerprint(runner.config, self.device.controls)
+        versions = provenance.versions(export.choice.module.RUNTIME, "torch")
+        return {**facts, "evidence": runner.module.EVIDENCE, "versions": versions}
+
+    def _model_ingredients(self) -> dict[str, Any]:
+        recipe = self.recipe
+        checkpoint = getattr(recipe.model.config, "checkpoint", None)
+        return {
+            "plugin": recipe.model.name,
+            "config": recipe.model.plain(),
+            "checkpoint": _file_facts(checkpoint),
+            "task": recipe.task,
+            "data": self.fingerprint,
+            "seed": recipe.seed,
+            "compute": provenance.compute(),
+            "versions": provenance.versions(*provenance.CORE, "torchvision", "torch-pruning"),
+        }
+
+    def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
+        reads = getattr(stage.module, "READS", ())
+        facts = {name: getattr(self.device.quantization, name) for name in reads}
+        return {**_plugin(stage), "parent": parent, "device": facts, "teacher": self.teacher.key if self.teacher else ""}
+
+    def _step(self, kind: Kind, name: str, ingredients: dict[str, Any], *, choice: Choice | None = None, artifact: str = "") -> Step:
+        key = digest({"kind": kind, **ingredients})
+        entry = self.store.peek(kind, key)
+        reason = "" if entry else self._why(name, ingredients)
+        return Step(
+            kind=kind, name=name, key=key, ingredients=ingredients, reason=reason, choice=choice, artifact=artifact, entry=entry
+        )
+
+    def _why(self, name: str, ingredients: dict[str, Any]) -> str:
+        if name not in self.previous:
+            return "first time" if not self.previous else "new step"
+        return ", ".join(differences(self.previous[name], ingredients)) or "no longer in the store"
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """
+    >>> _numbered(["distill", "prune", "distill"])
+    ['distill', 'prune', 'distill (2)']
+    """
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """What changed between two JSON values, in words.
+
+    >>> differences({"config": {"ratio": "30 %"}}, {"config": {"ratio": "40 %"}})
+    ['ratio 30 % -> 40 %']
+    """
+    if before == after:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [text for key in keys for text in differences(before.get(key), after.get(key), key)]
+    if name in ("parent", "teacher", "reference"):
+        return ["a step before it changed"] if name == "parent" else []
+    if name in ("files", "data"):
+        return ["another file"] if name == "files" else ["the data changed"]
+    return [f"{name} {_brief(before)} -> {_brief(after)}"]
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def remember(plan: Plan, store: Store) -> None:
+    """Keep what this recipe's steps were made of, so that the next plan can say what changed."""
+    path = _memory(store, plan.recipe, plan.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({step.name: step.ingredients for step in plan.steps}, indent=1).encode())
+
+
+def _previous(store: Store, recipe: Recipe, device: Device) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(_memory(store, recipe, device).read_text())
+        return known
+    except (OSError, ValueError):
+        return {}
+
+
+def _memory(store: Store, recipe: Recipe, device: Device) -> Path:
+    return store.root / "plans" / f"{digest([recipe.name, device.id])[:16]}.json"
+
+
+def _plugin(choice: Choice) -> dict[str, Any]:
+    libraries = getattr(choice.module, "LIBRARIES", ())
+    return {
+        "plugin": choice.name,
+        "version": choice.module.VERSION,
+        "config": choice.plain(),
+        "versions": provenance.versions(*provenance.CORE, *libraries),
+    }
+
+
+def _sha(store: Store, export: Step) -> str:
+    entry = store.peek("artifact", export.key)
+    return Artifact.model_validate(entry.outcome).sha256 if entry else ""
+
+
+def _because(step: Step, reason: str) -> Step:
+    return replace(step, reason=reason)
+
+
+def _decided(budgets: Sequence[Budget], artifact: str, answers: Answers) -> bool:
+    figures = timings(answers)
+    bounded = [budget for budget in budgets if budget.metric in figures and not artifact.startswith("teacher")]
+    return all(
+        compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive" for budget in bounded
+    )
+
+
+def _file_facts(path: str | None) -> dict[str, Any]:
+    return {"sha256": file_digest(Path(path))} if path else {}
+

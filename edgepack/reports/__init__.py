@@ -1,0 +1,27 @@
+"""A report is a module with
+
+    FILE                     the name of the file it makes in dist/<recipe>/
+    render(build) -> str     its content, from the build alone
+
+`console` makes no file: it shows events while a build runs and the table at its end.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from edgepack import plugins
+from edgepack.build import Build
+from edgepack.store import write_atomic
+
+
+class Report(Protocol):
+    FILE: str
+
+    def render(self, build: Build) -> str: ...
+
+
+def write_reports(build: Build, folder: Path) -> None:
+    for name in plugins.names("reports"):
+        report = plugins.load("reports", name)
+        if getattr(report, "FILE", ""):
+            write_atomic(folder / report.FILE, report.render(build).encode())

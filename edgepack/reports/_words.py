@@ -1,0 +1,86 @@
+"""How figures are worded, the same in every report."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from edgepack.benchmark import Measurement
+from edgepack.build import Build
+from edgepack.errors import ExitCode
+from edgepack.gate import Verdict
+from edgepack.recipe import METRICS
+
+MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "not_measured": "not measured", "waived": "waived"}
+
+HEADLINES = {
+    ExitCode.OK: "every budget met",
+    ExitCode.BUDGET: "a budget failed",
+    ExitCode.USAGE: "the recipe is wrong",
+    ExitCode.INCONCLUSIVE: "not decided",
+    ExitCode.DEVICE: "the device or the infrastructure failed",
+    ExitCode.STAGE: "a stage or an export failed",
+    ExitCode.BUG: "a bug in edgepack",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+
+
+def headline(build: Build) -> str:
+    return HEADLINES[ExitCode(build.exit_code)] if build.exit_code is not None else "not finished"
+
+
+def figure(metric: str, value: float | None) -> str:
+    return "-" if value is None else METRICS[metric].quantity.format(value)
+
+
+def limit(verdict: Verdict) -> str:
+    sign = "at least" if verdict.bound == "min" else "at most"
+    return f"{sign} {figure(verdict.metric, verdict.limit)}"
+
+
+def headroom(verdict: Verdict) -> str:
+    """
+    What is left below the limit, or by how much it is exceeded: "0.5 ms (25 %)", "over by 1.6 ms (20 %)".
+    """
+    if verdict.value is None:
+        return verdict.reason
+    gap = abs(verdict.limit - verdict.value)
+    share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
+    text = f"{figure(verdict.metric, gap)}{share}"
+    if verdict.outcome == "fail":
+        return f"{'under' if verdict.bound == 'min' else 'over'} by {text}"
+    return verdict.reason if verdict.outcome == "inconclusive" else text
+
+
+def when(measurement: Measurement) -> str:
+    taken = datetime.fromtimestamp(measurement.taken_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"taken {taken}, reused" if measurement.reused else f"taken {taken}"
+
+
+def gains(build: Build) -> Iterator[str]:
+    """One line a shipped file: how much smaller and faster than its teacher, on the same runtime."""
+    for artifact in build.shipped():
+        parts = []
+        for metric, word in (("size", "smaller"), ("latency.p50", "faster")):
+            teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
+            if teacher and ours and ours.value:
+                parts.append(f"{teacher.value / ours.value:.1f}x {word} ({figure(metric, teacher.value)} -> {figure(metric, ours.value)})")
+        drop = _drop(build, artifact.label)
+        yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
+
+
+def _drop(build: Build, label: str) -> str:
+    teacher, ours = build.find("accuracy", f"teacher ({label})"), build.find("accuracy", label)
+    return f", accuracy {figure('accuracy', teacher.value)} -> {figure('accuracy', ours.value)}" if teacher and ours else ""
+
+
+def doubts(build: Build) -> Iterator[str]:
+    for each in build.measurements:
+        for doubt in each.doubts:
+            yield f"{each.metric} of {each.artifact}: {doubt}"
+
+
+def reused(build: Build) -> str:
+    """One sentence on timings that an earlier build took, or nothing."""
+    old = [each for each in build.measurements if each.reused and each.metric == "latency.p50"]
+    if not old:
+        return ""
+    return f"timings were {when(min(old, key=lambda each: each.taken_at))} (same files, device, protocol and versions); --remeasure takes them again"

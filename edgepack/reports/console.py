@@ -1,0 +1,230 @@
+"""What a person sees: progress while a build runs, and the table at its end. Makes no file."""
+
+import dataclasses
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgepack.build import Build
+from edgepack.events import (
+    BuildStarted,
+    Event,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepStarted,
+    Warned,
+)
+from edgepack.reports import _words as words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+_QUIET = 15.0  # seconds between two lines of progress where there is no terminal
+
+
+class JsonLines:
+    """One JSON object a line, for programs: {"event": "StepFinished", "step": 3, ...}."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __call__(self, event: Event) -> None:
+        print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}), file=self.stream, flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """Nothing to tidy: every line is complete."""
+
+
+class Plain:
+    """Plain lines, for logs: one when a step starts, some while it runs, one when it ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.told = stream, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepStarted):
+            self.told = time.monotonic()
+        if isinstance(event, StepProgress):
+            if time.monotonic() - self.told < _QUIET:
+                return
+            self.told = time.monotonic()
+        if text := _text(event):
+            print(text, file=self.stream, flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """Nothing to tidy: every line is complete."""
+
+
+class Live:
+    """A terminal: what is done stays as a line, what runs now is a bar with the time left."""
+
+    def __init__(self, console: "Console") -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+        self.console = console
+        self.bar: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+        )
+        self.bar.start()
+        self.task: Any = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepStarted):
+            self._clear()
+            self.task = self.bar.add_task(f"{_place(event)} {event.name}", total=None, left="")
+        elif isinstance(event, StepProgress):
+            self._advance(event)
+        elif text := _text(event):
+            if isinstance(event, StepFinished | StepFailed):
+                self._clear()
+            self.console.print(text, style=_style(event), highlight=False, markup=False)
+
+    def _advance(self, event: StepProgress) -> None:
+        if self.task is None:
+            self.task = self.bar.add_task("", total=None, left="")
+        left = f"{_clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+        total = event.total if event.done or event.total > 1 else None
+        text = f"{_place(event)} {event.name}: {event.doing}"
+        self.bar.update(self.task, description=text, completed=event.done, total=total, left=left)
+
+    def _clear(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+
+    def close(self) -> None:
+        self._clear()
+        self.bar.stop()
+
+
+Watcher = JsonLines | Plain | Live
+
+
+def watcher(stream: TextIO, *, as_json: bool) -> Watcher:
+    """How events look on this stream: JSON lines when asked for, a live display on a terminal, else plain lines."""
+    if as_json:
+        return JsonLines(stream)
+    if not stream.isatty():
+        return Plain(stream)
+    from rich.console import Console
+
+    return Live(Console(file=stream))
+
+
+def show(build: Build, stream: TextIO, folder: str) -> None:
+    """The end of a build: what was gained, every budget with its verdict, and where the bundle lies."""
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    console = Console(file=stream, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
+    console.print()
+    console.print(_budgets(build))
+    for line in words.gains(build):
+        console.print(line, markup=False)
+    for doubt in words.doubts(build):
+        console.print(f"doubt: {doubt}", style="yellow", markup=False)
+    if note := words.reused(build):
+        console.print(note, markup=False)
+    console.print(f"{build.name}: {words.headline(build)}", style="bold green" if build.exit_code == 0 else "bold red")
+    console.print(f"bundle {folder}/{build.bundle}   report {folder}/report.html", markup=False)
+
+
+def _budgets(build: Build) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in ("budget", "file", "value", "limit", "headroom", "verdict", "written at"):
+        table.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
+    for each in build.verdicts:
+        style = "green" if each.outcome == "pass" else "bold red"
+        value = words.figure(each.metric, each.value)
+        mark = f"[{style}]{words.MARKS[each.outcome]}[/]"
+        table.add_row(each.budget, each.artifact, value, words.limit(each), words.headroom(each), mark, each.place)
+    return table
+
+
+def ledger(build: Build, stream: TextIO) -> None:
+    """What every stage cost and gained."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in ("stage", "parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds", ""):
+        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    start = build.ledger[0].bytes if build.ledger else 1
+    before = None
+    for record in build.ledger:
+        change = "" if before is None else f"{(record.accuracy - before) * 100:+.2f}"
+        before = record.accuracy
+        table.add_row(
+            record.stage,
+            f"{record.parameters:,}",
+            f"{record.macs:,}",
+            f"{record.bytes:,}",
+            f"{record.bytes / start:.1%}",
+            f"{record.accuracy:.2%}",
+            change,
+            f"{record.seconds:.1f}",
+            "reused" if record.reused else "",
+        )
+    console.print(table)
+    for record in build.ledger:
+        for note in record.notes:
+            console.print(f"{record.stage}: {note}", markup=False)
+
+
+def _text(event: Event) -> str:
+    match event:
+        case BuildStarted():
+            return f"building {event.recipe} for {event.device}"
+        case StepStarted():
+            return f"{_place(event)} {event.name}: starts ({event.why})"
+        case StepProgress():
+            left = f", {_clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+            return f"{_place(event)} {event.name}: {event.doing}, {event.done} of {event.total}{left}"
+        case StepFinished():
+            return f"{_place(event)} {event.name}: {event.result} ({_clock(event.seconds)})"
+        case StepCached():
+            return f"{_place(event)} {event.name}: {event.result} (cached {event.key[:6]})"
+        case StepFailed():
+            return f"{_place(event)} {event.name}: failed"
+        case Note() | Warned():
+            return f"{_place(event)} {event.name}: {event.text}"
+    return ""
+
+
+def _style(event: Event) -> str | None:
+    return "dim" if isinstance(event, StepCached) else "red" if isinstance(event, StepFailed) else None
+
+
+def _place(event: Event) -> str:
+    return f"[{event.step}/{event.steps}]"
+
+
+def _clock(seconds: float) -> str:
+    """
+    >>> _clock(3.21), _clock(75)
+    ('3.2 s', '1 min 15 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def stdout() -> TextIO:
+    return sys.stdout

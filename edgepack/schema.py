@@ -1,0 +1,71 @@
+"""The JSON schemas of recipe and device files, made from the very models that check them."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from edgepack import plugins
+from edgepack.device import DeviceFile
+from edgepack.recipe import METRICS, RecipeFile
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def recipe() -> dict[str, Any]:
+    schema = RecipeFile.model_json_schema()
+    properties = schema["properties"]
+    properties["task"] = {"enum": list(plugins.names("tasks"))}
+    properties["model"] = {"anyOf": [_config("models", name) for name in plugins.names("models")]}
+    properties["data"] = _one_of("datasets")
+    properties["stages"] = {"type": "array", "items": _one_of("stages")}
+    properties["export"] = {"type": "array", "items": _one_of("exporters"), "minItems": 1}
+    properties["budgets"] = _budgets()
+    return {"$schema": _DRAFT, "title": "edgepack recipe", **schema}
+
+
+def device() -> dict[str, Any]:
+    schema = DeviceFile.model_json_schema()
+    schema["properties"]["runner"] = _one_of("runners")
+    return {"$schema": _DRAFT, "title": "edgepack device profile", **schema}
+
+
+def _one_of(kind: str) -> dict[str, Any]:
+    """A plugin by its name alone, or as {name: settings}."""
+    named = [
+        {"type": "object", "properties": {name: _config(kind, name)}, "required": [name], "additionalProperties": False}
+        for name in plugins.names(kind)
+    ]
+    return {"anyOf": [{"enum": list(plugins.names(kind))}, *named]}
+
+
+def _config(kind: str, name: str) -> dict[str, Any]:
+    module = plugins.load(kind, name)
+    config: type[BaseModel] = module.Config
+    return _inlined({**config.model_json_schema(), "description": plugins.summary(module)})
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with its local definitions put in place: it is about to become part of another."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(item) for item in node] if isinstance(node, list) else node
+
+    result: dict[str, Any] = resolve(schema)
+    return result
+
+
+def _budgets() -> dict[str, Any]:
+    properties = {}
+    for name, metric in METRICS.items():
+        limit = {"type": "string", "description": f"{metric.meaning}; {metric.quantity.name}, as {metric.quantity.example}"}
+        bounds = {"type": "object", "properties": dict.fromkeys(metric.bounds, limit), "additionalProperties": False}
+        properties[name] = {"anyOf": [limit, bounds]}
+    for name in {key.split(".")[0] for key in METRICS if "." in key} - {*METRICS}:
+        inner = {key.partition(".")[2]: value for key, value in properties.items() if key.startswith(f"{name}.")}
+        properties[name] = {"type": "object", "properties": inner, "additionalProperties": False}
+    return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -1,0 +1,231 @@
+"""How each kind of step is done. `Work.ensure` gives a step's entry, from the store or by doing it now."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack import benchmark, evaluate, plugins, provenance
+from edgepack.artifact import Artifact
+from edgepack.device import Device
+from edgepack.errors import EdgepackError, StageError
+from edgepack.events import Emit, Event, Note, StepProgress
+from edgepack.plan import Planner, Step
+from edgepack.recipe import Recipe
+from edgepack.stages import Context
+from edgepack.store import Entry, Store, disk_error
+from edgepack.tasks import Task
+
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
+    from edgepack.datasets import Data, Signature
+
+_SELFTEST_CASES = 3
+
+
+class Work:
+    """Everything that steps share while one recipe is built: the data, the candidates loaded so far, the runner."""
+
+    def __init__(self, recipe: Recipe, device: Device, store: Store, planner: Planner) -> None:
+        self.recipe, self.device, self.store, self.planner = recipe, device, store, planner
+        self.emit: Emit = lambda event: None
+        self.task: Task = plugins.load("tasks", recipe.task)  # type: ignore[assignment]  # a module keeps the protocol
+        self.done: dict[str, Step] = {}  # by name, in order
+        self.loaded: dict[str, Candidate] = {}
+
+    def ensure(self, step: Step) -> Entry:
+        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
+        self.done[step.name] = step
+        return step.entry if step.cached and step.entry else self._make(step)
+
+    def _make(self, step: Step) -> Entry:
+        with self.store.lock(step.key, waiting=lambda: self.emit(Note(text="waiting for another build of the same step"))):
+            if step.entry is None and (found := self.store.get(step.kind, step.key)):
+                return found  # another build made it while this one waited
+            do = getattr(self, f"_do_{step.kind}")
+            return self.store.make(step.kind, step.key, step.ingredients, lambda folder: _guarded(step, do, folder))
+
+    def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
+        from edgepack import train
+
+        with train.deterministic(self.recipe.seed, provenance.threads()):
+            started = time.monotonic()
+            candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
+            candidate.save(folder)
+            seconds = time.monotonic() - started
+            return {**self._figures(candidate), "seconds": round(seconds, 2), "notes": candidate.notes}
+
+    def _initial(self) -> "Candidate":
+        from edgepack.candidate import Candidate, Factory
+
+        factory = Factory.of(self.recipe.model, self.signature)
+        return Candidate(module=factory.build(), factory=factory)
+
+    def _staged(self, step: Step) -> "Candidate":
+        assert step.choice is not None
+        steps = list(self.done.values())
+        parent = self.candidate(steps[steps.index(step) - 1], private=True)
+        result: Candidate = step.choice.module.run(parent, step.choice.config, self._context(step))
+        return result
+
+    def _context(self, step: Step) -> Context:
+        return Context(
+            data=self.data,
+            task=self.task,
+            quantization=self.device.quantization,
+            seed=self.recipe.seed,
+            teacher=self._teacher(step),
+            emit=self.emit,
+        )
+
+    def _teacher(self, step: Step) -> "Candidate | None":
+        """What `step` may learn from: the last teacher before it, or a model that came trained."""
+        key = step.ingredients["teacher"]
+        teacher = next(found for found in self.done.values() if found.key == key)
+        untrained = teacher.choice is self.recipe.model and not self.recipe.model.module.trained(self.recipe.model.config)
+        return None if untrained else self.candidate(teacher)
+
+    def _figures(self, candidate: "Candidate") -> dict[str, Any]:
+        from edgepack import train
+        from edgepack.candidate import macs, parameters, stored_bytes
+
+        return {
+            "parameters": parameters(candidate.module),
+            "macs": macs(candidate),
+            "bytes": stored_bytes(candidate.module),
+            "accuracy": train.evaluate(candidate.module, self.data.validation, self.task),
+        }
+
+    def _do_artifact(self, step: Step, folder: Path) -> dict[str, Any]:
+        assert step.choice is not None
+        exporter = step.choice.module
+        teacher_key = self.planner.teacher.key if self.planner.teacher else ""
+        wanted = teacher_key if step.subject == "teacher" else step.ingredients["parent"]
+        candidate = self.candidate(next(found for found in self.done.values() if found.key == wanted))
+        path = folder / f"{step.subject}{exporter.SUFFIX}"
+        self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
+        exporter.export(candidate, step.choice.config, path)
+        artifact = Artifact.of(path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject)
+        return artifact.model_dump()
+
+    def _do_outputs(self, step: Step, folder: Path) -> dict[str, Any]:
+        """What the torch model answers on the test split, and a few samples for the bundle's self-test."""
+        import numpy
+
+        from edgepack import train
+
+        last = next(found for found in self.done.values() if found.key == step.ingredients["parent"])
+        logits = train.predict(self.candidate(last).module, self.data.test).numpy()
+        numpy.save(folder / "logits.npy", logits, allow_pickle=False)
+        for i in range(_SELFTEST_CASES):
+            for spec, tensor in zip(self.signature.inputs, self.data.test.inputs, strict=True):
+                (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
+        targets = self.data.test.targets
+        return {"score": self.task.score(logits, targets.numpy()), "rows": len(logits), "targets": targets[:_SELFTEST_CASES].tolist()}
+
+    def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
+        artifact, file = self.file(step.artifact)
+        self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
+        split = self.data.test
+        logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        reference = evaluate.load(self.entry("reference outputs").path / "logits.npy")
+        outcome = {
+            "score": self.task.score(logits, split.targets.numpy()),
+            "rows": len(logits),
+            "cases": logits[:_SELFTEST_CASES].tolist(),
+            "parity": evaluate.parity(self.task, logits, reference),
+        }
+        first = self.recipe.exporters[0].name
+        if artifact.subject == "model" and artifact.format != first:
+            other = evaluate.load(self.entry(f"evaluate {first}").path / "logits.npy")
+            outcome["runtimes"] = {"with": first, **evaluate.parity(self.task, logits, other)}
+        return outcome
+
+    def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
+        artifact, file = self.file(step.artifact)
+        job = {"runtime": artifact.runtime, "file": str(file)}
+        before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
+        self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
+        answers = benchmark.time_file(self._run, job, before, partial(self._decided, step.artifact), self._told(artifact.runtime))
+        memory = [self._run({**job, "mode": "memory"}) for _ in range(3)]
+        return {"answers": answers, "memory": memory}
+
+    def _decided(self, artifact: str, answers: benchmark.Answers) -> bool:
+        return self.planner.settled(artifact, answers)
+
+    def _told(self, runtime: str) -> Callable[[int, int], None]:
+        started = time.monotonic()
+
+        def told(done: int, total: int) -> None:
+            left = (time.monotonic() - started) / done * (total - done) if done else None
+            doing = f"timing {runtime} in fresh processes"
+            self.emit(StepProgress(doing=doing, done=done, total=total, seconds_left=left))
+
+        return told
+
+    def candidate(self, step: Step, *, private: bool = False) -> "Candidate":
+        """The saved candidate of a step: always what a later build would load too. A private one may be changed."""
+        from edgepack.candidate import Candidate
+
+        if private or step.key not in self.loaded:
+            loaded = Candidate.load(self._remade(step).path)
+            if private:
+                return loaded
+            self.loaded[step.key] = loaded
+        return self.loaded[step.key]
+
+    def file(self, label: str) -> tuple[Artifact, Path]:
+        entry = self.entry(f"export {label}")
+        artifact = Artifact.model_validate(entry.outcome)
+        return artifact, entry.path / artifact.file
+
+    def entry(self, name: str) -> Entry:
+        """The entry of the step of this name, its files checked."""
+        return self._remade(self.done[name])
+
+    def _remade(self, step: Step) -> Entry:
+        """The step's entry with its files checked; a damaged one is made again."""
+        return self.store.get(step.kind, step.key) or self._make(replace(step, entry=None))
+
+    def _run(self, job: dict[str, Any]) -> dict[str, Any]:
+        runner = self.device.runner
+        answer: dict[str, Any] = runner.module.run(runner.config, self.device.controls, job)
+        return answer
+
+    @cached_property
+    def data(self) -> "Data":
+        data: Data = self.recipe.data.module.load(self.recipe.data.config)
+        return data
+
+    @property
+    def signature(self) -> "Signature":
+        found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
+        return found
+
+
+def _guarded(step: Step, do: Callable[[Step, Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Any failure of a plugin or a library, as an error that names the step."""
+    try:
+        return do(step, folder)
+    except EdgepackError:
+        raise
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    except MemoryError as error:
+        raise StageError(f"{step.name} ran out of memory", "use a smaller batch_size, or a machine with more memory") from error
+    except Exception as error:
+        if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
+            raise disk_error(OSError(28, "No space left on device"), folder) from error
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise StageError(f"{step.name} failed: {type(error).__name__}: {first}", "the whole traceback is in build.log") from error
+
+
+def with_step(emit: Emit, step: int, steps: int, name: str) -> Emit:
+    """`emit` that adds where in the build an event happened."""
+    return lambda event: emit(_placed(event, step, steps, name))
+
+
+def _placed(event: Event, step: int, steps: int, name: str) -> Event:
+    return replace(event, step=step, steps=steps, name=name)
