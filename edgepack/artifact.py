@@ -7,7 +7,7 @@ from edgepack.store import file_digest
 
 
 class Artifact(Frozen):
-    """The file a device loads. `subject` is "model" for what ships and "teacher" for the fp32 file it is compared with."""
+    """The file a device loads. `subject` is "model" for what ships, "teacher" for the fp32 file it is compared with."""
 
     format: str  # the exporter that wrote it: executorch, onnx
     runtime: str  # the runtime that loads it: executorch, onnxruntime
@@ -18,8 +18,14 @@ class Artifact(Frozen):
 
     @classmethod
     def of(cls, path: Path, *, format: str, runtime: str, subject: str) -> "Artifact":
-        facts = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-        return cls(format=format, runtime=runtime, subject=subject, **facts)
+        return cls(
+            format=format,
+            runtime=runtime,
+            subject=subject,
+            file=path.name,
+            bytes=path.stat().st_size,
+            sha256=file_digest(path),
+        )
 
     @property
     def label(self) -> str:

@@ -27,8 +27,9 @@ Evidence = Literal["measured", "emulated", "estimated"]
 class Measurement(Frozen):
     """One metric of one artifact.
 
-    `value`, `low` and `high` are in the metric's base unit (bytes, milliseconds, share); `low` and `high` bound the value
-    with 95 % confidence, and equal it for what is counted exactly. `samples` are the raw figures, one list a process.
+    `value`, `low` and `high` are in the metric's base unit (bytes, milliseconds, share); `low` and `high` bound the
+    value with 95 % confidence, and equal it for what is counted exactly. `samples` are the raw figures, one list a
+    process.
     """
 
     metric: str
@@ -69,7 +70,11 @@ def enough(answers: Answers, decided: Callable[[Answers], bool]) -> bool:
 
 
 def time_file(
-    run: Run, job: dict[str, Any], answers: Answers, decided: Callable[[Answers], bool], told: Callable[[int, int], None]
+    run: Run,
+    job: dict[str, Any],
+    answers: Answers,
+    decided: Callable[[Answers], bool],
+    told: Callable[[int, int], None],
 ) -> Answers:
     """Time the file of `job` in rounds of fresh processes, after the `answers` there are, until that is `enough`.
 

@@ -15,7 +15,7 @@ from edgepack.errors import RecipeError
 from edgepack.gate import Verdict
 from edgepack.store import write_atomic
 
-SCHEMA = "edgepack.build/1"
+SCHEMA: Literal["edgepack.build/1"] = "edgepack.build/1"
 
 
 class StageRecord(Frozen):
@@ -66,7 +66,9 @@ class Build(Frozen):
         return next((each for each in self.measurements if (each.metric, each.artifact) == (metric, artifact)), None)
 
     def teacher_of(self, artifact: Artifact) -> Artifact | None:
-        return next((each for each in self.artifacts if each.subject == "teacher" and each.format == artifact.format), None)
+        return next(
+            (each for each in self.artifacts if each.subject == "teacher" and each.format == artifact.format), None
+        )
 
     def save(self, path: Path) -> None:
         write_atomic(path, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")

@@ -13,7 +13,6 @@ Timings are no part of it: they differ from run to run, and stand in build.json 
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -78,7 +77,9 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
         _, path = work.file(artifact.label)
         files[f"models/{recipe.name}{path.suffix}"] = path.read_bytes()
     signature = work.signature
-    files["io/signature.json"] = _json({**signature.model_dump(mode="json", exclude={"labels"}), "outputs": [_output(work)]})
+    files["io/signature.json"] = _json(
+        {**signature.model_dump(mode="json", exclude={"labels"}), "outputs": [_output(work)]}
+    )
     files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
     files.update(_selftest(build, work))
     files["provenance/recipe.yaml"] = _yaml(recipe.resolved())
@@ -98,8 +99,12 @@ def _output(work: "Work") -> dict[str, Any]:
 def _selftest(build: Build, work: "Work") -> Files:
     """Real samples of the test split, and for each file the logits it must answer with."""
     entry = work.entry("reference outputs")
-    files = {f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")}
-    answers = {artifact.format: work.entry(f"evaluate {artifact.label}").outcome["cases"] for artifact in build.shipped()}
+    files = {
+        f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")
+    }
+    answers = {
+        artifact.format: work.entry(f"evaluate {artifact.label}").outcome["cases"] for artifact in build.shipped()
+    }
     cases = [
         {
             "inputs": [f"case-{i}-{spec.name}.bin" for spec in work.signature.inputs],
@@ -116,7 +121,10 @@ def _selftest(build: Build, work: "Work") -> Files:
 def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) -> dict[str, Any]:
     versions = build.provenance["versions"]
     runtimes = {
-        artifact.runtime: {"file": f"models/{recipe.name}{Path(artifact.file).suffix}", "version": versions[artifact.runtime]}
+        artifact.runtime: {
+            "file": f"models/{recipe.name}{Path(artifact.file).suffix}",
+            "version": versions[artifact.runtime],
+        }
         for artifact in build.shipped()
     }
     listed = [
@@ -145,8 +153,8 @@ def _unpack(files: Files, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
+        folder.replace(old)
+    fresh.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -68,7 +68,9 @@ class Candidate:
         return replace(self, surgery=(*self.surgery, *edits), notes=notes)
 
     def example_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs)
+        return tuple(
+            torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs
+        )
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
         """The model as a torch.export program, at a fixed batch size or with a dynamic one."""
@@ -80,7 +82,11 @@ class Candidate:
 
     def save(self, folder: Path) -> None:
         """Write `candidate.json` and the weights, or the program, into an empty folder."""
-        facts = {"form": self.form, "factory": self.factory.model_dump(), "surgery": [e.model_dump() for e in self.surgery]}
+        facts = {
+            "form": self.form,
+            "factory": self.factory.model_dump(),
+            "surgery": [e.model_dump() for e in self.surgery],
+        }
         (folder / "candidate.json").write_text(json.dumps(facts, indent=1))
         if self.form == "exported":
             program = self.program()

@@ -12,6 +12,7 @@ from edgepack import __version__
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
+    from edgepack.config import Problem
     from edgepack.recipe import Recipe
     from edgepack.reports.console import Watcher
     from edgepack.store import Store
@@ -42,9 +43,15 @@ def cli() -> None:
 
 
 _recipes = click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
-_device = click.option("--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it.")
-_set = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value: budgets.size=400kB.")
-_store = click.option("--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache.")
+_device = click.option(
+    "--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it."
+)
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value: budgets.size=400kB."
+)
+_store = click.option(
+    "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache."
+)
 _dist = click.option("--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Where bundles go.")
 
 
@@ -57,7 +64,13 @@ _dist = click.option("--dist", default="dist", show_default=True, envvar="EDGEPA
 @click.option("--remeasure", is_flag=True, help="Take every measurement again, even of files that have not changed.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines instead of progress for people.")
 def build(
-    recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], dist: str, store: str, remeasure: bool, as_json: bool
+    recipes: tuple[str, ...],
+    device: str | None,
+    overrides: tuple[str, ...],
+    dist: str,
+    store: str,
+    remeasure: bool,
+    as_json: bool,
 ) -> None:
     """Build recipes: run what is not done yet, measure the exported files, judge them, write the bundle.
 
@@ -82,7 +95,9 @@ def build(
     raise SystemExit(most_decisive(codes))
 
 
-def _build_one(recipe: "Recipe", dist: Path, store: "Store", remeasure: bool, watch: "Watcher", screen: "Screen") -> int:
+def _build_one(
+    recipe: "Recipe", dist: Path, store: "Store", remeasure: bool, watch: "Watcher", screen: "Screen"
+) -> int:
     from edgepack.device import load_device
     from edgepack.pipeline import build, output_folder
     from edgepack.reports.console import JsonLines, show
@@ -211,7 +226,9 @@ def cache_ls(store: str) -> None:
     entries = Store(store).entries()
     for entry in entries:
         used = datetime.fromtimestamp(entry.used_at).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"{entry.key[:12]}  {entry.kind:11} {SIZE.format(entry.bytes):>9}  used {used}  {_what(entry.ingredients)}")
+        click.echo(
+            f"{entry.key[:12]}  {entry.kind:11} {SIZE.format(entry.bytes):>9}  used {used}  {_what(entry.ingredients)}"
+        )
     click.echo(f"{len(entries)} entries, {SIZE.format(sum(entry.bytes for entry in entries))} in {store}")
 
 
@@ -260,7 +277,8 @@ def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
     found = recipes or tuple(str(file) for file in all_recipes())
     if not found:
         raise RecipeError("no recipe: name a YAML file, or put one into the folder recipes/")
-    loaded, problems = [], []
+    loaded: list[Recipe] = []
+    problems: list[Problem] = []
     for recipe in found:
         try:
             loaded.append(load_recipe(recipe, overrides=overrides, device=device if recipes else None))
@@ -335,5 +353,7 @@ def _bug(error: Exception) -> ExitCode:
 
     with tempfile.NamedTemporaryFile("w", prefix="edgepack-", suffix=".log", delete=False) as log:
         log.write("".join(traceback.format_exception(error)))
-    click.echo(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {log.name}", err=True)
+    click.echo(
+        f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {log.name}", err=True
+    )
     return ExitCode.BUG

@@ -176,7 +176,9 @@ class _Reader:
         self.nodes += 1
         self.document.lines.setdefault(path, node.start_mark.line + 1)
         if self.nodes > _MAX_NODES:
-            raise _fatal(Path(self.document.file), 0, f"more than {_MAX_NODES} values: this is not a recipe or device file")
+            raise _fatal(
+                Path(self.document.file), 0, f"more than {_MAX_NODES} values: this is not a recipe or device file"
+            )
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):

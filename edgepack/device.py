@@ -1,6 +1,6 @@
 """Where a bundle must run: a device profile, read from YAML.
 
-    device = load_device("host")          # devices/host.yaml of the project, else the profile shipped with edgepack
+device = load_device("host")          # devices/host.yaml of the project, else the profile shipped with edgepack
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,11 @@ class Controls(Frozen):
 
 
 class Quantization(Frozen):
-    """What the hardware wants of a compressed model. Stages read these; each is part of the key of the stage that does."""
+    """What the hardware wants of a compressed model. Each fact is part of the key of the stages that read it."""
 
-    channel_multiple: int = Field(default=8, ge=1, description="channels left by pruning and ranks are multiples of this")
+    channel_multiple: int = Field(
+        default=8, ge=1, description="channels left by pruning and ranks are multiples of this"
+    )
 
 
 class DeviceFile(Frozen):

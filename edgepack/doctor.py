@@ -48,13 +48,19 @@ def _processor() -> Finding:
     cores = len(os.sched_getaffinity(0))
     int8 = sorted(provenance.cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
     text = f"{provenance.cpu()['name']}, {cores} cores, int8 instructions: {', '.join(int8) or 'none'}"
-    return Finding(True, text, "" if int8 else "int8 files gain little speed here; another device's figures will differ")
+    return Finding(
+        True, text, "" if int8 else "int8 files gain little speed here; another device's figures will differ"
+    )
 
 
 def _load() -> Finding:
     busy, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     fine = busy < 0.5 * cores + 0.5
-    return Finding(fine, f"load {busy:.1f} on {cores} cores", "" if fine else "timings taken now are not to be trusted: close what runs")
+    return Finding(
+        fine,
+        f"load {busy:.1f} on {cores} cores",
+        "" if fine else "timings taken now are not to be trusted: close what runs",
+    )
 
 
 def _governor() -> Finding:
@@ -64,7 +70,9 @@ def _governor() -> Finding:
     except OSError:
         return Finding(True, "frequency governor: none to see (usual in a virtual machine)")
     fine = governor == "performance"
-    return Finding(fine, f"frequency governor: {governor}", "" if fine else "sudo cpupower frequency-set -g performance")
+    return Finding(
+        fine, f"frequency governor: {governor}", "" if fine else "sudo cpupower frequency-set -g performance"
+    )
 
 
 def _room(folder: Path) -> Finding:
@@ -72,7 +80,9 @@ def _room(folder: Path) -> Finding:
     free = shutil.disk_usage(there).free
     fine = free > _ROOM and os.access(there, os.W_OK)
     advice = "" if fine else "free some space, or name another folder with --store and --dist"
-    return Finding(fine, f"{folder}: {SIZE.format(free)} free" + ("" if os.access(there, os.W_OK) else ", not writable"), advice)
+    return Finding(
+        fine, f"{folder}: {SIZE.format(free)} free" + ("" if os.access(there, os.W_OK) else ", not writable"), advice
+    )
 
 
 def _runtimes() -> Iterator[Finding]:
@@ -80,8 +90,13 @@ def _runtimes() -> Iterator[Finding]:
     import subprocess
     import sys
 
-    modules = {"onnxruntime": "import onnxruntime", "executorch": "import torch; from executorch.extension.pybindings import _portable_lib"}
+    modules = {
+        "onnxruntime": "import onnxruntime",
+        "executorch": "import torch; from executorch.extension.pybindings import _portable_lib",
+    }
     for name, code in modules.items():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         why = (done.stderr.strip().splitlines() or [""])[-1]
-        yield Finding(done.returncode == 0, f"{name} loads" if done.returncode == 0 else f"{name} does not load: {why}", "")
+        yield Finding(
+            done.returncode == 0, f"{name} loads" if done.returncode == 0 else f"{name} does not load: {why}", ""
+        )

@@ -22,7 +22,15 @@ def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path)
     for path, tensor in zip(inputs, split.inputs, strict=True):
         numpy.save(path, tensor.numpy(), allow_pickle=False)
     target = folder / "logits.npy"
-    run({"mode": "predict", "runtime": runtime, "file": str(file), "inputs": [str(p) for p in inputs], "output": str(target)})
+    run(
+        {
+            "mode": "predict",
+            "runtime": runtime,
+            "file": str(file),
+            "inputs": [str(p) for p in inputs],
+            "output": str(target),
+        }
+    )
     for path in inputs:
         path.unlink()
     return load(target)
@@ -42,5 +50,7 @@ def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, float]:
     return {
         "agreement": float((task.decide(logits) == task.decide(reference)).mean()),
         "largest_difference": float(numpy.abs(logits - reference).max()),
-        "cosine": float((logits * reference).sum() / (numpy.linalg.norm(logits) * numpy.linalg.norm(reference) + 1e-30)),
+        "cosine": float(
+            (logits * reference).sum() / (numpy.linalg.norm(logits) * numpy.linalg.norm(reference) + 1e-30)
+        ),
     }

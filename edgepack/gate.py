@@ -17,7 +17,7 @@ _CODES = {"fail": ExitCode.BUDGET, "inconclusive": ExitCode.INCONCLUSIVE, "not_m
 
 
 class Verdict(Frozen):
-    """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit that is left.
+    """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit left.
 
     A latency of 1.5 ms under a limit of 2 ms passes with a headroom of 0.25; one of 2.4 ms fails with -0.2.
     """
@@ -38,14 +38,16 @@ class Verdict(Frozen):
         return _CODES.get(self.outcome, ExitCode.OK)
 
 
-def judge(budgets: Sequence[Budget], artifacts: Sequence[str], measurements: Sequence[Measurement]) -> tuple[Verdict, ...]:
+def judge(
+    budgets: Sequence[Budget], artifacts: Sequence[str], measurements: Sequence[Measurement]
+) -> tuple[Verdict, ...]:
     """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)"."""
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
         _verdict(budget, artifact, known)
         for budget in budgets
-        for artifact in artifacts
-        if not (budget.metric == "parity.runtimes" and len(artifacts) < 2)
+        # Runtimes are compared with the first one, which has nothing to be compared with itself.
+        for artifact in (artifacts[1:] if budget.metric == "parity.runtimes" else artifacts)
     )
 
 
@@ -82,7 +84,9 @@ def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
     return "pass" if within else "fail" if beyond else "inconclusive"
 
 
-def _figures(budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement]) -> tuple[float, float, float] | None:
+def _figures(
+    budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement]
+) -> tuple[float, float, float] | None:
     found = known.get((budget.metric, artifact))
     if found is None or budget.bound != "max_drop":
         return (found.value, found.low, found.high) if found else None

@@ -1,6 +1,6 @@
 """Recipe x Device -> Build: the whole product on one screen.
 
-    build(recipe, device, Store(), dist=Path("dist"))
+build(recipe, device, Store(), dist=Path("dist"))
 """
 
 import time
@@ -23,7 +23,13 @@ from edgepack.work import Work, with_step
 
 
 def build(
-    recipe: Recipe, device: Device, store: Store, *, dist: str | Path, emit: Emit = lambda event: None, remeasure: bool = False
+    recipe: Recipe,
+    device: Device,
+    store: Store,
+    *,
+    dist: str | Path,
+    emit: Emit = lambda event: None,
+    remeasure: bool = False,
 ) -> Build:
     """Do what the plan says is not done yet, measure the exported files, judge them, and write `dist/<recipe>/`.
 
@@ -97,7 +103,17 @@ def _begin(recipe: Recipe, device: Device) -> Build:
     )
 
 
-_PACKAGES = ("edgepack", "torch", "torchvision", "torchao", "executorch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = (
+    "edgepack",
+    "torch",
+    "torchvision",
+    "torchao",
+    "executorch",
+    "torch-pruning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
 
 
 def _check_runner(device: Device) -> None:
@@ -120,7 +136,9 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
 def _judged(result: Build, recipe: Recipe) -> Build:
     verdicts = judge(recipe.budgets, [artifact.label for artifact in result.shipped()], result.measurements)
     code = most_decisive(verdict.code for verdict in verdicts)
-    return result.model_copy(update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)})
+    return result.model_copy(
+        update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)}
+    )
 
 
 def _save_failure(result: Build, error: BaseException, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipe x Device -> Plan: the steps of a build, each with its key, and for each whether it is cached or why it must run.
+"""Recipe x Device -> Plan: the steps of a build, each with its key, and whether it is cached or why it must run.
 
 Pure and without torch, so that `check`, `plan` and an up-to-date `build` are instant. A step's key is the sha256 of all
 that its result depends on (`ingredients`), the key of the step before it included; so a change anywhere changes every
@@ -73,7 +73,7 @@ def plan(recipe: Recipe, device: Device, store: Store, *, remeasure: bool = Fals
 
 
 class Planner:
-    """Gives one step after the other; `steps` looks into the store anew for each, so a build can run them as they come."""
+    """Gives one step after the other, looking into the store anew for each, so a build can run them as they come."""
 
     def __init__(self, recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> None:
         self.recipe, self.device, self.store, self.remeasure = recipe, device, store, remeasure
@@ -153,7 +153,14 @@ class Planner:
     def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
         """A step that looks at an exported file; its key is known once the file is there."""
         if not all(shas):
-            return Step(kind=kind, name=name, key="", ingredients={}, reason="its file is not built yet", artifact=export.artifact)
+            return Step(
+                kind=kind,
+                name=name,
+                key="",
+                ingredients={},
+                reason="its file is not built yet",
+                artifact=export.artifact,
+            )
         step = self._step(kind, name, ingredients, artifact=export.artifact, choice=export.choice)
         return _because(step, "asked for by --remeasure") if self.remeasure and step.cached else step
 
@@ -181,14 +188,28 @@ class Planner:
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
         facts = {name: getattr(self.device.quantization, name) for name in reads}
-        return {**_plugin(stage), "parent": parent, "device": facts, "teacher": self.teacher.key if self.teacher else ""}
+        return {
+            **_plugin(stage),
+            "parent": parent,
+            "device": facts,
+            "teacher": self.teacher.key if self.teacher else "",
+        }
 
-    def _step(self, kind: Kind, name: str, ingredients: dict[str, Any], *, choice: Choice | None = None, artifact: str = "") -> Step:
+    def _step(
+        self, kind: Kind, name: str, ingredients: dict[str, Any], *, choice: Choice | None = None, artifact: str = ""
+    ) -> Step:
         key = digest({"kind": kind, **ingredients})
         entry = self.store.peek(kind, key)
         reason = "" if entry else self._why(name, ingredients)
         return Step(
-            kind=kind, name=name, key=key, ingredients=ingredients, reason=reason, choice=choice, artifact=artifact, entry=entry
+            kind=kind,
+            name=name,
+            key=key,
+            ingredients=ingredients,
+            reason=reason,
+            choice=choice,
+            artifact=artifact,
+            entry=entry,
         )
 
     def _why(self, name: str, ingredients: dict[str, Any]) -> str:
@@ -275,10 +296,10 @@ def _decided(budgets: Sequence[Budget], artifact: str, answers: Answers) -> bool
     figures = timings(answers)
     bounded = [budget for budget in budgets if budget.metric in figures and not artifact.startswith("teacher")]
     return all(
-        compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive" for budget in bounded
+        compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive"
+        for budget in bounded
     )
 
 
 def _file_facts(path: str | None) -> dict[str, Any]:
     return {"sha256": file_digest(Path(path))} if path else {}
-

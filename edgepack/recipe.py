@@ -1,6 +1,6 @@
 """What to build: a recipe, read from YAML and checked whole before anything runs.
 
-    recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
+recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from edgepack.units import DURATION, SHARE, SIZE, Quantity
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Something that is measured on every exported file, and the ways a budget may bound it (the first is the default)."""
+    """Something measured on every exported file, and the ways a budget may bound it (the first is the default)."""
 
     quantity: Quantity
     bounds: tuple[str, ...]
@@ -33,8 +33,12 @@ METRICS: dict[str, Metric] = {
     "latency.first": Metric(quantity=DURATION, bounds=("max",), meaning="time of the first inference after loading"),
     "memory.peak": Metric(quantity=SIZE, bounds=("max",), meaning="peak memory above the runtime's own, load included"),
     "accuracy": Metric(quantity=SHARE, bounds=("min", "max_drop"), meaning="share of test samples classified right"),
-    "parity": Metric(quantity=SHARE, bounds=("min",), meaning="share of test samples on which file and torch model agree"),
-    "parity.runtimes": Metric(quantity=SHARE, bounds=("min",), meaning="share of test samples on which two files agree"),
+    "parity": Metric(
+        quantity=SHARE, bounds=("min",), meaning="share of test samples on which file and torch model agree"
+    ),
+    "parity.runtimes": Metric(
+        quantity=SHARE, bounds=("min",), meaning="share of test samples on which it agrees with the first file"
+    ),
 }
 
 
@@ -208,7 +212,9 @@ class _Checker:
         first = stages[0] if stages else None
         if first is None or not getattr(first.module, "MAKES_TEACHER", False):
             path: KeyPath = ("stages", 0) if stages else ("model",)
-            message = "the model starts with random weights: begin with the stage 'train', or give the model a checkpoint"
+            message = (
+                "the model starts with random weights: begin with the stage 'train', or give the model a checkpoint"
+            )
             self.document.problem(path, message)
 
     def _device(self, value: object) -> None:
@@ -218,7 +224,9 @@ class _Checker:
 
     def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
         if value == ():
-            self.document.problem(("export",), f"nothing to export: name one of {', '.join(plugins.names('exporters'))}")
+            self.document.problem(
+                ("export",), f"nothing to export: name one of {', '.join(plugins.names('exporters'))}"
+            )
         seen: set[str] = set()
         for i, exporter in enumerate(exporters):
             if exporter and exporter.name in seen:

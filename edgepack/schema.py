@@ -60,10 +60,17 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _budgets() -> dict[str, Any]:
-    properties = {}
+    properties: dict[str, Any] = {}
     for name, metric in METRICS.items():
-        limit = {"type": "string", "description": f"{metric.meaning}; {metric.quantity.name}, as {metric.quantity.example}"}
-        bounds = {"type": "object", "properties": dict.fromkeys(metric.bounds, limit), "additionalProperties": False}
+        limit = {
+            "type": "string",
+            "description": f"{metric.meaning}; {metric.quantity.name}, as {metric.quantity.example}",
+        }
+        bounds: dict[str, Any] = {
+            "type": "object",
+            "properties": dict.fromkeys(metric.bounds, limit),
+            "additionalProperties": False,
+        }
         properties[name] = {"anyOf": [limit, bounds]}
     for name in {key.split(".")[0] for key in METRICS if "." in key} - {*METRICS}:
         inner = {key.partition(".")[2]: value for key, value in properties.items() if key.startswith(f"{name}.")}

@@ -103,7 +103,9 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
         entry = self.peek(kind, key)
         if entry is None:
-            raise DeviceError(f"the store lost {kind}/{key[:12]} right after it was written", f"check the disk of {self.root}")
+            raise DeviceError(
+                f"the store lost {kind}/{key[:12]} right after it was written", f"check the disk of {self.root}"
+            )
         return entry
 
     @contextmanager
@@ -130,13 +132,13 @@ class Store:
         return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used_at))
 
     def collect(self, *, unused_days: float, max_bytes: float | None = None) -> tuple[Entry, ...]:
-        """Remove what was not used for `unused_days`, then the least used until `max_bytes` are left; returns what went."""
+        """Remove, and give, what was not used for `unused_days`, then the least used until `max_bytes` are left."""
         oldest = time.time() - unused_days * 86400
-        kept, total, gone = [], 0, []
+        total, gone = 0, []
         for entry in self.entries():
             total += entry.bytes
-            too_much = max_bytes is not None and total > max_bytes
-            (gone if entry.used_at < oldest or too_much else kept).append(entry)
+            if entry.used_at < oldest or (max_bytes is not None and total > max_bytes):
+                gone.append(entry)
         for entry in gone:
             with self.lock(entry.key):
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -173,9 +175,9 @@ class Store:
         write_atomic(folder / "record.json", json.dumps(record, indent=1).encode())
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a damaged or remeasured entry gives way
-            os.replace(target, folder.with_name(folder.name + "-old"))
-            shutil.rmtree(folder.with_name(folder.name + "-old"), ignore_errors=True)
-        os.replace(folder, target)
+            old = target.replace(folder.with_name(folder.name + "-old"))
+            shutil.rmtree(old, ignore_errors=True)
+        folder.replace(target)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -187,7 +189,7 @@ class Store:
 
 def _intact(path: Path, facts: dict[str, Any]) -> bool:
     try:
-        return path.stat().st_size == facts["bytes"] and file_digest(path) == facts["sha256"]
+        return (path.stat().st_size, file_digest(path)) == (facts["bytes"], facts["sha256"])
     except OSError:
         return False
 
@@ -199,13 +201,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def disk_error(error: OSError, folder: Path) -> DeviceError:
     """A clear error for a folder that cannot be written or a disk that is full."""
     where = error.filename or folder
-    return DeviceError(f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk"))
+    return DeviceError(
+        f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk")
+    )
 
 
 _ADVICE = {

@@ -1,7 +1,7 @@
-"""Changes to the structure of a model, each written down so that a saved candidate can be rebuilt without its weights' code.
+"""Changes to the structure of a model, each written down so that a saved candidate can be rebuilt without pickle.
 
-Three things are done to structures: `shrink` removes channels, `split` puts two thin layers in place of one, and `apply`
-repeats on a fresh model what an `Edit` says was done.
+Three things are done to structures: `shrink` removes channels, `split` puts two thin layers in place of one, and
+`apply` repeats on a fresh model what an `Edit` says was done.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -57,7 +57,9 @@ def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
 def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
     """What changed in `module` since `sizes` was taken of it, as edits."""
     return tuple(
-        Edit(op="resize", layer=name, to=now, was=before[name]) for name, now in sizes(module).items() if now != before[name]
+        Edit(op="resize", layer=name, to=now, was=before[name])
+        for name, now in sizes(module).items()
+        if now != before[name]
     )
 
 
@@ -103,13 +105,19 @@ def nearest(channels: float, multiple: int, most: int) -> int:
 
 
 def shrink(
-    module: nn.Module, example: torch.Tensor, *, keep: float, score: Score, multiple: int, original: Mapping[str, int] | None = None
+    module: nn.Module,
+    example: torch.Tensor,
+    *,
+    keep: float,
+    score: Score,
+    multiple: int,
+    original: Mapping[str, int] | None = None,
 ) -> None:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
-    `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are now).
-    Layers that give the model's output keep all of theirs.  Source: G. Fang et al., DepGraph: Towards Any Structural
-    Pruning, CVPR 2023, arXiv 2301.12900, through the package torch-pruning.
+    `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
+    now). Layers that give the model's output keep all of theirs.
+    Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; package torch-pruning.
     """
     import torch_pruning as tp
 

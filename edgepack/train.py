@@ -159,7 +159,9 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 class _Loss:
     """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
 
-    def __init__(self, context: Context, distillation: Distillation | None, device: torch.device, how: Numerics) -> None:
+    def __init__(
+        self, context: Context, distillation: Distillation | None, device: torch.device, how: Numerics
+    ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
         self.known: torch.Tensor | None = None
         if distillation and not context.data.augmented:

@@ -31,7 +31,7 @@ class Work:
     def __init__(self, recipe: Recipe, device: Device, store: Store, planner: Planner) -> None:
         self.recipe, self.device, self.store, self.planner = recipe, device, store, planner
         self.emit: Emit = lambda event: None
-        self.task: Task = plugins.load("tasks", recipe.task)  # type: ignore[assignment]  # a module keeps the protocol
+        self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
 
@@ -41,7 +41,9 @@ class Work:
         return step.entry if step.cached and step.entry else self._make(step)
 
     def _make(self, step: Step) -> Entry:
-        with self.store.lock(step.key, waiting=lambda: self.emit(Note(text="waiting for another build of the same step"))):
+        with self.store.lock(
+            step.key, waiting=lambda: self.emit(Note(text="waiting for another build of the same step"))
+        ):
             if step.entry is None and (found := self.store.get(step.kind, step.key)):
                 return found  # another build made it while this one waited
             do = getattr(self, f"_do_{step.kind}")
@@ -84,7 +86,9 @@ class Work:
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
         key = step.ingredients["teacher"]
         teacher = next(found for found in self.done.values() if found.key == key)
-        untrained = teacher.choice is self.recipe.model and not self.recipe.model.module.trained(self.recipe.model.config)
+        untrained = teacher.choice is self.recipe.model and not self.recipe.model.module.trained(
+            self.recipe.model.config
+        )
         return None if untrained else self.candidate(teacher)
 
     def _figures(self, candidate: "Candidate") -> dict[str, Any]:
@@ -123,7 +127,11 @@ class Work:
             for spec, tensor in zip(self.signature.inputs, self.data.test.inputs, strict=True):
                 (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
         targets = self.data.test.targets
-        return {"score": self.task.score(logits, targets.numpy()), "rows": len(logits), "targets": targets[:_SELFTEST_CASES].tolist()}
+        return {
+            "score": self.task.score(logits, targets.numpy()),
+            "rows": len(logits),
+            "targets": targets[:_SELFTEST_CASES].tolist(),
+        }
 
     def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
@@ -148,7 +156,9 @@ class Work:
         job = {"runtime": artifact.runtime, "file": str(file)}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
-        answers = benchmark.time_file(self._run, job, before, partial(self._decided, step.artifact), self._told(artifact.runtime))
+        answers = benchmark.time_file(
+            self._run, job, before, partial(self._decided, step.artifact), self._told(artifact.runtime)
+        )
         memory = [self._run({**job, "mode": "memory"}) for _ in range(3)]
         return {"answers": answers, "memory": memory}
 
@@ -214,12 +224,16 @@ def _guarded(step: Step, do: Callable[[Step, Path], dict[str, Any]], folder: Pat
     except OSError as error:
         raise disk_error(error, folder) from error
     except MemoryError as error:
-        raise StageError(f"{step.name} ran out of memory", "use a smaller batch_size, or a machine with more memory") from error
+        raise StageError(
+            f"{step.name} ran out of memory", "use a smaller batch_size, or a machine with more memory"
+        ) from error
     except Exception as error:
         if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
             raise disk_error(OSError(28, "No space left on device"), folder) from error
         first = (str(error).strip().splitlines() or [""])[0]
-        raise StageError(f"{step.name} failed: {type(error).__name__}: {first}", "the whole traceback is in build.log") from error
+        raise StageError(
+            f"{step.name} failed: {type(error).__name__}: {first}", "the whole traceback is in build.log"
+        ) from error
 
 
 def with_step(emit: Emit, step: int, steps: int, name: str) -> Emit:

@@ -11,7 +11,9 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
+Job = dict[str, Any]
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
@@ -20,12 +22,12 @@ class OnnxRuntime:
 
     packages = ("onnxruntime",)
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         import onnxruntime
 
         self.api, self.threads = onnxruntime, threads
 
-    def load(self, file):
+    def load(self, file: str) -> None:
         options = self.api.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -34,13 +36,13 @@ class OnnxRuntime:
         self.inputs = self.session.get_inputs()
         self.specs = [(tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
 
-    def bind(self, arrays):
-        return {value.name: array for value, array in zip(self.inputs, arrays)}
+    def bind(self, arrays: list[Any]) -> Any:
+        return {value.name: array for value, array in zip(self.inputs, arrays, strict=True)}
 
-    def run(self, bound):
+    def run(self, bound: Any) -> Any:
         return self.session.run(None, bound)[0]
 
-    def array(self, output):
+    def array(self, output: Any) -> Any:
         return output
 
 
@@ -50,7 +52,7 @@ _ONNX_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int
 class ExecuTorch:
     packages = ("executorch", "torch")
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         import torch  # its libraries and types must be there before the runtime's own
         from executorch.extension.pybindings import _portable_lib
 
@@ -58,29 +60,29 @@ class ExecuTorch:
         torch.set_num_threads(1)
         self.api._unsafe_reset_threadpool(threads)  # before the first load: afterwards it corrupts the heap
 
-    def load(self, file):
+    def load(self, file: str) -> None:
         self.program = self.api._load_program(file)  # kept: the method lives in its memory
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
         tensors = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
         self.specs = [(tuple(tensor.sizes()), _TORCH_TYPES[tensor.dtype()]) for tensor in tensors]
 
-    def bind(self, arrays):
+    def bind(self, arrays: list[Any]) -> Any:
         return [self.torch.from_numpy(array) for array in arrays]
 
-    def run(self, bound):
+    def run(self, bound: Any) -> Any:
         return self.method(bound)[0]
 
-    def array(self, output):
+    def array(self, output: Any) -> Any:
         return output.numpy()
 
 
 _TORCH_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 6: "float32"}  # the order of c10::ScalarType
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch}
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch}
 
 
-def main(job):
+def main(job: Job) -> Job:
     os.sched_setaffinity(0, job.get("cpus") or os.sched_getaffinity(0))
     runtime = RUNTIMES[job["runtime"]](job["threads"])
     baseline = _memory("VmRSS") + _memory("VmSwap")
@@ -92,7 +94,7 @@ def main(job):
     return {**result, **MODES[job["mode"]](runtime, job, baseline)}
 
 
-def measure_time(runtime, job, _baseline):
+def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
     bound = runtime.bind(_noise(runtime.specs))
     first = _timed(runtime, bound)
     _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, most=job["most_runs"])
@@ -100,7 +102,7 @@ def measure_time(runtime, job, _baseline):
     return {"first_ms": first * _MS, "samples_ns": samples}
 
 
-def measure_memory(runtime, _job, baseline):
+def measure_memory(runtime: Any, _job: Job, baseline: int) -> Job:
     bound = runtime.bind(_noise(runtime.specs))
     for _ in range(3):
         runtime.run(bound)
@@ -108,7 +110,7 @@ def measure_memory(runtime, _job, baseline):
     return {"peak_bytes": max(0, peak - baseline), "baseline_bytes": baseline}
 
 
-def predict(runtime, job, _baseline):
+def predict(runtime: Any, job: Job, _baseline: int) -> Job:
     import numpy
 
     columns = [numpy.load(file, allow_pickle=False) for file in job["inputs"]]
@@ -121,34 +123,36 @@ def predict(runtime, job, _baseline):
 MODES = {"time": measure_time, "memory": measure_memory, "predict": predict}
 
 
-def _row(runtime, arrays):
+def _row(runtime: Any, arrays: list[Any]) -> Any:
     return runtime.array(runtime.run(runtime.bind(arrays))).copy()
 
 
-def _timed(runtime, bound):
+def _timed(runtime: Any, bound: Any) -> int:
     started = time.perf_counter_ns()
     runtime.run(bound)
     return time.perf_counter_ns() - started
 
 
-def _repeat(runtime, bound, seconds, least, most):
+def _repeat(runtime: Any, bound: Any, seconds: float, least: int, most: int) -> list[int]:
     """Time runs until there are `least` of them and `seconds` have gone, or `most` of them."""
-    samples, end = [], time.perf_counter_ns() + seconds * 1e9
+    samples: list[int] = []
+    end = time.perf_counter_ns() + seconds * 1e9
     while len(samples) < most and (len(samples) < least or time.perf_counter_ns() < end):
         samples.append(_timed(runtime, bound))
     return samples
 
 
-def _noise(specs):
+def _noise(specs: list[tuple[tuple[int, ...], str]]) -> list[Any]:
     import numpy
 
     random = numpy.random.default_rng(0)
     return [
-        random.random(shape, dtype="float32") if dtype == "float32" else numpy.ones(shape, dtype) for shape, dtype in specs
+        random.random(shape, dtype="float32") if dtype == "float32" else numpy.ones(shape, dtype)
+        for shape, dtype in specs
     ]
 
 
-def _memory(field):
+def _memory(field: str) -> int:
     """A line of /proc/self/status in bytes; 0 where the system has none."""
     try:
         with open("/proc/self/status") as status:
@@ -157,7 +161,7 @@ def _memory(field):
         return 0
 
 
-def _forget_peak():
+def _forget_peak() -> None:
     """Start the high-water mark anew: importing a runtime may have peaked above what the model needs."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
@@ -166,7 +170,7 @@ def _forget_peak():
         pass
 
 
-def _versions(packages):
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {package: version(package) for package in packages}

@@ -1,9 +1,9 @@
 """A data set is a module with
 
-    Config                                  what a recipe may say of it (frozen pydantic)
-    describe(config) -> Signature           shapes, labels, preprocessing; instant, no torch
-    fingerprint(config) -> str              changes when the data would; instant, no torch
-    load(config) -> Data                    the three splits
+Config                                  what a recipe may say of it (frozen pydantic)
+describe(config) -> Signature           shapes, labels, preprocessing; instant, no torch
+fingerprint(config) -> str              changes when the data would; instant, no torch
+load(config) -> Data                    the three splits
 """
 
 from collections.abc import Iterator

@@ -47,12 +47,17 @@ def load(config: Config) -> Data:
     rest, test = train_test_split(range(len(targets)), test_size=_SPLITS["test"], stratify=targets, random_state=0)
     share = _SPLITS["validation"] / (1 - _SPLITS["test"])
     train, validation = train_test_split(rest, test_size=share, stratify=targets[rest], random_state=0)
-    splits = (Split(inputs=(pictures[part],), targets=targets[part]) for part in (train, validation, test))
-    return Data(**dict(zip(_SPLITS, splits, strict=True)))
+
+    def split(part: list[int]) -> Split:
+        return Split(inputs=(pictures[part],), targets=targets[part])
+
+    return Data(train=split(train), validation=split(validation), test=split(test))
 
 
 def _file() -> Path:
     spec = find_spec("sklearn")  # found, not imported: a plan must stay instant
     if spec is None or spec.origin is None:
-        raise RecipeError("the data set 'digits' comes with scikit-learn, which is not installed", "pip install scikit-learn")
+        raise RecipeError(
+            "the data set 'digits' comes with scikit-learn, which is not installed", "pip install scikit-learn"
+        )
     return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

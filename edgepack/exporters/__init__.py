@@ -1,10 +1,10 @@
 """An exporter is a module with
 
-    RUNTIME                             the runtime that loads what it writes, a key of worker.py's RUNTIMES
-    SUFFIX                              of the file: ".pte"
-    VERSION, LIBRARIES                  as for stages
-    Config                              what a recipe may say of it (frozen pydantic)
-    export(candidate, config, path)     write the file; the candidate may be eager or exported
+RUNTIME                             the runtime that loads what it writes, a key of worker.py's RUNTIMES
+SUFFIX                              of the file: ".pte"
+VERSION, LIBRARIES                  as for stages
+Config                              what a recipe may say of it (frozen pydantic)
+export(candidate, config, path)     write the file; the candidate may be eager or exported
 """
 
 from pathlib import Path

@@ -37,7 +37,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
 
 
 def _forget_sources(model: object) -> None:
-    """Drop what the exporter notes of the machine it ran on: stack traces with paths would differ from clone to clone."""
+    """Drop what the exporter notes of the machine it ran on: paths in stack traces would differ from clone to clone."""
     for node in model.graph:  # type: ignore[attr-defined]
         node.metadata_props.clear()
         node.doc_string = None

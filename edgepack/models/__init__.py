@@ -1,9 +1,9 @@
 """A source of models is a module with
 
-    Config                                     has a field of the plugin's own name: `torchvision: resnet18`
-    trained(config) -> bool                    whether the model starts with trained weights
-    misfit(config, signature) -> str           why it cannot take this data, or ""; no torch
-    build(config, signature) -> nn.Module      the model, with the right inputs and number of classes
+Config                                     has a field of the plugin's own name: `torchvision: resnet18`
+trained(config) -> bool                    whether the model starts with trained weights
+misfit(config, signature) -> str           why it cannot take this data, or ""; no torch
+build(config, signature) -> nn.Module      the model, with the right inputs and number of classes
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Protocol

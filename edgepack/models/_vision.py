@@ -1,14 +1,13 @@
 """The one place that imports torchvision.
 
-Its wheels for Linux on x86-64 are CUDA builds. Beside a CPU build of torch their extension does not load, and the import
-dies on an operator that only detection models use. Declaring the two missing operators first is enough for models and
-transforms.
+Its wheels for Linux on x86-64 are CUDA builds. Beside a CPU build of torch their extension does not load, and the
+import dies on an operator that only detection models use. Declaring the two missing operators first is enough for
+models and transforms.
 """
 
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 _OPERATORS = (
@@ -19,7 +18,7 @@ _declared: list[Any] = []  # a library that is collected takes its operators wit
 
 
 @cache
-def torchvision() -> ModuleType:
+def torchvision() -> Any:
     import torch
 
     spec = find_spec("torchvision")

@@ -32,14 +32,18 @@ class Config(Frozen):
     @classmethod
     def _narrower(cls, width: float) -> float:
         if not 0 < width <= 1:
-            raise ValueError(f"width is a share of the model's own channels, above 0 % and up to 100 %, got {width:.0%}")
+            raise ValueError(
+                f"width is a share of the model's own channels, above 0 % and up to 100 %, got {width:.0%}"
+            )
         return width
 
     @field_validator("checkpoint")
     @classmethod
     def _readable(cls, checkpoint: str | None) -> str | None:
         if checkpoint is not None and Path(checkpoint).suffix != ".safetensors":
-            raise ValueError(f"a checkpoint is a .safetensors file, which holds weights and no code; got {checkpoint!r}")
+            raise ValueError(
+                f"a checkpoint is a .safetensors file, which holds weights and no code; got {checkpoint!r}"
+            )
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"there is no file {checkpoint!r}")
         return checkpoint
@@ -85,7 +89,9 @@ def names() -> tuple[str, ...]:
     if spec is None or spec.origin is None:
         return ()
     sources = (file.read_text(encoding="utf-8") for file in (Path(spec.origin).parent / "models").glob("*.py"))
-    return tuple(sorted({name for text in sources for name in re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\(", text)}))
+    return tuple(
+        sorted({name for text in sources for name in re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\(", text)})
+    )
 
 
 def _take_channels(module: "nn.Module", channels: int) -> None:
@@ -96,7 +102,11 @@ def _take_channels(module: "nn.Module", channels: int) -> None:
 
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
-            sizes: dict[str, Any] = {"in_channels": channels, "out_channels": layer.out_channels, "groups": layer.groups}
+            sizes: dict[str, Any] = {
+                "in_channels": channels,
+                "out_channels": layer.out_channels,
+                "groups": layer.groups,
+            }
             replace_layer(module, name, resized(layer, sizes))
             return
 

@@ -9,7 +9,13 @@ from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.recipe import METRICS
 
-MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "not_measured": "not measured", "waived": "waived"}
+MARKS = {
+    "pass": "pass",
+    "fail": "FAIL",
+    "inconclusive": "inconclusive",
+    "not_measured": "not measured",
+    "waived": "waived",
+}
 
 HEADLINES = {
     ExitCode.OK: "every budget met",
@@ -62,14 +68,19 @@ def gains(build: Build) -> Iterator[str]:
         for metric, word in (("size", "smaller"), ("latency.p50", "faster")):
             teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
             if teacher and ours and ours.value:
-                parts.append(f"{teacher.value / ours.value:.1f}x {word} ({figure(metric, teacher.value)} -> {figure(metric, ours.value)})")
+                change = f"{figure(metric, teacher.value)} -> {figure(metric, ours.value)}"
+                parts.append(f"{teacher.value / ours.value:.1f}x {word} ({change})")
         drop = _drop(build, artifact.label)
         yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
 
 
 def _drop(build: Build, label: str) -> str:
     teacher, ours = build.find("accuracy", f"teacher ({label})"), build.find("accuracy", label)
-    return f", accuracy {figure('accuracy', teacher.value)} -> {figure('accuracy', ours.value)}" if teacher and ours else ""
+    return (
+        f", accuracy {figure('accuracy', teacher.value)} -> {figure('accuracy', ours.value)}"
+        if teacher and ours
+        else ""
+    )
 
 
 def doubts(build: Build) -> Iterator[str]:
@@ -83,4 +94,5 @@ def reused(build: Build) -> str:
     old = [each for each in build.measurements if each.reused and each.metric == "latency.p50"]
     if not old:
         return ""
-    return f"timings were {when(min(old, key=lambda each: each.taken_at))} (same files, device, protocol and versions); --remeasure takes them again"
+    oldest = when(min(old, key=lambda each: each.taken_at))
+    return f"timings were {oldest} (same files, device, protocol and versions); --remeasure takes them again"

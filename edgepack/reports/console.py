@@ -22,7 +22,6 @@ from edgepack.reports import _words as words
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
 _QUIET = 15.0  # seconds between two lines of progress where there is no terminal
@@ -35,7 +34,7 @@ class JsonLines:
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
-        print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}), file=self.stream, flush=True)  # noqa: T201
+        print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}), file=self.stream, flush=True)
 
     def close(self) -> None:
         """Nothing to tidy: every line is complete."""
@@ -55,7 +54,7 @@ class Plain:
                 return
             self.told = time.monotonic()
         if text := _text(event):
-            print(text, file=self.stream, flush=True)  # noqa: T201
+            print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
         """Nothing to tidy: every line is complete."""
@@ -133,8 +132,8 @@ def show(build: Build, stream: TextIO, folder: str) -> None:
     console.print(_budgets(build))
     for line in words.gains(build):
         console.print(line, markup=False)
-    for doubt in words.doubts(build):
-        console.print(f"doubt: {doubt}", style="yellow", markup=False)
+    if doubts := list(words.doubts(build)):
+        console.print(f"{len(doubts)} doubts, the first: {doubts[0]}", style="yellow", markup=False)
     if note := words.reused(build):
         console.print(note, markup=False)
     console.print(f"{build.name}: {words.headline(build)}", style="bold green" if build.exit_code == 0 else "bold red")

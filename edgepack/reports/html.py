@@ -11,7 +11,9 @@ FILE = "report.html"
 def render(build: Build) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
     template = environment.get_template("report.html.j2")
     return template.render(build=build, words=words, bars=_bars(build.ledger), code=build.exit_code)
 

@@ -25,7 +25,8 @@ def _case(build: Build, verdict: Verdict) -> "object":
     from junitparser import Error, Failure, Skipped, TestCase
 
     case = TestCase(f"{verdict.budget} of {verdict.artifact}", classname=f"{build.name}.{build.device['id']}")
-    line = f"{words.figure(verdict.metric, verdict.value)}, {words.limit(verdict)}: {words.headroom(verdict)} ({verdict.place})"
+    value = words.figure(verdict.metric, verdict.value)
+    line = f"{value}, {words.limit(verdict)}: {words.headroom(verdict)} ({verdict.place})"
     if verdict.outcome == "waived":
         case.result = [Skipped(line)]
     elif verdict.code == ExitCode.BUDGET:

@@ -21,20 +21,41 @@ def _lines(build: Build) -> Iterator[str]:
     yield "## Budgets"
     yield ""
     head = ("budget", "file", "value", "limit", "headroom", "verdict", "written at")
-    yield from table(head, [
-        (each.budget, each.artifact, words.figure(each.metric, each.value), words.limit(each), words.headroom(each), words.MARKS[each.outcome], each.place)
-        for each in build.verdicts
-    ])
+    yield from table(
+        head,
+        [
+            (
+                each.budget,
+                each.artifact,
+                words.figure(each.metric, each.value),
+                words.limit(each),
+                words.headroom(each),
+                words.MARKS[each.outcome],
+                each.place,
+            )
+            for each in build.verdicts
+        ],
+    )
     yield ""
     yield "## Ledger"
     yield ""
     yield "What each stage left: size of all stored tensors, accuracy of the torch model on the validation split."
     yield ""
-    head = ("stage", "parameters", "MACs", "bytes", "accuracy", "seconds")
-    yield from table(head, [
-        (each.stage, f"{each.parameters:,}", f"{each.macs:,}", f"{each.bytes:,}", f"{each.accuracy:.2%}", f"{each.seconds:.1f}")
-        for each in build.ledger
-    ])
+    columns = ("stage", "parameters", "MACs", "bytes", "accuracy", "seconds")
+    yield from table(
+        columns,
+        [
+            (
+                each.stage,
+                f"{each.parameters:,}",
+                f"{each.macs:,}",
+                f"{each.bytes:,}",
+                f"{each.accuracy:.2%}",
+                f"{each.seconds:.1f}",
+            )
+            for each in build.ledger
+        ],
+    )
     yield ""
     yield "## Doubts"
     yield ""

@@ -35,7 +35,7 @@ class StageConfig(Frozen):
 
 
 class Training(StageConfig):
-    """The settings of every stage that trains. Sources of the defaults: the fine-tuning recipes of torchvision and timm."""
+    """The settings of every stage that trains."""
 
     epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")

@@ -24,7 +24,9 @@ LIBRARIES = ("torchvision", "torch-pruning")
 class Config(Training):
     student: ModelChoice = Field(description="the model that is left: {torchvision: resnet18, width: 25 %}")
     epochs: int = Field(default=20, ge=1, le=10_000, description="passes over the training split")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak rate; a fresh student wants more than fine-tuning")
+    learning_rate: float = Field(
+        default=2e-3, gt=0, description="peak rate; a fresh student wants more than fine-tuning"
+    )
     temperature: float = Field(default=4.0, gt=0, le=100, description="softens the teacher's outputs")
     alpha: Share = Field(default=0.9, description="weight of the teacher; the labels have the rest")
 
@@ -45,7 +47,8 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     had, has = parameters(candidate.module), parameters(student.module)
     if has >= had:
         raise StageError(
-            f"the student has {has:,} parameters, its teacher {had:,}", "name a smaller student, or give it a smaller width"
+            f"the student has {has:,} parameters, its teacher {had:,}",
+            "name a smaller student, or give it a smaller width",
         )
     lesson = Distillation(teacher=candidate.module, temperature=config.temperature, alpha=config.alpha)
     best = fit(student.module, context, config, doing="teaching the student", distillation=lesson)

@@ -70,7 +70,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 
 def break_even(layer: "nn.Module") -> float:
     """The rank at which the two thin layers have as many weights as the one: mn / (m + n)."""
-    rows, columns = _matrix(layer).shape
+    rows, columns = (int(size) for size in _matrix(layer).shape)
     return rows * columns / (rows + columns)
 
 

@@ -33,7 +33,9 @@ class Recovery(Training):
 
 
 class Config(StageConfig):
-    ratio: Share = Field(description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights")
+    ratio: Share = Field(
+        description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
+    )
     steps: int = Field(default=3, ge=1, le=100, description="cuts on the way, each followed by recovery")
     importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = "taylor"
     recover: Recovery = Recovery()
@@ -67,7 +69,9 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     return candidate.changed(*edits, notes=tuple(_notes(before, module)))
 
 
-def _cut(module: "nn.Module", keep: float, original: dict[str, dict[str, int]], config: Config, context: Context) -> None:
+def _cut(
+    module: "nn.Module", keep: float, original: dict[str, dict[str, int]], config: Config, context: Context
+) -> None:
     from edgepack.surgery import shrink
 
     example = context.data.train.inputs[0][:2]

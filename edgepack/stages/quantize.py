@@ -55,9 +55,13 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 def _prepare(candidate: "Candidate") -> "nn.Module":
     """The model as a graph with fake quantizers in it.
 
-    Batch norm is folded into the convolutions first: prepare_qat_pt2e would rewrite its eps and momentum (torchao 4107).
+    Batch norm is folded into the convolutions first: prepare_qat_pt2e would rewrite its eps and momentum (torchao
+    issue 4107).
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     from torchao.quantization.pt2e.utils import _fuse_conv_bn_
 
@@ -98,7 +102,7 @@ def _freeze(prepared: "nn.Module") -> None:
 
 
 def _converted(prepared: "nn.Module") -> "nn.Module":
-    """An int8 copy: the graph in training is never flipped to eval, which would set every dropout to 0.5 (torchao 2980)."""
+    """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     converted: nn.Module = convert_pt2e(copy.deepcopy(prepared))

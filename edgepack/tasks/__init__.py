@@ -1,10 +1,10 @@
 """A task is a module with
 
-    METRIC                                      the name of its score
-    loss(logits, targets) -> Tensor             what training minimises; shapes [n, classes] and [n]
-    distill(logits, teacher, temperature)       how far a student is from its teacher
-    score(logits, targets) -> float             0 to 1, more is better; numpy arrays
-    decide(logits) -> array                     what an app would show, to compare two runtimes by
+METRIC                                      the name of its score
+loss(logits, targets) -> Tensor             what training minimises; shapes [n, classes] and [n]
+distill(logits, teacher, temperature)       how far a student is from its teacher
+score(logits, targets) -> float             0 to 1, more is better; numpy arrays
+decide(logits) -> array                     what an app would show, to compare two runtimes by
 """
 
 from typing import TYPE_CHECKING, Any, Protocol

@@ -1,0 +1,32 @@
+"""Every test runs in a folder of its own, with a store of its own, one seed and one thread; nothing reaches the user's."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder: empty but for the shipped recipes and devices, with nothing of the environment's edgepack."""
+    for name in list(os.environ):
+        if name.startswith("EDGEPACK_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("EDGEPACK_THREADS", "1")
+    for folder in ("recipes", "devices"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def pytest_report_header() -> str:
+    from edgepack.provenance import versions
+
+    packages = ("torch", "torchvision", "torchao", "executorch", "torch-pruning", "onnx", "onnxruntime")
+    return ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
