@@ -112,26 +112,29 @@ def shrink(
     score: Score,
     multiple: int,
     original: Mapping[str, int] | None = None,
-) -> None:
+) -> dict[str, int]:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
     `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
-    now). Layers that give the model's output keep all of theirs.
-    Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; package torch-pruning.
+    now). Layers that give the model's output keep all of theirs. Gives the channels that each group's first layer was
+    to be left with, by its name.
+    Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
     """
     import torch_pruning as tp
 
     graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
     names = {layer: name for name, layer in module.named_modules()}
     outputs = _output_layers(graph, module)
+    goals = {}
     for group in graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear]):
         root, remove = group[0].dep.target.module, group[0].dep.handler
         channels = len(group[0].idxs)
         was = (original or {}).get(names[root], channels)
-        left = nearest(was * keep, multiple, most=channels)
+        left = goals[names[root]] = nearest(was * keep, multiple, most=channels)
         if left < channels:
             least = score(group).argsort(stable=True)[: channels - left].tolist()
             graph.get_pruning_group(root, remove, sorted(least)).prune()
+    return goals
 
 
 def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
@@ -144,6 +147,7 @@ def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
 
 
 def _reaches_other(graph: Any, layer: nn.Module) -> bool:
-    pruner = graph.get_pruner_of_module(layer)
-    group = graph.get_pruning_group(layer, pruner.prune_out_channels, [0])
-    return any(type(item.dep.target.module) in _SIZES and item.dep.target.module is not layer for item in group)
+    from torch_pruning import prune_conv_in_channels, prune_linear_in_channels
+
+    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, [0])
+    return any(item.dep.handler in (prune_conv_in_channels, prune_linear_in_channels) for item in group)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgepack.datasets import Batch, Split
+from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
 from edgepack.provenance import cpu_features
 from edgepack.stages import Context
@@ -123,6 +124,11 @@ def fit(
             schedule.step()
             progress.advance()
         now = _score(module, context, snapshot)
+        if not math.isfinite(now.loss):
+            raise StageError(
+                f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
+                f"use a learning_rate below {settings.learning_rate:g}",
+            )
         if (now.score, -now.loss) >= (best.score, -best.loss):
             best, kept = Fitted(epoch=epoch + 1, score=now.score, loss=now.loss), _weights(module)
     module.load_state_dict(kept)

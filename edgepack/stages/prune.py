@@ -72,18 +72,27 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 def _cut(
     module: "nn.Module", keep: float, original: dict[str, dict[str, int]], config: Config, context: Context
 ) -> None:
-    from edgepack.surgery import shrink
+    from edgepack.surgery import shrink, sizes
 
     example = context.data.train.inputs[0][:2]
-    shrink(
+    goals = shrink(
         module.eval(),
         example,
         keep=keep,
         score=_score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,
-        original={name: widths.get("out_channels", widths.get("out_features", 0)) for name, widths in original.items()},
+        original={name: _outputs(widths) for name, widths in original.items()},
     )
     module.zero_grad(set_to_none=True)
+    now = sizes(module)
+    missed = {name: (_outputs(now[name]), goal) for name, goal in goals.items() if _outputs(now[name]) != goal}
+    if missed:
+        words = ", ".join(f"{name} has {has} channels instead of {goal}" for name, (has, goal) in missed.items())
+        raise StageError(f"the cut missed its target: {words}", "other layers depend on these: try another ratio")
+
+
+def _outputs(widths: dict[str, int]) -> int:
+    return widths.get("out_channels", widths.get("out_features", 0))
 
 
 def _score(module: "nn.Module", importance: str, context: Context) -> "Score":
@@ -114,10 +123,5 @@ def _accumulate_gradients(module: "nn.Module", context: Context) -> None:
 def _notes(before: dict[str, dict[str, int]], module: "nn.Module") -> "list[str]":
     from edgepack.surgery import sizes
 
-    outs = ("out_channels", "out_features")
-    return [
-        f"{name}: {before[name][key]} -> {now[key]} channels"
-        for name, now in sizes(module).items()
-        for key in outs
-        if key in now and now[key] != before[name][key]
-    ]
+    widths = {name: (_outputs(before[name]), _outputs(now)) for name, now in sizes(module).items()}
+    return [f"{name}: {was} -> {now} channels" for name, (was, now) in widths.items() if was != now]

@@ -1,0 +1,48 @@
+# make help shows what there is. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3.11
+BIN := .venv/bin
+RECIPES := $(notdir $(basename $(wildcard recipes/*.yaml)))
+DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
+.DEFAULT_GOAL := help
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.PHONY: setup help check format test bench clean $(RECIPES) $(DEVICES)
+
+setup: .venv/installed      ## create .venv and install edgepack into it
+
+$(RECIPES): setup           ## build one recipe
+	$(BIN)/edgepack build recipes/$@.yaml
+
+$(DEVICES): setup           ## build every recipe of one device
+	$(BIN)/edgepack build --device $@
+
+check: setup                ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup               ## put the code in form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup                 ## every test, the whole quickstart among them
+	$(BIN)/pytest
+
+quick: setup                ## the tests that take seconds
+	$(BIN)/pytest -m 'not slow'
+
+bench: setup                ## take the figures in benchmarks/ again (nothing else may run)
+	$(BIN)/python benchmarks/numerics.py
+
+clean:                      ## remove bundles and the cache, keep .venv
+	rm -rf dist .edgepack
+
+help:                       ## show this
+	@echo "make TARGET"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | awk '{n=$$1; $$1=""; printf "  %-8s%s\n", n, $$0}'
+	@echo "recipes (make RECIPE builds one):                 $(RECIPES)"
+	@echo "devices (make DEVICE builds every recipe of one): $(DEVICES)"

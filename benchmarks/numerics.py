@@ -1,0 +1,148 @@
+"""The figures behind the rule in edgepack/train.py: how fast one training step is in each layout and precision.
+
+    python benchmarks/numerics.py            writes benchmarks/numerics.md; nothing else may run meanwhile
+
+Every model is trained in all four ways in turn, round after round, so that drift of the machine hits all alike; the
+table gives the median over rounds of each way's time divided by the default's in the same round.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgepack import provenance
+from edgepack.candidate import Candidate, Factory
+from edgepack.datasets import Signature, TensorSpec
+from edgepack.plugins import choose
+from edgepack.stages.quantize import _prepare
+from edgepack.train import Numerics, numerics
+
+_ROUNDS, _STEPS, _BATCH = 7, 4, 64
+_WAYS = tuple(
+    Numerics(channels_last=layout, bfloat16=precision) for precision in (False, True) for layout in (False, True)
+)
+_MODELS = {
+    "ResNet-18": {"torchvision": "resnet18"},
+    "ResNet-18, half width": {"torchvision": "resnet18", "width": "50 %"},
+    "MobileNetV2": {"torchvision": "mobilenet_v2"},
+    "MobileNetV3-small": {"torchvision": "mobilenet_v3_small"},
+    "EfficientNet-B0": {"torchvision": "efficientnet_b0"},
+    "ShuffleNetV2 x0.5": {"torchvision": "shufflenet_v2_x0_5"},
+}
+_SIGNATURE = Signature(
+    inputs=(TensorSpec(name="input", shape=(3, 32, 32)),), labels=tuple(str(label) for label in range(10))
+)
+
+
+def main() -> None:
+    torch.set_num_threads(provenance.threads())
+    rows = [_row(name, *_convolutional(config)) for name, config in _MODELS.items()]
+    rows.append(_row("ResNet-18, half width, in QAT", *_quantized(_MODELS["ResNet-18, half width"])))
+    rows.append(_row("Transformer encoder, 4 x 256, 64 tokens", *_encoder()))
+    rows.append(_row("MLP, 3 x 1024", *_mlp()))
+    Path(__file__).with_suffix(".md").write_text(_page(rows))
+
+
+Make = Callable[[], nn.Module]
+
+
+def _convolutional(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
+    return lambda: Factory.of(choose("models", config), _SIGNATURE).build(), torch.randn(_BATCH, 3, 32, 32)
+
+
+def _quantized(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
+    factory = Factory.of(choose("models", config), _SIGNATURE)
+    return lambda: _prepare(Candidate(module=factory.build(), factory=factory)), torch.randn(_BATCH, 3, 32, 32)
+
+
+def _encoder() -> tuple[Make, torch.Tensor]:
+    def make() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
+        return nn.Sequential(nn.TransformerEncoder(layer, 4), nn.Flatten(), nn.Linear(64 * 256, 10))
+
+    return make, torch.randn(_BATCH, 64, 256)
+
+
+def _mlp() -> tuple[Make, torch.Tensor]:
+    def make() -> nn.Module:
+        hidden = [part for _ in range(3) for part in (nn.Linear(1024, 1024), nn.ReLU())]
+        return nn.Sequential(*hidden, nn.Linear(1024, 10))
+
+    return make, torch.randn(_BATCH, 1024)
+
+
+def _row(name: str, make: Make, inputs: torch.Tensor) -> str:
+    steps = [_step(make, inputs, way) for way in _WAYS]
+    for step in steps:
+        step()
+    ratios: list[list[float]] = [[] for _ in _WAYS]
+    seconds = []
+    for _ in range(_ROUNDS):
+        times = [_time(step) for step in steps]
+        seconds.append(times[0])
+        for each, taken in zip(ratios, times, strict=True):
+            each.append(taken / times[0])
+    medians = [statistics.median(each) for each in ratios]
+    chosen = _WAYS.index(numerics(make()))
+    cells = [f"**{m:.2f}**" if i == chosen else f"{m:.2f}" for i, m in enumerate(medians)]
+    row = f"| {name} | {statistics.median(seconds) * 1e3:.0f} ms | {' | '.join(cells)} |"
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def _step(make: Make, inputs: torch.Tensor, way: Numerics) -> Callable[[], None]:
+    torch.manual_seed(0)
+    module = make()
+    if way.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    targets = torch.arange(_BATCH) % 10
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
+            logits = module(inputs)
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def _time(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    for _ in range(_STEPS):
+        step()
+    return (time.perf_counter() - started) / _STEPS
+
+
+def _page(rows: list[str]) -> str:
+    environment = provenance.environment()
+    features = sorted(provenance.cpu_features() & {"amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd", "bf16"})
+    return "\n".join(
+        [
+            "# How fast one training step is, by layout and precision",
+            "",
+            f"Time of a step of {_BATCH} samples relative to the default, median of {_ROUNDS} interleaved rounds of",
+            f"{_STEPS} steps; below 1 is faster. Bold is what `edgepack.train.numerics` chooses.",
+            "",
+            "| model | default | " + " | ".join(way.name for way in _WAYS) + " |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "Command: `python benchmarks/numerics.py`",
+            "",
+            f"Environment: {environment['cpu']} ({', '.join(features)}), {environment['threads']} threads, "
+            f"{environment['system']}, torch {provenance.versions('torch')['torch']}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
