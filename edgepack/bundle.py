@@ -24,6 +24,7 @@ from edgepack.errors import VerifyError
 from edgepack.store import digest, write_atomic
 
 if TYPE_CHECKING:
+    from edgepack.datasets import Signature
     from edgepack.device import Device
     from edgepack.recipe import Recipe
     from edgepack.work import Work
@@ -77,9 +78,7 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
         _, path = work.file(artifact.label)
         files[f"models/{recipe.name}{path.suffix}"] = path.read_bytes()
     signature = work.signature
-    files["io/signature.json"] = _json(
-        {**signature.model_dump(mode="json", exclude={"labels"}), "outputs": [_output(work)]}
-    )
+    files["io/signature.json"] = _json(_interface(signature))
     files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
     files.update(_selftest(build, work))
     files["provenance/recipe.yaml"] = _yaml(recipe.resolved())
@@ -92,8 +91,11 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     return files
 
 
-def _output(work: "Work") -> dict[str, Any]:
-    return {"name": "logits", "shape": [len(work.signature.labels)], "dtype": "float32"}
+def _interface(signature: "Signature") -> dict[str, Any]:
+    """What an app feeds the files and what it gets, one sample at a time."""
+    inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
+    output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
+    return {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
 
 
 def _selftest(build: Build, work: "Work") -> Files:

@@ -103,6 +103,8 @@ class Candidate:
         factory = Factory.model_validate_json(json.dumps(facts["factory"]))
         surgery = tuple(Edit(**edit) for edit in facts["surgery"])
         if facts["form"] == "exported":
+            import torchao.quantization.pt2e  # noqa: F401  (registers the operators that quantized programs use)
+
             module = torch.export.load(folder / "program.pt2").module(check_guards=False)
         else:
             from safetensors.torch import load_model

@@ -43,7 +43,11 @@ def test_every_situation_has_a_file_and_its_message(folder: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("nothing.yaml", "No such file or directory"), ("recipes", "unknown recipe"), (".", "Is a directory")],
+    [
+        ("nothing.yaml", "No such file or directory"),
+        ("nothing", "unknown recipe 'nothing'"),
+        ("recipes", "Is a directory"),
+    ],
 )
 def test_a_recipe_that_cannot_be_read(path: str, why: str) -> None:
     ran = edgepack("check", path)

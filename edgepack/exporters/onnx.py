@@ -1,7 +1,7 @@
 """ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -36,10 +36,9 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
-def _forget_sources(model: object) -> None:
+def _forget_sources(model: Any) -> None:
     """Drop what the exporter notes of the machine it ran on: paths in stack traces would differ from clone to clone."""
-    for node in model.graph:  # type: ignore[attr-defined]
-        node.metadata_props.clear()
-        node.doc_string = None
-    for value in model.graph.inputs:  # type: ignore[attr-defined]
-        value.metadata_props.clear()
+    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for part in (model, model.graph, *values, *model.graph):
+        part.metadata_props.clear()
+        part.doc_string = None
