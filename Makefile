@@ -1,11 +1,12 @@
 # make help shows what there is. Everything runs in .venv, which is made on first use.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RECIPES := $(notdir $(basename $(wildcard recipes/*.yaml)))
 DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
 .DEFAULT_GOAL := help
 
 .venv/installed: pyproject.toml
+	@echo "installing edgepack, torch and the runtimes into .venv: a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

@@ -50,6 +50,11 @@ def write(build: Build, recipe: "Recipe", device: "Device", work: "Work", folder
     return result
 
 
+def remove(folder: Path, name: str) -> None:
+    (folder / f"{name}.zip").unlink(missing_ok=True)
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+
+
 def pack(files: Files) -> bytes:
     """A zip that depends on the files' names and contents only: sorted, stored, one date, one mode."""
     buffer = io.BytesIO()

@@ -35,9 +35,9 @@ def _sizes(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield _exact("accuracy", outcome["score"], rows=outcome["rows"])
-    yield _exact("parity", outcome["parity"]["agreement"], **outcome["parity"])
-    if "runtimes" in outcome:
-        yield _exact("parity.runtimes", outcome["runtimes"]["agreement"], **outcome["runtimes"])
+    for metric, found in (("parity", "parity"), ("parity.runtimes", "runtimes")):
+        if found in outcome:
+            yield _exact(metric, outcome[found]["agreement"], **outcome[found])
 
 
 def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:

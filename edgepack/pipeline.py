@@ -17,7 +17,7 @@ from edgepack.gate import judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.recipe import Recipe
-from edgepack.reports import write_reports
+from edgepack.reports import remove_reports, write_reports
 from edgepack.store import Entry, Store, disk_error
 from edgepack.work import Work, with_step
 
@@ -47,16 +47,17 @@ def build(
             steps.append(step)
             work.emit = with_step(emit, number, planner.count, step.name)
             result = _with(result, step, _do(work, step))
-            result.save(folder / "build.json")
+            if not step.cached:
+                result.save(folder / "build.json")
         remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
         result = _judged(result, recipe)
         result = bundle.write(result, recipe, device, work, folder)
+        write_reports(result, folder)
     except (EdgepackError, KeyboardInterrupt) as error:
         _save_failure(result, error, folder)
         raise
     except OSError as error:
         raise disk_error(error, folder) from error
-    write_reports(result, folder)
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 
@@ -142,11 +143,14 @@ def _judged(result: Build, recipe: Recipe) -> Build:
 
 
 def _save_failure(result: Build, error: BaseException, folder: Path) -> None:
+    """Keep what was done, and leave no bundle or report of an earlier build beside it to be shipped by mistake."""
     code = error.code if isinstance(error, EdgepackError) else ExitCode.INTERRUPTED
     failed = result.model_copy(
         update={"exit_code": int(code), "error": str(error) or "interrupted", "finished_at": round(time.time(), 3)}
     )
     try:
         failed.save(folder / "build.json")
+        bundle.remove(folder, result.name)
+        remove_reports(folder)
     except OSError:
         return  # the disk may be what failed; the error itself is on its way to the user

@@ -128,10 +128,12 @@ class Planner:
         return self._step("outputs", "reference outputs", ingredients)
 
     def evaluation(self, export: Step, exports: Sequence[Step], last: Step) -> Step:
-        shas = [_sha(self.store, step) for step in (export, exports[0])]
+        """How well a file does on the test split; what ships is compared with the torch model and the first file."""
+        beside = [exports[0]] if export.subject == "model" else []
+        shas = [_sha(self.store, step) for step in (export, *beside)]
         ingredients = {
             "files": shas,
-            "reference": last.key,
+            "reference": last.key if beside else "",
             "data": self.fingerprint,
             "task": self.recipe.task,
             "where": self._where(export),

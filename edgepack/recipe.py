@@ -111,8 +111,9 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     document = Document.read(file)
     for override in overrides:
         _override(document, override)
-    if device is not None:
-        document.data["device"] = device
+    if device not in (None, document.data.get("device")):  # its bundle must not take the place of the recipe's own
+        document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{device}")
+        document.lines[("device",)] = 0
     raw = document.check(RecipeFile, document.data)
     recipe = _Checker(document, file).recipe(document.data)
     document.raise_problems()

@@ -138,18 +138,16 @@ class Work:
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
         logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
-        reference = evaluate.load(self.entry("reference outputs").path / "logits.npy")
-        outcome = {
-            "score": self.task.score(logits, split.targets.numpy()),
-            "rows": len(logits),
-            "cases": logits[:_SELFTEST_CASES].tolist(),
-            "parity": evaluate.parity(self.task, logits, reference),
-        }
-        first = self.recipe.exporters[0].name
-        if artifact.subject == "model" and artifact.format != first:
-            other = evaluate.load(self.entry(f"evaluate {first}").path / "logits.npy")
-            outcome["runtimes"] = {"with": first, **evaluate.parity(self.task, logits, other)}
+        outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
+        if artifact.subject == "model":
+            outcome["cases"] = logits[:_SELFTEST_CASES].tolist()
+            outcome["parity"] = self._parity(logits, "reference outputs")
+            if artifact.format != (first := self.recipe.exporters[0].name):
+                outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         return outcome
+
+    def _parity(self, logits: Any, other: str) -> dict[str, float]:
+        return evaluate.parity(self.task, logits, evaluate.load(self.entry(other).path / "logits.npy"))
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)

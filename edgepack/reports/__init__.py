@@ -7,7 +7,7 @@
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgepack import plugins
 from edgepack.build import Build
@@ -21,7 +21,15 @@ class Report(Protocol):
 
 
 def write_reports(build: Build, folder: Path) -> None:
-    for name in plugins.names("reports"):
-        report = plugins.load("reports", name)
-        if getattr(report, "FILE", ""):
-            write_atomic(folder / report.FILE, report.render(build).encode())
+    for report in _with_files():
+        write_atomic(folder / report.FILE, report.render(build).encode())
+
+
+def remove_reports(folder: Path) -> None:
+    for report in _with_files():
+        (folder / report.FILE).unlink(missing_ok=True)
+
+
+def _with_files() -> list[Any]:
+    modules = (plugins.load("reports", name) for name in plugins.names("reports"))
+    return [module for module in modules if getattr(module, "FILE", "")]

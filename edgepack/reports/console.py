@@ -75,6 +75,8 @@ class Live:
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
+            redirect_stdout=False,  # what libraries print belongs into build.log
+            redirect_stderr=False,
         )
         self.bar.start()
         self.task: Any = None
