@@ -17,9 +17,12 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
 
 from edgepack.build import Build
+from edgepack.config import Frozen
 from edgepack.errors import VerifyError
 from edgepack.store import digest, write_atomic
 
@@ -29,11 +32,10 @@ if TYPE_CHECKING:
     from edgepack.recipe import Recipe
     from edgepack.work import Work
 
-SCHEMA = "edgepack.bundle/1"
+Role = Literal["deploy", "test", "provenance"]
+SCHEMA: Literal["edgepack.bundle/1"] = "edgepack.bundle/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
-_LARGEST = 4 * 2**30  # bytes unpacked; more is an attack, not a mobile model
-_MOST = 10_000  # files
-_ROLES = {"models": "deploy", "io": "deploy", "selftest": "test", "provenance": "provenance"}
+_ROLES: dict[str, Role] = {"models": "deploy", "io": "deploy", "selftest": "test", "provenance": "provenance"}
 
 Files = dict[str, bytes]  # path inside the bundle -> content
 
@@ -67,7 +69,26 @@ def pack(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def verify(bundle: Path) -> dict[str, Any]:
+class File(Frozen):
+    path: str
+    bytes: int
+    sha256: str
+    role: Role
+
+
+class Manifest(Frozen):
+    """The manifest of a bundle. `content_digest` is over the files that an app ships, those of role deploy."""
+
+    schema_: Literal["edgepack.bundle/1"] = Field(default=SCHEMA, alias="schema")
+    name: str
+    task: str
+    device: str
+    runtimes: dict[str, dict[str, str]]
+    files: tuple[File, ...]
+    content_digest: str
+
+
+def verify(bundle: Path) -> Manifest:
     """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
     files = _read_folder(bundle) if bundle.is_dir() else _read_zip(bundle)
     manifest = _manifest(files)
@@ -91,7 +112,7 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     files["provenance/versions.json"] = _json(build.provenance["versions"])
     stages = [record.model_dump(mode="json", exclude={"seconds", "reused"}) for record in build.ledger]
     files["provenance/stages.json"] = _json(stages)
-    files["manifest.json"] = _json(_describe(build, recipe, device, files))
+    files["manifest.json"] = _json(_describe(build, recipe, device, files).model_dump(mode="json", by_alias=True))
     files["SHA256SUMS"] = "".join(f"{_sha(files[path])}  {path}\n" for path in sorted(files)).encode()
     return files
 
@@ -125,7 +146,7 @@ def _selftest(build: Build, work: "Work") -> Files:
     return files
 
 
-def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) -> dict[str, Any]:
+def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) -> Manifest:
     versions = build.provenance["versions"]
     runtimes = {
         artifact.runtime: {
@@ -134,20 +155,24 @@ def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) ->
         }
         for artifact in build.shipped()
     }
-    listed = [
-        {"path": path, "bytes": len(files[path]), "sha256": _sha(files[path]), "role": _ROLES[path.split("/")[0]]}
-        for path in sorted(files)
-    ]
-    deployed = [[each["path"], each["sha256"]] for each in listed if each["role"] == "deploy"]
-    return {
-        "schema": SCHEMA,
-        "name": recipe.name,
-        "task": recipe.task,
-        "device": device.id,
-        "runtimes": runtimes,
-        "files": listed,
-        "content_digest": digest(deployed),
-    }
+    listed = tuple(_file(path, files[path]) for path in sorted(files))
+    return Manifest(
+        schema=SCHEMA,
+        name=recipe.name,
+        task=recipe.task,
+        device=device.id,
+        runtimes=runtimes,
+        files=listed,
+        content_digest=_content_digest(listed),
+    )
+
+
+def _file(path: str, content: bytes) -> File:
+    return File(path=path, bytes=len(content), sha256=_sha(content), role=_ROLES[path.split("/")[0]])
+
+
+def _content_digest(files: Iterable[File]) -> str:
+    return digest([[each.path, each.sha256] for each in files if each.role == "deploy"])
 
 
 def _unpack(files: Files, folder: Path) -> None:
@@ -183,7 +208,7 @@ def _read_zip(path: Path) -> Files:
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             members = archive.infolist()
-            _refuse_tricks(path, members)
+            _refuse_tricks(path, members, len(packed))
             files = {member.filename: archive.read(member) for member in members}
     except VerifyError:
         raise
@@ -194,51 +219,58 @@ def _read_zip(path: Path) -> Files:
     return files
 
 
-def _refuse_tricks(path: Path, members: Iterable[zipfile.ZipInfo]) -> None:
+def _refuse_tricks(path: Path, members: Iterable[zipfile.ZipInfo], length: int) -> None:
     seen: set[str] = set()
-    size = 0
     for member in members:
-        size += member.file_size
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > length:
+            raise VerifyError(f"{path} was not packed by edgepack: {member.filename!r} grows when it is unpacked")
         if not _safe(member.filename):
-            raise VerifyError(f"{path}: '{member.filename}' would be written outside the bundle's folder")
+            raise VerifyError(f"{path}: {member.filename!r} would be written outside the bundle's folder")
         if member.filename in seen:
-            raise VerifyError(f"{path}: '{member.filename}' is there twice")
+            raise VerifyError(f"{path}: {member.filename!r} is there twice")
         seen.add(member.filename)
-    if size > _LARGEST or len(seen) > _MOST:
-        raise VerifyError(f"{path}: {len(seen)} files of {size:,} bytes when unpacked: this is not a mobile bundle")
 
 
 def _safe(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(name) and "\\" not in name and ":" not in name and not path.is_absolute() and ".." not in path.parts
+    plain = bool(name) and name.isprintable() and not {*"\\:"} & {*name}
+    return plain and not path.is_absolute() and ".." not in path.parts
 
 
-def _manifest(files: Files) -> dict[str, Any]:
+def _manifest(files: Files) -> "Manifest":
     if "manifest.json" not in files:
         raise VerifyError("there is no manifest.json: this is not an edgepack bundle")
     try:
         manifest = json.loads(files["manifest.json"])
-        listed = {each["path"]: (each["bytes"], each["sha256"], each["role"]) for each in manifest["files"]}
+        schema = manifest["schema"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise VerifyError("manifest.json does not describe a bundle") from None
-    if manifest.get("schema") != SCHEMA:
-        raise VerifyError(f"the manifest has schema {manifest.get('schema')!r}, this edgepack reads {SCHEMA!r}")
-    if not all(isinstance(path, str) and _safe(path) for path in listed):
+    if schema != SCHEMA:
+        raise VerifyError(f"the manifest has schema {schema!r}, this edgepack reads {SCHEMA!r}")
+    try:
+        checked = Manifest.model_validate_json(files["manifest.json"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
+    paths = [each.path for each in checked.files]
+    if not all(_safe(path) for path in paths):
         raise VerifyError("the manifest names a file outside the bundle")
-    return dict(manifest)
+    if len(set(paths)) != len(paths):
+        raise VerifyError("the manifest names a file twice")
+    return checked
 
 
-def _differences(manifest: dict[str, Any], files: Files) -> Iterable[str]:
-    listed = {each["path"]: each for each in manifest["files"]}
+def _differences(manifest: "Manifest", files: Files) -> Iterable[str]:
+    listed = {each.path: each for each in manifest.files}
     for path, facts in listed.items():
         if path not in files:
             yield f"missing: {path}"
-        elif (len(files[path]), _sha(files[path])) != (facts["bytes"], facts["sha256"]):
+        elif (len(files[path]), _sha(files[path])) != (facts.bytes, facts.sha256):
             yield f"changed: {path}"
     for path in sorted({*files} - {*listed, "manifest.json", "SHA256SUMS"}):
-        yield f"not in the manifest: {path}"
-    deployed = [[path, listed[path]["sha256"]] for path in sorted(listed) if listed[path]["role"] == "deploy"]
-    if digest(deployed) != manifest.get("content_digest"):
+        yield f"not in the manifest: {path if path.isprintable() else repr(path)}"
+    if _content_digest(manifest.files) != manifest.content_digest:
         yield "changed: the content digest of manifest.json"
 
 

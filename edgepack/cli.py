@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -71,7 +72,7 @@ def build(
     store: str,
     remeasure: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Build recipes: run what is not done yet, measure the exported files, judge them, write the bundle.
 
     RECIPE is a file, or a name in recipes/; without one, every recipe there is built.
@@ -92,7 +93,7 @@ def build(
                 codes.append(error.code)
             finally:
                 watch.close()
-    raise SystemExit(most_decisive(codes))
+    return most_decisive(codes)
 
 
 def _build_one(
@@ -108,7 +109,8 @@ def _build_one(
     result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure)
     watch.close()
     if not isinstance(watch, JsonLines):
-        show(result, screen.out, str(folder))
+        with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
+            show(result, screen.out, str(folder))
     return result.exit_code or 0
 
 
@@ -150,9 +152,13 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
 def explain(recipe: str, dist: str) -> None:
     """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
     from edgepack.build import Build
+    from edgepack.recipe import load_recipe
     from edgepack.reports.console import ledger, show
 
-    name = Path(recipe).stem
+    try:
+        name = load_recipe(recipe).name
+    except RecipeError:  # the recipe may have gone or changed since; what it built is still there
+        name = Path(recipe).stem
     result = Build.read(Path(dist) / name / "build.json")
     ledger(result, sys.stdout)
     if result.error:
@@ -170,7 +176,7 @@ def verify(bundle: Path) -> None:
     if not bundle.exists():
         raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
     manifest = verify(bundle)
-    click.echo(f"{bundle}: whole, {len(manifest['files'])} files, {manifest['name']} for {manifest['device']}")
+    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}")
 
 
 @cli.command()
@@ -256,7 +262,7 @@ def cache_gc(store: str, unused_days: float, max_size: str | None) -> None:
 @cli.command()
 @_store
 @_dist
-def doctor(store: str, dist: str) -> None:
+def doctor(store: str, dist: str) -> int:
     """Check this machine: versions, processor, disk and load, and say what to change."""
     from edgepack.doctor import checks
 
@@ -266,7 +272,7 @@ def doctor(store: str, dist: str) -> None:
         click.echo(f"{'ok ' if finding.fine else 'BAD'}  {finding.text}")
         if finding.advice:
             click.echo(f"     {finding.advice}")
-    raise SystemExit(ExitCode.DEVICE if bad else ExitCode.OK)
+    return ExitCode.DEVICE if bad else ExitCode.OK
 
 
 def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
@@ -285,7 +291,7 @@ def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))  # recipes share devices
     chosen = [recipe for recipe in loaded if recipes or device in (None, recipe.device)]
     if not chosen:
         raise RecipeError(f"no recipe in recipes/ is for the device '{device}'")
@@ -318,8 +324,9 @@ class Screen:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None and self._kept and not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)  # into the log
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        for stream in {self.out, self.err, sys.stdout, sys.stderr}:
+            with suppress(BrokenPipeError):
+                stream.flush()
         for fd, copy in zip((1, 2), self._kept, strict=False):
             os.dup2(copy, fd)
             os.close(copy)
@@ -339,8 +346,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:  # `edgepack ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except SystemExit:  # click's way to say that nobody reads on, as in `edgepack stages | head`: no failure
         code = ExitCode.OK
     except Exception as error:
         code = _bug(error)

@@ -26,7 +26,7 @@ _MAX_NODES = 10_000  # more is not a recipe but an attack on the reader (aliases
 class Frozen(BaseModel):
     """Base of every value that is read from or written to a file: immutable, keyword-only, nothing unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -93,6 +93,7 @@ class Document:
     data: Any
     lines: dict[KeyPath, int]
     problems: list[Problem] = field(default_factory=list)
+    _elsewhere: dict[KeyPath, str] = field(default_factory=dict)  # values that an option of the command line gave
 
     @classmethod
     def read(cls, path: Path) -> "Document":
@@ -108,34 +109,41 @@ class Document:
     @classmethod
     def parse(cls, text: str, path: Path) -> "Document":
         from ruamel.yaml import YAML
-        from ruamel.yaml.error import MarkedYAMLError, YAMLError
+        from ruamel.yaml.error import YAMLError
 
         yaml = YAML(typ="safe", pure=True)
         document = cls(file=_shown(path), data=None, lines={})
         try:
             root = yaml.compose(text)
-        except MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 0
-            raise _fatal(path, line, f"this is not valid YAML: {error.problem or error.context}") from None
+            if root is None:
+                raise _fatal(path, 0, "the file is empty")
+            document.data = _Reader(document, yaml.constructor).read(root, ())
         except YAMLError as error:
-            raise _fatal(path, 0, f"this is not valid YAML: {str(error).splitlines()[0]}") from None
-        if root is None:
-            raise _fatal(path, 0, "the file is empty")
-        document.data = _Reader(document, yaml.constructor).read(root, ())
+            raise _fatal(path, _line(error, text), f"this is not valid YAML: {_reason(error)}") from None
+        except RecursionError:
+            raise _fatal(path, 0, "nested too deeply: this is not a recipe or device file") from None
         if not isinstance(document.data, dict):
             raise _fatal(path, 1, "expected a mapping (key: value) at the top of the file")
         document.raise_problems()
         return document
 
-    def line(self, path: KeyPath) -> int:
-        """The line of the nearest key on the way to `path` that stands in the file; 0 for a value from elsewhere."""
-        while path and path not in self.lines:
+    def came_from(self, option: str, path: KeyPath) -> None:
+        """The value at `path`, and all below it, was given by this option of the command line."""
+        self._elsewhere[path] = option
+        self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
+
+    def where(self, path: KeyPath) -> tuple[str, int]:
+        """The file and line of the nearest key on the way to `path`, or the option it was given by and 0."""
+        while path and path not in self.lines and path not in self._elsewhere:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return (self._elsewhere[path], 0) if path in self._elsewhere else (self.file, self.lines.get(path, 1))
+
+    def place(self, path: KeyPath) -> str:
+        file, line = self.where(path)
+        return f"{file}:{line}" if line else file
 
     def problem(self, path: KeyPath, message: str) -> None:
-        origin = self.line(path)
-        self.problems.append(Problem(self.file if origin else "--set", origin, show_path(path), message))
+        self.problems.append(Problem(*self.where(path), show_path(path), message))
 
     def check(self, model: type[Model], value: object, path: KeyPath = ()) -> Model | None:
         """`value` as a `model`, or None after noting each mistake in it."""
@@ -159,7 +167,7 @@ class Document:
 
     def raise_problems(self) -> None:
         if self.problems:
-            raise ConfigError(sorted(self.problems, key=lambda problem: problem.line))
+            raise ConfigError(sorted(self.problems, key=lambda each: (each.file != self.file, each.file, each.line)))
 
 
 class _Reader:
@@ -192,7 +200,10 @@ class _Reader:
     def _mapping(self, node: Any, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            if not isinstance(key_node.value, str):
+                self.document.problem(path, "a key is plain text, not a list or mapping")
+                continue
+            key = key_node.value
             here = (*path, key)
             if key in result:
                 self.document.problem(here, f"the key '{key}' is given twice (line {key_node.start_mark.line + 1} too)")
@@ -202,22 +213,39 @@ class _Reader:
         return result
 
 
-def read_scalar(text: str) -> Any:
+def read_value(text: str) -> Any:
     """The value of one YAML scalar, list or mapping on the command line (`--set seed=3`)."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         value = YAML(typ="safe", pure=True).load(text)
+        return _tuples(value)
     except YAMLError as error:
-        raise RecipeError(f"--set: cannot read the value {text!r}: {str(error).splitlines()[0]}") from None
-    return _tuples(value)
+        raise RecipeError(f"--set: cannot read the value {text!r}: {_reason(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"--set: cannot read the value {text!r}: nested too deeply") from None
 
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _reason(error: Exception) -> str:
+    """What the YAML reader has against a text, in one line."""
+    problem, context = getattr(error, "problem", None), getattr(error, "context", None)
+    if problem and problem.startswith("but "):  # the second half of a sentence that its context begins
+        return f"{context}, {problem}"
+    return problem or context or str(error).splitlines()[0]
+
+
+def _line(error: Exception, text: str) -> int:
+    mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+    if mark is not None:
+        return int(mark.line) + 1
+    return text.count("\n", 0, position) + 1 if isinstance(position, int) else 0
 
 
 def _shown(path: Path) -> str:
@@ -254,8 +282,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], loc: KeyPath) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        allowed = [str(value) for value in _literals(context["expected"])]
-        return unknown("value", given, allowed)
+        allowed = _literals(context["expected"])
+        return f"expected {allowed[0]}, got {given!r}" if len(allowed) == 1 else unknown("value", given, allowed)
     base = kind.removesuffix("_type").removesuffix("_parsing")
     if base in _EXPECTED and base != kind:
         return f"expected {_EXPECTED[base]}, got {_show(given)}"

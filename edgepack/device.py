@@ -34,7 +34,7 @@ class DeviceFile(Frozen):
 
     edgepack: Literal[1]
     name: str
-    runner: str | dict[str, Any]
+    runner: Any
     controls: Controls = Controls()
     quantization: Quantization = Quantization()
 
@@ -43,6 +43,8 @@ class DeviceFile(Frozen):
     def _named(cls, name: str) -> str:
         if not name.strip():
             raise ValueError("give the device a name that people know it by")
+        if not name.isprintable():
+            raise ValueError(f"a name is printable text, got {name!r}")
         return name
 
 
@@ -102,11 +104,10 @@ def _shipped() -> Path:
 
 
 def _runner(document: Document) -> Choice | None:
-    value = document.data.get("runner")
-    if not isinstance(value, dict | str):
+    if "runner" not in document.data:
         return None
     try:
-        return plugins.choose("runners", value)
+        return plugins.choose("runners", document.data["runner"])
     except Nested as error:
         document.note(error.error, error.model, error.value, ("runner", *error.path))
     except ValueError as error:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from edgepack.benchmark import Measurement
+from edgepack.budgets import METRICS, Budget
 from edgepack.config import Frozen
 from edgepack.errors import ExitCode
-from edgepack.recipe import METRICS, Budget
 
 Outcome = Literal["pass", "fail", "inconclusive", "not_measured", "waived"]
 

@@ -18,10 +18,11 @@ from typing import Any, Literal
 from edgepack import provenance
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Answers, Protocol, enough, interval, timings
+from edgepack.budgets import Budget
 from edgepack.device import Device
 from edgepack.gate import compare
 from edgepack.plugins import Choice
-from edgepack.recipe import Budget, Recipe
+from edgepack.recipe import Recipe
 from edgepack.store import Entry, Store, digest, file_digest, write_atomic
 
 Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]

@@ -3,57 +3,23 @@
 recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
 from edgepack import plugins
-from edgepack.config import Document, Frozen, KeyPath, Nested, read_scalar, unknown
-from edgepack.device import all_devices
+from edgepack.budgets import Budget, plain, read_budgets
+from edgepack.config import ConfigError, Document, Frozen, KeyPath, Nested, unknown
+from edgepack.device import all_devices, load_device
 from edgepack.errors import RecipeError
+from edgepack.overrides import override
 from edgepack.plugins import Choice
-from edgepack.units import DURATION, SHARE, SIZE, Quantity
 
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """Something measured on every exported file, and the ways a budget may bound it (the first is the default)."""
-
-    quantity: Quantity
-    bounds: tuple[str, ...]
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    "size": Metric(quantity=SIZE, bounds=("max",), meaning="bytes of the exported file"),
-    "latency.p50": Metric(quantity=DURATION, bounds=("max",), meaning="median time of one inference"),
-    "latency.p90": Metric(quantity=DURATION, bounds=("max",), meaning="90th percentile of one inference"),
-    "latency.load": Metric(quantity=DURATION, bounds=("max",), meaning="time to load the file, page cache warm"),
-    "latency.first": Metric(quantity=DURATION, bounds=("max",), meaning="time of the first inference after loading"),
-    "memory.peak": Metric(quantity=SIZE, bounds=("max",), meaning="peak memory above the runtime's own, load included"),
-    "accuracy": Metric(quantity=SHARE, bounds=("min", "max_drop"), meaning="share of test samples classified right"),
-    "parity": Metric(
-        quantity=SHARE, bounds=("min",), meaning="share of test samples on which file and torch model agree"
-    ),
-    "parity.runtimes": Metric(
-        quantity=SHARE, bounds=("min",), meaning="share of test samples on which it agrees with the first file"
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """One limit on one metric of every exported file. `limit` is in the metric's base unit (bytes, ms, share)."""
-
-    metric: str
-    bound: str  # max | min | max_drop
-    limit: float
-    place: str  # file:line, for whoever has to change it
-
-    @property
-    def name(self) -> str:
-        return self.metric if self.bound == METRICS[self.metric].bounds[0] else f"{self.metric}.{self.bound}"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class RecipeFile(Frozen):
@@ -62,13 +28,21 @@ class RecipeFile(Frozen):
     edgepack: Literal[1]
     name: str | None = None
     task: str
-    model: dict[str, Any]
-    data: str | dict[str, Any]
+    model: Any
+    data: Any
     device: str
-    seed: int = 0
-    stages: tuple[str | dict[str, Any], ...] = ()
-    export: tuple[str | dict[str, Any], ...]
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    stages: tuple[Any, ...] = ()
+    export: tuple[Any, ...]
     budgets: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _names_files(cls, name: str | None) -> str | None:
+        if name is not None and not _NAME.fullmatch(name):
+            rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
+            raise ValueError(f"a name is used for files: {rule}; got {name!r}")
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +72,7 @@ class Recipe:
             "seed": self.seed,
             "stages": [{stage.name: stage.plain()} for stage in self.stages],
             "export": [{exporter.name: exporter.plain()} for exporter in self.exporters],
-            "budgets": _resolved_budgets(self.budgets),
+            "budgets": plain(self.budgets),
         }
 
 
@@ -109,11 +83,11 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     """
     file = find_recipe(path)
     document = Document.read(file)
-    for override in overrides:
-        _override(document, override)
+    for text in overrides:
+        override(document, text)
     if device not in (None, document.data.get("device")):  # its bundle must not take the place of the recipe's own
         document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{device}")
-        document.lines[("device",)] = 0
+        document.came_from("--device", ("device",))
     raw = document.check(RecipeFile, document.data)
     recipe = _Checker(document, file).recipe(document.data)
     document.raise_problems()
@@ -146,18 +120,20 @@ class _Checker:
 
     def recipe(self, data: dict[str, Any]) -> Recipe | None:
         task = self._task(data.get("task"))
-        model = self._choice("models", data.get("model"), ("model",))
-        source = self._choice("datasets", data.get("data"), ("data",))
+        model = self._choice("models", data["model"], ("model",)) if "model" in data else None
+        source = self._choice("datasets", data["data"], ("data",)) if "data" in data else None
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
-        budgets = tuple(self._budgets(data.get("budgets")))
+        budgets = read_budgets(self.document, data.get("budgets"))
         self._order(stages)
-        self._trained(model, stages)
+        if isinstance(data.get("stages", ()), tuple):
+            self._trained(model, stages)
         self._exports(data.get("export"), exporters)
         self._device(data.get("device"))
+        if model is not None and source is not None:
+            self._fit(source, model, stages)
         if model is None or source is None or task is None or self.document.problems:
             return None
-        self._fit(source, model, stages)
         return Recipe(
             name=data.get("name") or self.file.stem,
             file=self.file,
@@ -180,8 +156,6 @@ class _Checker:
         return value
 
     def _choice(self, kind: str, value: object, path: KeyPath) -> Choice | None:
-        if value is None or not isinstance(value, dict | str) or (kind == "models" and isinstance(value, str)):
-            return None
         try:
             return plugins.choose(kind, value)
         except Nested as error:
@@ -220,8 +194,15 @@ class _Checker:
 
     def _device(self, value: object) -> None:
         known = all_devices()
-        if isinstance(value, str) and value not in known and not value.endswith((".yaml", ".yml")):
+        if not isinstance(value, str):
+            return
+        if value not in known and Path(value).suffix not in (".yaml", ".yml"):
             self.document.problem(("device",), unknown("device", value, known))
+            return
+        try:
+            load_device(value)
+        except ConfigError as error:
+            self.document.problems += error.problems
 
     def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
         if value == ():
@@ -245,25 +226,6 @@ class _Checker:
             if message := choice.module.misfit(choice.config, signature):
                 self.document.problem(path, message)
 
-    def _budgets(self, value: object) -> Iterator[Budget]:
-        if not isinstance(value, dict):
-            return
-        for path, metric, bound, limit in _flatten(value):
-            if metric not in METRICS:
-                message = unknown("budget", metric, METRICS).replace("unknown budget", "nothing measures a budget")
-                self.document.problem(path, message)
-                continue
-            known = METRICS[metric]
-            bound = bound or known.bounds[0]
-            try:
-                yield Budget(metric=metric, bound=bound, limit=known.quantity.parse(limit), place=self._place(path))
-            except ValueError as error:
-                self.document.problem(path, str(error))
-
-    def _place(self, path: KeyPath) -> str:
-        line = self.document.line(path)
-        return f"{self.document.file}:{line}" if line else "--set"
-
 
 def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[KeyPath, Choice]]:
     yield ("model",), model
@@ -271,67 +233,3 @@ def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[Ke
         for key, value in (dict(stage.config) if stage else {}).items():
             if stage and isinstance(value, Choice) and value.kind == "models":
                 yield ("stages", i, stage.name, key), value
-
-
-def _flatten(budgets: dict[str, Any], prefix: str = "") -> Iterator[tuple[KeyPath, str, str, Any]]:
-    """(path, metric, bound, limit) of `latency.p50: 2 ms`, `latency: {p50: 2 ms}` and `accuracy: {min: 95 %}` alike."""
-    for key, value in budgets.items():
-        name = f"{prefix}.{key}" if prefix else key
-        path: KeyPath = ("budgets", *([prefix] if prefix else []), key)
-        bounds = METRICS[prefix].bounds if prefix in METRICS else ()
-        if key in bounds:
-            yield path, prefix, key, value
-        elif isinstance(value, dict) and not prefix:
-            yield from _flatten(value, name)
-        else:
-            yield path, name, "", value
-
-
-def _resolved_budgets(budgets: Sequence[Budget]) -> dict[str, dict[str, str]]:
-    result: dict[str, dict[str, str]] = {}
-    for budget in budgets:
-        limit = METRICS[budget.metric].quantity.exact(budget.limit)
-        result.setdefault(budget.metric, {})[budget.bound] = limit
-    return result
-
-
-def _override(document: Document, text: str) -> None:
-    """Apply `key.path=value`; a list item is named by its number or, for stages, by the stage."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {text!r}: write it as key.path=value, for example --set budgets.size=1MB")
-    try:
-        document.data, path = _set(document.data, key.split("."), read_scalar(value))
-    except LookupError as error:
-        raise RecipeError(f"--set {key}: {error.args[0]}") from None
-    document.lines[path] = 0
-
-
-def _set(node: Any, parts: list[str], value: Any) -> tuple[Any, KeyPath]:
-    """`node` with the value at `parts` replaced or added, and the path where it now stands."""
-    if not parts:
-        return value, ()
-    if isinstance(node, tuple):
-        i, rest = _list_item(node, parts)
-        inner, path = _set(node[i], rest, value)
-        return (*node[:i], inner, *node[i + 1 :]), (i, *path)
-    mapping = node if isinstance(node, dict) else {node: {}} if node == parts[0] else {}
-    name, rest = _next_key(mapping, parts)
-    inner, path = _set(mapping.get(name), rest, value)
-    return {**mapping, name: inner}, (name, *path)
-
-
-def _next_key(mapping: dict[str, Any], parts: list[str]) -> tuple[str, list[str]]:
-    for end in range(len(parts), 0, -1):  # `latency.p50` may stand in the file as one key
-        if (name := ".".join(parts[:end])) in mapping:
-            return name, parts[end:]
-    return parts[0], parts[1:]
-
-
-def _list_item(items: tuple[Any, ...], parts: list[str]) -> tuple[int, list[str]]:
-    if parts[0].isdigit() and int(parts[0]) < len(items):
-        return int(parts[0]), parts[1:]
-    names = [next(iter(item)) if isinstance(item, dict) and item else str(item) for item in items]
-    if parts[0] not in names:
-        raise LookupError(f"the list has no '{parts[0]}', only {', '.join(names)}")
-    return names.index(parts[0]), parts

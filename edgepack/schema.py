@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from edgepack import plugins
+from edgepack.budgets import METRICS
 from edgepack.device import DeviceFile
-from edgepack.recipe import METRICS, RecipeFile
+from edgepack.recipe import RecipeFile
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -72,7 +73,10 @@ def _budgets() -> dict[str, Any]:
             "additionalProperties": False,
         }
         properties[name] = {"anyOf": [limit, bounds]}
-    for name in {key.split(".")[0] for key in METRICS if "." in key} - {*METRICS}:
-        inner = {key.partition(".")[2]: value for key, value in properties.items() if key.startswith(f"{name}.")}
-        properties[name] = {"type": "object", "properties": inner, "additionalProperties": False}
+    for group in {key.split(".")[0] for key in METRICS if "." in key}:  # `latency: {p50: 2 ms}` is another spelling
+        inner = {key.partition(".")[2]: value for key, value in properties.items() if key.startswith(f"{group}.")}
+        if group in METRICS:
+            properties[group]["anyOf"][1]["properties"].update(inner)
+        else:
+            properties[group] = {"type": "object", "properties": inner, "additionalProperties": False}
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -73,8 +73,9 @@ class Store:
         path = self._path(kind, key)
         try:
             record = json.loads((path / "record.json").read_text())
-            return Entry(kind=kind, key=key, path=path, **record)
-        except (OSError, ValueError, TypeError):
+            whole = record.pop("digest") == digest(record)
+            return Entry(kind=kind, key=key, path=path, **record) if whole else None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
 
     def get(self, kind: str, key: str) -> Entry | None:
@@ -172,7 +173,8 @@ class Store:
             if path.is_file()
         }
         record = {"made_at": time.time(), "ingredients": ingredients, "outcome": outcome, "files": files}
-        write_atomic(folder / "record.json", json.dumps(record, indent=1).encode())
+        record = json.loads(json.dumps(record))  # as it will be read
+        write_atomic(folder / "record.json", json.dumps({**record, "digest": digest(record)}, indent=1).encode())
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a damaged or remeasured entry gives way
             old = target.replace(folder.with_name(folder.name + "-old"))
@@ -197,11 +199,15 @@ def _intact(path: Path, facts: dict[str, Any]) -> bool:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def disk_error(error: OSError, folder: Path) -> DeviceError:

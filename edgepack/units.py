@@ -32,7 +32,8 @@ class Quantity:
             if unit in self.units:
                 return round(number * self.units[unit], 12)
             raise ValueError(self._wrong_unit(value, unit))
-        shown = f"{value!r} has no unit" if isinstance(value, int | float) else f"{value!r} is not {self.name}"
+        given = "nothing" if value is None else repr(value)
+        shown = f"{given} has no unit" if isinstance(value, int | float) else f"{given} is not {self.name}"
         raise ValueError(f"{shown}: write {self.example}")
 
     def _wrong_unit(self, value: str, unit: str) -> str:
@@ -44,12 +45,14 @@ class Quantity:
         return f"unknown unit {unit!r} in {value!r}{hint} (allowed: {allowed})"
 
     def format(self, value: float, digits: int = 3) -> str:
-        """Short text for people, three significant digits."""
-        factor, unit = self._scale(value)
-        scaled = value / factor
-        places = max(0, digits - len(str(int(abs(scaled)))))
-        text = f"{scaled:.{places}f}"
-        return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
+        """Short text for people, three significant digits.
+
+        >>> SIZE.format(999_999), DURATION.format(0.0612)
+        ('1 MB', '61.2 us')
+        """
+        rounded = float(f"{value:.{digits}g}")  # before the unit is chosen: 999,999 B are 1 MB, not 1000 kB
+        factor, unit = self._scale(rounded)
+        return f"{rounded / factor:.12g} {unit}"
 
     def exact(self, value: float) -> str:
         """Text that parses back to the same value."""

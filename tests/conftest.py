@@ -1,4 +1,4 @@
-"""Every test runs in a folder of its own, with a store of its own, one seed and one thread; nothing reaches the user's."""
+"""Every test runs in a folder of its own, with a store, seed and thread of its own; nothing reaches the user's."""
 
 import os
 import shutil

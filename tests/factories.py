@@ -17,11 +17,12 @@ from unittest import mock
 from edgepack import cli
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
+from edgepack.budgets import METRICS, Budget
 from edgepack.build import Build, StageRecord
 from edgepack.device import Device, load_device
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Plan, Planner, Step, remember
-from edgepack.recipe import METRICS, Budget, Recipe, load_recipe
+from edgepack.recipe import Recipe, load_recipe
 from edgepack.store import Entry, Store, digest
 
 PROJECT = Path(__file__).parent.parent
@@ -52,9 +53,9 @@ def recipe_text(**parts: Any) -> str:
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in whole.items() if value is not None)
 
 
-def recipe_file(name: str = "tiny", **parts: Any) -> Path:
+def recipe_file(stem: str = "tiny", **parts: Any) -> Path:
     """A recipe in recipes/ of the current folder."""
-    path = Path("recipes", f"{name}.yaml")
+    path = Path("recipes", f"{stem}.yaml")
     path.write_text(recipe_text(**parts))
     return path
 
@@ -174,12 +175,12 @@ def bundle_files(**models: bytes) -> dict[str, bytes]:
     return sealed({"io/labels.txt": b"zero\none\n", "selftest/cases.json": b"{}\n", **named})
 
 
-def sealed(files: Mapping[str, bytes], **changes: Any) -> dict[str, bytes]:
-    """`files` with a manifest, changed by `changes`, and sums that fit."""
+def sealed(contents: Mapping[str, bytes], /, **changes: Any) -> dict[str, bytes]:
+    """`contents` with a manifest, changed by `changes`, and sums that fit."""
     roles = {"models": "deploy", "io": "deploy", "selftest": "test"}
     listed = [
         {"path": path, "bytes": len(content), "sha256": _sha(content), "role": roles.get(path.split("/")[0], "test")}
-        for path, content in sorted(files.items())
+        for path, content in sorted(contents.items())
     ]
     deployed = [[each["path"], each["sha256"]] for each in listed if each["role"] == "deploy"]
     manifest = {
@@ -192,7 +193,7 @@ def sealed(files: Mapping[str, bytes], **changes: Any) -> dict[str, bytes]:
         "content_digest": digest(deployed),
         **changes,
     }
-    return with_sums({**files, "manifest.json": json.dumps(manifest).encode()})
+    return with_sums({**contents, "manifest.json": json.dumps(manifest).encode()})
 
 
 def with_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -222,6 +223,7 @@ def edgepack(*arguments: str) -> Ran:
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["edgepack", *arguments]),
         mock.patch("signal.signal"),
+        mock.patch("tempfile.tempdir", str(Path.cwd())),
     ):
         try:
             cli.main()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
@@ -26,6 +27,7 @@ from edgepack.stages import train as stage
 
 SIGNATURE = Signature(inputs=(TensorSpec(name="input", shape=(1, 8, 8)),), labels=("rows", "columns", "squares"))
 Kind = Literal["residual", "mlp", "depthwise"]
+How = Literal["eager", "quantized"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "depthwise")
 
 
@@ -62,7 +64,8 @@ class Residual(nn.Module):  # type: ignore[misc]
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        pooled = nn.functional.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1)
+        logits: torch.Tensor = self.head(pooled.flatten(1))
         return logits
 
 
@@ -167,3 +170,25 @@ def reloaded(candidate: Candidate, folder: Path) -> Candidate:
     folder.mkdir(parents=True, exist_ok=True)
     candidate.save(folder)
     return Candidate.load(folder)
+
+
+@cache
+def made(how: How, kind: Kind = "residual") -> Candidate:
+    """A net that has learned, as it is or in int8; shared, so not to be changed."""
+    from edgepack.stages import quantize
+
+    start = learned(kind)
+    return start if how == "eager" else quantize.run(start, quantize.Config(epochs=0), context())
+
+
+def write(made: Candidate, format: str, path: Path) -> bytes:
+    """What the exporter of this name writes."""
+    exporter = plugins.load("exporters", format)
+    exporter.export(made, exporter.Config(), path)
+    return path.read_bytes()
+
+
+@cache
+def exported(format: str, how: How = "eager", kind: Kind = "residual") -> bytes:
+    with TemporaryDirectory() as folder:
+        return write(made(how, kind), format, Path(folder) / "model")

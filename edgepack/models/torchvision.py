@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from edgepack.config import Frozen, unknown
 from edgepack.datasets import Signature
-from edgepack.units import Share
+from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class Config(Frozen):
     def _narrower(cls, width: float) -> float:
         if not 0 < width <= 1:
             raise ValueError(
-                f"width is a share of the model's own channels, above 0 % and up to 100 %, got {width:.0%}"
+                f"width is a share of the model's own channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
             )
         return width
 

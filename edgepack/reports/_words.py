@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from edgepack.benchmark import Measurement
+from edgepack.budgets import METRICS
 from edgepack.build import Build
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
-from edgepack.recipe import METRICS
 
 MARKS = {
     "pass": "pass",

@@ -1,8 +1,8 @@
 """What a person sees: progress while a build runs, and the table at its end. Makes no file."""
 
 import dataclasses
+import io
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,6 +40,15 @@ class JsonLines:
         """Nothing to tidy: every line is complete."""
 
 
+def _say(watcher: "JsonLines | Plain", line: str) -> None:
+    """Write one line; when nobody reads on (`edgepack build | head`) the build goes on and keeps its verdict."""
+    try:
+        watcher.stream.write(f"{line}\n")
+        watcher.stream.flush()
+    except BrokenPipeError:
+        watcher.stream = io.StringIO()
+
+
 class Plain:
     """Plain lines, for logs: one when a step starts, some while it runs, one when it ends."""
 
@@ -54,7 +63,7 @@ class Plain:
                 return
             self.told = time.monotonic()
         if text := _text(event):
-            print(text, file=self.stream, flush=True)
+            _say(self, text)
 
     def close(self) -> None:
         """Nothing to tidy: every line is complete."""
@@ -225,7 +234,3 @@ def _clock(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def stdout() -> TextIO:
-    return sys.stdout

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from edgepack.errors import StageError
 from edgepack.models import ModelChoice
 from edgepack.stages import Context, Training
-from edgepack.units import Share
+from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
@@ -34,7 +34,7 @@ class Config(Training):
     @classmethod
     def _share(cls, alpha: float) -> float:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is a share between 0 % and 100 %, got {alpha:.0%}")
+            raise ValueError(f"alpha is a share between 0 % and 100 %, got {SHARE.format(alpha)}")
         return alpha
 
 

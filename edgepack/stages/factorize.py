@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from edgepack.errors import StageError
 from edgepack.stages import Context, StageConfig, Training
-from edgepack.units import Share
+from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Config(StageConfig):
     @classmethod
     def _share(cls, energy: float) -> float:
         if not 0 < energy < 1:
-            raise ValueError(f"energy is a share, above 0 % and below 100 %, got {energy:.4g}")
+            raise ValueError(f"energy is a share, above 0 % and below 100 %, got {SHARE.format(energy)}")
         return energy
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from edgepack.errors import StageError
 from edgepack.stages import Context, StageConfig, Training
-from edgepack.units import Share
+from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,9 @@ class Config(StageConfig):
     @classmethod
     def _leaves_something(cls, ratio: float) -> float:
         if not 0 < ratio < 1:
-            raise ValueError(f"ratio is the share of channels that goes, above 0 % and below 100 %, got {ratio:.4g}")
+            raise ValueError(
+                f"ratio is the share of channels that goes, above 0 % and below 100 %, got {SHARE.format(ratio)}"
+            )
         return ratio
 
 

@@ -1,0 +1,93 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch_factories import KINDS, Kind, accuracy, candidate, context, learned, logits, reloaded
+from torch_factories import tiny_models as tiny_models
+
+from edgepack.candidate import parameters
+from edgepack.device import Quantization
+from edgepack.errors import StageError
+from edgepack.events import Event, StepProgress
+from edgepack.stages.prune import Config, run
+from edgepack.surgery import sizes
+
+IMPORTANCES = ["taylor", "l1", "l2", "lamp", "bn_scale", "random"]
+
+
+def config(**changes: Any) -> Config:
+    recover = {"epochs": 3, "learning_rate": 1e-2, "batch_size": 16}
+    return Config.model_validate({"ratio": "50 %", "steps": 2, "recover": recover, **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_go_and_the_task_stays(kind: Kind, tmp_path: Path) -> None:
+    teacher = learned(kind)
+    result = run(learned(kind), config(), context(teacher=teacher))
+    assert accuracy(result.module) > 0.9
+    assert {width.get("out_channels", 8) for width in sizes(result.module).values()} == {8}
+    assert parameters(result.module) < 0.6 * parameters(teacher.module)
+    assert result.notes and all(note.endswith(": 16 -> 8 channels") for note in result.notes)
+    assert torch.equal(logits(reloaded(result, tmp_path / "saved").module), logits(result.module))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_importance_works(importance: str) -> None:
+    result = run(learned(), config(importance=importance), context(teacher=learned()))
+    assert accuracy(result.module) > 0.9
+
+
+def test_importance_by_batch_norm_needs_one() -> None:
+    with pytest.raises(StageError, match="batch norm"):
+        run(learned("mlp"), config(importance="bn_scale"), context())
+
+
+def test_important_channels_are_kept() -> None:
+    """Half of the hidden channels do nothing: taylor removes exactly those, and no answer changes."""
+    start = learned("mlp")
+    silent = torch.arange(16) % 2 == 0
+    with torch.no_grad():
+        start.module[3].weight[:, silent] = 0
+    before = logits(start.module)
+    result = run(start, config(recover={"epochs": 0}, steps=1), context())
+    torch.testing.assert_close(logits(result.module), before)
+
+
+@pytest.mark.parametrize(("multiple", "left"), [(1, 10), (4, 8), (8, 8), (16, None)])
+def test_what_is_left_is_what_the_device_likes(multiple: int, left: int | None) -> None:
+    there = context(quantization=Quantization(channel_multiple=multiple))
+    if left is None:
+        with pytest.raises(StageError, match="nothing was removed") as failure:
+            run(learned(), config(ratio="40 %"), there)
+        assert "larger ratio" in failure.value.hint and "channel_multiple" in failure.value.hint
+    else:
+        assert run(learned(), config(ratio="40 %"), there).module.stem[0].out_channels == left
+
+
+def test_each_cut_is_followed_by_recovery() -> None:
+    events: list[Event] = []
+    run(learned(), config(steps=3), context(events=events, quantization=Quantization(channel_multiple=1)))
+    doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
+    assert list(doing) == [f"recovering after cut {step} of 3" for step in (1, 2, 3)]
+
+
+def test_without_recovery_statistics_are_still_fresh() -> None:
+    result = run(learned(), config(recover={"epochs": 0}), context())
+    assert accuracy(result.module) > 0.5  # a third is chance
+
+
+def test_a_structure_that_cannot_be_rebuilt_is_not_given() -> None:
+    """Group norm has channels that the surgery log does not tell of: fail here, not when the next stage loads it."""
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.GroupNorm(1, 16), nn.Flatten(), nn.Linear(16 * 36, 3))
+    with pytest.raises(StageError, match="GroupNorm"):
+        run(replace(candidate(), module=net), config(steps=1), context())
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": "0 %"}, {"ratio": "100 %"}, {"ratio": 0.5}, {"steps": 0}])
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        config(**wrong)

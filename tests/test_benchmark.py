@@ -1,0 +1,176 @@
+"""How a file is timed, tested with simulated processes: no clock, no model."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from factories import answers
+
+from edgepack.benchmark import Protocol, doubts, enough, interval, percentile, time_file, timings
+from edgepack.gate import compare
+
+Process = Callable[[random.Random], float]  # a process and what it takes for one inference, in ms
+
+
+def _steady(chance: random.Random) -> float:
+    return chance.gauss(1.0, 0.01)
+
+
+def _with_outliers(chance: random.Random) -> float:
+    """One process in ten lands beside something busy and is three times slower."""
+    return _steady(chance) * (3 if chance.random() < 0.1 else 1)
+
+
+def _two_speeds(chance: random.Random) -> float:
+    """The processor has two clock rates, and a process gets one of them."""
+    return _steady(chance) * chance.choice((1.0, 1.2))
+
+
+def _timed(process: Process, limit: float, seed: int = 0) -> tuple[str, int]:
+    """The verdict on "latency.p50 at most `limit` ms", and how many processes it took."""
+    chance = random.Random(seed)  # noqa: S311
+
+    def judged(taken: list[dict[str, Any]]) -> str:
+        return compare("max", limit, *interval(timings(taken)["latency.p50"])[1:])
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        return answers(1, process(chance))[0]
+
+    taken = time_file(run, {}, [], lambda so_far: judged(so_far) != "inconclusive", lambda done, total: None)
+    return judged(taken), len(taken)
+
+
+@pytest.mark.parametrize("process", [_steady, _with_outliers, _two_speeds])
+@pytest.mark.parametrize(("limit", "outcome"), [(5.0, "pass"), (0.5, "fail")])
+def test_a_clear_case_takes_one_round(process: Process, limit: float, outcome: str) -> None:
+    assert _timed(process, limit) == (outcome, 7)
+
+
+def test_a_figure_at_its_limit_takes_all_rounds_and_stays_undecided() -> None:
+    assert _timed(_steady, 1.0) == ("inconclusive", 21)
+
+
+def test_one_slow_process_costs_a_round_and_no_verdict() -> None:
+    slow = iter([1.0, 1.0, 3.0, *[1.0] * 20])
+    assert _timed(lambda chance: next(slow), 1.5) == ("pass", 14)
+
+
+@pytest.mark.parametrize("process", [_steady, _with_outliers])
+def test_most_files_near_their_limit_are_decided_right(process: Process) -> None:
+    found = [_timed(process, 1.05, seed)[0] for seed in range(200)]
+    assert found.count("fail") == 0
+    assert found.count("pass") > 180
+
+
+@pytest.mark.parametrize("process", [_steady, _two_speeds])
+def test_a_file_whose_median_is_the_limit_is_rarely_judged(process: Process) -> None:
+    """The three looks together err at most 2.8 % of the time a side."""
+    chance = random.Random(1)  # noqa: S311
+    draws = sorted(process(chance) for _ in range(20_001))
+    found = [_timed(process, draws[10_000], seed)[0] for seed in range(1000)]
+    assert found.count("pass") <= 40
+    assert found.count("fail") <= 40
+
+
+@pytest.mark.parametrize("count", [7, 14, 21])
+def test_the_interval_holds_the_median_at_least_95_times_of_100(count: int) -> None:
+    chance = random.Random(2)  # noqa: S311
+    held = 0
+    for _ in range(2000):
+        _, low, high = interval([chance.lognormvariate(0, 1) for _ in range(count)])
+        held += low <= 1.0 <= high
+    assert held / 2000 > 0.95
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (range(1, 8), (4, 1, 7)),
+        (range(1, 15), (7.5, 3, 12)),
+        (range(1, 22), (11, 6, 16)),
+        ([5.0], (5.0, 5.0, 5.0)),
+        ([2.0, 1.0, 3.0], (2.0, 1.0, 3.0)),
+    ],
+)
+def test_the_interval_is_made_of_order_statistics(values: Any, expected: tuple[float, float, float]) -> None:
+    assert interval([*values]) == expected
+
+
+def test_more_processes_narrow_the_interval() -> None:
+    chance = random.Random(3)  # noqa: S311
+    values = [_two_speeds(chance) + chance.random() for _ in range(21)]
+    widths = [high - low for _, low, high in (interval(values[:count]) for count in (7, 14, 21))]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 10), (0.1, 10), (0.5, 50), (0.9, 90), (0.91, 100), (1.0, 100)])
+def test_percentiles_are_samples(share: float, expected: float) -> None:
+    assert percentile([70, 100, 10, 30, 90, 20, 50, 40, 60, 80], share) == expected
+
+
+def test_processes_come_in_rounds() -> None:
+    always, never = (lambda taken: True), (lambda taken: False)
+    assert [count for count in range(25) if enough(answers(count), always)] == [7, 14, 21, 22, 23, 24]
+    assert [count for count in range(25) if enough(answers(count), never)] == [21, 22, 23, 24]
+
+
+def test_timing_goes_on_from_what_was_taken_before() -> None:
+    before, told = answers(7), []
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        return answers(1, 2.0)[0]
+
+    taken = time_file(run, {}, before, lambda so_far: len(so_far) == 14, lambda *progress: told.append(progress))
+    assert taken[:7] == before
+    assert len(taken) == 14
+    assert len(before) == 7
+    assert told == [(done, 14) for done in range(7, 14)]
+
+
+def test_every_process_is_given_the_same_job() -> None:
+    jobs: list[dict[str, Any]] = []
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        jobs.append(job)
+        return answers(1)[0]
+
+    time_file(run, {"file": "x.onnx"}, [], lambda taken: True, lambda done, total: None)
+    assert jobs == [{**Protocol().job(), "file": "x.onnx"}] * 7
+    assert jobs[0]["mode"] == "time"
+
+
+def test_an_interruption_between_processes_reaches_the_caller() -> None:
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        time_file(run, {}, [], lambda taken: True, lambda done, total: None)
+
+
+def test_timings_are_one_figure_a_process_in_milliseconds() -> None:
+    samples: Iterator[int] = iter(range(1, 11))
+    answer = {"samples_ns": [next(samples) * 1_000_000 for _ in range(10)], "load_ms": 20.0, "first_ms": 11.0}
+    assert timings([answer, answer]) == {
+        "latency.p50": [5.5, 5.5],
+        "latency.p90": [pytest.approx(9.0)] * 2,
+        "latency.load": [20.0, 20.0],
+        "latency.first": [11.0, 11.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "doubted"),
+    [
+        ([1.0] * 7, False),
+        ([1.0, 1.02, 0.98], False),
+        ([1.0, 1.0, 2.0], True),
+        ([5.0], False),
+        ([], False),
+        ([0.0, 0.0], False),
+    ],
+)
+def test_processes_that_differ_much_are_doubted_with_advice(values: list[float], doubted: bool) -> None:
+    found = doubts(values)
+    assert bool(found) is doubted
+    assert all("processes differ by" in doubt and "close other programs" in doubt for doubt in found)

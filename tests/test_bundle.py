@@ -1,0 +1,290 @@
+"""What a release ships: the same bytes every time, and nothing wrong with it goes unnoticed."""
+
+import json
+import random
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import bundle_files, edgepack, sealed, with_sums
+
+from edgepack.bundle import pack, verify
+from edgepack.errors import ExitCode, VerifyError
+
+Files = dict[str, bytes]
+
+
+def _zip(files: Files, name: str = "tiny.zip") -> Path:
+    path = Path(name)
+    path.write_bytes(pack(files))
+    return path
+
+
+def _folder(files: Files, name: str = "bundle") -> Path:
+    for path, content in files.items():
+        target = Path(name, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return Path(name)
+
+
+FORMS = pytest.mark.parametrize("form", [_zip, _folder], ids=["zip", "folder"])
+
+
+def _without(files: Files, *paths: str) -> Files:
+    return {path: content for path, content in files.items() if path not in paths}
+
+
+def test_packing_depends_on_names_and_contents_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = bundle_files()
+    first = pack(files)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert pack(dict(reversed(files.items()))) == first
+    assert pack({**files, "io/labels.txt": b"other"}) != first
+
+
+def test_any_unzip_program_finds_plain_stored_files() -> None:
+    files = bundle_files()
+    with zipfile.ZipFile(_zip(files)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == sorted(files)
+        for member in archive.infolist():
+            assert (member.compress_type, member.external_attr >> 16) == (zipfile.ZIP_STORED, 0o644)
+            assert archive.read(member) == files[member.filename]
+
+
+@FORMS
+def test_a_whole_bundle_gives_its_manifest(form: Callable[[Files], Path]) -> None:
+    manifest = verify(form(bundle_files()))
+    assert (manifest.name, manifest.device) == ("tiny", "board")
+    assert [each.path for each in manifest.files] == ["io/labels.txt", "models/tiny.onnx", "selftest/cases.json"]
+
+
+def test_verify_says_what_a_person_wants_to_know() -> None:
+    path = str(_zip(bundle_files()))
+    ran = edgepack("verify", path)
+    assert (ran.code, ran.out) == (0, "tiny.zip: whole, 3 files, tiny for board\n")
+
+
+def test_every_flipped_byte_of_a_zip_is_noticed() -> None:
+    whole, path = pack(bundle_files()), Path("tiny.zip")
+    for position in range(0, len(whole), 3):
+        for mask in (0x01, 0xFF):
+            damaged = bytearray(whole)
+            damaged[position] ^= mask
+            path.write_bytes(damaged)
+            with pytest.raises(VerifyError):
+                verify(path)
+
+
+@pytest.mark.parametrize("file", sorted(bundle_files()))
+def test_every_flipped_byte_of_a_file_in_a_folder_is_noticed(file: str) -> None:
+    folder, whole = _folder(bundle_files()), bundle_files()[file]
+    for position in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x01
+        (folder / file).write_bytes(damaged)
+        with pytest.raises(VerifyError):
+            verify(folder)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: {**files, "models/extra.onnx": b"x"}, "not in the manifest: models/extra.onnx"),
+        (lambda files: {**files, ".hidden": b""}, "not in the manifest: .hidden"),
+        (lambda files: _without(files, "io/labels.txt"), "missing: io/labels.txt"),
+        (lambda files: {**files, "io/labels.txt": b"zero\none"}, "changed: io/labels.txt"),
+        (
+            lambda files: {**_without(files, "io/labels.txt"), "io/names.txt": files["io/labels.txt"]},
+            "missing: io/labels.txt\n  not in the manifest: io/names.txt",
+        ),
+        (lambda files: _without(files, "manifest.json"), "there is no manifest.json"),
+        (lambda files: _without(files, "SHA256SUMS"), "missing: SHA256SUMS"),
+        (lambda files: {**files, "SHA256SUMS": files["SHA256SUMS"] + b"\n"}, "changed: SHA256SUMS"),
+        (lambda files: {**files, "manifest.json": files["manifest.json"] + b" "}, "changed: SHA256SUMS"),
+        (lambda files: with_sums({**files, "manifest.json": b"{"}), "manifest.json does not describe a bundle"),
+        (lambda files: with_sums({**files, "manifest.json": b"\xff"}), "manifest.json does not describe a bundle"),
+        (
+            lambda files: sealed({"a/b": b"x"}, schema="edgepack.bundle/9"),
+            "the manifest has schema 'edgepack.bundle/9'",
+        ),
+        (lambda files: sealed({"a/b": b"x"}, content_digest="0" * 64), "changed: the content digest"),
+        (lambda files: sealed({"a/b": b"x"}, files=[]), "not in the manifest: a/b"),
+        (lambda files: {}, "there is no manifest.json"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    change: Callable[[Files], Files], message: str, form: Callable[[Files], Path], own_place: Path
+) -> None:
+    (own_place / "bundle").mkdir()
+    with pytest.raises(VerifyError) as caught:
+        verify(form(change(bundle_files())))
+    assert message in str(caught.value)
+
+
+def test_everything_wrong_is_named_at_once() -> None:
+    files = {**_without(bundle_files(), "io/labels.txt"), "models/tiny.onnx": b"x", "more": b""}
+    with pytest.raises(VerifyError) as caught:
+        verify(_zip(files))
+    assert all(text in str(caught.value) for text in ("missing: io/", "changed: models/", "not in the manifest: more"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil", "C:/evil", "a//../b", ""]
+)
+def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(VerifyError):
+        verify(_zip(sealed({"io/labels.txt": b"x", name: b"x"})))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../evil"])
+@FORMS
+def test_a_manifest_that_points_outside_is_refused(name: str, form: Callable[[Files], Path], own_place: Path) -> None:
+    (own_place.parent / "evil").write_bytes(b"x")
+    listed = [{"path": name, "bytes": 1, "sha256": "0" * 64, "role": "deploy"}]
+    with pytest.raises(VerifyError, match="the manifest names a file outside the bundle"):
+        verify(form(sealed({"io/labels.txt": b"x"}, files=listed)))
+
+
+def test_a_file_listed_twice_is_refused() -> None:
+    files = bundle_files()
+    listed = json.loads(files["manifest.json"])["files"]
+    twice = [{**listed[0], "sha256": "0" * 64}, *listed]
+    with pytest.raises(VerifyError):
+        verify(_zip(sealed(_without(files, "manifest.json", "SHA256SUMS"), files=twice)))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_the_same_name_twice_is_refused(own_place: Path) -> None:
+    with zipfile.ZipFile("twice.zip", "w") as archive:
+        for content in (b"good", b"evil"):
+            archive.writestr("models/tiny.onnx", content)
+    with pytest.raises(VerifyError, match=r"'models/tiny\.onnx' is there twice"):
+        verify(Path("twice.zip"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packed: packed[: len(packed) // 2],
+        lambda packed: packed[:-1],
+        lambda packed: b"",
+        lambda packed: b"not a zip",
+        lambda packed: packed + b"\0",
+        lambda packed: b"#!/bin/sh\n" + packed,
+        lambda packed: packed[:-2] + b"\x05\0hello",
+        lambda packed: packed + packed,
+    ],
+    ids=["half", "cut", "empty", "text", "tail", "head", "comment", "double"],
+)
+def test_a_zip_that_edgepack_did_not_write_is_refused(change: Callable[[bytes], bytes], own_place: Path) -> None:
+    Path("tiny.zip").write_bytes(change(pack(bundle_files())))
+    with pytest.raises(VerifyError):
+        verify(Path("tiny.zip"))
+    ran = edgepack("verify", "tiny.zip")
+    assert (ran.code, ran.out) == (ExitCode.BUDGET, "")
+
+
+def test_a_zip_packed_again_by_another_program_is_refused(own_place: Path) -> None:
+    with zipfile.ZipFile("again.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in sorted(bundle_files().items()):
+            archive.writestr(path, content)
+    with pytest.raises(VerifyError, match="not packed by edgepack"):
+        verify(Path("again.zip"))
+
+
+def test_a_zip_that_says_it_holds_gigabytes_is_refused_unread(own_place: Path) -> None:
+    packed = bytearray(pack({"a": b"x", "b": b"x"}))
+    start = 0
+    while (start := packed.find(b"PK\x01\x02", start)) >= 0:
+        packed[start + 24 : start + 28] = struct.pack("<I", 0xFFFFFFF0)
+        start += 4
+    Path("bomb.zip").write_bytes(packed)
+    with pytest.raises(VerifyError, match="grows when it is unpacked"):
+        verify(Path("bomb.zip"))
+
+
+def test_a_zip_that_grows_when_unpacked_is_refused_before_it_does(own_place: Path) -> None:
+    size = 64 * 2**20
+    with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("models/tiny.onnx", bytes(size))
+    tracemalloc.start()
+    with pytest.raises(VerifyError):
+        verify(Path("bomb.zip"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < size / 4
+
+
+def test_a_link_in_a_folder_is_refused(own_place: Path) -> None:
+    folder = _folder(bundle_files())
+    (own_place / "same").write_bytes((folder / "io/labels.txt").read_bytes())
+    (folder / "io/labels.txt").unlink()
+    (folder / "io/labels.txt").symlink_to(own_place / "same")
+    with pytest.raises(VerifyError, match="is a link; a bundle holds plain files"):
+        verify(folder)
+
+
+def test_a_bundle_that_is_not_there_or_cannot_be_read(own_place: Path) -> None:
+    assert edgepack("verify", "nothing.zip").code == ExitCode.USAGE
+    Path("loop").symlink_to("loop")
+    assert edgepack("verify", "loop").code in (ExitCode.USAGE, ExitCode.BUDGET)
+
+
+def test_no_damage_crashes_the_reader(own_place: Path) -> None:
+    """A few hundred zips, each damaged in several ways at once: refused, or as whole as before."""
+    whole, path, chance = pack(bundle_files()), Path("tiny.zip"), random.Random(0)  # noqa: S311
+    for _ in range(600):
+        damaged = bytearray(whole)
+        for _ in range(chance.randrange(1, 6)):
+            start, length = chance.randrange(len(damaged) + 1), chance.choice((1, 2, 4, 30, 200))
+            match chance.randrange(4):
+                case 0:
+                    damaged[start : start + length] = chance.randbytes(length)
+                case 1:
+                    del damaged[start : start + length]
+                case 2:
+                    damaged[start:start] = chance.randbytes(length)
+                case _:
+                    damaged[start : start + length] = damaged[:length]
+        path.write_bytes(damaged)
+        if bytes(damaged) != whole:
+            with pytest.raises(VerifyError):
+                verify(path)
+
+
+def _mutants(value: Any) -> list[Any]:
+    """`value` with each of its parts replaced by something odd, one at a time."""
+    odd: list[Any] = [None, 5, -1, "x", "", [], {}, [[]], {"path": 1}, 1e400, True, "\ud800", "a\0b", "é" * 300]
+    if isinstance(value, dict):
+        changed = [{**value, key: mutant} for key in value for mutant in _mutants(value[key])]
+        return odd + changed + [{k: v for k, v in value.items() if k != key} for key in value]
+    if isinstance(value, list):
+        return odd + [[*value[:i], mutant, *value[i + 1 :]] for i in range(len(value)) for mutant in _mutants(value[i])]
+    return odd
+
+
+def test_no_manifest_crashes_the_command(own_place: Path) -> None:
+    """Every part of a manifest replaced by something odd, in a zip that is otherwise right."""
+    files = bundle_files()
+    for mutant in _mutants(json.loads(files["manifest.json"])):
+        packed = pack(with_sums({**files, "manifest.json": json.dumps(mutant).encode()}))
+        Path("tiny.zip").write_bytes(packed)
+        ran = edgepack("verify", "tiny.zip")
+        assert ran.code in (ExitCode.OK, ExitCode.BUDGET), (mutant, ran.err)
+
+
+def test_a_message_can_be_printed_whatever_a_manifest_says(own_place: Path) -> None:
+    listed = [{"path": "\ud800\x1b[2J", "bytes": 1, "sha256": "0" * 64, "role": "deploy"}]
+    path = _zip(sealed({"io/labels.txt": b"x"}, files=listed))
+    with pytest.raises(VerifyError) as caught:
+        verify(path)
+    str(caught.value).encode()
+    assert "\x1b" not in str(caught.value)

@@ -1,0 +1,248 @@
+"""Exit codes: what CI reads. A crash is never mistaken for a failed budget, and nothing ends in a traceback."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import PROJECT, build, edgepack, python, recipe_file
+
+from edgepack.errors import DeviceError, ExitCode, RecipeError, StageError, VerifyError
+from edgepack.recipe import Recipe
+
+MAIN = "from edgepack.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("frobnicate",),
+        ("check", "--frobnicate"),
+        ("check", "--device"),
+        ("check", "nothing.yaml"),
+        ("plan", "nothing"),
+        ("build", "nothing.yaml"),
+        ("build", "--device", "nowhere"),
+        ("explain", "nothing"),
+        ("explain",),
+        ("verify",),
+        ("verify", "nothing.zip"),
+        ("schema", "stage"),
+        ("cache",),
+        ("cache", "gc", "--max-size", "5"),
+        ("cache", "gc", "--unused-days", "many"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_and_says_why(arguments: tuple[str, ...]) -> None:
+    ran = edgepack(*arguments)
+    assert ran.code == ExitCode.USAGE
+    assert ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--version",), ("check",), ("stages",), ("devices",)])
+def test_what_went_well_exits_0_and_keeps_stderr_clean(arguments: tuple[str, ...]) -> None:
+    ran = edgepack(*arguments)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out
+
+
+def _fails_with(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RecipeError("the recipe is wrong", "mend it"), 2, "the recipe is wrong\n  mend it\n"),
+        (DeviceError("no such device"), 4, "no such device\n"),
+        (StageError("prune failed"), 5, "prune failed\n"),
+        (VerifyError("changed"), 1, "changed\n"),
+        (KeyboardInterrupt(), 130, "interrupted; what was done is kept, the same command goes on from there\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_failure_has_its_exit_code(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepack.recipe.load_recipe", _fails_with(error))
+    ran = edgepack("check", "quickstart")
+    assert (ran.code, ran.out, ran.err.lstrip()) == (code, "", said)
+
+
+def test_a_bug_exits_70_and_leaves_a_log_to_report(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.recipe.load_recipe", _fails_with(ZeroDivisionError("division by zero")))
+    ran = edgepack("check", "quickstart")
+    assert ran.code == ExitCode.BUG
+    assert "this is a bug in edgepack: ZeroDivisionError: division by zero" in ran.err
+    assert "Traceback" not in ran.err
+    (log,) = own_place.glob("edgepack-*.log")
+    assert "Traceback" in log.read_text()
+    assert log.name in ran.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_exits_130(number: signal.Signals) -> None:
+    code = (
+        f"import os, edgepack.recipe as r; r.load_recipe = lambda *a, **k: os.kill(os.getpid(), {int(number)}); {MAIN}"
+    )
+    ran = python(code, "check", "quickstart")
+    assert ran.code == ExitCode.INTERRUPTED
+    assert ran.err.lstrip().startswith("interrupted; what was done is kept")
+    assert "Traceback" not in ran.err
+
+
+def _with_closed_output(code: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a command whose reader went away, as in `edgepack ... | head`."""
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        assert ran.stderr is not None
+        ran.stdout.close()
+        return ran.wait(60), ran.stderr.read()
+
+
+def test_a_closed_pipe_is_no_failure() -> None:
+    code, err = _with_closed_output(MAIN, "stages")
+    assert (code, err) == (0, "")
+
+
+def test_a_build_that_nobody_watches_any_more_keeps_its_verdict() -> None:
+    """It goes on to its verdict (3 here), or stops with an error that CI may retry; it never claims 0 or 1."""
+    build_quietly = f"""
+import sys; sys.path[:0] = [{str(PROJECT / "tests")!r}, {str(PROJECT)!r}]
+import factories, edgepack.pipeline, edgepack.events as events
+def instead(recipe, *arguments, emit, **options):
+    for _ in range(10_000):
+        emit(events.BuildStarted(recipe=recipe.name, device="the board"))
+    return factories.build(exit_code=3)
+edgepack.pipeline.build = instead
+{MAIN}"""
+    code, err = _with_closed_output(build_quietly, "build", str(recipe_file()))
+    assert code in (ExitCode.INCONCLUSIVE, ExitCode.DEVICE), err
+    assert "Traceback" not in err
+
+
+def test_the_module_runs_as_the_command() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['edgepack', *sys.argv[1:]]; runpy.run_module('edgepack', run_name='__main__')"
+    )
+    ran = python(code, "--version")
+    assert (ran.code, ran.out) == (0, "edgepack, version 0.1.0\n")
+
+
+def _builds(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, Any]) -> list[str]:
+    """`build` gives these exit codes, or fails so, instead of building; the list says what was asked for."""
+    asked: list[str] = []
+
+    def instead(recipe: Recipe, *arguments: Any, **options: Any) -> Any:
+        asked.append(recipe.name)
+        outcome = outcomes[recipe.name]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return build(exit_code=outcome, recipe={"name": recipe.name})
+
+    monkeypatch.setattr("edgepack.pipeline.build", instead)
+    return asked
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_the_verdict_of_a_build_is_its_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _builds(monkeypatch, {"tiny": code})
+    assert edgepack("build", str(recipe_file())).code == code
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ({"a": 0, "b": 0}, 0),
+        ({"a": 1, "b": 0}, 1),
+        ({"a": 3, "b": 1}, 1),
+        ({"a": DeviceError("gone"), "b": 0}, 4),
+        ({"a": DeviceError("gone"), "b": 1}, 1),
+        ({"a": StageError("prune failed"), "b": 1}, 5),
+    ],
+)
+def test_of_several_builds_the_most_decisive_code_wins_and_none_stops_the_next(
+    outcomes: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _builds(monkeypatch, outcomes)
+    ran = edgepack("build", *(str(recipe_file(name)) for name in outcomes))
+    assert ran.code == code
+    assert asked == [*outcomes]
+    assert all(f"{name}: {error}" in ran.err for name, error in outcomes.items() if isinstance(error, Exception))
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (ZeroDivisionError("x"), 70)])
+def test_an_interruption_or_a_bug_ends_everything(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _builds(monkeypatch, {"a": error, "b": 0})
+    assert edgepack("build", str(recipe_file("a")), str(recipe_file("b"))).code == code
+    assert asked == ["a"]
+
+
+def test_nothing_is_built_when_one_of_several_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _builds(monkeypatch, {"a": 0, "b": 0})
+    assert edgepack("build", str(recipe_file("a")), str(recipe_file("b", seed="x"))).code == ExitCode.USAGE
+    assert asked == []
+
+
+def test_nothing_is_built_when_the_device_of_one_of_several_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _builds(monkeypatch, {"a": 0, "b": 0})
+    Path("devices/broken.yaml").write_text("edgepack: 1\n")
+    ran = edgepack("build", str(recipe_file("a")), str(recipe_file("b", device="broken")))
+    assert ran.code == ExitCode.USAGE
+    assert asked == []
+
+
+def test_without_a_recipe_all_of_a_device_are_built(monkeypatch: pytest.MonkeyPatch, own_place: Path) -> None:
+    for file in (own_place / "recipes").glob("*.yaml"):
+        file.unlink()
+    (own_place / "devices" / "board.yaml").write_text("edgepack: 1\nname: board\nrunner: host\n")
+    for name, where in (("a", "host"), ("b", "board"), ("c", "host")):
+        recipe_file(name, device=where)
+    asked = _builds(monkeypatch, dict.fromkeys("abc", 0))
+    assert edgepack("build", "--device", "host").code == 0
+    assert edgepack("build").code == 0
+    assert asked == ["a", "c", "a", "b", "c"]
+
+
+def test_json_output_is_json_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    _builds(monkeypatch, {"tiny": 1})
+    ran = edgepack("build", str(recipe_file()), "--json")
+    assert ran.code == 1
+    assert [json.loads(line) for line in ran.out.splitlines()] == []
+
+
+def test_options_can_come_from_the_environment(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPACK_STORE", str(own_place / "elsewhere"))
+    assert edgepack("cache", "ls").out.endswith(f"in {own_place / 'elsewhere'}\n")
+
+
+def test_explain_finds_a_recipe_whose_name_is_not_that_of_its_file(own_place: Path) -> None:
+    path = recipe_file("file", name="product")
+    (own_place / "dist" / "product").mkdir(parents=True)
+    build(recipe={"name": "product"}).save(own_place / "dist" / "product" / "build.json")
+    assert edgepack("explain", str(path)).code == 0
+
+
+def test_doctor_names_what_is_wrong_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepack.doctor import Finding
+
+    findings = [Finding(True, "all well"), Finding(False, "too old", "install a newer one")]
+    monkeypatch.setattr("edgepack.doctor.checks", lambda store, dist: iter(findings))
+    ran = edgepack("doctor")
+    assert ran.code == ExitCode.DEVICE
+    assert ran.out == "ok   all well\nBAD  too old\n     install a newer one\n"
+    monkeypatch.setattr("edgepack.doctor.checks", lambda store, dist: iter(findings[:1]))
+    assert edgepack("doctor").code == ExitCode.OK

@@ -1,0 +1,382 @@
+"""A whole build of a tiny recipe, through the command line: once for all tests, each of which works on its own copy."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgepack import pipeline
+from edgepack.build import Build
+from edgepack.device import load_device
+from edgepack.events import BuildFinished, BuildStarted, Event
+from edgepack.plan import plan
+from edgepack.recipe import load_recipe
+from edgepack.store import Store
+
+RECIPE = """\
+edgepack: 1
+task: image_classification
+model: {torchvision: resnet18, width: 15 %}
+data: {digits: {size: 8}}
+device: desk
+stages:
+  - train:     {epochs: 1, learning_rate: 5e-3, batch_size: 32}
+  - distill:   {student: {torchvision: resnet18, width: 12.5 %}, epochs: 1, learning_rate: 5e-3, batch_size: 32}
+  - prune:     {ratio: 50 %, steps: 1, recover: {epochs: 1}}
+  - factorize: {energy: 60 %, recover: {epochs: 1}}
+  - quantize:  {epochs: 1}
+export: [executorch, onnx]
+budgets:
+  size: 1 MB
+  latency.p50: 10 s
+  memory.peak: 1 GB
+  accuracy: {min: 1 %}
+  parity: {min: 50 %}
+"""
+DEVICE = """\
+edgepack: 1
+name: a desk
+runner: host
+controls: {threads: 1}
+quantization: {channel_multiple: 4}
+"""
+STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
+FILES = ["executorch", "onnx", "teacher (executorch)", "teacher (onnx)"]
+STEPS = [
+    *STAGES,
+    *(f"export {file}" for file in FILES),
+    "reference outputs",
+    *(f"evaluate {file}" for file in FILES),
+    *(f"time {file}" for file in FILES),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A folder with the tiny recipe, and `edgepack` run in it."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Project":
+        for name, text in {"recipes/tiny.yaml": RECIPE, "devices/desk.yaml": DEVICE}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        return cls(folder=folder)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / ".edgepack/store"
+
+    @property
+    def dist(self) -> Path:
+        return self.folder / "dist/tiny"
+
+    def result(self) -> Build:
+        return Build.read(self.dist / "build.json")
+
+    def bundle(self) -> bytes:
+        return (self.dist / "tiny.zip").read_bytes()
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGEPACK_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgepack", *arguments],
+            cwd=self.folder,
+            env={**kept, "EDGEPACK_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def run(self, *arguments: str, **environment: str) -> "Ran":
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate()
+        return Ran(code=process.returncode, out=out, err=err)
+
+    def build(self, *arguments: str, **environment: str) -> "Ran":
+        return self.run("build", "tiny", "--json", *arguments, **environment)
+
+    def stop(self, event: str, step: str, with_: signal.Signals, *arguments: str) -> "Ran":
+        """Build, and send a signal as soon as this event of this step is told."""
+        process = self.start("build", "tiny", "--json", *arguments)
+        assert process.stdout and process.stderr
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            told = json.loads(line)
+            if (told["event"], told["name"]) == (event, step):
+                process.send_signal(with_)
+                break
+        else:
+            pytest.fail(f"the build ended before {event} of {step}: {process.stderr.read()}")
+        out, err = process.communicate()
+        return Ran(code=process.returncode, out=seen + out, err=err)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def steps(self, event: str) -> list[str]:
+        return [told["name"] for told in self.events if told["event"] == event]
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
+    """The one undisturbed build; not to be changed."""
+    project = Project.at(tmp_path_factory.mktemp("first"))
+    return project, project.build()
+
+
+@pytest.fixture
+def project(first: tuple[Project, Ran], tmp_path: Path) -> Project:
+    """A copy of the project that was built."""
+    return Project(folder=Path(shutil.copytree(first[0].folder, tmp_path / "project")))
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing torch fails."""
+    (tmp_path / "poison/torch").mkdir(parents=True)
+    (tmp_path / "poison/torch/__init__.py").write_text("raise ImportError('torch was imported')")
+    return {"PYTHONPATH": str(tmp_path / "poison")}
+
+
+def sound(store: Path) -> bool:
+    """Every entry that can be seen is whole, and nothing half-written is left."""
+    found = Store(store).entries()
+    whole = all(Store(store).get(entry.kind, entry.key) for entry in found)
+    return whole and len(found) == len(list(store.glob("entries/*/*"))) and not list(store.glob("tmp/*"))
+
+
+def test_a_build_does_every_step_and_tells_of_it(first: tuple[Project, Ran]) -> None:
+    _, ran = first
+    assert (ran.code, ran.err) == (0, "")
+    assert (ran.events[0]["event"], ran.events[-1]["event"]) == ("BuildStarted", "BuildFinished")
+    assert ran.steps("StepStarted") == ran.steps("StepFinished") == STEPS
+    for told in ran.events[1:-1]:
+        assert (told["steps"], told["step"]) == (len(STEPS), STEPS.index(told["name"]) + 1)
+    progress = [told for told in ran.events if told["event"] == "StepProgress"]
+    assert {told["name"] for told in progress} >= {"train", "distill", "prune", "factorize", "quantize", "time onnx"}
+    assert all(told["total"] >= told["done"] >= 0 for told in progress)
+
+
+def test_the_result_holds_everything_a_report_needs(first: tuple[Project, Ran]) -> None:
+    project, _ = first
+    result = project.result()
+    assert (result.exit_code, result.error) == (0, "")
+    assert [record.stage for record in result.ledger] == STAGES
+    sizes = [record.bytes for record in result.ledger[1:]]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5
+    assert all(record.notes for record in result.ledger[1:])
+    assert [artifact.label for artifact in result.artifacts] == FILES
+    metrics = {"size", "accuracy", "latency.p50", "latency.p90", "latency.load", "latency.first", "memory.peak"}
+    found = {file: {each.metric for each in result.measurements if each.artifact == file} for file in FILES}
+    assert all(found[file] >= metrics for file in FILES)
+    assert "parity" in found["executorch"] and found["onnx"] >= {"parity", "parity.runtimes"}
+    assert [verdict.outcome for verdict in result.verdicts] == ["pass"] * 10
+
+
+def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
+    project, _ = first
+    names = {path.name for path in project.dist.iterdir()}
+    assert names >= {"build.json", "report.html", "report.md", "junit.xml", "tiny.zip", "bundle"}
+    assert not {name for name in names if name.startswith(".")}
+    for bundle in ("dist/tiny/tiny.zip", "dist/tiny/bundle"):
+        ran = project.run("verify", bundle)
+        assert ran.code == 0 and "tiny for desk" in ran.out
+    assert sound(project.store)
+
+
+def test_a_bundle_that_changed_is_noticed(project: Project) -> None:
+    (project.dist / "bundle/models/tiny.onnx").write_bytes(b"another")
+    ran = project.run("verify", "dist/tiny/bundle")
+    assert ran.code == 1 and "changed: models/tiny.onnx" in ran.err
+
+
+def test_the_ledger_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
+    ran = first[0].run("explain", "tiny", **no_torch)
+    assert ran.code == 0
+    for words in ("prune: layer4.0.conv1: 64 -> 32 channels", "split at rank", "kept epoch", "every budget met"):
+        assert words in ran.out
+
+
+def test_a_second_build_runs_nothing_and_needs_no_torch(project: Project, no_torch: dict[str, str]) -> None:
+    before = project.bundle()
+    ran = project.build(**no_torch)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.steps("StepCached") == STEPS
+    assert project.bundle() == before
+    assert {record.reused for record in project.result().ledger} == {True}
+
+
+@pytest.mark.parametrize("change", ["budgets.size=1kB", "budgets.accuracy.min=99.9 %", "budgets.latency.p50=1 us"])
+def test_a_budget_that_is_missed_ends_with_1_and_runs_nothing(
+    project: Project, no_torch: dict[str, str], change: str
+) -> None:
+    ran = project.build("--set", change, **no_torch)
+    assert (ran.code, ran.steps("StepStarted")) == (1, [])
+    result = project.result()
+    metric = change.split("=")[0].removeprefix("budgets.").removesuffix(".min")
+    assert [verdict.outcome for verdict in result.verdicts if verdict.metric == metric] == ["fail", "fail"]
+    assert result.exit_code == 1 and result.bundle  # the files are there to look into
+
+
+def test_people_see_where_a_budget_is_missed_and_by_how_much(project: Project) -> None:
+    ran = project.run("build", "tiny", "--set", "budgets.size=1kB")
+    assert ran.code == 1
+    assert "at most 1 kB" in ran.out and "over by" in ran.out and "dist/tiny" in ran.out
+
+
+def test_only_what_comes_after_a_change_runs(project: Project, no_torch: dict[str, str]) -> None:
+    ran = project.run("plan", "tiny", "--set", "stages.quantize.epochs=2", **no_torch)
+    runs = [line.strip().split("  ")[0] for line in ran.out.splitlines() if "run:" in line]
+    later = ["quantize", "export executorch", "export onnx", "reference outputs"]
+    assert runs == [*later, "evaluate executorch", "evaluate onnx", "time executorch", "time onnx"]
+    assert "epochs 1 -> 2" in ran.out
+
+
+def test_events_are_told_in_order(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    events: list[Event] = []
+    recipe = load_recipe("tiny")
+    pipeline.build(recipe, load_device(recipe.device), Store(), dist="elsewhere", emit=events.append)
+    assert isinstance(events[0], BuildStarted) and isinstance(events[-1], BuildFinished)
+    assert (events[0].device, events[-1].dist) == ("a desk", "elsewhere/tiny")
+    assert [event.name for event in events[1:-1]] == STEPS
+
+
+MOMENTS = [  # and how many candidates and files build.json tells of by then
+    ("StepProgress", "train", 1, 0),
+    ("StepProgress", "quantize", 5, 0),
+    ("StepStarted", "export onnx", 6, 1),
+    ("StepCached", "time teacher (onnx)", 6, 4),  # the bundle is being written
+]
+
+
+def test_a_build_killed_again_and_again_gives_the_same_bundle(first: tuple[Project, Ran], tmp_path: Path) -> None:
+    """Only the timings of the undisturbed build are shared: they are found if the files are the same, to the byte."""
+    undisturbed, _ = first
+    project = Project.at(tmp_path / "another folder")
+    shutil.copytree(undisturbed.store / "entries/timing", project.store / "entries/timing")
+    for event, step, candidates, files in MOMENTS:
+        assert project.stop(event, step, signal.SIGKILL).code == -signal.SIGKILL
+        told = project.result()
+        assert (len(told.ledger), len(told.artifacts), told.exit_code) == (candidates, files, None)
+    ran = project.build()
+    assert ran.code == 0
+    assert ran.steps("StepStarted") == []
+    assert project.bundle() == undisturbed.bundle()
+    assert [file.sha256 for file in project.result().artifacts] == [
+        file.sha256 for file in undisturbed.result().artifacts
+    ]
+    assert project.run("cache", "gc").code == 0
+    assert sound(project.store)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_ends_with_130_and_leaves_a_sound_store(project: Project, how: signal.Signals) -> None:
+    before = {path.name for path in project.store.glob("entries/*/*")}
+    ran = project.stop("StepProgress", "prune", how, "--set", "stages.prune.steps=2")
+    assert ran.code == 130
+    assert "interrupted" in ran.err and "Traceback" not in ran.err
+    assert ran.steps("StepCached") == STAGES[:3]
+    assert sound(project.store)
+    assert {path.name for path in project.store.glob("entries/*/*")} == before
+    result = project.result()
+    assert (result.exit_code, [record.stage for record in result.ledger]) == (130, STAGES[:3])
+
+
+def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(project: Project) -> None:
+    ran = project.build("--set", "stages.prune.ratio=1 %")
+    assert ran.code == 5
+    for words in ("prune", "nothing was removed", "larger ratio"):
+        assert words in ran.err
+    assert "Traceback" not in ran.err
+    assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model", "train", "distill"], ["prune"])
+    result = project.result()
+    assert (result.exit_code, [record.stage for record in result.ledger]) == (5, ["model", "train", "distill"])
+    assert "nothing was removed" in result.error
+    explained = project.run("explain", "tiny").out
+    assert "did not finish" in explained and "nothing was removed" in explained
+    assert sound(project.store)
+    assert project.build("--set", "stages.prune.ratio=1 %").code == 5  # a failure is never stored
+
+
+@pytest.mark.parametrize("option", ["--dist", "--store"])
+def test_a_folder_that_cannot_be_written_ends_with_4(project: Project, option: str) -> None:
+    (project.folder / "in the way").write_text("")
+    ran = project.build(option, "in the way")
+    assert ran.code == 4
+    assert "in the way" in ran.err and "Traceback" not in ran.err
+    assert len(ran.err.splitlines()) == 2  # what happened, and what to do
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_ends_with_4(project: Project) -> None:
+    (project.folder / "locked").mkdir(mode=0o500)
+    ran = project.build("--dist", "locked")
+    assert ran.code == 4 and "permission" in ran.err.lower()
+
+
+def damage(project: Project, kind: str, file: str, **ingredients: str) -> None:
+    """Flip one byte in the middle of a stored file."""
+    for entry in Store(project.store).entries():
+        if entry.kind == kind and all(entry.ingredients.get(key) == value for key, value in ingredients.items()):
+            path = entry.path / file
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+            return
+    raise AssertionError(f"no {kind} with {ingredients}")
+
+
+def test_damage_in_the_store_is_noticed_and_made_good(project: Project) -> None:
+    """A file of the bundle, and what it was made from, and what that was made from."""
+    before = project.bundle()
+    damage(project, "artifact", "model.onnx", subject="model", plugin="onnx")
+    damage(project, "outputs", "logits.npy")
+    damage(project, "candidate", "program.pt2", plugin="quantize")
+    damage(project, "candidate", "weights.safetensors", plugin="factorize")
+    ran = project.build()
+    assert (ran.code, ran.err) == (0, "")
+    assert project.bundle() == before
+    assert sound(project.store)
+
+
+def test_measurements_are_taken_again_when_asked_for(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only as a plan: timing everything takes a while."""
+    monkeypatch.chdir(project.folder)
+    recipe = load_recipe("tiny")
+    made = plan(recipe, load_device(recipe.device), Store(), remeasure=True)
+    assert [step.name for step in made.steps if not step.cached] == STEPS[-8:]
+
+
+def test_the_library_can_be_used_as_its_documentation_says(project: Project) -> None:
+    """Its public names are functions, though modules have some of the same names."""
+    script = (
+        "from edgepack import Store, build, load_device, load_recipe, plan\n"
+        "recipe = load_recipe('recipes/tiny.yaml')\n"
+        "device = load_device(recipe.device)\n"
+        "assert plan(recipe, device, Store()).up_to_date\n"
+        "assert build(recipe, device, Store('.edgepack/store'), dist='dist').exit_code == 0\n"
+    )
+    environment = {**os.environ, "EDGEPACK_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")

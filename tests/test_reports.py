@@ -1,0 +1,293 @@
+"""The same build in every form a person or a CI server reads."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import artifact, build, edgepack, measurement, record, verdict
+from junitparser import Error, Failure, JUnitXml
+
+from edgepack import plugins
+from edgepack.build import Build
+from edgepack.errors import RecipeError
+from edgepack.events import (
+    BuildFinished,
+    BuildStarted,
+    Event,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepStarted,
+    Warned,
+)
+from edgepack.reports import console, write_reports
+
+EVERY_VERDICT = (
+    verdict("size", 450e3),
+    verdict("latency.p50", 9.6, "8 ms"),
+    verdict("latency.p90", 8.0, "8 ms", low=7.0, high=9.0),
+    verdict("memory.peak", None, "1 MB"),
+    verdict("size", 450e3).model_copy(update={"outcome": "waived"}),
+)
+AWKWARD = """<script>alert(1)</script> | "it's" & ]]> `code` ünï 🙂"""
+
+
+def _awkward() -> Build:
+    return build(
+        device={"id": "board", "name": AWKWARD},
+        ledger=(record("train", notes=(AWKWARD,)),),
+        verdicts=(verdict("size", 9e9).model_copy(update={"place": AWKWARD}),),
+        measurements=(measurement(doubts=(AWKWARD,)),),
+    )
+
+
+def _smallest() -> Build:
+    return build(ledger=(record(bytes=1, seconds=0),), artifacts=(), measurements=(measurement(value=0),), verdicts=())
+
+
+BUILDS = {
+    "passed": build(),
+    "every verdict": build(verdicts=EVERY_VERDICT, exit_code=1),
+    "no budgets": build(verdicts=()),
+    "failed early": build(
+        exit_code=5, error="prune failed", ledger=(), artifacts=(), measurements=(), verdicts=(), bundle=""
+    ),
+    "not finished": build(exit_code=None, finished_at=None, verdicts=()),
+    "interrupted": build(exit_code=130, error="interrupted"),
+    "awkward": _awkward(),
+    "zeros": _smallest(),
+}
+EVERY_BUILD = pytest.mark.parametrize("name", BUILDS)
+
+
+def _render(report: str, of: Build) -> str:
+    text: str = plugins.load("reports", report).render(of)
+    return text
+
+
+def _shown(of: Build) -> str:
+    stream = io.StringIO()
+    console.show(of, stream, "dist/tiny")
+    console.ledger(of, stream)
+    return stream.getvalue()
+
+
+@EVERY_BUILD
+def test_markdown_tables_have_as_many_cells_in_every_row(name: str) -> None:
+    text = _render("markdown", BUILDS[name])
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        rows = block.splitlines()
+        assert len({row.count("|") for row in rows}) == 1
+        assert set(rows[1]) == {"|", "-"}
+
+
+def test_markdown_says_the_verdict_first_and_by_how_much() -> None:
+    lines = _render("markdown", BUILDS["every verdict"]).splitlines()
+    assert lines[0] == "# tiny on the board: a budget failed (exit code 1)"
+    (row,) = (line for line in lines if "latency.p50" in line)
+    assert row == "| latency.p50 | onnx | 9.6 ms | at most 8 ms | over by 1.6 ms (20%) | FAIL | recipes/tiny.yaml:9 |"
+    assert "- onnx: 80.0x smaller (40 MB -> 500 kB), against the fp32 teacher on onnxruntime" in lines
+
+
+def test_markdown_of_two_equal_builds_is_the_same() -> None:
+    assert _render("markdown", build()) == _render("markdown", build())
+
+
+@EVERY_BUILD
+def test_junit_parses_and_has_one_case_a_verdict(name: str) -> None:
+    found = JUnitXml.fromstring(_render("junit", BUILDS[name]).encode())
+    (suite,) = found
+    assert len([*suite]) == len(BUILDS[name].verdicts)
+    assert suite.tests == len(BUILDS[name].verdicts)
+
+
+def test_junit_tells_a_failure_from_what_was_not_decided() -> None:
+    (suite,) = JUnitXml.fromstring(_render("junit", BUILDS["every verdict"]).encode())
+    kinds = [[type(result) for result in case.result] for case in suite]
+    assert kinds[:4] == [[], [Failure], [Error], [Error]]
+    assert (suite.failures, suite.errors, suite.skipped) == (1, 2, 1)
+    failure = [*suite][1]
+    assert failure.name == "latency.p50 of onnx"
+    assert "9.6 ms, at most 8 ms: over by 1.6 ms" in failure.result[0].message
+    assert "recipes/tiny.yaml:9" in failure.result[0].message
+
+
+class _Page(HTMLParser):
+    """Notes every tag, that each is closed in order, and every address the page names."""
+
+    VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "action", "data", "srcset")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@EVERY_BUILD
+def test_html_is_well_formed_and_needs_nothing_else(name: str) -> None:
+    text = _render("html", BUILDS[name])
+    page = _Page(text)
+    assert not {"script", "link", "iframe", "img"} & page.seen
+    assert page.addresses == []
+    assert not re.search(r"https?://|url\(|@import|//\w", text)
+
+
+def test_html_shows_text_as_text() -> None:
+    page = _Page(_render("html", _awkward()))
+    assert page.text.count(AWKWARD) >= 3
+
+
+def test_html_says_the_verdict_first() -> None:
+    text = _render("html", BUILDS["every verdict"])
+    assert text.index("a budget failed") < text.index("Budgets") < text.index("What each stage cost")
+    assert "taken 2023-11-14 22:13 UTC" in text
+
+
+@EVERY_BUILD
+def test_a_log_has_no_escapes_and_shows_every_budget(name: str) -> None:
+    text = _shown(BUILDS[name])
+    assert "\x1b" not in text
+    assert all(each.budget in text for each in BUILDS[name].verdicts)
+
+
+def test_the_end_of_a_build_shows_what_matters() -> None:
+    text = _shown(BUILDS["every verdict"])
+    for expected in (
+        "9.6 ms",
+        "at most 8 ms",
+        "over by 1.6 ms",
+        "not measured",
+        "straddles the limit",
+        "recipes/tiny.yaml:9",
+        "dist/tiny",
+    ):
+        assert expected in text
+
+
+EVENTS: list[Event] = [
+    BuildStarted(recipe="tiny", device="the board"),
+    StepCached(step=1, steps=3, name="train", key="abcdef0123", result="accuracy 98 %"),
+    StepStarted(step=2, steps=3, name="prune", why="ratio 30 % -> 40 %"),
+    StepProgress(step=2, steps=3, name="prune", doing="cutting", done=1, total=4, seconds_left=75.0),
+    Note(step=2, steps=3, name="prune", text="fc [left] alone"),
+    Warned(step=2, steps=3, name="prune", text="little memory"),
+    StepFinished(step=2, steps=3, name="prune", seconds=3.2, result="accuracy 97 %"),
+    StepStarted(step=3, steps=3, name="quantize", why="first time"),
+    StepFailed(step=3, steps=3, name="quantize", message="no"),
+    BuildFinished(recipe="tiny", exit_code=0, dist="dist/tiny"),
+]
+
+
+def test_plain_progress_is_a_line_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    stream = io.StringIO()
+    watch = console.watcher(stream, as_json=False)
+    for event in EVENTS:
+        watch(event)
+    watch.close()
+    assert stream.getvalue().splitlines() == [
+        "building tiny for the board",
+        "[1/3] train: accuracy 98 % (cached abcdef)",
+        "[2/3] prune: starts (ratio 30 % -> 40 %)",
+        "[2/3] prune: fc [left] alone",
+        "[2/3] prune: little memory",
+        "[2/3] prune: accuracy 97 % (3.2 s)",
+        "[3/3] quantize: starts (first time)",
+        "[3/3] quantize: failed",
+    ]
+
+
+def test_plain_progress_of_a_long_step_comes_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = iter([0.0, 1.0, 20.0, 20.0, 21.0]), io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watch = console.watcher(stream, as_json=False)
+    for event in (EVENTS[2], EVENTS[3], EVENTS[3], EVENTS[3]):
+        watch(event)
+    assert stream.getvalue().splitlines()[1:] == ["[2/3] prune: cutting, 1 of 4, 1 min 15 s left"]
+
+
+def test_json_progress_is_an_object_a_line() -> None:
+    stream = io.StringIO()
+    watch = console.watcher(stream, as_json=True)
+    for event in EVENTS:
+        watch(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [type(event).__name__ for event in EVENTS]
+    assert lines[3]["seconds_left"] == 75.0
+
+
+def test_a_terminal_keeps_what_is_done_and_brackets_are_text() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    watch = console.watcher(stream, as_json=False)
+    for event in EVENTS:
+        watch(event)
+    watch.close()
+    assert "fc [left] alone" in stream.getvalue()
+    assert "accuracy 97 %" in stream.getvalue()
+
+
+def test_reports_lie_beside_the_build(own_place: Path) -> None:
+    write_reports(build(), own_place)
+    assert all((own_place / name).stat().st_size for name in ("report.md", "report.html", "junit.xml"))
+
+
+@EVERY_BUILD
+def test_a_saved_build_is_read_back_the_same(name: str, own_place: Path) -> None:
+    BUILDS[name].save(own_place / "build.json")
+    assert Build.read(own_place / "build.json") == BUILDS[name]
+    saved: dict[str, Any] = json.loads((own_place / "build.json").read_text())
+    assert saved["schema"] == "edgepack.build/1"
+    assert {"recipe", "device", "exit_code", "ledger", "artifacts", "measurements", "verdicts"} <= saved.keys()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "edgepack.build/9"}', "\0"])
+def test_a_file_that_is_no_build_is_a_clear_error(content: str, own_place: Path) -> None:
+    (own_place / "build.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"is not a build of schema edgepack\.build/1"):
+        Build.read(own_place / "build.json")
+
+
+def test_explain_shows_the_ledger_of_the_last_build(own_place: Path) -> None:
+    (own_place / "dist" / "tiny").mkdir(parents=True)
+    build().save(own_place / "dist" / "tiny" / "build.json")
+    ran = edgepack("explain", "tiny")
+    assert ran.code == 0
+    assert "kept epoch 5 of 6" in ran.out
+    failed = build(error="prune failed: no channels", exit_code=5)
+    failed.save(own_place / "dist" / "tiny" / "build.json")
+    assert "the build did not finish: prune failed: no channels" in edgepack("explain", "tiny").out
+
+
+def test_a_build_knows_its_files_and_their_teachers() -> None:
+    found = build(artifacts=(artifact(), artifact("executorch"), artifact(subject="teacher")))
+    assert [each.label for each in found.shipped()] == ["onnx", "executorch"]
+    assert found.teacher_of(artifact()) == artifact(subject="teacher")
+    assert found.teacher_of(artifact("executorch")) is None

@@ -1,0 +1,135 @@
+"""The JSON schemas that editors use say what `check` says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import PROJECT, RECIPE, edgepack, recipe
+
+from edgepack import plugins, schema
+from edgepack.budgets import METRICS
+from edgepack.config import Document
+from edgepack.device import load_device
+from edgepack.recipe import load_recipe
+
+SHIPPED = [*sorted((PROJECT / "recipes").glob("*.yaml"))]
+TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": (list, tuple),
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def _fits(value: Any, rule: Any, whole: Any) -> bool:
+    """The part of JSON schema that edgepack's schemas use; an unknown keyword fails the test."""
+    if isinstance(rule, bool):
+        return rule
+    checks: dict[str, Callable[[Any], bool]] = {
+        "$ref": lambda ref: _fits(value, whole["$defs"][ref.rpartition("/")[2]], whole),
+        "anyOf": lambda rules: any(_fits(value, each, whole) for each in rules),
+        "type": lambda kind: isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool)),
+        "enum": lambda allowed: value in allowed,
+        "const": lambda only: value == only,
+        "minimum": lambda least: not isinstance(value, int | float) or value >= least,
+        "maximum": lambda most: not isinstance(value, int | float) or value <= most,
+        "exclusiveMinimum": lambda least: not isinstance(value, int | float) or value > least,
+        "exclusiveMaximum": lambda most: not isinstance(value, int | float) or value < most,
+        "pattern": lambda pattern: True,
+        "minItems": lambda least: not isinstance(value, list | tuple) or len(value) >= least,
+        "items": lambda each: not isinstance(value, list | tuple) or all(_fits(item, each, whole) for item in value),
+        "required": lambda keys: not isinstance(value, dict) or {*keys} <= {*value},
+        "properties": lambda known: (
+            not isinstance(value, dict)
+            or all(_fits(item, known[key], whole) for key, item in value.items() if key in known)
+        ),
+        "additionalProperties": lambda other: (
+            not isinstance(value, dict)
+            or all(_fits(item, other, whole) for key, item in value.items() if key not in rule.get("properties", {}))
+        ),
+    }
+    silent = {"$schema", "$defs", "title", "description", "default", "examples"}
+    return all(checks[keyword](argument) for keyword, argument in rule.items() if keyword not in silent)
+
+
+def _recipe_fits(**parts: Any) -> bool:
+    rules = schema.recipe()
+    return _fits({key: value for key, value in {**RECIPE, **parts}.items() if value is not None}, rules, rules)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_recipe_fits_as_written_and_resolved(file: Path) -> None:
+    rules = schema.recipe()
+    assert _fits(Document.read(file).data, rules, rules)
+    assert _fits(load_recipe(file).resolved(), rules, rules)
+
+
+def test_every_shipped_device_fits() -> None:
+    rules = schema.device()
+    for file in (PROJECT / "devices").glob("*.yaml"):
+        assert _fits(Document.read(file).data, rules, rules)
+        assert _fits(load_device(file).resolved(), rules, rules)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"task": "image_clasification"},
+        {"model": "resnet18"},
+        {"model": {"torchvision": 18}},
+        {"model": {"torchvision": "resnet18", "witdh": "50 %"}},
+        {"data": "digit"},
+        {"stages": [{"train": {"epoch": 1}}]},
+        {"stages": ["prunne"]},
+        {"stages": [{"train": {"epochs": 0}}]},
+        {"export": []},
+        {"export": ["onx"]},
+        {"budgets": {"size": 600_000}},
+        {"budgets": {"latency.p95": "2 ms"}},
+        {"budgets": {"accuracy": {"max": "5 %"}}},
+        {"budget": {}},
+        {"edgepack": 2},
+        {"device": None},
+        {"stages": [{"distill": {"epochs": 3}}]},
+    ],
+)
+def test_what_check_refuses_the_schema_refuses(parts: dict[str, Any]) -> None:
+    assert _recipe_fits()
+    assert not _recipe_fits(**parts)
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        {"latency.p50": "2 ms"},
+        {"latency.p50": {"max": "2 ms"}},
+        {"latency": {"p50": "2 ms"}},
+        {"latency": {"p50": {"max": "2 ms"}}},
+        {"parity": {"min": "99 %"}, "parity.runtimes": "99 %"},
+        {"parity": {"min": "99 %", "runtimes": "99 %"}},
+        {"accuracy": {"max_drop": "1 %"}},
+        {},
+    ],
+)
+def test_the_ways_to_write_a_budget_fit_both(budgets: dict[str, Any]) -> None:
+    assert _recipe_fits(budgets=budgets)
+    recipe(budgets=budgets)
+
+
+def test_every_metric_and_every_plugin_is_in_the_schema() -> None:
+    text = json.dumps(schema.recipe())
+    named = [name for kind in ("stages", "models", "datasets", "exporters", "tasks") for name in plugins.names(kind)]
+    assert all(f'"{name}"' in text for name in (*METRICS, *named))
+    assert all(f'"{name}"' in json.dumps(schema.device()) for name in plugins.names("runners"))
+
+
+@pytest.mark.parametrize("what", ["recipe", "device"])
+def test_the_command_prints_json_for_an_editor(what: str) -> None:
+    ran = edgepack("schema", what)
+    assert ran.code == 0
+    assert json.loads(ran.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"

@@ -1,0 +1,231 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_factories import Kind, accuracy, candidate, context, data, learned
+from torch_factories import tiny_models as tiny_models
+
+from edgepack import train
+from edgepack.datasets import Split
+from edgepack.errors import StageError
+from edgepack.events import Event, StepProgress
+from edgepack.stages import Context, Training
+from edgepack.train import Distillation, Numerics, fit, numerics
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    with train.deterministic(0, 1):
+        yield
+
+
+def settings(**changes: Any) -> Training:
+    return Training(**{"epochs": 3, "learning_rate": 1e-2, "batch_size": 16, **changes})
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["residual", "mlp", "depthwise"])
+def test_a_net_learns(kind: Kind) -> None:
+    module = candidate(kind).module
+    best = fit(module, context(), settings(epochs=8), doing="learning")
+    assert best.score == accuracy(module) > 0.9
+    assert accuracy(module, data().test) > 0.9
+    assert not module.training
+
+
+def test_a_student_learns_from_its_teacher_alone() -> None:
+    """With all the weight on the teacher, wrong labels do no harm."""
+    honest = data()
+    wrong = replace(honest.train, targets=(honest.train.targets + 1) % 3)
+    teacher, student = learned().module, candidate("mlp").module
+    before = weights(teacher)
+    lesson = Distillation(teacher=teacher, alpha=1.0)
+    fit(student, context(data=replace(honest, train=wrong)), settings(epochs=8), doing="", distillation=lesson)
+    assert accuracy(student) > 0.9
+    assert equal(weights(teacher), before)
+
+
+class Scripted:
+    """The tiny task, with scores read from a list instead of taken."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(context().task, name)
+
+    def score(self, logits: object, targets: object) -> float:
+        return self.scores.pop(0)
+
+
+@pytest.mark.parametrize(("scores", "best"), [((0.1, 0.5, 0.9, 0.3), 2), ((0.9, 0.1, 0.2, 0.3), 0), ((0, 0, 0, 1), 3)])
+def test_the_best_epoch_is_kept_the_first_included(scores: tuple[float, ...], best: int) -> None:
+    module, seen = candidate("mlp").module, list[dict[str, torch.Tensor]]()
+    fitted = fit(
+        module,
+        context(task=Scripted(*scores)),
+        settings(),
+        doing="",
+        each_epoch=lambda epoch: seen.append(weights(module)),
+    )
+    assert (fitted.epoch, fitted.score) == (best, scores[best])
+    assert [i for i, state in enumerate(seen) if equal(state, weights(module))] == ([best] if best < 3 else [])
+
+
+def test_of_equal_scores_the_lower_loss_wins() -> None:
+    losses = iter([0.5, 0.3, 0.2, 0.4])
+    basic = context().task
+    script = SimpleNamespace(score=lambda *_: 1.0, loss=_when_scored(losses, basic.loss))
+    fitted = fit(candidate("mlp").module, context(task=script), settings(), doing="")
+    assert (fitted.epoch, round(fitted.loss, 6)) == (2, 0.2)
+
+
+def _when_scored(losses: Iterator[float], real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda logits, targets: real(logits, targets) if logits.requires_grad else torch.tensor(next(losses))
+
+
+def test_no_epochs_leave_the_model_as_it_was() -> None:
+    module = candidate("mlp").module
+    before = weights(module)
+    assert fit(module, context(), settings(epochs=0), doing="").epoch == 0
+    assert equal(weights(module), before)
+
+
+@pytest.mark.parametrize("kind", ["residual", "mlp", "depthwise"])
+def test_one_seed_gives_one_result_bit_for_bit(kind: Kind) -> None:
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        module = candidate(kind).module
+        fit(module, context(seed=seed), settings(), doing="", distillation=Distillation(teacher=learned().module))
+        return weights(module)
+
+    assert equal(trained(1), trained(1))
+    assert not equal(trained(1), trained(2))
+
+
+class Counted(nn.Module):  # type: ignore[misc]
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.seen += len(inputs)
+        logits: torch.Tensor = self.inner(inputs)
+        return logits
+
+
+@pytest.mark.parametrize(("augmented", "times"), [(False, 1), (True, 3)])
+def test_the_teacher_is_asked_once_unless_the_data_differs_every_time(augmented: bool, times: int) -> None:
+    teacher = Counted(learned().module)
+    there = context(data=data(augmented=augmented))
+    fit(candidate("mlp").module, there, settings(), doing="", distillation=Distillation(teacher=teacher))
+    assert teacher.seen == times * len(there.data.train)
+
+
+def test_remembered_answers_are_those_of_the_right_samples() -> None:
+    """What is remembered and what is asked anew teach the same."""
+
+    def taught(augmented: bool) -> dict[str, torch.Tensor]:
+        student = candidate("mlp").module
+        lesson = Distillation(teacher=learned("mlp").module)
+        fit(student, context(data=data(augmented=augmented)), settings(), doing="", distillation=lesson)
+        return weights(student)
+
+    asked = taught(augmented=True)
+    for name, tensor in taught(augmented=False).items():
+        torch.testing.assert_close(tensor, asked[name], rtol=1e-3, atol=1e-4)
+
+
+NONE: frozenset[str] = frozenset()
+AMX, AVX512 = frozenset({"amx_bf16", "avx512_bf16"}), frozenset({"avx512_bf16"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "name"),
+    [
+        ("residual", NONE, "channels_last"),
+        ("residual", AVX512, "channels_last"),
+        ("residual", AMX, "channels_last+bf16"),
+        ("depthwise", NONE, "channels_last"),
+        ("depthwise", AMX, "channels_last"),
+        ("mlp", NONE, "default"),
+        ("mlp", AVX512, "bf16"),
+        ("mlp", AMX, "bf16"),
+    ],
+)
+def test_numerics_follow_from_the_operators_and_the_processor(kind: Kind, features: frozenset[str], name: str) -> None:
+    assert numerics(candidate(kind).module, features).name == name
+
+
+def test_quantizers_are_never_trained_in_bfloat16() -> None:
+    graph = candidate("residual").program().module(check_guards=False)
+    assert numerics(graph, AMX) == Numerics(channels_last=True, bfloat16=False)
+
+
+def test_bfloat16_learns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "numerics", lambda module: Numerics(channels_last=True, bfloat16=True))
+    module = candidate("residual").module
+    fit(module, context(), settings(epochs=8), doing="")
+    assert accuracy(module) > 0.9
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+    assert module.stem[0].weight.is_contiguous()
+
+
+def test_batch_norm_forgets_what_it_saw_and_averages_over_all_batches() -> None:
+    norm = nn.BatchNorm2d(1, momentum=0.3)
+    norm(torch.full((4, 1, 8, 8), 100.0))
+    pictures = torch.arange(256.0)[:, None, None, None].expand(256, 1, 8, 8)
+    train.refresh_batch_norm(norm, Split(inputs=(pictures,), targets=torch.zeros(256)), samples=128)
+    assert norm.running_mean.item() == pytest.approx((31.5 + 95.5) / 2)
+    assert (norm.momentum, norm.training) == (0.3, False)
+
+
+def test_refreshing_repairs_stale_statistics() -> None:
+    module = learned().module
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean += 3
+    assert accuracy(module) < 0.9
+    train.refresh_batch_norm(module, data().train)
+    assert accuracy(module) > 0.9
+
+
+def test_progress_has_a_total_and_an_estimate() -> None:
+    events: list[Event] = []
+    fit(candidate("mlp").module, context(events=events), settings(), doing="learning")
+    told = [event for event in events if isinstance(event, StepProgress)]
+    assert {(event.doing, event.total) for event in told} == {("learning", 3 * 6)}
+    assert [event.done for event in told] == sorted({event.done for event in told})
+    assert all(event.seconds_left is not None and event.seconds_left >= 0 for event in told)
+    assert (told[-1].done, told[-1].seconds_left) == (18, 0)
+
+
+@pytest.mark.parametrize("kind", ["residual", "mlp"])
+def test_a_loss_that_is_not_finite_stops_with_advice(kind: Kind) -> None:
+    with pytest.raises(StageError, match="learning_rate"):
+        fit(candidate(kind).module, context(), settings(learning_rate=1e30), doing="")
+
+
+def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
+    fit(candidate("residual").module, context(data=data(train=17)), settings(), doing="")
+
+
+def test_predictions_keep_the_order_whatever_the_batch() -> None:
+    module, split = learned("mlp").module, data().test
+    torch.testing.assert_close(train.predict(module, split, batch_size=5), train.predict(module, split))
+
+
+def test_context_without_a_teacher_has_none() -> None:
+    there: Context = context()
+    assert there.teacher_module is None
+    assert context(teacher=learned()).teacher_module is not None

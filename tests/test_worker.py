@@ -1,0 +1,92 @@
+"""The worker runs alone on the device: here it is started as a runner would, with nothing of edgepack around it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from torch_factories import data, exported, logits, made
+from torch_factories import tiny_models as tiny_models
+
+import edgepack.worker
+
+FORMATS = {"executorch": "executorch", "onnxruntime": "onnx"}  # runtime -> exporter
+PROTOCOL = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50}
+
+
+@pytest.fixture(params=FORMATS)
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    file = tmp_path / "model.bin"
+    file.write_bytes(exported(FORMATS[request.param], "quantized"))
+    shutil.copy(edgepack.worker.__file__, tmp_path)
+    return {"runtime": request.param, "file": str(file), "threads": 1, "cpus": [min(os.sched_getaffinity(0))]}
+
+
+def work(job: dict[str, Any], **more: Any) -> dict[str, Any]:
+    command = [sys.executable, "worker.py", json.dumps({**job, **more})]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    [line] = ran.stdout.splitlines()
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def test_time(job: dict[str, Any]) -> None:
+    answer = work(job, mode="time", **PROTOCOL)
+    assert answer["load_ms"] > 0 and answer["first_ms"] > 0
+    assert len(answer["samples_ns"]) == 7 and all(isinstance(ns, int) and ns > 0 for ns in answer["samples_ns"])
+    assert job["runtime"] in answer["versions"]
+
+
+def test_memory(job: dict[str, Any]) -> None:
+    """The tiny model weighs some 20 kB; what its runtime takes to load and run it is more, and far from its own."""
+    answer = work(job, mode="memory")
+    assert 10_000 < answer["peak_bytes"] < 32 * 2**20
+    assert answer["baseline_bytes"] > 10 * 2**20
+
+
+def test_predict(job: dict[str, Any]) -> None:
+    inputs, output = Path("input.npy"), Path("output.npy")
+    numpy.save(inputs, data().test.inputs[0].numpy())
+    assert work(job, mode="predict", inputs=[str(inputs)], output=str(output))["rows"] == 48
+    answers = numpy.load(output, allow_pickle=False)
+    assert answers.shape == (48, 3)
+    assert (answers.argmax(1) == logits(made("quantized").module).numpy().argmax(1)).all()
+
+
+TELL = """
+import json, os, sys, worker
+tell = lambda *_: {"cpus": sorted(os.sched_getaffinity(0)), "tasks": len(os.listdir("/proc/self/task"))}
+worker.MODES["tell"] = tell
+print(json.dumps(worker.main(json.loads(sys.argv[1]))))
+"""
+
+
+def test_threads_and_processors_are_pinned(job: dict[str, Any]) -> None:
+    """The runtime's pool has as many threads as were asked for, this one included, however large the machine is."""
+    tasks = {}
+    for threads in (1, 3):
+        command = [sys.executable, "-c", TELL, json.dumps({**job, "mode": "tell", "threads": threads})]
+        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        assert answer["cpus"] == job["cpus"]
+        tasks[threads] = answer["tasks"]
+    assert tasks[3] == tasks[1] + 2
+
+
+@pytest.mark.parametrize(("least", "most", "expected"), [(3, 10, 3), (12, 10, 10)])
+def test_runs_are_bounded_both_ways(least: int, most: int, expected: int) -> None:
+    class Idle:
+        def run(self, bound: object) -> None:
+            pass
+
+    assert len(edgepack.worker._repeat(Idle(), None, seconds=0, least=least, most=most)) == expected
+
+
+def test_inputs_are_made_from_the_files_own_facts() -> None:
+    [picture, words] = edgepack.worker._noise([((1, 3, 4, 4), "float32"), ((1, 7), "int64")])
+    assert (picture.shape, picture.dtype, words.shape, words.dtype) == ((1, 3, 4, 4), "float32", (1, 7), "int64")
+    assert numpy.array_equal(picture, edgepack.worker._noise([((1, 3, 4, 4), "float32")])[0])
