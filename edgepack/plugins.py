@@ -32,9 +32,19 @@ def load(kind: str, name: str) -> ModuleType:
     if name in _shipped(kind):
         return import_module(f"edgepack.{kind}.{name}")
     if name in _installed(kind):
-        module: ModuleType = _installed(kind)[name].load()
-        return module
+        return _load_installed(kind, _installed(kind)[name])
     raise RecipeError(unknown(_singular(kind), name, names(kind)))
+
+
+def _load_installed(kind: str, point: EntryPoint) -> ModuleType:
+    try:
+        module: ModuleType = point.load()
+    except Exception as error:  # whatever is wrong in somebody else's module, it is not a bug in edgepack
+        where = f"{_singular(kind)} '{point.name}' ({point.value})"
+        raise RecipeError(
+            f"the {where} does not load: {type(error).__name__}: {error}", "mend or remove its package"
+        ) from error
+    return module
 
 
 @cache

@@ -80,15 +80,21 @@ class Store:
 
     def get(self, kind: str, key: str) -> Entry | None:
         """The entry, each file checked against its hash; a damaged one is removed and counts as missing."""
-        entry = self.peek(kind, key)
-        if entry is None:
-            shutil.rmtree(self._path(kind, key), ignore_errors=True)
-            return None
-        if any(not _intact(entry.path / name, facts) for name, facts in entry.files.items()):
-            shutil.rmtree(entry.path, ignore_errors=True)
-            return None
-        os.utime(entry.path / "record.json")  # gc goes by last use
+        entry = self._whole(kind, key)
+        if entry is None and self._path(kind, key).exists():
+            with self.lock(key):  # another build may be putting it right just now
+                entry = self._whole(kind, key)
+                if entry is None:
+                    shutil.rmtree(self._path(kind, key), ignore_errors=True)
+        if entry is not None:
+            os.utime(entry.path / "record.json")  # gc goes by last use
         return entry
+
+    def _whole(self, kind: str, key: str) -> Entry | None:
+        entry = self.peek(kind, key)
+        return (
+            entry if entry and all(_intact(entry.path / name, facts) for name, facts in entry.files.items()) else None
+        )
 
     def make(self, kind: str, key: str, ingredients: dict[str, Any], fill: Callable[[Path], dict[str, Any]]) -> Entry:
         """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored when it raises."""
@@ -116,7 +122,8 @@ class Store:
 
         with self._writing():
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / "locks" / f"{key[:32]}.lock")
+        # One object a path, so that whoever holds a key may ask for it again.
+        lock = FileLock(self.root / "locks" / f"{key[:32]}.lock", is_singleton=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -29,7 +29,7 @@ def _two_speeds(chance: random.Random) -> float:
 
 def _timed(process: Process, limit: float, seed: int = 0) -> tuple[str, int]:
     """The verdict on "latency.p50 at most `limit` ms", and how many processes it took."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
 
     def judged(taken: list[dict[str, Any]]) -> str:
         return compare("max", limit, *interval(timings(taken)["latency.p50"])[1:])
@@ -66,7 +66,7 @@ def test_most_files_near_their_limit_are_decided_right(process: Process) -> None
 @pytest.mark.parametrize("process", [_steady, _two_speeds])
 def test_a_file_whose_median_is_the_limit_is_rarely_judged(process: Process) -> None:
     """The three looks together err at most 2.8 % of the time a side."""
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)
     draws = sorted(process(chance) for _ in range(20_001))
     found = [_timed(process, draws[10_000], seed)[0] for seed in range(1000)]
     assert found.count("pass") <= 40
@@ -75,7 +75,7 @@ def test_a_file_whose_median_is_the_limit_is_rarely_judged(process: Process) -> 
 
 @pytest.mark.parametrize("count", [7, 14, 21])
 def test_the_interval_holds_the_median_at_least_95_times_of_100(count: int) -> None:
-    chance = random.Random(2)  # noqa: S311
+    chance = random.Random(2)
     held = 0
     for _ in range(2000):
         _, low, high = interval([chance.lognormvariate(0, 1) for _ in range(count)])
@@ -98,7 +98,7 @@ def test_the_interval_is_made_of_order_statistics(values: Any, expected: tuple[f
 
 
 def test_more_processes_narrow_the_interval() -> None:
-    chance = random.Random(3)  # noqa: S311
+    chance = random.Random(3)
     values = [_two_speeds(chance) + chance.random() for _ in range(21)]
     widths = [high - low for _, low, high in (interval(values[:count]) for count in (7, 14, 21))]
     assert widths == sorted(widths, reverse=True)

@@ -154,7 +154,7 @@ def no_torch(tmp_path: Path) -> dict[str, str]:
     """An environment in which importing torch fails."""
     (tmp_path / "poison/torch").mkdir(parents=True)
     (tmp_path / "poison/torch/__init__.py").write_text("raise ImportError('torch was imported')")
-    return {"PYTHONPATH": str(tmp_path / "poison")}
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "poison"), os.environ.get("PYTHONPATH", "")])}
 
 
 def sound(store: Path) -> bool:

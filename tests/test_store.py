@@ -341,3 +341,10 @@ def test_a_record_says_what_the_entry_was_made_of(store: Store) -> None:
     record = json.loads((entry(store).path / "record.json").read_text())
     assert record["ingredients"] == {"plugin": "train"}
     assert record["files"].keys() == {"weights.bin"}
+
+
+def test_whoever_holds_a_key_may_look_at_its_damaged_entry(store: Store) -> None:
+    made = entry(store)
+    (made.path / "weights.bin").write_text("damaged")
+    with store.lock(KEY):
+        assert store.get("candidate", KEY) is None

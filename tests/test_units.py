@@ -61,7 +61,7 @@ def test_anything_else_is_refused_with_what_is_allowed(quantity: Quantity, value
 
 @pytest.mark.parametrize("quantity", [SIZE, DURATION, SHARE], ids=lambda quantity: str(quantity.name))
 def test_the_exact_text_parses_back_to_the_same_value(quantity: Quantity) -> None:
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     for _ in range(500):
         value = quantity.parse(f"{chance.uniform(0, 2000):.{chance.randrange(6)}f} {chance.choice([*quantity.units])}")
         assert quantity.parse(quantity.exact(value)) == pytest.approx(value, rel=1e-11, abs=1e-12)

@@ -34,7 +34,7 @@ class JsonLines:
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
-        print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}), file=self.stream, flush=True)
+        _say(self, json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}))
 
     def close(self) -> None:
         """Nothing to tidy: every line is complete."""

@@ -39,7 +39,7 @@ class Training(StageConfig):
 
     epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=64, ge=2, description="samples a step")
 
 
 @dataclass(frozen=True, kw_only=True)

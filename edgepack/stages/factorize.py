@@ -39,7 +39,7 @@ class Recovery(Training):
 class Config(StageConfig):
     energy: Share = Field(default=0.95, description="share of each layer's output energy that the split must keep")
     layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to look at")
-    recover: Recovery = Recovery()
+    recover: Recovery = Field(default=Recovery(), description="training after the splits")
 
     @field_validator("energy")
     @classmethod

@@ -37,8 +37,10 @@ class Config(StageConfig):
         description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
     )
     steps: int = Field(default=3, ge=1, le=100, description="cuts on the way, each followed by recovery")
-    importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = "taylor"
-    recover: Recovery = Recovery()
+    importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = Field(
+        default="taylor", description="what a channel is worth"
+    )
+    recover: Recovery = Field(default=Recovery(), description="training after every cut")
 
     @field_validator("ratio")
     @classmethod

@@ -51,9 +51,10 @@ def test_kept_energy_is_what_the_layer_really_answers() -> None:
     """The share in the notes is that of the squared outputs on the calibration samples (here: all training data)."""
     start = learned("mlp", width=32)
     pictures = context().data.train.inputs[0].flatten(1)
-    whole = pictures @ start.module[1].weight.T
+    whole = pictures @ start.module[1].weight.detach().T
     result = run(start, config("80 %", layers=("1",)), context())
-    thin = pictures @ result.module[1][0].weight.T @ result.module[1][1].weight.T
+    first, second = (thin.weight.detach() for thin in result.module[1])
+    thin = pictures @ first.T @ second.T
     [(_, _, kept)] = splits(result)
     assert float(1 - (whole - thin).square().sum() / whole.square().sum()) == pytest.approx(kept, abs=1e-3)
 
