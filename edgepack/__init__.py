@@ -9,12 +9,11 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Store", "__version__", "build", "load_device", "load_recipe", "plan"]
+__all__ = ["Store", "__version__", "build", "load_device", "load_recipe"]
 
 if TYPE_CHECKING:
     from edgepack.device import load_device
     from edgepack.pipeline import build
-    from edgepack.plan import plan
     from edgepack.recipe import load_recipe
     from edgepack.store import Store
 
@@ -23,7 +22,6 @@ _HOMES = {
     "build": "pipeline",
     "load_device": "device",
     "load_recipe": "recipe",
-    "plan": "plan",
 }
 
 

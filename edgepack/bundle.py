@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from edgepack.build import Build
 from edgepack.config import Frozen
 from edgepack.errors import VerifyError
+from edgepack.result import Build
 from edgepack.store import digest, write_atomic
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from edgepack import plugins
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
+from edgepack.errors import StageError
 from edgepack.plugins import Choice
 from edgepack.surgery import Edit, apply
 
@@ -75,6 +77,9 @@ class Candidate:
     def program(self, batch: int | None = None) -> "ExportedProgram":
         """The model as a torch.export program, at a fixed batch size or with a dynamic one."""
         module = self.module if self.form == "exported" else self.module.eval()
+        if isinstance(module, nn.Sequential):
+            # ExecuTorch's batch norm fusion stumbles over parameters whose names begin with a digit.
+            module = nn.Sequential(OrderedDict(model=module)).eval()
         # An example of one would be specialised to one for ever: two, even where the batch is dynamic.
         inputs = self.example_inputs(batch or 2)
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch is None else None
@@ -107,11 +112,28 @@ class Candidate:
 
             module = torch.export.load(folder / "program.pt2").module(check_guards=False)
         else:
-            from safetensors.torch import load_model
-
             module = rebuild(factory, surgery)
-            load_model(module, str(folder / "weights.safetensors"))
+            load_weights(module, folder / "weights.safetensors")
         return cls(module=module, factory=factory, form=facts["form"], surgery=surgery)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill `module` from a .safetensors file. Raises StageError when the file is of another model."""
+    from safetensors.torch import load_file
+
+    own = module.state_dict()
+    state = OrderedDict(load_file(path))
+    state._metadata = own._metadata  # type: ignore[attr-defined]  # versions of layers, which safetensors does not keep
+    wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+    given = {own[name].data_ptr() for name in state if name in own}
+    missing = [name for name, tensor in own.items() if name not in state and tensor.data_ptr() not in given]
+    if wrong or missing:
+        raise StageError(
+            f"{path.name} is of another model: {len(missing)} tensors are missing and {len(wrong)} do not fit, "
+            f"the first is '{[*missing, *wrong][0]}'",
+            "name the model that the checkpoint was saved from, with its width and number of classes",
+        )
+    module.load_state_dict(state, strict=False)  # tensors that share memory are stored once
 
 
 def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:

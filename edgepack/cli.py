@@ -151,9 +151,9 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
 @_dist
 def explain(recipe: str, dist: str) -> None:
     """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
-    from edgepack.build import Build
     from edgepack.recipe import load_recipe
     from edgepack.reports.console import ledger, show
+    from edgepack.result import Build
 
     try:
         name = load_recipe(recipe).name

@@ -6,8 +6,8 @@ from typing import Any
 
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement, doubts, interval, timings
-from edgepack.build import Build
 from edgepack.plan import Step
+from edgepack.result import Build
 from edgepack.store import Entry
 from edgepack.units import DURATION, SHARE, SIZE
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
-from edgepack.build import Build, StageRecord
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, ExitCode, most_decisive
 from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted
@@ -18,6 +17,7 @@ from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.recipe import Recipe
 from edgepack.reports import remove_reports, write_reports
+from edgepack.result import Build, StageRecord
 from edgepack.store import Entry, Store, disk_error
 from edgepack.work import Work, with_step
 

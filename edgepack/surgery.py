@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgepack.config import Frozen
+from edgepack.errors import StageError
 
 
 class Edit(Frozen):
@@ -87,7 +88,8 @@ def split(layer: nn.Module, rank: int) -> nn.Sequential:
     raise TypeError(f"surgery cannot split a {type(layer).__name__}")
 
 
-Score = Callable[[Any], torch.Tensor]  # a torch-pruning group -> one number a channel, the least important lowest
+# A torch-pruning group -> one number a channel, the least important lowest; None where it cannot tell.
+Score = Callable[[Any], torch.Tensor | None]
 
 
 def first(group: Any) -> torch.Tensor:
@@ -132,7 +134,13 @@ def shrink(
         was = (original or {}).get(names[root], channels)
         left = goals[names[root]] = nearest(was * keep, multiple, most=channels)
         if left < channels:
-            least = score(group).argsort(stable=True)[: channels - left].tolist()
+            worth = score(group)
+            if worth is None:
+                raise StageError(
+                    f"the importance says nothing of '{names[root]}': bn_scale needs a batch norm after every layer",
+                    "use importance: taylor or l2",
+                )
+            least = worth.argsort(stable=True)[: channels - left].tolist()
             graph.get_pruning_group(root, remove, sorted(least)).prune()
     return goals
 

@@ -67,8 +67,8 @@ class Work:
 
     def _staged(self, step: Step) -> "Candidate":
         assert step.choice is not None
-        steps = list(self.done.values())
-        parent = self.candidate(steps[steps.index(step) - 1], private=True)
+        names = list(self.done)
+        parent = self.candidate(self.done[names[names.index(step.name) - 1]], private=True)
         result: Candidate = step.choice.module.run(parent, step.choice.config, self._context(step))
         return result
 
@@ -217,6 +217,8 @@ def _guarded(step: Step, do: Callable[[Step, Path], dict[str, Any]], folder: Pat
     """Any failure of a plugin or a library, as an error that names the step."""
     try:
         return do(step, folder)
+    except StageError as error:
+        raise StageError(f"{step.name}: {error.message}", error.hint) from error
     except EdgepackError:
         raise
     except OSError as error:

@@ -18,11 +18,11 @@ from edgepack import cli
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
 from edgepack.budgets import METRICS, Budget
-from edgepack.build import Build, StageRecord
 from edgepack.device import Device, load_device
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.recipe import Recipe, load_recipe
+from edgepack.result import Build, StageRecord
 from edgepack.store import Entry, Store, digest
 
 PROJECT = Path(__file__).parent.parent

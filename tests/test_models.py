@@ -70,8 +70,8 @@ def test_every_net_takes_its_own_weights_back(name: str) -> None:
     [
         ({"torchvision": "resnet81"}, "did you mean 'resnet18'"),
         ({"torchvision": "fasterrcnn_resnet50_fpn"}, "unknown torchvision model"),
-        ({"width": "0 %"}, "above 0 % and up to 100 %, got 0%"),
-        ({"width": "150 %"}, "got 150%"),
+        ({"width": "0 %"}, "above 0 % and up to 100 %, got 0 %"),
+        ({"width": "150 %"}, "got 150 %"),
         ({"checkpoint": "weights.pt"}, "a checkpoint is a .safetensors file"),
         ({"checkpoint": "gone.safetensors"}, "there is no file 'gone.safetensors'"),
         ({"in_channels": 0}, "greater than or equal to 1"),

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from edgepack import pipeline
-from edgepack.build import Build
 from edgepack.device import load_device
 from edgepack.events import BuildFinished, BuildStarted, Event
 from edgepack.plan import plan
 from edgepack.recipe import load_recipe
+from edgepack.result import Build
 from edgepack.store import Store
 
 RECIPE = """\

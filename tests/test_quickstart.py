@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgepack.build import Build
 from edgepack.bundle import verify
+from edgepack.result import Build
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,6 @@ from factories import artifact, build, edgepack, measurement, record, verdict
 from junitparser import Error, Failure, JUnitXml
 
 from edgepack import plugins
-from edgepack.build import Build
 from edgepack.errors import RecipeError
 from edgepack.events import (
     BuildFinished,
@@ -27,6 +26,7 @@ from edgepack.events import (
     Warned,
 )
 from edgepack.reports import console, write_reports
+from edgepack.result import Build
 
 EVERY_VERDICT = (
     verdict("size", 450e3),

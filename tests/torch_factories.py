@@ -26,7 +26,7 @@ from edgepack.stages import Context
 from edgepack.stages import train as stage
 
 SIGNATURE = Signature(inputs=(TensorSpec(name="input", shape=(1, 8, 8)),), labels=("rows", "columns", "squares"))
-Kind = Literal["residual", "mlp", "depthwise"]
+Kind = Literal["residual", "mlp", "depthwise", "group_norm"]
 How = Literal["eager", "quantized"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "depthwise")
 
@@ -46,8 +46,7 @@ def misfit(config: Config, signature: Signature) -> str:
 
 
 def build(config: Config, signature: Signature) -> nn.Module:
-    makers: dict[str, Callable[[int], nn.Module]] = {"residual": Residual, "mlp": mlp, "depthwise": depthwise}
-    net = makers[config.tiny](config.width)
+    net = MAKERS[config.tiny](config.width)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eps = config.eps
@@ -92,6 +91,19 @@ def depthwise(width: int) -> nn.Module:
         *(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU6()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)),
     )
+
+
+def group_norm(width: int) -> nn.Module:
+    """Its norm has a width that the surgery log does not tell of, so it cannot be pruned."""
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.GroupNorm(1, width), nn.Flatten(), nn.Linear(width * 36, 3))
+
+
+MAKERS: dict[Kind, Callable[[int], nn.Module]] = {
+    "residual": Residual,
+    "mlp": mlp,
+    "depthwise": depthwise,
+    "group_norm": group_norm,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_AUXILIARY = ("googlenet", "inception_v3")  # these give more than logits while they train, unless told not to
+
+
 class Config(Frozen):
     torchvision: str = Field(description="the name of the model's builder, for example resnet18")
     width: Share = Field(default=1.0, description="share of the channels of every layer that is kept")
@@ -63,16 +66,17 @@ def misfit(config: Config, signature: Signature) -> str:
 def build(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models._vision import torchvision
 
-    module: nn.Module = torchvision().models.get_model(config.torchvision, num_classes=len(signature.labels))
+    extra = {"aux_logits": False, "init_weights": True} if config.torchvision in _AUXILIARY else {}
+    module: nn.Module = torchvision().models.get_model(config.torchvision, num_classes=len(signature.labels), **extra)
     channels = signature.inputs[0].shape[0]
     if channels != 3:
         _take_channels(module, channels)
     if config.width < 1:
         _narrow(module, config.width, signature)
     if config.checkpoint:
-        from safetensors.torch import load_model
+        from edgepack.candidate import load_weights
 
-        load_model(module, config.checkpoint)
+        load_weights(module, Path(config.checkpoint))
     return module
 
 

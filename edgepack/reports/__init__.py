@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepack import plugins
-from edgepack.build import Build
+from edgepack.result import Build
 from edgepack.store import write_atomic
 
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from edgepack.benchmark import Measurement
 from edgepack.budgets import METRICS
-from edgepack.build import Build
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
+from edgepack.result import Build
 
 MARKS = {
     "pass": "pass",

@@ -6,7 +6,6 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgepack.build import Build
 from edgepack.events import (
     BuildStarted,
     Event,
@@ -19,6 +18,7 @@ from edgepack.events import (
     Warned,
 )
 from edgepack.reports import _words as words
+from edgepack.result import Build
 
 if TYPE_CHECKING:
     from rich.console import Console

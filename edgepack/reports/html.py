@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from edgepack.build import Build, StageRecord
 from edgepack.reports import _words as words
+from edgepack.result import Build, StageRecord
 
 FILE = "report.html"
 

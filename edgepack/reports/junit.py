@@ -1,9 +1,9 @@
 """junit.xml: one test case a budget and file, for the test tab of a CI server."""
 
-from edgepack.build import Build
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.reports import _words as words
+from edgepack.result import Build
 
 FILE = "junit.xml"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from edgepack.build import Build
 from edgepack.reports import _words as words
+from edgepack.result import Build
 
 FILE = "report.md"
 

@@ -84,7 +84,7 @@ def _chosen(module: "nn.Module", patterns: tuple[str, ...]) -> "dict[str, nn.Mod
     }
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in able):
-            raise StageError(f"factorize: no layer matches '{pattern}'", f"layers that can be split: {', '.join(able)}")
+            raise StageError(f"no layer matches '{pattern}'", f"layers that can be split: {', '.join(able)}")
     return {name: layer for name, layer in able.items() if any(fnmatch(name, pattern) for pattern in patterns)}
 
 
@@ -104,7 +104,9 @@ def _grams(module: "nn.Module", layers: "dict[str, nn.Module]", data: "Split") -
 
     def add(name: str, layer: nn.Module, inputs: "Tensor") -> None:
         if isinstance(layer, nn.Conv2d):
-            columns = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            padded = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+            columns = functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
             rows = columns.transpose(1, 2).reshape(-1, columns.shape[1])
         else:
             rows = inputs.reshape(-1, inputs.shape[-1])

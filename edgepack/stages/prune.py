@@ -64,6 +64,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
         doing = f"recovering after cut {step} of {config.steps}"
         fit(module, context, config.recover, doing=doing, distillation=lesson)
     edits = resizes(before, module)
+    _check_rebuilt(candidate.changed(*edits))
     if not edits:
         multiple = context.quantization.channel_multiple
         raise StageError(
@@ -71,6 +72,21 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
             "ask for a larger ratio, or set channel_multiple lower in the device profile",
         )
     return candidate.changed(*edits, notes=tuple(_notes(before, module)))
+
+
+def _check_rebuilt(candidate: "Candidate") -> None:
+    """Channels may have gone from layers that the surgery log cannot resize; such a model could not be loaded again."""
+    from edgepack.candidate import rebuild
+
+    fresh = rebuild(candidate.factory, candidate.surgery).state_dict()
+    for name, tensor in candidate.module.state_dict().items():
+        if name not in fresh or fresh[name].shape != tensor.shape:
+            layer, _, parameter = name.rpartition(".")
+            kind = type(candidate.module.get_submodule(layer)).__name__
+            raise StageError(
+                f"pruning changed '{parameter}' of the {kind} '{layer}', which edgepack cannot rebuild",
+                "models whose channels pass through Conv2d, Linear and BatchNorm2d alone can be pruned",
+            )
 
 
 def _cut(
