@@ -159,7 +159,7 @@ AMX, AVX512 = frozenset({"amx_bf16", "avx512_bf16"}), frozenset({"avx512_bf16"})
         ("depthwise", NONE, "channels_last"),
         ("depthwise", AMX, "channels_last"),
         ("mlp", NONE, "default"),
-        ("mlp", AVX512, "bf16"),
+        ("mlp", AVX512, "default"),
         ("mlp", AMX, "bf16"),
     ],
 )
