@@ -88,7 +88,7 @@ def choose(kind: str, value: object) -> Choice:
 
     Raises ValueError for an unknown plugin, and `Nested` for mistakes in its configuration.
     """
-    name = _named(kind, value)
+    name = name_of(kind, value)
     module = load(kind, name)
     inside: KeyPath = ()
     config: object = value
@@ -100,7 +100,8 @@ def choose(kind: str, value: object) -> Choice:
         raise Nested(error, module.Config, config, inside) from None
 
 
-def _named(kind: str, value: object) -> str:
+def name_of(kind: str, value: object) -> str:
+    """The plugin that `value` names, whether its settings are right or not. Raises ValueError when there is none."""
     if isinstance(value, str) and kind != "models":
         keys: tuple[str, ...] = (value,)
     elif isinstance(value, dict) and value and (kind == "models" or len(value) == 1):

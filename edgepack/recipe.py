@@ -125,7 +125,7 @@ class _Checker:
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
         budgets = read_budgets(self.document, data.get("budgets"))
-        self._order(stages)
+        self._order(data.get("stages"))
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages)
         self._exports(data.get("export"), exporters)
@@ -169,17 +169,20 @@ class _Checker:
             return ()
         return tuple(self._choice(kind, value, (key, i)) for i, value in enumerate(values))
 
-    def _order(self, stages: Sequence[Choice | None]) -> None:
+    def _order(self, values: object) -> None:
+        """Whether each stage takes what the one before it gives, as far as the stages are known at all."""
         form, giver = "eager", "the model"
-        for i, stage in enumerate(stages):
-            if stage is None:
+        for i, value in enumerate(values if isinstance(values, tuple) else ()):
+            try:
+                name = plugins.name_of("stages", value)
+            except ValueError:
                 return
-            takes = stage.module.TAKES
-            if form != takes:
-                message = f"{stage.name} takes an {takes} model, but {giver} before it gives an {form} one: move it up"
+            stage = plugins.load("stages", name)
+            if form != stage.TAKES:
+                message = f"{name} takes an {stage.TAKES} model, but {giver} before it gives an {form} one: move it up"
                 self.document.problem(("stages", i), message)
                 return
-            form, giver = stage.module.GIVES, stage.name
+            form, giver = stage.GIVES, name
 
     def _trained(self, model: Choice | None, stages: Sequence[Choice | None]) -> None:
         if model is None or None in stages or model.module.trained(model.config):

@@ -143,8 +143,10 @@ def _decide(layer: "nn.Module", gram: "Tensor", energy: float, multiple: int) ->
     most, limit = len(singular), break_even(layer)
     rank = min(most, math.ceil(wanted / multiple) * multiple)  # rounded up: rounding must not cost energy
     if rank > _PAYS * limit:
-        return 0, f"left whole: {energy:.4g} of its energy needs rank {rank}, a split pays up to {int(_PAYS * limit)}"
-    return rank, f"split at rank {rank} of {most}, keeping {float(kept[rank - 1]):.4f} of its energy"
+        needs = f"{SHARE.format(energy)} of its energy needs rank {rank}"
+        return 0, f"left whole: {needs}, a split pays up to {int(_PAYS * limit)}"
+    share = SHARE.format(float(kept[rank - 1]))
+    return rank, f"split at rank {rank} of {most}, keeping {share} of its energy"
 
 
 def _split(module: "nn.Module", name: str, gram: "Tensor", rank: int) -> None:
