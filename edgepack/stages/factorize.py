@@ -143,9 +143,9 @@ def _decide(layer: "nn.Module", gram: "Tensor", energy: float, multiple: int) ->
     most, limit = len(singular), break_even(layer)
     rank = min(most, math.ceil(wanted / multiple) * multiple)  # rounded up: rounding must not cost energy
     if rank > _PAYS * limit:
-        needs = f"{SHARE.format(energy)} of its energy needs rank {rank}"
+        needs = f"{SHARE.exact(energy)} of its energy needs rank {rank}"
         return 0, f"left whole: {needs}, a split pays up to {int(_PAYS * limit)}"
-    share = SHARE.format(float(kept[rank - 1]))
+    share = SHARE.format(float(kept[rank - 1]), digits=5)
     return rank, f"split at rank {rank} of {most}, keeping {share} of its energy"
 
 

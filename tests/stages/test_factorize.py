@@ -25,8 +25,8 @@ def config(energy: str = "90 %", epochs: int = 0, **changes: Any) -> Config:
 def splits(result: Candidate) -> Iterator[tuple[str, int, float]]:
     """(layer, rank, share of its energy that is kept), read from the notes."""
     for note in result.notes:
-        if found := re.fullmatch(r"(\S+): split at rank (\d+) of \d+, keeping ([\d.]+) of its energy", note):
-            yield found[1], int(found[2]), float(found[3])
+        if found := re.fullmatch(r"(\S+): split at rank (\d+) of \d+, keeping ([\d.]+) % of its energy", note):
+            yield found[1], int(found[2]), float(found[3]) / 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,7 +116,7 @@ def test_a_layer_that_would_not_get_smaller_is_left_whole() -> None:
     result = run(start, config("99.99 %", layers=("blocks.0.conv1",)), context())
     assert result.surgery == ()
     [note] = result.notes
-    assert note.startswith("blocks.0.conv1: left whole: 0.9999 of its energy needs rank")
+    assert note.startswith("blocks.0.conv1: left whole: 99.99 % of its energy needs rank")
     assert torch.equal(logits(result.module), before)
 
 
