@@ -8,7 +8,6 @@ Source of the interval: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -47,7 +46,7 @@ class Measurement(Frozen):
     detail: dict[str, Any] = {}
 
 
-class Protocol(Frozen):
+class TimingProtocol(Frozen):
     """The fixed part of a timing; its values are part of the key under which a measurement is reused."""
 
     name: str = PROTOCOL
@@ -64,9 +63,12 @@ Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of worker.py in a fr
 Answers = list[dict[str, Any]]  # what the processes of one file said, in the order they ran
 
 
+MOST = max(_LOOKS)  # processes; after that a budget that is not decided is inconclusive
+
+
 def enough(answers: Answers, decided: Callable[[Answers], bool]) -> bool:
     """Whether a file needs no further process: a whole number of rounds, and decided or at the last one."""
-    return len(answers) >= max(_LOOKS) or (len(answers) in _LOOKS and decided(answers))
+    return len(answers) >= MOST or (len(answers) in _LOOKS and decided(answers))
 
 
 def time_file(
@@ -83,7 +85,7 @@ def time_file(
     answers = list(answers)
     while not enough(answers, decided):
         told(len(answers), next(look for look in _LOOKS if look > len(answers)))
-        answers.append(run({**Protocol().job(), **job}))
+        answers.append(run({**TimingProtocol().job(), **job}))
     return answers
 
 
@@ -126,7 +128,3 @@ def doubts(values: Sequence[float]) -> tuple[str, ...]:
     if spread > _NOISY:
         return (f"processes differ by {spread:.0%}: close other programs, or pin fewer threads in the device profile",)
     return ()
-
-
-def now() -> float:
-    return round(time.time(), 3)

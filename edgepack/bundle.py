@@ -1,4 +1,4 @@
-"""The bundle: what a release ships, byte for byte the same whenever and wherever it is built.
+"""The bundle: what a release ships, byte for byte the same on the same versions, processor type and threads.
 
     manifest.json                 every file with its size, sha256 and role
     models/                       the exported files

@@ -39,12 +39,18 @@ class Factory(Frozen):
 
     @classmethod
     def of(cls, choice: Choice, signature: Signature) -> "Factory":
-        return cls(model=choice.name, config=choice.plain(), signature=signature)
+        """Without the checkpoint that a model may start from: a saved candidate has weights of its own."""
+        config = {key: None if key == "checkpoint" else value for key, value in choice.plain().items()}
+        return cls(model=choice.name, config=config, signature=signature)
 
     def build(self) -> nn.Module:
+        """The structure, its weights fresh. Draws from a random generator of its own: when something is loaded must not
+        change what comes after it.
+        """
         module = plugins.load("models", self.model)
         config = module.Config.model_validate(self.config)
-        built: nn.Module = module.build(config, self.signature)
+        with torch.random.fork_rng(devices=[]):
+            built: nn.Module = module.build(config, self.signature)
         return built
 
 
@@ -60,6 +66,11 @@ class Candidate:
     form: Form = "eager"
     surgery: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def start(cls, choice: Choice, signature: Signature) -> "Candidate":
+        """The model that a recipe names, with its trained weights where it has any."""
+        return cls(module=choice.module.build(choice.config, signature), factory=Factory.of(choice, signature))
 
     @property
     def signature(self) -> Signature:

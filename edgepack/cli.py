@@ -5,7 +5,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -88,9 +88,9 @@ def build(
             try:
                 codes.append(_build_one(recipe, Path(dist), Store(store), remeasure, watch, screen))
             except EdgepackError as error:
-                watch.close()
-                click.echo(f"{recipe.name}: {error}", file=screen.err)
                 codes.append(error.code)
+                watch.close()
+                _tell(f"{recipe.name}: {error}", screen.err)
             finally:
                 watch.close()
     return most_decisive(codes)
@@ -292,7 +292,10 @@ def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))  # recipes share devices
-    chosen = [recipe for recipe in loaded if recipes or device in (None, recipe.device)]
+    names = [recipe.name for recipe in loaded]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RecipeError(f"several recipes are named {', '.join(sorted(twice))}", "their bundles would share a folder")
+    chosen = [recipe for recipe in loaded if recipes or device in (None, Path(recipe.device).stem)]
     if not chosen:
         raise RecipeError(f"no recipe in recipes/ is for the device '{device}'")
     return chosen
@@ -338,15 +341,16 @@ def main() -> NoReturn:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         code = ExitCode.USAGE
     except EdgepackError as error:
-        click.echo(str(error), err=True)
+        _tell(str(error))
         code = error.code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
+        _tell("interrupted; what was done is kept, the same command goes on from there")
         code = ExitCode.INTERRUPTED
-    except SystemExit:  # click's way to say that nobody reads on, as in `edgepack stages | head`: no failure
+    except SystemExit:  # click ends so when nobody reads on, as in `edgepack stages | head`: no failure
         code = ExitCode.OK
     except Exception as error:
         code = _bug(error)
@@ -357,9 +361,15 @@ def _bug(error: Exception) -> ExitCode:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="edgepack-", suffix=".log", delete=False) as log:
+    where = "this command"
+    with suppress(OSError), tempfile.NamedTemporaryFile("w", prefix="edgepack-", suffix=".log", delete=False) as log:
         log.write("".join(traceback.format_exception(error)))
-    click.echo(
-        f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {log.name}", err=True
-    )
+        where = log.name
+    _tell(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {where}")
     return ExitCode.BUG
+
+
+def _tell(text: str, stream: TextIO | None = None) -> None:
+    """Say something on the error stream; that nobody reads it changes no exit code."""
+    with suppress(OSError):
+        click.echo(text, file=stream or sys.stderr)

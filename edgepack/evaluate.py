@@ -25,6 +25,7 @@ def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path)
     run(
         {
             "mode": "predict",
+            "rows": len(split),
             "runtime": runtime,
             "file": str(file),
             "inputs": [str(p) for p in inputs],

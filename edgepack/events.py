@@ -1,7 +1,7 @@
 """What the library tells whoever watches. It never prints; the CLI decides how each of these looks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +59,18 @@ class Note(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warned(Event):
-    """Worth acting on."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class BuildFinished(Event):
+    """The build is over, well or not; `error` says what ended it before its verdict."""
+
     recipe: str
     exit_code: int
     dist: str
+    error: str = ""
+
+
+def placed(emit: "Emit", step: int, steps: int, name: str) -> "Emit":
+    """`emit` that adds where in the build an event happened."""
+    return lambda event: emit(replace(event, step=step, steps=steps, name=name))
 
 
 Emit = Callable[[Event], None]

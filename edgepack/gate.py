@@ -47,7 +47,7 @@ def judge(
         _verdict(budget, artifact, known)
         for budget in budgets
         # Runtimes are compared with the first one, which has nothing to be compared with itself.
-        for artifact in (artifacts[1:] if budget.metric == "parity.runtimes" else artifacts)
+        for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
     )
 
 

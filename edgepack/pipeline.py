@@ -4,6 +4,7 @@ build(recipe, device, Store(), dist=Path("dist"))
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, ExitCode, most_decisive
-from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted
+from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
 from edgepack.gate import judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.recipe import Recipe
 from edgepack.reports import remove_reports, write_reports
 from edgepack.result import Build, StageRecord
-from edgepack.store import Entry, Store, disk_error
-from edgepack.work import Work, with_step
+from edgepack.store import Entry, Store, disk_error, full_disk
+from edgepack.work import Work
 
 
 def build(
@@ -36,28 +37,31 @@ def build(
     Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
     """
     folder = output_folder(Path(dist), recipe)
-    planner = Planner(recipe, device, store, remeasure=remeasure)
-    work = Work(recipe, device, store, planner)
     result = _begin(recipe, device)
-    _check_runner(device)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
     try:
+        _check_runner(device)
+        planner = Planner(recipe, device, store, remeasure=remeasure)
+        work = Work(recipe, device, store, planner)
         for number, step in enumerate(planner.steps(), start=1):
+            if not step.cached and all(before.cached for before in steps):
+                _withdraw(result, folder)
             steps.append(step)
-            work.emit = with_step(emit, number, planner.count, step.name)
+            work.emit = placed(emit, number, planner.count, step.name)
             result = _with(result, step, _do(work, step))
             if not step.cached:
                 result.save(folder / "build.json")
         remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
-        result = _judged(result, recipe)
-        result = bundle.write(result, recipe, device, work, folder)
+        result = bundle.write(_judged(result, recipe), recipe, device, work, folder)
         write_reports(result, folder)
-    except (EdgepackError, KeyboardInterrupt) as error:
-        _save_failure(result, error, folder)
-        raise
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    except BaseException as error:
+        failure = full_disk(error, folder) or error
+        result = _failed(result, failure, folder)
+        emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder), error=result.error))
+        if failure is error:
+            raise
+        raise failure from error
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 
@@ -112,6 +116,7 @@ _PACKAGES = (
     "executorch",
     "torch-pruning",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
 )
@@ -142,15 +147,18 @@ def _judged(result: Build, recipe: Recipe) -> Build:
     )
 
 
-def _save_failure(result: Build, error: BaseException, folder: Path) -> None:
-    """Keep what was done, and leave no bundle or report of an earlier build beside it to be shipped by mistake."""
-    code = error.code if isinstance(error, EdgepackError) else ExitCode.INTERRUPTED
-    failed = result.model_copy(
-        update={"exit_code": int(code), "error": str(error) or "interrupted", "finished_at": round(time.time(), 3)}
-    )
-    try:
-        failed.save(folder / "build.json")
-        bundle.remove(folder, result.name)
-        remove_reports(folder)
-    except OSError:
-        return  # the disk may be what failed; the error itself is on its way to the user
+def _withdraw(result: Build, folder: Path) -> None:
+    """Take away what an earlier build left before work begins: whatever ends this one, nothing stale can be shipped."""
+    bundle.remove(folder, result.name)
+    remove_reports(folder)
+    result.save(folder / "build.json")
+
+
+def _failed(result: Build, error: BaseException, folder: Path) -> Build:
+    interrupted = ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.BUG
+    code = error.code if isinstance(error, EdgepackError) else interrupted
+    over = {"exit_code": int(code), "error": str(error) or "interrupted", "finished_at": round(time.time(), 3)}
+    failed = result.model_copy(update=over)
+    with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the user
+        _withdraw(failed, folder)
+    return failed

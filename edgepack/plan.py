@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from edgepack import provenance
 from edgepack.artifact import Artifact
-from edgepack.benchmark import Answers, Protocol, enough, interval, timings
-from edgepack.budgets import Budget
+from edgepack.benchmark import Answers, TimingProtocol, interval, timings
 from edgepack.device import Device
 from edgepack.gate import compare
 from edgepack.plugins import Choice
@@ -106,11 +105,13 @@ class Planner:
     def candidates(self) -> Iterator[Step]:
         """The model as it starts, then one step a stage."""
         step = self._step("candidate", "model", self._model_ingredients(), choice=self.recipe.model)
-        self.teacher = step
+        self.teacher, whole = step, True
         yield step
         for stage, name in zip(self.recipe.stages, _numbered(stage.name for stage in self.recipe.stages), strict=True):
             step = self._step("candidate", name, self._stage_ingredients(stage, step.key), choice=stage)
-            if getattr(stage.module, "MAKES_TEACHER", False):
+            # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
+            whole = whole and getattr(stage.module, "MAKES_TEACHER", False)
+            if whole:
                 self.teacher = step
             yield step
 
@@ -143,15 +144,20 @@ class Planner:
 
     def timing(self, export: Step) -> Step:
         shas = [_sha(self.store, export)]
-        ingredients = {"files": shas, "protocol": Protocol().model_dump(), "where": self._where(export)}
+        ingredients = {"files": shas, "protocol": TimingProtocol().model_dump(), "where": self._where(export)}
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
-        if step.entry and not step.reason and not self.settled(step.artifact, step.entry.outcome["answers"]):
-            return _because(step, "its budget is not decided yet: more processes are needed")
+        if step.entry and step.cached and not self.decided(step.artifact, step.entry.outcome["answers"]):
+            return _because(step, "its budget is not decided yet")
         return step
 
-    def settled(self, artifact: str, answers: Answers) -> bool:
-        """Whether these timings decide every latency budget of this artifact, or as many were taken as ever are."""
-        return enough(answers, lambda taken: _decided(self.recipe.budgets, artifact, taken))
+    def decided(self, artifact: str, answers: Answers) -> bool:
+        """Whether these timings put every latency budget of this artifact on one side; a teacher has none."""
+        figures = timings(answers)
+        bounded = [budget for budget in self.recipe.budgets if budget.metric in figures]
+        return artifact.startswith("teacher") or all(
+            compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive"
+            for budget in bounded
+        )
 
     def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
         """A step that looks at an exported file; its key is known once the file is there."""
@@ -171,16 +177,15 @@ class Planner:
         assert export.choice is not None
         runner = self.device.runner
         facts = runner.module.fingerprint(runner.config, self.device.controls)
-        versions = provenance.versions(export.choice.module.RUNTIME, "torch")
+        versions = provenance.versions("edgepack", export.choice.module.RUNTIME, "torch", "numpy")
         return {**facts, "evidence": runner.module.EVIDENCE, "versions": versions}
 
     def _model_ingredients(self) -> dict[str, Any]:
         recipe = self.recipe
-        checkpoint = getattr(recipe.model.config, "checkpoint", None)
         return {
             "plugin": recipe.model.name,
             "config": recipe.model.plain(),
-            "checkpoint": _file_facts(checkpoint),
+            "files": _checkpoints([recipe.model]),
             "task": recipe.task,
             "data": self.fingerprint,
             "seed": recipe.seed,
@@ -195,6 +200,7 @@ class Planner:
             **_plugin(stage),
             "parent": parent,
             "device": facts,
+            "files": _checkpoints(value for _, value in stage.config if isinstance(value, Choice)),
             "teacher": self.teacher.key if self.teacher else "",
         }
 
@@ -295,14 +301,7 @@ def _because(step: Step, reason: str) -> Step:
     return replace(step, reason=reason)
 
 
-def _decided(budgets: Sequence[Budget], artifact: str, answers: Answers) -> bool:
-    figures = timings(answers)
-    bounded = [budget for budget in budgets if budget.metric in figures and not artifact.startswith("teacher")]
-    return all(
-        compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive"
-        for budget in bounded
-    )
-
-
-def _file_facts(path: str | None) -> dict[str, Any]:
-    return {"sha256": file_digest(Path(path))} if path else {}
+def _checkpoints(models: Iterable[Choice]) -> list[str]:
+    """The hashes of the weights that models start from: another file under the same name is another model."""
+    paths = (getattr(model.config, "checkpoint", None) for model in models)
+    return [file_digest(Path(path)) for path in paths if path]

@@ -39,7 +39,7 @@ def load(kind: str, name: str) -> ModuleType:
 def _load_installed(kind: str, point: EntryPoint) -> ModuleType:
     try:
         module: ModuleType = point.load()
-    except Exception as error:  # whatever is wrong in somebody else's module, it is not a bug in edgepack
+    except (Exception, SystemExit) as error:  # whatever is wrong in somebody else's module, it is no bug in edgepack
         where = f"{_singular(kind)} '{point.name}' ({point.value})"
         raise RecipeError(
             f"the {where} does not load: {type(error).__name__}: {error}", "mend or remove its package"

@@ -56,8 +56,11 @@ def threads() -> int:
 
 
 def compute() -> dict[str, Any]:
-    """What the numbers of a training depend on besides the recipe: part of the key of every stage."""
-    return {"cpu": cpu()["name"], "family": cpu()["family"], "machine": cpu()["machine"], "threads": threads()}
+    """What the numbers of a training depend on besides the recipe: part of the key of every stage.
+
+    The features too: virtual machines mask them under one and the same name of the processor.
+    """
+    return {**cpu(), "threads": threads()}
 
 
 def environment() -> dict[str, Any]:

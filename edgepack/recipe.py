@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from edgepack import plugins
 from edgepack.budgets import Budget, plain, read_budgets
@@ -35,14 +35,6 @@ class RecipeFile(Frozen):
     stages: tuple[Any, ...] = ()
     export: tuple[Any, ...]
     budgets: dict[str, Any] = {}
-
-    @field_validator("name")
-    @classmethod
-    def _names_files(cls, name: str | None) -> str | None:
-        if name is not None and not _NAME.fullmatch(name):
-            rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
-            raise ValueError(f"a name is used for files: {rule}; got {name!r}")
-        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +78,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     for text in overrides:
         override(document, text)
     if device not in (None, document.data.get("device")):  # its bundle must not take the place of the recipe's own
-        document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{device}")
+        document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{Path(device).stem}")
         document.came_from("--device", ("device",))
     raw = document.check(RecipeFile, document.data)
     recipe = _Checker(document, file).recipe(document.data)
@@ -125,17 +117,19 @@ class _Checker:
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
         budgets = read_budgets(self.document, data.get("budgets"))
+        self._measurable(budgets, exporters)
         self._order(data.get("stages"))
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages)
         self._exports(data.get("export"), exporters)
         self._device(data.get("device"))
+        name = self._name(data.get("name") or self.file.stem)
         if model is not None and source is not None:
             self._fit(source, model, stages)
         if model is None or source is None or task is None or self.document.problems:
             return None
         return Recipe(
-            name=data.get("name") or self.file.stem,
+            name=name,
             file=self.file,
             task=task,
             model=model,
@@ -146,6 +140,12 @@ class _Checker:
             exporters=tuple(exporter for exporter in exporters if exporter),
             budgets=budgets,
         )
+
+    def _name(self, name: object) -> str:
+        if isinstance(name, str) and not _NAME.fullmatch(name):
+            rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
+            self.document.problem(("name",), f"a name is used for files: {rule}; got {name!r}")
+        return str(name)
 
     def _task(self, value: object) -> str | None:
         if not isinstance(value, str):
@@ -168,6 +168,11 @@ class _Checker:
         if not isinstance(values, tuple):
             return ()
         return tuple(self._choice(kind, value, (key, i)) for i, value in enumerate(values))
+
+    def _measurable(self, budgets: Sequence[Budget], exporters: Sequence[Choice | None]) -> None:
+        if len(exporters) == 1 and any(budget.metric == "parity.runtimes" for budget in budgets):
+            message = "nothing measures it: two runtimes are compared, and the recipe exports for one"
+            self.document.problem(("budgets", "parity.runtimes"), message)
 
     def _order(self, values: object) -> None:
         """Whether each stage takes what the one before it gives, as far as the stages are known at all."""

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,10 @@ class Entry:
 
     @property
     def used_at(self) -> float:
-        return (self.path / "record.json").stat().st_mtime
+        try:
+            return (self.path / "record.json").stat().st_mtime
+        except OSError:  # removed meanwhile
+            return 0.0
 
 
 class Store:
@@ -87,8 +90,13 @@ class Store:
                 if entry is None:
                     shutil.rmtree(self._path(kind, key), ignore_errors=True)
         if entry is not None:
-            os.utime(entry.path / "record.json")  # gc goes by last use
+            self.touch(entry)
         return entry
+
+    def touch(self, entry: Entry) -> None:
+        """Note that the entry was used: gc goes by last use."""
+        with suppress(OSError):  # a store that may only be read is still good to read from
+            os.utime(entry.path / "record.json")
 
     def _whole(self, kind: str, key: str) -> Entry | None:
         entry = self.peek(kind, key)
@@ -124,11 +132,12 @@ class Store:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         # One object a path, so that whoever holds a key may ask for it again.
         lock = FileLock(self.root / "locks" / f"{key[:32]}.lock", is_singleton=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            lock.acquire()
+        with self._writing():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire()
         try:
             yield
         finally:
@@ -223,6 +232,15 @@ def disk_error(error: OSError, folder: Path) -> DeviceError:
     return DeviceError(
         f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk")
     )
+
+
+def full_disk(error: BaseException, folder: Path) -> DeviceError | None:
+    """The error as one of the disk, if it is one; an OSError of a plugin that cannot find its file is not."""
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return disk_error(error, folder)
+    if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
+        return disk_error(OSError(28, "No space left on device"), folder)
+    return None
 
 
 _ADVICE = {

@@ -2,8 +2,8 @@
 
     fit(module, context, settings, teacher=..., kind=...)
 
-AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best on the validation split. Device
-placement, and several processes where there are, come from accelerate.
+AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best on the validation split. It runs on the
+CPU, through accelerate, and gives the same weights on the same processor type and number of threads.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from edgepack.events import Emit, StepProgress
 from edgepack.provenance import cpu_features
 from edgepack.stages import Context
 from edgepack.tasks import Task
+
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
 
 _WARM_UP = 0.05  # share of all steps
 _CLIP = 1.0  # largest norm of the gradient
@@ -47,6 +50,11 @@ class Distillation:
     teacher: nn.Module
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher; the labels have the rest
+
+    @classmethod
+    def of(cls, teacher: "Candidate | None") -> "Distillation | None":
+        """What recovery learns by: the build's teacher, where there is one."""
+        return cls(teacher=teacher.module) if teacher else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +162,12 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.utils.deterministic.fill_uninitialized_memory = False
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before)
 
 
 class _Loss:
@@ -219,7 +228,7 @@ class _Progress:
 def _accelerator() -> Any:
     from accelerate import Accelerator
 
-    return Accelerator()
+    return Accelerator(cpu=True, mixed_precision="no")  # bf16 is ours to choose, whatever the user's settings say
 
 
 def _rate(step: int, steps: int) -> float:
@@ -231,7 +240,7 @@ def _rate(step: int, steps: int) -> float:
 
 def _score(module: nn.Module, context: Context, snapshot: Callable[[nn.Module], nn.Module] | None) -> Fitted:
     split = context.data.validation
-    logits = predict(snapshot(module) if snapshot else module, split).cpu()
+    logits = predict(snapshot(module) if snapshot else module, split)
     loss = context.task.loss(logits, split.targets)
     return Fitted(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
 

@@ -1,5 +1,6 @@
 """How each kind of step is done. `Work.ensure` gives a step's entry, from the store or by doing it now."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from edgepack import benchmark, evaluate, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.device import Device
-from edgepack.errors import EdgepackError, StageError
-from edgepack.events import Emit, Event, Note, StepProgress
+from edgepack.errors import DeviceError, EdgepackError, StageError
+from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
-from edgepack.store import Entry, Store, disk_error
+from edgepack.store import Entry, Store, full_disk
 from edgepack.tasks import Task
 
 if TYPE_CHECKING:
@@ -34,11 +35,15 @@ class Work:
         self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
+        self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
 
     def ensure(self, step: Step) -> Entry:
         """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
         self.done[step.name] = step
-        return step.entry if step.cached and step.entry else self._make(step)
+        if step.cached and step.entry:
+            self.store.touch(step.entry)
+            return step.entry
+        return self._make(step)
 
     def _make(self, step: Step) -> Entry:
         with self.store.lock(
@@ -46,35 +51,41 @@ class Work:
         ):
             if step.entry is None and (found := self.store.get(step.kind, step.key)):
                 return found  # another build made it while this one waited
-            do = getattr(self, f"_do_{step.kind}")
-            return self.store.make(step.kind, step.key, step.ingredients, lambda folder: _guarded(step, do, folder))
+            return self.store.make(step.kind, step.key, step.ingredients, lambda folder: self._do(step, folder))
 
-    def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
+    def _do(self, step: Step, folder: Path) -> dict[str, Any]:
+        do = partial(getattr(self, f"_do_{step.kind}"), step, folder)
+        if step.kind in ("evaluation", "timing"):  # these need no torch
+            return _guarded(step, do, folder)
         from edgepack import train
 
         with train.deterministic(self.recipe.seed, provenance.threads()):
-            started = time.monotonic()
-            candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
-            candidate.save(folder)
-            seconds = time.monotonic() - started
-            return {**self._figures(candidate), "seconds": round(seconds, 2), "notes": candidate.notes}
+            return _guarded(step, do, folder)
+
+    def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
+        started = time.monotonic()
+        candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
+        candidate.save(folder)
+        seconds = time.monotonic() - started
+        return {**self._figures(candidate), "seconds": round(seconds, 2), "notes": candidate.notes}
 
     def _initial(self) -> "Candidate":
-        from edgepack.candidate import Candidate, Factory
+        from edgepack.candidate import Candidate
 
-        factory = Factory.of(self.recipe.model, self.signature)
-        return Candidate(module=factory.build(), factory=factory)
+        return Candidate.start(self.recipe.model, self.signature)
 
     def _staged(self, step: Step) -> "Candidate":
+        import torch
+
         assert step.choice is not None
-        names = list(self.done)
-        parent = self.candidate(self.done[names[names.index(step.name) - 1]], private=True)
-        result: Candidate = step.choice.module.run(parent, step.choice.config, self._context(step))
+        parent, context = self.candidate(self._made(step.ingredients["parent"]), private=True), self._context(step)
+        torch.manual_seed(self.recipe.seed)  # here, so that what was loaded before does not matter
+        result: Candidate = step.choice.module.run(parent, step.choice.config, context)
         return result
 
     def _context(self, step: Step) -> Context:
         return Context(
-            data=self.data,
+            data=self.data.for_stages(),
             task=self.task,
             quantization=self.device.quantization,
             seed=self.recipe.seed,
@@ -84,8 +95,7 @@ class Work:
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
-        key = step.ingredients["teacher"]
-        teacher = next(found for found in self.done.values() if found.key == key)
+        teacher = self._made(step.ingredients["teacher"])
         untrained = teacher.choice is self.recipe.model and not self.recipe.model.module.trained(
             self.recipe.model.config
         )
@@ -105,9 +115,7 @@ class Work:
     def _do_artifact(self, step: Step, folder: Path) -> dict[str, Any]:
         assert step.choice is not None
         exporter = step.choice.module
-        teacher_key = self.planner.teacher.key if self.planner.teacher else ""
-        wanted = teacher_key if step.subject == "teacher" else step.ingredients["parent"]
-        candidate = self.candidate(next(found for found in self.done.values() if found.key == wanted))
+        candidate = self.candidate(self._made(step.ingredients["parent"]))
         path = folder / f"{step.subject}{exporter.SUFFIX}"
         self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
         exporter.export(candidate, step.choice.config, path)
@@ -120,8 +128,8 @@ class Work:
 
         from edgepack import train
 
-        last = next(found for found in self.done.values() if found.key == step.ingredients["parent"])
-        logits = train.predict(self.candidate(last).module, self.data.test).numpy()
+        candidate = self.candidate(self._made(step.ingredients["parent"]))
+        logits = train.predict(candidate.module, self.data.test).numpy()
         numpy.save(folder / "logits.npy", logits, allow_pickle=False)
         for i in range(_SELFTEST_CASES):
             for spec, tensor in zip(self.signature.inputs, self.data.test.inputs, strict=True):
@@ -153,15 +161,13 @@ class Work:
         artifact, file = self.file(step.artifact)
         job = {"runtime": artifact.runtime, "file": str(file)}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
+        before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
-        answers = benchmark.time_file(
-            self._run, job, before, partial(self._decided, step.artifact), self._told(artifact.runtime)
-        )
-        memory = [self._run({**job, "mode": "memory"}) for _ in range(3)]
+        decided = partial(self.planner.decided, step.artifact)
+        answers = benchmark.time_file(self._run, job, before, decided, self._told(artifact.runtime))
+        passes = 3 if artifact.subject == "model" else 0  # nobody budgets the teacher's memory
+        memory = [self._run({**job, "mode": "memory"}) for _ in range(passes)]
         return {"answers": answers, "memory": memory}
-
-    def _decided(self, artifact: str, answers: benchmark.Answers) -> bool:
-        return self.planner.settled(artifact, answers)
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
         started = time.monotonic()
@@ -185,9 +191,15 @@ class Work:
         return self.loaded[step.key]
 
     def file(self, label: str) -> tuple[Artifact, Path]:
+        """An exported file. Raises DeviceError when it was damaged and came out different: its figures are stale."""
         entry = self.entry(f"export {label}")
         artifact = Artifact.model_validate(entry.outcome)
+        if self.seen.setdefault(label, artifact.sha256) != artifact.sha256:
+            raise DeviceError(f"the file {label} was damaged and came out different when made again", "build again")
         return artifact, entry.path / artifact.file
+
+    def _made(self, key: str) -> Step:
+        return next(step for step in self.done.values() if step.key == key)
 
     def entry(self, name: str) -> Entry:
         """The entry of the step of this name, its files checked."""
@@ -213,33 +225,21 @@ class Work:
         return found
 
 
-def _guarded(step: Step, do: Callable[[Step, Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _guarded(step: Step, do: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Any failure of a plugin or a library, as an error that names the step."""
     try:
-        return do(step, folder)
+        return do()
     except StageError as error:
         raise StageError(f"{step.name}: {error.message}", error.hint) from error
     except EdgepackError:
         raise
-    except OSError as error:
-        raise disk_error(error, folder) from error
     except MemoryError as error:
-        raise StageError(
-            f"{step.name} ran out of memory", "use a smaller batch_size, or a machine with more memory"
-        ) from error
-    except Exception as error:
-        if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
-            raise disk_error(OSError(28, "No space left on device"), folder) from error
+        raise StageError(f"{step.name} ran out of memory", "use a smaller batch_size, or a larger machine") from error
+    except (Exception, SystemExit) as error:  # a stage that calls sys.exit() has failed, whatever its code
+        if disk := full_disk(error, folder):
+            raise disk from error
+        logging.getLogger(__name__).exception("%s failed", step.name)
         first = (str(error).strip().splitlines() or [""])[0]
         raise StageError(
-            f"{step.name} failed: {type(error).__name__}: {first}", "the whole traceback is in build.log"
+            f"{step.name} failed: {type(error).__name__}: {first}", "build.log has the traceback"
         ) from error
-
-
-def with_step(emit: Emit, step: int, steps: int, name: str) -> Emit:
-    """`emit` that adds where in the build an event happened."""
-    return lambda event: emit(_placed(event, step, steps, name))
-
-
-def _placed(event: Event, step: int, steps: int, name: str) -> Event:
-    return replace(event, step=step, steps=steps, name=name)

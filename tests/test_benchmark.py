@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from factories import answers
 
-from edgepack.benchmark import Protocol, doubts, enough, interval, percentile, time_file, timings
+from edgepack.benchmark import TimingProtocol, doubts, enough, interval, percentile, time_file, timings
 from edgepack.gate import compare
 
 Process = Callable[[random.Random], float]  # a process and what it takes for one inference, in ms
@@ -136,7 +136,7 @@ def test_every_process_is_given_the_same_job() -> None:
         return answers(1)[0]
 
     time_file(run, {"file": "x.onnx"}, [], lambda taken: True, lambda done, total: None)
-    assert jobs == [{**Protocol().job(), "file": "x.onnx"}] * 7
+    assert jobs == [{**TimingProtocol().job(), "file": "x.onnx"}] * 7
     assert jobs[0]["mode"] == "time"
 
 

@@ -23,7 +23,6 @@ from edgepack.events import (
     StepFinished,
     StepProgress,
     StepStarted,
-    Warned,
 )
 from edgepack.reports import console, write_reports
 from edgepack.result import Build
@@ -194,7 +193,6 @@ EVENTS: list[Event] = [
     StepStarted(step=2, steps=3, name="prune", why="ratio 30 % -> 40 %"),
     StepProgress(step=2, steps=3, name="prune", doing="cutting", done=1, total=4, seconds_left=75.0),
     Note(step=2, steps=3, name="prune", text="fc [left] alone"),
-    Warned(step=2, steps=3, name="prune", text="little memory"),
     StepFinished(step=2, steps=3, name="prune", seconds=3.2, result="accuracy 97 %"),
     StepStarted(step=3, steps=3, name="quantize", why="first time"),
     StepFailed(step=3, steps=3, name="quantize", message="no"),
@@ -214,7 +212,6 @@ def test_plain_progress_is_a_line_an_event(monkeypatch: pytest.MonkeyPatch) -> N
         "[1/3] train: accuracy 98 % (cached abcdef)",
         "[2/3] prune: starts (ratio 30 % -> 40 %)",
         "[2/3] prune: fc [left] alone",
-        "[2/3] prune: little memory",
         "[2/3] prune: accuracy 97 % (3.2 s)",
         "[3/3] quantize: starts (first time)",
         "[3/3] quantize: failed",

@@ -13,7 +13,7 @@ from edgepack import train
 from edgepack.datasets import Split
 from edgepack.errors import StageError
 from edgepack.events import Event, StepProgress
-from edgepack.stages import Context, Training
+from edgepack.stages import Training
 from edgepack.train import Distillation, Numerics, fit, numerics
 
 
@@ -223,9 +223,3 @@ def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
 def test_predictions_keep_the_order_whatever_the_batch() -> None:
     module, split = learned("mlp").module, data().test
     torch.testing.assert_close(train.predict(module, split, batch_size=5), train.predict(module, split))
-
-
-def test_context_without_a_teacher_has_none() -> None:
-    there: Context = context()
-    assert there.teacher_module is None
-    assert context(teacher=learned()).teacher_module is not None

@@ -66,13 +66,22 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Selection uses `validation`, calibration `train`; `test` is read once, for the report."""
+class TrainingData:
+    """What stages see: selection uses `validation`, calibration `train`."""
 
     train: Split
     validation: Split
-    test: Split
     augmented: bool = False  # whether a training sample looks different every time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(TrainingData):
+    """A whole data set; `test` is for the report alone."""
+
+    test: Split
+
+    def for_stages(self) -> TrainingData:
+        return TrainingData(train=self.train, validation=self.validation, augmented=self.augmented)
 
 
 class Dataset(Protocol):

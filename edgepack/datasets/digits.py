@@ -11,6 +11,7 @@ from pydantic import Field
 from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.errors import RecipeError
+from edgepack.provenance import versions
 from edgepack.store import digest, file_digest
 
 _SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
@@ -31,7 +32,9 @@ def describe(config: Config) -> Signature:
 
 
 def fingerprint(config: Config) -> str:
-    return digest({"file": file_digest(_file()), "splits": _SPLITS, "size": config.size})
+    # The versions draw the splits: another one might put today's test samples into training.
+    drawn_by = versions("scikit-learn", "numpy")
+    return digest({"file": file_digest(_file()), "splits": _SPLITS, "size": config.size, "versions": drawn_by})
 
 
 def load(config: Config) -> Data:

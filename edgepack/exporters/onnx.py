@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
 VERSION = 1
-LIBRARIES = ("onnx", "onnxscript")
+LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
 
 
 class Config(Frozen):

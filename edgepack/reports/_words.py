@@ -30,6 +30,8 @@ HEADLINES = {
 
 
 def headline(build: Build) -> str:
+    if build.exit_code == ExitCode.OK and not build.verdicts:
+        return "no budget set, nothing was judged"
     return HEADLINES[ExitCode(build.exit_code)] if build.exit_code is not None else "not finished"
 
 

@@ -15,7 +15,6 @@ from edgepack.events import (
     StepFinished,
     StepProgress,
     StepStarted,
-    Warned,
 )
 from edgepack.reports import _words as words
 from edgepack.result import Build
@@ -213,7 +212,7 @@ def _text(event: Event) -> str:
             return f"{_place(event)} {event.name}: {event.result} (cached {event.key[:6]})"
         case StepFailed():
             return f"{_place(event)} {event.name}: failed"
-        case Note() | Warned():
+        case Note():
             return f"{_place(event)} {event.name}: {event.text}"
     return ""
 

@@ -15,7 +15,8 @@ from edgepack.provenance import cpu
 EVIDENCE = "measured"
 
 _WORKER = Path(__file__).parent.parent / "worker.py"
-_TIMEOUT = 600  # seconds; a job takes a few
+_TIMEOUT = 600.0  # seconds; a job takes a few
+_SLOWEST = 2.0  # seconds that one row of a prediction may take
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -43,12 +44,15 @@ def fingerprint(config: Config, controls: Controls) -> dict[str, Any]:
 def run(config: Config, controls: Controls, job: dict[str, Any]) -> dict[str, Any]:
     threads = _threads(controls)
     cpus = sorted(os.sched_getaffinity(0))[-threads:]  # the last cores: interrupts tend to land on the first
-    command = [sys.executable, str(_WORKER), json.dumps({**job, "threads": threads, "cpus": cpus})]
+    # -P: the worker's own folder must not come before the packages that a runtime imports.
+    command = [sys.executable, "-P", str(_WORKER), json.dumps({**job, "threads": threads, "cpus": cpus})]
+    timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
     environment = {**os.environ, **dict.fromkeys(_POOLS, str(threads)), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"{job['file']} did not finish in {_TIMEOUT} s", "try the model with fewer inputs") from None
+        message = f"{job['runtime']} did not finish {job['file']} in {timeout:.0f} s"
+        raise DeviceError(message, "it hangs, or is far too slow for this device") from None
     if done.returncode != 0:
         raise DeviceError(f"{job['runtime']} failed on {job['file']}: {_reason(done)}", _advice(done.returncode))
     answer: dict[str, Any] = json.loads(done.stdout)

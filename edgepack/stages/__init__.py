@@ -12,7 +12,6 @@ and, where they differ from these defaults,
     MAKES_TEACHER = False             whether what it gives is what later stages and the report compare with
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,10 +23,8 @@ from edgepack.events import Emit
 from edgepack.tasks import Task
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgepack.candidate import Candidate
-    from edgepack.datasets import Data
+    from edgepack.datasets import TrainingData
 
 
 class StageConfig(Frozen):
@@ -46,17 +43,12 @@ class Training(StageConfig):
 class Context:
     """What a stage may use besides the candidate. `teacher` is None until a stage has made one."""
 
-    data: "Data"
+    data: "TrainingData"
     task: Task
     quantization: Quantization
     seed: int
     teacher: "Candidate | None"
     emit: Emit
-    cancelled: Callable[[], bool] = lambda: False
-
-    @property
-    def teacher_module(self) -> "nn.Module | None":
-        return self.teacher.module if self.teacher else None
 
 
 class Stage(Protocol):

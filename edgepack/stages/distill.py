@@ -39,11 +39,10 @@ class Config(Training):
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    from edgepack.candidate import Candidate, Factory, parameters
+    from edgepack.candidate import Candidate, parameters
     from edgepack.train import Distillation, fit
 
-    factory = Factory.of(config.student, candidate.signature)
-    student = Candidate(module=factory.build(), factory=factory)
+    student = Candidate.start(config.student, candidate.signature)
     had, has = parameters(candidate.module), parameters(student.module)
     if has >= had:
         raise StageError(

@@ -63,7 +63,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
             _split(module, name, gram, rank)
             edits.append(Edit(op="split", layer=name, to={"rank": rank}))
     if edits:
-        lesson = Distillation(teacher=context.teacher.module) if context.teacher else None
+        lesson = Distillation.of(context.teacher)
         fit(module, context, config.recover, doing="recovering after the splits", distillation=lesson)
     return candidate.changed(*edits, notes=tuple(notes))
 

@@ -57,14 +57,15 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     from edgepack.train import Distillation, fit, refresh_batch_norm
 
     module, before = candidate.module, sizes(candidate.module)
-    lesson = Distillation(teacher=context.teacher.module) if context.teacher else None
+    lesson = Distillation.of(context.teacher)
     for step in range(1, config.steps + 1):
         _cut(module, (1 - config.ratio) ** (step / config.steps), before, config, context)
+        if step == 1:
+            _check_rebuilt(candidate.changed(*resizes(before, module)))
         refresh_batch_norm(module, context.data.train)
         doing = f"recovering after cut {step} of {config.steps}"
         fit(module, context, config.recover, doing=doing, distillation=lesson)
     edits = resizes(before, module)
-    _check_rebuilt(candidate.changed(*edits))
     if not edits:
         multiple = context.quantization.channel_multiple
         raise StageError(

@@ -38,7 +38,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 
     prepared = _prepare(candidate)
     _calibrate(prepared, context.data.train)
-    lesson = Distillation(teacher=context.teacher.module) if context.teacher else None
+    lesson = Distillation.of(context.teacher)
     best = fit(
         prepared,
         context,
