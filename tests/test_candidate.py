@@ -139,3 +139,13 @@ def test_the_ledger_counts_what_is_there() -> None:
     assert macs(made("pruned")) < macs(made("eager"))
     assert macs(made("quantized")) == macs(made("eager"))
     assert stored_bytes(made("quantized").module) < 0.5 * stored_bytes(made("eager").module)
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    """A resumed build loads what an undisturbed one still holds; what comes after must be the same."""
+    made("eager").save(tmp_path)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Candidate.load(tmp_path)
+    assert torch.equal(torch.rand(3), expected)

@@ -185,9 +185,10 @@ def test_the_result_holds_everything_a_report_needs(first: tuple[Project, Ran]) 
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5
     assert all(record.notes for record in result.ledger[1:])
     assert [artifact.label for artifact in result.artifacts] == FILES
-    metrics = {"size", "accuracy", "latency.p50", "latency.p90", "latency.load", "latency.first", "memory.peak"}
+    metrics = {"size", "accuracy", "latency.p50", "latency.p90", "latency.load", "latency.first"}
     found = {file: {each.metric for each in result.measurements if each.artifact == file} for file in FILES}
     assert all(found[file] >= metrics for file in FILES)
+    assert all("memory.peak" in found[artifact.label] for artifact in result.shipped())
     assert "parity" in found["executorch"] and found["onnx"] >= {"parity", "parity.runtimes"}
     assert [verdict.outcome for verdict in result.verdicts] == ["pass"] * 10
 
@@ -318,6 +319,26 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     assert project.build("--set", "stages.prune.ratio=1 %").code == 5  # a failure is never stored
 
 
+def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:
+    script = (
+        "import sys\n"
+        "from edgepack.stages import prune\n"
+        "def run(candidate, config, context): sys.exit(0)\n"
+        "prune.run = run\n"
+        "from edgepack.cli import main\n"
+        "sys.argv = ['edgepack', 'build', 'tiny', '--set', 'stages.prune.ratio=60 %']\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "EDGEPACK_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=project.folder, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 5, ran.stderr
+    assert "prune failed: SystemExit" in ran.stderr and "Traceback" not in ran.stderr
+    assert ", in run\n" in (project.folder / "dist/tiny/build.log").read_text()
+    assert not (project.folder / "dist/tiny/tiny.zip").exists()
+
+
 @pytest.mark.parametrize("option", ["--dist", "--store"])
 def test_a_folder_that_cannot_be_written_ends_with_4(project: Project, option: str) -> None:
     (project.folder / "in the way").write_text("")
@@ -370,7 +391,8 @@ def test_measurements_are_taken_again_when_asked_for(project: Project, monkeypat
 def test_the_library_can_be_used_as_its_documentation_says(project: Project) -> None:
     """Its public names are functions, though modules have some of the same names."""
     script = (
-        "from edgepack import Store, build, load_device, load_recipe, plan\n"
+        "from edgepack import Store, build, load_device, load_recipe\n"
+        "from edgepack.plan import plan\n"
         "recipe = load_recipe('recipes/tiny.yaml')\n"
         "device = load_device(recipe.device)\n"
         "assert plan(recipe, device, Store()).up_to_date\n"

@@ -51,7 +51,7 @@ def run(config: Config, controls: Controls, job: dict[str, Any]) -> dict[str, An
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        message = f"{job['runtime']} did not finish {job['file']} in {timeout:.0f} s"
+        message = f"{job['file']} did not finish in {timeout:.0f} s"
         raise DeviceError(message, "it hangs, or is far too slow for this device") from None
     if done.returncode != 0:
         raise DeviceError(f"{job['runtime']} failed on {job['file']}: {_reason(done)}", _advice(done.returncode))
