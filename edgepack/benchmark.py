@@ -126,5 +126,6 @@ def doubts(values: Sequence[float]) -> tuple[str, ...]:
         return ()
     spread = statistics.stdev(values) / mean
     if spread > _NOISY:
-        return (f"processes differ by {spread:.0%}: close other programs, or pin fewer threads in the device profile",)
+        advice = "close other programs, or put `controls: {threads: 1}` into the device profile"
+        return (f"processes differ by {spread:.0%}: {advice}",)
     return ()

@@ -92,9 +92,10 @@ def verify(bundle: Path) -> Manifest:
     """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
     files = _read_folder(bundle) if bundle.is_dir() else _read_zip(bundle)
     manifest = _manifest(files)
-    problems = [*_differences(manifest, files), *_sums(files)]
+    problems = [*_differences(manifest, files), *_sums(manifest, files)]
     if problems:
-        raise VerifyError(f"{bundle} is not what its manifest says:\n" + "\n".join(f"  {each}" for each in problems))
+        listed = "\n".join(f"  {each}" for each in problems)
+        raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it: build it again")
     return manifest
 
 
@@ -113,7 +114,7 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     stages = [record.model_dump(mode="json", exclude={"seconds", "reused"}) for record in build.ledger]
     files["provenance/stages.json"] = _json(stages)
     files["manifest.json"] = _json(_describe(build, recipe, device, files).model_dump(mode="json", by_alias=True))
-    files["SHA256SUMS"] = "".join(f"{_sha(files[path])}  {path}\n" for path in sorted(files)).encode()
+    files["SHA256SUMS"] = _sum_lines({path: _sha(content) for path, content in files.items()})
     return files
 
 
@@ -274,10 +275,17 @@ def _differences(manifest: "Manifest", files: Files) -> Iterable[str]:
         yield "changed: the content digest of manifest.json"
 
 
-def _sums(files: Files) -> Iterable[str]:
-    expected = "".join(f"{_sha(files[path])}  {path}\n" for path in sorted(files) if path != "SHA256SUMS").encode()
-    if files.get("SHA256SUMS") != expected:
-        yield "changed: SHA256SUMS" if "SHA256SUMS" in files else "missing: SHA256SUMS"
+def _sums(manifest: Manifest, files: Files) -> Iterable[str]:
+    """SHA256SUMS says what the manifest says, and the manifest's own hash."""
+    known = {**{each.path: each.sha256 for each in manifest.files}, "manifest.json": _sha(files["manifest.json"])}
+    if "SHA256SUMS" not in files:
+        yield "missing: SHA256SUMS"
+    elif files["SHA256SUMS"] != _sum_lines(known):
+        yield "changed: SHA256SUMS or manifest.json"
+
+
+def _sum_lines(hashes: dict[str, str]) -> bytes:
+    return "".join(f"{hashes[path]}  {path}\n" for path in sorted(hashes)).encode()
 
 
 def _sha(content: bytes) -> str:

@@ -125,7 +125,8 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
     for recipe in _load(recipes, device, overrides):
         profile = load_device(recipe.device)
         stages = " -> ".join(stage.name for stage in recipe.stages)
-        click.echo(f"{recipe.name}: fine ({stages}; {len(recipe.budgets)} budgets; for {profile.name})")
+        budgets = f"{len(recipe.budgets)} budgets" if recipe.budgets else "no budget, so nothing will be judged"
+        click.echo(f"{recipe.name}: fine ({stages}; {budgets}; for {profile.name})")
 
 
 @cli.command()
@@ -142,8 +143,11 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
     for recipe in _load(recipes, device, overrides):
         made = plan(recipe, load_device(recipe.device), Store(store))
         click.echo(f"{recipe.name} for {made.device.name}" + (": up to date" if made.up_to_date else ""))
+        width = max(len(step.name) for step in made.steps)
         for step in made.steps:
-            click.echo(f"  {step.name:28} " + (f"cached {step.key[:6]}" if step.cached else f"run: {step.reason}"))
+            click.echo(
+                f"  {step.name:{width}}  " + (f"cached {step.key[:6]}" if step.cached else f"run: {step.reason}")
+            )
 
 
 @cli.command()
@@ -185,8 +189,12 @@ def devices() -> None:
     from edgepack.device import all_devices, load_device
 
     for id, file in sorted(all_devices().items()):
-        device = load_device(file)
-        why = device.runner.module.unavailable(device.runner.config)
+        try:
+            device = load_device(file)
+        except RecipeError as error:
+            click.echo(f"{id:16} cannot be used:\n{error}")
+            continue
+        why = device.runner.module.unavailable(device.runner.config, device.controls)
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {device.runner.module.EVIDENCE}): {why or 'ready'}")
 
 
@@ -198,7 +206,11 @@ def stages() -> None:
     for kind in ("stages", "models", "datasets", "exporters", "tasks"):
         click.secho(kind, bold=True)
         for name in plugins.names(kind):
-            module = plugins.load(kind, name)
+            try:
+                module = plugins.load(kind, name)
+            except RecipeError as error:
+                click.echo(f"  {name:22} {error.message}")
+                continue
             click.echo(f"  {name:22} {plugins.summary(module)}")
             for key, text in plugins.settings(module) if kind != "tasks" else ():
                 click.echo(f"      {key:18} {text}")
@@ -244,7 +256,13 @@ def _what(ingredients: dict[str, Any]) -> str:
 
 @cache.command("gc")
 @_store
-@click.option("--unused-days", default=30.0, show_default=True, help="Remove what was not used for so long.")
+@click.option(
+    "--unused-days",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Remove what was not used for so long.",
+)
 @click.option("--max-size", metavar="SIZE", help="Then remove the least used until the store is this small: 5GB.")
 def cache_gc(store: str, unused_days: float, max_size: str | None) -> None:
     """Remove what was not used lately, and what killed builds left behind."""
@@ -278,6 +296,7 @@ def doctor(store: str, dist: str) -> int:
 def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
     """The recipes named, or all there are, or all of a device; every mistake in every one of them at once."""
     from edgepack.config import ConfigError
+    from edgepack.device import load_device
     from edgepack.recipe import all_recipes, load_recipe
 
     found = recipes or tuple(str(file) for file in all_recipes())
@@ -296,8 +315,11 @@ def _load(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
     if twice := {name for name in names if names.count(name) > 1}:
         raise RecipeError(f"several recipes are named {', '.join(sorted(twice))}", "their bundles would share a folder")
     chosen = [recipe for recipe in loaded if recipes or device in (None, Path(recipe.device).stem)]
-    if not chosen:
-        raise RecipeError(f"no recipe in recipes/ is for the device '{device}'")
+    if not chosen and device:
+        load_device(device)  # says so when there is no such device
+        raise RecipeError(
+            f"no recipe in recipes/ is for the device '{device}'", f"edgepack build RECIPE --device {device}"
+        )
     return chosen
 
 
@@ -319,7 +341,7 @@ class Screen:
     def send_libraries_to(self, log: Path) -> None:
         """From now on whatever writes to file descriptors 1 and 2 writes to this file."""
         if self._kept:
-            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for fd in (1, 2):
                 os.dup2(target, fd)
             os.close(target)

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from edgepack.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
+_LONG_LIST = 20  # names; a longer list would bury the suggestion
 _MAX_NODES = 10_000  # more is not a recipe but an attack on the reader (aliases of aliases)
 
 
@@ -71,6 +72,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f": did you mean '{close[0]}'?" if close else ""
+    if close and len(names) > _LONG_LIST:
+        return f"unknown {kind} '{name}'{hint}"
     return f"unknown {kind} '{name}'{hint} (allowed: {', '.join(names) or 'none'})"
 
 

@@ -13,7 +13,9 @@ def override(document: Document, text: str) -> None:
         raise RecipeError(f"--set {text!r}: write it as key.path=value, for example --set budgets.size=1MB")
     before = document.data
     try:
-        document.data, path = _set(before, key.split("."), read_value(value))
+        # `stages[2].prune` is how mistakes are reported, so it is understood too.
+        parts = key.replace("[", ".").replace("]", "").split(".")
+        document.data, path = _set(before, parts, read_value(value))
     except LookupError as error:
         raise RecipeError(f"--set {key}: {error.args[0]}") from None
     document.came_from("--set", _first_new(before, path))

@@ -123,7 +123,7 @@ _PACKAGES = (
 
 
 def _check_runner(device: Device) -> None:
-    if why := device.runner.module.unavailable(device.runner.config):
+    if why := device.runner.module.unavailable(device.runner.config, device.controls):
         raise DeviceError(f"{device.name} cannot be used: {why}")
 
 

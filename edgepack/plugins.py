@@ -4,6 +4,7 @@
 entry point group `edgepack.stages`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -30,20 +31,37 @@ def names(kind: str) -> tuple[str, ...]:
 def load(kind: str, name: str) -> ModuleType:
     """The plugin's module. Raises RecipeError naming the closest plugin when there is none of that name."""
     if name in _shipped(kind):
-        return import_module(f"edgepack.{kind}.{name}")
+        return _checked(kind, name, lambda: import_module(f"edgepack.{kind}.{name}"))
     if name in _installed(kind):
-        return _load_installed(kind, _installed(kind)[name])
+        return _checked(kind, name, _installed(kind)[name].load)
     raise RecipeError(unknown(_singular(kind), name, names(kind)))
 
 
-def _load_installed(kind: str, point: EntryPoint) -> ModuleType:
+# What a module must define to be a plugin of its kind; see each package's own page for what they mean.
+_CONTRACTS = {
+    "tasks": ("METRIC", "loss", "distill", "score", "decide"),
+    "models": ("Config", "trained", "misfit", "build"),
+    "datasets": ("Config", "describe", "fingerprint", "load"),
+    "stages": ("TAKES", "GIVES", "VERSION", "Config", "run"),
+    "exporters": ("RUNTIME", "SUFFIX", "VERSION", "Config", "export"),
+    "runners": ("Config", "EVIDENCE", "unavailable", "fingerprint", "run"),
+    "reports": (),
+}
+
+
+def _checked(kind: str, name: str, get: Callable[[], ModuleType]) -> ModuleType:
+    """The module, or what is wrong with it: a mistake in somebody's plugin is not a bug in edgepack."""
+    what = f"the {_singular(kind)} '{name}'"
     try:
-        module: ModuleType = point.load()
-    except (Exception, SystemExit) as error:  # whatever is wrong in somebody else's module, it is no bug in edgepack
-        where = f"{_singular(kind)} '{point.name}' ({point.value})"
+        module = get()
+    except (Exception, SystemExit) as error:
+        where = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
         raise RecipeError(
-            f"the {where} does not load: {type(error).__name__}: {error}", "mend or remove its package"
+            f"{what} does not load: {type(error).__name__}: {error}{where}", "mend or remove it"
         ) from error
+    if missing := [part for part in _CONTRACTS[kind] if not hasattr(module, part)]:
+        message = f"{what} must define {', '.join(_CONTRACTS[kind])}: {', '.join(missing)} missing"
+        raise RecipeError(message, f"{module.__file__}")
     return module
 
 

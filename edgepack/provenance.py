@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgepack.errors import RecipeError
+
 CORE = ("edgepack", "torch")  # every stage's output depends on these
 
 
@@ -51,8 +53,10 @@ def cpu_features() -> frozenset[str]:
 @cache
 def threads() -> int:
     """Threads that training uses: EDGEPACK_THREADS, or the cores this process may run on."""
-    asked = os.environ.get("EDGEPACK_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else len(os.sched_getaffinity(0))
+    asked, cores = os.environ.get("EDGEPACK_THREADS", ""), len(os.sched_getaffinity(0))
+    if asked and not (asked.isdecimal() and 0 < int(asked) <= cores):
+        raise RecipeError(f"EDGEPACK_THREADS is {asked!r}: give a whole number from 1 to {cores}")
+    return int(asked or cores)
 
 
 def compute() -> dict[str, Any]:

@@ -33,13 +33,26 @@ class Quantity:
                 return round(number * self.units[unit], 12)
             raise ValueError(self._wrong_unit(value, unit))
         given = "nothing" if value is None else repr(value)
-        shown = f"{given} has no unit" if isinstance(value, int | float) else f"{given} is not {self.name}"
-        raise ValueError(f"{shown}: write {self.example}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f"{given} has no unit: write {self.suggest(value)}")
+        raise ValueError(f"{given} is not {self.name}: write it as {self.example}")
+
+    def suggest(self, number: float) -> str:
+        """The bare number with the unit it most likely lacks.
+
+        >>> SHARE.suggest(0.5), SIZE.suggest(300), SIZE.suggest(600_000)
+        ('"50 %"', '"300 kB"', '"600 kB"')
+        """
+        likely = self.example.split('"')[1].split()[1]
+        if number >= self.units[likely] > 1:  # bytes, written out
+            return f'"{self.exact(number)}"'
+        scaled = number / self.units[likely] if self.units[likely] < 1 and abs(number) <= 1 else number
+        return f'"{scaled:.12g} {likely}"'
 
     def _wrong_unit(self, value: str, unit: str) -> str:
         allowed = ", ".join(self.units)
         if not unit:
-            return f"{value!r} has no unit: write {self.example}"
+            return f"{value!r} has no unit: write {self.suggest(float(value))}"
         same = [known for known in self.units if known.lower().replace("i", "") == unit.lower().replace("i", "")]
         hint = f": did you mean {' or '.join(same)}?" if same else ""
         return f"unknown unit {unit!r} in {value!r}{hint} (allowed: {allowed})"

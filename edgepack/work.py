@@ -77,10 +77,16 @@ class Work:
     def _staged(self, step: Step) -> "Candidate":
         import torch
 
+        from edgepack.candidate import Candidate
+
         assert step.choice is not None
         parent, context = self.candidate(self._made(step.ingredients["parent"]), private=True), self._context(step)
         torch.manual_seed(self.recipe.seed)  # here, so that what was loaded before does not matter
-        result: Candidate = step.choice.module.run(parent, step.choice.config, context)
+        result = step.choice.module.run(parent, step.choice.config, context)
+        if not isinstance(result, Candidate):
+            raise StageError(
+                f"run() gave {type(result).__name__}", "a stage returns a candidate: candidate.changed(...)"
+            )
         return result
 
     def _context(self, step: Step) -> Context:

@@ -88,4 +88,5 @@ def test_a_timing_depends_on_processor_kernel_and_threads() -> None:
     assert one["threads"] == 1 and one["cpu"] and one["kernel"] == os.uname().release
     cores = len(os.sched_getaffinity(0))
     assert host.fingerprint(host.Config(), Controls()) == {**one, "threads": cores}
-    assert host.unavailable(host.Config()) == ""
+    assert host.unavailable(host.Config(), Controls()) == ""
+    assert "99 threads" in host.unavailable(host.Config(), Controls(threads=99))

@@ -206,7 +206,7 @@ def test_a_plan_is_told_one_line_a_step(own_place: Path) -> None:
     path = recipe_file()
     ran = edgepack("plan", str(path), "--store", "store")
     assert ran.code == 0
-    assert ran.out.splitlines()[:2] == ["tiny for this computer", f"  {'model':28} run: first time"]
+    assert ran.out.splitlines()[:2] == ["tiny for this computer", f"  {'model':29}  run: first time"]
     built(load_recipe(path), load_device("host"), Store("store"))
     ran = edgepack("plan", str(path), "--store", "store")
     assert ran.out.startswith("tiny for this computer: up to date\n")

@@ -23,7 +23,7 @@ CALLS = {
     "datasets": {"describe": 1, "fingerprint": 1, "load": 1},
     "stages": {"run": 3},
     "exporters": {"export": 3},
-    "runners": {"unavailable": 1, "fingerprint": 2, "run": 3},
+    "runners": {"unavailable": 2, "fingerprint": 2, "run": 3},
     "reports": {},
 }
 
@@ -101,7 +101,7 @@ def test_a_source_of_models_is_named_by_its_own_key(module: ModuleType) -> None:
 def test_a_runner_says_what_its_figures_are_worth(module: ModuleType) -> None:
     config = module.Config()
     assert module.EVIDENCE in ("measured", "emulated", "estimated")
-    assert isinstance(module.unavailable(config), str)
+    assert isinstance(module.unavailable(config, Controls()), str)
     one, two = (module.fingerprint(config, Controls(threads=1)) for _ in range(2))
     assert json.dumps(one) == json.dumps(two)
 
@@ -158,7 +158,7 @@ def test_another_installed_package_brings_a_stage(tmp_path: Path) -> None:
     for command, expected in (
         (("stages",), "Shake the weights until something falls out."),
         (("check", str(path)), "train -> shake"),
-        (("plan", str(path)), "shake                        run: first time"),
+        (("plan", str(path)), "shake                          run: first time"),
         (("check", str(path), "--set", "stages.shake.strenth=1"), "did you mean 'strength'?"),
         (("check", str(path), "--set", "stages=[train, shaek]"), "did you mean 'shake'?"),
     ):

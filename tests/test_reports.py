@@ -91,7 +91,7 @@ def test_markdown_says_the_verdict_first_and_by_how_much() -> None:
     assert lines[0] == "# tiny on the board: a budget failed (exit code 1)"
     (row,) = (line for line in lines if "latency.p50" in line)
     assert row == "| latency.p50 | onnx | 9.6 ms | at most 8 ms | over by 1.6 ms (20%) | FAIL | recipes/tiny.yaml:9 |"
-    assert "- onnx: 80.0x smaller (40 MB -> 500 kB), against the fp32 teacher on onnxruntime" in lines
+    assert "- onnx: 80x smaller (40 MB -> 500 kB), against the fp32 teacher on onnxruntime" in lines
 
 
 def test_markdown_of_two_equal_builds_is_the_same() -> None:

@@ -8,6 +8,7 @@ from edgepack.budgets import METRICS
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.result import Build
+from edgepack.units import SHARE
 
 MARKS = {
     "pass": "pass",
@@ -51,8 +52,11 @@ def headroom(verdict: Verdict) -> str:
     if verdict.value is None:
         return verdict.reason
     gap = abs(verdict.limit - verdict.value)
-    share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
-    text = f"{figure(verdict.metric, gap)}{share}"
+    if METRICS[verdict.metric].quantity is SHARE:
+        text = f"{gap * 100:.3g} points"
+    else:
+        share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
+        text = f"{figure(verdict.metric, gap)}{share}"
     if verdict.outcome == "fail":
         return f"{'under' if verdict.bound == 'min' else 'over'} by {text}"
     return verdict.reason if verdict.outcome == "inconclusive" else text
@@ -67,11 +71,14 @@ def gains(build: Build) -> Iterator[str]:
     """One line a shipped file: how much smaller and faster than its teacher, on the same runtime."""
     for artifact in build.shipped():
         parts = []
-        for metric, word in (("size", "smaller"), ("latency.p50", "faster")):
+        for metric, word, opposite in (("size", "smaller", "larger"), ("latency.p50", "faster", "slower")):
             teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
             if teacher and ours and ours.value:
                 change = f"{figure(metric, teacher.value)} -> {figure(metric, ours.value)}"
-                parts.append(f"{teacher.value / ours.value:.1f}x {word} ({change})")
+                ratio = teacher.value / ours.value
+                parts.append(
+                    f"{ratio:.3g}x {word} ({change})" if ratio >= 1 else f"{1 / ratio:.3g}x {opposite} ({change})"
+                )
         drop = _drop(build, artifact.label)
         yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
 
@@ -86,6 +93,9 @@ def _drop(build: Build, label: str) -> str:
 
 
 def doubts(build: Build) -> Iterator[str]:
+    for line in gains(build):
+        if "x slower" in line or "x larger" in line:
+            yield f"compression did not pay: {line}"
     for each in build.measurements:
         for doubt in each.doubts:
             yield f"{each.metric} of {each.artifact}: {doubt}"

@@ -143,11 +143,13 @@ def show(build: Build, stream: TextIO, folder: str) -> None:
     for line in words.gains(build):
         console.print(line, markup=False)
     if doubts := list(words.doubts(build)):
-        console.print(f"{len(doubts)} doubts, the first: {doubts[0]}", style="yellow", markup=False)
+        count = "1 doubt" if len(doubts) == 1 else f"{len(doubts)} doubts, all in {folder}/report.md, the first"
+        console.print(f"{count}: {doubts[0]}", style="yellow", markup=False)
     if note := words.reused(build):
         console.print(note, markup=False)
     console.print(f"{build.name}: {words.headline(build)}", style="bold green" if build.exit_code == 0 else "bold red")
-    console.print(f"bundle {folder}/{build.bundle}   report {folder}/report.html", markup=False)
+    kind = "bundle" if build.exit_code == 0 else "not for release:"
+    console.print(f"{kind} {folder}/{build.bundle}   report {folder}/report.html", markup=False)
 
 
 def _budgets(build: Build) -> "Table":

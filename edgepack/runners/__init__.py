@@ -2,7 +2,7 @@
 
 Config                               what a device profile may say of it (frozen pydantic)
 EVIDENCE                             "measured", "emulated" or "estimated": what its figures are worth
-unavailable(config) -> str           why it cannot be used now, or ""; instant
+unavailable(config, controls)        why it cannot be used now, or ""; instant
 fingerprint(config, controls)        what a timing depends on besides the file: a JSON mapping, instant
 run(config, controls, job) -> dict   one job of worker.py in a fresh process there; raises DeviceError
 """
@@ -17,6 +17,6 @@ class Runner(Protocol):
     Config: type[Frozen]
     EVIDENCE: str
 
-    def unavailable(self, config: Any) -> str: ...
+    def unavailable(self, config: Any, controls: Controls) -> str: ...
     def fingerprint(self, config: Any, controls: Controls) -> dict[str, Any]: ...
     def run(self, config: Any, controls: Controls, job: dict[str, Any]) -> dict[str, Any]: ...

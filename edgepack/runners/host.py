@@ -24,7 +24,10 @@ class Config(Frozen):
     pass
 
 
-def unavailable(config: Config) -> str:
+def unavailable(config: Config, controls: Controls) -> str:
+    cores = len(os.sched_getaffinity(0))
+    if (controls.threads or 1) > cores:
+        return f"it asks for {controls.threads} threads, and this computer has {cores} cores"
     return ""
 
 
@@ -61,7 +64,7 @@ def run(config: Config, controls: Controls, job: dict[str, Any]) -> dict[str, An
 
 def _threads(controls: Controls) -> int:
     cores = len(os.sched_getaffinity(0))
-    return min(controls.threads or cores, cores)
+    return controls.threads or cores
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:

@@ -125,12 +125,20 @@ def _grams(module: "nn.Module", layers: "dict[str, nn.Module]", data: "Split") -
 
 
 def _whitened(layer: "nn.Module", gram: "Tensor") -> "tuple[Tensor, Tensor]":
-    """The weight times a square root of the activations' second moment, and the inverse of that root."""
+    """The weight times a root of the activations' second moment, and that root.
+
+    The root is Cholesky's, as in SVD-LLM. Activations of real layers span few directions, so the diagonal is lifted by
+    as little as makes the factorization exist.
+    """
     import torch
 
-    values, vectors = torch.linalg.eigh(gram)
-    root = values.clamp(min=values.max().clamp(min=1e-12) * 1e-9).sqrt()
-    return _matrix(layer).double() @ (vectors * root), (vectors / root).T
+    identity = torch.eye(len(gram), dtype=gram.dtype)
+    lift = gram.diagonal().mean().clamp(min=1e-12)
+    for power in range(-9, 1):
+        root, failed = torch.linalg.cholesky_ex(gram + identity * lift * 10.0**power)
+        if not failed:
+            break
+    return _matrix(layer).double() @ root, root
 
 
 def _decide(layer: "nn.Module", gram: "Tensor", energy: float, multiple: int) -> tuple[int, str]:
@@ -155,12 +163,14 @@ def _split(module: "nn.Module", name: str, gram: "Tensor", rank: int) -> None:
     from edgepack.surgery import replace_layer, split
 
     layer = module.get_submodule(name)
-    weight, back = _whitened(layer, gram)
+    weight, whitening = _whitened(layer, gram)
     left, singular, right = torch.linalg.svd(weight, full_matrices=False)
+    # right @ inverse(whitening), solved rather than inverted
+    right = torch.linalg.solve_triangular(whitening, right[:rank], upper=False, left=False)
     root = singular[:rank].sqrt()
     pair = split(layer, rank)
     with torch.no_grad():
-        pair[0].weight.copy_((root[:, None] * right[:rank] @ back).reshape(pair[0].weight.shape))
+        pair[0].weight.copy_((root[:, None] * right).reshape(pair[0].weight.shape))
         pair[1].weight.copy_((left[:, :rank] * root).reshape(pair[1].weight.shape))
         if pair[1].bias is not None:
             pair[1].bias.copy_(layer.bias)

@@ -72,7 +72,9 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
             f"nothing was removed: at {config.ratio:.0%} no layer has a whole block of {multiple} channels to spare",
             "ask for a larger ratio, or set channel_multiple lower in the device profile",
         )
-    return candidate.changed(*edits, notes=tuple(_notes(before, module)))
+    multiple = context.quantization.channel_multiple
+    asked = f"asked for {SHARE.format(config.ratio)} fewer channels; every layer keeps a multiple of {multiple}"
+    return candidate.changed(*edits, notes=(asked, *_notes(before, module)))
 
 
 def _check_rebuilt(candidate: "Candidate") -> None:
