@@ -64,7 +64,7 @@ def run(config: Config, controls: Controls, job: dict[str, Any]) -> dict[str, An
 
 def _threads(controls: Controls) -> int:
     cores = len(os.sched_getaffinity(0))
-    return controls.threads or cores
+    return min(controls.threads or cores, cores)
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:
