@@ -19,6 +19,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: _version(package) for package in sorted(packages)}
 
 
+@cache  # reading a package's metadata takes a millisecond, and every step of a plan asks for some
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -11,7 +11,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_the_stage_in_one_file_runs() -> None:
     source = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "def run(" in block)
-    stage = types.ModuleType("binarize")
+    stage = types.ModuleType("sparsify")
     exec(source, stage.__dict__)  # noqa: S102
     before = candidate()
     after = stage.run(before, stage.Config(threshold=0.1), context())
