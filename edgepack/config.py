@@ -127,7 +127,6 @@ class Document:
             raise _fatal(path, 0, "nested too deeply: this is not a recipe or device file") from None
         if not isinstance(document.data, dict):
             raise _fatal(path, 1, "expected a mapping (key: value) at the top of the file")
-        document.raise_problems()
         return document
 
     def came_from(self, option: str, path: KeyPath) -> None:

@@ -67,7 +67,7 @@ def test_a_problem_reads_as_file_line_path_and_message() -> None:
     with pytest.raises(
         ConfigError, match=r"^==> x\.yaml:2\n  at name\n  the key 'name' is given twice \(line 3 too\)$"
     ):
-        Document.parse("items: []\nname: a\nname: b\n", Path("x.yaml"))
+        Document.parse("items: []\nname: a\nname: b\n", Path("x.yaml")).raise_problems()
 
 
 def test_a_path_below_the_current_folder_is_shown_as_the_user_would_type_it(own_place: Path) -> None:
