@@ -125,7 +125,7 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
     for recipe in _load(recipes, device, overrides):
         profile = load_device(recipe.device)
         stages = " -> ".join(stage.name for stage in recipe.stages)
-        budgets = f"{len(recipe.budgets)} budgets" if recipe.budgets else "no budget, so nothing will be judged"
+        budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budget, so nothing will be judged"
         click.echo(f"{recipe.name}: fine ({stages}; {budgets}; for {profile.name})")
 
 

@@ -40,6 +40,14 @@ def figure(metric: str, value: float | None) -> str:
     return "-" if value is None else METRICS[metric].quantity.format(value)
 
 
+def plural(count: object, noun: str) -> str:
+    """
+    >>> plural(1, "note"), plural(21, "note")
+    ('1 note', '21 notes')
+    """
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
+
 def limit(verdict: Verdict) -> str:
     sign = "at least" if verdict.bound == "min" else "at most"
     return f"{sign} {figure(verdict.metric, verdict.limit)}"
@@ -53,7 +61,7 @@ def headroom(verdict: Verdict) -> str:
         return verdict.reason
     gap = abs(verdict.limit - verdict.value)
     if METRICS[verdict.metric].quantity is SHARE:
-        text = f"{gap * 100:.3g} points"
+        text = plural(f"{gap * 100:.3g}", "point")
     else:
         share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
         text = f"{figure(verdict.metric, gap)}{share}"
