@@ -65,11 +65,6 @@ class Build(Frozen):
     def find(self, metric: str, artifact: str) -> Measurement | None:
         return next((each for each in self.measurements if (each.metric, each.artifact) == (metric, artifact)), None)
 
-    def teacher_of(self, artifact: Artifact) -> Artifact | None:
-        return next(
-            (each for each in self.artifacts if each.subject == "teacher" and each.format == artifact.format), None
-        )
-
     def save(self, path: Path) -> None:
         write_atomic(path, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
 

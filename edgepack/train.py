@@ -73,9 +73,9 @@ def numerics(module: nn.Module, features: frozenset[str] | None = None) -> Numer
     """The fastest way to train `module` on a CPU with these features (as /proc/cpuinfo names them).
 
     A rule, so that two builds of one recipe compute the same. benchmarks/numerics.md has the figures: channels_last is
-    never slower for convolutions and twice as fast for depthwise ones; with AVX-512 BF16 alone bf16 loses everywhere.
-    With AMX, whose tiles multiply nothing but bf16 and int8, it is taken for dense models; that part is not measured,
-    no such machine was at hand. Fake quantizers compute in fp32 only.
+    never slower for convolutions and up to twice as fast for depthwise ones; with AVX-512 BF16 alone bf16 loses
+    everywhere. With AMX, whose tiles multiply nothing but bf16 and int8, it is taken for dense models; that part is not
+    measured, no such machine was at hand. Fake quantizers compute in fp32 only.
     """
     features = cpu_features() if features is None else features
     convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]

@@ -283,8 +283,6 @@ def test_explain_shows_the_ledger_of_the_last_build(own_place: Path) -> None:
     assert "the build did not finish: prune failed: no channels" in edgepack("explain", "tiny").out
 
 
-def test_a_build_knows_its_files_and_their_teachers() -> None:
+def test_a_build_knows_which_files_ship() -> None:
     found = build(artifacts=(artifact(), artifact("executorch"), artifact(subject="teacher")))
     assert [each.label for each in found.shipped()] == ["onnx", "executorch"]
-    assert found.teacher_of(artifact()) == artifact(subject="teacher")
-    assert found.teacher_of(artifact("executorch")) is None
