@@ -108,10 +108,12 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     files["io/signature.json"] = _json(_interface(signature))
     files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
     files.update(_selftest(build, work))
-    files["provenance/recipe.yaml"] = _yaml(recipe.resolved())
+    files["provenance/recipe.yaml"] = _yaml(recipe.resolved([record.decided for record in build.ledger[1:]]))
     files["provenance/device.yaml"] = _yaml(device.resolved())
     files["provenance/versions.json"] = _json(build.provenance["versions"])
-    stages = [record.model_dump(mode="json", exclude={"seconds", "reused"}) for record in build.ledger]
+    # A recipe with its decisions written in gives the same bundle, though its keys and notes differ.
+    kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
+    stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
     files["provenance/stages.json"] = _json(stages)
     files["manifest.json"] = _json(_describe(build, recipe, device, files).model_dump(mode="json", by_alias=True))
     files["SHA256SUMS"] = _sum_lines({path: _sha(content) for path, content in files.items()})

@@ -7,6 +7,7 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
                       "surgery": [{"op": "resize", "layer": "layer1.0.conv1", "to": {"out_channels": 40}}, ...]}
 """
 
+import copy
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.plugins import Choice
-from edgepack.surgery import Edit, apply
+from edgepack.surgery import Edit, Score, apply, first, resizes, shrink, sizes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -58,7 +59,8 @@ class Factory(Frozen):
 class Candidate:
     """A model and how it came to be. A stage may change `module` in place: it was given a private copy.
 
-    `notes` are what the stage that made it has to say, one line each ("layer4.0.conv1: split at rank 24").
+    `notes` are what the stage that made it has to say, one line each ("layer4.0.conv1: split at rank 24"). `decided`
+    are settings that the stage chose by measuring: a recipe with these gives the same candidate without measuring.
     """
 
     module: nn.Module
@@ -66,6 +68,7 @@ class Candidate:
     form: Form = "eager"
     surgery: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    decided: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def start(cls, choice: Choice, signature: Signature) -> "Candidate":
@@ -79,6 +82,21 @@ class Candidate:
     def changed(self, *edits: Edit, notes: tuple[str, ...] = ()) -> "Candidate":
         """This candidate after structural changes that its module has already undergone."""
         return replace(self, surgery=(*self.surgery, *edits), notes=notes)
+
+    def copy(self) -> "Candidate":
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def edited(self, edit: Edit) -> "Candidate":
+        """This candidate, its module changed in place as `edit` says."""
+        apply(self.module, edit)
+        return self.changed(edit)
+
+    def narrowed(self, keep: float, *, multiple: int, score: Score = first, spare: tuple[str, ...] = ()) -> "Candidate":
+        """A copy with this share of the channels of every layer. Raises StageError as `shrink` does."""
+        narrow, before = self.copy(), sizes(self.module)
+        inputs = self.example_inputs(2)[0]
+        shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)
+        return narrow.changed(*resizes(before, narrow.module))
 
     def example_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
         return tuple(

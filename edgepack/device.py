@@ -27,6 +27,9 @@ class Quantization(Frozen):
     channel_multiple: int = Field(
         default=8, ge=1, description="channels left by pruning and ranks are multiples of this"
     )
+    sparsity: tuple[Literal["unstructured", "2:4"], ...] = Field(
+        default=(), description="patterns of zero weights that the hardware skips; most hardware skips none"
+    )
 
 
 class DeviceFile(Frozen):

@@ -138,13 +138,17 @@ class Planner:
             "reference": last.key if beside else "",
             "data": self.fingerprint,
             "task": self.recipe.task,
-            "where": self._where(export),
+            "where": self._where(_exporter(export)),
         }
         return self._about(export, "evaluation", f"evaluate {export.artifact}", ingredients, shas)
 
     def timing(self, export: Step) -> Step:
         shas = [_sha(self.store, export)]
-        ingredients = {"files": shas, "protocol": TimingProtocol().model_dump(), "where": self._where(export)}
+        ingredients = {
+            "files": shas,
+            "protocol": TimingProtocol().model_dump(),
+            "where": self._where(_exporter(export)),
+        }
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
         if step.entry and step.cached and not self.decided(step.artifact, step.entry.outcome["answers"]):
             return _because(step, "its budget is not decided yet")
@@ -173,11 +177,10 @@ class Planner:
         step = self._step(kind, name, ingredients, artifact=export.artifact, choice=export.choice)
         return _because(step, "asked for by --remeasure") if self.remeasure and step.cached else step
 
-    def _where(self, export: Step) -> dict[str, Any]:
-        assert export.choice is not None
+    def _where(self, exporter: Choice) -> dict[str, Any]:
         runner = self.device.runner
         facts = runner.module.fingerprint(runner.config, self.device.controls)
-        versions = provenance.versions("edgepack", export.choice.module.RUNTIME, "torch", "numpy")
+        versions = provenance.versions("edgepack", exporter.module.RUNTIME, "torch", "numpy")
         return {**facts, "evidence": runner.module.EVIDENCE, "versions": versions}
 
     def _model_ingredients(self) -> dict[str, Any]:
@@ -196,8 +199,10 @@ class Planner:
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
         facts = {name: getattr(self.device.quantization, name) for name in reads}
+        where = {"where": self._where(self.recipe.exporters[0])} if getattr(stage.config, "measures", False) else {}
         return {
             **_plugin(stage),
+            **where,
             "parent": parent,
             "device": facts,
             "files": _checkpoints(value for _, value in stage.config if isinstance(value, Choice)),
@@ -290,6 +295,11 @@ def _plugin(choice: Choice) -> dict[str, Any]:
         "config": choice.plain(),
         "versions": provenance.versions(*provenance.CORE, *libraries),
     }
+
+
+def _exporter(export: Step) -> Choice:
+    assert export.choice is not None, "an export has an exporter"
+    return export.choice
 
 
 def _sha(store: Store, export: Step) -> str:

@@ -52,8 +52,11 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
 
-    def resolved(self) -> dict[str, Any]:
-        """The recipe with nothing left to defaults; building it again gives the same bundle."""
+    def resolved(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """The recipe with nothing left to defaults, nor to a clock where `decided` says, stage by stage, what was
+        chosen by measuring; building it again gives the same bundle.
+        """
+        chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
         return {
             "edgepack": 1,
             "name": self.name,
@@ -62,7 +65,9 @@ class Recipe:
             "data": {self.data.name: self.data.plain()},
             "device": self.device,
             "seed": self.seed,
-            "stages": [{stage.name: stage.plain()} for stage in self.stages],
+            "stages": [
+                {stage.name: {**stage.plain(), **choice}} for stage, choice in zip(self.stages, chosen, strict=True)
+            ],
             "export": [{exporter.name: exporter.plain()} for exporter in self.exporters],
             "budgets": plain(self.budgets),
         }
@@ -122,7 +127,7 @@ class _Checker:
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages)
         self._exports(data.get("export"), exporters)
-        self._device(data.get("device"))
+        self._device(data.get("device"), stages)
         name = self._name(data.get("name") or self.file.stem)
         if model is not None and source is not None:
             self._fit(source, model, stages)
@@ -200,7 +205,7 @@ class _Checker:
             )
             self.document.problem(path, message)
 
-    def _device(self, value: object) -> None:
+    def _device(self, value: object, stages: Sequence[Choice | None]) -> None:
         known = all_devices()
         if not isinstance(value, str):
             return
@@ -208,9 +213,14 @@ class _Checker:
             self.document.problem(("device",), unknown("device", value, known))
             return
         try:
-            load_device(value)
+            device = load_device(value)
         except ConfigError as error:
             self.document.problems += error.problems
+            return
+        for i, stage in enumerate(stages):
+            check = getattr(stage.module, "misfit", None) if stage else None
+            if stage and check and (message := check(stage.config, device.quantization)):
+                self.document.problem(("stages", i, stage.name), message)
 
     def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
         if value == ():

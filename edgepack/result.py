@@ -34,6 +34,7 @@ class StageRecord(Frozen):
     seconds: float
     reused: bool = False
     notes: tuple[str, ...] = ()
+    decided: dict[str, Any] = {}  # settings that the stage chose by measuring
 
 
 class Build(Frozen):

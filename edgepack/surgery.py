@@ -1,10 +1,12 @@
 """Changes to the structure of a model, each written down so that a saved candidate can be rebuilt without pickle.
 
-Three things are done to structures: `shrink` removes channels, `split` puts two thin layers in place of one, and
-`apply` repeats on a fresh model what an `Edit` says was done.
+Four things are done to structures: `shrink` removes channels, `split` puts two thin layers in place of one, `drop`
+takes a block out, and `apply` repeats on a fresh model what an `Edit` says was done.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -19,18 +21,25 @@ class Edit(Frozen):
 
     resize   the layer now has these attributes            {"out_channels": 40, "in_channels": 24}
     split    the layer became two thin ones of this rank   {"rank": 24}
+    drop     the block passes on what it is given          {}
     """
 
-    op: Literal["resize", "split"]
+    op: Literal["resize", "split", "drop"]
     layer: str
-    to: dict[str, int]
+    to: dict[str, int] = {}
     was: dict[str, int] = {}
 
 
 def apply(module: nn.Module, edit: Edit) -> None:
     """Do to `module` what the log says; its weights are fresh afterwards."""
     layer = module.get_submodule(edit.layer)
-    replace_layer(module, edit.layer, resized(layer, edit.to) if edit.op == "resize" else split(layer, edit.to["rank"]))
+    match edit.op:
+        case "resize":
+            replace_layer(module, edit.layer, resized(layer, edit.to))
+        case "split":
+            replace_layer(module, edit.layer, split(layer, edit.to["rank"]))
+        case "drop":
+            replace_layer(module, edit.layer, nn.Identity())
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
@@ -38,10 +47,23 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, layer)
 
 
-_SIZES = {
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+# What can be resized: the widths of a layer, and what else it is made of.
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("in_channels", "out_channels", "groups"),
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
+    nn.BatchNorm1d: ("num_features",),
     nn.BatchNorm2d: ("num_features",),
+    nn.GroupNorm: ("num_channels",),
+    nn.PReLU: ("num_parameters",),
+}
+_KEPT: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: _CONVOLUTION,
+    nn.ConvTranspose2d: (*_CONVOLUTION, "output_padding"),
+    nn.BatchNorm1d: ("eps", "momentum", "affine", "track_running_stats"),
+    nn.BatchNorm2d: ("eps", "momentum", "affine", "track_running_stats"),
+    nn.GroupNorm: ("num_groups", "eps", "affine"),
 }
 
 
@@ -66,14 +88,13 @@ def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit,
 
 def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
     """A fresh layer like `layer` with other widths."""
-    if isinstance(layer, nn.Conv2d):
-        keep = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-        return nn.Conv2d(**to, **keep, bias=layer.bias is not None)
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(**to, bias=layer.bias is not None)
-    if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(**to, eps=layer.eps, momentum=layer.momentum, affine=layer.affine)
-    raise TypeError(f"surgery cannot resize a {type(layer).__name__}")
+    kind = type(layer)
+    if kind not in _SIZES:
+        raise TypeError(f"surgery cannot resize a {kind.__name__}")
+    keep = {name: getattr(layer, name) for name in _KEPT.get(kind, ())}
+    if hasattr(layer, "bias") and kind not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm):
+        keep["bias"] = layer.bias is not None
+    return kind(**to, **keep)
 
 
 def split(layer: nn.Module, rank: int) -> nn.Sequential:
@@ -82,7 +103,7 @@ def split(layer: nn.Module, rank: int) -> nn.Sequential:
         wide = nn.Linear(layer.in_features, rank, bias=False)
         return nn.Sequential(wide, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        keep = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+        keep = {key: getattr(layer, key) for key in _CONVOLUTION}
         spatial = nn.Conv2d(layer.in_channels, rank, **keep, bias=False)
         return nn.Sequential(spatial, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
     raise TypeError(f"surgery cannot split a {type(layer).__name__}")
@@ -110,39 +131,161 @@ def shrink(
     module: nn.Module,
     example: torch.Tensor,
     *,
-    keep: float,
+    keep: float | Mapping[str, float],
     score: Score,
     multiple: int,
     original: Mapping[str, int] | None = None,
+    spare: Collection[str] = (),
 ) -> dict[str, int]:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
     `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
-    now). Layers that give the model's output keep all of theirs. Gives the channels that each group's first layer was
-    to be left with, by its name.
+    now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
+    give the model's output keep all of theirs, and so do those whose names match a pattern of `spare`, with all that
+    depends on them. A grouped convolution loses as many channels from each of its groups. Gives the channels that each
+    group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
     """
-    import torch_pruning as tp
-
-    graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
-    names = {layer: name for name, layer in module.named_modules()}
-    outputs = _output_layers(graph, module)
+    groups = Groups(module, example)
     goals = {}
-    for group in graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear]):
-        root, remove = group[0].dep.target.module, group[0].dep.handler
-        channels = len(group[0].idxs)
-        was = (original or {}).get(names[root], channels)
-        left = goals[names[root]] = nearest(was * keep, multiple, most=channels)
+    for group in groups.find(spare):
+        root, channels = groups.name(group), len(group[0].idxs)
+        share = keep.get(root, 1.0) if isinstance(keep, Mapping) else keep
+        branches = _branches(group)
+        was = (original or {}).get(root, channels)
+        left = goals[root] = nearest(was * share, math.lcm(multiple, branches), most=channels)
         if left < channels:
-            worth = score(group)
-            if worth is None:
-                raise StageError(
-                    f"the importance says nothing of '{names[root]}': bn_scale needs a batch norm after every layer",
-                    "use importance: taylor or l2",
-                )
-            least = worth.argsort(stable=True)[: channels - left].tolist()
-            graph.get_pruning_group(root, remove, sorted(least)).prune()
+            groups.prune(group, _least(_worth(score, group, root), channels - left, branches))
     return goals
+
+
+_GRID = 256  # shares k/256 are exact in binary and in the decimals of a recipe
+
+
+def widest(left: Callable[[float], float], limit: float) -> float:
+    """The largest share of channels, among k/256, that leaves no more than `limit`; one block a layer must meet it.
+
+    >>> widest(lambda keep: 1000 * keep**2, limit=250)
+    0.5
+    """
+    meets, fails = 0, _GRID
+    while fails - meets > 1:
+        middle = (meets + fails) // 2
+        meets, fails = (middle, fails) if left(middle / _GRID) <= limit else (meets, middle)
+    return meets / _GRID
+
+
+def spare_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
+    """Blocks of layers, standing in a row with others, that give the shape they take: the model runs without them.
+
+    The heaviest first, of two the same the last.
+    """
+    rows = [name for name, row in module.named_modules() if isinstance(row, nn.Sequential)]
+    blocks = {f"{row}.{leaf}".lstrip("."): block for row in rows for leaf, block in _blocks(module.get_submodule(row))}
+    same: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def note(block: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if len(given) == 1 and getattr(output, "shape", None) == given[0].shape:
+                same.add(name)
+
+        return note
+
+    hooks = [block.register_forward_hook(watch(name)) for name, block in blocks.items()]
+    with torch.no_grad():
+        module.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+    order = [name for name in reversed(blocks) if name in same]
+    return sorted(order, key=lambda name: -sum(weight.numel() for weight in blocks[name].parameters()))
+
+
+def _blocks(row: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What is more than a layer and less than a row of blocks."""
+    for name, block in row.named_children():
+        if any(block.children()) and not isinstance(block, nn.Sequential):
+            yield name, block
+
+
+class Groups:
+    """The groups of layers of a model whose channels can only go together."""
+
+    def __init__(self, module: nn.Module, example: torch.Tensor) -> None:
+        import torch_pruning as tp
+
+        self.module, self.names = module, {layer: name for name, layer in module.named_modules()}
+        try:
+            self.graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
+        except Exception as error:  # it fails in many ways on what it cannot follow: shuffles, unbound tensors
+            raise StageError(
+                f"torch-pruning cannot follow how channels flow through this model ({type(error).__name__}: {error})",
+                "prune and width work on models of convolutions, linear layers, sums and concatenations",
+            ) from error
+
+    def find(self, spare: Collection[str] = ()) -> Iterator[Any]:
+        """Every group, but for those that give the output and those that touch a layer to spare."""
+        outputs = _output_layers(self.graph, self.module)
+        for group in self.graph.get_all_groups(ignored_layers=outputs, root_module_types=list(_ROOTS)):
+            if not any(fnmatch(name, pattern) for name in self.losing(group) for pattern in spare):
+                yield group
+
+    def names_found(self, spare: Collection[str] = ()) -> list[str]:
+        return [self.name(group) for group in self.find(spare)]
+
+    def name(self, group: Any) -> str:
+        return str(self.names[group[0].dep.target.module])
+
+    def losing(self, group: Any) -> Iterator[str]:
+        """The layers that lose outputs when this group loses channels."""
+        for item in group:
+            layer = item.dep.target.module
+            if layer in self.names and self.graph.is_out_channel_pruning_fn(item.dep.handler):
+                yield self.names[layer]
+
+    def prune(self, group: Any, channels: list[int]) -> None:
+        root = group[0].dep
+        self.graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
+
+
+_ROOTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def _branches(group: Any) -> int:
+    """How many equal parts the channels of a group come in, each of which must lose as many."""
+    counts = [1]
+    for item in group:
+        layer = item.dep.target.module
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not _depthwise(layer):
+            counts.append(layer.groups)
+        if isinstance(layer, nn.GroupNorm):
+            counts.append(layer.num_groups)
+    return math.lcm(*counts)
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return bool(layer.groups == layer.in_channels == layer.out_channels)
+
+
+def _worth(score: Score, group: Any, root: str) -> torch.Tensor:
+    worth = score(group)
+    if worth is None:
+        raise StageError(
+            f"the importance says nothing of '{root}': bn_scale needs a batch norm after every layer",
+            "use importance: taylor or l2",
+        )
+    return worth
+
+
+def _least(worth: torch.Tensor, number: int, branches: int) -> list[int]:
+    """The `number` least important channels, as many in each of the equal parts: the same places in every part.
+
+    >>> _least(torch.tensor([3.0, 1.0, 9.0, 2.0, 7.0, 8.0]), 2, branches=2)
+    [1, 4]
+    """
+    parts = worth.reshape(branches, -1)
+    places = parts.mean(0).argsort(stable=True)[: number // branches]
+    starts = torch.arange(branches)[:, None] * parts.shape[1]
+    return [int(channel) for channel in (starts + places).flatten()]
 
 
 def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
@@ -150,12 +293,13 @@ def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
     return [
         layer
         for layer in module.modules()
-        if type(layer) in (nn.Conv2d, nn.Linear) and layer in graph.module2node and not _reaches_other(graph, layer)
+        if type(layer) in _ROOTS and layer in graph.module2node and not _reaches_other(graph, layer)
     ]
 
 
 def _reaches_other(graph: Any, layer: nn.Module) -> bool:
-    from torch_pruning import prune_conv_in_channels, prune_linear_in_channels
-
     group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, [0])
-    return any(item.dep.handler in (prune_conv_in_channels, prune_linear_in_channels) for item in group)
+    return any(
+        isinstance(item.dep.target.module, _ROOTS) and graph.is_in_channel_pruning_fn(item.dep.handler)
+        for item in group
+    )

@@ -20,6 +20,7 @@ from torch import nn
 from edgepack.datasets import Batch, Split
 from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
+from edgepack.features import AttentionTransfer
 from edgepack.provenance import cpu_features
 from edgepack.stages import Context
 from edgepack.tasks import Task
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.05  # share of all steps
 _CLIP = 1.0  # largest norm of the gradient
+_SPARSE = 0.1  # share of exact zeros from which a weight counts as sparse
 _EVALUATION_BATCH = 256
 
 
@@ -50,6 +52,7 @@ class Distillation:
     teacher: nn.Module
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher; the labels have the rest
+    features: float = 0.0  # weight of feature matching (see features.py)
 
     @classmethod
     def of(cls, teacher: "Candidate | None") -> "Distillation | None":
@@ -116,8 +119,9 @@ def fit(
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
     optimizer = accelerator.prepare(torch.optim.AdamW(module.parameters(), lr=settings.learning_rate))
     steps = settings.epochs * math.ceil(len(context.data.train) / settings.batch_size)
+    held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    loss = _Loss(context, distillation, accelerator.device, how)
+    loss = _Loss(module, context, distillation, accelerator.device, how)
     progress = _Progress(context.emit, doing, steps)
     best, kept = _score(module, context, snapshot), _weights(module)
     for epoch in range(settings.epochs):
@@ -138,10 +142,23 @@ def fit(
             )
         if (now.score, -now.loss) >= (best.score, -best.loss):
             best, kept = Fitted(epoch=epoch + 1, score=now.score, loss=now.loss), _weights(module)
+    loss.close()
+    for hook in held:
+        hook.remove()
     module.load_state_dict(kept)
     module.to("cpu", memory_format=torch.contiguous_format)
     _train_mode(module, False)
     return best
+
+
+def _hold_zeros(module: nn.Module) -> list[Any]:
+    """Weights that were made zero stay so: trained weights are never exactly 0 by the hundred. Gives the hooks."""
+    masks = [(weight, weight.detach() != 0) for weight in module.parameters() if weight.dim() > 1]
+    return [
+        weight.register_hook(lambda gradient, kept=kept: gradient * kept)
+        for weight, kept in masks
+        if kept.float().mean() < 1 - _SPARSE
+    ]
 
 
 def evaluate(module: nn.Module, split: Split, task: Task) -> float:
@@ -174,11 +191,19 @@ class _Loss:
     """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
 
     def __init__(
-        self, context: Context, distillation: Distillation | None, device: torch.device, how: Numerics
+        self,
+        module: nn.Module,
+        context: Context,
+        distillation: Distillation | None,
+        device: torch.device,
+        how: Numerics,
     ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
         self.known: torch.Tensor | None = None
-        if distillation and not context.data.augmented:
+        self.features: AttentionTransfer | None = None
+        if distillation and distillation.features:
+            self.features = AttentionTransfer(distillation.teacher, module, context.data.train.head(2))
+        elif distillation and not context.data.augmented:
             self.known = predict(distillation.teacher, context.data.train)
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
@@ -190,7 +215,12 @@ class _Loss:
         if self.distillation is None:
             return loss
         soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
-        return self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
+        taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
+        return taught + self.distillation.features * self.features.loss() if self.features else taught
+
+    def close(self) -> None:
+        if self.features:
+            self.features.close()
 
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack import benchmark, evaluate, plugins, provenance
 from edgepack.artifact import Artifact
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from edgepack.candidate import Candidate
     from edgepack.datasets import Data, Signature
 
+Result = TypeVar("Result")
+
 _SELFTEST_CASES = 3
+_TRIALS = 3  # processes that time a model which a stage only tries
 
 
 class Work:
@@ -36,6 +40,7 @@ class Work:
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
+        self.rehearsed = False
 
     def ensure(self, step: Step) -> Entry:
         """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
@@ -46,6 +51,8 @@ class Work:
         return self._make(step)
 
     def _make(self, step: Step) -> Entry:
+        if step.kind == "candidate":
+            self._rehearse()
         with self.store.lock(
             step.key, waiting=lambda: self.emit(Note(text="waiting for another build of the same step"))
         ):
@@ -56,18 +63,41 @@ class Work:
     def _do(self, step: Step, folder: Path) -> dict[str, Any]:
         do = partial(getattr(self, f"_do_{step.kind}"), step, folder)
         if step.kind in ("evaluation", "timing"):  # these need no torch
-            return _guarded(step, do, folder)
+            return _guarded(step.name, do, folder)
         from edgepack import train
 
         with train.deterministic(self.recipe.seed, provenance.threads()):
-            return _guarded(step, do, folder)
+            return _guarded(step.name, do, folder)
+
+    def _rehearse(self) -> None:
+        """Put an untrained model through what every stage does to its structure, before hours are spent on training."""
+        if self.rehearsed:
+            return
+        self.rehearsed = True
+        self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
+        candidate = _guarded("model", self._untrained, self.store.root)
+        for stage in self.recipe.stages:
+            if rehearse := getattr(stage.module, "rehearse", None):
+                act = partial(rehearse, candidate, stage.config, self.device.quantization)
+                candidate = _guarded(stage.name, act, self.store.root)
+
+    def _untrained(self) -> "Candidate":
+        from edgepack.candidate import Candidate, Factory
+
+        factory = Factory.of(self.recipe.model, self.signature)
+        return Candidate(module=factory.build(), factory=factory)
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
         started = time.monotonic()
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
         candidate.save(folder)
         seconds = time.monotonic() - started
-        return {**self._figures(candidate), "seconds": round(seconds, 2), "notes": candidate.notes}
+        return {
+            **self._figures(candidate),
+            "seconds": round(seconds, 2),
+            "notes": candidate.notes,
+            "decided": candidate.decided,
+        }
 
     def _initial(self) -> "Candidate":
         from edgepack.candidate import Candidate
@@ -97,7 +127,21 @@ class Work:
             seed=self.recipe.seed,
             teacher=self._teacher(step),
             emit=self.emit,
+            latency=self._latency,
+            tolerance=next((budget.limit for budget in self.recipe.budgets if budget.bound == "max_drop"), None),
         )
+
+    def _latency(self, candidate: "Candidate") -> float:
+        """What the device takes for one inference of the recipe's first format: the median of three processes, ms."""
+        from tempfile import TemporaryDirectory
+
+        exporter = self.recipe.exporters[0]
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"trial{exporter.module.SUFFIX}"
+            exporter.module.export(candidate, exporter.config, path)
+            job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
+            answers = [self._run(job) for _ in range(_TRIALS)]
+        return median(benchmark.timings(answers)["latency.p50"])
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
@@ -231,21 +275,19 @@ class Work:
         return found
 
 
-def _guarded(step: Step, do: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
     """Any failure of a plugin or a library, as an error that names the step."""
     try:
         return do()
     except StageError as error:
-        raise StageError(f"{step.name}: {error.message}", error.hint) from error
+        raise StageError(f"{name}: {error.message}", error.hint) from error
     except EdgepackError:
         raise
     except MemoryError as error:
-        raise StageError(f"{step.name} ran out of memory", "use a smaller batch_size, or a larger machine") from error
+        raise StageError(f"{name} ran out of memory", "use a smaller batch_size, or a larger machine") from error
     except (Exception, SystemExit) as error:  # a stage that calls sys.exit() has failed, whatever its code
         if disk := full_disk(error, folder):
             raise disk from error
-        logging.getLogger(__name__).exception("%s failed", step.name)
+        logging.getLogger(__name__).exception("%s failed", name)
         first = (str(error).strip().splitlines() or [""])[0]
-        raise StageError(
-            f"{step.name} failed: {type(error).__name__}: {first}", "build.log has the traceback"
-        ) from error
+        raise StageError(f"{name} failed: {type(error).__name__}: {first}", "build.log has the traceback") from error

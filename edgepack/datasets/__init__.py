@@ -7,7 +7,7 @@ load(config) -> Data                    the three splits
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.config import Frozen
@@ -50,6 +50,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def head(self, samples: int) -> "tuple[Tensor, ...]":
+        """The inputs of the first samples."""
+        return tuple(tensor[:samples] for tensor in self.inputs)
+
+    def first(self, samples: int) -> "Split":
+        """The split's first samples as a split."""
+        return replace(self, inputs=tuple(tensor[:samples] for tensor in self.inputs), targets=self.targets[:samples])
 
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """In order, or shuffled by `seed`. A last batch of one is left out of shuffled passes: batch norm needs two."""

@@ -10,15 +10,23 @@ and, where they differ from these defaults,
     LIBRARIES = ()                    packages besides torch whose version changes the output
     READS = ()                        facts of the device's `quantization` that it reads
     MAKES_TEACHER = False             whether what it gives is what later stages and the report compare with
+    misfit(config, quantization)      why this makes no sense for the device, or ""; no torch, so `check` can say it
+    rehearse(candidate, config, quantization) -> Candidate
+                                      do to an untrained structure what `run` will: called before any training, so that
+                                      what cannot work fails before hours are spent
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
 from edgepack.config import Frozen
 from edgepack.device import Quantization
+from edgepack.errors import StageError
 from edgepack.events import Emit
 from edgepack.tasks import Task
 
@@ -27,8 +35,16 @@ if TYPE_CHECKING:
     from edgepack.datasets import TrainingData
 
 
+Latency = Callable[["Candidate"], float]  # the median of one inference of its exported file on the device, ms
+
+
 class StageConfig(Frozen):
     """Base of every stage's settings."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether what it does depends on timings taken on the device."""
+        return False
 
 
 class Training(StageConfig):
@@ -41,7 +57,10 @@ class Training(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a stage may use besides the candidate. `teacher` is None until a stage has made one."""
+    """What a stage may use besides the candidate. `teacher` is None until a stage has made one.
+
+    `tolerance` is the drop in score that the recipe's budgets allow, where they say.
+    """
 
     data: "TrainingData"
     task: Task
@@ -49,6 +68,8 @@ class Context:
     seed: int
     teacher: "Candidate | None"
     emit: Emit
+    latency: Latency | None = None
+    tolerance: float | None = None
 
 
 class Stage(Protocol):
@@ -58,3 +79,12 @@ class Stage(Protocol):
     Config: type[StageConfig]
 
     def run(self, candidate: "Candidate", config: Any, context: Context) -> "Candidate": ...
+
+
+def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Raises StageError for the first pattern that matches none of `names`, with the names nearest to it."""
+    known = list(names)
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in known):
+            close = get_close_matches(pattern, known, n=5, cutoff=0.5) or known[:5]
+            raise StageError(f"no layer matches '{pattern}'", f"{what}: {', '.join(close)}, ... ({len(known)} in all)")

@@ -1,34 +1,66 @@
 """Put a small student in place of the model, taught by the model's own outputs.
 
-The model that comes in is the teacher, so two of these in a row are a teacher assistant.
-Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015.
+Where the student is much smaller, teacher assistants of sizes in between stand between the two.
+Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015; for the
+assistants, S.-I. Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020, arXiv 1902.03393.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgepack.errors import StageError
+from edgepack.events import Note
 from edgepack.models import ModelChoice
 from edgepack.stages import Context, Training
 from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgepack.candidate import Candidate
+    from edgepack.device import Quantization
+    from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("torchvision", "torch-pruning")
+READS = ("channel_multiple",)
+
+# Times fewer parameters up to which a student learns as well from none, and from one assistant.
+_ALONE, _ONE_BETWEEN = 4.0, 16.0
+_ROUNDING = 1.02  # a student named as a quarter of its teacher has a few parameters less than one
+_DEMANDING = 0.01  # a tolerated drop below which a student of less than a sixteenth is unlikely to do
 
 
 class Config(Training):
-    student: ModelChoice = Field(description="the model that is left: {torchvision: resnet18, width: 25 %}")
-    epochs: int = Field(default=20, ge=1, le=10_000, description="passes over the training split")
+    student: ModelChoice | None = Field(
+        default=None, description="the model that is left: {torchvision: resnet18, width: 25 %}"
+    )
+    compression: float | None = Field(
+        default=None,
+        gt=1,
+        le=10_000,
+        description="in place of a student: derive one from the model with this many times fewer parameters",
+    )
+    scale: Literal["width", "depth"] = Field(
+        default="width", description="what a derived student has less of: channels, or blocks"
+    )
+    init: Literal["teacher", "random"] = Field(
+        default="teacher", description="what the student starts from: the teacher's weights where shapes allow, or none"
+    )
+    progressive: Literal["auto"] | int = Field(
+        default="auto", description="teacher assistants on the way; auto: none up to 4x, one up to 16x, else two"
+    )
+    epochs: int = Field(default=20, ge=1, le=10_000, description="passes over the training split, of each student")
     learning_rate: float = Field(
         default=2e-3, gt=0, description="peak rate; a fresh student wants more than fine-tuning"
     )
     temperature: float = Field(default=4.0, gt=0, le=100, description="softens the teacher's outputs")
     alpha: Share = Field(default=0.9, description="weight of the teacher; the labels have the rest")
+    features: float = Field(
+        default=0.0, ge=0, le=1000, description="weight of feature matching (attention transfer); 0: none"
+    )
 
     @field_validator("alpha")
     @classmethod
@@ -37,18 +69,161 @@ class Config(Training):
             raise ValueError(f"alpha is a share between 0 % and 100 %, got {SHARE.format(alpha)}")
         return alpha
 
+    @field_validator("progressive")
+    @classmethod
+    def _few(cls, progressive: str | int) -> str | int:
+        if isinstance(progressive, int) and not 0 <= progressive <= 4:
+            raise ValueError(f"progressive is auto or a number of assistants from 0 to 4, got {progressive}")
+        return progressive
+
+    @model_validator(mode="after")
+    def _one_student(self) -> "Config":
+        if (self.student is None) == (self.compression is None):
+            raise ValueError("give either a student, as {torchvision: resnet18, width: 25 %}, or a compression, as 8")
+        return self
+
+
+def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+    """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
+    student = _student(candidate, config, quantization, _size(candidate))
+    _check_smaller(candidate, student)
+    return student
+
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    from edgepack.candidate import Candidate, parameters
-    from edgepack.train import Distillation, fit
+    planned = rehearse(candidate, config, context.quantization)
+    had, has = _size(candidate), _size(planned)
+    between = assistants(had / has) if config.progressive == "auto" else int(config.progressive)
+    teacher, notes = candidate, [f"{had / has:.1f}x fewer parameters, {between or 'no'} teacher assistants"]
+    notes += _warned(had / has, context)
+    for number in range(1, between + 1):
+        size = had / (had / has) ** (number / (between + 1))
+        assistant = _narrower(teacher, size, context.quantization)
+        best = _teach(assistant, teacher, config, context, f"teaching assistant {number} of {between}")
+        notes.append(f"assistant {number}: {_size(assistant):,} parameters, {SHARE.format(best.score)} on validation")
+        teacher = assistant
+    student = _student(teacher, config, context.quantization, had) if between else planned
+    notes += _begin(student, teacher, config)
+    best = _teach(student, teacher, config, context, "teaching the student")
+    return student.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}", *notes))
 
-    student = Candidate.start(config.student, candidate.signature)
-    had, has = parameters(candidate.module), parameters(student.module)
+
+def assistants(ratio: float) -> int:
+    """How many teacher assistants a student with this many times fewer parameters is given.
+
+    >>> assistants(4), assistants(4.2), assistants(60)
+    (0, 1, 2)
+    """
+    if ratio <= _ALONE * _ROUNDING:
+        return 0
+    return 1 if ratio <= _ONE_BETWEEN * _ROUNDING else 2
+
+
+def _warned(ratio: float, context: Context) -> list[str]:
+    if ratio <= _ONE_BETWEEN * _ROUNDING or context.tolerance is None or context.tolerance > _DEMANDING:
+        return []
+    text = f"{ratio:.0f}x fewer parameters make a drop of at most {SHARE.format(context.tolerance)} unlikely"
+    context.emit(Note(text=text))
+    return [f"warning: {text}"]
+
+
+def _check_smaller(teacher: "Candidate", student: "Candidate") -> None:
+    had, has = _size(teacher), _size(student)
     if has >= had:
         raise StageError(
             f"the student has {has:,} parameters, its teacher {had:,}",
             "name a smaller student, or give it a smaller width",
         )
-    lesson = Distillation(teacher=candidate.module, temperature=config.temperature, alpha=config.alpha)
-    best = fit(student.module, context, config, doing="teaching the student", distillation=lesson)
-    return student.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}", f"{had / has:.1f}x fewer parameters"))
+
+
+def _student(teacher: "Candidate", config: Config, quantization: "Quantization", whole: int) -> "Candidate":
+    """The student before it is taught; `whole` is how many parameters the first teacher has."""
+    from edgepack.candidate import Candidate
+
+    if config.student is not None:
+        return Candidate.start(config.student, teacher.signature)
+    assert config.compression is not None, "the configuration has a student or a compression"
+    make = _narrower if config.scale == "width" else _shallower
+    return make(teacher, whole / config.compression, quantization)
+
+
+def _narrower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
+    """The teacher with fewer channels in every layer, the largest weights kept, of at most `size` parameters."""
+    from torch_pruning import importance
+
+    from edgepack.surgery import widest
+
+    def narrowed(keep: float) -> "Candidate":
+        return teacher.narrowed(
+            keep, multiple=quantization.channel_multiple, score=importance.GroupMagnitudeImportance(p=2)
+        )
+
+    smallest = _size(narrowed(0.0))
+    if smallest > size:
+        raise StageError(
+            f"no student of {size:,.0f} parameters: with one block of {quantization.channel_multiple} channels in "
+            f"every layer it still has {smallest:,}",
+            f"ask for a compression of at most {_size(teacher) / smallest:.3g}, or name a student of another kind",
+        )
+    return narrowed(widest(lambda keep: _size(narrowed(keep)), size))
+
+
+def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
+    """The teacher without some of the blocks that give the shape they take, the heaviest and last first."""
+    from edgepack.surgery import Edit, spare_blocks
+
+    student, blocks = teacher.copy(), spare_blocks(teacher.module, teacher.example_inputs(2))
+    for name in blocks:
+        if _size(student) <= size:
+            return student
+        student = student.edited(Edit(op="drop", layer=name))
+    if _size(student) > size:
+        most = _size(teacher) / _size(student)
+        raise StageError(
+            f"no student of {size:,.0f} parameters: without the {len(blocks)} blocks that can go it has "
+            f"{_size(student):,}",
+            "use scale: width" + (f", or a compression of at most {most:.3g}" if blocks else ""),
+        )
+    return student
+
+
+def _begin(student: "Candidate", teacher: "Candidate", config: Config) -> list[str]:
+    """Give the student its first weights: a derived one has the teacher's already."""
+    if config.init == "random":
+        _forget(student.module)
+        return ["starts from random weights"]
+    if config.student is None or config.student.module.trained(config.student.config):
+        return []
+    taken = _inherit(student.module, teacher.module)
+    return [f"{taken} of its {len(student.module.state_dict())} tensors start as the teacher's"] if taken else []
+
+
+def _forget(module: "nn.Module") -> None:
+    for layer in module.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+
+
+def _inherit(student: "nn.Module", teacher: "nn.Module") -> int:
+    """Copy every tensor that the teacher has under the same name and in the same shape; how many there were."""
+    own, known = student.state_dict(), teacher.state_dict()
+    same = {name: known[name] for name, tensor in own.items() if name in known and known[name].shape == tensor.shape}
+    student.load_state_dict(same, strict=False)
+    return len(same)
+
+
+def _teach(student: "Candidate", teacher: "Candidate", config: Config, context: Context, doing: str) -> "Fitted":
+    from edgepack.train import Distillation, fit, refresh_batch_norm
+
+    lesson = Distillation(
+        teacher=teacher.module, temperature=config.temperature, alpha=config.alpha, features=config.features
+    )
+    if student.surgery != ():
+        refresh_batch_norm(student.module, context.data.train)
+    return fit(student.module, context, config, doing=doing, distillation=lesson)
+
+
+def _size(candidate: "Candidate") -> int:
+    from edgepack.candidate import parameters
+
+    return parameters(candidate.module)

@@ -1,29 +1,37 @@
-"""Remove whole channels, the least important first, and recover after every step with the teacher's help.
+"""Remove whole channels, the least important first, and recover after every cut with the teacher's help.
 
 Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900. The Taylor importance is
 P. Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771.
 """
 
+import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgepack.errors import StageError
-from edgepack.stages import Context, StageConfig, Training
+from edgepack.events import StepProgress
+from edgepack.stages import Context, StageConfig, Training, check_patterns
+from edgepack.targets import Target
 from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgepack.candidate import Candidate
+    from edgepack.device import Quantization
+    from edgepack.stages import Latency
     from edgepack.surgery import Score
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("torch-pruning",)
-READS = ("channel_multiple",)
+READS = ("channel_multiple", "sparsity")
 
 _TAYLOR_BATCHES = 8
+_TRIALS = (0.25, 0.5)  # ratios of the sensitivity report
+_TRIAL_SAMPLES = 1024  # of the validation split
 
 
 class Recovery(Training):
@@ -33,48 +41,103 @@ class Recovery(Training):
 
 
 class Config(StageConfig):
-    ratio: Share = Field(
-        description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
+    ratio: Share | None = Field(
+        default=None, description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
+    )
+    target: Target | None = Field(
+        default=None, description="in place of a ratio what is left: one of params, macs, size, latency"
     )
     steps: int = Field(default=3, ge=1, le=100, description="cuts on the way, each followed by recovery")
     importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = Field(
         default="taylor", description="what a channel is worth"
     )
+    spare: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
+    pattern: Literal["channels", "unstructured", "2:4"] = Field(
+        default="channels", description="what goes: whole channels, or single weights where the device gains from that"
+    )
+    sensitivity: bool = Field(
+        default=False, description="report first what cutting each layer alone does to the accuracy"
+    )
     recover: Recovery = Field(default=Recovery(), description="training after every cut")
 
     @field_validator("ratio")
     @classmethod
-    def _leaves_something(cls, ratio: float) -> float:
-        if not 0 < ratio < 1:
+    def _leaves_something(cls, ratio: float | None) -> float | None:
+        if ratio is not None and not 0 < ratio < 1:
             raise ValueError(
                 f"ratio is the share of channels that goes, above 0 % and below 100 %, got {SHARE.format(ratio)}"
             )
         return ratio
 
+    @model_validator(mode="after")
+    def _one_goal(self) -> "Config":
+        if self.pattern == "2:4" and (self.ratio, self.target) == (None, None):
+            return self
+        if self.pattern == "2:4":
+            raise ValueError("2:4 is half of the weights by definition: leave ratio and target out")
+        if self.pattern == "unstructured" and self.target:
+            raise ValueError("zeros between weights make nothing smaller: give a ratio in place of the target")
+        if (self.ratio is None) == (self.target is None):
+            raise ValueError("give either a ratio, as 50 %, or a target, as {macs: 40 %}")
+        return self
+
+    @property
+    def measures(self) -> bool:
+        """Whether what it does depends on timings."""
+        return self.target is not None and self.target.metric == "latency"
+
+
+def misfit(config: Config, quantization: "Quantization") -> str:
+    """Why this makes no sense for the device, or ""."""
+    if config.pattern == "channels" or config.pattern in quantization.sparsity:
+        return ""
+    return (
+        f"{config.pattern} zeros make a file neither smaller nor faster on hardware that multiplies them all the same: "
+        f"prune channels, or say `sparsity: ['{config.pattern}']` in the profile of a device that skips them"
+    )
+
+
+def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+    """Cut the structure as `run` will, its weights untrained. A target of latency is not known before it is timed."""
+    from edgepack.surgery import sizes
+
+    check_patterns(config.spare, sizes(candidate.module), "layers with channels")
+    if config.pattern != "channels" or config.measures:
+        return candidate
+    ratio = config.ratio or _ratio_for(candidate, config, quantization, None)
+    cut = candidate.narrowed(1 - ratio, multiple=quantization.channel_multiple, spare=config.spare)
+    _check_rebuilt(cut)
+    _check_removed(sizes(candidate.module), cut.module, ratio, quantization)
+    return cut
+
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
     from edgepack.surgery import resizes, sizes
-    from edgepack.train import Distillation, fit, refresh_batch_norm
 
+    if config.pattern != "channels":
+        return _sparsified(candidate, config, context)
     module, before = candidate.module, sizes(candidate.module)
-    lesson = Distillation.of(context.teacher)
+    notes = _sensitivities(module, config, context) if config.sensitivity else []
+    ratio = config.ratio or _ratio_for(candidate, config, context.quantization, context.latency)
     for step in range(1, config.steps + 1):
-        _cut(module, (1 - config.ratio) ** (step / config.steps), before, config, context)
+        _cut(module, (1 - ratio) ** (step / config.steps), before, config, context)
         if step == 1:
             _check_rebuilt(candidate.changed(*resizes(before, module)))
-        refresh_batch_norm(module, context.data.train)
-        doing = f"recovering after cut {step} of {config.steps}"
-        fit(module, context, config.recover, doing=doing, distillation=lesson)
-    edits = resizes(before, module)
-    if not edits:
-        multiple = context.quantization.channel_multiple
-        raise StageError(
-            f"nothing was removed: at {config.ratio:.0%} no layer has a whole block of {multiple} channels to spare",
-            "ask for a larger ratio, or set channel_multiple lower in the device profile",
-        )
-    multiple = context.quantization.channel_multiple
-    asked = f"asked for {SHARE.format(config.ratio)} fewer channels; every layer keeps a multiple of {multiple}"
-    return candidate.changed(*edits, notes=(asked, *_notes(before, module)))
+        _recover(module, step, config, context)
+    _check_removed(before, module, ratio, context.quantization)
+    goal = f"{config.target.words()} takes" if config.target else "asked for"
+    every = f"every layer keeps a multiple of {context.quantization.channel_multiple}"
+    asked = f"{goal} {SHARE.format(ratio)} fewer channels; {every}"
+    pruned = candidate.changed(*resizes(before, module), notes=(*notes, asked, *_notes(before, module)))
+    return replace(pruned, decided={"ratio": SHARE.exact(ratio), "target": None} if config.measures else {})
+
+
+def _recover(module: "nn.Module", step: int, config: Config, context: Context) -> None:
+    from edgepack.train import Distillation, fit, refresh_batch_norm
+
+    refresh_batch_norm(module, context.data.train)
+    doing = f"recovering after cut {step} of {config.steps}"
+    fit(module, context, config.recover, doing=doing, distillation=Distillation.of(context.teacher))
 
 
 def _check_rebuilt(candidate: "Candidate") -> None:
@@ -88,8 +151,65 @@ def _check_rebuilt(candidate: "Candidate") -> None:
             kind = type(candidate.module.get_submodule(layer)).__name__
             raise StageError(
                 f"pruning changed '{parameter}' of the {kind} '{layer}', which edgepack cannot rebuild",
-                "models whose channels pass through Conv2d, Linear and BatchNorm2d alone can be pruned",
+                "models whose channels pass through convolutions, Linear, batch norm, GroupNorm and PReLU can be cut",
             )
+
+
+def _check_removed(
+    before: dict[str, dict[str, int]], module: "nn.Module", ratio: float, quantization: "Quantization"
+) -> None:
+    from edgepack.surgery import resizes
+
+    if not resizes(before, module):
+        multiple = quantization.channel_multiple
+        raise StageError(
+            f"nothing was removed: at {SHARE.format(ratio)} no layer has a whole block of {multiple} channels to spare",
+            "ask for a larger ratio, or set channel_multiple lower in the device profile",
+        )
+
+
+def _ratio_for(
+    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None"
+) -> float:
+    """The smallest ratio that meets the target, by bisection over what is really left. Raises StageError."""
+    import torch
+
+    from edgepack.surgery import widest
+
+    assert config.target is not None, "the configuration has a ratio or a target"
+    target, multiple = config.target, quantization.channel_multiple
+
+    def left(keep: float) -> float:
+        with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
+            return _amount(target, candidate.narrowed(keep, multiple=multiple, spare=config.spare), latency)
+
+    now, closest = left(1.0), left(0.0)
+    limit = target.limit(now)
+    if now <= limit:
+        raise StageError(f"the model has {target.tell(now)} already: nothing to prune", "ask for less than that")
+    if closest > limit:
+        raise StageError(
+            f"pruning cannot reach {target.words()}: with one block of {multiple} channels in every layer there is "
+            f"still {target.tell(closest)}",
+            f"ask for {target.tell(closest)} or more, begin with a smaller student, or prune after distill",
+        )
+    return 1 - widest(left, limit)
+
+
+def _amount(target: Target, candidate: "Candidate", latency: "Latency | None") -> float:
+    from edgepack.candidate import macs, parameters, stored_bytes
+
+    match target.metric:
+        case "params":
+            return parameters(candidate.module)
+        case "macs":
+            return macs(candidate)
+        case "size":
+            return stored_bytes(candidate.module)
+        case "latency":
+            if latency is None:
+                raise StageError("nothing here can measure a latency", "give a ratio, or a target of macs")
+            return latency(candidate)
 
 
 def _cut(
@@ -97,14 +217,14 @@ def _cut(
 ) -> None:
     from edgepack.surgery import shrink, sizes
 
-    example = context.data.train.inputs[0][:2]
     goals = shrink(
         module.eval(),
-        example,
+        context.data.train.head(2)[0],
         keep=keep,
         score=_score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,
         original={name: _outputs(widths) for name, widths in original.items()},
+        spare=config.spare,
     )
     module.zero_grad(set_to_none=True)
     now = sizes(module)
@@ -144,7 +264,84 @@ def _accumulate_gradients(module: "nn.Module", context: Context) -> None:
 
 
 def _notes(before: dict[str, dict[str, int]], module: "nn.Module") -> "list[str]":
+    """Every layer with channels of its own, before and after."""
     from edgepack.surgery import sizes
 
     widths = {name: (_outputs(before[name]), _outputs(now)) for name, now in sizes(module).items()}
-    return [f"{name}: {was} -> {now} channels" for name, (was, now) in widths.items() if was != now]
+    return [
+        f"{name}: {was} -> {now} channels" if was != now else f"{name}: {was} channels as before"
+        for name, (was, now) in widths.items()
+        if was
+    ]
+
+
+def _sensitivities(module: "nn.Module", config: Config, context: Context) -> list[str]:
+    """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
+    from edgepack.surgery import Groups
+
+    example = context.data.train.head(2)[0]
+    names = Groups(module.eval(), example).names_found(config.spare)
+    whole = _trial(copy.deepcopy(module), {}, config, context)
+    notes = []
+    for i, name in enumerate(names):
+        context.emit(StepProgress(doing="measuring the sensitivity of each layer", done=i, total=len(names)))
+        changes = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) - whole for share in _TRIALS]
+        told = zip(changes, _TRIALS, strict=True)
+        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in told)
+        notes.append(f"sensitivity of {name}: {words}")
+    return notes
+
+
+def _trial(module: "nn.Module", keep: dict[str, float], config: Config, context: Context) -> float:
+    from edgepack.surgery import shrink
+    from edgepack.train import predict, refresh_batch_norm
+
+    score = _score(module.eval(), config.importance, context)
+    multiple = context.quantization.channel_multiple
+    shrink(module, context.data.train.head(2)[0], keep=keep, score=score, multiple=multiple, spare=config.spare)
+    refresh_batch_norm(module, context.data.train, samples=512)
+    some = context.data.validation.first(_TRIAL_SAMPLES)
+    return context.task.score(predict(module, some).numpy(), some.targets.numpy())
+
+
+def _sparsified(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    """Zeros between the weights, the smallest first; training keeps them (see train.fit)."""
+    from torch import no_grad
+
+    module = candidate.module
+    ratio = config.ratio or 0.5
+    for step in range(1, config.steps + 1):
+        share = 1 - (1 - ratio) ** (step / config.steps) if config.pattern == "unstructured" else ratio
+        with no_grad():
+            for weight, kept in _masks(module, config.pattern, share):
+                weight.mul_(kept)
+        _recover(module, step, config, context)
+    return candidate.changed(notes=tuple(_zeros(module)))
+
+
+def _masks(module: "nn.Module", pattern: str, share: float) -> "list[tuple[Tensor, Tensor]]":
+    """For each weight of a convolution or linear layer, what stays: the largest of all, or two of every four inputs."""
+    import torch
+    from torch import nn
+
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if pattern == "unstructured":
+        sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
+        least = sizes.kthvalue(max(1, round(share * len(sizes)))).values
+        return [(weight, weight.abs() > least) for weight in weights]
+    masks = []
+    for weight in weights:
+        if weight.shape[1] % 4 == 0:
+            fours = weight.detach().abs().transpose(1, -1).unflatten(-1, (-1, 4))
+            kept = fours.argsort(dim=-1, stable=True).argsort(dim=-1) >= 2
+            masks.append((weight, kept.flatten(-2).transpose(1, -1)))
+    return masks
+
+
+def _zeros(module: "nn.Module") -> "list[str]":
+    from edgepack.surgery import sizes
+
+    weights = {name: module.get_submodule(name).weight for name, widths in sizes(module).items() if _outputs(widths)}
+    return [
+        f"{name}: {SHARE.format(float((w == 0).float().mean()))} of its weights are 0" for name, w in weights.items()
+    ]
