@@ -85,16 +85,17 @@ class Config(Training):
 
 def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
     """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
-    student = _student(candidate, config, quantization, _size(candidate))
+    student = _student(candidate, config, quantization)
     _check_smaller(candidate, student)
     return student
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    planned = rehearse(candidate, config, context.quantization)
+    planned = rehearse(candidate, config, context.quantization)  # a derived student of an assistant replaces it below
     had, has = _size(candidate), _size(planned)
-    between = assistants(had / has) if config.progressive == "auto" else int(config.progressive)
-    teacher, notes = candidate, [f"{had / has:.1f}x fewer parameters, {between or 'no'} teacher assistants"]
+    wanted = config.compression or had / has
+    between = assistants(wanted) if config.progressive == "auto" else int(config.progressive)
+    teacher, notes = candidate, [f"{had / has:.1f}x fewer parameters; teacher assistants: {between or 'none'}"]
     notes += _warned(had / has, context)
     for number in range(1, between + 1):
         size = had / (had / has) ** (number / (between + 1))
@@ -102,7 +103,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
         best = _teach(assistant, teacher, config, context, f"teaching assistant {number} of {between}")
         notes.append(f"assistant {number}: {_size(assistant):,} parameters, {SHARE.format(best.score)} on validation")
         teacher = assistant
-    student = _student(teacher, config, context.quantization, had) if between else planned
+    student = _narrower(teacher, had / wanted, context.quantization) if between and _by_width(config) else planned
     notes += _begin(student, teacher, config)
     best = _teach(student, teacher, config, context, "teaching the student")
     return student.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}", *notes))
@@ -136,15 +137,19 @@ def _check_smaller(teacher: "Candidate", student: "Candidate") -> None:
         )
 
 
-def _student(teacher: "Candidate", config: Config, quantization: "Quantization", whole: int) -> "Candidate":
-    """The student before it is taught; `whole` is how many parameters the first teacher has."""
+def _by_width(config: Config) -> bool:
+    return config.compression is not None and config.scale == "width"
+
+
+def _student(teacher: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+    """The student before it is taught."""
     from edgepack.candidate import Candidate
 
     if config.student is not None:
         return Candidate.start(config.student, teacher.signature)
     assert config.compression is not None, "the configuration has a student or a compression"
     make = _narrower if config.scale == "width" else _shallower
-    return make(teacher, whole / config.compression, quantization)
+    return make(teacher, _size(teacher) / config.compression, quantization)
 
 
 def _narrower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
