@@ -1,5 +1,7 @@
 """Whether an exported file still does the task: its outputs on the test split, through its own runtime, at batch 1."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,13 @@ if TYPE_CHECKING:
     Array = numpy.typing.NDArray[Any]
 
 
+_BATCH = 256  # samples
+
+
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
     """The file's logits, [n, classes]; `folder` is left with logits.npy."""
-    import numpy
-
-    inputs = [folder / f"input-{i}.npy" for i in range(len(split.inputs))]
-    for path, tensor in zip(inputs, split.inputs, strict=True):
-        numpy.save(path, tensor.numpy(), allow_pickle=False)
+    inputs = [folder / f"input-{i}.npy" for i in range(len(split.head(1)))]
+    _write(split, inputs)
     target = folder / "logits.npy"
     run(
         {
@@ -35,6 +37,22 @@ def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path)
     for path in inputs:
         path.unlink()
     return load(target)
+
+
+def _write(split: "Split", paths: Sequence[Path]) -> None:
+    """Each input of the whole split as a .npy file, batch by batch: prepared, a split may be larger than the memory."""
+    from numpy.lib import format
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for batch in split.batches(_BATCH):
+            for file, tensor in zip(files, batch.inputs, strict=True):
+                array = tensor.contiguous().numpy()
+                if file.tell() == 0:
+                    shape = (len(split), *array.shape[1:])
+                    described = {"descr": format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
+                    format.write_array_header_1_0(file, described)
+                file.write(array.data)
 
 
 def load(path: Path) -> "Array":

@@ -298,8 +298,9 @@ def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> N
         norm.momentum = None  # a plain average over all batches
     module.train()
     with torch.no_grad():
-        for start in range(0, min(samples, len(data)) - 1, 64):
-            module(*(tensor[start : start + 64] for tensor in data.inputs))
+        for batch in data.first(samples).batches(64):
+            if len(batch.targets) > 1:
+                module(*batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.eval()

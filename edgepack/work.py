@@ -181,8 +181,9 @@ class Work:
         candidate = self.candidate(self._made(step.ingredients["parent"]))
         logits = train.predict(candidate.module, self.data.test).numpy()
         numpy.save(folder / "logits.npy", logits, allow_pickle=False)
-        for i in range(_SELFTEST_CASES):
-            for spec, tensor in zip(self.signature.inputs, self.data.test.inputs, strict=True):
+        cases = self.data.test.head(_SELFTEST_CASES)
+        for i in range(len(cases[0])):
+            for spec, tensor in zip(self.signature.inputs, cases, strict=True):
                 (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
         targets = self.data.test.targets
         return {

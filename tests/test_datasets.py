@@ -1,10 +1,15 @@
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from pydantic import ValidationError
 
+from edgepack import evaluate
 from edgepack.datasets import Data, Split, digits
+from edgepack.datasets._pictures import drawn, moved
 from edgepack.datasets.digits import Config
 
 
@@ -91,3 +96,83 @@ def test_shuffled_batches_differ_by_seed_and_never_hold_one_sample(seven: Split)
     assert [len(batch) for batch in order(1)] == [3, 3]
     for batch in seven.batches(3, seed=1):
         assert batch.inputs[0][:, 0].tolist() == batch.targets.tolist() == batch.indices.tolist()
+
+
+@pytest.fixture
+def stored() -> Split:
+    """Bytes that a model takes as shares of one; in shuffled passes each is raised at random."""
+
+    def raised(inputs: tuple[torch.Tensor, ...], random: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return (inputs[0] + torch.randint(100, inputs[0].shape, generator=random, dtype=torch.uint8),)
+
+    return Split(
+        inputs=(torch.arange(7, dtype=torch.uint8)[:, None],),
+        targets=torch.arange(7),
+        prepare=lambda inputs: (inputs[0] / 255,),
+        augment=raised,
+    )
+
+
+def test_what_is_stored_is_prepared_for_the_model(stored: Split) -> None:
+    expected = torch.arange(7.0)[:, None] / 255
+    assert torch.equal(torch.cat([batch.inputs[0] for batch in stored.batches(3)]), expected)
+    assert torch.equal(stored.head(2)[0], expected[:2])
+    assert torch.equal(stored.head(100)[0], expected)
+
+
+def test_shuffled_passes_are_augmented_the_same_for_the_same_seed(stored: Split) -> None:
+    def seen(seed: int) -> torch.Tensor:
+        return torch.cat([batch.inputs[0] for batch in stored.batches(3, seed=seed)])
+
+    assert torch.equal(seen(1), seen(1))
+    assert not torch.equal(seen(1), seen(2))
+    assert float(seen(1).max()) > 7 / 255
+    assert stored.inputs[0].max() == 6  # what is stored stays
+
+
+def test_the_first_samples_of_a_split_are_a_split(stored: Split) -> None:
+    assert len(stored.first(3)) == 3
+    assert torch.equal(stored.first(3).head(3)[0], stored.head(3)[0])
+    assert len(stored.first(100)) == 7
+
+
+def test_a_split_that_is_augmented_makes_the_data_so(stored: Split, seven: Split) -> None:
+    assert Data(train=stored, validation=seven, test=seven).for_stages().augmented
+    assert not Data(train=seven, validation=stored, test=stored).for_stages().augmented
+
+
+def test_a_runner_is_given_the_whole_prepared_split(stored: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written batch by batch, read row by row: a test split need not fit into the memory."""
+    monkeypatch.setattr(evaluate, "_BATCH", 3)
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        (given,) = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
+        numpy.save(job["output"], numpy.array(given), allow_pickle=False)
+        return {"rows": len(given)}
+
+    logits = evaluate.outputs(run, file=Path("model"), runtime="none", split=stored, folder=Path())
+    assert logits.dtype == numpy.float32
+    assert (logits == stored.head(7)[0].numpy()).all()
+    assert [file.name for file in Path().glob("*.npy")] == ["logits.npy"]
+
+
+def test_splits_are_drawn_from_every_class() -> None:
+    classes = [0] * 40 + [1] * 20 + [2] * 3
+    parts = drawn(classes, {"validation": 0.15, "test": 0.15})
+    assert sorted(numpy.concatenate([*parts.values()])) == [*range(63)]
+    assert {name: Counter(classes[i] for i in part) for name, part in parts.items()} == {
+        "train": {0: 28, 1: 14, 2: 1},
+        "validation": {0: 6, 1: 3, 2: 1},
+        "test": {0: 6, 1: 3, 2: 1},
+    }
+    assert parts["train"].tolist() == drawn(classes, {"validation": 0.15, "test": 0.15})["train"].tolist()
+    assert len({classes[i] for i in parts["train"][:10]}) > 1  # shuffled: calibration takes the first ones
+
+
+def test_windows_are_parts_of_their_pictures() -> None:
+    picture = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6)
+    windows = moved(picture.expand(200, 2, 6, 6), 5, torch.Generator().manual_seed(0))
+    places = [picture[0, 0, y : y + 5, x : x + 5] for y in (0, 1) for x in (0, 1)]
+    allowed = {place.numpy().tobytes() for whole in places for place in (whole, whole.flip(1))}
+    assert windows.shape == (200, 2, 5, 5)
+    assert {window.numpy().tobytes() for window in windows[:, 1]} == allowed

@@ -126,8 +126,11 @@ def candidate(kind: Kind = "residual", *, seed: int = 0, **config: Any) -> Candi
 
 def data(*, seed: int = 0, train: int = 96, augmented: bool = False) -> Data:
     random = torch.Generator().manual_seed(seed)
+    augment = (lambda inputs, random: inputs) if augmented else None
     return Data(
-        train=_split(train, random), validation=_split(48, random), test=_split(48, random), augmented=augmented
+        train=replace(_split(train, random), augment=augment),
+        validation=_split(48, random),
+        test=_split(48, random),
     )
 
 

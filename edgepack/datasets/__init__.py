@@ -6,14 +6,21 @@ fingerprint(config) -> str              changes when the data would; instant, no
 load(config) -> Data                    the three splits
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.config import Frozen
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
+
+    Prepare = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
+
+
+DOWNLOADS = Path(".edgepack/data")  # beside the store: data that was downloaded, and what is known of a user's files
 
 
 class TensorSpec(Frozen):
@@ -43,34 +50,47 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One part of a data set, held in memory: each input [n, ...], targets [n]."""
+    """One part of a data set, held in memory: each input [n, ...], targets [n].
+
+    Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` makes the one of the other, a
+    batch at a time. `augment` changes stored samples at random before that, in shuffled passes only. Both are asked
+    with inputs [batch, ...] and must not change them in place.
+    """
 
     inputs: "tuple[Tensor, ...]"
     targets: "Tensor"
+    prepare: "Prepare | None" = None
+    augment: "Augment | None" = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def head(self, samples: int) -> "tuple[Tensor, ...]":
-        """The inputs of the first samples."""
-        return tuple(tensor[:samples] for tensor in self.inputs)
-
-    def first(self, samples: int) -> "Split":
-        """The split's first samples as a split."""
-        return replace(self, inputs=tuple(tensor[:samples] for tensor in self.inputs), targets=self.targets[:samples])
-
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """In order, or shuffled by `seed`. A last batch of one is left out of shuffled passes: batch norm needs two."""
+        """In order, or shuffled and augmented by `seed`: the same seed gives the same samples.
+
+        A last batch of one is left out of shuffled passes: batch norm needs two.
+        """
         import torch
 
-        if seed is None:
-            order = torch.arange(len(self))
-        else:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        random = None if seed is None else torch.Generator().manual_seed(seed)
+        order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
         for indices in order.split(size):
-            if seed is None or len(indices) > 1:
-                inputs = tuple(tensor[indices] for tensor in self.inputs)
-                yield Batch(inputs=inputs, targets=self.targets[indices], indices=indices)
+            if random is None or len(indices) > 1:
+                yield Batch(inputs=self._taken(indices, random), targets=self.targets[indices], indices=indices)
+
+    def first(self, count: int) -> "Split":
+        """The split cut down to its first samples, for what needs only some."""
+        return replace(self, inputs=tuple(tensor[:count] for tensor in self.inputs), targets=self.targets[:count])
+
+    def head(self, count: int) -> "tuple[Tensor, ...]":
+        """The first samples as a model takes them."""
+        return next(self.first(count).batches(count)).inputs
+
+    def _taken(self, indices: "Tensor", random: "Generator | None") -> "tuple[Tensor, ...]":
+        inputs = tuple(tensor[indices] for tensor in self.inputs)
+        if self.augment and random is not None:
+            inputs = self.augment(inputs, random)
+        return self.prepare(inputs) if self.prepare else inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +99,11 @@ class TrainingData:
 
     train: Split
     validation: Split
-    augmented: bool = False  # whether a training sample looks different every time
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a training sample looks different every time."""
+        return self.train.augment is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +113,7 @@ class Data(TrainingData):
     test: Split
 
     def for_stages(self) -> TrainingData:
-        return TrainingData(train=self.train, validation=self.validation, augmented=self.augmented)
+        return TrainingData(train=self.train, validation=self.validation)
 
 
 class Dataset(Protocol):

@@ -117,8 +117,8 @@ def _grams(module: "nn.Module", layers: "dict[str, nn.Module]", data: "Split") -
         for name, layer in layers.items()
     ]
     with torch.no_grad():
-        for start in range(0, min(_CALIBRATION, len(data)), 32):
-            module(*(tensor[start : start + 32] for tensor in data.inputs))
+        for batch in data.first(_CALIBRATION).batches(32):
+            module(*batch.inputs)
     for hook in hooks:
         hook.remove()
     return {name: sums[name] for name in layers if name in sums}

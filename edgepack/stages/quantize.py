@@ -90,8 +90,8 @@ def _calibrate(prepared: "nn.Module", data: "Split") -> None:
 
     prepared.apply(disable_fake_quant)
     with torch.no_grad():
-        for start in range(0, min(_CALIBRATION, len(data)), 64):
-            prepared(*(tensor[start : start + 64] for tensor in data.inputs))
+        for batch in data.first(_CALIBRATION).batches(64):
+            prepared(*batch.inputs)
     prepared.apply(enable_fake_quant)
 
 
