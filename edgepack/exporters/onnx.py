@@ -68,7 +68,7 @@ def _shifted(zero: Any, known: dict[str, Any]) -> Any:
         number = numpy.array(int(zero.const_value.numpy()) + 128, dtype=numpy.uint8)
         tensor = onnx_ir.tensor(number, name=f"{zero.name}_uint8")
         known[zero.name] = onnx_ir.Value(
-            name=tensor.name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape
+            name=tensor.name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape([])
         )
     return known[zero.name]
 
