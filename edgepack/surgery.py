@@ -298,8 +298,12 @@ def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
 
 
 def _reaches_other(graph: Any, layer: nn.Module) -> bool:
-    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, [0])
-    return any(
-        isinstance(item.dep.target.module, _ROOTS) and graph.is_in_channel_pruning_fn(item.dep.handler)
-        for item in group
-    )
+    """Whether a layer that mixes channels comes after this one; a depthwise convolution only passes them on."""
+    todo, seen = list(graph.module2node[layer].outputs), set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node.module, _ROOTS) and (isinstance(node.module, nn.Linear) or not _depthwise(node.module)):
+            return True
+        todo += [after for after in node.outputs if after not in seen]
+        seen.update(node.outputs)
+    return False

@@ -5,7 +5,7 @@ This module is a plugin of models too: where `tiny_models` is imported, {"tiny":
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -19,14 +19,14 @@ from torch import nn
 from edgepack import plugins, train
 from edgepack.candidate import Candidate, Factory
 from edgepack.config import Frozen
-from edgepack.datasets import Data, Signature, Split, TensorSpec
+from edgepack.datasets import Data, Signature, Split, TensorSpec, TrainingData
 from edgepack.device import Quantization
 from edgepack.events import Event
 from edgepack.stages import Context
 from edgepack.stages import train as stage
 
 SIGNATURE = Signature(inputs=(TensorSpec(name="input", shape=(1, 8, 8)),), labels=("rows", "columns", "squares"))
-Kind = Literal["residual", "mlp", "depthwise", "group_norm"]
+Kind = Literal["residual", "mlp", "depthwise", "scaled"]
 How = Literal["eager", "quantized"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "depthwise")
 
@@ -93,16 +93,24 @@ def depthwise(width: int) -> nn.Module:
     )
 
 
-def group_norm(width: int) -> nn.Module:
-    """Its norm has a width that the surgery log does not tell of, so it cannot be pruned."""
-    return nn.Sequential(nn.Conv2d(1, width, 3), nn.GroupNorm(1, width), nn.Flatten(), nn.Linear(width * 36, 3))
+class Scaled(nn.Module):  # type: ignore[misc]
+    """Its scale is of no layer, so the surgery log cannot tell of its width, and it cannot be pruned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(1, width, 3), nn.Parameter(torch.ones(1, width, 1, 1))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head((self.conv(x) * self.scale).mean((2, 3)))
+        return logits
 
 
 MAKERS: dict[Kind, Callable[[int], nn.Module]] = {
     "residual": Residual,
     "mlp": mlp,
     "depthwise": depthwise,
-    "group_norm": group_norm,
+    "scaled": Scaled,
 }
 
 
@@ -207,3 +215,27 @@ def write(made: Candidate, format: str, path: Path) -> bytes:
 def exported(format: str, how: How = "eager", kind: Kind = "residual") -> bytes:
     with TemporaryDirectory() as folder:
         return write(made(how, kind), format, Path(folder) / "model")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A handful of colour pictures, 32 x 32, for nets that want no smaller ones."""
+
+    signature: Signature
+    data: TrainingData
+
+
+@cache
+def pictures() -> Pictures:
+    random = torch.Generator().manual_seed(0)
+    spec = TensorSpec(name="input", shape=(3, 32, 32))
+
+    def some(number: int) -> Split:
+        inputs = torch.rand(number, *spec.shape, generator=random)
+        return Split(inputs=(inputs,), targets=torch.arange(number) % 3)
+
+    return Pictures(Signature(inputs=(spec,), labels=("a", "b", "c")), TrainingData(train=some(16), validation=some(8)))
+
+
+def logits_of(candidate: Candidate) -> torch.Tensor:
+    return train.predict(candidate.module, pictures().data.validation)

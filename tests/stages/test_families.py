@@ -1,0 +1,85 @@
+"""Every family of torchvision's classifiers can be pruned, distilled, saved and loaded again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch_factories import logits_of, pictures
+
+from edgepack import plugins
+from edgepack.candidate import Candidate, macs, parameters
+from edgepack.device import Quantization
+from edgepack.plugins import choose
+from edgepack.stages import Context, distill, prune
+from edgepack.surgery import sizes
+
+FAMILIES = (
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "vgg11_bn",
+    "densenet121",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "googlenet",
+)
+RECOVER = {"epochs": 0}
+
+
+def start(family: str) -> Candidate:
+    torch.manual_seed(0)
+    whole = family in ("densenet121", "resnext50_32x4d")  # slow to narrow, and groups want their width
+    choice = choose("models", {"torchvision": family, "width": "100 %" if whole else "25 %"})
+    return Candidate.start(choice, pictures().signature)
+
+
+def context() -> Context:
+    return Context(
+        data=pictures().data,
+        task=plugins.load("tasks", "image_classification"),
+        quantization=Quantization(channel_multiple=2),
+        seed=0,
+        teacher=None,
+        emit=lambda event: None,
+    )
+
+
+def same_when_reloaded(made: Candidate, folder: Path) -> bool:
+    made.save(folder)
+    again = Candidate.load(folder)
+    assert sizes(again.module) == sizes(made.module)
+    return bool(torch.equal(logits_of(again), logits_of(made)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_of_the_channels_go(family: str, tmp_path: Path) -> None:
+    model = start(family)
+    before, cost = parameters(model.module), macs(model)
+    half = prune.run(
+        model,
+        prune.Config.model_validate({"ratio": "50 %", "steps": 1, "importance": "l2", "recover": RECOVER}),
+        context(),
+    )
+    assert parameters(half.module) < 0.55 * before
+    assert macs(half) < 0.55 * cost
+    assert logits_of(half).shape == (8, 3)
+    assert same_when_reloaded(half, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+def test_a_narrow_sibling_is_derived(family: str, tmp_path: Path) -> None:
+    model = start(family)
+    config = distill.Config.model_validate({"compression": 2, "epochs": 1, "batch_size": 8})
+    student = distill.run(model, config, context())
+    assert parameters(student.module) <= parameters(model.module) / 2
+    assert same_when_reloaded(student, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_a_shallow_sibling_is_derived(family: str, tmp_path: Path) -> None:
+    model = start(family)
+    config = distill.Config.model_validate({"compression": 1.5, "scale": "depth", "epochs": 1, "batch_size": 8})
+    student = distill.run(model, config, context())
+    assert {edit.op for edit in student.surgery} == {"drop"}
+    assert same_when_reloaded(student, tmp_path)
