@@ -19,12 +19,13 @@ from edgepack.errors import StageError
 class Edit(Frozen):
     """One entry of the surgery log: what changed in the structure, never the weights.
 
-    resize   the layer now has these attributes            {"out_channels": 40, "in_channels": 24}
-    split    the layer became two thin ones of this rank   {"rank": 24}
-    drop     the block passes on what it is given          {}
+    resize          the layer now has these attributes              {"out_channels": 40, "in_channels": 24}
+    split           the layer became two thin ones of this rank     {"rank": 24}
+    split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
+    drop            the block passes on what it is given            {}
     """
 
-    op: Literal["resize", "split", "drop"]
+    op: Literal["resize", "split", "split_spatial", "drop"]
     layer: str
     to: dict[str, int] = {}
     was: dict[str, int] = {}
@@ -38,6 +39,8 @@ def apply(module: nn.Module, edit: Edit) -> None:
             replace_layer(module, edit.layer, resized(layer, edit.to))
         case "split":
             replace_layer(module, edit.layer, split(layer, edit.to["rank"]))
+        case "split_spatial":
+            replace_layer(module, edit.layer, split_spatial(layer, edit.to["rank"]))
         case "drop":
             replace_layer(module, edit.layer, nn.Identity())
 
@@ -104,9 +107,37 @@ def split(layer: nn.Module, rank: int) -> nn.Sequential:
         return nn.Sequential(wide, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
         keep = {key: getattr(layer, key) for key in _CONVOLUTION}
-        spatial = nn.Conv2d(layer.in_channels, rank, **keep, bias=False)
-        return nn.Sequential(spatial, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
+        whole = nn.Conv2d(layer.in_channels, rank, **keep, bias=False)
+        return nn.Sequential(whole, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
     raise TypeError(f"surgery cannot split a {type(layer).__name__}")
+
+
+def split_spatial(layer: nn.Module, rank: int) -> nn.Sequential:
+    """A column of the kernel, then a row of it: k x 1 to `rank` channels, then 1 x l, for a k x l Conv2d.
+
+    Each takes the stride, padding and dilation of its own direction. Padding commutes with the filter across it, in
+    every padding mode, because the first of the two has no bias.
+    """
+    if not (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+        raise TypeError(f"surgery cannot split a {type(layer).__name__} in space")
+    down = nn.Conv2d(layer.in_channels, rank, **_one_way(layer, 0), bias=False)
+    across = nn.Conv2d(rank, layer.out_channels, **_one_way(layer, 1), bias=layer.bias is not None)
+    return nn.Sequential(down, across)
+
+
+_PLACES = ("kernel_size", "stride", "padding", "dilation")
+
+
+def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
+    """What a filter along one direction (0 down, 1 across) takes over from a convolution."""
+    still = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    taken: dict[str, Any] = {"padding_mode": layer.padding_mode}
+    for key in _PLACES:
+        value = getattr(layer, key)
+        if not isinstance(value, str):  # padding may be "same" or "valid"
+            value = (value[0], still[key]) if direction == 0 else (still[key], value[1])
+        taken[key] = value
+    return taken
 
 
 # A torch-pruning group -> one number a channel, the least important lowest; None where it cannot tell.

@@ -125,14 +125,14 @@ class Target(Frozen):
         ('60 % of the parameters', '400,000 MACs', 'a size of 600 kB')
         """
         share = SHARE.exact(self._amount.value) if self._amount.is_share else ""
-        return f"{share} of the {_NOUNS[self.metric]}" if share else self.tell(self._amount.value)
+        return f"{share} of the {NOUNS[self.metric]}" if share else self.tell(self._amount.value)
 
     def tell(self, value: float) -> str:
         """A value of this metric: "412,300 parameters", "a size of 620 kB"."""
         quantity = {"size": SIZE, "latency": DURATION}.get(self.metric)
         if quantity:
             return f"a {self.metric} of {quantity.format(value)}"
-        return f"{round(value):,} {_NOUNS[self.metric]}"
+        return f"{round(value):,} {NOUNS[self.metric]}"
 
     @property
     def _amount(self) -> Amount:
@@ -140,4 +140,4 @@ class Target(Frozen):
         return amount
 
 
-_NOUNS: dict[Metric, str] = {"params": "parameters", "macs": "MACs", "size": "size", "latency": "latency"}
+NOUNS: dict[Metric, str] = {"params": "parameters", "macs": "MACs", "size": "size", "latency": "latency"}

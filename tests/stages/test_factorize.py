@@ -14,7 +14,8 @@ from torch_factories import tiny_models as tiny_models
 from edgepack.candidate import Candidate, parameters
 from edgepack.device import Quantization
 from edgepack.errors import StageError
-from edgepack.stages.factorize import Config, break_even, run
+from edgepack.lowrank import break_even
+from edgepack.stages.factorize import Config, run
 
 
 def config(energy: str = "90 %", epochs: int = 0, **changes: Any) -> Config:

@@ -1,0 +1,141 @@
+"""The layers of a model that can be split into two thin ones, what each would save, and why others cannot."""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+
+from edgepack.candidate import Candidate
+from edgepack.errors import StageError
+from edgepack.lowrank import Scheme, break_even, schemes, shape
+from edgepack.targets import Metric
+
+PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
+_NAMES = 8  # in a hint
+
+Call = tuple[int, int]  # one run of a layer: how many places it answers for, and at how many a k x 1 filter would
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A layer that can be split."""
+
+    layer: nn.Module
+    schemes: tuple[Scheme, ...]
+    calls: tuple[Call, ...]
+
+    def break_even(self, scheme: Scheme) -> float:
+        return break_even(self.layer, scheme)
+
+    def pays(self, scheme: Scheme) -> float:
+        """The rank up to which a split is worth it."""
+        return PAYS * self.break_even(scheme)
+
+    def full(self, scheme: Scheme) -> int:
+        return min(shape(self.layer, scheme))
+
+    def saved(self, metric: Metric, scheme: Scheme, rank: int) -> float:
+        """What a split takes off the model's parameters, MACs or bytes."""
+        weight: Tensor = self.layer.weight
+        outputs, inputs = shape(self.layer, scheme)
+        seconds = sum(places for places, _ in self.calls)
+        firsts = sum(between for _, between in self.calls) if scheme == "spatial" else seconds
+        if metric != "macs":
+            seconds = firsts = weight.element_size() if metric == "size" else 1
+        return float(seconds * weight.numel() - rank * (inputs * firsts + outputs * seconds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Every layer that the patterns match, in the model's order: it is a site, or there is a reason why not."""
+
+    sites: dict[str, Site]
+    whole: dict[str, str]
+    named: frozenset[str]  # those written out, without a wildcard
+    looked_at: tuple[str, ...]
+
+
+def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Scheme]) -> Survey:
+    """Raises StageError where a pattern matches no layer that can be split."""
+    module = candidate.module.eval()
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    unfit = _unfit(module, layers)
+    able = [name for name in layers if name not in unfit]
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in able):
+            raise StageError(f"no layer that can be split matches '{pattern}'", _hint(pattern, module, able, unfit))
+    looked_at = tuple(name for name in layers if any(fnmatch(name, pattern) for pattern in patterns))
+    calls = _calls(candidate, {name: layers[name] for name in looked_at if name in able})
+    return Survey(
+        sites={name: _site(layers[name], each, allowed) for name, each in calls.items() if each},
+        whole={**unfit, **dict.fromkeys((name for name in calls if not calls[name]), _IDLE)},
+        named=frozenset({*patterns} & {*looked_at}),
+        looked_at=looked_at,
+    )
+
+
+_IDLE = "it does not run itself: it is idle, or another part of the model uses its weight"
+
+
+def _site(layer: nn.Module, calls: Sequence[Call], allowed: Sequence[Scheme]) -> Site:
+    """A layer without the scheme that is asked for has but one."""
+    there = schemes(layer)
+    return Site(layer=layer, schemes=tuple(each for each in there if each in allowed) or there, calls=tuple(calls))
+
+
+def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Why some layers can never be split."""
+    names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
+    users = Counter(id(tensor) for layer in module.modules() for tensor in layer._parameters.values())
+    reasons = {}
+    for name, layer in layers.items():
+        if type(layer) not in (nn.Conv2d, nn.Linear):
+            reasons[name] = f"a {type(layer).__name__} may do more than a Conv2d or Linear"
+        elif getattr(layer, "groups", 1) > 1:
+            reasons[name] = f"it is a convolution in {layer.groups} groups"
+        elif names[id(layer)] > 1 or users[id(layer.weight)] > 1:
+            reasons[name] = "its weight stands in the model twice"
+    return reasons
+
+
+def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[str, str]) -> str:
+    if why := next((f"{name}: {reason}" for name, reason in unfit.items() if fnmatch(name, pattern)), ""):
+        return why
+    if inside := [name for name in able if name.startswith(f"{pattern}.")]:
+        return f"write '{pattern}.*' for the layers in it: {_some(inside)}"
+    kind = next((type(layer).__name__ for name, layer in module.named_modules() if name and fnmatch(name, pattern)), "")
+    close = difflib.get_close_matches(pattern, able, n=_NAMES, cutoff=0.5)
+    known = f"did you mean {', '.join(close)}?" if close else f"there are {_some(able)}"
+    return f"it is a {kind}: only Conv2d and Linear are split" if kind else known
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(names[:_NAMES]) + more
+
+
+def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:
+    """The runs of each layer in one inference."""
+    found: dict[str, list[Call]] = {name: [] for name in layers}
+
+    def look(calls: list[Call], layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        places = outputs.numel() // layer.weight.shape[0] // _BATCH
+        between = outputs.shape[2] * inputs.shape[3] if isinstance(layer, nn.Conv2d) else places
+        calls.append((places, between))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, gave, calls=found[name]: look(calls, layer, given[0], gave))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        candidate.module(*candidate.example_inputs(_BATCH))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+_BATCH = 2  # some models want more than one sample
