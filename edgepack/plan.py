@@ -188,7 +188,7 @@ class Planner:
         return {
             "plugin": recipe.model.name,
             "config": recipe.model.plain(),
-            "files": _checkpoints([recipe.model]),
+            "files": _files([recipe.model]),
             "task": recipe.task,
             "data": self.fingerprint,
             "seed": recipe.seed,
@@ -205,7 +205,7 @@ class Planner:
             **where,
             "parent": parent,
             "device": facts,
-            "files": _checkpoints(value for _, value in stage.config if isinstance(value, Choice)),
+            "files": _files(value for _, value in stage.config if isinstance(value, Choice)),
             "teacher": self.teacher.key if self.teacher else "",
         }
 
@@ -311,7 +311,11 @@ def _because(step: Step, reason: str) -> Step:
     return replace(step, reason=reason)
 
 
-def _checkpoints(models: Iterable[Choice]) -> list[str]:
-    """The hashes of the weights that models start from: another file under the same name is another model."""
-    paths = (getattr(model.config, "checkpoint", None) for model in models)
-    return [file_digest(Path(path)) for path in paths if path]
+def _files(models: Iterable[Choice]) -> list[str]:
+    """The hashes of what models are made of: another file under the same name is another model."""
+    return [file_digest(path) for model in models for path in _read_by(model)]
+
+
+def _read_by(model: Choice) -> tuple[Path, ...]:
+    found: tuple[Path, ...] = model.module.files(model.config) if hasattr(model.module, "files") else ()
+    return found

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from edgepack.device import all_devices, load_device
 from edgepack.errors import RecipeError
 from edgepack.overrides import override
 from edgepack.plugins import Choice
+
+if TYPE_CHECKING:
+    from edgepack.datasets import Signature
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -124,13 +127,14 @@ class _Checker:
         budgets = read_budgets(self.document, data.get("budgets"))
         self._measurable(budgets, exporters)
         self._order(data.get("stages"))
+        signature = self._signature(source) if source is not None else None
         if isinstance(data.get("stages", ()), tuple):
-            self._trained(model, stages)
+            self._trained(model, stages, signature)
         self._exports(data.get("export"), exporters)
         self._device(data.get("device"), stages)
         name = self._name(data.get("name") or self.file.stem)
-        if model is not None and source is not None:
-            self._fit(source, model, stages)
+        if model is not None and signature is not None:
+            self._fit(signature, model, stages)
         if model is None or source is None or task is None or self.document.problems:
             return None
         return Recipe(
@@ -194,14 +198,14 @@ class _Checker:
                 return
             form, giver = stage.GIVES, name
 
-    def _trained(self, model: Choice | None, stages: Sequence[Choice | None]) -> None:
-        if model is None or None in stages or model.module.trained(model.config):
+    def _trained(self, model: Choice | None, stages: Sequence[Choice | None], signature: "Signature | None") -> None:
+        if model is None or None in stages or signature is None or model.module.trained(model.config, signature):
             return
         first = stages[0] if stages else None
         if first is None or not getattr(first.module, "MAKES_TEACHER", False):
             path: KeyPath = ("stages", 0) if stages else ("model",)
             message = (
-                "the model starts with random weights: begin with the stage 'train', or give the model a checkpoint"
+                "the model is not trained for this data: begin with the stage 'train', or give the model a checkpoint"
             )
             self.document.problem(path, message)
 
@@ -233,13 +237,17 @@ class _Checker:
                 self.document.problem(("export", i), f"'{exporter.name}' is named twice")
             seen.add(exporter.name if exporter else "")
 
-    def _fit(self, data: Choice, model: Choice, stages: Sequence[Choice | None]) -> None:
-        """Whether the data is there and the models can take it, as far as that is known without torch."""
+    def _signature(self, data: Choice) -> "Signature | None":
+        """What the data looks like, if it is there."""
         try:
-            signature = data.module.describe(data.config)
+            found: Signature = data.module.describe(data.config)
         except RecipeError as error:
             self.document.problem(("data",), str(error))
-            return
+            return None
+        return found
+
+    def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
+        """Whether the models can take the data, as far as that is known without torch."""
         for path, choice in _models(model, stages):
             if message := choice.module.misfit(choice.config, signature):
                 self.document.problem(path, message)

@@ -145,10 +145,8 @@ class Work:
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
-        teacher = self._made(step.ingredients["teacher"])
-        untrained = teacher.choice is self.recipe.model and not self.recipe.model.module.trained(
-            self.recipe.model.config
-        )
+        teacher, model = self._made(step.ingredients["teacher"]), self.recipe.model
+        untrained = teacher.choice is model and not model.module.trained(model.config, self.signature)
         return None if untrained else self.candidate(teacher)
 
     def _figures(self, candidate: "Candidate") -> dict[str, Any]:

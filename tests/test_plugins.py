@@ -20,7 +20,7 @@ from edgepack.errors import RecipeError
 FOUND = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
 CALLS = {
     "tasks": {"loss": 2, "distill": 3, "score": 2, "decide": 1},
-    "models": {"trained": 1, "misfit": 2, "build": 2},
+    "models": {"trained": 2, "misfit": 2, "build": 2},
     "datasets": {"describe": 1, "fingerprint": 1, "load": 1},
     "stages": {"run": 3},
     "exporters": {"export": 3},

@@ -37,7 +37,7 @@ class Config(Frozen):
     eps: float = 1e-5
 
 
-def trained(config: Config) -> bool:
+def trained(config: Config, signature: Signature) -> bool:
     return False
 
 

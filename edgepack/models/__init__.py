@@ -1,14 +1,21 @@
 """A source of models is a module with
 
 Config                                     has a field of the plugin's own name: `torchvision: resnet18`
-trained(config) -> bool                    whether the model starts with trained weights
+trained(config, signature) -> bool         whether the model starts with weights that are trained for these classes
 misfit(config, signature) -> str           why it cannot take this data, or ""; no torch
 build(config, signature) -> nn.Module      the model, with the right inputs and number of classes
+
+and, where it reads files,
+
+files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
+
+What `checkpoint` and `weights` say in a Config are weights to start from: a saved candidate is rebuilt without them.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema
 
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
@@ -26,10 +33,25 @@ ModelChoice = Annotated[
     WithJsonSchema(_REF),
 ]
 
+_WEIGHTS = (".safetensors", ".pt", ".pth")
+
+
+def _readable(checkpoint: str) -> str:
+    if Path(checkpoint).suffix not in _WEIGHTS:
+        raise ValueError(
+            f"a checkpoint is a .safetensors file, or a state dict in a .pt or .pth file; got {checkpoint!r}"
+        )
+    if not Path(checkpoint).is_file():
+        raise ValueError(f"there is no file {checkpoint!r}")
+    return checkpoint
+
+
+Checkpoint = Annotated[str, AfterValidator(_readable)]
+
 
 class ModelSource(Protocol):
     Config: type[Frozen]
 
-    def trained(self, config: Any) -> bool: ...
+    def trained(self, config: Any, signature: Signature) -> bool: ...
     def misfit(self, config: Any, signature: Signature) -> str: ...
     def build(self, config: Any, signature: Signature) -> "nn.Module": ...
