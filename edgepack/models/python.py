@@ -1,0 +1,78 @@
+"""A model of your own: what a function of your code gives, named "module:function".
+
+The function is called with `args`, when the recipe is built and again whenever a saved candidate is loaded: the same
+arguments must give the same structure.
+"""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from edgepack.config import Frozen
+from edgepack.datasets import Signature
+from edgepack.errors import StageError
+from edgepack.models import Checkpoint
+from edgepack.references import Reference, resolve, source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Config(Frozen):
+    python: Reference = Field(description='"module:function" that gives the model, for example shop.nets:make')
+    args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")
+    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+
+    @field_validator("args")
+    @classmethod
+    def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
+        """As they will be read from a saved candidate: lists, not tuples."""
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(args, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arguments are numbers, texts, lists and mappings: {error}") from None
+        return plain
+
+
+def trained(config: Config, signature: Signature) -> bool:
+    return config.checkpoint is not None
+
+
+def misfit(config: Config, signature: Signature) -> str:
+    return ""  # only the function knows what its model takes
+
+
+def files(config: Config) -> tuple[Path, ...]:
+    return (source(config.python), *([Path(config.checkpoint)] if config.checkpoint else []))
+
+
+def build(config: Config, signature: Signature) -> "nn.Module":
+    from edgepack.candidate import load_weights
+    from edgepack.models._trial import tried
+
+    module = tried(_made(config), signature, f"the model of '{config.python}'")
+    if config.checkpoint:
+        load_weights(module, Path(config.checkpoint))
+    return module
+
+
+def _made(config: Config) -> "nn.Module":
+    from torch import nn
+
+    from edgepack.models._trial import reason
+
+    make = resolve(config.python)
+    try:
+        module = make(**copy.deepcopy(config.args))
+    except (Exception, SystemExit) as error:
+        logging.getLogger(__name__).exception("%s failed", config.python)
+        given = ", ".join(f"{name}={value!r}" for name, value in config.args.items())
+        message = f"'{config.python}', called with ({given}), failed: {reason(error)}"
+        raise StageError(message, "build.log has the traceback") from error
+    if not isinstance(module, nn.Module):
+        raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
+    return copy.deepcopy(module)  # what a function keeps and gives again must not be changed under its hands
