@@ -197,7 +197,7 @@ def _begin(student: "Candidate", teacher: "Candidate", config: Config) -> list[s
     if config.init == "random":
         _forget(student.module)
         return ["starts from random weights"]
-    if config.student is None or config.student.module.trained(config.student.config):
+    if config.student is None or any(getattr(config.student.config, key, None) for key in ("checkpoint", "weights")):
         return []
     taken = _inherit(student.module, teacher.module)
     return [f"{taken} of its {len(student.module.state_dict())} tensors start as the teacher's"] if taken else []
