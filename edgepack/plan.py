@@ -198,7 +198,7 @@ class Planner:
 
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
-        facts = {name: getattr(self.device.quantization, name) for name in reads}
+        facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         where = {"where": self._where(self.recipe.exporters[0])} if getattr(stage.config, "measures", False) else {}
         return {
             **_plugin(stage),

@@ -72,7 +72,7 @@ def _plain(quantity: Quantity | None) -> Callable[[Amount | None], str | int | N
 
 
 def _field(quantity: Quantity | None, what: str) -> tuple[Any, ...]:
-    shapes = {"type": ["string", "integer"]} if quantity is None else {"type": "string"}
+    shapes = {"anyOf": [{"type": "string"}, {"type": "integer"}]} if quantity is None else {"type": "string"}
     return (
         BeforeValidator(_quantity(quantity) if quantity else _count),
         PlainSerializer(_plain(quantity), when_used="json"),

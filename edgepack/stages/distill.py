@@ -7,7 +7,7 @@ assistants, S.-I. Mirzadeh et al., Improved Knowledge Distillation via Teacher A
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from edgepack.errors import StageError
 from edgepack.events import Note
@@ -34,6 +34,10 @@ _DEMANDING = 0.01  # a tolerated drop below which a student of less than a sixte
 
 
 class Config(Training):
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["student"]}, {"required": ["compression"]}]},
+    )
+
     student: ModelChoice | None = Field(
         default=None, description="the model that is left: {torchvision: resnet18, width: 25 %}"
     )

@@ -8,7 +8,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from edgepack.errors import StageError
 from edgepack.events import StepProgress
@@ -41,6 +41,10 @@ class Recovery(Training):
 
 
 class Config(StageConfig):
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [key]} for key in ("ratio", "target", "pattern")]},
+    )
+
     ratio: Share | None = Field(
         default=None, description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
     )
