@@ -15,10 +15,11 @@ import pytest
 from edgepack import pipeline
 from edgepack.device import load_device
 from edgepack.events import BuildFinished, BuildStarted, Event
-from edgepack.plan import plan
+from edgepack.plan import Planner, plan
 from edgepack.recipe import load_recipe
 from edgepack.result import Build
 from edgepack.store import Store
+from edgepack.work import Work
 
 RECIPE = """\
 edgepack: 1
@@ -317,6 +318,43 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     assert "did not finish" in explained and "nothing was removed" in explained
     assert sound(project.store)
     assert project.build("--set", "stages.prune.ratio=1 %").code == 5  # a failure is never stored
+
+
+def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> None:
+    ran = project.build("--set", "stages.train.epochs=10000", "--set", "stages.prune={target: {params: 10}, steps: 1}")
+    assert ran.code == 5
+    assert "prune: pruning cannot reach 10 parameters" in ran.err
+    assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model"], ["train"])
+
+
+def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Project) -> None:
+    assert project.build("--set", "stages.quantize.mode=best").code == 0
+    (stage,) = [record for record in project.result().ledger if record.stage == "quantize"]
+    assert stage.decided["mode"] in ("ptq", "qat")
+    first = project.bundle()
+    shipped = project.dist / "bundle/provenance/recipe.yaml"
+    assert f"mode: {stage.decided['mode']}" in shipped.read_text()
+    shutil.copy(shipped, project.folder / "recipes/again.yaml")
+    shutil.rmtree(project.folder / "dist")
+    assert project.run("build", "again", "--json").code == 0
+    assert project.bundle() == first
+
+
+def test_a_latency_is_that_of_the_exported_file_on_the_device(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    recipe, device, store = load_recipe("tiny"), load_device("desk"), Store(project.store)
+    work = Work(recipe, device, store, Planner(recipe, device, store))
+    asked: list[dict[str, Any]] = []
+
+    def ran(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job)
+        return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
+
+    monkeypatch.setattr(work, "_run", ran)
+    assert work._latency(work._untrained()) == 2.0
+    assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
 
 
 def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:
