@@ -87,11 +87,11 @@ class Channel:
     def of(cls, weight: Tensor, moment: Tensor, rows: int, most: int) -> "Channel":
         values, vectors = _largest(moment, min(rows, moment.shape[0]))
         kept = values.cumsum(0) / values.sum()
-        return cls(kept=kept[:most], basis=vectors[:, :most], weight=weight)
+        return cls(kept=kept, basis=vectors[:, :most], weight=weight)
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
-        basis = self.basis[:, :rank]
-        first, second = _balanced(basis.T @ self.weight.flatten(1).double(), basis[:, :, None])
+        basis = self.basis[:, :rank].to(self.weight.dtype)
+        first, second = _balanced(basis.T @ self.weight.flatten(1), basis[:, :, None])
         return first.reshape(rank, *self.weight.shape[1:]), second.reshape(-1, rank, *[1] * (self.weight.dim() - 2))
 
     def exactly(self, rank: int) -> float:
@@ -204,7 +204,7 @@ class _Moment:
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         for vectors in self._patches(inputs, outputs) if self.of_patches else [self._outputs(outputs)]:
-            self.total = self.total + vectors.T @ vectors
+            self.total = self.total.addmm_(vectors.T, vectors) if self.rows else vectors.T @ vectors
             self.rows += len(vectors)
 
     def _outputs(self, outputs: Tensor) -> Tensor:
@@ -275,8 +275,7 @@ def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float)
         return ()
     if not total.isfinite().all():
         raise StageError(f"{name} gives numbers that are not finite", "the model came apart: train it again")
-    whole = weight.flatten(1).double()
-    outputs = whole @ total @ whole.T if moment.of_patches else total
+    outputs = _through(weight, total) if moment.of_patches else total
     if float(outputs.diagonal().sum()) <= 0:
         return ()
     made: list[Curve] = []
@@ -285,6 +284,12 @@ def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float)
     if "spatial" in wanted:
         made.append(Spatial.of(weight, total, math.ceil(upto * break_even(layer, "spatial"))))
     return tuple(made)
+
+
+def _through(weight: Tensor, moment: Tensor) -> Tensor:
+    """The second moment of the outputs, given that of the patches."""
+    whole = weight.flatten(1).double()
+    return whole @ moment @ whole.T
 
 
 def _matrix(layer: nn.Module) -> Tensor:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -90,11 +92,19 @@ def test_the_log_rebuilds_the_same_shapes(kind: Kind) -> None:
 
 
 def test_cuts_and_splits_are_replayed_in_order() -> None:
+    """A half of a pair can be split again."""
     start = candidate("residual")
     before = surgery.sizes(start.module)
     shrink(start.module, 0.5)
-    edits = (*surgery.resizes(before, start.module), Edit(op="split", layer="blocks.0.conv1", to={"rank": 2}))
-    surgery.apply(start.module, edits[-1])
+    splits = (
+        Edit(op="split", layer="blocks.0.conv1", to={"rank": 2}),
+        Edit(op="split_spatial", layer="blocks.0.conv2", to={"rank": 4}),
+        Edit(op="split_spatial", layer="blocks.0.conv1.0", to={"rank": 3}),
+    )
+    edits = (*surgery.resizes(before, start.module), *splits)
+    for edit in splits:
+        surgery.apply(start.module, edit)
+    assert start.module.blocks[0].conv1[0][0].weight.shape == (3, 8, 3, 1)
     assert _shapes(rebuild(start.factory, edits)) == _shapes(start.module)
 
 
@@ -120,10 +130,40 @@ def test_two_thin_layers_stand_for_one(name: str) -> None:
     assert (pair[0].bias, pair[1].bias is None) == (None, layer.bias is None)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"stride": 2},
+        {"stride": (1, 2), "padding": (0, 1)},
+        {"dilation": 2, "padding": 2},
+        {"kernel_size": (3, 5), "padding": (1, 2), "bias": False},
+        {"kernel_size": (1, 3)},
+        {"padding": "same", "dilation": (1, 2)},
+        {"padding": "valid"},
+        {"padding": 1, "padding_mode": "reflect", "stride": 2},
+        {"padding": (2, 1), "padding_mode": "circular"},
+    ],
+    ids=str,
+)
+def test_a_column_and_a_row_stand_for_a_kernel(change: dict[str, Any]) -> None:
+    """For a weight that is their product the two answer as the one does, whatever its stride, padding and dilation."""
+    layer = nn.Conv2d(4, 6, **{"kernel_size": 3, **change})
+    pair = surgery.split_spatial(layer, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.einsum("rckx,nryl->nckl", pair[0].weight, pair[1].weight))
+        if layer.bias is not None:
+            pair[1].bias.copy_(layer.bias)
+    inputs = torch.randn(2, 4, 9, 11)
+    torch.testing.assert_close(pair(inputs), layer(inputs))
+    assert pair[0].bias is None
+
+
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)])
 def test_what_cannot_be_split_is_refused(layer: nn.Module) -> None:
-    with pytest.raises(TypeError, match="cannot split"):
-        surgery.split(layer, 2)
+    for split in (surgery.split, surgery.split_spatial):
+        with pytest.raises(TypeError, match="cannot split"):
+            split(layer, 2)
 
 
 def test_resizing_keeps_everything_but_the_widths() -> None:

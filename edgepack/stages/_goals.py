@@ -51,7 +51,7 @@ class AtRank:
         self._refuse_useless(saves)
         self.known = {name: (survey.sites[name].schemes[0], rank) for name, rank in ranks.items() if name in saves}
         self.wanted: dict[str, tuple[Scheme, ...]] = {name: (scheme,) for name, (scheme, _) in self.known.items()}
-        self.whole = {name: self._why(name, rank) for name, rank in ranks.items() if name not in saves}
+        self.whole = {name: self._why(name) for name in ranks if name not in saves}
 
     def decide(self, curves: Curves) -> Decision:
         splits = {name: (curves[name][0], rank) for name, (_, rank) in self.known.items() if curves[name]}
@@ -67,15 +67,15 @@ class AtRank:
         meant = {name: limit for name, limit in useless.items() if name in self.survey.named} if saves else useless
         if meant:
             limits = sorted(meant.items(), key=lambda each: -each[1])
-            shown = ", ".join(f"{name} at {limit:.4g}" for name, limit in limits[:_NAMES])
-            more = f" and {len(limits) - _NAMES} more below these" if len(limits) > _NAMES else ""
+            shown = ", ".join(f"{limit:.4g} ({name})" for name, limit in limits[:_NAMES])
+            more = f" and lower for {len(limits) - _NAMES} more" if len(limits) > _NAMES else ""
             raise StageError(
-                f"at rank {self.asked} a split saves no weights: {shown}{more} break even",
-                f"ask for a lower rank; up to {PAYS:.0%} of break-even a split is not slower either",
+                f"at rank {self.asked} a split saves no weights: break-even is at {shown}{more}",
+                f"ask for a lower rank; up to {SHARE.format(PAYS)} of break-even a split is not slower either",
             )
 
-    def _why(self, name: str, rank: int) -> str:
-        return f"rank {rank} saves no weights, its break-even is {self._break_even(name):.4g}"
+    def _why(self, name: str) -> str:
+        return f"rank {self.asked} saves no weights, its break-even is {self._break_even(name):.4g}"
 
     def _remarks(self, splits: Mapping[str, tuple[Curve, int]]) -> Iterator[tuple[str, str]]:
         for name, (_, rank) in splits.items():
@@ -212,4 +212,8 @@ def _silent(curves: Curves) -> dict[str, str]:
 
 
 def percent(energy: float) -> str:
-    return SHARE.format(energy, digits=5)
+    """
+    >>> percent(0.975314), percent(0.99999999)
+    ('97.531 %', '99.999 %')
+    """
+    return SHARE.format(min(energy, 0.99999), digits=5)  # what is not all must not read as all

@@ -40,12 +40,12 @@ class Recovery(Training):
 
 class Config(StageConfig):
     energy: Share | None = Field(
-        default=None, description=f"share of each layer's output energy that its split must keep; {_ENERGY} if no other"
+        default=None, description=f"share of each layer's output energy to keep; {_ENERGY} without a rank or target"
     )
     rank: int | None = Field(default=None, ge=1, description="or: the channels between the two thin layers")
     target: Target | None = Field(default=None, description="or: what is left of the model, as {params: 60 %}")
     scheme: Literal["auto", "channel", "spatial"] = Field(
-        default="auto", description="k x k and 1 x 1, or k x 1 and 1 x k; auto: fewer weights, with a rank: channel"
+        default="auto", description="k x k and 1 x 1, or k x 1 and 1 x k; auto: fewer weights, at a rank: channel"
     )
     layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to look at")
     samples: int = Field(default=256, ge=1, description="training samples to calibrate with")
