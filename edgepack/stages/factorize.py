@@ -48,7 +48,7 @@ class Config(StageConfig):
         default="auto", description="k x k and 1 x 1, or k x 1 and 1 x k; auto: fewer weights, at a rank: channel"
     )
     layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to look at")
-    samples: int = Field(default=256, ge=1, description="training samples to calibrate with")
+    calibration: int = Field(default=256, ge=1, description="training samples to calibrate with")
     recover: Recovery = Field(default=Recovery(), description="training after the splits")
 
     @model_validator(mode="before")
@@ -95,7 +95,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     from edgepack.train import Distillation, fit
 
     module, goal = candidate.module, _goal(candidate, config, context.quantization)
-    decision = goal.decide(curves(module, goal.wanted, context.data.train, config.samples, upto=goal.upto))
+    decision = goal.decide(curves(module, goal.wanted, context.data.train, config.calibration, upto=goal.upto))
     notes = _notes(goal.survey, decision)
     edits = [_split(module, name, curve, rank) for name, (curve, rank) in decision.splits.items()]
     if edits:

@@ -338,7 +338,7 @@ FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
 def test_families_of_torchvision_are_split_saved_and_loaded(family: str, tmp_path: Path) -> None:
     start = torchvision(family)
     before, layers = parameters(start.module), shapes(start.module)
-    result = run(start, config("90 %", samples=16), replace(context(), data=pictures()))
+    result = run(start, config("90 %", calibration=16), replace(context(), data=pictures()))
     assert result.surgery
     assert parameters(result.module) < before
     for edit in result.surgery:
@@ -376,7 +376,7 @@ def pictures() -> TrainingData:
         {"target": {"params": "60 %", "macs": "60 %"}},
         {"target": {}},
         {"scheme": "tucker"},
-        {"samples": 0},
+        {"calibration": 0},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
