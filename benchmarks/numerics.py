@@ -18,8 +18,8 @@ from torch import nn
 from edgepack import provenance
 from edgepack.candidate import Candidate, Factory
 from edgepack.datasets import Signature, TensorSpec
+from edgepack.graph import capture, prepare
 from edgepack.plugins import choose
-from edgepack.stages.quantize import _prepare
 from edgepack.train import Numerics, numerics
 
 _ROUNDS, _STEPS, _BATCH = 7, 4, 64
@@ -57,7 +57,8 @@ def _convolutional(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
 
 def _quantized(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
     factory = Factory.of(choose("models", config), _SIGNATURE)
-    return lambda: _prepare(Candidate(module=factory.build(), factory=factory)), torch.randn(_BATCH, 3, 32, 32)
+    graph = capture(Candidate(module=factory.build(), factory=factory), ())
+    return lambda: prepare(graph, bits=8, training=True), torch.randn(_BATCH, 3, 32, 32)
 
 
 def _encoder() -> tuple[Make, torch.Tensor]:

@@ -27,6 +27,10 @@ class Quantization(Frozen):
     channel_multiple: int = Field(
         default=8, ge=1, description="channels left by pruning and ranks are multiples of this"
     )
+    int8_saturates: bool = Field(
+        default=False,
+        description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then",
+    )
     sparsity: tuple[Literal["unstructured", "2:4"], ...] = Field(
         default=(), description="patterns of zero weights that the hardware skips; most hardware skips none"
     )

@@ -1,119 +1,141 @@
-"""Train the model to work with int8 weights and activations, then make them int8.
+"""Make weights and activations int8: calibrated on training samples, and trained to work so.
 
-Quantization-aware training through torchao's PT2E flow with the quantizer of ExecuTorch's XNNPACK backend: weights per
-channel, activations per tensor. The teacher keeps teaching.
+`ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
+`best` does both and keeps what is better on the validation split.
 Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, arXiv 1712.05877.
 """
 
-import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from edgepack.stages import Context, Training
+from edgepack.units import SHARE
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
+    from torch.fx import GraphModule
 
     from edgepack.candidate import Candidate
     from edgepack.datasets import Split
+    from edgepack.device import Quantization
+    from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("torchao", "executorch")
+READS = ("int8_saturates",)
 
-_CALIBRATION = 256  # training samples seen before training starts
-_FREEZE = 0.4  # share of the epochs after which the ranges of activations stay as they are
+Mode = Literal["ptq", "qat", "best"]
+_FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights stay as they are
 
 
 class Config(Training):
-    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split; 0: calibration alone")
+    mode: Mode = Field(
+        default="qat", description="ptq: calibration alone; qat: training as well; best: the better of the two"
+    )
+    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split, of qat")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate, a tenth of fine-tuning")
+    calibration: int = Field(default=512, ge=1, description="training samples that set the ranges of activations")
+    fp32: tuple[str, ...] = Field(default=(), description="names or patterns of the layers left in fp32")
+
+
+def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+    """Raises StageError for a model that cannot be exported, and for patterns that match no layer."""
+    from edgepack.graph import capture, converted, prepare
+
+    observed = prepare(capture(candidate, config.fp32), bits=_bits(quantization), training=False)
+    observed(*_anything(candidate))
+    return replace(candidate, module=converted(observed), form="exported")
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    from edgepack.graph import capture, converted, prepare
+
+    graph = capture(candidate, config.fp32)
+    observed = prepare(graph, bits=_bits(context.quantization), training=False)
+    _calibrate(observed, context.data.train.first(config.calibration))
+    notes = _notes(config, context.quantization)
+    if config.mode == "ptq":
+        return _quantized(candidate, converted(observed), notes)
+    trained, best = _trained(graph, observed, config, context)
+    notes = [*notes, f"kept epoch {best.epoch} of {config.epochs}"]
+    if config.mode == "qat":
+        return _quantized(candidate, trained, notes)
+    mode, module, told = _better({"ptq": converted(observed), "qat": trained}, context)
+    return replace(_quantized(candidate, module, [*notes, told]), decided={"mode": mode})
+
+
+def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) -> "Candidate":
+    return replace(candidate, module=module, form="exported", notes=tuple(notes))
+
+
+def _bits(quantization: "Quantization") -> int:
+    return 7 if quantization.int8_saturates else 8
+
+
+def _notes(config: Config, quantization: "Quantization") -> list[str]:
+    saturates = ["weights have 7 bits: the device's int8 products saturate"] * quantization.int8_saturates
+    return [*saturates, *(f"left in fp32: {pattern}" for pattern in config.fp32)]
+
+
+def _anything(candidate: "Candidate") -> "tuple[Tensor, ...]":
+    """Inputs of no meaning, but with a range."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.rand(tensor.shape, generator=random) if tensor.is_floating_point() else tensor
+        for tensor in candidate.example_inputs(2)
+    )
+
+
+def _calibrate(prepared: "GraphModule", samples: "Split") -> None:
+    import torch
+
+    with torch.no_grad():
+        for batch in samples.batches(64):
+            prepared(*batch.inputs)
+
+
+def _trained(
+    graph: "GraphModule", observed: "GraphModule", config: Config, context: Context
+) -> "tuple[GraphModule, Fitted]":
+    """Starts where calibration ended, so that its epoch 0 is the calibrated model."""
+    from edgepack.graph import converted, freeze_ranges, prepare, take_ranges
     from edgepack.train import Distillation, fit
 
-    prepared = _prepare(candidate)
-    _calibrate(prepared, context.data.train)
-    lesson = Distillation.of(context.teacher)
+    prepared = prepare(graph, bits=_bits(context.quantization), training=True)
+    _calibrate(prepared, context.data.train.first(2))  # weights have no range before they are seen
+    take_ranges(prepared, observed)
     best = fit(
         prepared,
         context,
         config,
         doing="training with int8 in the loop",
-        distillation=lesson,
-        snapshot=_converted,
-        each_epoch=lambda epoch: _freeze(prepared) if epoch >= _FREEZE * config.epochs else None,
+        distillation=Distillation.of(context.teacher),
+        snapshot=converted,
+        each_epoch=lambda epoch: freeze_ranges(prepared) if epoch >= _FREEZE * config.epochs else None,
     )
-    notes = (f"kept epoch {best.epoch} of {config.epochs}",)
-    return replace(candidate, module=_converted(prepared), form="exported", notes=notes)
+    return converted(prepared), best
 
 
-def _prepare(candidate: "Candidate") -> "nn.Module":
-    """The model as a graph with fake quantizers in it.
-
-    Batch norm is folded into the convolutions first: prepare_qat_pt2e would rewrite its eps and momentum (torchao
-    issue 4107).
-    """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    from torchao.quantization.pt2e.utils import _fuse_conv_bn_
-
-    _plain_relu(candidate.module)
-    graph = candidate.program().module(check_guards=False)
-    _fuse_conv_bn_(graph)
-    scheme = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
-    prepared: nn.Module = prepare_qat_pt2e(graph, XNNPACKQuantizer().set_global(scheme))
-    return prepared
+def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
+    """The one with the higher score on the validation split, then the lower loss; the first where both are equal."""
+    scores = {mode: _score(module, context) for mode, module in modules.items()}
+    kept = max(scores, key=lambda mode: scores[mode])
+    told = [
+        f"{mode}: {context.task.METRIC} {SHARE.format(score)}, loss {-loss:.4f}"
+        for mode, (score, loss) in scores.items()
+    ]
+    return kept, modules[kept], f"kept {kept} ({'; '.join(told)} on the validation split)"
 
 
-def _plain_relu(module: "nn.Module") -> None:
-    """ReLU6 is not fused by the quantizer, and the quantized range bounds the activation just as well."""
-    from torch import nn
+def _score(module: "GraphModule", context: Context) -> tuple[float, float]:
+    from edgepack.train import predict
 
-    from edgepack.surgery import replace_layer
-
-    for name in [name for name, layer in module.named_modules() if isinstance(layer, nn.ReLU6)]:
-        replace_layer(module, name, nn.ReLU())
-
-
-def _calibrate(prepared: "nn.Module", data: "Split") -> None:
-    """Let the observers see real activations before any gradient does."""
-    import torch
-    from torchao.quantization.pt2e import disable_fake_quant, enable_fake_quant
-
-    prepared.apply(disable_fake_quant)
-    with torch.no_grad():
-        for batch in data.first(_CALIBRATION).batches(64):
-            prepared(*batch.inputs)
-    prepared.apply(enable_fake_quant)
-
-
-def _freeze(prepared: "nn.Module") -> None:
-    from torchao.quantization.pt2e import disable_observer
-
-    prepared.apply(disable_observer)
-
-
-def _converted(prepared: "nn.Module") -> "nn.Module":
-    """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    converted: nn.Module = convert_pt2e(copy.deepcopy(prepared))
-    _drop_float_weights(converted)
-    return converted
-
-
-def _drop_float_weights(converted: "nn.Module") -> None:
-    """Conversion leaves the float weight beside its int8 copy, and a saved program would carry both."""
-    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
-        if name not in used:
-            parent, _, leaf = name.rpartition(".")
-            delattr(converted.get_submodule(parent), leaf)
+    split = context.data.validation
+    logits = predict(module, split)
+    return context.task.score(logits.numpy(), split.targets.numpy()), -float(context.task.loss(logits, split.targets))

@@ -1,0 +1,250 @@
+"""A model as a torch.export graph, made ready for int8, calibrated, and made int8.
+
+    graph = capture(candidate, fp32=("classifier.*",))        # batch norm folded, what stays float marked
+    observed = prepare(graph, bits=8, training=False)         # observers in it: run calibration samples through
+    module = converted(observed)
+
+Through torchao's PT2E flow with the quantizer of ExecuTorch's XNNPACK backend: weights per channel, activations per
+tensor.
+"""
+
+import copy
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from edgepack.errors import StageError
+from edgepack.stages import check_patterns
+
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
+
+aten = torch.ops.aten
+_LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
+_CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
+
+
+def capture(candidate: "Candidate", fp32: tuple[str, ...]) -> fx.GraphModule:
+    """The model without batch norm, its ReLU6 as ReLU, and the layers that `fp32` names kept from the quantizer.
+
+    Raises StageError when the model cannot be exported, or a pattern matches no layer.
+    """
+    from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
+
+    graph = _exported(candidate)
+    layers = _layers(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
+    # prepare_qat_pt2e would rewrite the eps and momentum of batch norm (torchao issue 4107).
+    _fuse_conv_bn_(graph)
+    _fuse_linear_bn_(graph)
+    _leave_float(graph, layers, fp32)
+    for node in [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]:
+        _scale_and_shift(graph, node)
+    for node in graph.graph.nodes:
+        _plain_relu(node)
+    _drop_unused(graph)
+    return graph
+
+
+def prepare(graph: fx.GraphModule, *, bits: int, training: bool) -> fx.GraphModule:
+    """A copy with observers in it, or with fake quantizers for training. Weights get this many bits."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
+
+    most = 2 ** (bits - 1) - 1  # symmetric: a channel's largest weight is met exactly, whatever its sign
+    scheme = get_symmetric_quantization_config(
+        is_per_channel=True, is_qat=training, weight_qmin=-most, weight_qmax=most
+    )
+    quantizer = XNNPACKQuantizer().set_global(scheme)
+    # Searching for batch norm takes a second and a half, and none is left.
+    quantizer.SUPPORTED_PATTERNS = [known for known in quantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
+    prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(copy.deepcopy(graph), quantizer)
+    for node in [node for node in prepared.graph.nodes if _CEILING in node.meta]:
+        _clamp(prepared, node)
+    prepared.recompile()
+    return prepared
+
+
+def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
+    """Give the fake quantizers of activations the ranges that calibration found.
+
+    Those of a single tensor go on following it. One of several (a block of DenseNet; a picture and its mean) would
+    drift to their average, and cut off the widest: it stays as it is.
+    """
+    from torchao.quantization.pt2e import HistogramObserver
+
+    modules = [prepared.get_submodule(node.target) for node in prepared.graph.nodes if node.op == "call_module"]
+    for name, observer in observed.named_children():
+        if isinstance(observer, HistogramObserver):
+            fake = prepared.get_submodule(name)
+            _set_range(fake, *observer.calculate_qparams())
+            if modules.count(fake) > 1:
+                fake.disable_observer()
+
+
+def _set_range(fake: nn.Module, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+    limits = fake.activation_post_process
+    limits.min_val.copy_(((limits.quant_min - zero_point) * scale).squeeze())
+    limits.max_val.copy_(((limits.quant_max - zero_point) * scale).squeeze())
+    fake.scale.copy_(scale)
+    fake.zero_point.copy_(zero_point)
+
+
+def freeze_ranges(prepared: fx.GraphModule) -> None:
+    from torchao.quantization.pt2e import disable_observer
+
+    prepared.apply(disable_observer)
+
+
+def converted(prepared: fx.GraphModule) -> fx.GraphModule:
+    """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    module: fx.GraphModule = convert_pt2e(copy.deepcopy(prepared))
+    for node in module.graph.nodes:
+        if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
+            node.replace_all_uses_with(node.args[0])
+    _drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
+    return module
+
+
+def _exported(candidate: "Candidate") -> fx.GraphModule:
+    try:
+        graph: fx.GraphModule = candidate.program().module(check_guards=False)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise StageError(
+            f"torch.export cannot take this model: {type(error).__name__}: {reason}",
+            "its forward may depend on the values of tensors, or on the number of samples: write it without",
+        ) from error
+    return graph
+
+
+def _layers(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[str, ...]]:
+    """For each node the modules it lies in, by their names in the candidate, the outermost first."""
+    stacks = {node: node.meta.get("nn_module_stack", {}).values() for node in graph.graph.nodes}
+    skip = f"{wrapper}." if wrapper else ""
+    return {
+        node: tuple(name.removeprefix(skip) for name, _ in stack if name not in ("", wrapper))
+        for node, stack in stacks.items()
+    }
+
+
+def _leave_float(graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...]) -> None:
+    weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
+    check_patterns(patterns, dict.fromkeys(name for node in weighted for name in layers[node]), "layers with weights")
+    chosen = {
+        node for node, names in layers.items() if any(fnmatch(name, pattern) for name in names for pattern in patterns)
+    }
+    if weighted and chosen.issuperset(weighted):
+        raise StageError("fp32 names every layer: nothing is left to quantize", "name fewer, or leave the stage out")
+    for node in graph.graph.nodes:
+        if node in chosen:
+            _keep_from_quantizer(node)
+
+
+def _keep_from_quantizer(node: fx.Node) -> None:
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+
+
+def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
+    """What a batch norm that follows no convolution does (DenseNet): a depthwise 1 x 1 convolution.
+
+    Per-channel int8 holds its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it.
+    """
+    inputs, *names = norm.args[:5]
+    weight, bias, mean, variance = (_tensor(graph, name) for name in names)
+    scale = (1.0 if weight is None else weight) / (variance + norm.args[7]).sqrt()
+    shift = (0.0 if bias is None else bias) - mean * scale
+    pictures = norm.meta["val"].dim() == 4
+    shape = (-1, 1, 1, 1) if pictures else (-1, *[1] * (norm.meta["val"].dim() - 2))
+    with graph.graph.inserting_before(norm):
+        factor = _parameter(graph, norm, "scale", scale.reshape(shape))
+        offset = _parameter(graph, norm, "shift", shift if pictures else shift.reshape(shape))
+        if pictures:
+            settings = ([1, 1], [0, 0], [1, 1], len(scale))
+            result = graph.graph.call_function(aten.conv2d.default, (inputs, factor, offset, *settings))
+        else:
+            product = graph.graph.call_function(aten.mul.Tensor, (inputs, factor))
+            result = graph.graph.call_function(aten.add.Tensor, (product, offset))
+            product.meta = copy.copy(norm.meta)
+            _keep_from_quantizer(product)
+    result.meta = copy.copy(norm.meta)
+    if not pictures:
+        _keep_from_quantizer(result)
+    norm.replace_all_uses_with(result)
+    graph.graph.erase_node(norm)
+
+
+def _tensor(graph: fx.GraphModule, node: "fx.Node | None") -> torch.Tensor | None:
+    if node is None:
+        return None
+    parent, _, leaf = str(node.target).rpartition(".")
+    value: torch.Tensor = getattr(graph.get_submodule(parent), leaf)
+    return value.detach()
+
+
+def _parameter(graph: fx.GraphModule, of: fx.Node, what: str, value: torch.Tensor) -> fx.Node:
+    graph.register_parameter(f"{of.name}_{what}", nn.Parameter(value))
+    node = graph.graph.get_attr(f"{of.name}_{what}")
+    node.meta["val"] = of.meta["val"].fake_mode.from_tensor(value, static_shapes=True)  # the quantizer asks its shape
+    return node
+
+
+def _plain_relu(node: fx.Node) -> None:
+    """ReLU6 is not fused by the quantizer, ReLU is: it is one until the quantizer has seen it."""
+    limit = _upper_limit(node)
+    if limit is not None:
+        node.meta[_CEILING] = limit
+        node.target, node.args = aten.relu.default, node.args[:1]
+
+
+def _upper_limit(node: fx.Node) -> float | None:
+    if node.target in (aten.relu6.default, aten.relu6_.default):
+        return 6.0
+    if node.target in (aten.hardtanh.default, aten.hardtanh_.default) and len(node.args) == 3 and node.args[1] == 0:
+        return float(node.args[2])
+    return None
+
+
+def _clamp(prepared: fx.GraphModule, relu: fx.Node) -> None:
+    """Put the ceiling back: after the ReLU where it is observed, in its place where it stays float."""
+    limit = relu.meta.pop(_CEILING)
+    if not any(user.op == "call_module" for user in relu.users):
+        relu.target, relu.args = aten.hardtanh.default, (relu.args[0], 0.0, limit)
+        return
+    with prepared.graph.inserting_after(relu):
+        clamp = prepared.graph.call_function(aten.hardtanh.default, (relu, 0.0, limit))
+    clamp.meta = {key: value for key, value in relu.meta.items() if key in ("val", "nn_module_stack", "stack_trace")}
+    relu.replace_all_uses_with(clamp, delete_user_cb=lambda user: user is not clamp)
+
+
+def _is_met_by_rounding(clamp: fx.Node) -> bool:
+    """Whether every int8 tensor made of it ends at its limit anyway."""
+    rounding = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    return bool(clamp.users) and all(
+        user.target is rounding and (user.args[4] - user.args[2]) * user.args[1] <= clamp.args[2] * 1.001
+        for user in clamp.users
+    )
+
+
+def _drop_unused(graph: fx.GraphModule) -> None:
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in _tensors(graph) if name not in used]:
+        parent, _, leaf = name.rpartition(".")
+        delattr(graph.get_submodule(parent), leaf)
+
+
+def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from graph.named_parameters(remove_duplicate=False)
+    yield from graph.named_buffers(remove_duplicate=False)
