@@ -38,6 +38,8 @@ quick: setup                ## the tests that take seconds
 
 bench: setup                ## take the figures in benchmarks/ again (nothing else may run)
 	$(BIN)/python benchmarks/numerics.py
+	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/recipes.py
 
 clean:                      ## remove bundles and the cache, keep .venv
 	rm -rf dist .edgepack

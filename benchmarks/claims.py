@@ -272,7 +272,6 @@ def _mean(made: Made) -> float:
 
 
 def _page(outcomes: list[Outcome], minutes: float) -> str:
-    environment = provenance.environment()
     lines = [
         "# The claims that practitioners go by, on Fashion-MNIST",
         "",
@@ -285,9 +284,8 @@ def _page(outcomes: list[Outcome], minutes: float) -> str:
     for number, outcome in enumerate(outcomes, start=1):
         lines += ["", f"## {number}. {outcome.claim}", "", *_table(outcome)]
         lines += ["", f"{'Holds' if outcome.holds else 'Does not hold here'}: {outcome.because}."]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions(*_PACKAGES).items())
-    lines += ["", f"Command: `python benchmarks/claims.py` ({minutes:.0f} minutes)", "", f"Environment: {environment}"]
-    return "\n".join([*lines, "", versions, ""])
+    lines += ["", f"Command: `python benchmarks/claims.py` ({minutes:.0f} minutes)"]
+    return "\n".join([*lines, "", f"Environment: {provenance.summary(*_PACKAGES)}.", ""])
 
 
 _PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")

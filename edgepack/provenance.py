@@ -80,6 +80,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def summary(*packages: str) -> str:
+    """The environment in one line for people, beside figures that were taken in it."""
+    facts = environment()
+    found = ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
+    return f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores, {facts['system']}, {found}"
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """The commit that `folder` stands at and whether anything in it differs; empty outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -1,0 +1,113 @@
+"""What the Fashion-MNIST recipes reach: each built from an empty store, the exported files against the fp32 teacher's.
+
+    python benchmarks/recipes.py             writes benchmarks/recipes.md; nothing else may run meanwhile
+
+Every figure is read from build.json: sizes of the files, latency of one inference in fresh processes, accuracy on the
+test split through the file's own runtime. Ratios are taken within one build. Peak memory is the largest of any process
+of the build.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgepack import provenance
+from edgepack.result import Build
+from edgepack.units import DURATION, SHARE, SIZE
+
+_RECIPES = ("fashion-pruned", "fashion-full", "fashion-mobilenet")
+_PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One build: how long it took from nothing, the largest process of it in bytes, and what it found."""
+
+    seconds: float
+    peak: int
+    build: Build
+
+
+def build(recipe: str, folder: Path) -> Run:
+    started = time.monotonic()
+    command = [sys.executable, "-m", "edgepack", "build", recipe, "--store", str(folder / "store")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--dist", str(folder / "dist")], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    result = Build.read(folder / "dist" / recipe / "build.json")
+    if os.waitstatus_to_exitcode(status) not in (0, 1, 3):  # a budget that failed is a finding, not a failure
+        sys.exit(f"{recipe} failed: {result.error}\n{(folder / 'log').read_text()[-2000:]}")
+    return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result)
+
+
+def _rows(recipe: str, run: Run) -> list[str]:
+    rows = []
+    for artifact in run.build.shipped():
+        teacher = f"teacher ({artifact.label})"
+        pairs = {
+            metric: (_value(run.build, metric, teacher), _value(run.build, metric, artifact.label))
+            for metric in ("size", "latency.p50", "accuracy")
+        }
+        (big, small), (slow, fast), (good, left) = pairs.values()
+        cells = [
+            recipe,
+            artifact.label,
+            f"{SIZE.format(big)} -> {SIZE.format(small)}, **{big / small:.1f}x**",
+            f"{DURATION.format(slow)} -> {DURATION.format(fast)}, **{slow / fast:.1f}x**",
+            f"{100 * good:.2f} % -> {100 * left:.2f} %, **{100 * (left - good):+.2f}**",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _value(build: Build, metric: str, artifact: str) -> float:
+    found = build.find(metric, artifact)
+    assert found is not None, f"every build measures {metric} of {artifact}"
+    return found.value
+
+
+def _about(recipe: str, run: Run) -> str:
+    stages = ", ".join(
+        f"{record.stage} {SHARE.format(record.accuracy)} in {record.seconds:.0f} s" for record in run.build.ledger[1:]
+    )
+    code = run.build.exit_code
+    minutes = f"{run.seconds / 60:.1f} minutes from an empty store"
+    return f"- {recipe}: {minutes}, {SIZE.format(run.peak)} at the peak, exit code {code}; on validation: {stages}"
+
+
+def _page(runs: dict[str, Run]) -> str:
+    return "\n".join(
+        [
+            "# What the recipes on Fashion-MNIST reach",
+            "",
+            "The exported files against the fp32 teacher's on the same runtime, on the 10,000 test pictures.",
+            "",
+            "| recipe | file | size | latency | accuracy |",
+            "|---|---|---|---|---|",
+            *(row for recipe, run in runs.items() for row in _rows(recipe, run)),
+            "",
+            *(_about(recipe, run) for recipe, run in runs.items()),
+            "",
+            "Command: `python benchmarks/recipes.py`",
+            "",
+            f"Environment: {provenance.summary(*_PACKAGES)}.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    runs = {}
+    for recipe in _RECIPES:
+        with TemporaryDirectory() as folder:
+            runs[recipe] = build(recipe, Path(folder))
+        print(_about(recipe, runs[recipe]), file=sys.stderr, flush=True)
+        Path(__file__).with_suffix(".md").write_text(_page(runs))  # after each: a killed run keeps what it found
+
+
+if __name__ == "__main__":
+    main()
