@@ -103,6 +103,28 @@ class Candidate:
         shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)
         return narrow.changed(*resizes(before, narrow.module))
 
+    def forgotten(self) -> "Candidate":
+        """The same structure with fresh weights."""
+        return replace(self, module=rebuild(self.factory, self.surgery))
+
+    def check_rebuilt(self) -> None:
+        """Raises StageError where the structure cannot be rebuilt from its log, or does not run as it is.
+
+        Channels may have gone from what the log cannot tell of, or the model's own code may count on those it had.
+        """
+        from edgepack.models._trial import tried
+
+        fresh = rebuild(self.factory, self.surgery).state_dict()
+        for name, tensor in self.module.state_dict().items():
+            if name not in fresh or fresh[name].shape != tensor.shape:
+                layer, _, parameter = name.rpartition(".")
+                kind = type(self.module.get_submodule(layer)).__name__
+                raise StageError(
+                    f"losing channels changed '{parameter}' of the {kind} '{layer}', which edgepack cannot rebuild",
+                    "channels may pass through convolutions, Linear, batch norm, GroupNorm and PReLU",
+                )
+        tried(self.module, self.signature, "the model with fewer channels")
+
     def example_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
         return tuple(
             torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs

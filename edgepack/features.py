@@ -53,7 +53,8 @@ class AttentionTransfer:
 
     def _keep(self, role: str, size: Size) -> Callable[[nn.Module, Any, torch.Tensor], None]:
         def keep(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            self.seen[role, size] = output
+            if tuple(output.shape[2:]) == size:  # a layer may be called at several resolutions
+                self.seen[role, size] = output
 
         return keep
 

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from edgepack.errors import StageError
-from edgepack.stages import check_patterns
+from edgepack.patterns import check_patterns
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate

@@ -85,7 +85,7 @@ class Channel:
 
     @classmethod
     def of(cls, weight: Tensor, moment: Tensor, rows: int, most: int) -> "Channel":
-        values, vectors = _largest(moment, min(rows, moment.shape[0]))
+        values, vectors = _largest(moment, min(max(rows, most), moment.shape[0]))
         kept = values.cumsum(0) / values.sum()
         return cls(kept=kept, basis=vectors[:, :most], weight=weight)
 

@@ -177,6 +177,10 @@ class Planner:
         step = self._step(kind, name, ingredients, artifact=export.artifact, choice=export.choice)
         return _because(step, "asked for by --remeasure") if self.remeasure and step.cached else step
 
+    def _measured_by(self, exporter: Choice) -> dict[str, Any]:
+        """What the timings that a stage takes depend on."""
+        return {"export": _plugin(exporter), "protocol": TimingProtocol().model_dump(), "where": self._where(exporter)}
+
     def _where(self, exporter: Choice) -> dict[str, Any]:
         runner = self.device.runner
         facts = runner.module.fingerprint(runner.config, self.device.controls)
@@ -199,10 +203,10 @@ class Planner:
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
-        where = {"where": self._where(self.recipe.exporters[0])} if getattr(stage.config, "measures", False) else {}
+        measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
         return {
             **_plugin(stage),
-            **where,
+            **measured,
             "parent": parent,
             "device": facts,
             "files": _files(value for _, value in stage.config if isinstance(value, Choice)),

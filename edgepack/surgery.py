@@ -5,8 +5,8 @@ takes a block out, and `apply` repeats on a fresh model what an `Edit` says was 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from edgepack.config import Frozen
 from edgepack.errors import StageError
+from edgepack.patterns import matches
 
 
 class Edit(Frozen):
@@ -23,9 +24,10 @@ class Edit(Frozen):
     split           the layer became two thin ones of this rank     {"rank": 24}
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
     drop            the block passes on what it is given            {}
+    zeros           the zeros among the weights are there to stay   {}
     """
 
-    op: Literal["resize", "split", "split_spatial", "drop"]
+    op: Literal["resize", "split", "split_spatial", "drop", "zeros"]
     layer: str
     to: dict[str, int] = {}
     was: dict[str, int] = {}
@@ -36,13 +38,21 @@ def apply(module: nn.Module, edit: Edit) -> None:
     layer = module.get_submodule(edit.layer)
     match edit.op:
         case "resize":
-            replace_layer(module, edit.layer, resized(layer, edit.to))
+            fresh = resized(layer, edit.to)
+            fresh.keeps_zeros = keeps_zeros(layer)
+            replace_layer(module, edit.layer, fresh)
         case "split":
             replace_layer(module, edit.layer, split(layer, edit.to["rank"]))
         case "split_spatial":
             replace_layer(module, edit.layer, split_spatial(layer, edit.to["rank"]))
         case "drop":
             replace_layer(module, edit.layer, nn.Identity())
+        case "zeros":
+            layer.keeps_zeros = True
+
+
+def keeps_zeros(layer: nn.Module) -> bool:
+    return getattr(layer, "keeps_zeros", False)
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
@@ -140,8 +150,8 @@ def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
     return taken
 
 
-# A torch-pruning group -> one number a channel, the least important lowest; None where it cannot tell.
-Score = Callable[[Any], torch.Tensor | None]
+# A torch-pruning group -> one number a channel, the least important lowest.
+Score = Callable[[Any], torch.Tensor]
 
 
 def first(group: Any) -> torch.Tensor:
@@ -172,7 +182,7 @@ def shrink(
 
     `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
     now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
-    give the model's output keep all of theirs, and so do those whose names match a pattern of `spare`, with all that
+    give the model's output keep all of theirs, and so do those that match a pattern of `spare`, with all that
     depends on them. A grouped convolution loses as many channels from each of its groups. Gives the channels that each
     group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
@@ -184,9 +194,10 @@ def shrink(
         share = keep.get(root, 1.0) if isinstance(keep, Mapping) else keep
         branches = _branches(group)
         was = (original or {}).get(root, channels)
-        left = goals[root] = nearest(was * share, math.lcm(multiple, branches), most=channels)
+        block = math.lcm(multiple, branches)
+        left = goals[root] = nearest(was * share, block, most=channels) if share < 1 else channels
         if left < channels:
-            groups.prune(group, _least(_worth(score, group, root), channels - left, branches))
+            groups.prune(group, _least(score(group), channels - left, branches))
     return goals
 
 
@@ -211,8 +222,7 @@ def spare_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[st
 
     The heaviest first, of two the same the last.
     """
-    rows = [name for name, row in module.named_modules() if isinstance(row, nn.Sequential)]
-    blocks = {f"{row}.{leaf}".lstrip("."): block for row in rows for leaf, block in _blocks(module.get_submodule(row))}
+    blocks = dict(_blocks(module))
     same: set[str] = set()
 
     def watch(name: str) -> Any:
@@ -231,11 +241,13 @@ def spare_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[st
     return sorted(order, key=lambda name: -sum(weight.numel() for weight in blocks[name].parameters()))
 
 
-def _blocks(row: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What is more than a layer and less than a row of blocks."""
-    for name, block in row.named_children():
-        if any(block.children()) and not isinstance(block, nn.Sequential):
-            yield name, block
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """What stands in a row and is more than a layer; what lies inside of a block is a part of it, and not looked at."""
+    for leaf, child in module.named_children():
+        if isinstance(module, nn.Sequential) and any(child.children()) and not isinstance(child, nn.Sequential):
+            yield f"{prefix}{leaf}", child
+        else:
+            yield from _blocks(child, f"{prefix}{leaf}.")
 
 
 class Groups:
@@ -246,7 +258,9 @@ class Groups:
 
         self.module, self.names = module, {layer: name for name, layer in module.named_modules()}
         try:
-            self.graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of parameters outside of layers: Candidate.check_rebuilt refuses them
+                self.graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
         except Exception as error:  # it fails in many ways on what it cannot follow: shuffles, unbound tensors
             raise StageError(
                 f"torch-pruning cannot follow how channels flow through this model ({type(error).__name__}: {error})",
@@ -257,7 +271,7 @@ class Groups:
         """Every group, but for those that give the output and those that touch a layer to spare."""
         outputs = _output_layers(self.graph, self.module)
         for group in self.graph.get_all_groups(ignored_layers=outputs, root_module_types=list(_ROOTS)):
-            if not any(fnmatch(name, pattern) for name in self.losing(group) for pattern in spare):
+            if not any(matches(name, spare) for name in self.losing(group)):
                 yield group
 
     def names_found(self, spare: Collection[str] = ()) -> list[str]:
@@ -297,16 +311,6 @@ def _depthwise(layer: nn.Module) -> bool:
     return bool(layer.groups == layer.in_channels == layer.out_channels)
 
 
-def _worth(score: Score, group: Any, root: str) -> torch.Tensor:
-    worth = score(group)
-    if worth is None:
-        raise StageError(
-            f"the importance says nothing of '{root}': bn_scale needs a batch norm after every layer",
-            "use importance: taylor or l2",
-        )
-    return worth
-
-
 def _least(worth: torch.Tensor, number: int, branches: int) -> list[int]:
     """The `number` least important channels, as many in each of the equal parts: the same places in every part.
 
@@ -324,7 +328,7 @@ def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
     return [
         layer
         for layer in module.modules()
-        if type(layer) in _ROOTS and layer in graph.module2node and not _reaches_other(graph, layer)
+        if isinstance(layer, _ROOTS) and layer in graph.module2node and not _reaches_other(graph, layer)
     ]
 
 

@@ -1,6 +1,6 @@
 """The one training loop: used by train, distill, prune's recovery and QAT.
 
-    fit(module, context, settings, teacher=..., kind=...)
+    fit(module, context, settings, doing="recovering", distillation=Distillation.of(context.teacher))
 
 AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best on the validation split. It runs on the
 CPU, through accelerate, and gives the same weights on the same processor type and number of threads.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from edgepack.events import Emit, StepProgress
 from edgepack.features import AttentionTransfer
 from edgepack.provenance import cpu_features
 from edgepack.stages import Context
+from edgepack.surgery import keeps_zeros
 from edgepack.tasks import Task
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.05  # share of all steps
 _CLIP = 1.0  # largest norm of the gradient
-_SPARSE = 0.1  # share of exact zeros from which a weight counts as sparse
 _EVALUATION_BATCH = 256
 
 
@@ -114,6 +115,7 @@ def fit(
     `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
     called before each epoch with its number from 0.
     """
+    _ANSWERED.pop(module, None)  # what it said so far, it will not say again
     accelerator = _accelerator()
     how = numerics(module)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
@@ -152,13 +154,9 @@ def fit(
 
 
 def _hold_zeros(module: nn.Module) -> list[Any]:
-    """Weights that were made zero stay so: trained weights are never exactly 0 by the hundred. Gives the hooks."""
-    masks = [(weight, weight.detach() != 0) for weight in module.parameters() if weight.dim() > 1]
-    return [
-        weight.register_hook(lambda gradient, kept=kept: gradient * kept)
-        for weight, kept in masks
-        if kept.float().mean() < 1 - _SPARSE
-    ]
+    """Weights that pruning made zero stay so, by hooks on their gradients."""
+    masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
+    return [weight.register_hook(lambda gradient, kept=kept: gradient * kept) for weight, kept in masks]
 
 
 def evaluate(module: nn.Module, split: Split, task: Task) -> float:
@@ -187,6 +185,17 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+_ANSWERED: "WeakKeyDictionary[nn.Module, tuple[Split, torch.Tensor]]" = WeakKeyDictionary()
+
+
+def _answers(teacher: nn.Module, split: Split) -> torch.Tensor:
+    """The teacher's logits, computed once for all the trainings that it teaches in."""
+    known = _ANSWERED.get(teacher)
+    if known is None or known[0] is not split:
+        known = _ANSWERED[teacher] = split, predict(teacher, split)
+    return known[1]
+
+
 class _Loss:
     """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
 
@@ -199,12 +208,9 @@ class _Loss:
         how: Numerics,
     ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
-        self.known: torch.Tensor | None = None
         self.features: AttentionTransfer | None = None
         if distillation and distillation.features:
             self.features = AttentionTransfer(distillation.teacher, module, context.data.train.head(2))
-        elif distillation and not context.data.augmented:
-            self.known = predict(distillation.teacher, context.data.train)
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = tuple(self._place(tensor) for tensor in batch.inputs)
@@ -224,8 +230,8 @@ class _Loss:
 
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None
-        if self.known is not None:
-            return self.known[batch.indices].to(self.device)
+        if not (self.features or self.context.data.augmented):
+            return _answers(self.distillation.teacher, self.context.data.train)[batch.indices].to(self.device)
         teacher = self.distillation.teacher.to(self.device)
         _train_mode(teacher, False)
         with torch.no_grad():
@@ -291,12 +297,13 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> None:
     """Re-estimate the statistics of batch norm, which a change of structure has made stale, on training data."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    module.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over all batches
-    module.train()
+        norm.train()
     with torch.no_grad():
         for batch in data.first(samples).batches(64):
             if len(batch.targets) > 1:

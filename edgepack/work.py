@@ -78,7 +78,8 @@ class Work:
         candidate = _guarded("model", self._untrained, self.store.root)
         for stage in self.recipe.stages:
             if rehearse := getattr(stage.module, "rehearse", None):
-                act = partial(rehearse, candidate, stage.config, self.device.quantization)
+                timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
+                act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
                 candidate = _guarded(stage.name, act, self.store.root)
 
     def _untrained(self) -> "Candidate":
@@ -268,7 +269,7 @@ class Work:
         data: Data = self.recipe.data.module.load(self.recipe.data.config)
         return data
 
-    @property
+    @cached_property
     def signature(self) -> "Signature":
         found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
         return found

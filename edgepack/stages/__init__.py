@@ -11,22 +11,20 @@ and, where they differ from these defaults,
     READS = ()                        facts of the device's `quantization` that it reads
     MAKES_TEACHER = False             whether what it gives is what later stages and the report compare with
     misfit(config, quantization)      why this makes no sense for the device, or ""; no torch, so `check` can say it
-    rehearse(candidate, config, quantization) -> Candidate
+    rehearse(candidate, config, quantization[, latency]) -> Candidate
                                       do to an untrained structure what `run` will: called before any training, so that
-                                      what cannot work fails before hours are spent
+                                      what cannot work fails before hours are spent; `latency` for a config that
+                                      `measures`
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
 from edgepack.config import Frozen
 from edgepack.device import Quantization
-from edgepack.errors import StageError
 from edgepack.events import Emit
 from edgepack.tasks import Task
 
@@ -79,12 +77,3 @@ class Stage(Protocol):
     Config: type[StageConfig]
 
     def run(self, candidate: "Candidate", config: Any, context: Context) -> "Candidate": ...
-
-
-def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str) -> None:
-    """Raises StageError for the first pattern that matches none of `names`, with the names nearest to it."""
-    known = list(names)
-    for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in known):
-            close = get_close_matches(pattern, known, n=5, cutoff=0.5) or known[:5]
-            raise StageError(f"no layer matches '{pattern}'", f"{what}: {', '.join(close)}, ... ({len(known)} in all)")

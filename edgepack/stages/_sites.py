@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgepack.candidate import Candidate
 from edgepack.errors import StageError
 from edgepack.lowrank import Scheme, break_even, schemes, shape
+from edgepack.patterns import matches
 from edgepack.targets import Metric
 
 PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
@@ -66,9 +67,9 @@ def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Sche
     unfit = _unfit(module, layers)
     able = [name for name in layers if name not in unfit]
     for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in able):
+        if not any(matches(name, [pattern]) for name in able):
             raise StageError(f"no layer that can be split matches '{pattern}'", _hint(pattern, module, able, unfit))
-    looked_at = tuple(name for name in layers if any(fnmatch(name, pattern) for pattern in patterns))
+    looked_at = tuple(name for name in layers if matches(name, patterns))
     calls = _calls(candidate, {name: layers[name] for name in looked_at if name in able})
     return Survey(
         sites={name: _site(layers[name], each, allowed) for name, each in calls.items() if each},
@@ -105,8 +106,6 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
 def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[str, str]) -> str:
     if why := next((f"{name}: {reason}" for name, reason in unfit.items() if fnmatch(name, pattern)), ""):
         return why
-    if inside := [name for name in able if name.startswith(f"{pattern}.")]:
-        return f"write '{pattern}.*' for the layers in it: {_some(inside)}"
     kind = next((type(layer).__name__ for name, layer in module.named_modules() if name and fnmatch(name, pattern)), "")
     close = difflib.get_close_matches(pattern, able, n=_NAMES, cutoff=0.5)
     known = f"did you mean {', '.join(close)}?" if close else f"there are {_some(able)}"

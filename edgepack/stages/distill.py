@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from edgepack.candidate import Candidate
     from edgepack.device import Quantization
+    from edgepack.plugins import Choice
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("torchvision", "torch-pruning")
 READS = ("channel_multiple",)
 
@@ -84,6 +85,8 @@ class Config(Training):
     def _one_student(self) -> "Config":
         if (self.student is None) == (self.compression is None):
             raise ValueError("give either a student, as {torchvision: resnet18, width: 25 %}, or a compression, as 8")
+        if self.init == "random" and self.student is not None and _has_weights(self.student):
+            raise ValueError("init: random would throw the student's own weights away: leave one of them out")
         return self
 
 
@@ -91,6 +94,7 @@ def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization
     """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
     student = _student(candidate, config, quantization)
     _check_smaller(candidate, student)
+    _between(candidate, student, config, quantization)
     return student
 
 
@@ -98,19 +102,21 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     planned = rehearse(candidate, config, context.quantization)  # a derived student of an assistant replaces it below
     had, has = _size(candidate), _size(planned)
     wanted = config.compression or had / has
-    between = assistants(wanted) if config.progressive == "auto" else int(config.progressive)
-    teacher, notes = candidate, [f"{had / has:.1f}x fewer parameters; teacher assistants: {between or 'none'}"]
-    notes += _warned(had / has, context)
+    between, why = _between(candidate, planned, config, context.quantization)
+    teacher, notes = candidate, [f"{had / has:.1f}x fewer parameters; teacher assistants: {between or 'none'}{why}"]
+    _warn(had / has, context)
     for number in range(1, between + 1):
         size = had / (had / has) ** (number / (between + 1))
         assistant = _narrower(teacher, size, context.quantization)
+        if config.init == "random":
+            assistant = assistant.forgotten()
         best = _teach(assistant, teacher, config, context, f"teaching assistant {number} of {between}")
         notes.append(f"assistant {number}: {_size(assistant):,} parameters, {SHARE.format(best.score)} on validation")
         teacher = assistant
     student = _narrower(teacher, had / wanted, context.quantization) if between and _by_width(config) else planned
-    notes += _begin(student, teacher, config)
+    student, started = _begun(student, teacher, config)
     best = _teach(student, teacher, config, context, "teaching the student")
-    return student.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}", *notes))
+    return student.changed(notes=(f"kept epoch {best.epoch} of {config.epochs}", *notes, *started))
 
 
 def assistants(ratio: float) -> int:
@@ -124,12 +130,27 @@ def assistants(ratio: float) -> int:
     return 1 if ratio <= _ONE_BETWEEN * _ROUNDING else 2
 
 
-def _warned(ratio: float, context: Context) -> list[str]:
-    if ratio <= _ONE_BETWEEN * _ROUNDING or context.tolerance is None or context.tolerance > _DEMANDING:
-        return []
-    text = f"{ratio:.0f}x fewer parameters make a drop of at most {SHARE.format(context.tolerance)} unlikely"
-    context.emit(Note(text=text))
-    return [f"warning: {text}"]
+def _between(
+    teacher: "Candidate", student: "Candidate", config: Config, quantization: "Quantization"
+) -> tuple[int, str]:
+    """How many assistants there will be, and why there are none where they cannot be made."""
+    ratio = config.compression or _size(teacher) / _size(student)
+    number = assistants(ratio) if config.progressive == "auto" else int(config.progressive)
+    if not number:
+        return 0, ""
+    try:
+        _narrower(teacher, _size(teacher) / ratio ** (number / (number + 1)), quantization)
+    except StageError as error:
+        if config.progressive == "auto":
+            return 0, f" ({error.message})"
+        raise StageError(f"no teacher assistant: {error.message}", "use progressive: 0") from error
+    return number, ""
+
+
+def _warn(ratio: float, context: Context) -> None:
+    if ratio > _ONE_BETWEEN * _ROUNDING and context.tolerance is not None and context.tolerance <= _DEMANDING:
+        drop = SHARE.format(context.tolerance)
+        context.emit(Note(text=f"warning: {ratio:.0f}x fewer parameters make a drop of at most {drop} unlikely"))
 
 
 def _check_smaller(teacher: "Candidate", student: "Candidate") -> None:
@@ -174,7 +195,9 @@ def _narrower(teacher: "Candidate", size: float, quantization: "Quantization") -
             f"every layer it still has {smallest:,}",
             f"ask for a compression of at most {_size(teacher) / smallest:.3g}, or name a student of another kind",
         )
-    return narrowed(widest(lambda keep: _size(narrowed(keep)), size))
+    narrower = narrowed(widest(lambda keep: _size(narrowed(keep)), size))
+    narrower.check_rebuilt()
+    return narrower
 
 
 def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
@@ -196,21 +219,19 @@ def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") 
     return student
 
 
-def _begin(student: "Candidate", teacher: "Candidate", config: Config) -> list[str]:
-    """Give the student its first weights: a derived one has the teacher's already."""
+def _begun(student: "Candidate", teacher: "Candidate", config: Config) -> "tuple[Candidate, list[str]]":
+    """The student with its first weights, and what they are: a derived one has the teacher's already."""
     if config.init == "random":
-        _forget(student.module)
-        return ["starts from random weights"]
-    if config.student is None or any(getattr(config.student.config, key, None) for key in ("checkpoint", "weights")):
-        return []
+        return student.forgotten(), ["starts from random weights"]
+    if config.student is None or _has_weights(config.student):
+        return student, []
     taken = _inherit(student.module, teacher.module)
-    return [f"{taken} of its {len(student.module.state_dict())} tensors start as the teacher's"] if taken else []
+    whole = len(student.module.state_dict())
+    return student, [f"{taken} of its {whole} tensors start as the teacher's"] if taken else []
 
 
-def _forget(module: "nn.Module") -> None:
-    for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+def _has_weights(student: "Choice") -> bool:
+    return any(getattr(student.config, key, None) for key in ("checkpoint", "weights"))
 
 
 def _inherit(student: "nn.Module", teacher: "nn.Module") -> int:

@@ -6,13 +6,14 @@ P. Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from edgepack.errors import StageError
 from edgepack.events import StepProgress
-from edgepack.stages import Context, StageConfig, Training, check_patterns
+from edgepack.patterns import check_patterns, matches
+from edgepack.stages import Context, StageConfig, Training
 from edgepack.targets import Target
 from edgepack.units import SHARE, Share
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from edgepack.surgery import Score
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("torch-pruning",)
-READS = ("channel_multiple", "sparsity")
+READS = ("channel_multiple",)
 
 _TAYLOR_BATCHES = 8
 _TRIALS = (0.25, 0.5)  # ratios of the sensitivity report
@@ -53,7 +54,7 @@ class Config(StageConfig):
     )
     steps: int = Field(default=3, ge=1, le=100, description="cuts on the way, each followed by recovery")
     importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = Field(
-        default="taylor", description="what a channel is worth"
+        default="taylor", description="what a channel is worth; bn_scale is l2 where no batch norm follows"
     )
     spare: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
     pattern: Literal["channels", "unstructured", "2:4"] = Field(
@@ -79,6 +80,8 @@ class Config(StageConfig):
             return self
         if self.pattern == "2:4":
             raise ValueError("2:4 is half of the weights by definition: leave ratio and target out")
+        if self.pattern != "channels" and self.sensitivity:
+            raise ValueError("sensitivity is measured of channels: leave it out")
         if self.pattern == "unstructured" and self.target:
             raise ValueError("zeros between weights make nothing smaller: give a ratio in place of the target")
         if (self.ratio is None) == (self.target is None):
@@ -101,62 +104,78 @@ def misfit(config: Config, quantization: "Quantization") -> str:
     )
 
 
-def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
-    """Cut the structure as `run` will, its weights untrained. A target of latency is not known before it is timed."""
+def rehearse(
+    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
+) -> "Candidate":
+    """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
     from edgepack.surgery import sizes
 
-    check_patterns(config.spare, sizes(candidate.module), "layers with channels")
-    if config.pattern != "channels" or config.measures:
+    check_patterns(config.spare, sizes(candidate.module), "layers with channels", sure=False)
+    if config.pattern != "channels":
         return candidate
-    ratio = config.ratio or _ratio_for(candidate, config, quantization, None)
+    if config.measures:
+        _closest(candidate, config, quantization, latency)
+        return candidate
+    ratio = config.ratio or _ratio_for(candidate, config, quantization, latency)
+    if not ratio:
+        return candidate
     cut = candidate.narrowed(1 - ratio, multiple=quantization.channel_multiple, spare=config.spare)
-    _check_rebuilt(cut)
     _check_removed(sizes(candidate.module), cut.module, ratio, quantization)
+    cut.check_rebuilt()
     return cut
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
     from edgepack.surgery import resizes, sizes
 
+    module, before = candidate.module, sizes(candidate.module)
+    check_patterns(config.spare, before, "layers with channels")
     if config.pattern != "channels":
         return _sparsified(candidate, config, context)
-    module, before = candidate.module, sizes(candidate.module)
     notes = _sensitivities(module, config, context) if config.sensitivity else []
     ratio = config.ratio or _ratio_for(candidate, config, context.quantization, context.latency)
+    if not ratio:
+        return _as_it_is(candidate, config, notes)
     for step in range(1, config.steps + 1):
         _cut(module, (1 - ratio) ** (step / config.steps), before, config, context)
         if step == 1:
-            _check_rebuilt(candidate.changed(*resizes(before, module)))
-        _recover(module, step, config, context)
+            candidate.changed(*resizes(before, module)).check_rebuilt()
+        _recover(module, step, config.steps, config, context)
     _check_removed(before, module, ratio, context.quantization)
+    pruned = candidate.changed(*resizes(before, module))
+    notes += [_asked(config, ratio, context), *_reached(pruned, config, context), *_notes(before, module)]
+    decided = {"ratio": SHARE.exact(ratio), "target": None} if config.measures else {}
+    return replace(pruned, notes=tuple(notes), decided=decided)
+
+
+def _asked(config: Config, ratio: float, context: Context) -> str:
     goal = f"{config.target.words()} takes" if config.target else "asked for"
     every = f"every layer keeps a multiple of {context.quantization.channel_multiple}"
-    asked = f"{goal} {SHARE.format(ratio)} fewer channels; {every}"
-    pruned = candidate.changed(*resizes(before, module), notes=(*notes, asked, *_notes(before, module)))
-    return replace(pruned, decided={"ratio": SHARE.exact(ratio), "target": None} if config.measures else {})
+    return f"{goal} {SHARE.format(ratio)} fewer channels; {every}"
 
 
-def _recover(module: "nn.Module", step: int, config: Config, context: Context) -> None:
+def _reached(pruned: "Candidate", config: Config, context: Context) -> list[str]:
+    """What is left, where a target was set; not timed again, the exported file will be."""
+    if config.target is None or config.measures:
+        return []
+    return [f"reached {config.target.tell(_amount(config.target, pruned, context.latency))}"]
+
+
+def _as_it_is(candidate: "Candidate", config: Config, notes: list[str]) -> "Candidate":
+    from edgepack.candidate import parameters
+
+    assert config.target is not None, "only a target can be met without a cut"
+    enough = {"target": {"params": parameters(candidate.module)}} if config.measures else {}
+    told = f"nothing to prune: the model has no more than {config.target.words()} already"
+    return replace(candidate.changed(notes=(*notes, told)), decided=enough)
+
+
+def _recover(module: "nn.Module", step: int, steps: int, config: Config, context: Context) -> None:
     from edgepack.train import Distillation, fit, refresh_batch_norm
 
     refresh_batch_norm(module, context.data.train)
-    doing = f"recovering after cut {step} of {config.steps}"
+    doing = f"recovering after cut {step} of {steps}"
     fit(module, context, config.recover, doing=doing, distillation=Distillation.of(context.teacher))
-
-
-def _check_rebuilt(candidate: "Candidate") -> None:
-    """Channels may have gone from layers that the surgery log cannot resize; such a model could not be loaded again."""
-    from edgepack.candidate import rebuild
-
-    fresh = rebuild(candidate.factory, candidate.surgery).state_dict()
-    for name, tensor in candidate.module.state_dict().items():
-        if name not in fresh or fresh[name].shape != tensor.shape:
-            layer, _, parameter = name.rpartition(".")
-            kind = type(candidate.module.get_submodule(layer)).__name__
-            raise StageError(
-                f"pruning changed '{parameter}' of the {kind} '{layer}', which edgepack cannot rebuild",
-                "models whose channels pass through convolutions, Linear, batch norm, GroupNorm and PReLU can be cut",
-            )
 
 
 def _check_removed(
@@ -168,36 +187,47 @@ def _check_removed(
         multiple = quantization.channel_multiple
         raise StageError(
             f"nothing was removed: at {SHARE.format(ratio)} no layer has a whole block of {multiple} channels to spare",
-            "ask for a larger ratio, or set channel_multiple lower in the device profile",
+            "ask for a larger ratio, spare fewer layers, or set channel_multiple lower in the device profile",
         )
 
 
 def _ratio_for(
     candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None"
 ) -> float:
-    """The smallest ratio that meets the target, by bisection over what is really left. Raises StageError."""
-    import torch
-
+    """The smallest ratio that meets the target, by bisection over what is really left; 0 if it is met already."""
     from edgepack.surgery import widest
 
-    assert config.target is not None, "the configuration has a ratio or a target"
-    target, multiple = config.target, quantization.channel_multiple
-
-    def left(keep: float) -> float:
-        with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
-            return _amount(target, candidate.narrowed(keep, multiple=multiple, spare=config.spare), latency)
-
-    now, closest = left(1.0), left(0.0)
-    limit = target.limit(now)
+    limit, now = _closest(candidate, config, quantization, latency)
     if now <= limit:
-        raise StageError(f"the model has {target.tell(now)} already: nothing to prune", "ask for less than that")
-    if closest > limit:
+        return 0.0
+    return 1 - widest(lambda keep: _left(candidate, keep, config, quantization, latency), limit)
+
+
+def _closest(
+    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None"
+) -> tuple[float, float]:
+    """The target's limit and what there is now. Raises StageError naming what can be reached when it cannot."""
+    assert config.target is not None, "the configuration has a ratio or a target"
+    target, now = config.target, _amount(config.target, candidate, latency)
+    limit, closest = target.limit(now), _left(candidate, 0.0, config, quantization, latency)
+    if now > limit and closest > limit:
         raise StageError(
-            f"pruning cannot reach {target.words()}: with one block of {multiple} channels in every layer there is "
-            f"still {target.tell(closest)}",
+            f"pruning cannot reach {target.words()}: with one block of {quantization.channel_multiple} channels in "
+            f"every layer there is still {target.tell(closest)}",
             f"ask for {target.tell(closest)} or more, begin with a smaller student, or prune after distill",
         )
-    return 1 - widest(left, limit)
+    return limit, now
+
+
+def _left(
+    candidate: "Candidate", keep: float, config: Config, quantization: "Quantization", latency: "Latency | None"
+) -> float:
+    import torch
+
+    assert config.target is not None, "the configuration has a ratio or a target"
+    with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
+        narrow = candidate.narrowed(keep, multiple=quantization.channel_multiple, spare=config.spare)
+        return _amount(config.target, narrow, latency)
 
 
 def _amount(target: Target, candidate: "Candidate", latency: "Latency | None") -> float:
@@ -252,10 +282,18 @@ def _score(module: "nn.Module", importance: str, context: Context) -> "Score":
         "l1": known.GroupMagnitudeImportance(p=1),
         "l2": known.GroupMagnitudeImportance(p=2),
         "lamp": known.LAMPImportance(p=2),
-        "bn_scale": known.BNScaleImportance(),
+        "bn_scale": _by_norm,
         "random": known.RandomImportance(),
     }
     return scores[importance]
+
+
+def _by_norm(group: Any) -> "Tensor":
+    """The scale of the batch norm behind each channel; the size of its weights where none follows (squeeze-excite)."""
+    from torch_pruning import importance as known
+
+    worth: Tensor | None = known.BNScaleImportance()(group)
+    return known.GroupMagnitudeImportance(p=2)(group) if worth is None else worth
 
 
 def _accumulate_gradients(module: "nn.Module", context: Context) -> None:
@@ -309,37 +347,45 @@ def _trial(module: "nn.Module", keep: dict[str, float], config: Config, context:
 
 
 def _sparsified(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    """Zeros between the weights, the smallest first; training keeps them (see train.fit)."""
-    from torch import no_grad
+    """Zeros between the weights, the smallest first; whatever trains the model later keeps them (see train.fit)."""
+    from edgepack.surgery import Edit, apply
 
-    module = candidate.module
-    ratio = config.ratio or 0.5
-    for step in range(1, config.steps + 1):
-        share = 1 - (1 - ratio) ** (step / config.steps) if config.pattern == "unstructured" else ratio
-        with no_grad():
-            for weight, kept in _masks(module, config.pattern, share):
-                weight.mul_(kept)
-        _recover(module, step, config, context)
-    return candidate.changed(notes=tuple(_zeros(module)))
+    module, ratio = candidate.module, config.ratio or 0.5
+    steps = config.steps if config.pattern == "unstructured" else 1  # two of every four are no less at first
+    edits = [Edit(op="zeros", layer=name) for name in _thinned(module, config)]
+    for edit in edits:
+        apply(module, edit)
+    for step in range(1, steps + 1):
+        _zero(module, [edit.layer for edit in edits], config.pattern, 1 - (1 - ratio) ** (step / steps))
+        _recover(module, step, steps, config, context)
+    return candidate.changed(*edits, notes=tuple(_zeros(module)))
 
 
-def _masks(module: "nn.Module", pattern: str, share: float) -> "list[tuple[Tensor, Tensor]]":
-    """For each weight of a convolution or linear layer, what stays: the largest of all, or two of every four inputs."""
+def _thinned(module: "nn.Module", config: Config) -> list[str]:
+    from edgepack.surgery import sizes
+
+    chosen = [name for name, widths in sizes(module).items() if _outputs(widths) and not matches(name, config.spare)]
+    if config.pattern == "unstructured":
+        return chosen
+    return [name for name in chosen if module.get_submodule(name).weight.shape[1] % 4 == 0]
+
+
+def _zero(module: "nn.Module", layers: list[str], pattern: str, share: float) -> None:
+    """Keep the largest weights of all these layers, or two of every four inputs of each."""
     import torch
-    from torch import nn
 
-    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    if pattern == "unstructured":
-        sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
-        least = sizes.kthvalue(max(1, round(share * len(sizes)))).values
-        return [(weight, weight.abs() > least) for weight in weights]
-    masks = []
-    for weight in weights:
-        if weight.shape[1] % 4 == 0:
-            fours = weight.detach().abs().transpose(1, -1).unflatten(-1, (-1, 4))
+    weights = [module.get_submodule(name).weight for name in layers]
+    with torch.no_grad():
+        if pattern == "unstructured":
+            sizes = torch.cat([weight.abs().flatten() for weight in weights])
+            least = sizes.kthvalue(max(1, round(share * len(sizes)))).values
+            for weight in weights:
+                weight.mul_(weight.abs() > least)
+            return
+        for weight in weights:
+            fours = weight.abs().transpose(1, -1).unflatten(-1, (-1, 4))
             kept = fours.argsort(dim=-1, stable=True).argsort(dim=-1) >= 2
-            masks.append((weight, kept.flatten(-2).transpose(1, -1)))
-    return masks
+            weight.mul_(kept.flatten(-2).transpose(1, -1))
 
 
 def _zeros(module: "nn.Module") -> "list[str]":

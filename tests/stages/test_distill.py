@@ -124,13 +124,27 @@ def test_assistants_lie_between_teacher_and_student(teacher: Candidate) -> None:
     assert parameters(teacher.module) > sizes[0] > sizes[1] > parameters(student.module)
 
 
+def test_assistants_that_cannot_be_made_are_done_without_or_refused_early() -> None:
+    scaled = candidate("scaled", width=64)
+    far = {"student": {"tiny": "scaled", "width": 4}, "epochs": 1, "batch_size": 16}
+    student = run(scaled, Config.model_validate(far), context())
+    assert any("teacher assistants: none (losing channels changed 'scale'" in note for note in student.notes)
+    with pytest.raises(StageError, match="no teacher assistant") as failure:
+        rehearse(scaled, Config.model_validate({**far, "progressive": 1}), Quantization(channel_multiple=4))
+    assert "progressive: 0" in failure.value.hint
+
+
+def test_a_derived_student_that_could_not_be_loaded_again_is_refused_early() -> None:
+    with pytest.raises(StageError, match="losing channels changed 'scale'"):
+        rehearse(candidate("scaled", width=64), derived(compression=2), Quantization(channel_multiple=4))
+
+
 @pytest.mark.parametrize(("tolerance", "warned"), [(0.005, True), (0.05, False), (None, False)])
 def test_a_drop_that_is_unlikely_is_warned_of(teacher: Candidate, tolerance: float | None, warned: bool) -> None:
     events: list[Event] = []
     settings = derived(compression=50, epochs=1, progressive="auto")
-    student = run(teacher, settings, context(events=events, tolerance=tolerance))
+    run(teacher, settings, context(events=events, tolerance=tolerance))
     assert any("unlikely" in event.text for event in events if isinstance(event, Note)) is warned
-    assert any("unlikely" in note for note in student.notes) is warned
 
 
 def test_features_are_matched_where_both_look(teacher: Candidate) -> None:

@@ -16,7 +16,7 @@ from edgepack import surgery
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
 from edgepack.device import Quantization
 from edgepack.errors import StageError
-from edgepack.stages import prune
+from edgepack.stages import prune, train
 
 
 def pruned(start: Candidate | None = None, *, latency: Any = None, **config: Any) -> Candidate:
@@ -77,9 +77,34 @@ def test_a_target_out_of_reach_names_the_closest() -> None:
         pruned(target={"params": 100})
 
 
-def test_a_target_that_is_met_already_is_no_target() -> None:
-    with pytest.raises(StageError, match="has 37,571 parameters already"):
-        pruned(target={"params": 50_000})
+def test_a_target_that_is_met_already_asks_for_nothing() -> None:
+    whole = pruned(target={"params": 50_000})
+    assert whole.notes == ("nothing to prune: the model has no more than 50,000 parameters already",)
+    assert (whole.surgery, whole.decided) == ((), {})
+    timed = pruned(target={"latency": "1 s"}, latency=lambda made: 2.0)
+    assert timed.decided == {"target": {"params": 37_571}}
+    assert pruned(**timed.decided).surgery == ()
+
+
+def test_what_was_reached_is_told() -> None:
+    notes = pruned(target={"params": "40 %"}, recover={"epochs": 0}).notes
+    assert notes[:2] == (
+        "40 % of the parameters takes 31.6 % fewer channels; every layer keeps a multiple of 4",
+        "reached 14,843 parameters",
+    )
+
+
+def test_a_latency_that_cannot_be_reached_is_told_before_training() -> None:
+    config = prune.Config.model_validate({"target": {"latency": "1 ms"}})
+    with pytest.raises(StageError, match="there is still a latency of 2 ms"):
+        prune.rehearse(fresh("residual", width=32), config, Quantization(channel_multiple=4), latency=lambda made: 2.0)
+
+
+def test_a_share_of_all_is_all() -> None:
+    """Ten channels are no multiple of four, and still none goes where none is asked for."""
+    module = fresh("residual", width=10).module
+    surgery.shrink(module.eval(), data().test.head(2)[0], keep=1.0, score=surgery.first, multiple=4)
+    assert surgery.sizes(module)["stem.0"]["out_channels"] == 10
 
 
 def test_every_layer_is_listed_before_and_after() -> None:
@@ -111,7 +136,27 @@ def test_zeros_between_weights_survive_recovery(pattern: str, tmp_path: Path) ->
         fours = weight.transpose(1, -1).reshape(-1, 4)
         assert set((fours == 0).sum(1).tolist()) == {2}
     assert accuracy(sparse.module) > 0.9
-    assert torch.equal(logits(reloaded(sparse, tmp_path / "sparse").module), logits(sparse.module))
+    again = reloaded(sparse, tmp_path / "sparse")
+    assert torch.equal(logits(again.module), logits(sparse.module))
+    later = train.run(again, train.Config(epochs=1, batch_size=16), context())
+    assert torch.equal(later.module.blocks[0].conv1.weight == 0, weight == 0)
+
+
+@pytest.mark.parametrize(("ratio", "steps"), [("8 %", 1), ("30 %", 3), ("80 %", 3)])
+def test_as_many_weights_are_zero_as_were_asked_for(ratio: str, steps: int) -> None:
+    sparse = pruned(pattern="unstructured", ratio=ratio, steps=steps, spare=("head",))
+    weights = [layer.weight for name, layer in sparse.module.named_modules() if isinstance(layer, nn.Conv2d)]
+    share = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert share == pytest.approx(float(ratio.split()[0]) / 100, abs=0.005)
+    assert int((sparse.module.head.weight == 0).sum()) == 0
+
+
+def test_a_layer_that_begins_at_zero_learns() -> None:
+    """Vision transformers begin with a head of zeros; only zeros that pruning made are kept."""
+    start = fresh("residual", width=8)
+    nn.init.zeros_(start.module.head.weight)
+    learner = train.run(start, train.Config(epochs=1, batch_size=16), context())
+    assert int((learner.module.head.weight == 0).sum()) == 0
 
 
 def _half(pattern: str) -> dict[str, Any]:
@@ -182,6 +227,13 @@ def test_a_channel_that_says_nothing_can_go_from_a_group_without_a_change() -> N
     torch.testing.assert_close(module(example), before)
 
 
+def test_a_block_is_spared_by_its_name() -> None:
+    kept = pruned(ratio="50 %", spare=("blocks.0",))
+    assert surgery.sizes(kept.module)["blocks.0.conv1"]["out_channels"] == 32
+    with pytest.raises(StageError, match=r"no layer matches 'blocks\.9'"):
+        pruned(ratio="50 %", spare=("blocks.9",))
+
+
 def test_rehearsing_tells_early_what_cannot_work() -> None:
     start = fresh("residual", width=32)
     for config, why in (
@@ -198,5 +250,7 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
 
 def test_what_cannot_be_rebuilt_is_refused_early() -> None:
     config = prune.Config.model_validate({"ratio": "50 %"})
-    with pytest.raises(StageError, match="changed 'scale' of the Scaled '', which edgepack cannot rebuild"):
+    with pytest.raises(
+        StageError, match="losing channels changed 'scale' of the Scaled '', which"
+    ):
         prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))

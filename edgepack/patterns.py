@@ -1,0 +1,30 @@
+"""Layers named in a recipe: by their name, by a pattern, or by the name of a block that they lie in."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatch
+
+from edgepack.errors import StageError
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """
+    >>> matches("layer4.0.conv1", ["layer4"]), matches("layer4.0.conv1", ["*.conv1"]), matches("fc", ["fc.1"])
+    (True, True, False)
+    """
+    parts = name.split(".")
+    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(fnmatch(each, pattern) for each in around for pattern in patterns)
+
+
+def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, sure: bool = True) -> None:
+    """Raises StageError for the first pattern that matches none of `names`, with the names nearest to it.
+
+    Unless the names are `sure`, a layer may become two, so a pattern for what lies in one of them is let pass.
+    """
+    known = list(names)
+    for pattern in patterns:
+        inside = not sure and any(pattern.startswith(f"{name}.") for name in known)
+        if not inside and not any(matches(name, [pattern]) for name in known):
+            close = get_close_matches(pattern, known, n=5, cutoff=0.5) or known[:5]
+            raise StageError(f"no layer matches '{pattern}'", f"{what}: {', '.join(close)}, ... ({len(known)} in all)")
