@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.05  # share of all steps
 _CLIP = 1.0  # largest norm of the gradient
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_REMEMBERED = 0.05  # share of batch norm's statistics older than an epoch, above which they are taken anew
 _EVALUATION_BATCH = 256
 
 
@@ -120,7 +122,8 @@ def fit(
     how = numerics(module)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
     optimizer = accelerator.prepare(torch.optim.AdamW(module.parameters(), lr=settings.learning_rate))
-    steps = settings.epochs * math.ceil(len(context.data.train) / settings.batch_size)
+    per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
+    steps = settings.epochs * per_epoch
     held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
     loss = _Loss(module, context, distillation, accelerator.device, how)
@@ -136,6 +139,8 @@ def fit(
             optimizer.step()
             schedule.step()
             progress.advance()
+        if _lags(module, per_epoch):
+            refresh_batch_norm(module, context.data.train)
         now = _score(module, context, snapshot)
         if not math.isfinite(now.loss):
             raise StageError(
@@ -295,9 +300,17 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
+def _lags(module: nn.Module, steps: int) -> bool:
+    """Whether batch norm still remembers what was before these steps: MobileNetV3's, with a momentum of 0.01, would be
+    judged by statistics of untrained weights until some 300 steps are done.
+    """
+    momenta = [norm.momentum for norm in module.modules() if isinstance(norm, _NORMS) and norm.track_running_stats]
+    return any(momentum is not None and (1 - momentum) ** steps > _REMEMBERED for momentum in momenta)
+
+
 def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> None:
     """Re-estimate the statistics of batch norm, which a change of structure has made stale, on training data."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
     module.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -223,3 +223,15 @@ def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
 def test_predictions_keep_the_order_whatever_the_batch() -> None:
     module, split = learned("mlp").module, data().test
     torch.testing.assert_close(train.predict(module, split, batch_size=5), train.predict(module, split))
+
+
+@pytest.mark.parametrize(("momentum", "again"), [(0.01, True), (0.5, False), (None, False)])
+def test_slow_statistics_are_taken_anew_before_a_model_is_judged(momentum: float | None, again: bool) -> None:
+    """MobileNetV3's momentum: with a few steps an epoch its statistics would be those of untrained weights."""
+    start = candidate()
+    for layer in start.module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = momentum
+    fit(start.module, context(), Training(epochs=4, learning_rate=1e-2, batch_size=16), doing="training")
+    assert accuracy(start.module) > 0.9
+    assert train._lags(start.module, 6) is again

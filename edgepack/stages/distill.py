@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 3
+VERSION = 4
 LIBRARIES = ("torchvision", "torch-pruning")
 READS = ("channel_multiple",)
 

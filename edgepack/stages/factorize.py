@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgepack.surgery import Edit
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 2
+VERSION = 3
 READS = ("channel_multiple",)
 
 _ENERGY = "95 %"  # where no goal is given

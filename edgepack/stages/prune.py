@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgepack.surgery import Score
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 3
+VERSION = 4
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgepack.candidate import Candidate
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 1
+VERSION = 2
 MAKES_TEACHER = True
 
 

@@ -10,7 +10,7 @@ from edgepack import plugins
 from edgepack.candidate import Candidate, macs, parameters
 from edgepack.device import Quantization
 from edgepack.plugins import choose
-from edgepack.stages import Context, distill, prune
+from edgepack.stages import Context, distill, prune, train
 from edgepack.surgery import sizes
 
 FAMILIES = (
@@ -65,13 +65,28 @@ def test_half_of_the_channels_go(family: str, tmp_path: Path) -> None:
     assert same_when_reloaded(half, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+@pytest.mark.parametrize("family", FAMILIES[:6])
+def test_a_family_is_trained(family: str, tmp_path: Path) -> None:
+    trained = train.run(start(family), train.Config(epochs=1, batch_size=8), context())
+    assert bool(logits_of(trained).isfinite().all())
+    assert same_when_reloaded(trained, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:5])
 def test_a_narrow_sibling_is_derived(family: str, tmp_path: Path) -> None:
     model = start(family)
     config = distill.Config.model_validate({"compression": 2, "epochs": 1, "batch_size": 8})
     student = distill.run(model, config, context())
     assert parameters(student.module) <= parameters(model.module) / 2
     assert same_when_reloaded(student, tmp_path)
+
+
+def test_a_student_is_named(tmp_path: Path) -> None:
+    student = {"torchvision": "densenet121", "width": "50 %"}
+    config = distill.Config.model_validate({"student": student, "epochs": 1, "batch_size": 8})
+    taught = distill.run(start("densenet121"), config, context())
+    assert taught.factory.config["width"] == "50 %"
+    assert same_when_reloaded(taught, tmp_path)
 
 
 @pytest.mark.parametrize(
