@@ -19,7 +19,7 @@ from edgepack import provenance
 from edgepack.result import Build
 from edgepack.units import DURATION, SHARE, SIZE
 
-_RECIPES = ("fashion-pruned", "fashion-full", "fashion-mobilenet")
+_RECIPES = ("fashion-full", "fashion-pruned", "fashion-mobilenet")
 _PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")
 
 
