@@ -70,12 +70,15 @@ def plain(budgets: Sequence[Budget]) -> dict[str, dict[str, str]]:
 
 
 def _flatten(budgets: dict[str, Any], path: KeyPath, prefix: str) -> Iterator[tuple[KeyPath, str, str, Any]]:
-    """(path, metric, bound, limit) of `latency.p50: 2 ms`, `latency: {p50: 2 ms}` and `accuracy: {min: 95 %}` alike."""
+    """(path, metric, bound, limit) of `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}` alike."""
     bounds = METRICS[prefix].bounds if prefix in METRICS else ()
     for key, value in budgets.items():
         name = f"{prefix}.{key}" if prefix else key
+        metric, _, bound = name.rpartition(".")
         if key in bounds:
             yield (*path, key), prefix, key, value
+        elif name not in METRICS and metric in METRICS and bound in METRICS[metric].bounds:
+            yield (*path, key), metric, bound, value
         elif isinstance(value, dict) and _begins_a_metric(name):
             yield from _flatten(value, (*path, key), name)
         elif bounds and name not in METRICS:

@@ -118,9 +118,9 @@ class Candidate:
         for name, tensor in self.module.state_dict().items():
             if name not in fresh or fresh[name].shape != tensor.shape:
                 layer, _, parameter = name.rpartition(".")
-                kind = type(self.module.get_submodule(layer)).__name__
+                kind, where = type(self.module.get_submodule(layer)).__name__, f" '{layer}'" if layer else ""
                 raise StageError(
-                    f"losing channels changed '{parameter}' of the {kind} '{layer}', which edgepack cannot rebuild",
+                    f"losing channels changed '{parameter}' of the {kind}{where}, which edgepack cannot rebuild",
                     "channels may pass through convolutions, Linear, batch norm, GroupNorm and PReLU",
                 )
         tried(self.module, self.signature, "the model with fewer channels")
@@ -204,9 +204,8 @@ def read_weights(path: Path) -> "OrderedDict[str, torch.Tensor]":
             return OrderedDict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint can fail in any way
-        reason = str(error).strip().partition("\n")[0]
-        raise StageError(
-            f"{path.name} cannot be read as weights: {type(error).__name__}: {reason}",
+        raise StageError(  # torch's own advice, to load it with its code, is no advice
+            f"{path.name} cannot be read as weights ({type(error).__name__}): damaged, or more than tensors in it",
             "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_model(model, ...)",
         ) from error
     return _state_dict(found, path)

@@ -10,14 +10,13 @@ tensor.
 
 import copy
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
 from edgepack.errors import StageError
-from edgepack.patterns import check_patterns
+from edgepack.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
@@ -137,10 +136,8 @@ def _layers(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[str, ...
 
 def _leave_float(graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...]) -> None:
     weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
-    check_patterns(patterns, dict.fromkeys(name for node in weighted for name in layers[node]), "layers with weights")
-    chosen = {
-        node for node, names in layers.items() if any(fnmatch(name, pattern) for name in names for pattern in patterns)
-    }
+    check_patterns(patterns, [layers[node][-1] for node in weighted if layers[node]], "layers with weights")
+    chosen = {node for node, names in layers.items() if names and matches(names[-1], patterns)}
     if weighted and chosen.issuperset(weighted):
         raise StageError("fp32 names every layer: nothing is left to quantize", "name fewer, or leave the stage out")
     for node in graph.graph.nodes:

@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 
 from edgepack.errors import StageError
 
+_SHOWN = 8  # names in an error
+
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """
@@ -26,5 +28,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, 
     for pattern in patterns:
         inside = not sure and any(pattern.startswith(f"{name}.") for name in known)
         if not inside and not any(matches(name, [pattern]) for name in known):
-            close = get_close_matches(pattern, known, n=5, cutoff=0.5) or known[:5]
-            raise StageError(f"no layer matches '{pattern}'", f"{what}: {', '.join(close)}, ... ({len(known)} in all)")
+            close = get_close_matches(pattern, known, n=1, cutoff=0.6)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            raise StageError(f"no layer matches '{pattern}'", f"{hint}{what}: {', '.join(known[:_SHOWN])}{more}")

@@ -107,7 +107,7 @@ class Planner:
         step = self._step("candidate", "model", self._model_ingredients(), choice=self.recipe.model)
         self.teacher, whole = step, True
         yield step
-        for stage, name in zip(self.recipe.stages, _numbered(stage.name for stage in self.recipe.stages), strict=True):
+        for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             step = self._step("candidate", name, self._stage_ingredients(stage, step.key), choice=stage)
             # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
             whole = whole and getattr(stage.module, "MAKES_TEACHER", False)
@@ -236,9 +236,9 @@ class Planner:
         return ", ".join(differences(self.previous[name], ingredients)) or "no longer in the store"
 
 
-def _numbered(names: Iterable[str]) -> list[str]:
+def numbered(names: Iterable[str]) -> list[str]:
     """
-    >>> _numbered(["distill", "prune", "distill"])
+    >>> numbered(["distill", "prune", "distill"])
     ['distill', 'prune', 'distill (2)']
     """
     seen: Counter[str] = Counter()

@@ -27,7 +27,7 @@ class Amount:
 def _count(value: object) -> Amount:
     if isinstance(value, Amount):
         return value
-    if isinstance(value, str):
+    if isinstance(value, str) and "%" in value:
         return _share(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Amount(value=_positive(value, value), is_share=False)

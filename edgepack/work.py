@@ -14,11 +14,12 @@ from edgepack.artifact import Artifact
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
-from edgepack.plan import Planner, Step
+from edgepack.plan import Planner, Step, numbered
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
 from edgepack.store import Entry, Store, full_disk
 from edgepack.tasks import Task
+from edgepack.units import SHARE
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _SELFTEST_CASES = 3
+_CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
 _TRIALS = 3  # processes that time a model which a stage only tries
 
 
@@ -76,11 +78,11 @@ class Work:
         self.rehearsed = True
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model", self._untrained, self.store.root)
-        for stage in self.recipe.stages:
+        for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
                 act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
-                candidate = _guarded(stage.name, act, self.store.root)
+                candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
 
     def _untrained(self) -> "Candidate":
         from edgepack.candidate import Candidate, Factory
@@ -93,12 +95,27 @@ class Work:
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
         candidate.save(folder)
         seconds = time.monotonic() - started
+        if step.choice is self.recipe.model:
+            self._doubt_chance(candidate)
         return {
             **self._figures(candidate),
             "seconds": round(seconds, 2),
             "notes": candidate.notes,
             "decided": candidate.decided,
         }
+
+    def _doubt_chance(self, candidate: "Candidate") -> None:
+        """Weights that came trained and say nothing of this data are the usual accident with one's own."""
+        from edgepack import train
+
+        model, classes = self.recipe.model, len(self.signature.labels)
+        if not model.module.trained(model.config, self.signature):
+            return
+        score = train.evaluate(candidate.module, self.data.validation, self.task)
+        if score < _CHANCE / classes:
+            told = f"its {self.task.METRIC} on the validation split is {SHARE.format(score)}, no more than chance"
+            advice = "check the order of the labels and the preprocessing"
+            self.emit(Note(text=f"warning: the model comes trained, but {told} with {classes} classes: {advice}"))
 
     def _initial(self) -> "Candidate":
         from edgepack.candidate import Candidate

@@ -340,6 +340,21 @@ def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Proj
     assert project.bundle() == first
 
 
+def test_weights_that_come_trained_and_know_nothing_are_doubted(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    recipe, device, store = load_recipe("tiny"), load_device("desk"), Store(project.store)
+    work = Work(recipe, device, store, Planner(recipe, device, store))
+    told: list[Event] = []
+    work.emit = told.append
+    work._doubt_chance(work._untrained())
+    assert told == []  # a model that is to be trained may know nothing
+    monkeypatch.setattr(recipe.model.module, "trained", lambda config, signature: True)
+    work._doubt_chance(work._untrained())
+    assert "no more than chance with 10 classes" in str(told[0])
+
+
 def test_a_latency_is_that_of_the_exported_file_on_the_device(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

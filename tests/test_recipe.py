@@ -168,3 +168,12 @@ def test_a_recipe_cannot_be_changed() -> None:
     config: BaseModel = found.stages[0].config
     with pytest.raises(ValueError):
         config.epochs = 1  # type: ignore[attr-defined]
+
+
+def test_a_bound_may_be_written_with_a_dot() -> None:
+    changed = load_recipe("quickstart", overrides=["budgets={accuracy.min: 90 %, accuracy.max_drop: 2 %, size: 1 MB}"])
+    assert {each.name: each.limit for each in changed.budgets} == {
+        "accuracy": 0.9,
+        "accuracy.max_drop": 0.02,
+        "size": 1e6,
+    }

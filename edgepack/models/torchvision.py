@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from edgepack.config import Frozen, unknown
 from edgepack.datasets import Signature
-from edgepack.errors import StageError
+from edgepack.errors import DeviceError, StageError
 from edgepack.models import Checkpoint
 from edgepack.units import SHARE, Share
 
@@ -201,7 +201,8 @@ def _downloaded(name: str, weights: str) -> "dict[str, Tensor]":
     try:
         state = member.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError, UnpicklingError) as error:
-        raise StageError(
+        network = isinstance(error, URLError | HTTPException | TimeoutError | ConnectionError)
+        raise (DeviceError if network else StageError)(
             f"the weights {weights} of {name} could not be had from {member.url}: {reason(error)}",
             f"download that file elsewhere and put it into {_cache()}, or name a checkpoint in place of weights",
         ) from error

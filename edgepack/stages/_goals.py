@@ -45,7 +45,7 @@ class AtRank:
     upto = 1.0
 
     def __init__(self, survey: Survey, asked: int, block: int) -> None:
-        self.survey, self.asked = survey, asked
+        self.survey, self.asked, self.block = survey, asked, block
         ranks = {name: _blocks(site, site.schemes[0], asked, block) for name, site in survey.sites.items()}
         saves = {name for name, rank in ranks.items() if rank < self._break_even(name)}
         self._refuse_useless(saves)
@@ -70,12 +70,17 @@ class AtRank:
             shown = ", ".join(f"{limit:.4g} ({name})" for name, limit in limits[:_NAMES])
             more = f" and lower for {len(limits) - _NAMES} more" if len(limits) > _NAMES else ""
             raise StageError(
-                f"at rank {self.asked} a split saves no weights: break-even is at {shown}{more}",
+                f"at rank {self._told()} a split saves no weights: break-even is at {shown}{more}",
                 f"ask for a lower rank; up to {SHARE.format(PAYS)} of break-even a split is not slower either",
             )
 
     def _why(self, name: str) -> str:
-        return f"rank {self.asked} saves no weights, its break-even is {self._break_even(name):.4g}"
+        return f"rank {self._told()} saves no weights, its break-even is {self._break_even(name):.4g}"
+
+    def _told(self) -> str:
+        """The rank that was asked for, and what it becomes on this device."""
+        rank = max(self.block, round(self.asked / self.block) * self.block)
+        return str(rank) if rank == self.asked else f"{rank} ({self.asked} in whole blocks of {self.block})"
 
     def _remarks(self, splits: Mapping[str, tuple[Curve, int]]) -> Iterator[tuple[str, str]]:
         for name, (_, rank) in splits.items():

@@ -5,13 +5,14 @@ P. Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
 """
 
 import copy
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from edgepack.errors import StageError
-from edgepack.events import StepProgress
+from edgepack.events import Emit, Note, StepProgress
 from edgepack.patterns import check_patterns, matches
 from edgepack.stages import Context, StageConfig, Training
 from edgepack.targets import Target
@@ -110,7 +111,7 @@ def rehearse(
     """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
     from edgepack.surgery import sizes
 
-    check_patterns(config.spare, sizes(candidate.module), "layers with channels", sure=False)
+    check_patterns(config.spare, _layers(candidate.module), "layers with channels", sure=False)
     if config.pattern != "channels":
         return candidate
     if config.measures:
@@ -129,13 +130,13 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     from edgepack.surgery import resizes, sizes
 
     module, before = candidate.module, sizes(candidate.module)
-    check_patterns(config.spare, before, "layers with channels")
+    check_patterns(config.spare, _layers(module), "layers with channels")
     if config.pattern != "channels":
         return _sparsified(candidate, config, context)
     notes = _sensitivities(module, config, context) if config.sensitivity else []
     ratio = config.ratio or _ratio_for(candidate, config, context.quantization, context.latency)
     if not ratio:
-        return _as_it_is(candidate, config, notes)
+        return _as_it_is(candidate, config, notes, context.emit)
     for step in range(1, config.steps + 1):
         _cut(module, (1 - ratio) ** (step / config.steps), before, config, context)
         if step == 1:
@@ -155,18 +156,19 @@ def _asked(config: Config, ratio: float, context: Context) -> str:
 
 
 def _reached(pruned: "Candidate", config: Config, context: Context) -> list[str]:
-    """What is left, where a target was set; not timed again, the exported file will be."""
-    if config.target is None or config.measures:
+    """What is left, where a target was set; a latency is timed once more."""
+    if config.target is None:
         return []
     return [f"reached {config.target.tell(_amount(config.target, pruned, context.latency))}"]
 
 
-def _as_it_is(candidate: "Candidate", config: Config, notes: list[str]) -> "Candidate":
+def _as_it_is(candidate: "Candidate", config: Config, notes: list[str], emit: Emit) -> "Candidate":
     from edgepack.candidate import parameters
 
     assert config.target is not None, "only a target can be met without a cut"
     enough = {"target": {"params": parameters(candidate.module)}} if config.measures else {}
     told = f"nothing to prune: the model has no more than {config.target.words()} already"
+    emit(Note(text=told))
     return replace(candidate.changed(notes=(*notes, told)), decided=enough)
 
 
@@ -211,10 +213,12 @@ def _closest(
     target, now = config.target, _amount(config.target, candidate, latency)
     limit, closest = target.limit(now), _left(candidate, 0.0, config, quantization, latency)
     if now > limit and closest > limit:
+        share = SHARE.exact(math.ceil(1000 * closest / now) / 1000)  # rounded up: it must be in reach itself
+        spared = " that is not spared" if config.spare else ""
         raise StageError(
             f"pruning cannot reach {target.words()}: with one block of {quantization.channel_multiple} channels in "
-            f"every layer there is still {target.tell(closest)}",
-            f"ask for {target.tell(closest)} or more, begin with a smaller student, or prune after distill",
+            f"every layer{spared} there is still {target.tell(closest)}, {share} of now",
+            f"ask for that or more{', spare fewer layers' * bool(config.spare)}, or begin with a smaller student",
         )
     return limit, now
 
@@ -266,6 +270,12 @@ def _cut(
     if missed:
         words = ", ".join(f"{name} has {has} channels instead of {goal}" for name, (has, goal) in missed.items())
         raise StageError(f"the cut missed its target: {words}", "other layers depend on these: try another ratio")
+
+
+def _layers(module: "nn.Module") -> list[str]:
+    from edgepack.surgery import sizes
+
+    return [name for name, widths in sizes(module).items() if _outputs(widths)]
 
 
 def _outputs(widths: dict[str, int]) -> int:

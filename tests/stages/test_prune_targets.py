@@ -250,5 +250,5 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
 
 def test_what_cannot_be_rebuilt_is_refused_early() -> None:
     config = prune.Config.model_validate({"ratio": "50 %"})
-    with pytest.raises(StageError, match="losing channels changed 'scale' of the Scaled '', which"):
+    with pytest.raises(StageError, match="losing channels changed 'scale' of the Scaled, which"):
         prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
