@@ -1,6 +1,7 @@
 """What the Fashion-MNIST recipes reach: each built from an empty store, the exported files against the fp32 teacher's.
 
     python benchmarks/recipes.py             writes benchmarks/recipes.md; nothing else may run meanwhile
+    python benchmarks/recipes.py RECIPE...   takes the figures of these again, and leaves the others as they are
 
 Every figure is read from build.json: sizes of the files, latency of one inference in fresh processes, accuracy on the
 test split through the file's own runtime. Ratios are taken within one build. Peak memory is the largest of any process
@@ -79,7 +80,13 @@ def _about(recipe: str, run: Run) -> str:
     return f"- {recipe}: {minutes}, {SIZE.format(run.peak)} at the peak, exit code {code}; on validation: {stages}"
 
 
-def _page(runs: dict[str, Run]) -> str:
+def _page(runs: dict[str, Run], before: list[str]) -> str:
+    """`before` are the lines of the page as it was: those of other recipes stay."""
+    rows = {recipe: _rows(recipe, run) for recipe, run in runs.items()}
+    about = {recipe: [_about(recipe, run)] for recipe, run in runs.items()}
+    for recipe in set(_RECIPES) - set(runs):
+        rows[recipe] = [line for line in before if line.startswith(f"| {recipe} |")]
+        about[recipe] = [line for line in before if line.startswith(f"- {recipe}:")]
     return "\n".join(
         [
             "# What the recipes on Fashion-MNIST reach",
@@ -88,9 +95,9 @@ def _page(runs: dict[str, Run]) -> str:
             "",
             "| recipe | file | size | latency | accuracy |",
             "|---|---|---|---|---|",
-            *(row for recipe, run in runs.items() for row in _rows(recipe, run)),
+            *(line for recipe in _RECIPES for line in rows[recipe]),
             "",
-            *(_about(recipe, run) for recipe, run in runs.items()),
+            *(line for recipe in _RECIPES for line in about[recipe]),
             "",
             "Command: `python benchmarks/recipes.py`",
             "",
@@ -101,12 +108,14 @@ def _page(runs: dict[str, Run]) -> str:
 
 
 def main() -> None:
+    page = Path(__file__).with_suffix(".md")
+    before = page.read_text().splitlines() if page.exists() else []
     runs = {}
-    for recipe in _RECIPES:
+    for recipe in sys.argv[1:] or _RECIPES:
         with TemporaryDirectory() as folder:
             runs[recipe] = build(recipe, Path(folder))
         print(_about(recipe, runs[recipe]), file=sys.stderr, flush=True)
-        Path(__file__).with_suffix(".md").write_text(_page(runs))  # after each: a killed run keeps what it found
+        page.write_text(_page(runs, before))  # after each: a killed run keeps what it found
 
 
 if __name__ == "__main__":
