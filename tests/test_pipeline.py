@@ -323,7 +323,7 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
 def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> None:
     ran = project.build("--set", "stages.train.epochs=10000", "--set", "stages.prune={target: {params: 10}, steps: 1}")
     assert ran.code == 5
-    assert "prune: pruning cannot reach 10 parameters" in ran.err
+    assert "prune, rehearsed before any training: pruning cannot reach 10 parameters" in ran.err
     assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model"], ["train"])
 
 

@@ -15,6 +15,7 @@ from edgepack.device import load_device
 from edgepack.errors import RecipeError
 from edgepack.plan import plan
 from edgepack.recipe import Recipe, all_recipes, find_recipe, load_recipe
+from edgepack.stages import quantize
 from edgepack.store import Store
 
 
@@ -144,7 +145,7 @@ def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | Non
 
 def test_a_resolved_recipe_leaves_nothing_to_defaults() -> None:
     whole = recipe(stages=["train", "quantize"]).resolved()
-    assert whole["stages"][1]["quantize"].keys() == {"epochs", "learning_rate", "batch_size"}
+    assert whole["stages"][1]["quantize"].keys() == {*quantize.Config.model_fields}
     assert whole["model"]["width"] == "100 %"
 
 
