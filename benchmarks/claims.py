@@ -291,7 +291,8 @@ def _page(outcomes: list[Outcome], minutes: float) -> str:
     for number, outcome in enumerate(outcomes, start=1):
         lines += ["", f"## {number}. {outcome.claim}", "", *_table(outcome)]
         lines += ["", f"{'Holds' if outcome.holds else 'Does not hold here'}: {outcome.because}."]
-    lines += ["", f"Command: `python benchmarks/claims.py` ({minutes:.0f} minutes)"]
+    threads = f"EDGEPACK_THREADS={provenance.threads()} "
+    lines += ["", f"Command: `{threads}python benchmarks/claims.py` ({minutes:.0f} minutes)"]
     return "\n".join([*lines, "", f"Environment: {provenance.summary(*_PACKAGES)}.", ""])
 
 

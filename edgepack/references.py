@@ -1,6 +1,7 @@
 """A user's own function, named in a recipe as "module:function": found without running it, and imported when needed.
 
     source("shop.data:load")            -> the file shop/data.py
+    sources("shop.data:load")           -> that, and what of the user's code it imports
     resolve("shop.data:load")           -> the function
 
 The current folder is searched first, as `python -m` does. No code of the user runs before `resolve`.
@@ -38,6 +39,36 @@ def source(reference: str) -> Path:
     if found.suffix != ".py":
         raise ValueError(f"the module '{module}' is no Python file, but {found.name}")
     return found
+
+
+def sources(reference: str) -> tuple[Path, ...]:
+    """The module's file, the rest of its package, and what of this folder these import, and so on: a change in any of
+    them may change what the function gives. Installed libraries that it imports are not followed.
+    """
+    own = source(reference)
+    found, todo, seen = {own}, [reference.partition(":")[0].partition(".")[0]], set()
+    if not own.is_relative_to(Path.cwd()):
+        found.update(file for folder in own.parents if folder.name == todo[0] for file in folder.rglob("*.py"))
+    while todo:
+        top = todo.pop()
+        if top in seen:
+            continue
+        seen.add(top)
+        files = [*Path.cwd().glob(f"{top}.py"), *Path.cwd().glob(f"{top}/**/*.py")]
+        found.update(files)
+        todo += [name for file in files for name in _imported(file)]
+    return tuple(sorted(found))
+
+
+def _imported(file: Path) -> set[str]:
+    """The top names of the modules that a file imports; none where it is no valid Python."""
+    try:
+        nodes = [*ast.walk(ast.parse(file.read_bytes()))]
+    except (SyntaxError, ValueError):
+        return set()
+    whole = {alias.name.partition(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    parts = {node.module.partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return whole | parts
 
 
 def resolve(reference: str) -> Callable[..., Any]:

@@ -109,7 +109,7 @@ def fit(
     *,
     doing: str,
     distillation: Distillation | None = None,
-    snapshot: Callable[[nn.Module], nn.Module] | None = None,
+    snapshot: Callable[[nn.Module], nn.Module] = lambda module: module,
     each_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Fitted:
     """Train `module` in place and leave it with the weights of its best epoch, before the first included.
@@ -128,7 +128,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
     loss = _Loss(module, context, distillation, accelerator.device, how)
     progress = _Progress(context.emit, doing, steps)
-    best, kept = _score(module, context, snapshot), _weights(module)
+    best, kept = judged(snapshot(module), context), _weights(module)
     for epoch in range(settings.epochs):
         each_epoch(epoch)
         _train_mode(module, True)
@@ -141,7 +141,7 @@ def fit(
             progress.advance()
         if _lags(module, per_epoch):
             refresh_batch_norm(module, context.data.train)
-        now = _score(module, context, snapshot)
+        now = judged(snapshot(module), context)
         if not math.isfinite(now.loss):
             raise StageError(
                 f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
@@ -279,9 +279,10 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _score(module: nn.Module, context: Context, snapshot: Callable[[nn.Module], nn.Module] | None) -> Fitted:
+def judged(module: nn.Module, context: Context) -> Fitted:
+    """Its score and loss on the validation split, as of epoch 0."""
     split = context.data.validation
-    logits = predict(snapshot(module) if snapshot else module, split)
+    logits = predict(module, split)
     loss = context.task.loss(logits, split.targets)
     return Fitted(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
 

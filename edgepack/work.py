@@ -95,24 +95,20 @@ class Work:
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
         candidate.save(folder)
         seconds = time.monotonic() - started
+        figures = self._figures(candidate)
         if step.choice is self.recipe.model:
-            self._doubt_chance(candidate)
+            self._doubt_chance(figures["accuracy"])
         return {
-            **self._figures(candidate),
+            **figures,
             "seconds": round(seconds, 2),
             "notes": candidate.notes,
             "decided": candidate.decided,
         }
 
-    def _doubt_chance(self, candidate: "Candidate") -> None:
+    def _doubt_chance(self, score: float) -> None:
         """Weights that came trained and say nothing of this data are the usual accident with one's own."""
-        from edgepack import train
-
         model, classes = self.recipe.model, len(self.signature.labels)
-        if not model.module.trained(model.config, self.signature):
-            return
-        score = train.evaluate(candidate.module, self.data.validation, self.task)
-        if score < _CHANCE / classes:
+        if model.module.trained(model.config, self.signature) and score < _CHANCE / classes:
             told = f"its {self.task.METRIC} on the validation split is {SHARE.format(score)}, no more than chance"
             advice = "check the order of the labels and the preprocessing"
             self.emit(Note(text=f"warning: the model comes trained, but {told} with {classes} classes: {advice}"))

@@ -103,3 +103,27 @@ def test_xnnpack_takes_everything(how: How) -> None:
 def test_a_bare_sequence_of_layers_can_be_exported(format: str) -> None:
     """Its layers are named by numbers, which not every tool expects."""
     assert exported(format, "eager", "depthwise")
+
+
+def test_activations_as_uint8_are_the_same_numbers_and_fuse(tmp_path: Path) -> None:
+    """Unfused both files answer bit for bit alike; ONNX Runtime makes one operator of every convolution of the one."""
+    import onnxruntime
+
+    exporter = plugins.load("exporters", "onnx")
+    answers, fused = [], {}
+    for kind in ("int8", "uint8"):
+        path = tmp_path / f"{kind}.onnx"
+        exporter.export(made("quantized"), exporter.Config(activations=kind), path)
+        onnx.checker.check_model(str(path), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(tmp_path / f"{kind}-fused.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        fused[kind] = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        plain = onnxruntime.SessionOptions()
+        plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(path, plain, providers=["CPUExecutionProvider"])
+        answers.append([session.run(None, {"input": row[None].numpy()})[0].tolist() for row in data().test.head(16)[0]])
+    assert answers[0] == answers[1]
+    assert fused["uint8"].count("QLinearConv") == 5
+    assert "Conv" not in fused["uint8"]

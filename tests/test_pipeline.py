@@ -15,11 +15,10 @@ import pytest
 from edgepack import pipeline
 from edgepack.device import load_device
 from edgepack.events import BuildFinished, BuildStarted, Event
-from edgepack.plan import Planner, plan
+from edgepack.plan import plan
 from edgepack.recipe import load_recipe
 from edgepack.result import Build
 from edgepack.store import Store
-from edgepack.work import Work
 
 RECIPE = """\
 edgepack: 1
@@ -338,38 +337,6 @@ def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Proj
     shutil.rmtree(project.folder / "dist")
     assert project.run("build", "again", "--json").code == 0
     assert project.bundle() == first
-
-
-def test_weights_that_come_trained_and_know_nothing_are_doubted(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project.folder)
-    recipe, device, store = load_recipe("tiny"), load_device("desk"), Store(project.store)
-    work = Work(recipe, device, store, Planner(recipe, device, store))
-    told: list[Event] = []
-    work.emit = told.append
-    work._doubt_chance(work._untrained())
-    assert told == []  # a model that is to be trained may know nothing
-    monkeypatch.setattr(recipe.model.module, "trained", lambda config, signature: True)
-    work._doubt_chance(work._untrained())
-    assert "no more than chance with 10 classes" in str(told[0])
-
-
-def test_a_latency_is_that_of_the_exported_file_on_the_device(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project.folder)
-    recipe, device, store = load_recipe("tiny"), load_device("desk"), Store(project.store)
-    work = Work(recipe, device, store, Planner(recipe, device, store))
-    asked: list[dict[str, Any]] = []
-
-    def ran(job: dict[str, Any]) -> dict[str, Any]:
-        asked.append(job)
-        return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
-
-    monkeypatch.setattr(work, "_run", ran)
-    assert work._latency(work._untrained()) == 2.0
-    assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
 
 
 def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from edgepack.errors import RecipeError
-from edgepack.references import Reference, resolve, source
+from edgepack.references import Reference, resolve, source, sources
 
 RUNS = "raise RuntimeError('this ran')\n"
 
@@ -116,3 +116,17 @@ def test_a_mended_file_is_read_again() -> None:
     assert "unknown function" in _refusal("shop:load")
     _write("shop.py", "def other(): ...\ndef load(): ...")
     assert _check("shop:load")
+
+
+def test_a_change_in_what_a_module_imports_is_a_change() -> None:
+    nets = _write("shop/nets.py", "from shop.blocks import Block\nimport helpers, torch\ndef make(): ...\n")
+    blocks, start = _write("shop/blocks.py", RUNS), _write("shop/__init__.py", "")
+    helpers, far = _write("helpers.py", "from far import away\n"), _write("far.py", "import helpers\n")
+    _write("unrelated.py", "")
+    assert {*sources("shop.nets:make")} == {nets, blocks, start, helpers, far}
+    assert {*sources("helpers:away")} == {helpers, far}
+
+
+def test_code_that_is_not_valid_python_is_still_known_by_its_content() -> None:
+    nets, broken = _write("nets.py", "import broken\ndef make(): ...\n"), _write("broken.py", "def (:\n")
+    assert {*sources("nets:make")} == {nets, broken}

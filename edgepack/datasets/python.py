@@ -19,7 +19,7 @@ from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.datasets._digests import digests
 from edgepack.errors import RecipeError, StageError
-from edgepack.references import Reference, resolve, source
+from edgepack.references import Reference, resolve, sources
 from edgepack.store import digest, file_digest
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def describe(config: Config) -> Signature:
 
 
 def fingerprint(config: Config) -> str:
-    """Of the function's module, what it is called with, and the files that the recipe names."""
+    """Of the function's module and what of the user's it imports, its arguments, and the files the recipe names."""
     files = digests(_files(config), of=f"{Path.cwd()} {config.function}")
-    code = file_digest(source(config.function))
+    code = [file_digest(file) for file in sources(config.function)]
     return digest({"config": config.model_dump(mode="json"), "code": code, "files": files})
 
 

@@ -16,7 +16,7 @@ from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.models import Checkpoint
-from edgepack.references import Reference, resolve, source
+from edgepack.references import Reference, resolve, sources
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ def misfit(config: Config, signature: Signature) -> str:
 
 
 def files(config: Config) -> tuple[Path, ...]:
-    return (source(config.python), *([Path(config.checkpoint)] if config.checkpoint else []))
+    return (*sources(config.python), *([Path(config.checkpoint)] if config.checkpoint else []))
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":

@@ -99,7 +99,8 @@ def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    planned = rehearse(candidate, config, context.quantization)  # a derived student of an assistant replaces it below
+    planned = _student(candidate, config, context.quantization)  # a derived student of an assistant replaces it below
+    _check_smaller(candidate, planned)
     had, has = _size(candidate), _size(planned)
     wanted = config.compression or had / has
     between, why = _between(candidate, planned, config, context.quantization)

@@ -115,7 +115,7 @@ def rehearse(
     if config.pattern != "channels":
         return candidate
     if config.measures:
-        _closest(candidate, config, quantization, latency)
+        _limit(candidate, config, quantization, latency)
         return candidate
     ratio = config.ratio or _ratio_for(candidate, config, quantization, latency)
     if not ratio:
@@ -199,20 +199,23 @@ def _ratio_for(
     """The smallest ratio that meets the target, by bisection over what is really left; 0 if it is met already."""
     from edgepack.surgery import widest
 
-    limit, now = _closest(candidate, config, quantization, latency)
-    if now <= limit:
+    limit = _limit(candidate, config, quantization, latency)
+    if limit is None:
         return 0.0
     return 1 - widest(lambda keep: _left(candidate, keep, config, quantization, latency), limit)
 
 
-def _closest(
+def _limit(
     candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None"
-) -> tuple[float, float]:
-    """The target's limit and what there is now. Raises StageError naming what can be reached when it cannot."""
+) -> float | None:
+    """The most that may be left; None if no more is there now. Raises StageError naming what can be reached."""
     assert config.target is not None, "the configuration has a ratio or a target"
     target, now = config.target, _amount(config.target, candidate, latency)
-    limit, closest = target.limit(now), _left(candidate, 0.0, config, quantization, latency)
-    if now > limit and closest > limit:
+    limit = target.limit(now)
+    if now <= limit:
+        return None
+    closest = _left(candidate, 0.0, config, quantization, latency)
+    if closest > limit:
         share = SHARE.exact(math.ceil(1000 * closest / now) / 1000)  # rounded up: it must be in reach itself
         spared = " that is not spared" if config.spare else ""
         raise StageError(
@@ -220,7 +223,7 @@ def _closest(
             f"every layer{spared} there is still {target.tell(closest)}, {share} of now",
             f"ask for that or more{', spare fewer layers' * bool(config.spare)}, or begin with a smaller student",
         )
-    return limit, now
+    return limit
 
 
 def _left(
@@ -357,7 +360,7 @@ def _trial(module: "nn.Module", keep: dict[str, float], config: Config, context:
 
 
 def _sparsified(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    """Zeros between the weights, the smallest first; whatever trains the model later keeps them (see train.fit)."""
+    """Zeros between the weights, the smallest first; later training keeps them (see train.fit), QAT does not."""
     from edgepack.surgery import Edit, apply
 
     module, ratio = candidate.module, config.ratio or 0.5

@@ -124,18 +124,12 @@ def _trained(
 
 def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
     """The one with the higher score on the validation split, then the lower loss; the first where both are equal."""
-    scores = {mode: _score(module, context) for mode, module in modules.items()}
-    kept = max(scores, key=lambda mode: scores[mode])
+    from edgepack.train import judged
+
+    found = {mode: judged(module, context) for mode, module in modules.items()}
+    kept = max(found, key=lambda mode: (found[mode].score, -found[mode].loss))
     told = [
-        f"{mode}: {context.task.METRIC} {SHARE.format(score)}, loss {-loss:.4f}"
-        for mode, (score, loss) in scores.items()
+        f"{mode}: {context.task.METRIC} {SHARE.format(each.score)}, loss {each.loss:.4f}"
+        for mode, each in found.items()
     ]
     return kept, modules[kept], f"kept {kept} ({'; '.join(told)} on the validation split)"
-
-
-def _score(module: "GraphModule", context: Context) -> tuple[float, float]:
-    from edgepack.train import predict
-
-    split = context.data.validation
-    logits = predict(module, split)
-    return context.task.score(logits.numpy(), split.targets.numpy()), -float(context.task.loss(logits, split.targets))
