@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Mask = numpy.typing.NDArray[numpy.uint8]
 
 FILE = "tokenizer.json"
+INPUTS = ("input_ids", "attention_mask")
 _BATCH = 1000  # texts
 _ROLES = ("pad", "unk", "cls", "sep", "bos", "eos", "mask")
 # Many published models say nowhere which of their special tokens is which: their classes in transformers know.
@@ -73,6 +74,10 @@ class Encoded:
     ids: "Ids"
     mask: "Mask"
     cut: int
+
+    def inputs(self) -> dict[str, Any]:
+        """What a model is given, by the names of INPUTS: int64 [n, max_length]."""
+        return dict(zip(INPUTS, (self.ids.astype("int64"), self.mask.astype("int64")), strict=True))
 
 
 def load(name: str, max_length: int) -> Fixed:

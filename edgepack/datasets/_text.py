@@ -67,9 +67,7 @@ Documents = Mapping[str, Sequence[Document]]  # of each part that is there; the 
 
 def describe(config: Settings, labels: Iterable[str]) -> Signature:
     """Inputs of int64; raises RecipeError when the tokenizer will not do."""
-    inputs = tuple(
-        TensorSpec(name=name, shape=(config.max_length,), dtype="int64") for name in ("input_ids", "attention_mask")
-    )
+    inputs = tuple(TensorSpec(name=name, shape=(config.max_length,), dtype="int64") for name in tokenizer.INPUTS)
     preprocessing = tokenizer.load(config.tokenizer, config.max_length).preprocessing()
     return Signature(inputs=inputs, labels=tuple(labels), preprocessing=preprocessing)
 
