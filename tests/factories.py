@@ -227,7 +227,7 @@ def texts(root: str = "news", count: int = 10) -> str:
     for label, text in (("money", "The bank of rates fell"), ("sport", "The team won the match")):
         Path(root, label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            Path(root, label, f"{i}.txt").write_text(f"{text} {i} times\n{label}")
+            Path(root, label, f"{i}.txt").write_text(f"{text} {i} times")
     return root
 
 
