@@ -202,7 +202,21 @@ def with_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {**rest, "SHA256SUMS": sums.encode()}
 
 
-WORDS = ("the", "match", "ball", "goal", "team", "won", "stock", "bank", "market", "rates", "fell", "##s", "##ed")
+WORDS = (
+    "the",
+    "match",
+    "ball",
+    "goal",
+    "team",
+    "won",
+    "stock",
+    "bank",
+    "market",
+    "rates",
+    "fell",
+    "##s",
+    *"0123456789",
+)
 
 
 def tokenizer(folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), **told: Any) -> str:
@@ -210,7 +224,7 @@ def tokenizer(folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]",
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: i for i, word in enumerate((*special, *WORDS))}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=""))
     made.add_special_tokens([*special])
     made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
@@ -227,7 +241,7 @@ def texts(root: str = "news", count: int = 10) -> str:
     for label, text in (("money", "The bank of rates fell"), ("sport", "The team won the match")):
         Path(root, label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            Path(root, label, f"{i}.txt").write_text(f"{text} {i} times")
+            Path(root, label, f"{i}.txt").write_text(f"{i} {text}")
     return root
 
 

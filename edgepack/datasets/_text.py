@@ -86,27 +86,30 @@ def attachments(config: Settings) -> dict[str, bytes]:
 
 
 def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
-    """The splits, of which no two share a text. Raises RecipeError naming the documents that will not do."""
+    """The splits, of which no two share a text, nor what the model is given of one.
+
+    Raises RecipeError naming the documents that will not do.
+    """
     import torch
 
     refuse(documents)
-    kept = _different(documents)
-    parts = _drawn(config, kept, labels)
+    parts = _drawn(config, _different(documents), labels)
     fixed = tokenizer.load(config.tokenizer, config.max_length)
     encoded = {part: tokenizer.encode(fixed.tokenizer, [each.text for each in parts[part]]) for part in _PARTS}
+    own = _own(parts, encoded, labels)
 
     def split(part: str) -> Split:
-        inputs = (torch.from_numpy(encoded[part].ids), torch.from_numpy(encoded[part].mask))
-        targets = torch.tensor([labels.index(each.label) for each in parts[part]])
+        rows = torch.tensor(own[part])
+        inputs = (torch.from_numpy(encoded[part].ids)[rows], torch.from_numpy(encoded[part].mask)[rows])
+        targets = torch.tensor([labels.index(parts[part][row].label) for row in own[part]])
         return Split(inputs=inputs, targets=targets, prepare=_prepared)
 
-    count, cut = sum(len(each) for each in parts.values()), sum(each.cut for each in encoded.values())
     return Data(
         train=split("train"),
         validation=split("validation"),
         test=split("test"),
         examples=tuple(each.text for each in parts["test"][:EXAMPLES]),
-        notes=tuple(_notes(sum(map(len, documents.values())), count, cut, config.max_length)),
+        notes=tuple(_notes(documents, encoded, own, config.max_length)),
     )
 
 
@@ -131,11 +134,41 @@ def _prepared(inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
     return tuple(tensor.long() for tensor in inputs)  # kept small: four bytes a token, one of its mask
 
 
-def _notes(given: int, kept: int, cut: int, length: int) -> Iterable[str]:
-    if given > kept:
-        yield f"{given - kept} of {given} documents are copies of others: one of each is kept"
+def _own(
+    parts: Mapping[str, Sequence[Document]], encoded: Mapping[str, tokenizer.Encoded], labels: Sequence[str]
+) -> dict[str, list[int]]:
+    """The rows of each part that no part before it has: different texts may be the same once they are cut."""
+    before: set[bytes] = set()
+    own = {}
+    for part in _PARTS:
+        rows = [row.tobytes() for row in encoded[part].ids]
+        own[part] = [i for i, row in enumerate(rows) if row not in before]
+        before.update(rows)
+    counts = Counter(parts["train"][row].label for row in own["train"])
+    lacking = [label for label in labels if not counts[label]]
+    if lacking or not own["validation"]:
+        where = f"the class {lacking[0]!r} in training" if lacking else "validation"
+        raise RecipeError(
+            f"nothing is left for {where}: as the model is given them, its documents are those of another split",
+            "give a longer max_length, or a tokenizer that knows their words",
+        )
+    return own
+
+
+def _notes(
+    documents: Documents, encoded: Mapping[str, tokenizer.Encoded], own: Mapping[str, list[int]], length: int
+) -> Iterable[str]:
+    given, different, used = (
+        sum(map(len, each)) for each in (documents.values(), (each.ids for each in encoded.values()), own.values())
+    )
+    cut = sum(each.cut for each in encoded.values())
+    if given > different:
+        yield f"{given - different} of {given} documents are copies of others: one of each is kept"
     if cut:
-        yield f"{cut} of {kept} documents have more than {length} tokens: the rest of them is cut off"
+        yield f"{cut} of {different} documents have more than {length} tokens: the rest of them is cut off"
+    if different > used:
+        left = "is left out: its" if different - used == 1 else "are left out: their"
+        yield f"{different - used} of {different} documents {left} first {length} tokens begin one of another split"
 
 
 def refuse(documents: Documents) -> None:
