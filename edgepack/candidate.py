@@ -51,7 +51,7 @@ class Factory(Frozen):
         """
         module = plugins.load("models", self.model)
         try:
-            config = module.Config.model_validate(self.config)
+            config = module.Config.model_validate_json(json.dumps(self.config))  # in JSON a list is a tuple
         except ValidationError as error:
             why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
             raise StageError(f"a saved model cannot be built again: {why}", "put back what made it") from error
