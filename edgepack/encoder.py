@@ -5,7 +5,9 @@ for block in blocks(module):            # none, for a model that is no encoder
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +98,42 @@ def _blocks(module: nn.Module) -> Iterator[Block]:
                 parts = next((p for p in _PARTS if all(f"{place}.{part}" in names for part in p.values())), None)
                 if parts:
                     yield Block(name=place, **{key: f"{place}.{part}" for key, part in parts.items()})
+
+
+@contextmanager
+def first_token_only(module: nn.Module) -> Iterator[None]:
+    """Inside, the last layer answers for the first token alone, [n, 1, width]: the classifier reads no other.
+
+    The same numbers for a sixth of that layer's work: of the others it needs the keys and values only. For exporting;
+    training may look at what the last layer says of every token.
+    """
+    found = blocks(module) if isinstance(module, TextClassifier) else ()
+    if not found:
+        yield
+        return
+    last: Any = module.get_submodule(found[-1].name)
+    last.forward = partial(_first_token, last, module.get_submodule(found[-1].attention))
+    try:
+        yield
+    finally:
+        del last.forward
+
+
+def _first_token(layer: Any, attention: Any, hidden: torch.Tensor, mask: torch.Tensor, *_: Any, **__: Any) -> Any:
+    first, bert = hidden[:, :1], hasattr(attention, "query")
+    names = ("query", "key", "value") if bert else ("q_lin", "k_lin", "v_lin")
+    linears = (getattr(attention, name) for name in names)
+    query, key, value = (
+        linear(given).unflatten(2, (-1, attention.attention_head_size)).transpose(1, 2)
+        for linear, given in zip(linears, (first, hidden, hidden), strict=True)
+    )
+    shares = (query @ key.transpose(2, 3) * attention.scaling + mask).softmax(dim=-1)
+    context = (shares @ value).transpose(1, 2).flatten(2)
+    if bert:
+        attended = layer.attention.output(context, first)
+        return layer.output(layer.intermediate(attended), attended)
+    attended = layer.sa_layer_norm(attention.out_lin(context) + first)
+    return layer.output_layer_norm(layer.ffn(attended) + attended)
 
 
 def keep_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
