@@ -17,6 +17,7 @@ from edgepack.errors import StageError
 
 Size = tuple[int, int]
 Inputs = tuple[torch.Tensor, ...]
+Parts = list[tuple[str, bool]]
 
 
 class Transfer(Protocol):
@@ -119,7 +120,30 @@ def _last_of_each_size(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> d
     return found
 
 
-class HiddenStates:
+class _OfEncoders:
+    """Watches the same parts of two encoders."""
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, inputs: Inputs, parts: Callable[[nn.Module], Parts]
+    ) -> None:
+        for role, module in (("teacher", teacher), ("student", student)):
+            if not blocks(module):
+                raise StageError(
+                    f"the {role} is no transformer encoder, so it has no hidden states and no attention to compare",
+                    "use features, which compares the maps of convolutional nets",
+                )
+        self.known, self.own = _Watched(teacher, parts(teacher)), _Watched(student, parts(student))
+        self.widths = self.known.width(inputs), self.own.width(inputs)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())
+
+    def close(self) -> None:
+        self.known.close()
+        self.own.close()
+
+
+class HiddenStates(_OfEncoders):
     """What each layer of the student makes of a token is compared with what a layer of the teacher does.
 
     The student's layers are mapped evenly to the teacher's, the last to the last, and the embeddings to the embeddings.
@@ -129,9 +153,8 @@ class HiddenStates:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
-        _check_encoders(teacher, student, "hidden states")
-        self.known, self.own = _Watched(teacher, _states(teacher)), _Watched(student, _states(student))
-        known, own = (_width(watched, inputs) for watched in (self.known, self.own))
+        super().__init__(teacher, student, inputs, _states)
+        known, own = self.widths
         self.project = nn.ModuleList([nn.Linear(own, known, bias=False) for _ in range(2)] if own != known else [])
 
     def loss(self) -> torch.Tensor:
@@ -145,10 +168,6 @@ class HiddenStates:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         yield from self.project.parameters()
-
-    def close(self) -> None:
-        self.known.close()
-        self.own.close()
 
     def _projected(self, states: torch.Tensor, place: int) -> torch.Tensor:
         projected: torch.Tensor = self.project[min(place, 1)](states.float()) if self.project else states.float()
@@ -168,7 +187,7 @@ def relation_heads(known: int, own: int) -> int:
     return max(heads for heads in range(1, most + 1) if known % heads == own % heads == 0)
 
 
-class Relations:
+class Relations(_OfEncoders):
     """How much each token has to do with each other, by its queries, its keys and its values in the last layer.
 
     Queries (then keys, and values) are cut into as many relation heads in both models, whatever their attention heads,
@@ -179,22 +198,13 @@ class Relations:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
-        _check_encoders(teacher, student, "attention")
-        self.known, self.own = _Watched(teacher, _projections(teacher)), _Watched(student, _projections(student))
-        known, own = (_width(watched, inputs) for watched in (self.known, self.own))
-        self.heads = relation_heads(known, own)
+        super().__init__(teacher, student, inputs, _projections)
+        self.heads = relation_heads(*self.widths)
 
     def loss(self) -> torch.Tensor:
         return torch.stack(
             [self._divergence(own, known) for own, known in zip(self.own.seen, self.known.seen, strict=True)]
         ).sum()
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return iter(())
-
-    def close(self) -> None:
-        self.known.close()
-        self.own.close()
 
     def _divergence(self, own: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Of relations [n, heads, tokens, tokens] in logarithms: the mean over heads and real tokens."""
@@ -223,11 +233,17 @@ class _Watched:
     A part is the name of a module, and whether it is its output that counts, or what it was given.
     """
 
-    def __init__(self, module: nn.Module, parts: list[tuple[str, bool]]) -> None:
+    def __init__(self, module: nn.Module, parts: Parts) -> None:
         self.module, self.seen, self.mask = module, [torch.empty(0)] * len(parts), torch.empty(0, dtype=torch.bool)
         self.hooks = [module.register_forward_pre_hook(self._begin)]
         for place, (name, output) in enumerate(parts):
             self.hooks.append(module.get_submodule(name).register_forward_hook(self._keep(place, output)))
+
+    def width(self, inputs: Inputs) -> int:
+        """Of the last part."""
+        with torch.no_grad():
+            self.module.eval()(*inputs)
+        return int(self.seen[-1].shape[-1])
 
     def close(self) -> None:
         _remove(self.hooks)
@@ -242,30 +258,15 @@ class _Watched:
         return keep
 
 
-def _states(module: nn.Module) -> list[tuple[str, bool]]:
+def _states(module: nn.Module) -> Parts:
     """The embeddings, which are what the first layer is given, and what each layer makes of them."""
     row = [block.name for block in blocks(module)]
     return [(row[0], False), *((name, True) for name in row)]
 
 
-def _projections(module: nn.Module) -> list[tuple[str, bool]]:
+def _projections(module: nn.Module) -> Parts:
     last = blocks(module)[-1]
     return [(name, True) for name in (last.query, last.key, last.value)]
-
-
-def _width(watched: _Watched, inputs: Inputs) -> int:
-    with torch.no_grad():
-        watched.module.eval()(*inputs)
-    return int(watched.seen[-1].shape[-1])
-
-
-def _check_encoders(teacher: nn.Module, student: nn.Module, what: str) -> None:
-    for role, module in (("teacher", teacher), ("student", student)):
-        if not blocks(module):
-            raise StageError(
-                f"the {role} is no transformer encoder, so it has no {what} to compare",
-                "use features, which compares the maps of convolutional nets",
-            )
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

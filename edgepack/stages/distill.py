@@ -276,7 +276,7 @@ def _begun(student: "Candidate", teacher: "Candidate", config: Config) -> "tuple
     if config.init == "random":
         return student.forgotten(), ["starts from random weights"]
     if config.student is None:
-        return student, []
+        return student, ["starts from the teacher's weights"]
     places = None if getattr(config.student.config, "checkpoint", None) else _same_layers(student, teacher)
     if places is None and _has_weights(config.student):
         return student, ["starts from its own weights"]

@@ -14,7 +14,7 @@ from edgepack.device import Quantization
 from edgepack.encoder import blocks
 from edgepack.errors import StageError
 from edgepack.features import HiddenStates, Inside, Relations
-from edgepack.siblings import narrowed, narrower
+from edgepack.siblings import axes, narrowed, narrower
 from edgepack.stages import Context
 from edgepack.stages.distill import Config, rehearse, run
 from edgepack.surgery import PassOn
@@ -321,3 +321,12 @@ def test_encoders_have_no_feature_maps() -> None:
 def test_weights_of_zero_watch_nothing() -> None:
     teacher, student = encoder().module, encoder().module
     assert Inside({"hidden": 0.0, "features": 0.0}, teacher, student, text(2).train.head(2)).parts == []
+
+
+def test_heads_leave_whole() -> None:
+    teacher = encoder().module
+    of_heads = next(axis for axis in axes(teacher, 4) if axis.unit == 8)
+    kept = of_heads.kept(teacher.state_dict(), 0.5).reshape(-1, 8)
+    assert kept.shape == (2, 8)
+    assert torch.equal(kept, kept[:, :1] + torch.arange(8))
+    assert not (kept[:, 0] % 8).any()
