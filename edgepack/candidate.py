@@ -51,7 +51,7 @@ class Factory(Frozen):
         """
         module = plugins.load("models", self.model)
         try:
-            config = module.Config.model_validate(self.config)
+            config = module.Config.model_validate_json(json.dumps(self.config))  # in JSON a list is a tuple
         except ValidationError as error:
             why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
             raise StageError(f"a saved model cannot be built again: {why}", "put back what made it") from error
@@ -132,6 +132,8 @@ class Candidate:
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
         """The model as a torch.export program, at a fixed batch size or with a dynamic one."""
+        from edgepack.encoder import first_token_only
+
         module = self.module if self.form == "exported" else self.module.eval()
         if isinstance(module, nn.Sequential):
             # ExecuTorch's batch norm fusion stumbles over parameters whose names begin with a digit.
@@ -139,7 +141,8 @@ class Candidate:
         # An example of one would be specialised to one for ever: two, even where the batch is dynamic.
         inputs = self.example_inputs(batch or 2)
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch is None else None
-        return torch.export.export(module, inputs, dynamic_shapes=shapes)
+        with first_token_only(module):
+            return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
     def save(self, folder: Path) -> None:
         """Write `candidate.json` and the weights, or the program, into an empty folder."""
@@ -261,8 +264,10 @@ def macs(candidate: Candidate) -> int:
     """Multiply-accumulates of one inference, counted by torch on the operators that really run."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from edgepack.encoder import first_token_only
+
     inputs = candidate.example_inputs(2)  # batch norm and exported programs want more than one
     module = candidate.module if candidate.form == "exported" else candidate.module.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), first_token_only(module):
         module(*inputs)
     return int(counter.get_total_flops()) // 2 // 2

@@ -23,6 +23,7 @@ class Edit(Frozen):
     resize          the layer now has these attributes              {"out_channels": 40, "in_channels": 24}
     split           the layer became two thin ones of this rank     {"rank": 24}
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
+    resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
     drop            the block passes on what it is given            {}
     zeros           the zeros among the weights are there to stay   {}
     """
@@ -38,17 +39,33 @@ def apply(module: nn.Module, edit: Edit) -> None:
     layer = module.get_submodule(edit.layer)
     match edit.op:
         case "resize":
-            fresh = resized(layer, edit.to)
-            fresh.keeps_zeros = keeps_zeros(layer)
-            replace_layer(module, edit.layer, fresh)
+            _resize(module, edit.layer, edit.to)
         case "split":
             replace_layer(module, edit.layer, split(layer, edit.to["rank"]))
         case "split_spatial":
             replace_layer(module, edit.layer, split_spatial(layer, edit.to["rank"]))
         case "drop":
-            replace_layer(module, edit.layer, nn.Identity())
+            replace_layer(module, edit.layer, PassOn())
         case "zeros":
             layer.keeps_zeros = True
+
+
+class PassOn(nn.Module):  # type: ignore[misc]
+    """In place of a block that was dropped: gives its first input back, whatever else the block was called with."""
+
+    def forward(self, given: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        return given
+
+
+def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
+    layer = module.get_submodule(name)
+    if type(layer) not in _SIZES:  # attention: its layers are resized on their own
+        for attribute, value in to.items():
+            setattr(layer, attribute, value)
+        return
+    fresh = resized(layer, to)
+    fresh.keeps_zeros = keeps_zeros(layer)
+    replace_layer(module, name, fresh)
 
 
 def keeps_zeros(layer: nn.Module) -> bool:
@@ -70,24 +87,35 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: ("num_features",),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
+# What the attention modules of transformers know of their own size, besides the layers in them.
+_HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
 _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: _CONVOLUTION,
     nn.ConvTranspose2d: (*_CONVOLUTION, "output_padding"),
     nn.BatchNorm1d: ("eps", "momentum", "affine", "track_running_stats"),
     nn.BatchNorm2d: ("eps", "momentum", "affine", "track_running_stats"),
     nn.GroupNorm: ("num_groups", "eps", "affine"),
+    nn.LayerNorm: ("eps", "elementwise_affine"),
+    nn.Embedding: ("padding_idx",),
 }
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)  # these have a bias or not as they are affine or not
 
 
 def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
     """The widths of every layer that surgery can resize: {"conv1": {"in_channels": 1, "out_channels": 64, ...}}."""
-    return {name: dict(_widths(layer)) for name, layer in module.named_modules() if type(layer) in _SIZES}
+    widths = ((name, dict(_widths(layer))) for name, layer in module.named_modules())
+    return {name: found for name, found in widths if found}
 
 
 def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
-    for attribute in _SIZES[type(layer)]:
-        yield attribute, int(getattr(layer, attribute))
+    heads = hasattr(layer, "attention_head_size")
+    for attribute in _SIZES.get(type(layer), _HEADS if heads else ()):
+        if hasattr(layer, attribute):
+            value = getattr(layer, attribute)
+            yield attribute, int(value[-1] if isinstance(value, tuple) else value)
 
 
 def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
@@ -105,7 +133,7 @@ def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
     if kind not in _SIZES:
         raise TypeError(f"surgery cannot resize a {kind.__name__}")
     keep = {name: getattr(layer, name) for name in _KEPT.get(kind, ())}
-    if hasattr(layer, "bias") and kind not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm):
+    if hasattr(layer, "bias") and kind not in _NORMS:
         keep["bias"] = layer.bias is not None
     return kind(**to, **keep)
 

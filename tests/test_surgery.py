@@ -174,5 +174,8 @@ def test_resizing_keeps_everything_but_the_widths() -> None:
     assert str(convolution) == str(nn.Conv2d(4, 4, 3, stride=2, padding=1, dilation=2, groups=4, bias=False))
     norm = surgery.resized(nn.BatchNorm2d(8, eps=1e-3, momentum=0.01), {"num_features": 4})
     assert str(norm) == str(nn.BatchNorm2d(4, eps=1e-3, momentum=0.01))
+    assert str(surgery.resized(nn.LayerNorm(8, eps=1e-3), {"normalized_shape": 4})) == str(nn.LayerNorm(4, eps=1e-3))
+    table = surgery.resized(nn.Embedding(9, 8, padding_idx=1), {"num_embeddings": 9, "embedding_dim": 4})
+    assert str(table) == str(nn.Embedding(9, 4, padding_idx=1))
     with pytest.raises(TypeError, match="cannot resize"):
-        surgery.resized(nn.LayerNorm(8), {"normalized_shape": 4})
+        surgery.resized(nn.Bilinear(8, 8, 8), {"out_features": 4})
