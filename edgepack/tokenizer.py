@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Ids = numpy.typing.NDArray[numpy.int32]
     Mask = numpy.typing.NDArray[numpy.uint8]
+    Rows = numpy.typing.NDArray[numpy.int64]
 
 FILE = "tokenizer.json"
 INPUTS = ("input_ids", "attention_mask")
@@ -69,10 +70,11 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """`ids` and `mask` of shape [n, max_length]; `cut` tells how many of the n texts were longer."""
+    """`ids` and `mask` of shape [n, max_length], the text that each row is of, and how many texts were longer."""
 
     ids: "Ids"
     mask: "Mask"
+    texts: "Rows"
     cut: int
 
     def inputs(self) -> dict[str, Any]:
@@ -113,17 +115,25 @@ def read(content: bytes) -> "Tokenizer":
         raise ValueError(str(error)) from error
 
 
-def encode(tokenizer: "Tokenizer", texts: Sequence[str]) -> Encoded:
-    """What the model is given for each text, cut and padded as the tokenizer was fixed."""
+def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, windows: int = 1) -> Encoded:
+    """What the model is given for each text, cut and padded as the tokenizer was fixed.
+
+    A text that is longer gives a row more for what follows, and again, up to `windows` rows; of the further ones only
+    those that are at least half full.
+    """
     import numpy
 
-    ids, mask, cut = [], [], 0
+    ids, mask, rows, cut = [], [], [], 0
     for start in range(0, len(texts), _BATCH):
-        for encoding in tokenizer.encode_batch(list(texts[start : start + _BATCH])):
-            ids.append(numpy.array(encoding.ids, numpy.int32))
-            mask.append(numpy.array(encoding.attention_mask, numpy.uint8))
+        batch = tokenizer.encode_batch(list(texts[start : start + _BATCH]))
+        for row, encoding in enumerate(batch, start):
+            further = [each for each in encoding.overflowing if 2 * sum(each.attention_mask) >= len(each.ids)]
+            for each in [encoding, *further][:windows]:
+                ids.append(numpy.array(each.ids, numpy.int32))
+                mask.append(numpy.array(each.attention_mask, numpy.uint8))
+                rows.append(row)
             cut += bool(encoding.overflowing)
-    return Encoded(ids=numpy.stack(ids), mask=numpy.stack(mask), cut=cut)
+    return Encoded(ids=numpy.stack(ids), mask=numpy.stack(mask), texts=numpy.array(rows), cut=cut)
 
 
 def _read_file(file: Path) -> "Tokenizer":

@@ -148,9 +148,20 @@ def test_copies_leave_enough_of_every_class_or_are_refused() -> None:
 def test_how_many_texts_are_cut_is_told() -> None:
     config = _folder(texts(), max_length=6)
     Path("news/sport/short.txt").write_text("won")
-    assert text_folder.load(config).notes == (
-        "20 of 21 documents have more than 6 tokens: the rest of them is cut off",
-    )
+    assert text_folder.load(config).notes == ("20 of 21 documents have more than 6 tokens",)
+
+
+def test_a_long_text_is_trained_on_in_several_windows_and_judged_by_its_first() -> None:
+    folder = texts(count=10)
+    for label in ("sport", "money"):
+        Path(f"news/{label}/long.txt").write_text(" ".join(f"{label} won {i}" for i in range(20)))
+    one, three = (text_folder.load(_folder(folder, max_length=8, windows=windows)) for windows in (1, 3))
+    assert (len(one.validation), len(one.test)) == (len(three.validation), len(three.test))
+    known, further = ({tuple(row) for row in data.train.inputs[0].tolist()} for data in (one, three))
+    assert known < further
+    masks = three.train.inputs[1]
+    assert int(masks.sum(1).min()) >= 4  # what would be mostly padding is no window
+    assert text_folder.fingerprint(_folder(folder)) != text_folder.fingerprint(_folder(folder, windows=3))
 
 
 def test_texts_that_are_the_same_once_they_are_cut_do_not_help_the_test_split() -> None:
@@ -161,7 +172,7 @@ def test_texts_that_are_the_same_once_they_are_cut_do_not_help_the_test_split() 
     rows = {part: {*rows} for part, rows in _rows(data).items()}
     assert not rows["test"] & (rows["train"] | rows["validation"]) and not rows["validation"] & rows["train"]
     assert len(data.test) == 2 + 9
-    assert "documents are left out: their first 6 tokens" in data.notes[-1]
+    assert "inputs are left out: as the model is given them" in data.notes[-1]
 
 
 def test_texts_that_are_all_the_same_once_they_are_cut_are_refused() -> None:
@@ -383,8 +394,8 @@ def test_bbc_news_has_no_article_in_two_splits(bbc: Data) -> None:
     assert not rows["test"] & (rows["train"] | rows["validation"]) and not rows["validation"] & rows["train"]
     assert bbc.notes == (
         "100 of 2225 documents are copies of others: one of each is kept",
-        "2124 of 2125 documents have more than 128 tokens: the rest of them is cut off",
-        "7 of 2125 documents are left out: their first 128 tokens begin one of another split",
+        "2124 of 2125 documents have more than 128 tokens",
+        "7 of 2125 inputs are left out: as the model is given them, another split has the same",
     )
     shares = Counter(bbc.test.targets.tolist())
     assert [shares[i] for i in range(5)] == [101, 74, 81, 101, 69]

@@ -40,6 +40,9 @@ class Settings(Frozen):
 
     tokenizer: str = Field(description="a folder with tokenizer.json, all-MiniLM-L6-v2, or a name of the hub")
     max_length: int = Field(default=128, ge=1, description="tokens of a text that the model is given, its own included")
+    windows: int = Field(
+        default=1, ge=1, le=100, description="parts of a longer text to train on, each of max_length; others: the first"
+    )
     validation: Share = Field(default=0.15, description="share of each class, where no file holds this split")
     test: Share = Field(default=0.15, description="share of each class, where no file holds this split")
 
@@ -77,7 +80,8 @@ def fingerprint(config: Settings, files: Mapping[str, str], **settings: Any) -> 
     # The tokenizer is known by what it is, not by where it lies.
     ids = digest(tokenizer.load(config.tokenizer, config.max_length).json().decode())
     made_by = versions("tokenizers")
-    return digest({"files": files, "tokenizer": ids, "shares": config.shares, "versions": made_by, **settings})
+    drawn_by = {"shares": config.shares, "windows": config.windows}
+    return digest({"files": files, "tokenizer": ids, "versions": made_by, **drawn_by, **settings})
 
 
 def attachments(config: Settings) -> dict[str, bytes]:
@@ -95,21 +99,25 @@ def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
     refuse(documents)
     parts = _drawn(config, _different(documents), labels)
     fixed = tokenizer.load(config.tokenizer, config.max_length)
-    encoded = {part: tokenizer.encode(fixed.tokenizer, [each.text for each in parts[part]]) for part in _PARTS}
-    own = _own(parts, encoded, labels)
+    windows = {"train": config.windows}
+    encoded = {
+        part: tokenizer.encode(fixed.tokenizer, [each.text for each in parts[part]], windows=windows.get(part, 1))
+        for part in _PARTS
+    }
+    targets = {part: [labels.index(parts[part][row].label) for row in encoded[part].texts] for part in _PARTS}
+    own = _own(encoded, targets, labels)
 
     def split(part: str) -> Split:
         rows = torch.tensor(own[part])
         inputs = (torch.from_numpy(encoded[part].ids)[rows], torch.from_numpy(encoded[part].mask)[rows])
-        targets = torch.tensor([labels.index(parts[part][row].label) for row in own[part]])
-        return Split(inputs=inputs, targets=targets, prepare=_prepared)
+        return Split(inputs=inputs, targets=torch.tensor(targets[part])[rows], prepare=_prepared)
 
     return Data(
         train=split("train"),
         validation=split("validation"),
         test=split("test"),
         examples=tuple(each.text for each in parts["test"][:EXAMPLES]),
-        notes=tuple(_notes(documents, encoded, own, config.max_length)),
+        notes=tuple(_notes(documents, parts, encoded, own)),
     )
 
 
@@ -135,7 +143,7 @@ def _prepared(inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
 
 
 def _own(
-    parts: Mapping[str, Sequence[Document]], encoded: Mapping[str, tokenizer.Encoded], labels: Sequence[str]
+    encoded: Mapping[str, tokenizer.Encoded], targets: Mapping[str, Sequence[int]], labels: Sequence[str]
 ) -> dict[str, list[int]]:
     """The rows of each part that no part before it has: different texts may be the same once they are cut."""
     before: set[bytes] = set()
@@ -144,8 +152,8 @@ def _own(
         rows = [row.tobytes() for row in encoded[part].ids]
         own[part] = [i for i, row in enumerate(rows) if row not in before]
         before.update(rows)
-    counts = Counter(parts["train"][row].label for row in own["train"])
-    lacking = [label for label in labels if not counts[label]]
+    taught = {targets["train"][row] for row in own["train"]}
+    lacking = [label for target, label in enumerate(labels) if target not in taught]
     if lacking or not own["validation"]:
         where = f"the class {lacking[0]!r} in training" if lacking else "validation"
         raise RecipeError(
@@ -156,19 +164,17 @@ def _own(
 
 
 def _notes(
-    documents: Documents, encoded: Mapping[str, tokenizer.Encoded], own: Mapping[str, list[int]], length: int
+    documents: Documents, parts: Documents, encoded: Mapping[str, tokenizer.Encoded], own: Mapping[str, list[int]]
 ) -> Iterable[str]:
-    given, different, used = (
-        sum(map(len, each)) for each in (documents.values(), (each.ids for each in encoded.values()), own.values())
-    )
-    cut = sum(each.cut for each in encoded.values())
+    given, different = (sum(map(len, each.values())) for each in (documents, parts))
+    rows, used = sum(len(each.ids) for each in encoded.values()), sum(map(len, own.values()))
+    cut, length = sum(each.cut for each in encoded.values()), encoded["train"].ids.shape[1]
     if given > different:
         yield f"{given - different} of {given} documents are copies of others: one of each is kept"
     if cut:
-        yield f"{cut} of {different} documents have more than {length} tokens: the rest of them is cut off"
-    if different > used:
-        left = "is left out: its" if different - used == 1 else "are left out: their"
-        yield f"{different - used} of {different} documents {left} first {length} tokens begin one of another split"
+        yield f"{cut} of {different} documents have more than {length} tokens"
+    if rows > used:
+        yield f"{rows - used} of {rows} inputs are left out: as the model is given them, another split has the same"
 
 
 def refuse(documents: Documents) -> None:
