@@ -1,6 +1,7 @@
 """Texts from folders, CSV files and BBC News become data sets, and what is wrong with them is said before training."""
 
 import csv as stdlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -153,8 +154,8 @@ def test_how_many_texts_are_cut_is_told() -> None:
 
 def test_a_long_text_is_trained_on_in_several_windows_and_judged_by_its_first() -> None:
     folder = texts(count=10)
-    for label in ("sport", "money"):
-        Path(f"news/{label}/long.txt").write_text(" ".join(f"{label} won {i}" for i in range(20)))
+    for label, i in itertools.product(("sport", "money"), range(10)):
+        Path(f"news/{label}/long-{i}.txt").write_text(" ".join(f"{i} {label} won {place}" for place in range(9)))
     one, three = (text_folder.load(_folder(folder, max_length=8, windows=windows)) for windows in (1, 3))
     assert (len(one.validation), len(one.test)) == (len(three.validation), len(three.test))
     known, further = ({tuple(row) for row in data.train.inputs[0].tolist()} for data in (one, three))
