@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgepack.stages._search import Search
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 5
+VERSION = 4
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 
@@ -101,7 +101,7 @@ class Config(StageConfig):
             return self._of_zeros()
         if self.ratio is not None and self.target is not None:
             raise ValueError("give either a ratio, as 50 %, or a target, as {macs: 40 %}")
-        if self.ratio is None and self.target is None and not self.of_encoders:
+        if self.target is None and self.layers is None and not self.cuts(self.ratio or 0):
             raise ValueError(
                 "give either a ratio, as 50 %, or a target, as {macs: 40 %}; of an encoder also layers, heads or ffn"
             )
@@ -139,7 +139,7 @@ class Config(StageConfig):
 
     def cuts(self, ratio: float) -> bool:
         """Whether anything is to go besides layers."""
-        return bool(ratio) or self.heads is not None or self.ffn is not None
+        return any((ratio, self.heads, self.ffn))
 
 
 def misfit(config: Config, place: Place) -> str:
@@ -236,7 +236,8 @@ def _narrowed(
     if config.target:  # a latency is timed once more
         notes.append(f"reached {config.target.tell(search.amount(pruned))}")
     notes += _notes(had, module)
-    decided = {"ratio": SHARE.exact(ratio), "target": None} if config.measures else {}
+    settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder's heads may do by the share that they have
+    decided = {**settled, "target": None} if config.measures else {}
     return replace(pruned, notes=tuple(notes), decided=decided)
 
 
@@ -282,10 +283,8 @@ def _fewer(module: "nn.Module", ratio: float, config: Config) -> str:
     from edgepack.groups import parts
 
     nouns = {part.setting: part.noun for part in parts(module).values()}
-    shares = {noun: SHARE.format(config.share(setting, ratio)) for setting, noun in nouns.items()}
-    return " and ".join(
-        f"{share} fewer {noun}" for noun, share in (shares or {"channels": SHARE.format(ratio)}).items()
-    )
+    shares = {noun: config.share(setting, ratio) for setting, noun in nouns.items()} or {"channels": ratio}
+    return " and ".join(f"{SHARE.format(share)} fewer {noun}" for noun, share in shares.items() if share)
 
 
 def _rule(module: "nn.Module", quantization: "Quantization") -> str:

@@ -14,6 +14,7 @@ from torch_factories import candidate as net
 from torch_factories import context, reloaded
 from torch_factories import tiny_models as tiny_models
 
+from edgepack import plugins, recipe
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
 from edgepack.device import Quantization
 from edgepack.encoder import Block, blocks
@@ -187,6 +188,8 @@ def test_layers_that_go_count_for_a_target_of_the_whole() -> None:
     assert parameters(cut.module) <= 0.45 * whole
     (left,) = blocks(cut.module)
     assert left.heads(cut.module) == 3
+    untouched = prune.run(make.encoder(), config(layers=1, target={"params": "75 %"}, heads="0 %"), about())
+    assert untouched.notes[-1] == met.notes[-1]
 
 
 def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
@@ -198,6 +201,11 @@ def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
     assert clock(made) <= limit
     again = prune.run(make.encoder(), config(**made.decided), about())
     assert torch.equal(said(again.module), said(made.module))
+    settings = {"target": {"latency": f"{clock(make.encoder()) - 5:.3f} ms"}, "heads": "75 %"}
+    enough = prune.run(make.encoder(), config(**settings), about(latency=clock))
+    assert enough.decided == {"target": None}
+    again = prune.run(make.encoder(), config(**settings | enough.decided), about())
+    assert torch.equal(said(again.module), said(enough.module))
 
 
 def test_a_target_out_of_reach_names_the_closest() -> None:
@@ -287,8 +295,11 @@ def test_recovery_learns_with_the_teacher() -> None:
     recover = {"epochs": 4, "batch_size": 16, "learning_rate": 1e-2}
     settings = {"layers": (2,), "ratio": "50 %", "recover": recover}
     bare = prune.run(taught(), config(**settings | {"recover": {"epochs": 0}}), about())
+    alone = prune.run(taught(), config(**settings), about())
     result = prune.run(taught(), config(**settings), about(teacher=taught(), events=events))
-    assert judged(result.module, about()).score > judged(bare.module, about()).score
+    assert judged(result.module, about()).score > 0.9
+    assert judged(result.module, about()).loss < 0.2 * judged(bare.module, about()).loss
+    assert not torch.equal(said(result.module), said(alone.module))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
     assert list(doing) == ["recovering after dropping a layer", "recovering after cut 1 of 1"]
 
@@ -320,7 +331,7 @@ def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:
         ({"layers": 2}, "2 layers cannot be dropped: the model has 2, and one must stay"),
         ({"layers": (0, 1)}, "2 layers cannot be dropped"),
         ({"layers": (2,)}, "there is no layer 2 to drop: the layers are 0 to 1"),
-        ({"heads": "10 %"}, "nothing was removed: at 10 % fewer heads"),
+        ({"heads": "10 %"}, "nothing was removed: at 10 % fewer heads no layer"),
         ({"ratio": "1 %"}, "no layer has a whole head, nor a block of 4 neurons"),
         ({"ratio": "50 %", "spare": ("model.bert.encoder.layer.7",)}, "no layer matches"),
     ],
@@ -363,6 +374,21 @@ def test_no_advice_where_none_is_due() -> None:
     assert prune.misfit(config(pattern="2:4", insist=True), pictures) == ""
     skipping = Place(quantization=Quantization(sparsity=("2:4",)), encoder=True)
     assert "no smaller; a student" in prune.misfit(config(pattern="2:4"), skipping)
+
+
+def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:
+    """A student of another kind takes the place of the model; what a stage derives is of the same kind."""
+    bert = plugins.choose("models", {"huggingface": make.described(), "weights": None})
+    student = {"distill": {"student": {"torchvision": "mobilenet_v3_small"}}}
+    stages = [
+        plugins.choose("stages", stage) for stage in ({"prune": {"layers": 1}}, student, {"prune": {"ratio": "5 %"}})
+    ]
+    places = list(recipe._places(Quantization(), bert, stages))
+    assert [(place.encoder, place.later) for place in places] == [
+        (True, ("distill", "prune")),
+        (True, ("prune",)),
+        (False, ()),
+    ]
 
 
 def test_zeros_insisted_on_stay_in_an_encoder() -> None:
