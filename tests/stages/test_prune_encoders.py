@@ -84,8 +84,9 @@ def test_heads_are_not_scrambled(kind: str) -> None:
     masked, cut = copy.deepcopy(whole.module), copy.deepcopy(whole.module)
     silence(masked, block, (0, 2), ())
     kept = torch.arange(4 * HEAD).reshape(4, HEAD)[[1, 3]].flatten()
-    keepers = torch.isin(torch.arange(4 * HEAD), kept).float()
-    shrink(cut, torch.empty(0), keep={block.query: 0.5}, score=lambda group: keepers, multiple=8)
+    uneven = torch.tensor([10.0, 0.0]).repeat(2 * HEAD)  # half of a good head's channels are the worst of all
+    worth = torch.where(torch.isin(torch.arange(4 * HEAD), kept), uneven, 3.0)
+    shrink(cut, torch.empty(0), keep={block.query: 0.5}, score=lambda group: worth, multiple=8)
     for part in (block.query, block.key, block.value):
         old = whole.module.get_submodule(part)
         assert torch.equal(cut.get_submodule(part).weight, old.weight[kept])
