@@ -21,6 +21,7 @@ from edgepack.patterns import chosen
 if TYPE_CHECKING:
     from torch import nn
 
+ENCODER = True
 KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as config.json's model_type names them
 _PADDED = 256  # rows that a model's embedding may have more than its tokenizer has tokens
 _HEADS = ("classifier", "pooler", "pre_classifier")  # what a model without a head of its own starts anew
