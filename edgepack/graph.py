@@ -63,7 +63,7 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
         _scale_and_shift(graph, node)
     for node in graph.graph.nodes:
         _plain_relu(node)
-    _drop_unused(graph)
+    drop_unused(graph)
     return graph
 
 
@@ -168,7 +168,7 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in module.graph.nodes:
         if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
             node.replace_all_uses_with(node.args[0])
-    _drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
+    drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
 
 
@@ -190,7 +190,7 @@ def _measure_tables(observed: fx.GraphModule) -> None:
         observer = observed.get_submodule(node.args[0].target) if node.args[0].op == "call_module" else None
         if observer:
             observer.reset_min_max_vals()
-            observer(_tensor(observed, node.args[0].args[0]))
+            observer(tensor_of(observed, node.args[0].args[0]))
 
 
 def _exported(candidate: "Candidate") -> fx.GraphModule:
@@ -242,7 +242,7 @@ def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
     Per-channel int8 holds its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it.
     """
     inputs, *names = norm.args[:5]
-    weight, bias, mean, variance = (_tensor(graph, name) for name in names)
+    weight, bias, mean, variance = (None if name is None else tensor_of(graph, name) for name in names)
     scale = (1.0 if weight is None else weight) / (variance + norm.args[7]).sqrt()
     shift = (0.0 if bias is None else bias) - mean * scale
     pictures = norm.meta["val"].dim() == 4
@@ -265,9 +265,8 @@ def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
     graph.graph.erase_node(norm)
 
 
-def _tensor(graph: fx.GraphModule, node: "fx.Node | None") -> torch.Tensor | None:
-    if node is None:
-        return None
+def tensor_of(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The weight or buffer that a node of kind get_attr stands for."""
     parent, _, leaf = str(node.target).rpartition(".")
     value: torch.Tensor = getattr(graph.get_submodule(parent), leaf)
     return value.detach()
@@ -317,7 +316,8 @@ def _is_met_by_rounding(clamp: fx.Node) -> bool:
     )
 
 
-def _drop_unused(graph: fx.GraphModule) -> None:
+def drop_unused(graph: fx.GraphModule) -> None:
+    """Take out the operators that nothing reads, and then the weights."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}

@@ -1,7 +1,8 @@
 """Make weights and activations int8: calibrated on training samples, and trained to work so.
 
-Of an encoder the Linear layers and embedding tables become int8; the rest of it stays float. `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
-`best` does both and keeps what is better on the validation split.
+`ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
+`best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
+tables become int8; LayerNorm, softmax and what adds up stay float.
 Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, arXiv 1712.05877.
 """
@@ -42,7 +43,7 @@ class Config(Training):
     calibration: int = Field(default=512, ge=1, description="training samples that set the ranges of activations")
     activations: Literal["auto", "static", "dynamic"] = Field(
         default="auto",
-        description="ranges of activations, fixed by calibration or measured in each inference; auto: dynamic for encoders",
+        description="their ranges fixed by calibration, or measured in each inference; auto: dynamic for encoders",
     )
     embeddings: bool = Field(default=True, description="embedding tables in int8 too")
     fp32: tuple[str, ...] = Field(default=(), description="names or patterns of the layers left in fp32")
