@@ -18,7 +18,7 @@ from torch import nn
 from edgepack import provenance
 from edgepack.candidate import Candidate, Factory
 from edgepack.datasets import Signature, TensorSpec
-from edgepack.graph import capture, prepare
+from edgepack.graph import Scheme, capture, prepare
 from edgepack.plugins import choose
 from edgepack.train import Numerics, numerics
 
@@ -58,7 +58,7 @@ def _convolutional(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
 def _quantized(config: dict[str, str]) -> tuple[Make, torch.Tensor]:
     factory = Factory.of(choose("models", config), _SIGNATURE)
     graph = capture(Candidate(module=factory.build(), factory=factory), ())
-    return lambda: prepare(graph, bits=8, training=True), torch.randn(_BATCH, 3, 32, 32)
+    return lambda: prepare(graph, Scheme(), training=True), torch.randn(_BATCH, 3, 32, 32)
 
 
 def _encoder() -> tuple[Make, torch.Tensor]:

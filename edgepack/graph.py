@@ -1,15 +1,16 @@
 """A model as a torch.export graph, made ready for int8, calibrated, and made int8.
 
     graph = capture(candidate, fp32=("classifier.*",))        # batch norm folded, what stays float marked
-    observed = prepare(graph, bits=8, training=False)         # observers in it: run calibration samples through
+    observed = prepare(graph, Scheme(), training=False)       # observers in it: run calibration samples through
     module = converted(observed)
 
 Through torchao's PT2E flow with the quantizer of ExecuTorch's XNNPACK backend: weights per channel, activations per
-tensor.
+tensor, embedding tables per row.
 """
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,17 +20,36 @@ from edgepack.errors import StageError
 from edgepack.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
     from edgepack.candidate import Candidate
 
 aten = torch.ops.aten
-_LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
+_TABLE = aten.embedding.default
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
+_LAYERS = (*_CONVOLUTIONS, aten.linear.default, _TABLE)
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
 
 
-def capture(candidate: "Candidate", fp32: tuple[str, ...]) -> fx.GraphModule:
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """What becomes int8, and how. Weights get this many bits; embedding tables have 8, for nothing multiplies them.
+
+    The range of an activation is `dynamic`, measured in each inference, or else fixed by calibration. Between the
+    layers of an encoder everything stays float: one range for the residuals would round most of them away, and one for
+    the scores of attention would have to hold the mask.
+    """
+
+    bits: int = 8
+    dynamic: bool = False
+    linear_only: bool = False
+
+
+def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool = True) -> fx.GraphModule:
     """The model without batch norm, its ReLU6 as ReLU, and the layers that `fp32` names kept from the quantizer.
 
-    Raises StageError when the model cannot be exported, or a pattern matches no layer.
+    So are its embedding tables, without `embeddings`. Raises StageError when the model cannot be exported, or a pattern
+    matches no layer.
     """
     from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
@@ -38,35 +58,69 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...]) -> fx.GraphModule:
     # prepare_qat_pt2e would rewrite the eps and momentum of batch norm (torchao issue 4107).
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
-    _leave_float(graph, layers, fp32)
+    _leave_float(graph, layers, fp32, embeddings)
     for node in [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]:
         _scale_and_shift(graph, node)
     for node in graph.graph.nodes:
         _plain_relu(node)
-    _drop_unused(graph)
+    drop_unused(graph)
     return graph
 
 
-def prepare(graph: fx.GraphModule, *, bits: int, training: bool) -> fx.GraphModule:
-    """A copy with observers in it, or with fake quantizers for training. Weights get this many bits."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.GraphModule:
+    """A copy with observers in it, or with fake quantizers for training.
+
+    Raises StageError for convolutions that would be dynamic: ONNX Runtime has no fast kernel for them.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
-    most = 2 ** (bits - 1) - 1  # symmetric: a channel's largest weight is met exactly, whatever its sign
-    scheme = get_symmetric_quantization_config(
-        is_per_channel=True, is_qat=training, weight_qmin=-most, weight_qmax=most
-    )
-    quantizer = XNNPACKQuantizer().set_global(scheme)
-    # Searching for batch norm takes a second and a half, and none is left.
-    quantizer.SUPPORTED_PATTERNS = [known for known in quantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
-    prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(copy.deepcopy(graph), quantizer)
+    if scheme.dynamic and any(node.target in _CONVOLUTIONS for node in graph.graph.nodes):
+        raise StageError(
+            "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
+            "leave `activations` out, or make it static",
+        )
+    marked = copy.deepcopy(graph)
+    _annotate_tables(marked)
+    quantizer = _quantizer(scheme, training)
+    prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(marked, quantizer)
     for node in [node for node in prepared.graph.nodes if _CEILING in node.meta]:
         _clamp(prepared, node)
     prepared.recompile()
     return prepared
+
+
+def _quantizer(scheme: Scheme, training: bool) -> "XNNPACKQuantizer":
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+
+    most = 2 ** (scheme.bits - 1) - 1  # symmetric: a channel's largest weight is met exactly, whatever its sign
+    config = get_symmetric_quantization_config(
+        is_per_channel=True, is_qat=training, is_dynamic=scheme.dynamic, weight_qmin=-most, weight_qmax=most
+    )
+    quantizer = XNNPACKQuantizer().set_global(config)
+    # Searching for batch norm takes a second and a half, and none is left.
+    wanted = [known for known in quantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
+    quantizer.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
+    return quantizer
+
+
+def _annotate_tables(graph: fx.GraphModule) -> None:
+    """Embedding tables as ExecuTorch's kernel takes them: uint8, each row with a scale and a zero point in float."""
+    from torchao.quantization.pt2e import PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    rows = QuantizationSpec(
+        dtype=torch.uint8,
+        qscheme=torch.per_channel_affine_float_qparams,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+    )
+    for node in graph.graph.nodes:
+        if node.target is _TABLE and Q_ANNOTATION_KEY not in node.meta:
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map={node.args[0]: rows}, _annotated=True)
 
 
 def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
@@ -95,21 +149,48 @@ def _set_range(fake: nn.Module, scale: torch.Tensor, zero_point: torch.Tensor) -
 
 
 def freeze_ranges(prepared: fx.GraphModule) -> None:
-    from torchao.quantization.pt2e import disable_observer
+    """Those that the device will find out anew in each inference go on doing so."""
+    from torchao.quantization.pt2e import FakeQuantizeBase
 
-    prepared.apply(disable_observer)
+    for fake in prepared.modules():
+        if isinstance(fake, FakeQuantizeBase) and not fake.is_dynamic:
+            fake.disable_observer()
 
 
 def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    module: fx.GraphModule = convert_pt2e(copy.deepcopy(prepared))
+    observed = copy.deepcopy(prepared)
+    _forget_inputs(observed)
+    _measure_tables(observed)
+    module: fx.GraphModule = convert_pt2e(observed)
     for node in module.graph.nodes:
         if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
             node.replace_all_uses_with(node.args[0])
-    _drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
+    drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
+
+
+def _forget_inputs(copied: fx.GraphModule) -> None:
+    """What the quantizer noted of a node's inputs names the nodes of the graph that this one was copied from.
+
+    torchao would look there for the ranges of dynamic activations, and fail.
+    """
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    for node in copied.graph.nodes:
+        if Q_ANNOTATION_KEY in node.meta:
+            node.meta[Q_ANNOTATION_KEY] = replace(node.meta[Q_ANNOTATION_KEY], input_qspec_map={})
+
+
+def _measure_tables(observed: fx.GraphModule) -> None:
+    """A row of an embedding table ranges over what is in it now, not over all that was while it learned."""
+    for node in [node for node in observed.graph.nodes if node.target is _TABLE]:
+        observer = observed.get_submodule(node.args[0].target) if node.args[0].op == "call_module" else None
+        if observer:
+            observer.reset_min_max_vals()
+            observer(tensor_of(observed, node.args[0].args[0]))
 
 
 def _exported(candidate: "Candidate") -> fx.GraphModule:
@@ -134,10 +215,13 @@ def _layers(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[str, ...
     }
 
 
-def _leave_float(graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...]) -> None:
+def _leave_float(
+    graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...], embeddings: bool
+) -> None:
     weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
     check_patterns(patterns, [layers[node][-1] for node in weighted if layers[node]], "layers with weights")
     chosen = {node for node, names in layers.items() if names and matches(names[-1], patterns)}
+    chosen |= {node for node in weighted if node.target is _TABLE and not embeddings}
     if weighted and chosen.issuperset(weighted):
         raise StageError("fp32 names every layer: nothing is left to quantize", "name fewer, or leave the stage out")
     for node in graph.graph.nodes:
@@ -158,7 +242,7 @@ def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
     Per-channel int8 holds its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it.
     """
     inputs, *names = norm.args[:5]
-    weight, bias, mean, variance = (_tensor(graph, name) for name in names)
+    weight, bias, mean, variance = (None if name is None else tensor_of(graph, name) for name in names)
     scale = (1.0 if weight is None else weight) / (variance + norm.args[7]).sqrt()
     shift = (0.0 if bias is None else bias) - mean * scale
     pictures = norm.meta["val"].dim() == 4
@@ -181,9 +265,8 @@ def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
     graph.graph.erase_node(norm)
 
 
-def _tensor(graph: fx.GraphModule, node: "fx.Node | None") -> torch.Tensor | None:
-    if node is None:
-        return None
+def tensor_of(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The weight or buffer that a node of kind get_attr stands for."""
     parent, _, leaf = str(node.target).rpartition(".")
     value: torch.Tensor = getattr(graph.get_submodule(parent), leaf)
     return value.detach()
@@ -233,7 +316,8 @@ def _is_met_by_rounding(clamp: fx.Node) -> bool:
     )
 
 
-def _drop_unused(graph: fx.GraphModule) -> None:
+def drop_unused(graph: fx.GraphModule) -> None:
+    """Take out the operators that nothing reads, and then the weights."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}

@@ -54,7 +54,8 @@ class ExecuTorch:
 
     def __init__(self, threads: int) -> None:
         import torch  # its libraries and types must be there before the runtime's own
-        from executorch.extension.pybindings import _portable_lib
+        from executorch.extension.pybindings import _portable_lib  # isort: skip
+        import executorch.kernels.quantized  # noqa: F401  (the kernel of int8 embedding tables)
 
         self.torch, self.api = torch, _portable_lib
         torch.set_num_threads(1)

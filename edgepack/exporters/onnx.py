@@ -1,5 +1,6 @@
 """ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
 
 
@@ -26,9 +27,14 @@ class Config(Frozen):
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
+    from edgepack.exporters._onnx_int8 import TRANSLATIONS, spelled
+
+    if candidate.form == "exported":
+        candidate = replace(candidate, module=spelled(candidate.module))
     program = torch.onnx.export(
         candidate.program(batch=1),
         dynamo=True,
+        custom_translation_table=TRANSLATIONS,
         verbose=False,
         opset_version=config.opset,
         input_names=[spec.name for spec in candidate.signature.inputs],
@@ -37,6 +43,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
     if config.activations == "uint8":
         _unsigned_activations(program.model)
+    _sum_before_norms(program.model)
     _forget_sources(program.model)
     program.save(str(path), external_data=False)
 
@@ -58,6 +65,21 @@ def _unsigned_activations(model: Any) -> None:
     model.graph.initializers.update({value.name: value for value in shifted.values()})
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
+
+
+def _sum_before_norms(model: Any) -> None:
+    """A residual is added by Sum, not Add, which is the same: ONNX Runtime then leaves it and LayerNormalization be.
+
+    The one operator that it would make of the two takes eight times as long as both (1.32, x86, 128 x 384).
+    """
+    for node in model.graph:
+        added = node.inputs[0].producer() if node.op_type == "LayerNormalization" else None
+        if added is not None and added.op_type == "Add" and not any(_bias(value) for value in added.inputs):
+            added.op_type = "Sum"
+
+
+def _bias(value: Any) -> bool:
+    return value.const_value is not None and len(value.shape) <= 1
 
 
 def _shifted(zero: Any, known: dict[str, Any]) -> Any:
