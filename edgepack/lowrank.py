@@ -5,7 +5,8 @@ A layer is split in one of two schemes, each a matrix of its weight [n, c, k, l]
     channel   [n, c*k*l]     k x l to r channels, then 1 x 1 to n; a Linear and a 1 x 1 convolution have this one alone
     spatial   [n*l, c*k]     k x 1 to r channels, then 1 x l to n
 
-Energy is the sum of the squared outputs, without bias, over calibration samples.
+An embedding [tokens, n] is the Linear [n, tokens] of tokens that are one-hot. Energy is the sum of the squared outputs,
+without bias, over calibration samples: a token counts as often as it is read, and those of padding do not.
 Source: channel: X. Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, arXiv 1505.06798, which for
 a Linear is X. Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378; spatial: M. Jaderberg et al., Speeding up
 Convolutional Neural Networks with Low Rank Expansions, BMVC 2014, arXiv 1405.3866, scheme 2.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgepack.datasets import Split
+from edgepack.encoder import TextClassifier
 from edgepack.errors import StageError
 
 Scheme = Literal["channel", "spatial"]
@@ -96,6 +98,14 @@ class Channel:
 
     def exactly(self, rank: int) -> float:
         return float(self.kept[rank - 1])
+
+
+class Table(Channel):
+    """Of an embedding: the first thin layer is a table as well, [tokens, rank]."""
+
+    def thin(self, rank: int) -> tuple[Tensor, Tensor]:
+        first, second = super().thin(rank)
+        return first.T, second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +209,7 @@ class _Moment:
     layer: nn.Module
     of_patches: bool
     positions: int  # the most patches that are taken of one sample
+    real: Tensor | None = None  # which tokens of the batch are text, [n, tokens]
     rows: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
@@ -209,7 +220,10 @@ class _Moment:
 
     def _outputs(self, outputs: Tensor) -> Tensor:
         vectors = outputs.movedim(1, -1) if isinstance(self.layer, nn.Conv2d) else outputs
-        bias = 0 if self.layer.bias is None else self.layer.bias
+        if self.real is not None and vectors.shape[:-1] == self.real.shape:
+            vectors = vectors[self.real]
+        bias = getattr(self.layer, "bias", None)
+        bias = 0 if bias is None else bias
         return (vectors - bias).reshape(-1, vectors.shape[-1]).double()
 
     def _patches(self, inputs: Tensor, outputs: Tensor) -> Iterator[Tensor]:
@@ -227,7 +241,8 @@ def curves(
 ) -> dict[str, tuple[Curve, ...]]:
     """For each named layer one curve a wanted scheme; none for a layer that answers nothing but zeros.
 
-    Ranks go up to a share of break-even. The layers are looked at in groups whose second moments fit into memory.
+    Ranks go up to a share of break-even, those of an embedding all the way. The layers are looked at in groups whose
+    second moments fit into memory.
     """
     found: dict[str, tuple[Curve, ...]] = {}
     for group in _groups(module, wanted):
@@ -262,6 +277,8 @@ def _collect(
         hooks.append(layer.register_forward_hook(lambda _, i, o, moment=moments[name]: moment.add(i[0], o)))
     with torch.no_grad():
         for batch in data.first(count).batches(_BATCH):
+            for moment in moments.values():
+                moment.real = batch.inputs[1].bool() if isinstance(module, TextClassifier) else None
             module(*batch.inputs)
     for hook in hooks:
         hook.remove()
@@ -270,7 +287,9 @@ def _collect(
 
 def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float) -> tuple[Curve, ...]:
     layer, total = moment.layer, moment.total
-    weight = layer.weight.detach()
+    weight, kind = layer.weight.detach(), Channel
+    if isinstance(layer, nn.Embedding):
+        weight, kind, upto = weight.T, Table, 1.0
     if not moment.rows:
         return ()
     if not total.isfinite().all():
@@ -280,7 +299,7 @@ def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float)
         return ()
     made: list[Curve] = []
     if "channel" in wanted:
-        made.append(Channel.of(weight, outputs, moment.rows, math.ceil(upto * break_even(layer))))
+        made.append(kind.of(weight, outputs, moment.rows, math.ceil(upto * break_even(layer))))
     if "spatial" in wanted:
         made.append(Spatial.of(weight, total, math.ceil(upto * break_even(layer, "spatial"))))
     return tuple(made)
@@ -293,5 +312,5 @@ def _through(weight: Tensor, moment: Tensor) -> Tensor:
 
 
 def _matrix(layer: nn.Module) -> Tensor:
-    weight: Tensor = layer.weight
-    return weight.detach().flatten(1)
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, nn.Embedding) else weight.flatten(1)

@@ -143,7 +143,12 @@ def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
 
 
 def split(layer: nn.Module, rank: int) -> nn.Sequential:
-    """The two thin layers, of `rank` channels between them, that stand for a Linear or a Conv2d without groups."""
+    """The two thin layers, of `rank` channels between them, that stand for a Linear, a Conv2d without groups, or an
+    Embedding: a narrow table, and a Linear that widens what is looked up there.
+    """
+    if isinstance(layer, nn.Embedding):
+        narrow = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
+        return nn.Sequential(narrow, nn.Linear(rank, layer.embedding_dim, bias=False))
     if isinstance(layer, nn.Linear):
         wide = nn.Linear(layer.in_features, rank, bias=False)
         return nn.Sequential(wide, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from edgepack.config import Frozen
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from edgepack.candidate import Candidate
 
 RUNTIME = "executorch"
@@ -26,8 +28,16 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
-    program = to_edge_transform_and_lower(candidate.program(batch=1), partitioner=[XnnpackPartitioner()])
-    # What XNNPACK leaves of int8 are embeddings: without the pass each inference would make the whole table float.
-    passes = [QuantFusionPass(_fix_node_meta_val=True)]
+    exported = candidate.program(batch=1)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
         program.to_executorch(ExecutorchBackendConfig(passes=passes)).write_to_file(file)
+
+
+def _has_int8_tables(program: "ExportedProgram") -> bool:
+    """Without the pass that knows them, each inference would make the whole table float."""
+    import torch
+
+    looked_up = torch.ops.aten.embedding.default
+    return any(node.target is looked_up and node.args[0].op == "call_function" for node in program.graph.nodes)

@@ -84,7 +84,7 @@ class AtRank:
 
     def _remarks(self, splits: Mapping[str, tuple[Curve, int]]) -> Iterator[tuple[str, str]]:
         for name, (_, rank) in splits.items():
-            limit = PAYS * self._break_even(name)
+            limit = self.survey.sites[name].pays(self.survey.sites[name].schemes[0])
             rounded = [f"{self.asked} rounded to blocks"] if rank != self.asked else []
             slow = [f"it may not be faster: that pays up to {int(limit)}"] if rank > limit else []
             if rounded or slow:

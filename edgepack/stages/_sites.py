@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from edgepack.candidate import Candidate
+from edgepack.encoder import first_token_only
 from edgepack.errors import StageError
 from edgepack.lowrank import Scheme, break_even, schemes, shape
 from edgepack.patterns import matches
 from edgepack.targets import Metric
 
 PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
+_KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)
 _NAMES = 8  # in a hint
 
 Call = tuple[int, int]  # one run of a layer: how many places it answers for, and at how many a k x 1 filter would
@@ -29,12 +31,16 @@ class Site:
     schemes: tuple[Scheme, ...]
     calls: tuple[Call, ...]
 
+    @property
+    def is_table(self) -> bool:
+        return isinstance(self.layer, nn.Embedding)
+
     def break_even(self, scheme: Scheme) -> float:
         return break_even(self.layer, scheme)
 
     def pays(self, scheme: Scheme) -> float:
-        """The rank up to which a split is worth it."""
-        return PAYS * self.break_even(scheme)
+        """The rank up to which a split is worth it: for an embedding, which costs no time, all that saves weights."""
+        return (1.0 if self.is_table else PAYS) * self.break_even(scheme)
 
     def full(self, scheme: Scheme) -> int:
         return min(shape(self.layer, scheme))
@@ -47,6 +53,8 @@ class Site:
         firsts = sum(between for _, between in self.calls) if scheme == "spatial" else seconds
         if metric != "macs":
             seconds = firsts = weight.element_size() if metric == "size" else 1
+        elif self.is_table:
+            return float(-rank * outputs * seconds)  # looking up multiplies nothing
         return float(seconds * weight.numel() - rank * (inputs * firsts + outputs * seconds))
 
 
@@ -63,7 +71,7 @@ class Survey:
 def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Scheme]) -> Survey:
     """Raises StageError where a pattern matches no layer that can be split."""
     module = candidate.module.eval()
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _KINDS)}
     unfit = _unfit(module, layers)
     able = [name for name in layers if name not in unfit]
     for pattern in patterns:
@@ -73,13 +81,18 @@ def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Sche
     calls = _calls(candidate, {name: layers[name] for name in looked_at if name in able})
     return Survey(
         sites={name: _site(layers[name], each, allowed) for name, each in calls.items() if each},
-        whole={**unfit, **dict.fromkeys((name for name in calls if not calls[name]), _IDLE)},
+        whole={**unfit, **{name: _unused(layers[name]) for name in calls if not calls[name]}},
         named=frozenset({*patterns} & {*looked_at}),
         looked_at=looked_at,
     )
 
 
 _IDLE = "it does not run itself: it is idle, or another part of the model uses its weight"
+_CONSTANT = "it gives every sample the same"
+
+
+def _unused(layer: nn.Module) -> str:
+    return _CONSTANT if isinstance(layer, nn.Embedding) else _IDLE
 
 
 def _site(layer: nn.Module, calls: Sequence[Call], allowed: Sequence[Scheme]) -> Site:
@@ -94,8 +107,8 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
     users = Counter(id(tensor) for layer in module.modules() for tensor in layer._parameters.values())
     reasons = {}
     for name, layer in layers.items():
-        if type(layer) not in (nn.Conv2d, nn.Linear):
-            reasons[name] = f"a {type(layer).__name__} may do more than a Conv2d or Linear"
+        if type(layer) not in _KINDS:
+            reasons[name] = f"a {type(layer).__name__} may do more than a Conv2d, Linear or Embedding"
         elif getattr(layer, "groups", 1) > 1:
             reasons[name] = f"it is a convolution in {layer.groups} groups"
         elif names[id(layer)] > 1 or users[id(layer.weight)] > 1:
@@ -109,7 +122,7 @@ def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[s
     kind = next((type(layer).__name__ for name, layer in module.named_modules() if name and fnmatch(name, pattern)), "")
     close = difflib.get_close_matches(pattern, able, n=_NAMES, cutoff=0.5)
     known = f"did you mean {', '.join(close)}?" if close else f"there are {_some(able)}"
-    return f"it is a {kind}: only Conv2d and Linear are split" if kind else known
+    return f"it is a {kind}: only Conv2d, Linear and Embedding are split" if kind else known
 
 
 def _some(names: Sequence[str]) -> str:
@@ -122,7 +135,9 @@ def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, l
     found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def look(calls: list[Call], layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        places = outputs.numel() // layer.weight.shape[0] // _BATCH
+        if isinstance(layer, nn.Embedding) and len(inputs) != _BATCH:
+            return  # places and segments: the same for every sample
+        places = outputs.numel() // shape(layer, "channel")[0] // _BATCH
         between = outputs.shape[2] * inputs.shape[3] if isinstance(layer, nn.Conv2d) else places
         calls.append((places, between))
 
@@ -130,7 +145,7 @@ def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, l
         layer.register_forward_hook(lambda layer, given, gave, calls=found[name]: look(calls, layer, given[0], gave))
         for name, layer in layers.items()
     ]
-    with torch.no_grad():
+    with torch.no_grad(), first_token_only(candidate.module):
         candidate.module(*candidate.example_inputs(_BATCH))
     for hook in hooks:
         hook.remove()

@@ -1,8 +1,9 @@
 """Split a wide layer into two thin ones, where few of its directions carry what it does to real activations.
 
 A k x k convolution becomes k x k to `rank` channels and 1 x 1 back (channel), or k x 1 and 1 x k (spatial), whichever
-has fewer weights for the energy; a Linear becomes two. Energy is measured on what calibration samples make the layer
-answer, so that a rank is chosen for the error it causes and not for the norm of a weight.
+has fewer weights for the energy; a Linear becomes two, an embedding table a narrow one and a Linear. Energy is measured
+on what calibration samples make the layer answer, so that a rank is chosen for the error it causes and not for the norm
+of a weight.
 Source: X. Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, arXiv 1505.06798; M. Jaderberg et
 al., BMVC 2014, arXiv 1405.3866; X. Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378 (see edgepack/lowrank.py).
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edgepack.surgery import Edit
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 3
+VERSION = 4
 READS = ("channel_multiple",)
 
 _ENERGY = "95 %"  # where no goal is given
@@ -136,7 +137,7 @@ def _split(module: "nn.Module", name: str, curve: "Curve", rank: int) -> "Edit":
     with torch.no_grad():
         for thin, weight in zip(pair, curve.thin(rank), strict=True):
             thin.weight.copy_(weight)
-        if layer.bias is not None:
+        if getattr(layer, "bias", None) is not None:
             pair[1].bias.copy_(layer.bias)
     return edit
 
