@@ -161,8 +161,7 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    observed = copy.deepcopy(prepared)
-    _forget_inputs(observed)
+    observed = _copied(prepared)
     _measure_tables(observed)
     module: fx.GraphModule = convert_pt2e(observed)
     for node in module.graph.nodes:
@@ -172,16 +171,20 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _forget_inputs(copied: fx.GraphModule) -> None:
-    """What the quantizer noted of a node's inputs names the nodes of the graph that this one was copied from.
+def _copied(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose notes on what feeds a node name nodes of its own.
 
-    torchao would look there for the ranges of dynamic activations, and fail.
+    torchao looks there for the ranges of dynamic activations, and fails where they lie in another graph.
     """
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+    copied = copy.deepcopy(prepared)
+    own = {node.name: node for node in copied.graph.nodes}
     for node in copied.graph.nodes:
-        if Q_ANNOTATION_KEY in node.meta:
-            node.meta[Q_ANNOTATION_KEY] = replace(node.meta[Q_ANNOTATION_KEY], input_qspec_map={})
+        if note := node.meta.get(Q_ANNOTATION_KEY):
+            feeds = {own.get(feed.name, feed): spec for feed, spec in note.input_qspec_map.items()}
+            node.meta[Q_ANNOTATION_KEY] = replace(note, input_qspec_map=feeds)
+    return copied
 
 
 def _measure_tables(observed: fx.GraphModule) -> None:

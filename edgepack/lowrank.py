@@ -289,7 +289,7 @@ def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float)
     layer, total = moment.layer, moment.total
     weight, kind = layer.weight.detach(), Channel
     if isinstance(layer, nn.Embedding):
-        weight, kind, upto = weight.T, Table, 1.0
+        weight, kind, upto = weight.T, Table, max(1.0, upto)
     if not moment.rows:
         return ()
     if not total.isfinite().all():
