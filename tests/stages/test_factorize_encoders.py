@@ -15,7 +15,7 @@ from edgepack.candidate import Candidate, macs, parameters
 from edgepack.datasets import TrainingData
 from edgepack.device import Quantization
 from edgepack.errors import StageError
-from edgepack.lowrank import break_even, curves
+from edgepack.lowrank import Scheme, break_even, curves
 from edgepack.stages import quantize
 from edgepack.stages.factorize import Config, rehearse, run
 from edgepack.surgery import Edit
@@ -142,7 +142,7 @@ def test_padding_does_not_count() -> None:
     noise = torch.randint(10, make.TOKENS, ids.shape, generator=torch.Generator().manual_seed(3))
     noisy = replace(data.train, inputs=(torch.where(mask.bool(), ids, noise), mask))
     module = make.encoder().module
-    wanted = {
+    wanted: dict[str, tuple[Scheme, ...]] = {
         name: ("channel",)
         for name, layer in module.named_modules()
         if name.endswith(("word_embeddings", "0.intermediate.dense"))
