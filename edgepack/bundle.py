@@ -3,6 +3,7 @@
     manifest.json                 every file with its size, sha256 and role
     models/                       the exported files
     io/signature.json labels.txt  names, shapes, types, preprocessing, labels
+    io/tokenizer.json             what makes the inputs of a text
     selftest/                     real samples and what each file answers to them
     provenance/                   the recipe with every default, the device, the versions, what each stage left
     SHA256SUMS
@@ -90,13 +91,18 @@ class Manifest(Frozen):
 
 def verify(bundle: Path) -> Manifest:
     """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
+    return read(bundle)[0]
+
+
+def read(bundle: Path) -> tuple[Manifest, Files]:
+    """The manifest and every file of a bundle, a zip or its folder, that is whole. Raises VerifyError as `verify`."""
     files = _read_folder(bundle) if bundle.is_dir() else _read_zip(bundle)
     manifest = _manifest(files)
     problems = [*_differences(manifest, files), *_sums(manifest, files)]
     if problems:
         listed = "\n".join(f"  {each}" for each in problems)
         raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it: build it again")
-    return manifest
+    return manifest, files
 
 
 def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> Files:
@@ -107,6 +113,8 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     signature = work.signature
     files["io/signature.json"] = _json(_interface(signature))
     files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
+    if attachments := getattr(recipe.data.module, "attachments", None):
+        files.update({f"io/{name}": content for name, content in attachments(recipe.data.config).items()})
     files.update(_selftest(build, work))
     files["provenance/recipe.yaml"] = _yaml(recipe.resolved([record.decided for record in build.ledger[1:]]))
     files["provenance/device.yaml"] = _yaml(device.resolved())
@@ -136,7 +144,7 @@ def _selftest(build: Build, work: "Work") -> Files:
     answers = {
         artifact.format: work.entry(f"evaluate {artifact.label}").outcome["cases"] for artifact in build.shipped()
     }
-    cases = [
+    cases: list[dict[str, Any]] = [
         {
             "inputs": [f"case-{i}-{spec.name}.bin" for spec in work.signature.inputs],
             "target": target,
@@ -144,6 +152,9 @@ def _selftest(build: Build, work: "Work") -> Files:
         }
         for i, target in enumerate(entry.outcome["targets"])
     ]
+    for i, case in enumerate(cases):
+        if f"selftest/case-{i}.txt" in files:
+            case["text"] = f"case-{i}.txt"
     tolerance = "decisions must be equal; logits may differ in their last bits on another processor"
     files["selftest/cases.json"] = _json({"cases": cases, "byte_order": "little", "tolerance": tolerance})
     return files
@@ -154,6 +165,7 @@ def _describe(build: Build, recipe: "Recipe", device: "Device", files: Files) ->
     runtimes = {
         artifact.runtime: {
             "file": f"models/{recipe.name}{Path(artifact.file).suffix}",
+            "format": artifact.format,
             "version": versions[artifact.runtime],
         }
         for artifact in build.shipped()

@@ -10,7 +10,7 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,8 +23,9 @@ from edgepack import plugins
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
+from edgepack.groups import Score
 from edgepack.plugins import Choice
-from edgepack.surgery import Edit, Score, apply, first, resizes, shrink, sizes
+from edgepack.surgery import Edit, apply, first, resizes, shrink, sizes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -96,8 +97,15 @@ class Candidate:
         apply(self.module, edit)
         return self.changed(edit)
 
-    def narrowed(self, keep: float, *, multiple: int, score: Score = first, spare: tuple[str, ...] = ()) -> "Candidate":
-        """A copy with this share of the channels of every layer. Raises StageError as `shrink` does."""
+    def narrowed(
+        self,
+        keep: float | Mapping[str, float],
+        *,
+        multiple: int,
+        score: Score = first,
+        spare: tuple[str, ...] = (),
+    ) -> "Candidate":
+        """A copy with this share of the channels of every layer, or of each group. Raises what `shrink` does."""
         narrow, before = self.copy(), sizes(self.module)
         inputs = self.example_inputs(2)[0]
         shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)

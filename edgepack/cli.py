@@ -177,10 +177,28 @@ def verify(bundle: Path) -> None:
     """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says."""
     from edgepack.bundle import verify
 
-    if not bundle.exists():
-        raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+    _there(bundle)
     manifest = verify(bundle)
     click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def selftest(bundle: Path) -> None:
+    """Run the samples in BUNDLE through its files, texts from the raw text on, and compare with when it was built."""
+    from edgepack.selftest import run
+
+    _there(bundle)
+    answers = 0
+    for answer in run(bundle):
+        answers += 1
+        click.echo(f"{answer.file}  {answer.sample} -> {answer.label}")
+    click.echo(f"{bundle}: {answers} answers, all as when it was built")
+
+
+def _there(bundle: Path) -> None:
+    if not bundle.exists():
+        raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
 
 
 @cli.command()

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgepack.errors import StageError
+from edgepack.patterns import chosen
+
 _FAR = -10_000.0  # added to the scores of padding: nothing of it is left after the softmax, in bf16 neither
 
 
@@ -134,6 +137,47 @@ def _first_token(layer: Any, attention: Any, hidden: torch.Tensor, mask: torch.T
         return layer.output(layer.intermediate(attended), attended)
     attended = layer.sa_layer_norm(attention.out_lin(context) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str, ...]:
+    """The layers that go when only the first so many stay, or those at these places of what is still there.
+
+    Raises StageError for a model that is no encoder, for layers that it has not, and where none would go.
+    """
+    row = [block.name for block in blocks(module)]
+    if not row:
+        raise StageError(f"{of} is no transformer encoder, so it has no layers to choose from", "use compression: 4")
+    try:
+        kept = chosen(layers, len(row), of)
+    except ValueError as error:
+        raise StageError(str(error), f"layers: {max(1, len(row) // 2)} keeps the lowest") from error
+    places = range(kept) if isinstance(kept, int) else kept
+    if len(places) == len(row):
+        raise StageError(f"all {len(row)} layers of {of} would be kept", "leave some of them out")
+    return tuple(name for place, name in enumerate(row) if place not in places)
+
+
+def spare_layers(module: nn.Module) -> tuple[str, ...]:
+    """The layers of an encoder that can go, the highest first: all but the lowest.
+
+    The lower ones are the more general. Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained
+    Transformer Models, 2020, arXiv 2004.03844.
+    """
+    return tuple(block.name for block in reversed(blocks(module)[1:]))
+
+
+def renumbered(module: nn.Module, places: dict[int, int]) -> dict[str, torch.Tensor]:
+    """The weights of an encoder with its layers under other places; layers without one are left out."""
+    row = f"{_row(module)}."
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        if name.startswith(row):
+            place, _, part = name.removeprefix(row).partition(".")
+            if int(place) in places:
+                weights[f"{row}{places[int(place)]}.{part}"] = tensor
+        else:
+            weights[name] = tensor
+    return weights
 
 
 def keep_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:

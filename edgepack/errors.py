@@ -3,6 +3,7 @@
 EdgepackError
 ├── RecipeError    2   a bad recipe, device file or usage: every mistake at once
 ├── StageError     5   a stage or an export failed; what was done before it stays
+├── SelftestError  5   an exported file answers otherwise than when it was built
 ├── DeviceError    4   device or infrastructure: no space, no runtime, not reachable
 └── VerifyError    1   a bundle is not what its manifest says
 
@@ -66,6 +67,10 @@ class RecipeError(EdgepackError):
 
 
 class StageError(EdgepackError):
+    code = ExitCode.STAGE
+
+
+class SelftestError(EdgepackError):
     code = ExitCode.STAGE
 
 

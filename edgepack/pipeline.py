@@ -119,6 +119,7 @@ _PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "onnxruntime",
+    "tokenizers",
 )
 
 

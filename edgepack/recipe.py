@@ -14,10 +14,11 @@ from pydantic import Field
 from edgepack import plugins
 from edgepack.budgets import Budget, plain, read_budgets
 from edgepack.config import ConfigError, Document, Frozen, KeyPath, Nested, unknown
-from edgepack.device import all_devices, load_device
+from edgepack.device import Quantization, all_devices, load_device
 from edgepack.errors import RecipeError
 from edgepack.overrides import override
 from edgepack.plugins import Choice
+from edgepack.stages import Place
 
 if TYPE_CHECKING:
     from edgepack.datasets import Signature
@@ -131,7 +132,7 @@ class _Checker:
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages, signature)
         self._exports(data.get("export"), exporters)
-        self._device(data.get("device"), stages)
+        self._device(data.get("device"), model, stages)
         name = self._name(data.get("name") or self.file.stem)
         if model is not None and signature is not None:
             self._fit(signature, model, stages)
@@ -209,7 +210,7 @@ class _Checker:
             )
             self.document.problem(path, message)
 
-    def _device(self, value: object, stages: Sequence[Choice | None]) -> None:
+    def _device(self, value: object, model: Choice | None, stages: Sequence[Choice | None]) -> None:
         known = all_devices()
         if not isinstance(value, str):
             return
@@ -221,9 +222,10 @@ class _Checker:
         except ConfigError as error:
             self.document.problems += error.problems
             return
-        for i, stage in enumerate(stages):
+        for i, place in enumerate(_places(device.quantization, model, stages)):
+            stage = stages[i]
             check = getattr(stage.module, "misfit", None) if stage else None
-            if stage and check and (message := check(stage.config, device.quantization)):
+            if stage and check and (message := check(stage.config, place)):
                 self.document.problem(("stages", i, stage.name), message)
 
     def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
@@ -253,9 +255,24 @@ class _Checker:
                 self.document.problem(path, message)
 
 
+def _places(quantization: Quantization, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
+    """Where each stage stands: from a stage that is given another model on, that one is at work."""
+    for i, stage in enumerate(stages):
+        encoder = bool(model and getattr(model.module, "ENCODER", False))
+        yield Place(quantization=quantization, encoder=encoder, later=tuple(s.name for s in stages[i + 1 :] if s))
+        model = next((choice for _, choice in _own_models(stage)), model)
+
+
 def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[KeyPath, Choice]]:
     yield ("model",), model
     for i, stage in enumerate(stages):
-        for key, value in (dict(stage.config) if stage else {}).items():
-            if stage and isinstance(value, Choice) and value.kind == "models":
-                yield ("stages", i, stage.name, key), value
+        for key, choice in _own_models(stage):
+            if stage:
+                yield ("stages", i, stage.name, key), choice
+
+
+def _own_models(stage: Choice | None) -> Iterator[tuple[str, Choice]]:
+    """The models that a stage's settings name."""
+    for key, value in stage.config if stage else ():
+        if isinstance(value, Choice) and value.kind == "models":
+            yield key, value

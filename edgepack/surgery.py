@@ -5,7 +5,6 @@ takes a block out, and `apply` repeats on a fresh model what an `Edit` says was 
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,8 +12,7 @@ import torch
 from torch import nn
 
 from edgepack.config import Frozen
-from edgepack.errors import StageError
-from edgepack.patterns import matches
+from edgepack.groups import Score, groups
 
 
 class Edit(Frozen):
@@ -118,6 +116,12 @@ def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
             yield attribute, int(value[-1] if isinstance(value, tuple) else value)
 
 
+def outputs(module: nn.Module) -> dict[str, int]:
+    """How many channels each layer gives that has any of its own: {"conv1": 64, ...}."""
+    given = {name: widths.get("out_channels", widths.get("out_features", 0)) for name, widths in sizes(module).items()}
+    return {name: channels for name, channels in given.items() if channels}
+
+
 def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
     """What changed in `module` since `sizes` was taken of it, as edits."""
     return tuple(
@@ -183,10 +187,6 @@ def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
     return taken
 
 
-# A torch-pruning group -> one number a channel, the least important lowest.
-Score = Callable[[Any], torch.Tensor]
-
-
 def first(group: Any) -> torch.Tensor:
     """Keeps the first channels: for a model that is narrowed before it has learned anything."""
     return -torch.arange(len(group[0].idxs), dtype=torch.float32)
@@ -213,6 +213,7 @@ def shrink(
 ) -> dict[str, int]:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
+    An encoder loses whole attention heads, at least one stays in each layer, and neurons of its feed-forward networks.
     `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
     now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
     give the model's output keep all of theirs, and so do those that match a pattern of `spare`, with all that
@@ -220,17 +221,15 @@ def shrink(
     group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
     """
-    groups = Groups(module, example)
     goals = {}
-    for group in groups.find(spare):
-        root, channels = groups.name(group), len(group[0].idxs)
-        share = keep.get(root, 1.0) if isinstance(keep, Mapping) else keep
-        branches = _branches(group)
-        was = (original or {}).get(root, channels)
-        block = math.lcm(multiple, branches)
-        left = goals[root] = nearest(was * share, block, most=channels) if share < 1 else channels
-        if left < channels:
-            groups.prune(group, _least(score(group), channels - left, branches))
+    for group in groups(module, example, spare):
+        share = keep.get(group.name, 1.0) if isinstance(keep, Mapping) else keep
+        was = (original or {}).get(group.name, group.size * group.unit) / group.unit
+        block = math.lcm(1 if group.unit > 1 else multiple, group.branches)
+        left = nearest(was * share, block, most=group.size) if share < 1 else group.size
+        goals[group.name] = left * group.unit
+        if left < group.size:
+            group.prune(_least(group.worth(score), group.size - left, group.branches))
     return goals
 
 
@@ -283,67 +282,6 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _blocks(child, f"{prefix}{leaf}.")
 
 
-class Groups:
-    """The groups of layers of a model whose channels can only go together."""
-
-    def __init__(self, module: nn.Module, example: torch.Tensor) -> None:
-        import torch_pruning as tp
-
-        self.module, self.names = module, {layer: name for name, layer in module.named_modules()}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of parameters outside of layers: Candidate.check_rebuilt refuses them
-                self.graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
-        except Exception as error:  # it fails in many ways on what it cannot follow: shuffles, unbound tensors
-            raise StageError(
-                f"torch-pruning cannot follow how channels flow through this model ({type(error).__name__}: {error})",
-                "prune and width work on models of convolutions, linear layers, sums and concatenations",
-            ) from error
-
-    def find(self, spare: Collection[str] = ()) -> Iterator[Any]:
-        """Every group, but for those that give the output and those that touch a layer to spare."""
-        outputs = _output_layers(self.graph, self.module)
-        for group in self.graph.get_all_groups(ignored_layers=outputs, root_module_types=list(_ROOTS)):
-            if not any(matches(name, spare) for name in self.losing(group)):
-                yield group
-
-    def names_found(self, spare: Collection[str] = ()) -> list[str]:
-        return [self.name(group) for group in self.find(spare)]
-
-    def name(self, group: Any) -> str:
-        return str(self.names[group[0].dep.target.module])
-
-    def losing(self, group: Any) -> Iterator[str]:
-        """The layers that lose outputs when this group loses channels."""
-        for item in group:
-            layer = item.dep.target.module
-            if layer in self.names and self.graph.is_out_channel_pruning_fn(item.dep.handler):
-                yield self.names[layer]
-
-    def prune(self, group: Any, channels: list[int]) -> None:
-        root = group[0].dep
-        self.graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
-
-
-_ROOTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-
-
-def _branches(group: Any) -> int:
-    """How many equal parts the channels of a group come in, each of which must lose as many."""
-    counts = [1]
-    for item in group:
-        layer = item.dep.target.module
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not _depthwise(layer):
-            counts.append(layer.groups)
-        if isinstance(layer, nn.GroupNorm):
-            counts.append(layer.num_groups)
-    return math.lcm(*counts)
-
-
-def _depthwise(layer: nn.Module) -> bool:
-    return bool(layer.groups == layer.in_channels == layer.out_channels)
-
-
 def _least(worth: torch.Tensor, number: int, branches: int) -> list[int]:
     """The `number` least important channels, as many in each of the equal parts: the same places in every part.
 
@@ -354,24 +292,3 @@ def _least(worth: torch.Tensor, number: int, branches: int) -> list[int]:
     places = parts.mean(0).argsort(stable=True)[: number // branches]
     starts = torch.arange(branches)[:, None] * parts.shape[1]
     return [int(channel) for channel in (starts + places).flatten()]
-
-
-def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
-    """Layers whose channels no other layer takes in."""
-    return [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _ROOTS) and layer in graph.module2node and not _reaches_other(graph, layer)
-    ]
-
-
-def _reaches_other(graph: Any, layer: nn.Module) -> bool:
-    """Whether a layer that mixes channels comes after this one; a depthwise convolution only passes them on."""
-    todo, seen = list(graph.module2node[layer].outputs), set()
-    while todo:
-        node = todo.pop()
-        if isinstance(node.module, _ROOTS) and (isinstance(node.module, nn.Linear) or not _depthwise(node.module)):
-            return True
-        todo += [after for after in node.outputs if after not in seen]
-        seen.update(node.outputs)
-    return False

@@ -8,9 +8,9 @@ CPU, through accelerate, and gives the same weights on the same processor type a
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -21,7 +21,7 @@ from torch import nn
 from edgepack.datasets import Batch, Split
 from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
-from edgepack.features import AttentionTransfer
+from edgepack.features import Inside
 from edgepack.provenance import cpu_features
 from edgepack.stages import Context
 from edgepack.surgery import keeps_zeros
@@ -55,7 +55,7 @@ class Distillation:
     teacher: nn.Module
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher; the labels have the rest
-    features: float = 0.0  # weight of feature matching (see features.py)
+    inside: Mapping[str, float] = field(default_factory=dict)  # weights of what else is compared (see features.py)
 
     @classmethod
     def of(cls, teacher: "Candidate | None") -> "Distillation | None":
@@ -121,12 +121,13 @@ def fit(
     accelerator = _accelerator()
     how = numerics(module)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
-    optimizer = accelerator.prepare(torch.optim.AdamW(module.parameters(), lr=settings.learning_rate))
+    loss = _Loss(module, context, distillation, accelerator.device, how)
+    trained = [*module.parameters(), *loss.parameters()]
+    optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
     per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
     steps = settings.epochs * per_epoch
     held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    loss = _Loss(module, context, distillation, accelerator.device, how)
     progress = _Progress(context.emit, doing, steps)
     best, kept = judged(snapshot(module), context), _weights(module)
     for epoch in range(settings.epochs):
@@ -135,7 +136,7 @@ def fit(
         for batch in context.data.train.batches(settings.batch_size, seed=_epoch_seed(context.seed, epoch)):
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss(module, batch))
-            accelerator.clip_grad_norm_(module.parameters(), _CLIP)
+            accelerator.clip_grad_norm_(trained, _CLIP)
             optimizer.step()
             schedule.step()
             progress.advance()
@@ -213,9 +214,9 @@ class _Loss:
         how: Numerics,
     ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
-        self.features: AttentionTransfer | None = None
-        if distillation and distillation.features:
-            self.features = AttentionTransfer(distillation.teacher, module, context.data.train.head(2))
+        self.inside: Inside | None = None
+        if distillation and any(distillation.inside.values()):
+            self.inside = Inside(distillation.inside, distillation.teacher, module, context.data.train.head(2))
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = tuple(self._place(tensor) for tensor in batch.inputs)
@@ -227,15 +228,19 @@ class _Loss:
             return loss
         soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
         taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
-        return taught + self.distillation.features * self.features.loss() if self.features else taught
+        return taught + self.inside.loss() if self.inside else taught
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is learned besides the model, and thrown away with this."""
+        return self.inside.parameters() if self.inside else iter(())
 
     def close(self) -> None:
-        if self.features:
-            self.features.close()
+        if self.inside:
+            self.inside.close()
 
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None
-        if not (self.features or self.context.data.augmented):
+        if not (self.inside or self.context.data.augmented):
             return _answers(self.distillation.teacher, self.context.data.train)[batch.indices].to(self.device)
         teacher = self.distillation.teacher.to(self.device)
         _train_mode(teacher, False)
@@ -313,6 +318,8 @@ def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> N
     """Re-estimate the statistics of batch norm, which a change of structure has made stale, on training data."""
     norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
     module.eval()
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack import benchmark, evaluate, plugins, provenance
 from edgepack.artifact import Artifact
+from edgepack.datasets import EXAMPLES
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_SELFTEST_CASES = 3
 _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
 _TRIALS = 3  # processes that time a model which a stage only tries
 
@@ -193,15 +193,17 @@ class Work:
         candidate = self.candidate(self._made(step.ingredients["parent"]))
         logits = train.predict(candidate.module, self.data.test).numpy()
         numpy.save(folder / "logits.npy", logits, allow_pickle=False)
-        cases = self.data.test.head(_SELFTEST_CASES)
+        cases = self.data.test.head(EXAMPLES)
         for i in range(len(cases[0])):
             for spec, tensor in zip(self.signature.inputs, cases, strict=True):
                 (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
+        for i, example in enumerate(self.data.examples[:EXAMPLES]):
+            (folder / f"case-{i}.txt").write_bytes(example.encode())
         targets = self.data.test.targets
         return {
             "score": self.task.score(logits, targets.numpy()),
             "rows": len(logits),
-            "targets": targets[:_SELFTEST_CASES].tolist(),
+            "targets": targets[:EXAMPLES].tolist(),
         }
 
     def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
@@ -211,7 +213,7 @@ class Work:
         logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
         outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
         if artifact.subject == "model":
-            outcome["cases"] = logits[:_SELFTEST_CASES].tolist()
+            outcome["cases"] = logits[:EXAMPLES].tolist()
             outcome["parity"] = self._parity(logits, "reference outputs")
             if artifact.format != (first := self.recipe.exporters[0].name):
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
@@ -280,6 +282,8 @@ class Work:
     @cached_property
     def data(self) -> "Data":
         data: Data = self.recipe.data.module.load(self.recipe.data.config)
+        for note in data.notes:
+            self.emit(Note(text=note))
         return data
 
     @cached_property

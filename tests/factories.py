@@ -202,6 +202,49 @@ def with_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {**rest, "SHA256SUMS": sums.encode()}
 
 
+WORDS = (
+    "the",
+    "match",
+    "ball",
+    "goal",
+    "team",
+    "won",
+    "stock",
+    "bank",
+    "market",
+    "rates",
+    "fell",
+    "##s",
+    *"0123456789",
+)
+
+
+def tokenizer(folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), **told: Any) -> str:
+    """A WordPiece tokenizer of a few words as transformers saves it, lower case, with what its settings say."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate((*special, *WORDS))}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=""))
+    made.add_special_tokens([*special])
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    made.save(f"{folder}/tokenizer.json")
+    if told:
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def texts(root: str = "news", count: int = 10) -> str:
+    """A folder of two classes, `count` short documents of each, no two the same."""
+    for label, text in (("money", "The bank of rates fell"), ("sport", "The team won the match")):
+        Path(root, label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Path(root, label, f"{i}.txt").write_text(f"{i} {text}")
+    return root
+
+
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

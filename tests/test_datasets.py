@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from edgepack import evaluate
 from edgepack.datasets import Data, Split, digits
-from edgepack.datasets._pictures import drawn, moved
+from edgepack.datasets._pictures import moved
+from edgepack.datasets._splits import drawn
 from edgepack.datasets.digits import Config
 
 

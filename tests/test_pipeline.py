@@ -201,6 +201,8 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     for bundle in ("dist/tiny/tiny.zip", "dist/tiny/bundle"):
         ran = project.run("verify", bundle)
         assert ran.code == 0 and "tiny for desk" in ran.out
+    ran = project.run("selftest", "dist/tiny/tiny.zip")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "dist/tiny/tiny.zip: 6 answers, all as when it was built")
     assert sound(project.store)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from factories import build, python, recipe_file
+from factories import build, python, recipe_file, texts, tokenizer
 from pydantic import BaseModel, ValidationError
 
 from edgepack import plugins, worker
@@ -91,19 +91,26 @@ def test_a_data_set_describes_itself_without_loading(module: ModuleType) -> None
     assert len(signature.labels) > 1
     assert all(min(spec.shape) > 0 for spec in signature.inputs)
     assert module.fingerprint(config) == module.fingerprint(_data(module))
+    if attachments := getattr(module, "attachments", None):
+        assert all(isinstance(content, bytes) for content in attachments(config).values())
 
 
 def _data(module: ModuleType) -> BaseModel:
-    """The least settings of a data set; where it cannot do without, pictures or a function are made for it."""
+    """The least settings of a data set; where it cannot do without, files or a function are made for it."""
     from PIL import Image
 
     for name in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):
         Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(f"pets/{name}.png")
     Path("pets_data.py").write_text("def load(): ...")
+    Path("news.csv").write_text("text,label\n" + "".join(f"{i},odd\n{i},even\n" for i in range(9)))
+    words = {"tokenizer": tokenizer()}
     needed: dict[str, dict[str, Any]] = {
+        "bbc_news": words,
+        "csv": {"file": "news.csv", **words},
         "image_folder": {"folder": "pets"},
         "python": {"function": "pets_data:load", "shape": (3, 8, 8), "labels": ("cat", "dog")},
+        "text_folder": {"folder": texts(), **words},
     }
     config: BaseModel = module.Config.model_validate(needed.get(module.__name__.rpartition(".")[2], {}))
     return config

@@ -1,9 +1,10 @@
-"""The README's example of a stage in one file really is a stage."""
+"""What the README shows is so."""
 
 import re
 import types
 from pathlib import Path
 
+from factories import edgepack, recipe_file
 from torch_factories import candidate, context
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -19,3 +20,27 @@ def test_the_stage_in_one_file_runs() -> None:
     assert weights
     assert all(((weight == 0) | (weight.abs() >= 0.1)).all() for weight in weights)
     assert after.notes == ("threshold 0.1",)
+
+
+def test_the_mistakes_are_reported_as_shown() -> None:
+    command = "$ edgepack check product; echo exit code $?\n"
+    block = README.partition(command)[2].partition("```")[0]
+    shown, _, code = block.rpartition("exit code ")
+    recipe_file("product").write_text(
+        """edgepack: 1
+task: image_classification
+model: {torchvision: resnet18}
+data: {digits: {size: 32}}
+device: host
+stages:
+  - train: {epochs: 8}
+  - quantize: {epochs: 4}
+  - prune: {ratio: 0.5, importence: taylor}
+export: [executorch, onnx]
+budgets:
+  size: 300 KB
+  latency.p95: 2 ms
+"""
+    )
+    ran = edgepack("check", "product")
+    assert (ran.err, ran.code) == (shown, int(code))

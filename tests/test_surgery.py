@@ -8,7 +8,8 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import surgery
 from edgepack.candidate import parameters, rebuild
-from edgepack.surgery import Edit, Score
+from edgepack.groups import Score
+from edgepack.surgery import Edit
 
 EXAMPLE = torch.zeros(2, 1, 8, 8)
 

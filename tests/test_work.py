@@ -1,14 +1,21 @@
-"""What a build does beside its steps: it times models that a stage only tries, and doubts weights that know nothing."""
+"""What a build does beside its steps: times models that are only tried, doubts weights, lets the tokenizer travel."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from factories import build, recipe_file, texts, tokenizer
 
+from edgepack import bundle
 from edgepack.device import load_device
-from edgepack.events import Event
-from edgepack.plan import Planner
+from edgepack.events import Event, Note
+from edgepack.plan import Planner, Step
 from edgepack.recipe import load_recipe
-from edgepack.store import Store
+from edgepack.store import Store, digest
+from edgepack.tokenizer import encode, read
 from edgepack.work import Work
 
 
@@ -40,3 +47,33 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkey
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
     assert work._latency(work._untrained()) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
+
+
+def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told of the data, the raw texts beside their tensors, and the tokenizer in the bundle."""
+    Path("nets.py").write_text("def net(): ...")
+    Path(texts(), "sport/copy.txt").write_text(Path("news/sport/0.txt").read_text())
+    data = {"text_folder": {"folder": "news", "tokenizer": tokenizer(), "max_length": 12}}
+    model, stages = {"python": "nets:net"}, [{"train": {"epochs": 1}}]
+    path = recipe_file(task="text_classification", data=data, model=model, stages=stages, export=["onnx"], budgets=None)
+    recipe, device, store = load_recipe(path), load_device("host"), Store("store")
+    work = Work(recipe, device, store, Planner(recipe, device, store))
+    told: list[Event] = []
+    work.emit = told.append
+    step = Step(kind="outputs", name="reference outputs", key=digest("outputs"), ingredients={"parent": ""})
+    monkeypatch.setattr(work, "_made", lambda key: step)
+    monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
+    monkeypatch.setattr("edgepack.train.predict", lambda module, split: torch.zeros(len(split), 2))
+    entry = store.make(step.kind, step.key, {}, lambda folder: work._do_outputs(step, folder))
+    assert [event.text for event in told if isinstance(event, Note)] == [
+        "1 of 21 documents are copies of others: one of each is kept"
+    ]
+    monkeypatch.setattr(work, "entry", lambda name: entry)
+    files = bundle._contents(build(artifacts=()), recipe, device, work)
+    shipped = read(files["io/tokenizer.json"])
+    for i, case in enumerate(json.loads(files["selftest/cases.json"])["cases"]):
+        assert case["text"] == f"case-{i}.txt"
+        made = encode(shipped, [files[f"selftest/{case['text']}"].decode()]).inputs()
+        assert [files[f"selftest/{name}"] for name in case["inputs"]] == [array.tobytes() for array in made.values()]
+    roles = {each["path"]: each["role"] for each in json.loads(files["manifest.json"])["files"]}
+    assert (roles["io/tokenizer.json"], roles["selftest/case-2.txt"]) == ("deploy", "test")

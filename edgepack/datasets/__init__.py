@@ -4,6 +4,10 @@ Config                                  what a recipe may say of it (frozen pyda
 describe(config) -> Signature           shapes, labels, preprocessing; instant, no torch
 fingerprint(config) -> str              changes when the data would; instant, no torch
 load(config) -> Data                    the three splits
+
+and, where an app needs more than shapes and labels to make the inputs,
+
+attachments(config) -> dict[str, bytes]     files for the bundle's io/, such as a tokenizer; instant, no torch
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 
 
 DOWNLOADS = Path(".edgepack/data")  # beside the store: data that was downloaded, and what is known of a user's files
+
+
+EXAMPLES = 3  # samples of the test split that a bundle holds to test itself with
 
 
 class TensorSpec(Frozen):
@@ -108,9 +115,15 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class Data(TrainingData):
-    """A whole data set; `test` is for the report alone."""
+    """A whole data set; `test` is for the report alone.
+
+    `examples` are the first samples of the test split as an app meets them, where they are texts, and `notes` what a
+    person should know of the data.
+    """
 
     test: Split
+    examples: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def for_stages(self) -> TrainingData:
         return TrainingData(train=self.train, validation=self.validation)

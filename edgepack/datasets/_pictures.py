@@ -1,40 +1,9 @@
-"""What data sets of pictures share: how splits are drawn, how pictures are shifted and mirrored at random."""
+"""What data sets of pictures share: how pictures are shifted and mirrored at random."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy
     from torch import Generator, Tensor
-
-    Indices = numpy.typing.NDArray[numpy.int64]
-
-
-def drawn(classes: Sequence[int], shares: Mapping[str, float]) -> "dict[str, Indices]":
-    """Where the samples of each part stand: about this share of every class, one at least, and the rest as "train".
-
-    Drawn and shuffled by numpy's legacy generator, whose stream never changes from version to version.
-    """
-    import numpy
-
-    random = numpy.random.RandomState(0)
-    known = numpy.asarray(classes)
-    parts: dict[str, list[Any]] = {"train": [], **{name: [] for name in shares}}
-    for label in numpy.unique(known):
-        members = random.permutation(numpy.flatnonzero(known == label))
-        ends = numpy.cumsum([quota(len(members), share) for share in shares.values()])
-        for name, part in zip((*shares, "train"), numpy.split(members, ends), strict=True):
-            parts[name].append(part)
-    return {name: random.permutation(numpy.concatenate(members)) for name, members in parts.items()}
-
-
-def quota(samples: int, share: float) -> int:
-    """How many of a class's samples a part gets.
-
-    >>> quota(100, 0.15), quota(3, 0.15)
-    (15, 1)
-    """
-    return max(1, round(samples * share))
 
 
 def moved(pictures: "Tensor", size: int, random: "Generator") -> "Tensor":

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from edgepack.config import Frozen
 from edgepack.datasets import DOWNLOADS, Data, Signature, Split, TensorSpec
-from edgepack.datasets._pictures import drawn, moved
+from edgepack.datasets._pictures import moved
+from edgepack.datasets._splits import drawn
 from edgepack.errors import DeviceError, RecipeError
 from edgepack.store import digest
 

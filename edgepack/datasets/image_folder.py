@@ -4,7 +4,7 @@ pets/cat/1.jpg pets/dog/1.jpg   or   pets/train/cat/1.jpg pets/validation/cat/2.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.datasets._digests import digests
-from edgepack.datasets._pictures import drawn, moved, quota
+from edgepack.datasets._pictures import moved
+from edgepack.datasets._splits import Files, Kind, drawn, enough, listed, missing, possible, unreadable
 from edgepack.errors import RecipeError
 from edgepack.provenance import threads, versions
 from edgepack.store import digest
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 _ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
-_NAMED = 5  # pictures, in an error about many
+_PICTURES = Kind(
+    noun="picture",
+    example="cat/1.jpg",
+    known=", ".join(ending.removeprefix(".") for ending in _ENDINGS),
+    accepts=lambda file: file.suffix.lower() in _ENDINGS,
+)
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-Files = dict[str, tuple[Path, ...]]  # pictures of each class
 
 
 class Config(Frozen):
@@ -49,8 +53,7 @@ class Config(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":
-        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
-            raise ValueError("validation and test are shares above 0 % that leave some pictures for training")
+        possible(self.validation, self.test, "pictures")
         if self.shorter_side < self.size:
             raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels that are cut out of it")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -63,6 +66,10 @@ class Config(Frozen):
     @property
     def channels(self) -> int:
         return len(_NORMAL[self.color][0])
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"validation": self.validation, "test": self.test}
 
     @property
     def shorter_side(self) -> int:
@@ -112,7 +119,7 @@ def load(config: Config) -> Data:
     unread: list[str] = []
     pictures = {part: _decoded(files[part], config, side, unread) for part, side in sides.items()}
     if unread:
-        raise _unreadable(unread)
+        raise unreadable(unread, "picture", "cannot be read", "mend, convert or remove them")
 
     def split(part: str, augment: Any = None) -> Split:
         import torch
@@ -140,7 +147,7 @@ def _augmented(inputs: "tuple[Tensor, ...]", random: "Generator", size: int) -> 
 def _split(config: Config) -> tuple[dict[str, list[int]], dict[str, list[Path]]]:
     """The labels and files of each part, shuffled: what needs only some samples takes the first ones."""
     found = _listed(config)
-    shares = {part: getattr(config, part) for part in _PARTS if part not in found}
+    shares = missing(found, config.shares)
     labels: dict[str, list[int]] = {}
     files: dict[str, list[Path]] = {}
     for part, classes in found.items():
@@ -198,77 +205,9 @@ def _picture(file: Path, config: Config, side: int) -> "Image.Image":
     return picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
 
-def _unreadable(problems: Sequence[str]) -> RecipeError:
-    more = [f"and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
-    count = "one picture" if len(problems) == 1 else f"{len(problems)} pictures"
-    listed = "\n  ".join([*problems[:_NAMED], *more])
-    return RecipeError(f"{count} cannot be read:\n  {listed}", "mend, convert or remove them")
-
-
 def _listed(config: Config) -> dict[str, Files]:
     """The pictures by split and class, sorted. Raises RecipeError for the first thing that is wrong."""
-    root = Path(config.folder)
-    if not root.is_dir():
-        raise RecipeError(f"there is no folder {config.folder!r}", "name the folder that holds a folder for each class")
-    found = {part: _classes(folder) for part, folder in _part_folders(root).items()}
-    for part, classes in found.items():
-        _same_classes(root, part, found["train"], classes)
-    _enough(config, found)
+    found = listed(Path(config.folder), _PICTURES)
+    counts = {name: len(pictures) for name, pictures in found["train"].items()}
+    enough(counts, missing(found, config.shares), "picture")
     return found
-
-
-def _part_folders(root: Path) -> dict[str, Path]:
-    """A folder `train` that holds folders itself is no class: the splits are made already."""
-    if not (root / "train").is_dir() or not _folders(root / "train"):
-        return {"train": root}
-    present = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _PARTS.items()}
-    for part, folders in present.items():
-        if len(folders) > 1:
-            raise RecipeError(
-                f"both {folders[0]} and {folders[1]} may be the {part} split", "keep one of them, or rename it"
-            )
-    return {part: folders[0] for part, folders in present.items() if folders}
-
-
-def _classes(folder: Path) -> Files:
-    names = _folders(folder)
-    if not names:
-        raise RecipeError(
-            f"{folder} holds no folders: each class needs one with its pictures", f"for example {folder}/cat/1.jpg"
-        )
-    if len(names) == 1:
-        raise RecipeError(f"{folder} holds one class only, {names[0]!r}: there is nothing to tell apart")
-    found = {name: _pictures(folder / name) for name in names}
-    for name, pictures in found.items():
-        if not pictures:
-            kinds = ", ".join(ending.removeprefix(".") for ending in _ENDINGS)
-            raise RecipeError(f"there is no picture in {folder / name}", f"known are {kinds}")
-    return found
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _pictures(folder: Path) -> tuple[Path, ...]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in _ENDINGS and not file.name.startswith("."))
-    return tuple(sorted(file for file in files if file.is_file()))
-
-
-def _same_classes(root: Path, part: str, train: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
-    if missing := sorted({*train} - {*classes}):
-        raise RecipeError(f"the {part} split of {root} lacks the class {missing[0]!r}, which train has")
-    if extra := sorted({*classes} - {*train}):
-        raise RecipeError(f"the {part} split of {root} has the class {extra[0]!r}, which train lacks")
-
-
-def _enough(config: Config, found: Mapping[str, Files]) -> None:
-    """Whether every class has a picture for each split that is still to be drawn, and one to train on."""
-    shares = [getattr(config, part) for part in _PARTS if part not in found]
-    for name, pictures in found["train"].items():
-        if len(pictures) <= sum(quota(len(pictures), share) for share in shares):
-            raise RecipeError(
-                f"the class {name!r} has {len(pictures)} {'picture' if len(pictures) == 1 else 'pictures'}, "
-                f"too few to be split into train, {' and '.join(part for part in _PARTS if part not in found)}",
-                "add pictures, or remove the class",
-            )

@@ -5,8 +5,9 @@ trained(config, signature) -> bool         whether the model starts with weights
 misfit(config, signature) -> str           why it cannot take this data, or ""; no torch
 build(config, signature) -> nn.Module      the model, with the right inputs and number of classes
 
-and, where it reads files,
+and, where they differ from these defaults,
 
+ENCODER = False                            whether its models are transformer encoders
 files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
 
 What `checkpoint` and `weights` say in a Config are weights to start from: a saved candidate is rebuilt without them.

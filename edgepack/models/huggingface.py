@@ -16,10 +16,12 @@ from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import RecipeError, StageError
 from edgepack.models import Checkpoint
+from edgepack.patterns import chosen
 
 if TYPE_CHECKING:
     from torch import nn
 
+ENCODER = True
 KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as config.json's model_type names them
 _PADDED = 256  # rows that a model's embedding may have more than its tokenizer has tokens
 _HEADS = ("classifier", "pooler", "pre_classifier")  # what a model without a head of its own starts anew
@@ -52,23 +54,6 @@ class Config(Frozen):
             return layers
         known = _first(facts(name), "num_hidden_layers", "n_layers")
         return chosen(layers, known, f"'{name}'")
-
-
-def chosen(layers: int | tuple[int, ...], known: int, of: str) -> int | tuple[int, ...]:
-    """The layers as given. Raises ValueError unless a model of `known` layers has them, each once and in order.
-
-    >>> chosen((0, 2), 6, "the model"), chosen(3, 6, "the model")
-    ((0, 2), 3)
-    """
-    if isinstance(layers, int):
-        if not 1 <= layers <= known:
-            raise ValueError(f"{of} has {known} layers, {layers} cannot be kept")
-        return layers
-    if not layers or list(layers) != sorted({*layers}):
-        raise ValueError(f"layers are places from 0, each once and in order, got {[*layers]}")
-    if layers[0] < 0 or layers[-1] >= known:
-        raise ValueError(f"{of} has the layers 0 to {known - 1}, got {[*layers]}")
-    return layers
 
 
 def trained(config: Config, signature: Signature) -> bool:

@@ -10,7 +10,8 @@ and, where they differ from these defaults,
     LIBRARIES = ()                    packages besides torch whose version changes the output
     READS = ()                        facts of the device's `quantization` that it reads
     MAKES_TEACHER = False             whether what it gives is what later stages and the report compare with
-    misfit(config, quantization)      why this makes no sense for the device, or ""; no torch, so `check` can say it
+    misfit(config, place)             why this makes no sense where the recipe puts it, or ""; no torch, so that
+                                      `check` can say it
     rehearse(candidate, config, quantization[, latency]) -> Candidate
                                       do to an untrained structure what `run` will: called before any training, so that
                                       what cannot work fails before hours are spent; `latency` for a config that
@@ -51,6 +52,15 @@ class Training(StageConfig):
     epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")
     batch_size: int = Field(default=64, ge=2, description="samples a step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the stages to come."""
+
+    quantization: Quantization
+    encoder: bool = False
+    later: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,13 @@
 
 Where the student is much smaller, teacher assistants of sizes in between stand between the two.
 Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015; for the
-assistants, S.-I. Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020, arXiv 1902.03393.
+assistants, S.-I. Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020, arXiv 1902.03393;
+for students of an encoder's lower layers, arXiv 1910.01108 (DistilBERT) and 2305.15032.
 """
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from edgepack.errors import StageError
 from edgepack.events import Note
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 4
-LIBRARIES = ("torchvision", "torch-pruning")
+VERSION = 5
+LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 
 # Times fewer parameters up to which a student learns as well from none, and from one assistant.
@@ -36,7 +37,7 @@ _DEMANDING = 0.01  # a tolerated drop below which a student of less than a sixte
 
 class Config(Training):
     model_config = ConfigDict(
-        json_schema_extra={"anyOf": [{"required": ["student"]}, {"required": ["compression"]}]},
+        json_schema_extra={"anyOf": [{"required": [way]} for way in ("student", "compression", "layers")]},
     )
 
     student: ModelChoice | None = Field(
@@ -48,8 +49,13 @@ class Config(Training):
         le=10_000,
         description="in place of a student: derive one from the model with this many times fewer parameters",
     )
+    layers: PositiveInt | tuple[int, ...] | None = Field(
+        default=None,
+        description="in place of a student: the first so many layers of an encoder, or those at these places from 0",
+    )
     scale: Literal["width", "depth"] = Field(
-        default="width", description="what a derived student has less of: channels, or blocks"
+        default="width",
+        description="what a derived student has less of: channels, or blocks; of an encoder: heads, or layers",
     )
     init: Literal["teacher", "random"] = Field(
         default="teacher", description="what the student starts from: the teacher's weights where shapes allow, or none"
@@ -65,6 +71,12 @@ class Config(Training):
     alpha: Share = Field(default=0.9, description="weight of the teacher; the labels have the rest")
     features: float = Field(
         default=0.0, ge=0, le=1000, description="weight of feature matching (attention transfer); 0: none"
+    )
+    hidden: float = Field(
+        default=0.0, ge=0, le=1000, description="weight of matching an encoder's hidden states; 0: none"
+    )
+    attention: float = Field(
+        default=0.0, ge=0, le=1000, description="weight of matching how an encoder relates its tokens; 0: none"
     )
 
     @field_validator("alpha")
@@ -83,8 +95,10 @@ class Config(Training):
 
     @model_validator(mode="after")
     def _one_student(self) -> "Config":
-        if (self.student is None) == (self.compression is None):
-            raise ValueError("give either a student, as {torchvision: resnet18, width: 25 %}, or a compression, as 8")
+        if [self.student, self.compression, self.layers].count(None) != 2:
+            raise ValueError(
+                "give one of: a student, as {torchvision: resnet18, width: 25 %}, a compression, as 8, or layers, as 2"
+            )
         if self.init == "random" and self.student is not None and _has_weights(self.student):
             raise ValueError("init: random would throw the student's own weights away: leave one of them out")
         return self
@@ -95,7 +109,19 @@ def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization
     student = _student(candidate, config, quantization)
     _check_smaller(candidate, student)
     _between(candidate, student, config, quantization)
+    _check_inside(candidate, student, config)
     return student
+
+
+def _check_inside(teacher: "Candidate", student: "Candidate", config: Config) -> None:
+    """Raises StageError where the two have nothing to compare inside."""
+    from edgepack.features import Inside
+
+    Inside(_inside(config), teacher.module, student.module, teacher.example_inputs(2)).close()
+
+
+def _inside(config: Config) -> dict[str, float]:
+    return {"features": config.features, "hidden": config.hidden, "attention": config.attention}
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
@@ -173,26 +199,46 @@ def _student(teacher: "Candidate", config: Config, quantization: "Quantization")
 
     if config.student is not None:
         return Candidate.start(config.student, teacher.signature)
-    assert config.compression is not None, "the configuration has a student or a compression"
+    if config.layers is not None:
+        return _of_layers(teacher, config.layers)
+    assert config.compression is not None, "the configuration has a student, a compression or layers"
     make = _narrower if config.scale == "width" else _shallower
     return make(teacher, _size(teacher) / config.compression, quantization)
 
 
+def _of_layers(teacher: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
+    """The teacher without all other layers, its embeddings and its head as they are."""
+    from edgepack.encoder import rest
+    from edgepack.surgery import Edit
+
+    student = teacher.copy()
+    for name in rest(teacher.module, layers, "the model"):
+        student = student.edited(Edit(op="drop", layer=name))
+    return student
+
+
 def _narrower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
     """The teacher with fewer channels in every layer, the largest weights kept, of at most `size` parameters."""
+    from edgepack import siblings
+    from edgepack.encoder import blocks
+
+    multiple = quantization.channel_multiple
+    return (siblings.narrower if blocks(teacher.module) else _thinner)(teacher, size, multiple)
+
+
+def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
+    """Of a convolutional net: see `_narrower`."""
     from torch_pruning import importance
 
     from edgepack.surgery import widest
 
     def narrowed(keep: float) -> "Candidate":
-        return teacher.narrowed(
-            keep, multiple=quantization.channel_multiple, score=importance.GroupMagnitudeImportance(p=2)
-        )
+        return teacher.narrowed(keep, multiple=multiple, score=importance.GroupMagnitudeImportance(p=2))
 
     smallest = _size(narrowed(0.0))
     if smallest > size:
         raise StageError(
-            f"no student of {size:,.0f} parameters: with one block of {quantization.channel_multiple} channels in "
+            f"no student of {size:,.0f} parameters: with one block of {multiple} channels in "
             f"every layer it still has {smallest:,}",
             f"ask for a compression of at most {_size(teacher) / smallest:.3g}, or name a student of another kind",
         )
@@ -202,10 +248,15 @@ def _narrower(teacher: "Candidate", size: float, quantization: "Quantization") -
 
 
 def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
-    """The teacher without some of the blocks that give the shape they take, the heaviest and last first."""
+    """The teacher without some of the blocks that give the shape they take, the heaviest and last first.
+
+    Of an encoder, without its highest layers.
+    """
+    from edgepack.encoder import spare_layers
     from edgepack.surgery import Edit, spare_blocks
 
-    student, blocks = teacher.copy(), spare_blocks(teacher.module, teacher.example_inputs(2))
+    student, layers = teacher.copy(), spare_layers(teacher.module)
+    blocks = layers or spare_blocks(teacher.module, teacher.example_inputs(2))
     for name in blocks:
         if _size(student) <= size:
             return student
@@ -213,8 +264,8 @@ def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") 
     if _size(student) > size:
         most = _size(teacher) / _size(student)
         raise StageError(
-            f"no student of {size:,.0f} parameters: without the {len(blocks)} blocks that can go it has "
-            f"{_size(student):,}",
+            f"no student of {size:,.0f} parameters: without the {len(blocks)} {'layers' if layers else 'blocks'} that "
+            f"can go it has {_size(student):,}{', for the embeddings stay' if layers else ''}",
             "use scale: width" + (f", or a compression of at most {most:.3g}" if blocks else ""),
         )
     return student
@@ -224,20 +275,45 @@ def _begun(student: "Candidate", teacher: "Candidate", config: Config) -> "tuple
     """The student with its first weights, and what they are: a derived one has the teacher's already."""
     if config.init == "random":
         return student.forgotten(), ["starts from random weights"]
-    if config.student is None or _has_weights(config.student):
-        return student, []
-    taken = _inherit(student.module, teacher.module)
+    if config.student is None:
+        return student, ["starts from the teacher's weights"]
+    places = None if getattr(config.student.config, "checkpoint", None) else _same_layers(student, teacher)
+    if places is None and _has_weights(config.student):
+        return student, ["starts from its own weights"]
+    taken = _inherit(student.module, teacher.module, places)
     whole = len(student.module.state_dict())
     return student, [f"{taken} of its {whole} tensors start as the teacher's"] if taken else []
+
+
+def _same_layers(student: "Candidate", teacher: "Candidate") -> dict[int, int] | None:
+    """Where the teacher's layers stand in a student that has some of the layers of the same encoder; else None.
+
+    Such a student may come with the published weights, but what the teacher made of them is worth more.
+    """
+    from edgepack.encoder import blocks
+
+    own, known, every = student.factory, teacher.factory, {"layers": None}
+    row = blocks(student.module)
+    if not row or own.model != known.model or own.config | every != known.config | every:
+        return None
+    chosen, had = own.config.get("layers"), known.config.get("layers")
+    origins = chosen if isinstance(chosen, list) else range(len(row))
+    places = had if isinstance(had, list) else range(max(origins) + 1)
+    return {places.index(origin): place for place, origin in enumerate(origins) if origin in places}
 
 
 def _has_weights(student: "Choice") -> bool:
     return any(getattr(student.config, key, None) for key in ("checkpoint", "weights"))
 
 
-def _inherit(student: "nn.Module", teacher: "nn.Module") -> int:
-    """Copy every tensor that the teacher has under the same name and in the same shape; how many there were."""
-    own, known = student.state_dict(), teacher.state_dict()
+def _inherit(student: "nn.Module", teacher: "nn.Module", places: dict[int, int] | None) -> int:
+    """Copy every tensor that the teacher has under the same name and in the same shape; how many there were.
+
+    `places` are the student's layers, where they have others than the teacher's that they begin as.
+    """
+    from edgepack.encoder import renumbered
+
+    own, known = student.state_dict(), teacher.state_dict() if places is None else renumbered(teacher, places)
     same = {name: known[name] for name, tensor in own.items() if name in known and known[name].shape == tensor.shape}
     student.load_state_dict(same, strict=False)
     return len(same)
@@ -247,7 +323,7 @@ def _teach(student: "Candidate", teacher: "Candidate", config: Config, context: 
     from edgepack.train import Distillation, fit, refresh_batch_norm
 
     lesson = Distillation(
-        teacher=teacher.module, temperature=config.temperature, alpha=config.alpha, features=config.features
+        teacher=teacher.module, temperature=config.temperature, alpha=config.alpha, inside=_inside(config)
     )
     if student.surgery != ():
         refresh_batch_norm(student.module, context.data.train)

@@ -16,7 +16,7 @@ from edgepack import surgery
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
 from edgepack.device import Quantization
 from edgepack.errors import StageError
-from edgepack.stages import prune, train
+from edgepack.stages import Place, prune, train
 
 
 def pruned(start: Candidate | None = None, *, latency: Any = None, **config: Any) -> Candidate:
@@ -165,9 +165,9 @@ def _half(pattern: str) -> dict[str, Any]:
 
 def test_zeros_make_no_sense_where_the_hardware_multiplies_them() -> None:
     config = prune.Config.model_validate({"pattern": "2:4"})
-    assert "neither smaller nor faster" in prune.misfit(config, Quantization())
-    assert prune.misfit(config, Quantization(sparsity=("2:4",))) == ""
-    assert prune.misfit(prune.Config.model_validate({"ratio": "50 %"}), Quantization()) == ""
+    assert "neither smaller nor faster" in prune.misfit(config, Place(quantization=Quantization()))
+    assert prune.misfit(config, Place(quantization=Quantization(sparsity=("2:4",)))) == ""
+    assert prune.misfit(prune.Config.model_validate({"ratio": "50 %"}), Place(quantization=Quantization())) == ""
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,7 @@ def test_zeros_make_no_sense_where_the_hardware_multiplies_them() -> None:
         ({"ratio": "50 %", "target": {"params": "50 %"}}, "either a ratio"),
         ({"pattern": "2:4", "ratio": "50 %"}, "half of the weights by definition"),
         ({"pattern": "unstructured", "target": {"params": "50 %"}}, "give a ratio"),
+        ({"pattern": "unstructured"}, "the ratio of the weights that become zero"),
     ],
     ids=str,
 )

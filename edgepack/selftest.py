@@ -1,0 +1,226 @@
+"""A bundle tested by what it holds: its samples through its files, each in its own runtime, from text to label.
+
+for answer in run(Path("dist/news/news.zip")):
+    print(answer.file, answer.sample, answer.label)
+
+Neither a recipe nor the data is needed, nor torch where the runtime does without.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from edgepack import bundle, plugins, tokenizer
+from edgepack.config import Frozen
+from edgepack.device import Controls
+from edgepack.errors import DeviceError, SelftestError, VerifyError
+from edgepack.runners import host
+from edgepack.worker import RUNTIMES
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.typing.NDArray[Any]
+
+_SHOWN = 50  # characters of a text
+_AGAIN = "build the bundle again"
+
+
+class Case(Frozen):
+    """One sample: its inputs, its raw text where it is one, and what each format answered when it was built."""
+
+    inputs: tuple[str, ...]
+    target: int
+    expected: dict[str, tuple[float, ...]]
+    text: str | None = None
+
+
+class Cases(Frozen):
+    cases: tuple[Case, ...]
+    byte_order: Literal["little"]
+    tolerance: str
+
+
+class Input(Frozen):
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int64", "int32", "uint8"]
+
+
+class Interface(Frozen):
+    inputs: tuple[Input, ...]
+    outputs: Any
+    preprocessing: dict[str, Any]
+
+
+Content = TypeVar("Content", bound=Frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one file said of one sample: the label, and the one it gave when it was built."""
+
+    file: str
+    sample: str
+    label: str
+    expected: str
+
+    @property
+    def same(self) -> bool:
+        return self.label == self.expected
+
+
+def run(path: Path) -> Iterator[Answer]:
+    """Every answer as it comes.
+
+    Raises VerifyError at once when the bundle is not whole. At the end raises SelftestError when an answer, or what the
+    tokenizer makes of a text, is another than when it was built, and DeviceError when a file's runtime is not here.
+    """
+    manifest, files = bundle.read(path)
+    known = _parsed(files, "selftest/cases.json", Cases).cases
+    interface = _parsed(files, "io/signature.json", Interface)
+    models = dict(_models(manifest, files, known))
+    columns = _columns(files, known, interface.inputs)
+    different = [*_tokenized(files, known, interface, columns)]
+    skipped = []
+    for runtime, facts in models.items():
+        if why := _absent(runtime):
+            skipped.append(f"{facts['file']} was not run: {why}")
+            continue
+        for answer in _answers(manifest, files, known, columns, runtime):
+            if not answer.same:
+                different.append(f"{answer.file} says {answer.label} of {answer.sample}, not {answer.expected}")
+            yield answer
+    _judge(path, different, skipped)
+
+
+def _judge(path: Path, different: list[str], skipped: list[str]) -> None:
+    listed = "\n".join(f"  {each}" for each in [*different, *skipped])
+    if different:
+        advice = "do not ship it for this runtime and processor: their versions may be others than provenance/ tells"
+        raise SelftestError(f"{path} does not answer as it did when it was built:\n{listed}", advice)
+    if skipped:
+        raise DeviceError(f"{path} could not be tested whole:\n{listed}", "install the runtime, or test where it is")
+
+
+def _parsed(files: bundle.Files, name: str, kind: type[Content]) -> Content:
+    try:
+        return kind.model_validate_json(files[name])
+    except (KeyError, ValidationError):
+        raise VerifyError(f"{name} is not there, or not what a self-test needs", _AGAIN) from None
+
+
+def _models(
+    manifest: bundle.Manifest, files: bundle.Files, cases: tuple[Case, ...]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Each runtime with the file it runs; refuses a bundle that leaves it with nothing to compare."""
+    if not (manifest.runtimes and cases):
+        raise VerifyError("the bundle holds nothing to test", _AGAIN)
+    for runtime, facts in manifest.runtimes.items():
+        expected = all(facts.get("format") in case.expected for case in cases)
+        if facts.get("file") not in files or not expected:
+            raise VerifyError(f"the bundle does not tell what {runtime} runs, or what it should answer", _AGAIN)
+        yield runtime, facts
+
+
+def _columns(files: bundle.Files, cases: tuple[Case, ...], inputs: tuple[Input, ...]) -> "list[Array]":
+    """Each input of all cases, [cases, *shape]."""
+    import numpy
+
+    columns = []
+    for place, spec in enumerate(inputs):
+        size = numpy.dtype(spec.dtype).itemsize * prod(spec.shape)
+        rows = [files.get(f"selftest/{case.inputs[place]}") if place < len(case.inputs) else None for case in cases]
+        if wrong := [i for i, row in enumerate(rows) if row is None or len(row) != size or spec.shape[:1] != (1,)]:
+            raise VerifyError(f"the input {spec.name!r} of case {wrong[0]} is not as io/signature.json says", _AGAIN)
+        content = b"".join(row for row in rows if row)
+        little = numpy.frombuffer(content, numpy.dtype(spec.dtype).newbyteorder("<"))
+        columns.append(little.astype(spec.dtype).reshape(len(cases), *spec.shape[1:]))
+    return columns
+
+
+def _tokenized(
+    files: bundle.Files, cases: tuple[Case, ...], interface: Interface, columns: "list[Array]"
+) -> Iterator[str]:
+    """Where the tokenizer that ships makes other inputs of a text than the model was given."""
+    import numpy
+
+    texts = {i: _text(files, case) for i, case in enumerate(cases) if case.text is not None}
+    if not texts or interface.preprocessing.get("kind") != "text":
+        return
+    try:
+        reader = tokenizer.read(files[f"io/{tokenizer.FILE}"])
+    except (KeyError, ValueError) as error:
+        raise VerifyError(f"io/{tokenizer.FILE} is not there, or no tokenizer: {error}", _AGAIN) from None
+    for i, text in texts.items():
+        made = tokenizer.encode(reader, [text]).inputs()
+        for spec, column in zip(interface.inputs, columns, strict=True):
+            if not numpy.array_equal(made.get(spec.name, ()), column[i : i + 1]):
+                yield f"io/{tokenizer.FILE} makes other {spec.name} of {_shown(text)}"
+
+
+def _text(files: bundle.Files, case: Case) -> str:
+    try:
+        return files[f"selftest/{case.text}"].decode()
+    except (KeyError, UnicodeDecodeError):
+        raise VerifyError(f"selftest/{case.text} is not there, or no text", _AGAIN) from None
+
+
+def _absent(runtime: str) -> str:
+    if runtime not in RUNTIMES:
+        return f"this edgepack knows no runtime {runtime!r}"
+    lacking = [package for package in RUNTIMES[runtime].packages if find_spec(package) is None]
+    return f"{' and '.join(lacking)} is not installed here" if lacking else ""
+
+
+def _answers(
+    manifest: bundle.Manifest, files: bundle.Files, cases: tuple[Case, ...], columns: "list[Array]", runtime: str
+) -> Iterator[Answer]:
+    """What one file says of every case, beside what it said when it was built."""
+    import numpy
+
+    facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
+    labels = files.get("io/labels.txt", b"").decode(errors="replace").split("\n")[:-1]
+    now = _logits(facts["file"], files, columns, runtime)
+    for case, logits in zip(cases, now, strict=True):
+        before = numpy.array(case.expected[facts["format"]])
+        if logits.shape != before.shape or len(labels) < before.size:
+            raise VerifyError(f"{facts['file']} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
+        label, expected = (labels[int(decide(each[None])[0])] for each in (logits, before))
+        sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
+        yield Answer(file=facts["file"], sample=sample, label=label, expected=expected)
+
+
+def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str) -> "Array":
+    """[cases, classes], from a fresh process."""
+    import numpy
+
+    with TemporaryDirectory() as folder:
+        model = Path(folder) / f"model{PurePosixPath(file).suffix}"
+        model.write_bytes(files[file])
+        inputs, output = [Path(folder) / f"input-{i}.npy" for i in range(len(columns))], Path(folder) / "logits.npy"
+        for path, column in zip(inputs, columns, strict=True):
+            numpy.save(path, column, allow_pickle=False)
+        job = {
+            "mode": "predict",
+            "rows": len(columns[0]),
+            "runtime": runtime,
+            "file": str(model),
+            "inputs": [str(path) for path in inputs],
+            "output": str(output),
+        }
+        host.run(host.Config(), Controls(threads=1), job)
+        logits: Array = numpy.load(output, allow_pickle=False)
+        return logits
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text on one line, in quotes."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return f'"{line}"' if len(line) <= _SHOWN else f'"{line[:_SHOWN].rstrip()} ..."'

@@ -1,0 +1,78 @@
+"""What channels, heads and neurons are worth, and what it costs to cut each group of layers alone."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch_pruning import importance as known
+
+from edgepack.events import StepProgress
+from edgepack.groups import Score, groups
+from edgepack.stages import Context
+from edgepack.surgery import shrink
+from edgepack.train import predict, refresh_batch_norm
+
+if TYPE_CHECKING:
+    from edgepack.stages.prune import Config
+
+_TAYLOR_BATCHES = 8
+_TRIALS = (0.25, 0.5)  # ratios of the sensitivity report
+_TRIAL_SAMPLES = 1024  # of the validation split
+
+
+def score(module: nn.Module, importance: str, context: Context) -> Score:
+    if importance == "taylor":
+        _accumulate_gradients(module, context)
+    scores: dict[str, Score] = {
+        "taylor": known.GroupTaylorImportance(),
+        "l1": known.GroupMagnitudeImportance(p=1),
+        "l2": known.GroupMagnitudeImportance(p=2),
+        "lamp": known.LAMPImportance(p=2),
+        "bn_scale": _by_norm,
+        "random": known.RandomImportance(),
+    }
+    return scores[importance]
+
+
+def _by_norm(group: Any) -> Tensor:
+    """The scale of the batch norm behind each channel; the size of its weights where none follows (squeeze-excite)."""
+    worth: Tensor | None = known.BNScaleImportance()(group)
+    return known.GroupMagnitudeImportance(p=2)(group) if worth is None else worth
+
+
+def _accumulate_gradients(module: nn.Module, context: Context) -> None:
+    """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model."""
+    module.zero_grad(set_to_none=True)
+    for i, batch in enumerate(context.data.train.batches(64, seed=context.seed)):
+        if i == _TAYLOR_BATCHES:
+            break
+        context.task.loss(module(*batch.inputs), batch.targets).backward()
+
+
+def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:
+    """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
+    example = context.data.train.head(2)[0]
+    names = [group.name for group in groups(module.eval(), example, config.spare)]
+    whole = _trial(copy.deepcopy(module), {}, config, context)
+    notes = []
+    for i, name in enumerate(names):
+        context.emit(StepProgress(doing="measuring the sensitivity of each layer", done=i, total=len(names)))
+        changes = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) - whole for share in _TRIALS]
+        told = zip(changes, _TRIALS, strict=True)
+        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in told)
+        notes.append(f"sensitivity of {name}: {words}")
+    return notes
+
+
+def _trial(module: nn.Module, keep: dict[str, float], config: "Config", context: Context) -> float:
+    shrink(
+        module.eval(),
+        context.data.train.head(2)[0],
+        keep=keep,
+        score=score(module, config.importance, context),
+        multiple=context.quantization.channel_multiple,
+        spare=config.spare,
+    )
+    refresh_batch_norm(module, context.data.train, samples=512)
+    some = context.data.validation.first(_TRIAL_SAMPLES)
+    return context.task.score(predict(module, some).numpy(), some.targets.numpy())

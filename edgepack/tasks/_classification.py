@@ -1,0 +1,34 @@
+"""What tasks with one label a sample share: logits [n, classes], targets [n]."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METRIC = "accuracy"
+
+
+def loss(logits: "Tensor", targets: "Tensor") -> "Tensor":
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, targets)
+
+
+def distill(logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
+    """KL divergence at a temperature, times its square so that its gradients keep their size.
+
+    Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015.
+    """
+    from torch.nn import functional
+
+    soft = functional.log_softmax(logits / temperature, dim=1)
+    goal = functional.log_softmax(teacher / temperature, dim=1)
+    return functional.kl_div(soft, goal, reduction="batchmean", log_target=True) * temperature**2
+
+
+def score(logits: Any, targets: Any) -> float:
+    return float((decide(logits) == targets).mean())
+
+
+def decide(logits: Any) -> Any:
+    return logits.argmax(axis=1)
