@@ -297,7 +297,7 @@ def test_every_layer_is_split_or_says_why_not() -> None:
     assert reasons["grouped"] == "it is a convolution in 4 groups"
     assert reasons["idle"].startswith("it does not run itself")
     assert reasons["shared"] == reasons["tied"] == reasons["tied_too"] == "its weight stands in the model twice"
-    assert reasons["special"] == "a Doubling may do more than a Conv2d or Linear"
+    assert reasons["special"] == "a Doubling may do more than a Conv2d, Linear or Embedding"
     assert "NonDynamicallyQuantizableLinear" in reasons["attention.out_proj"]
     assert "of its energy needs rank" in reasons["head"]
     assert {"usual", "twice"} <= {edit.layer for edit in result.surgery}
@@ -316,7 +316,7 @@ def test_macs_of_a_layer_that_runs_twice_are_counted_twice() -> None:
     [
         ("blocks.9.conv1", "did you mean blocks.1.conv1"),
         ("everything", "there are stem.0, blocks.0.conv1, blocks.0.conv2, blocks.1.conv1, blocks.1.conv2, head"),
-        ("stem.1", "it is a BatchNorm2d: only Conv2d and Linear are split"),
+        ("stem.1", "it is a BatchNorm2d: only Conv2d, Linear and Embedding are split"),
     ],
 )
 def test_a_pattern_that_matches_no_layer_is_refused_before_training(pattern: str, hint: str) -> None:
