@@ -34,7 +34,7 @@ class TextClassifier(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.model = model
         self.register_buffer("positions", torch.arange(offset, offset + length)[None], persistent=False)
-        self.register_buffer("segments", torch.zeros(1, length, dtype=torch.int64), persistent=False)
+        self.register_buffer("segments", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
         self.segmented = any(name.endswith("token_type_embeddings") for name, _ in model.named_modules())
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

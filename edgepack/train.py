@@ -170,11 +170,15 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     return task.score(predict(module, split).numpy(), split.targets.numpy())
 
 
-def predict(module: nn.Module, split: Split, batch_size: int = _EVALUATION_BATCH) -> torch.Tensor:
-    """The logits, [n, classes], in order."""
+def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """The logits, [n, classes], in order; `told` is called after every batch."""
     _train_mode(module, False)
+    logits = []
     with torch.no_grad():
-        return torch.cat([module(*batch.inputs).float() for batch in split.batches(batch_size)])
+        for batch in split.batches(_EVALUATION_BATCH):
+            logits.append(module(*batch.inputs).float())
+            told()
+    return torch.cat(logits)
 
 
 @contextmanager
@@ -194,11 +198,12 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 _ANSWERED: "WeakKeyDictionary[nn.Module, tuple[Split, torch.Tensor]]" = WeakKeyDictionary()
 
 
-def _answers(teacher: nn.Module, split: Split) -> torch.Tensor:
+def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
     """The teacher's logits, computed once for all the trainings that it teaches in."""
     known = _ANSWERED.get(teacher)
     if known is None or known[0] is not split:
-        known = _ANSWERED[teacher] = split, predict(teacher, split)
+        progress = _Progress(emit, "asking the teacher", math.ceil(len(split) / _EVALUATION_BATCH))
+        known = _ANSWERED[teacher] = split, predict(teacher, split, progress.advance)
     return known[1]
 
 
@@ -241,7 +246,8 @@ class _Loss:
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None
         if not (self.inside or self.context.data.augmented):
-            return _answers(self.distillation.teacher, self.context.data.train)[batch.indices].to(self.device)
+            answers = _answers(self.distillation.teacher, self.context.data.train, self.context.emit)
+            return answers[batch.indices].to(self.device)
         teacher = self.distillation.teacher.to(self.device)
         _train_mode(teacher, False)
         with torch.no_grad():

@@ -220,9 +220,11 @@ def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
     fit(candidate("residual").module, context(data=data(train=17)), settings(), doing="")
 
 
-def test_predictions_keep_the_order_whatever_the_batch() -> None:
+def test_predictions_keep_the_order_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, split = learned("mlp").module, data().test
-    torch.testing.assert_close(train.predict(module, split, batch_size=5), train.predict(module, split))
+    whole = train.predict(module, split)
+    monkeypatch.setattr(train, "_EVALUATION_BATCH", 5)
+    torch.testing.assert_close(train.predict(module, split), whole)
 
 
 @pytest.mark.parametrize(("momentum", "again"), [(0.01, True), (0.5, False), (None, False)])
