@@ -175,7 +175,7 @@ def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: 
     _train_mode(module, False)
     logits = []
     with torch.no_grad():
-        for batch in split.batches(_EVALUATION_BATCH):
+        for batch in split.batches(1 if _measures_ranges(module) else _EVALUATION_BATCH):
             logits.append(module(*batch.inputs).float())
             told()
     return torch.cat(logits)
@@ -196,6 +196,12 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 
 
 _ANSWERED: "WeakKeyDictionary[nn.Module, tuple[Split, torch.Tensor]]" = WeakKeyDictionary()
+
+
+def _measures_ranges(module: nn.Module) -> bool:
+    """Whether int8 activations get the range of all that comes with them: on the device that is one sample."""
+    nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    return any("choose_qparams" in str(node.target) for node in nodes)
 
 
 def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:

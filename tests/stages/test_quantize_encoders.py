@@ -203,3 +203,10 @@ def test_a_saved_encoder_answers_the_same_in_a_fresh_process(tmp_path: Path) -> 
         "assert torch.equal(Candidate.load(Path(sys.argv[1]) / 'saved').module(*inputs), told)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+
+
+def test_what_is_said_of_a_text_does_not_depend_on_its_neighbours() -> None:
+    """As on the device, where the range of an activation is that of one text."""
+    split = make.text().validation
+    module = made()[0].module
+    torch.testing.assert_close(train.predict(module, split)[:1], train.predict(module, split.first(1)), rtol=0, atol=0)
