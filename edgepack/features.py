@@ -37,7 +37,13 @@ class Inside:
     """Several transfers at once, each by its name in TRANSFERS with its weight; those of weight 0 are left out."""
 
     def __init__(self, weights: Mapping[str, float], teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
-        self.parts = [(w, TRANSFERS[name](teacher, student, inputs)) for name, w in weights.items() if w]
+        self.parts: list[tuple[float, Transfer]] = []
+        try:
+            for name in (name for name, weight in weights.items() if weight):
+                self.parts.append((weights[name], TRANSFERS[name](teacher, student, inputs)))
+        except BaseException:
+            self.close()  # both models go on without those that watch them already
+            raise
 
     def loss(self) -> torch.Tensor:
         return torch.stack([weight * part.loss() for weight, part in self.parts]).sum()

@@ -117,7 +117,7 @@ def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
     from torch_pruning.dependency import Group as Members
 
     members, names = Members(), tuple(_maker(module, name) for name in makers)
-    last: Any = module.get_submodule(_end(module, taker, 0))
+    last: Any = module.get_submodule(end(module, taker, 0))
     for name in names:
         _join(members, module.get_submodule(name), prune_linear_out_channels, last.in_features)
     _join(members, last, prune_linear_in_channels, last.in_features)
@@ -139,10 +139,11 @@ def _join(members: Any, layer: Any, cut: Any, width: int) -> None:
 
 def _maker(module: nn.Module, name: str) -> str:
     """The layer that gives what this one gives: itself, or the last of the thin ones that it was split into."""
-    return _end(module, name, -1)
+    return end(module, name, -1)
 
 
-def _end(module: nn.Module, name: str, place: int) -> str:
+def end(module: nn.Module, name: str, place: int) -> str:
+    """The layer itself, or the first (0) or last (-1) of the thin ones that it was split into."""
     layer = module.get_submodule(name)
     while isinstance(layer, nn.Sequential):
         name, layer = f"{name}.{range(len(layer))[place]}", layer[place]

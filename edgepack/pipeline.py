@@ -120,6 +120,7 @@ _PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "tokenizers",
+    "transformers",
 )
 
 

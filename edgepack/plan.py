@@ -197,7 +197,7 @@ class Planner:
             "data": self.fingerprint,
             "seed": recipe.seed,
             "compute": provenance.compute(),
-            "versions": provenance.versions(*provenance.CORE, "torchvision", "torch-pruning"),
+            "versions": provenance.versions(*provenance.CORE, *getattr(recipe.model.module, "LIBRARIES", ())),
         }
 
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:

@@ -134,6 +134,8 @@ class _Checker:
         self._exports(data.get("export"), exporters)
         self._device(data.get("device"), model, stages)
         name = self._name(data.get("name") or self.file.stem)
+        if task is not None and signature is not None:
+            self._of_task(task, signature)
         if model is not None and signature is not None:
             self._fit(signature, model, stages)
         if model is None or source is None or task is None or self.document.problems:
@@ -248,6 +250,11 @@ class _Checker:
             return None
         return found
 
+    def _of_task(self, task: str, signature: "Signature") -> None:
+        check = getattr(plugins.load("tasks", task), "misfit", None)
+        if check and (message := check(signature)):
+            self.document.problem(("task",), message)
+
     def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
         """Whether the models can take the data, as far as that is known without torch."""
         for path, choice in _models(model, stages):
@@ -257,9 +264,10 @@ class _Checker:
 
 def _places(quantization: Quantization, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
     """Where each stage stands: from a stage that is given another model on, that one is at work."""
+    names = tuple(stage.name if stage else "" for stage in stages)
     for i, stage in enumerate(stages):
         encoder = bool(model and getattr(model.module, "ENCODER", False))
-        yield Place(quantization=quantization, encoder=encoder, later=tuple(s.name for s in stages[i + 1 :] if s))
+        yield Place(quantization=quantization, encoder=encoder, earlier=names[:i], later=names[i + 1 :])
         model = next((choice for _, choice in _own_models(stage)), model)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from edgepack.candidate import Candidate, parameters
 from edgepack.encoder import Block, blocks
 from edgepack.errors import StageError
+from edgepack.groups import end
 from edgepack.surgery import Edit, apply, nearest, sizes
 
 Weights = dict[str, torch.Tensor]
@@ -141,25 +142,19 @@ _LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm)
 
 
 def _places(module: nn.Module) -> Iterator[str]:
-    """The layers that have a width, in their order; two thin ones that stand for one are one."""
-    thin = {name for name, layer in module.named_modules() if isinstance(layer, nn.Sequential)}
+    """The layers that have a width, in their order; thin ones that stand for one are one."""
+    thin = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.Sequential))
     for name, layer in module.named_modules():
-        if name in thin or (isinstance(layer, _LAYERS) and name.rpartition(".")[0] not in thin):
+        if isinstance(layer, (nn.Sequential, *_LAYERS)) and not name.startswith(thin):
             yield name
 
 
 def _first(module: nn.Module, name: str) -> tuple[str, nn.Module]:
-    return _thin(module, name, "0")
+    return (found := end(module, name, 0)), module.get_submodule(found)
 
 
 def _last(module: nn.Module, name: str) -> tuple[str, nn.Module]:
-    return _thin(module, name, "1")
-
-
-def _thin(module: nn.Module, name: str, of_two: str) -> tuple[str, nn.Module]:
-    """A layer, or one of the two thin ones that stand for it (see surgery.split)."""
-    layer = module.get_submodule(name)
-    return (f"{name}.{of_two}", layer.get_submodule(of_two)) if isinstance(layer, nn.Sequential) else (name, layer)
+    return (found := end(module, name, -1)), module.get_submodule(found)
 
 
 def _edits(module: nn.Module, weights: Weights) -> Iterator[Edit]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack import hub
 from edgepack.errors import RecipeError
+from edgepack.store import digest
 
 if TYPE_CHECKING:
     import numpy
@@ -61,6 +62,7 @@ class Fixed:
             "kind": "text",
             "tokenizer": FILE,
             "vocabulary": self.vocabulary,
+            "words": words(self.tokenizer),
             "max_length": self.max_length,
             "truncation": "right",
             "padding": "right",
@@ -88,13 +90,18 @@ def load(name: str, max_length: int) -> Fixed:
     Raises RecipeError when it is not there, is damaged, cannot pad, or does not take texts of `max_length` tokens.
     """
     folder = hub.folder(name, hub.TOKENIZER)
-    tokenizer = _read_file(folder / FILE)
+    tokenizer = read_file(folder / FILE)
     settings = {**_settings(folder / "special_tokens_map.json"), **_settings(folder / "tokenizer_config.json")}
     special = _special_tokens(tokenizer, settings)
     if "pad" not in special:
         raise RecipeError(
             f"the tokenizer {name!r} has no padding token, and a file on a device takes texts of one length",
             "give it one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}), and save it again",
+        )
+    if not tokenizer.num_special_tokens_to_add(False):
+        raise RecipeError(
+            f"the tokenizer {name!r} adds no tokens of its own to a text, and encoders classify by the first one",
+            "give it a post_processor, as AutoTokenizer of the model's own class has one, and save it again",
         )
     _possible(max_length, added=tokenizer.num_special_tokens_to_add(False), most=settings.get("model_max_length"))
     tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
@@ -136,7 +143,13 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, windows: int = 1) ->
     return Encoded(ids=numpy.stack(ids), mask=numpy.stack(mask), texts=numpy.array(rows), cut=cut)
 
 
-def _read_file(file: Path) -> "Tokenizer":
+def words(tokenizer: "Tokenizer") -> str:
+    """A hash of its tokens with their ids."""
+    return digest(tokenizer.get_vocab())
+
+
+def read_file(file: Path) -> "Tokenizer":
+    """Raises RecipeError when there is no tokenizer in it."""
     try:
         return read(file.read_bytes())
     except OSError as error:

@@ -1,12 +1,16 @@
 """Models through transformers: where they are found, what does not fit, what they start with."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import text_factories as make
 import torch
+from factories import tokenizer
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 from edgepack import hub, plugins
 from edgepack.candidate import Candidate
@@ -55,10 +59,29 @@ def test_a_package_that_is_not_there_is_named_with_how_to_install_it(monkeypatch
 
 def test_offline_the_error_says_what_was_looked_for_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(RecipeError) as caught:
         hub.folder("some-owner/some-bert", hub.CONFIG)
     told = str(caught.value)
-    assert all(part in told for part in ("'some-owner/some-bert'", "no package carries it", "cache", "huggingface.co"))
+    assert all(part in told for part in ("'some-owner/some-bert'", "no package carries it", "cache", "HF_HUB_OFFLINE"))
+
+
+def test_a_network_that_fails_is_of_the_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def unreachable(name: str, local_files_only: bool = False, **_: Any) -> str:
+        raise LocalEntryNotFoundError("no") if local_files_only else ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(DeviceError, match=r"huggingface\.co cannot give it: ConnectionError: no route to host"):
+        hub.folder("some-owner/some-bert", hub.CONFIG)
+
+
+@pytest.mark.parametrize("name", ["my-brt", "models/my-brt", "./my-bert/"])
+def test_a_mistyped_folder_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    Path("my-bret").mkdir(), Path("models/my-bret").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"there is no folder .*\n.*did you mean .*my-bret"):
+        hub.folder(name, hub.CONFIG)
 
 
 def test_a_folder_that_lacks_a_file_says_which() -> None:
@@ -118,9 +141,52 @@ def test_the_places_of_roberta_begin_after_its_padding() -> None:
 
 
 def test_a_classifier_of_these_classes_comes_trained_and_an_encoder_alone_does_not() -> None:
-    for labels, trained in [(3, True), (5, False), (None, False)]:
-        choice = choose(huggingface=saved(labels))
+    named = dict(enumerate(("Sport", "tech", "business")))
+    strangers = dict(enumerate(("negative", "neutral", "positive")))
+    kinds: list[tuple[int | None, dict[str, Any], bool]] = [(3, {}, True), (5, {}, False), (None, {}, False)]
+    for labels, changes, trained in [*kinds, (3, {"id2label": named}, True), (3, {"id2label": strangers}, False)]:
+        shutil.rmtree("saved", ignore_errors=True)
+        choice = choose(huggingface=saved(labels, **changes))
         assert choice.module.trained(choice.config, make.signature()) is trained
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_checkpoint_is_of_transformers_or_of_edgepack(suffix: str) -> None:
+    name = saved(3)
+    whole = Candidate.start(choose(huggingface=name), make.signature())
+    theirs = transformers().BertForSequenceClassification.from_pretrained(name)
+    for state in (theirs.state_dict(), whole.module.state_dict()):
+        file = Path(f"weights{suffix}")
+        save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+        again = Candidate.start(choose(huggingface=name, checkpoint=str(file)), make.signature())
+        ids, mask = make.text().train.head(4)
+        with torch.no_grad():
+            torch.testing.assert_close(again.module(ids, mask), whole.module(ids, mask))
+
+
+def test_a_tokenizer_of_other_words_is_told() -> None:
+    name = make.described()
+    shutil.copy(Path(tokenizer()) / "tokenizer.json", name)
+    assert "comes with a tokenizer of other words" in misfit(name, words="of another")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": "60"},
+        {"max_position_embeddings": -1},
+        {"num_hidden_layers": 0},
+        {"id2label": {"a": "x"}},
+        {"architectures": 5},
+    ],
+)
+def test_a_damaged_description_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(Nested, match=f"does not describe an encoder: {next(iter(changes))}"):
+        choose(huggingface=make.described(**changes))
+
+
+def test_a_roberta_may_leave_its_padding_open() -> None:
+    assert "reads at most 14" in misfit(make.described("roberta", pad_token_id=None, max_position_embeddings=16), pad=1)
 
 
 def test_weights_are_those_of_the_folder_and_a_head_for_other_classes_starts_anew() -> None:

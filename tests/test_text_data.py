@@ -346,6 +346,8 @@ def test_labels_that_are_numbers_are_in_their_order() -> None:
         ("", "news.csv has no column 'text', its first row is empty"),
         ("body,label\nx,y\n", "news.csv has no column 'text', its first row is 'body', 'label'"),
         ("text,topic\nx,y\n", "news.csv has no column 'label'"),
+        ("text;label\nx;y\n", r"first row is 'text;label'\n.*separated by commas"),
+        ("text,label,text\nx,y,z\n", "news.csv has the column 'text' twice"),
         ("text,label\n", "news.csv has no rows"),
         ("text,label\nx,a\ny,a\n", "news.csv has one label only, 'a'"),
         (f"text,label\n{WIDE}x,\n", "news.csv:22: the label is empty"),

@@ -80,8 +80,10 @@ def _documents(file: Path, config: Config) -> Iterator[Document]:
     if lacking := [column for column in (config.text, config.label) if column not in header]:
         raise RecipeError(
             f"{file} has no column {lacking[0]!r}, its first row is {', '.join(map(repr, header)) or 'empty'}",
-            f"name the columns: data: {{csv: {{file: {file}, text: ..., label: ...}}}}",
+            _COMMAS if len(header) == 1 and {*header[0]} & {*";\t|"} else _named(file),
         )
+    if twice := [column for column in (config.text, config.label) if header.count(column) > 1]:
+        raise RecipeError(f"{file} has the column {twice[0]!r} twice", "give one of the two another name")
     for line, row in lines:
         if len(row) != len(header):
             raise RecipeError(f"{file}:{line}: the row has {len(row)} values for {len(header)} columns", _QUOTES)
@@ -92,6 +94,11 @@ def _documents(file: Path, config: Config) -> Iterator[Document]:
         yield Document(text=values[config.text], label=label, place=f"{file}:{line}")
 
 
+def _named(file: Path) -> str:
+    return f"name the columns: data: {{csv: {{file: {file}, text: ..., label: ...}}}}"
+
+
+_COMMAS = "columns are separated by commas: save it anew so"
 _QUOTES = 'a value that holds a comma, a quote or a line end stands in quotes, its own quotes twice: "so ""quoted"""'
 
 

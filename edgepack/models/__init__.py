@@ -8,6 +8,7 @@ build(config, signature) -> nn.Module      the model, with the right inputs and 
 and, where they differ from these defaults,
 
 ENCODER = False                            whether its models are transformer encoders
+LIBRARIES = ()                             packages besides torch whose version changes the model
 files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
 
 What `checkpoint` and `weights` say in a Config are weights to start from: a saved candidate is rebuilt without them.

@@ -7,11 +7,11 @@ The head is of its own where the model was trained for as many classes, else it 
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from edgepack import hub
+from edgepack import hub, tokenizer
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import RecipeError, StageError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ENCODER = True
+LIBRARIES = ("transformers",)
 KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as config.json's model_type names them
 _PADDED = 256  # rows that a model's embedding may have more than its tokenizer has tokens
 _HEADS = ("classifier", "pooler", "pre_classifier")  # what a model without a head of its own starts anew
@@ -39,11 +40,9 @@ class Config(Frozen):
     @classmethod
     def _readable(cls, name: str) -> str:
         try:
-            kind = facts(name).get("model_type")
+            facts(name)
         except RecipeError as error:
-            raise ValueError(str(error).partition("\n")[0]) from None
-        if kind not in KINDS:
-            raise ValueError(f"'{name}' is a model of kind {kind!r}; edgepack knows {', '.join(KINDS)}")
+            raise ValueError(f"{error.message}: {error.hint}" if error.hint else error.message) from None
         return name
 
     @field_validator("layers")
@@ -52,56 +51,101 @@ class Config(Frozen):
         name = info.data.get("huggingface")
         if layers is None or name is None:
             return layers
-        known = _first(facts(name), "num_hidden_layers", "n_layers")
-        return chosen(layers, known, f"'{name}'")
+        return chosen(layers, facts(name).depth, f"'{name}'")
+
+
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Facts(BaseModel):
+    """What config.json says of an encoder, under the names that its kind gives to it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    model_type: str
+    vocab_size: _Count
+    max_position_embeddings: _Count
+    width: _Count = Field(validation_alias=AliasChoices("hidden_size", "dim"))
+    heads: _Count = Field(validation_alias=AliasChoices("num_attention_heads", "n_heads"))
+    depth: _Count = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layers"))
+    pad_token_id: Annotated[int, Field(ge=0)] | None = None
+    id2label: dict[int, str] | None = None
+    architectures: tuple[str, ...] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """In lower case, in the order of the outputs."""
+        return [label.lower() for _, label in sorted((self.id2label or {}).items())]
+
+    @property
+    def offset(self) -> int:
+        """The place of the first token: RoBERTa begins after the row of the padding token."""
+        pad = 1 if self.pad_token_id is None else self.pad_token_id
+        return pad + 1 if "roberta" in self.model_type else 0
 
 
 def trained(config: Config, signature: Signature) -> bool:
-    """With a checkpoint, or with the weights of a whole classifier of these very classes."""
+    """With a checkpoint, or with the weights of a whole classifier of these very classes, or of as many without names.
+
+    With fewer layers than it was trained with it is not.
+    """
     if config.checkpoint is not None:
         return True
-    described = facts(config.huggingface)
-    classifier = any("ForSequenceClassification" in str(name) for name in described.get("architectures") or ())
-    known = len(_labels(described)) == len(signature.labels)
-    return config.weights is not None and classifier and known and config.layers is None
+    known = facts(config.huggingface)
+    classifier = any("ForSequenceClassification" in name for name in known.architectures or ())
+    numbered = [f"label_{i}" for i in range(len(signature.labels))]
+    same = known.labels in ([label.lower() for label in signature.labels], numbered)
+    return config.weights is not None and config.layers is None and classifier and same
 
 
 def misfit(config: Config, signature: Signature) -> str:
-    name, described, text = config.huggingface, facts(config.huggingface), signature.preprocessing
+    name, known, text = config.huggingface, facts(config.huggingface), signature.preprocessing
     if text.get("kind") != "text":
         return f"'{name}' reads text, but the data has inputs of shape {[*signature.inputs[0].shape]}"
-    checks = (_of_heads(described), _of_length(described, signature), _of_tokens(described, text))
-    problem = next((each for each in checks if each), "") or _of_labels(described, signature)
+    checks = (_of_heads(known), _of_length(known, signature), _of_tokens(known, text), _of_labels(known, signature))
+    problem = next((each for each in checks if each), "") or _of_tokenizer(name, text)
     return f"'{name}' {problem}" if problem else ""
 
 
-def _of_heads(described: dict[str, Any]) -> str:
-    width, heads = _first(described, "hidden_size", "dim"), _first(described, "num_attention_heads", "n_heads")
-    return f"has {heads} heads, which do not divide its width of {width}" if width % heads else ""
+def _of_heads(known: Facts) -> str:
+    return f"has {known.heads} heads, which do not divide its width of {known.width}" * (known.width % known.heads > 0)
 
 
-def _of_length(described: dict[str, Any], signature: Signature) -> str:
-    length, places = signature.inputs[0].shape[0], described["max_position_embeddings"] - _offset(described)
+def _of_length(known: Facts, signature: Signature) -> str:
+    length, places = signature.inputs[0].shape[0], known.max_position_embeddings - known.offset
     return f"reads at most {places} tokens, but max_length of the data is {length}" if length > places else ""
 
 
-def _of_tokens(described: dict[str, Any], text: dict[str, Any]) -> str:
-    tokens, rows = text["vocabulary"], described["vocab_size"]
+def _of_tokens(known: Facts, text: dict[str, Any]) -> str:
+    tokens, rows = text["vocabulary"], known.vocab_size
     if tokens > rows or rows - tokens > _PADDED:
         return f"knows {rows:,} tokens, but the tokenizer of the data has {tokens:,}: it is of another model"
-    pad, own = text["special_tokens"]["pad"]["id"], described.get("pad_token_id")
-    return f"pads with token {own}, the tokenizer of the data with {pad}: it is of another model" * (
-        own not in (None, pad)
-    )
+    pad, own = text["special_tokens"]["pad"]["id"], known.pad_token_id
+    if own not in (None, pad):
+        return f"pads with token {own}, the tokenizer of the data with {pad}: it is of another model"
+    return ""
 
 
-def _of_labels(described: dict[str, Any], signature: Signature) -> str:
+def _of_labels(known: Facts, signature: Signature) -> str:
     """The same labels in another order would be answered wrong, and nobody would see why."""
-    own = [label.lower() for label in _labels(described)]
-    given = [label.lower() for label in signature.labels]
+    own, given = known.labels, [label.lower() for label in signature.labels]
     if own != given and sorted(own) == sorted(given):
         return f"has its labels in the order {', '.join(own)}, the data in the order {', '.join(given)}"
     return ""
+
+
+def _of_tokenizer(name: str, text: dict[str, Any]) -> str:
+    """The same number of tokens may mean other words: where the model comes with a tokenizer, it is known."""
+    path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
+    if "words" not in text or not path.is_file():
+        return ""
+    same = _words(path, path.stat().st_mtime_ns) == text["words"]
+    return "" if same else f"comes with a tokenizer of other words than that of the data: tokenizer: {name}"
+
+
+@cache
+def _words(path: Path, changed: int) -> str:
+    return tokenizer.words(tokenizer.read_file(path))
 
 
 def files(config: Config) -> tuple[Path, ...]:
@@ -118,17 +162,28 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 
     if message := misfit(config, signature):
         raise StageError(message)
-    pretrained = config.weights is not None and config.checkpoint is None
+    checkpoint = Path(config.checkpoint) if config.checkpoint else None
+    pretrained = config.weights is not None and checkpoint is None
     model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
-    length, offset = signature.inputs[0].shape[0], _offset(facts(config.huggingface))
+    ours = checkpoint is not None and _is_ours(checkpoint)
+    if checkpoint and not ours:
+        load_weights(model, checkpoint)
+    length, offset = signature.inputs[0].shape[0], facts(config.huggingface).offset
     shorten(model, length + offset)
     module = TextClassifier(model, length, offset)
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)
-    if config.checkpoint:
-        load_weights(module, Path(config.checkpoint))
+    if checkpoint and ours:
+        load_weights(module, checkpoint)
     return module.eval()
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    """Whether it holds the module that is built here; else the model of transformers inside of it, whole."""
+    from edgepack.candidate import read_weights
+
+    return all(name.startswith("model.") for name in read_weights(checkpoint))
 
 
 def _fresh(config: Config, signature: Signature) -> "nn.Module":
@@ -175,42 +230,26 @@ def _configured(config: Config, signature: Signature) -> Any:
     return transformers().AutoConfig.from_pretrained(path.parent, num_labels=len(labels), id2label=labels)
 
 
-def facts(name: str) -> dict[str, Any]:
-    """What config.json says of a model. Raises RecipeError when it cannot be read."""
+def facts(name: str) -> Facts:
+    """What config.json says of a model. Raises RecipeError when it cannot be read, or is of no encoder known here."""
     path = hub.folder(name, hub.CONFIG) / "config.json"
     return _read(path, path.stat().st_mtime_ns)
 
 
 @cache
-def _read(path: Path, changed: int) -> dict[str, Any]:
+def _read(path: Path, changed: int) -> Facts:
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        _first(described, "hidden_size", "dim")
-        _first(described, "num_attention_heads", "n_heads")
-        _first(described, "num_hidden_layers", "n_layers")
-        known = described["vocab_size"], described["max_position_embeddings"], described["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{path} does not describe an encoder ({type(error).__name__}: {error})") from None
-    return {**described} if known else {}
-
-
-def _first(described: dict[str, Any], *keys: str) -> int:
-    """A number that kinds of models have under different names. Raises KeyError."""
-    found = next((described[key] for key in keys if described.get(key)), None)
-    if found is None:
-        raise KeyError(keys[0])
-    return int(found)
-
-
-def _offset(described: dict[str, Any]) -> int:
-    """The place of the first token: RoBERTa begins after the row of the padding token."""
-    roberta = "roberta" in described["model_type"]
-    return int(described.get("pad_token_id", 1)) + 1 if roberta else 0
-
-
-def _labels(described: dict[str, Any]) -> tuple[str, ...]:
-    named = described.get("id2label") or {}
-    return tuple(str(named[key]) for key in sorted(named, key=int))
+        content = path.read_bytes()
+        kind = json.loads(content).get("model_type")
+        if kind not in KINDS:
+            raise RecipeError(f"{path} is of a model of kind {kind!r}; edgepack knows {', '.join(KINDS)}")
+        return Facts.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{path} does not describe an encoder: {where}: {first['msg']}") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{path} cannot be read as a model's description: {error}") from None
 
 
 def _found(config: Config, wanted: tuple[str, ...]) -> tuple[Path, ...]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+LIBRARIES = ("torchvision", "torch-pruning")
+
 _AUXILIARY = ("googlenet", "inception_v3")  # these give more than logits while they train, unless told not to
 _ATTENTION = ("vit_", "swin_", "maxvit_")  # the heads are as wide as they are: no channel goes alone
 _CLASSES = 1000  # of ImageNet

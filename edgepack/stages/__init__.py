@@ -56,10 +56,11 @@ class Training(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the stages to come."""
+    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the other stages."""
 
     quantization: Quantization
     encoder: bool = False
+    earlier: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
 

@@ -159,7 +159,7 @@ def misfit(config: Config, place: Place) -> str:
             f"{config.pattern} zeros make a file neither smaller nor faster on hardware that multiplies them all the "
             f"same: prune channels, or say `sparsity: ['{config.pattern}']` in the profile of a device that skips them"
         )
-    if place.encoder and "distill" in place.later:
+    if place.encoder and "distill" in place.later and "distill" not in place.earlier:
         return (
             "distillation leads for transformers: a student that takes the layers of a teacher already pruned learns "
             "from a weaker one: move prune behind distill, or say `insist: true`"

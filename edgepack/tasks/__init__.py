@@ -5,6 +5,10 @@ loss(logits, targets) -> Tensor             what training minimises; shapes [n, 
 distill(logits, teacher, temperature)       how far a student is from its teacher
 score(logits, targets) -> float             0 to 1, more is better; numpy arrays
 decide(logits) -> array                     what an app would show, to compare two runtimes by
+
+and, where it is for one kind of data,
+
+misfit(signature) -> str                    why the data is not for it, or ""; no torch
 """
 
 from typing import TYPE_CHECKING, Any, Protocol

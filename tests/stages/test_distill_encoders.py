@@ -159,6 +159,8 @@ def test_a_sibling_of_a_pruned_factorized_and_shallow_teacher() -> None:
     thin = sibling.module.get_submodule(second.query)
     assert [(layer.in_features, layer.out_features) for layer in thin] == [(16, 6), (6, 16)]
     sibling.check_rebuilt()
+    again = teacher.edited(Edit(op="split", layer=f"{second.ffn_out}.1", to={"rank": 4}))
+    narrower(again, parameters(again.module) / 2, 4).check_rebuilt()
 
 
 def test_no_sibling_is_narrower_than_a_head() -> None:

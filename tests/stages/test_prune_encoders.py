@@ -368,6 +368,8 @@ def test_what_is_advised_against_is_done_for_a_recipe_that_insists(settings: dic
 
 
 def test_no_advice_where_none_is_due() -> None:
+    led = Place(quantization=Quantization(), encoder=True, earlier=("distill",), later=("distill",))
+    assert prune.misfit(config(ratio="50 %"), led) == ""  # distillation has led, and may come again
     pictures = Place(quantization=Quantization(), later=("distill",))
     assert prune.misfit(config(ratio="50 %"), pictures) == ""
     assert prune.misfit(config(ratio="50 %", insist=True), pictures) == ""
