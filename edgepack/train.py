@@ -128,8 +128,8 @@ def fit(
     steps = settings.epochs * per_epoch
     held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    progress = _Progress(context.emit, doing, steps)
     best, kept = judged(snapshot(module), context), _weights(module)
+    progress = _Progress(context.emit, doing, steps)
     for epoch in range(settings.epochs):
         each_epoch(epoch)
         _train_mode(module, True)
@@ -228,6 +228,9 @@ class _Loss:
         self.inside: Inside | None = None
         if distillation and any(distillation.inside.values()):
             self.inside = Inside(distillation.inside, distillation.teacher, module, context.data.train.head(2))
+        self.known: torch.Tensor | None = None
+        if distillation and not (self.inside or context.data.augmented):
+            self.known = _answers(distillation.teacher, context.data.train, context.emit)
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = tuple(self._place(tensor) for tensor in batch.inputs)
@@ -251,9 +254,8 @@ class _Loss:
 
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None
-        if not (self.inside or self.context.data.augmented):
-            answers = _answers(self.distillation.teacher, self.context.data.train, self.context.emit)
-            return answers[batch.indices].to(self.device)
+        if self.known is not None:
+            return self.known[batch.indices].to(self.device)
         teacher = self.distillation.teacher.to(self.device)
         _train_mode(teacher, False)
         with torch.no_grad():
