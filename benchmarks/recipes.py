@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py             writes benchmarks/recipes.md; nothing else may run meanwhile
     python benchmarks/recipes.py RECIPE...   takes the figures of these again, and leaves the others as they are
+    ... --store DIR                          with what is in this store: another recipe's training, say
 
 Every figure is read from build.json: sizes of the files, latency of one inference in fresh processes, accuracy on the
 test split through the file's own runtime. Ratios are taken within one build. Peak memory is the largest of any process
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,18 +33,20 @@ class Run:
     seconds: float
     peak: int
     build: Build
+    start: str  # what was there before it
 
 
-def build(recipe: str, folder: Path) -> Run:
+def build(recipe: str, folder: Path, store: str | None) -> Run:
     started = time.monotonic()
-    command = [sys.executable, "-m", "edgepack", "build", recipe, "--store", str(folder / "store")]
+    command = [sys.executable, "-m", "edgepack", "build", recipe, "--store", store or str(folder / "store")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--dist", str(folder / "dist")], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     result = Build.read(folder / "dist" / recipe / "build.json")
     if os.waitstatus_to_exitcode(status) not in (0, 1, 3):  # a budget that failed is a finding, not a failure
         sys.exit(f"{recipe} failed: {result.error}\n{(folder / 'log').read_text()[-2000:]}")
-    return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result)
+    start = "with steps of other builds in the store" if store else "from an empty store"
+    return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result, start=start)
 
 
 def _rows(recipe: str, run: Run) -> list[str]:
@@ -76,7 +80,7 @@ def _about(recipe: str, run: Run) -> str:
         f"{record.stage} {SHARE.format(record.accuracy)} in {record.seconds:.0f} s" for record in run.build.ledger[1:]
     )
     code = run.build.exit_code
-    minutes = f"{run.seconds / 60:.1f} minutes from an empty store"
+    minutes = f"{run.seconds / 60:.1f} minutes {run.start}"
     return f"- {recipe}: {minutes}, {SIZE.format(run.peak)} at the peak, exit code {code}; on validation: {stages}"
 
 
@@ -112,9 +116,13 @@ def main() -> None:
     page = Path(__file__).with_suffix(".md")
     before = page.read_text().splitlines() if page.exists() else []
     runs = {}
-    for recipe in sys.argv[1:] or _RECIPES:
+    options = ArgumentParser()
+    options.add_argument("recipes", nargs="*", default=_RECIPES)
+    options.add_argument("--store")
+    given = options.parse_args()
+    for recipe in given.recipes:
         with TemporaryDirectory() as folder:
-            runs[recipe] = build(recipe, Path(folder))
+            runs[recipe] = build(recipe, Path(folder), given.store)
         print(_about(recipe, runs[recipe]), file=sys.stderr, flush=True)
         page.write_text(_page(runs, before))  # after each: a killed run keeps what it found
 

@@ -6,6 +6,7 @@ AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best
 CPU, through accelerate, and gives the same weights on the same processor type and number of threads.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import nn
@@ -117,7 +118,6 @@ def fit(
     `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
     called before each epoch with its number from 0.
     """
-    _ANSWERED.pop(module, None)  # what it said so far, it will not say again
     accelerator = _accelerator()
     how = numerics(module)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
@@ -195,7 +195,7 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-_ANSWERED: "WeakKeyDictionary[nn.Module, tuple[Split, torch.Tensor]]" = WeakKeyDictionary()
+_ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # by the teacher's weights
 
 
 def _measures_ranges(module: nn.Module) -> bool:
@@ -205,12 +205,22 @@ def _measures_ranges(module: nn.Module) -> bool:
 
 
 def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
-    """The teacher's logits, computed once for all the trainings that it teaches in."""
-    known = _ANSWERED.get(teacher)
-    if known is None or known[0] is not split:
+    """The teacher's logits, computed once for all the trainings that it, or a copy of it, teaches in."""
+    weights = _digest(teacher)
+    known = _ANSWERED.get(weights)
+    if known is None or known[0]() is not split:
         progress = _Progress(emit, "asking the teacher", math.ceil(len(split) / _EVALUATION_BATCH))
-        known = _ANSWERED[teacher] = split, predict(teacher, split, progress.advance)
+        known = _ANSWERED[weights] = ref(split), predict(teacher, split, progress.advance)
     return known[1]
+
+
+def _digest(module: nn.Module) -> str:
+    """Of its structure, as it prints, and its weights."""
+    known = hashlib.sha256(str(module).encode())
+    for name, tensor in module.state_dict().items():
+        known.update(name.encode())
+        known.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return known.hexdigest()
 
 
 class _Loss:

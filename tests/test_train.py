@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -130,6 +131,9 @@ def test_the_teacher_is_asked_once_unless_the_data_differs_every_time(augmented:
     there = context(data=data(augmented=augmented))
     fit(candidate("mlp").module, there, settings(), doing="", distillation=Distillation(teacher=teacher))
     assert teacher.seen == times * len(there.data.train)
+    again = copy.deepcopy(teacher)  # as another stage loads it
+    fit(candidate("mlp").module, there, settings(), doing="", distillation=Distillation(teacher=again))
+    assert again.seen == (2 * teacher.seen if augmented else teacher.seen)
 
 
 def test_remembered_answers_are_those_of_the_right_samples() -> None:
