@@ -79,7 +79,8 @@ def test_a_network_that_fails_is_of_the_infrastructure(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["my-brt", "models/my-brt", "./my-bert/"])
 def test_a_mistyped_folder_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
-    Path("my-bret").mkdir(), Path("models/my-bret").mkdir(parents=True)
+    for folder in ("my-bret", "models/my-bret"):
+        Path(folder).mkdir(parents=True)
     with pytest.raises(RecipeError, match=r"there is no folder .*\n.*did you mean .*my-bret"):
         hub.folder(name, hub.CONFIG)
 
