@@ -119,7 +119,12 @@ def test_assistants_lie_between_teacher_and_student(teacher: Candidate) -> None:
     events: list[Event] = []
     student = run(teacher, derived(compression=30, progressive=2), context(events=events))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
-    assert list(doing) == ["teaching assistant 1 of 2", "teaching assistant 2 of 2", "teaching the student"]
+    assert list(doing) == [
+        "asking the teacher",
+        "teaching assistant 1 of 2",
+        "teaching assistant 2 of 2",
+        "teaching the student",
+    ]
     sizes = [int(note.split()[2].replace(",", "")) for note in student.notes if note.startswith("assistant")]
     assert parameters(teacher.module) > sizes[0] > sizes[1] > parameters(student.module)
 

@@ -302,7 +302,7 @@ def test_recovery_learns_with_the_teacher() -> None:
     assert judged(result.module, about()).loss < 0.2 * judged(bare.module, about()).loss
     assert not torch.equal(said(result.module), said(alone.module))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
-    assert list(doing) == ["recovering after dropping a layer", "recovering after cut 1 of 1"]
+    assert list(doing) == ["asking the teacher", "recovering after dropping a layer", "recovering after cut 1 of 1"]
 
 
 def test_sensitivity_is_reported_for_heads_and_neurons() -> None:
