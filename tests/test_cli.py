@@ -93,7 +93,9 @@ def test_a_bug_exits_70_and_leaves_a_log_to_report(own_place: Path, monkeypatch:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_exits_130(number: signal.Signals) -> None:
     code = (
-        f"import os, edgepack.recipe as r; r.load_recipe = lambda *a, **k: os.kill(os.getpid(), {int(number)}); {MAIN}"
+        "import os, signal, edgepack.recipe as r; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background job ignores it
+        f"r.load_recipe = lambda *a, **k: os.kill(os.getpid(), {int(number)}); {MAIN}"
     )
     ran = python(code, "check", "quickstart")
     assert ran.code == ExitCode.INTERRUPTED

@@ -8,7 +8,7 @@ import numpy
 import pytest
 from factories import tokenizer as words
 
-from edgepack import hub
+from edgepack import hub, tokenizer
 from edgepack.errors import RecipeError
 from edgepack.tokenizer import encode, load, read
 
@@ -53,7 +53,9 @@ def test_more_texts_than_one_batch_keep_their_order(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_app_and_a_model_are_told_all_they_need() -> None:
-    assert load(MINILM, 128).preprocessing() == {
+    fixed = load(MINILM, 128)
+    assert fixed.preprocessing() == {
+        "words": tokenizer.words(fixed.tokenizer),
         "kind": "text",
         "tokenizer": "tokenizer.json",
         "vocabulary": 30522,
