@@ -39,6 +39,7 @@ quick: setup                ## the tests that take seconds
 bench: setup                ## take the figures in benchmarks/ again (nothing else may run)
 	$(BIN)/python benchmarks/numerics.py
 	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/recipes.py
 
 clean:                      ## remove bundles and the cache, keep .venv
