@@ -1,7 +1,8 @@
-"""ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
+"""ONNX for ONNX Runtime, or its .ort form: batch 1, weights that were quantized stored as int8."""
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,11 +11,12 @@ from edgepack.config import Frozen
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.contents import Contents
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 3
-LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
+VERSION = 4
+LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
 class Config(Frozen):
@@ -22,13 +24,26 @@ class Config(Frozen):
     activations: Literal["uint8", "int8"] = Field(
         default="uint8", description="how quantized activations are stored; x86 fuses uint8 alone, ARM takes both"
     )
+    format: Literal["onnx", "ort"] = Field(
+        default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
+    )
+    target_platform: Literal["arm", "amd64"] | None = Field(
+        default=None, description="processor that an .ort file is optimized for; default: of the computer that builds"
+    )
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.format}"
 
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
+    from edgepack.exporters import _ort
+    from edgepack.exporters._names import name_initializers, named
     from edgepack.exporters._onnx_int8 import TRANSLATIONS, spelled
 
+    names = named(candidate)
     if candidate.form == "exported":
         candidate = replace(candidate, module=spelled(candidate.module))
     program = torch.onnx.export(
@@ -44,8 +59,29 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     if config.activations == "uint8":
         _unsigned_activations(program.model)
     _sum_before_norms(program.model)
+    if candidate.form == "exported":
+        name_initializers(program.model, names)
     _forget_sources(program.model)
-    program.save(str(path), external_data=False)
+    if config.format == "onnx":
+        program.save(str(path), external_data=False)
+        return
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        program.save(str(source), external_data=False)
+        _ort.convert(source, path, config.target_platform)
+
+
+def inspect(path: Path, candidate: "Candidate") -> "Contents":
+    from edgepack.exporters import _onnx_contents
+    from edgepack.exporters._names import named
+
+    return _onnx_contents.read(path, named(candidate))
+
+
+def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
+    from edgepack.exporters import _ort
+
+    return _ort.files(path, config.target_platform)
 
 
 def _unsigned_activations(model: Any) -> None:
