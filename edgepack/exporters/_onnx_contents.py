@@ -1,7 +1,7 @@
 """What is in an .onnx file, or in its .ort form: initializers, and operators by name."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,38 @@ if TYPE_CHECKING:
     from edgepack.exporters._names import Array, Names
 
 
+@dataclass(frozen=True)
+class Operator:
+    name: str  # with its domain, unless that is ONNX's own
+    reads: tuple[str, ...]
+
+    @classmethod
+    def of(cls, domain: str, kind: str, reads: tuple[str, ...]) -> "Operator":
+        return cls(f"{domain}.{kind}" if domain not in ("", "ai.onnx") else kind, reads)
+
+
+Graph = tuple["dict[str, Array]", list[Operator]]  # what is stored, by name, and what reads it
+
+
 def read(path: Path, names: "Names") -> Contents:
     """ONNX Runtime plans the memory of activations when it loads a file: there is no arena in it."""
     tensors, operators = _of_ort(path) if path.suffix == ".ort" else _of_onnx(path)
-    stored = [
-        Stored(layer=_layer(name, array, names), dtype=str(array.dtype), bytes=array.nbytes) for name, array in tensors
-    ]
-    return Contents(tensors=gathered(stored), operators=dict(sorted(Counter(operators).items())))
+    layers = _layers(tensors, operators, names)
+    stored = [Stored(layer=layers[name], dtype=str(each.dtype), bytes=each.nbytes) for name, each in tensors.items()]
+    count = Counter(operator.name for operator in operators)
+    return Contents(tensors=gathered(stored), operators=dict(sorted(count.items())))
+
+
+def _layers(tensors: "dict[str, Array]", operators: list[Operator], names: "Names") -> dict[str, str]:
+    """By their names or numbers, or else those of what the same operator reads."""
+    found = {name: _layer(name, array, names) for name, array in tensors.items()}
+    beside: defaultdict[str, set[str]] = defaultdict(set)
+    for operator in operators:
+        known = {found[name] for name in operator.reads if name in found} & names.layers
+        for name in operator.reads:
+            beside[name] |= known
+    lone = {name: next(iter(layers)) for name, layers in beside.items() if len(layers) == 1}
+    return {name: lone.get(name, OTHER) if layer == OTHER else layer for name, layer in found.items()}
 
 
 def _layer(name: str, array: "Array", names: "Names") -> str:
@@ -27,35 +52,36 @@ def _layer(name: str, array: "Array", names: "Names") -> str:
     return names.of(array) if found == OTHER and array.size > 1 else found
 
 
-def _of_onnx(path: Path) -> "tuple[list[tuple[str, Array]], list[str]]":
+def _of_onnx(path: Path) -> Graph:
     import onnx
 
-    model = onnx.load(path)
-    constants = [*model.graph.initializer, *_constants(model.graph.node)]
-    operators = [_named(node.domain, node.op_type) for node in model.graph.node]
-    return [(each.name, onnx.numpy_helper.to_array(each)) for each in constants], operators
+    graph = onnx.load(path).graph
+    tensors = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    for node in graph.node:
+        for each in node.attribute:
+            if node.op_type == "Constant" and each.HasField("t"):
+                tensors[node.output[0]] = onnx.numpy_helper.to_array(each.t)
+    return tensors, [Operator.of(node.domain, node.op_type, tuple(node.input)) for node in graph.node]
 
 
-def _constants(nodes: Any) -> Iterator[Any]:
-    return (
-        attribute.t for node in nodes if node.op_type == "Constant" for attribute in node.attribute if attribute.t.dims
-    )
-
-
-def _of_ort(path: Path) -> "tuple[list[tuple[str, Array]], list[str]]":
-    from onnx.helper import tensor_dtype_to_np_dtype
+def _of_ort(path: Path) -> Graph:
     from onnxruntime.tools import ort_format_model  # noqa: F401  (it puts what follows on the path)
     from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
     graph = InferenceSession.GetRootAs(bytearray(path.read_bytes()), 0).Model().Graph()
-    tensors = []
-    for tensor in map(graph.Initializers, range(graph.InitializersLength())):
-        dtype = tensor_dtype_to_np_dtype(tensor.DataType())
-        raw = b"" if tensor.RawDataIsNone() else tensor.RawDataAsNumpy().tobytes()
-        tensors.append((tensor.Name().decode(), numpy.frombuffer(raw, dtype)))
+    tensors = map(graph.Initializers, range(graph.InitializersLength()))
     nodes = map(graph.Nodes, range(graph.NodesLength()))
-    return tensors, [_named(node.Domain().decode(), node.OpType().decode()) for node in nodes]
+    return {each.Name().decode(): _array(each) for each in tensors}, [_operator(node) for node in nodes]
 
 
-def _named(domain: str, kind: str) -> str:
-    return f"{domain}.{kind}" if domain not in ("", "ai.onnx") else kind
+def _array(tensor: Any) -> "Array":
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    content = b"" if tensor.RawDataIsNone() else tensor.RawDataAsNumpy().tobytes()
+    array: Array = numpy.frombuffer(content, tensor_dtype_to_np_dtype(tensor.DataType()))
+    return array
+
+
+def _operator(node: Any) -> Operator:
+    reads = tuple(node.Inputs(i).decode() for i in range(node.InputsLength()))
+    return Operator.of(node.Domain().decode(), node.OpType().decode(), reads)

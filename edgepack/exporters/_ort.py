@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from edgepack.exporters._ort_order import settled
+
 Platform = Literal["arm", "amd64"]
 _CONFIG = "required_operators_and_types.config"
 _ALL, _NONE = "all", "disable"  # the optimization levels, as the converter calls them
@@ -38,7 +40,7 @@ The operators are those of the file and those that it is optimized to when it is
 def convert(source: Path, path: Path, target: Platform | None) -> None:
     """Write the .onnx file `source` as the .ort file `path`, optimized for good."""
     with TemporaryDirectory() as folder:
-        path.write_bytes(_converted(source, Path(folder), target, _ALL).read_bytes())
+        path.write_bytes(settled(_converted(source, Path(folder), target, _ALL).read_bytes()))
 
 
 def files(path: Path, target: Platform | None) -> dict[str, bytes]:

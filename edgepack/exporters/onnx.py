@@ -28,7 +28,8 @@ class Config(Frozen):
         default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
     )
     target_platform: Literal["arm", "amd64"] | None = Field(
-        default=None, description="processor that an .ort file is optimized for; default: of the computer that builds"
+        default=None,
+        description="what an .ort file is optimized for; default: the processor that builds",
     )
 
     @property
