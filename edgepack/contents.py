@@ -7,6 +7,8 @@ names, padding.
 from collections import Counter
 from collections.abc import Iterable
 
+from pydantic import Field
+
 from edgepack.config import Frozen
 
 OTHER = "other"  # the layer of what belongs to none, or to none that could be found out
@@ -24,10 +26,10 @@ class Stored(Frozen):
 class Contents(Frozen):
     """`operators` are those that the runtime itself computes, `delegated` those that it hands to a backend.
 
-    `arena_bytes` is the memory planned for activations, where the format plans any.
+    `arena_bytes` is the memory planned for activations, where the format plans any; backends take their own beside it.
     """
 
-    tensors: tuple[Stored, ...]
+    tensors: tuple[Stored, ...] = Field(strict=False)  # in the store it is a list, as JSON has it
     operators: dict[str, int]
     delegated: dict[str, dict[str, int]] = {}
     arena_bytes: int | None = None

@@ -1,5 +1,6 @@
 """What is in the exported files, read from the files themselves, and what a runtime built for them alone needs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import PROJECT
+from factories import artifact, build, edgepack
 from test_exporters_encoders import exported as encoder_file
 from test_exporters_encoders import made as encoder
 from torch_factories import How, candidate, data, exported, made, reloaded
@@ -16,7 +18,7 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import exporters, plugins
 from edgepack.candidate import Candidate
-from edgepack.contents import OTHER, SEVERAL, Contents
+from edgepack.contents import OTHER, SEVERAL, Contents, Stored
 from edgepack.exporters._names import Names, named
 
 FORMATS = ("executorch", "onnx")
@@ -160,3 +162,37 @@ def test_what_a_build_of_executorch_needs_is_told(tmp_path: Path) -> None:
     assert "-DEXECUTORCH_BUILD_KERNELS_QUANTIZED=ON" in text
     (tmp_path / "elsewhere").mkdir()
     assert exporter.runtime_files(path.rename(tmp_path / "elsewhere/model.pte"), exporter.Config()) == files
+
+
+def test_the_size_of_files_is_explained() -> None:
+    tensors = [Stored(layer=f"layer{i}", dtype="int8", bytes=10_000 + i) for i in range(20)]
+    contents = Contents(
+        tensors=(*tensors, Stored(layer=OTHER, dtype="float32", bytes=400)),
+        operators={"aten::add.out": 2},
+        delegated={"XnnpackBackend": {"Conv2d": 20}},
+        arena_bytes=5000,
+    )
+    dist = Path("dist/tiny")
+    dist.mkdir(parents=True)
+    build(artifacts=(artifact(bytes=250_000, contents=contents),)).save(dist / "build.json")
+    shown = edgepack("explain", "--size", "tiny").out
+    assert [line.split()[0] for line in shown.splitlines()[3:6]] == ["layer19", "layer18", "layer17"]
+    for text in (
+        "(6 more)                60,406         24.1%",
+        "tensors: 201 kB (int8 200 kB, float32 400 B)",
+        "beyond them: 49.4 kB, 19.8% of the file",
+        "delegated to XnnpackBackend: 20 operators (20 Conv2d)",
+        "not delegated: 2 operators (2 aten::add.out)",
+        "arena: 5 kB planned",
+    ):
+        assert text in shown, shown
+
+
+def test_a_build_of_before_is_still_read() -> None:
+    saved = json.loads(build().model_dump_json(by_alias=True))
+    for each in saved["artifacts"]:
+        del each["contents"]
+    Path("dist/tiny").mkdir(parents=True)
+    Path("dist/tiny/build.json").write_text(json.dumps(saved))
+    ran = edgepack("explain", "--size", "tiny")
+    assert (ran.code, "nobody looked into it" in ran.out) == (0, True)

@@ -57,7 +57,7 @@ def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
     kind = "not delegated" if contents.delegated else "operators"
     yield f"{kind}: {_counted(contents.operators) if contents.operators else 'none'}"
     if contents.arena_bytes is not None:
-        yield f"arena: {SIZE.format(contents.arena_bytes)} planned for activations"
+        yield f"arena: {SIZE.format(contents.arena_bytes)} planned for activations outside of what is delegated"
 
 
 def _counted(operators: dict[str, int]) -> str:
