@@ -46,6 +46,10 @@ def _selected(path: Path) -> tuple[bytes, list[str]]:
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         output = Path(folder) / _OPERATORS
         gen_oplist(output_path=output, model_file_path=str(path))
-        content = output.read_text()
-    listed = YAML(typ="safe", pure=True).load(content)["operators"]
-    return content.replace(str(path), path.name).encode(), list(listed)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        selection = yaml.load(output)
+        for operator in selection["operators"].values():
+            operator["debug_info"] = [path.name]
+        yaml.dump(selection, output)
+        return output.read_bytes(), list(selection["operators"])
