@@ -46,9 +46,10 @@ def test_weights_go_by_the_names_of_their_layers(format: str, case: tuple[Any, .
     sizes = {name: tensor.numel() for name, tensor in made("eager", *case[1:]).module.state_dict().items()}
     dtype, width = ("float32", 4) if how == "eager" else ("int8", 1)
     stored = {each.layer: each.bytes for each in contents.tensors if each.dtype == dtype}
-    assert [layer for layer in stored if layer != OTHER] == LAYERS[kind]
-    for layer in LAYERS[kind]:
-        assert 0 <= stored[layer] - width * sizes[f"{layer}.weight"] <= 4 * 16
+    assert {*stored} - {OTHER} == {*LAYERS[kind]}
+    for place, layer in enumerate(LAYERS[kind]):
+        more = stored[layer] - width * sizes[f"{layer}.weight"]  # biases; the stem may be padded to whole blocks
+        assert 0 <= more <= (4 * 16 if place else 4 * 16 * 9)
     assert sum(each.bytes for each in contents.tensors if each.layer == OTHER) < 120
 
 

@@ -11,6 +11,10 @@ and, where it can,
 inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
 runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
                                     how to build it, of the model "$MODEL" in the folder "$BUNDLE"
+
+and, where settings are left to the device,
+
+suited(config, quantization)        the config with them filled in from the profile's facts
 """
 
 from pathlib import Path
