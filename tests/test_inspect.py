@@ -50,7 +50,7 @@ def test_weights_go_by_the_names_of_their_layers(format: str, case: tuple[Any, .
     for place, layer in enumerate(LAYERS[kind]):
         more = stored[layer] - width * sizes[f"{layer}.weight"]  # biases; the stem may be padded to whole blocks
         assert 0 <= more <= (4 * 16 if place else 4 * 16 * 9)
-    assert sum(each.bytes for each in contents.tensors if each.layer == OTHER) < 120
+    assert sum(each.bytes for each in contents.tensors if each.layer == OTHER) < 200
 
 
 def test_names_outlive_saving(tmp_path: Path) -> None:
