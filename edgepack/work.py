@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgepack import benchmark, evaluate, plugins, provenance
+from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.datasets import EXAMPLES
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step, numbered
+from edgepack.plugins import Choice
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
 from edgepack.store import Entry, Store, full_disk
@@ -151,7 +152,7 @@ class Work:
 
         exporter = self.recipe.exporters[0]
         with TemporaryDirectory() as folder:
-            path = Path(folder) / f"trial{exporter.module.SUFFIX}"
+            path = Path(folder) / f"trial{exporters.suffix(exporter)}"
             exporter.module.export(candidate, exporter.config, path)
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
@@ -178,11 +179,23 @@ class Work:
         assert step.choice is not None
         exporter = step.choice.module
         candidate = self.candidate(self._made(step.ingredients["parent"]))
-        path = folder / f"{step.subject}{exporter.SUFFIX}"
+        path = folder / f"{step.subject}{exporters.suffix(step.choice)}"
         self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
         exporter.export(candidate, step.choice.config, path)
-        artifact = Artifact.of(path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject)
-        return artifact.model_dump()
+        contents = None
+        if step.subject == "model":
+            contents = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+            self._keep_runtime_files(step.choice, path)
+        artifact = Artifact.of(
+            path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject, contents=contents
+        )
+        return artifact.model_dump(mode="json")
+
+    def _keep_runtime_files(self, exporter: Choice, path: Path) -> None:
+        """Beside the exported file, for the bundle."""
+        made = exporter.module.runtime_files(path, exporter.config) if hasattr(exporter.module, "runtime_files") else {}
+        for name, content in made.items():
+            (path.parent / f"{bundle.RUNTIME_FILE}{name}").write_bytes(content)
 
     def _do_outputs(self, step: Step, folder: Path) -> dict[str, Any]:
         """What the torch model answers on the test split, and a few samples for the bundle's self-test."""

@@ -1,10 +1,16 @@
 """An exporter is a module with
 
 RUNTIME                             the runtime that loads what it writes, a key of worker.py's RUNTIMES
-SUFFIX                              of the file: ".pte"
+SUFFIX                              of the file: ".pte"; a Config with a `suffix` of its own says otherwise
 VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
+
+and, where it can,
+
+inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
+runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
+                                    how to build it, of the model "$MODEL" in the folder "$BUNDLE"
 
 and, where settings are left to the device,
 
@@ -15,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.config import Frozen
+from edgepack.plugins import Choice
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
@@ -28,3 +35,8 @@ class Exporter(Protocol):
     Config: type[Frozen]
 
     def export(self, candidate: "Candidate", config: Any, path: Path) -> None: ...
+
+
+def suffix(exporter: Choice) -> str:
+    """Of the files that an exporter with these settings writes."""
+    return str(getattr(exporter.config, "suffix", exporter.module.SUFFIX))
