@@ -142,7 +142,9 @@ class Work:
             teacher=self._teacher(step),
             emit=self.emit,
             latency=self._latency,
+            size=self._size,
             tolerance=next((budget.limit for budget in self.recipe.budgets if budget.bound == "max_drop"), None),
+            size_budget=next((budget.limit for budget in self.recipe.budgets if budget.metric == "size"), None),
         )
 
     def _latency(self, candidate: "Candidate") -> float:
@@ -156,6 +158,18 @@ class Work:
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
+
+    def _size(self, candidate: "Candidate") -> float:
+        """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "trial"
+            sizes = []
+            for exporter in self.recipe.exporters:
+                exporter.module.export(candidate, exporter.config, path)
+                sizes.append(path.stat().st_size)
+        return max(sizes)
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
