@@ -18,7 +18,7 @@ from typing import Any, Literal
 from edgepack import provenance
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Answers, TimingProtocol, interval, timings
-from edgepack.budgets import plain
+from edgepack.budgets import METRICS
 from edgepack.device import Device
 from edgepack.gate import compare
 from edgepack.plugins import Choice
@@ -185,7 +185,8 @@ class Planner:
     def _heeded(self, stage: Choice) -> dict[str, Any]:
         """The budgets that what a stage does depends on, and the files that they are about."""
         metrics = getattr(stage.config, "heeds", ())
-        budgets = plain([budget for budget in self.recipe.budgets if budget.metric in metrics])
+        heeded = [budget for budget in self.recipe.budgets if budget.metric in metrics]
+        budgets = {budget.name: METRICS[budget.metric].quantity.exact(budget.limit) for budget in heeded}
         return {"budgets": budgets, "exports": [_plugin(each) for each in self.recipe.exporters]} if budgets else {}
 
     def _where(self, exporter: Choice) -> dict[str, Any]:

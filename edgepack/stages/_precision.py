@@ -178,10 +178,10 @@ def _grown(trials: Trials) -> Left:
     for i in sorted(alone, key=lambda i: alone[i]):
         if alone[i] < int8 or not best.isdisjoint((i - 1, i + 1)):
             best = best | {i} if trials.faster(best | {i}, best) else best
-    for left in () if best else _neighbours(alone):
-        best = left if trials.faster(left, best) else best
     together = frozenset(i for i in alone if alone[i] < int8)
-    return together if len(together) > 1 and trials.faster(together, best) else best
+    for left in (together, *_neighbours(alone)) if not best else (together,):
+        best = left if trials.faster(left, best) else best
+    return best
 
 
 def _neighbours(alone: dict[int, float]) -> Iterator[Left]:
