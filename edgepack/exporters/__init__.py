@@ -5,6 +5,10 @@ SUFFIX                              of the file: ".pte"
 VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
+
+and, where settings are left to the device,
+
+suited(config, quantization)        the config with them filled in from the profile's facts
 """
 
 from pathlib import Path

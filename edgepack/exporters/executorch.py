@@ -4,7 +4,7 @@ Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.config import Frozen
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("executorch", "torchao")
 
 
@@ -25,14 +25,24 @@ class Config(Frozen):
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
-    exported = candidate.program(batch=1)
+    from edgepack.exporters._xnnpack import delegable
+
+    exported = delegable(candidate.program(batch=1), candidate.example_inputs())
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
-        program.to_executorch(ExecutorchBackendConfig(passes=passes)).write_to_file(file)
+        program.to_executorch(_settings(passes)).write_to_file(file)
+
+
+def _settings(passes: list[Any]) -> Any:
+    """Memory is planned for all but the inputs, which are read where the app has them."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    return ExecutorchBackendConfig(passes=passes, memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
 
 
 def _has_int8_tables(program: "ExportedProgram") -> bool:
