@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 
 _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
 _TRIALS = 3  # processes that time a model which a stage only tries
+_KEPT = 2  # files of such models
 
 
 class Work:
@@ -43,6 +44,7 @@ class Work:
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
+        self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
 
     def ensure(self, step: Step) -> Entry:
@@ -143,20 +145,38 @@ class Work:
             teacher=self._teacher(step),
             emit=self.emit,
             latency=self._latency,
+            size=self._size,
             tolerance=next((budget.limit for budget in self.recipe.budgets if budget.bound == "max_drop"), None),
+            size_budget=next((budget.limit for budget in self.recipe.budgets if budget.metric == "size"), None),
         )
 
     def _latency(self, candidate: "Candidate") -> float:
         """What the device takes for one inference of the recipe's first format: the median of three processes, ms."""
         from tempfile import TemporaryDirectory
 
-        exporter = self.recipe.exporters[0]
+        exporter, content = self.recipe.exporters[0], self._trial(candidate)
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{exporters.suffix(exporter)}"
-            exporter.module.export(candidate, exporter.config, path)
+            path.write_bytes(content)
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
+
+    def _size(self, candidate: "Candidate") -> float:
+        """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
+        others = (len(_written(exporter, candidate)) for exporter in self.recipe.exporters[1:])
+        return max([len(self._trial(candidate)), *others])
+
+    def _trial(self, candidate: "Candidate") -> bytes:
+        """Its file of the first format. Those of two exported programs are kept, which nothing changes any more: they
+        are timed in turns, and lowering one takes longer than timing it.
+        """
+        exporter = self.recipe.exporters[0]
+        if candidate.form == "eager":
+            return _written(exporter, candidate)
+        kept = self.tried.pop(id(candidate.module), None) or (candidate.module, _written(exporter, candidate))
+        self.tried = dict([*self.tried.items(), (id(candidate.module), kept)][-_KEPT:])
+        return kept[1]
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
@@ -303,6 +323,16 @@ class Work:
     def signature(self) -> "Signature":
         found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
         return found
+
+
+def _written(exporter: Choice, candidate: "Candidate") -> bytes:
+    """What the exporter makes of it."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"trial{exporters.suffix(exporter)}"
+        exporter.module.export(candidate, exporter.config, path)
+        return path.read_bytes()
 
 
 def _guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
