@@ -80,8 +80,9 @@ def _data(text: bool) -> tuple[Signature, Data]:
     if text:
         return signature, data
     [spec] = signature.inputs
-    colored = {name: _colored(getattr(data, name)) for name in ("train", "validation", "test")}
-    return signature.model_copy(update={"inputs": (spec.model_copy(update={"shape": (3, 64, 64)}),)}), Data(**colored)
+    picture = spec.model_copy(update={"shape": (3, *spec.shape[1:])})
+    train, validation, test = (_colored(split) for split in (data.train, data.validation, data.test))
+    return signature.model_copy(update={"inputs": (picture,)}), Data(train=train, validation=validation, test=test)
 
 
 def _colored(split: Split) -> Split:
@@ -177,7 +178,8 @@ def _of_nncf(contender: Contender, plain: Path, names: list[str], folder: Path, 
         venv.create(home, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *_NNCF], check=False)
     arrays = zip(*(feed.values() for feed in _feeds(names, calibration)), strict=True)
-    numpy.savez(samples, **{name: numpy.concatenate(each) for name, each in zip(names, arrays, strict=True)})
+    held: dict[str, Any] = {name: numpy.concatenate(each) for name, each in zip(names, arrays, strict=True)}
+    numpy.savez(samples, **held)
     command = [str(each) for each in (python, "-c", _NNCF_SCRIPT, plain, samples, target, contender.text)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
