@@ -114,6 +114,7 @@ _PACKAGES = (
     "torchvision",
     "torchao",
     "executorch",
+    "coremltools",
     "torch-pruning",
     "onnx",
     "onnx-ir",
@@ -138,11 +139,14 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
         more["ledger"] = (*result.ledger, StageRecord(stage=step.name, key=step.key, reused=reused, **outcome))
     if step.kind == "artifact":
         more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
+    if step.kind == "evaluation" and "not_run" in entry.outcome:
+        more["not_run"] = {**result.not_run, step.artifact: entry.outcome["not_run"]}
     return result.model_copy(update=more)
 
 
 def _judged(result: Build, recipe: Recipe) -> Build:
-    verdicts = judge(recipe.budgets, [artifact.label for artifact in result.shipped()], result.measurements)
+    shipped = [artifact.label for artifact in result.shipped()]
+    verdicts = judge(recipe.budgets, shipped, result.measurements, result.not_run)
     code = most_decisive(verdict.code for verdict in verdicts)
     return result.model_copy(
         update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)}

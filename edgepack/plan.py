@@ -150,7 +150,8 @@ class Planner:
             "where": self._where(_exporter(export)),
         }
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
-        if step.entry and step.cached and not self.decided(step.artifact, step.entry.outcome["answers"]):
+        known = step.entry.outcome.get("answers") if step.entry and step.cached else None  # none: it was not run
+        if known and not self.decided(step.artifact, known):
             return _because(step, "its budget is not decided yet")
         return step
 

@@ -41,6 +41,7 @@ class Work:
         self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
+        self.delegates: dict[str, list[str]] = {}  # by runtime, asked for once
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
         self.rehearsed = False
 
@@ -152,6 +153,8 @@ class Work:
         exporter = self.recipe.exporters[0]
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{exporter.module.SUFFIX}"
+            if why := self._not_run(exporter.name, path):
+                raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
             exporter.module.export(candidate, exporter.config, path)
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
@@ -208,6 +211,8 @@ class Work:
 
     def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
+        if why := self._not_run(artifact.format, file):
+            return {"not_run": why}
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
         logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
@@ -215,7 +220,8 @@ class Work:
         if artifact.subject == "model":
             outcome["cases"] = logits[:EXAMPLES].tolist()
             outcome["parity"] = self._parity(logits, "reference outputs")
-            if artifact.format != (first := self.recipe.exporters[0].name):
+            first = self.recipe.exporters[0].name
+            if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         return outcome
 
@@ -224,6 +230,8 @@ class Work:
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
+        if why := self._not_run(artifact.format, file):
+            return {"not_run": why}
         job = {"runtime": artifact.runtime, "file": str(file)}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
         before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
@@ -233,6 +241,18 @@ class Work:
         passes = 3 if artifact.subject == "model" else 0  # nobody budgets the teacher's memory
         memory = [self._run({**job, "mode": "memory"}) for _ in range(passes)]
         return {"answers": answers, "memory": memory}
+
+    def _not_run(self, format: str, file: Path) -> str:
+        """Why the runtime at hand cannot run a file of this format, or ""."""
+        exporter = next(each for each in self.recipe.exporters if each.name == format)
+        needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
+        if not needed:
+            return ""
+        runtime = exporter.module.RUNTIME
+        if runtime not in self.delegates:
+            job = {"mode": "delegates", "runtime": runtime, "file": str(file)}
+            self.delegates[runtime] = self._run(job)["delegates"]
+        return "" if needed in self.delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
         started = time.monotonic()

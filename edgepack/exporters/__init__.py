@@ -5,6 +5,11 @@ SUFFIX                              of the file: ".pte"
 VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
+
+and, where what its settings ask for is not to be had everywhere,
+
+unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch
+needs(config) -> str                the delegate that a runtime must have to run the file, or ""; no torch
 """
 
 from pathlib import Path
