@@ -15,6 +15,7 @@ from edgepack.datasets import EXAMPLES
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
+from edgepack.exporters import write
 from edgepack.plan import Planner, Step, numbered
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
@@ -78,22 +79,40 @@ class Work:
             return
         self.rehearsed = True
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
-        candidate = _guarded("model", self._untrained, self.store.root)
+        candidate = _guarded("model, untrained", self._untrained, self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
                 act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
                 candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
+        self._rehearse_exports(candidate)
+
+    def _rehearse_exports(self, candidate: "Candidate") -> None:
+        """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
+        from tempfile import TemporaryDirectory
+
+        if not getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False):
+            return
+        for exporter in self.recipe.exporters:
+            with TemporaryDirectory() as folder:
+                act = partial(write, candidate, exporter, Path(folder) / f"rehearsal{exporter.module.SUFFIX}")
+                _guarded(f"export {exporter.name}, rehearsed before any training", act, self.store.root)
 
     def _untrained(self) -> "Candidate":
         from edgepack.candidate import Candidate, Factory
+        from edgepack.sources import check_finite
 
         factory = Factory.of(self.recipe.model, self.signature)
-        return Candidate(module=factory.build(), factory=factory)
+        candidate = Candidate(module=factory.build(), factory=factory)
+        check_finite(candidate.module)
+        return candidate
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
+        from edgepack.sources import check_finite
+
         started = time.monotonic()
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
+        check_finite(candidate.module)
         candidate.save(folder)
         seconds = time.monotonic() - started
         figures = self._figures(candidate)
@@ -155,7 +174,7 @@ class Work:
             path = Path(folder) / f"trial{exporter.module.SUFFIX}"
             if why := self._not_run(exporter.name, path):
                 raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
-            exporter.module.export(candidate, exporter.config, path)
+            write(candidate, exporter, path)
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
@@ -183,7 +202,7 @@ class Work:
         candidate = self.candidate(self._made(step.ingredients["parent"]))
         path = folder / f"{step.subject}{exporter.SUFFIX}"
         self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
-        exporter.export(candidate, step.choice.config, path)
+        write(candidate, step.choice, path)
         artifact = Artifact.of(path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject)
         return artifact.model_dump()
 

@@ -19,6 +19,7 @@ from edgepack.config import Frozen
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.plugins import Choice
 
 
 class Exporter(Protocol):
@@ -29,3 +30,11 @@ class Exporter(Protocol):
     Config: type[Frozen]
 
     def export(self, candidate: "Candidate", config: Any, path: Path) -> None: ...
+
+
+def write(candidate: "Candidate", exporter: "Choice", path: Path) -> None:
+    """Export. Raises StageError that names the operator which the exporter cannot write, its module and its line."""
+    from edgepack import sources
+
+    with sources.lowering(exporter.name, lambda: candidate.program(batch=1)):
+        exporter.module.export(candidate, exporter.config, path)
