@@ -223,8 +223,14 @@ def _spoiled(module: nn.Module, name: str, tensor: torch.Tensor) -> str:
     """
     number = int((~tensor.isfinite()).sum())
     if isinstance(module, fx.GraphModule):
-        users = (user for node in module.graph.nodes if node.target == name for user in node.users)
-        part = next((f" in '{part}'" for part in map(part_of, users) if part), "")
+        part = next((_used(node) for node in module.graph.nodes if node.target == name), "")
     else:
         part = f" of a {type(module.get_submodule(name.rpartition('.')[0])).__name__}"
     return f"'{name}'{part} ({number} of {tensor.numel()})"
+
+
+def _used(node: fx.Node) -> str:
+    """The first module on the way that a value of the graph goes; what quantizes it lies in none."""
+    while not (part := part_of(node)) and node.users:
+        node = next(iter(node.users))
+    return f" in '{part}'" if part else ""
