@@ -121,7 +121,7 @@ class Planner:
         for subject, candidate in (("model", last), ("teacher", self.teacher)):
             for exporter in self.recipe.exporters:
                 label = exporter.name if subject == "model" else f"teacher ({exporter.name})"
-                ingredients = {**_plugin(exporter), "parent": candidate.key, "subject": subject}
+                ingredients = {**plugin_facts(exporter), "parent": candidate.key, "subject": subject}
                 yield self._step("artifact", f"export {label}", ingredients, choice=exporter, artifact=label)
 
     def outputs(self, last: Step) -> Step:
@@ -180,7 +180,11 @@ class Planner:
 
     def _measured_by(self, exporter: Choice) -> dict[str, Any]:
         """What the timings that a stage takes depend on."""
-        return {"export": _plugin(exporter), "protocol": TimingProtocol().model_dump(), "where": self._where(exporter)}
+        return {
+            "export": plugin_facts(exporter),
+            "protocol": TimingProtocol().model_dump(),
+            "where": self._where(exporter),
+        }
 
     def _where(self, exporter: Choice) -> dict[str, Any]:
         runner = self.device.runner
@@ -206,7 +210,7 @@ class Planner:
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
         return {
-            **_plugin(stage),
+            **plugin_facts(stage),
             **measured,
             "parent": parent,
             "device": facts,
@@ -292,7 +296,7 @@ def _memory(store: Store, recipe: Recipe, device: Device) -> Path:
     return store.root / "plans" / f"{digest([recipe.name, device.id])[:16]}.json"
 
 
-def _plugin(choice: Choice) -> dict[str, Any]:
+def plugin_facts(choice: Choice) -> dict[str, Any]:
     libraries = getattr(choice.module, "LIBRARIES", ())
     return {
         "plugin": choice.name,

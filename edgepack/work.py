@@ -16,10 +16,11 @@ from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.exporters import write
-from edgepack.plan import Planner, Step, numbered
+from edgepack.plan import Planner, Step, numbered, plugin_facts
+from edgepack.plugins import Choice
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
-from edgepack.store import Entry, Store, full_disk
+from edgepack.store import Entry, Store, digest, full_disk
 from edgepack.tasks import Task
 from edgepack.units import SHARE
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
+_REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 
 
@@ -238,11 +240,43 @@ class Work:
         outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
         if artifact.subject == "model":
             outcome["cases"] = logits[:EXAMPLES].tolist()
-            outcome["parity"] = self._parity(logits, "reference outputs")
+            outcome["parity"] = self._parity(logits, _REFERENCE)
             first = self.recipe.exporters[0].name
             if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         return outcome
+
+    def difference(self, label: str) -> str:
+        """Where a file begins to answer otherwise than torch, or why that is not known: a verdict is no better for an
+        error on the way.
+        """
+        exporter = self.done[f"export {label}"].choice
+        assert exporter is not None, "an export has an exporter"
+        ingredients = {"evaluation": self.done[f"evaluate {label}"].key, "exporter": plugin_facts(exporter)}
+        key = digest({"kind": "difference", **ingredients})
+        try:
+            found = self.store.get("difference", key)
+            if found is None:
+                self.emit(Note(text=f"looking for where {label} begins to differ from torch"))
+                do = partial(self._do_difference, label, exporter)
+                found = self.store.make("difference", key, ingredients, do)
+            return str(found.outcome["told"])
+        except Exception as error:
+            logging.getLogger(__name__).exception("where %s differs was not found", label)
+            return f"where that begins was not found: {type(error).__name__}, build.log has the traceback"
+
+    def _do_difference(self, label: str, exporter: Choice, folder: Path) -> dict[str, Any]:
+        from edgepack import locate, train
+
+        logits = [evaluate.load(self.entry(name).path / "logits.npy") for name in (f"evaluate {label}", _REFERENCE)]
+        with train.deterministic(self.recipe.seed, provenance.threads()):
+            samples = locate.rows(self.data.test, evaluate.unlike(self.task, *logits, locate.SAMPLES))
+            candidate = self.candidate(self._made(self.done[f"export {label}"].ingredients["parent"]))
+
+            def told(done: int, total: int) -> None:
+                self.emit(StepProgress(doing=f"exporting pieces to {label}", done=done, total=total))
+
+            return {"told": locate.find(candidate, exporter, self._run, samples, told)}
 
     def _parity(self, logits: Any, other: str) -> dict[str, float]:
         return evaluate.parity(self.task, logits, evaluate.load(self.entry(other).path / "logits.npy"))

@@ -103,6 +103,9 @@ def _drop(build: Build, label: str) -> str:
 
 
 def doubts(build: Build) -> Iterator[str]:
+    for verdict in build.verdicts:
+        if verdict.outcome == "fail" and verdict.reason:
+            yield f"{verdict.budget} of {verdict.artifact} fails: {verdict.reason}"
     for line in gains(build):
         if "x slower" in line or "x larger" in line:
             yield f"compression did not pay: {line}"
