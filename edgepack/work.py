@@ -268,9 +268,11 @@ class Work:
     def _do_difference(self, label: str, exporter: Choice, folder: Path) -> dict[str, Any]:
         from edgepack import locate, train
 
-        logits = [evaluate.load(self.entry(name).path / "logits.npy") for name in (f"evaluate {label}", _REFERENCE)]
+        file, torch = (
+            evaluate.load(self.entry(name).path / "logits.npy") for name in (f"evaluate {label}", _REFERENCE)
+        )
         with train.deterministic(self.recipe.seed, provenance.threads()):
-            samples = locate.rows(self.data.test, evaluate.unlike(self.task, *logits, locate.SAMPLES))
+            samples = locate.rows(self.data.test, evaluate.unlike(self.task, file, torch, locate.SAMPLES))
             candidate = self.candidate(self._made(self.done[f"export {label}"].ingredients["parent"]))
 
             def told(done: int, total: int) -> None:
