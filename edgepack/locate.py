@@ -90,18 +90,20 @@ def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split",
 
 def _watched(graph: fx.GraphModule, samples: "Split") -> "tuple[dict[fx.Node, Array], list[fx.Node]]":
     """What each operator gives in torch, and behind which of them the graph can be cut."""
-    inputs = samples.head(len(samples))
     seen = _Recorder(graph)
     with torch.no_grad():
-        seen.run(*inputs)
+        seen.run(*samples.head(len(samples)))
+    fed, values = _fed(graph), seen.lasting()
+    return values, [node for node in values if node in fed and not _rounded(node) and len(values[node]) == len(samples)]
+
+
+def _fed(graph: fx.GraphModule) -> set[fx.Node]:
+    """The operators that what goes into the model reaches; the others make weights."""
     fed: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(before in fed for before in node.all_input_nodes):
             fed.add(node)
-    cuts = [
-        node for node in seen.values if node in fed and not _rounded(node) and len(seen.values[node]) == len(samples)
-    ]
-    return seen.values, cuts
+    return fed
 
 
 class _Recorder(fx.Interpreter):  # type: ignore[misc]
@@ -109,13 +111,17 @@ class _Recorder(fx.Interpreter):  # type: ignore[misc]
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.values: dict[fx.Node, Array] = {}
+        self.seen: dict[fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim():
-            self.values[node] = value.detach().numpy().copy()
+            self.seen[node] = value, value.clone()
         return value
+
+    def lasting(self) -> "dict[fx.Node, Array]":
+        """Without what a later operator overwrote, as an in-place ReLU does: nothing can be cut there."""
+        return {node: kept.numpy() for node, (value, kept) in self.seen.items() if torch.equal(value, kept)}
 
 
 def _rounded(node: fx.Node) -> bool:
@@ -143,10 +149,11 @@ class _Search:
         if end.share <= limit:
             return f"no operator is at fault: on the samples tried, rounding in all layers adds up to {end}"
         node = self.first(limit)
-        found, place = self.at(node), of_node(_owner(node))
+        found, named = self.at(node), self.culprit(node)
+        place = of_node(named)
         at = f" at {place}" if place else ""
         differs = f"what it gives differs by {found}{self.before(node)}"
-        return f"it begins with the operator '{_owner(node).target}'{at}: {differs}"
+        return f"it begins with the operator '{named.target}'{at}: {differs}"
 
     def first(self, limit: float) -> fx.Node:
         """An operator that differs while all that leads to it does not."""
@@ -161,16 +168,26 @@ class _Search:
 
     def leading(self, node: fx.Node) -> list[fx.Node]:
         """The nearest operators before this one behind which the graph can be cut."""
-        found: list[fx.Node] = []
-        left, seen = list(node.all_input_nodes), set()
+        return [each for each in self.behind(node) if each in self.cuts]
+
+    def behind(self, node: fx.Node) -> list[fx.Node]:
+        """What leads to this operator, the nearest first, up to the operators behind which the graph can be cut."""
+        found: dict[fx.Node, None] = {}
+        left = list(node.all_input_nodes)
         while left:
             each = left.pop(0)
-            if each in self.cuts:
-                found.append(each)
-            elif each not in seen:
+            if each not in found and each not in self.cuts:
                 left += each.all_input_nodes
-            seen.add(each)
-        return [*dict.fromkeys(found)]
+            found[each] = None
+        return [*found]
+
+    def culprit(self, node: fx.Node) -> fx.Node:
+        """The operator to name of those that one cut holds: the one with weights, else the one that ends it."""
+        fed = _fed(self.graph)
+        held = [node, *(each for each in self.behind(node) if each in fed and each not in self.cuts)]
+        own = [each for each in held if each.op == "call_function" and "quantize_per_" not in str(each.target)]
+        weighted = [each for each in own if any(before not in fed for before in each.all_input_nodes)]
+        return (weighted or own or held)[0]
 
     def before(self, node: fx.Node) -> str:
         shares = [found.share for each in self.leading(node) if (found := self.at(each))]
@@ -211,13 +228,6 @@ def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
     end.replace_input_with(answer, next(each for each in piece.graph.nodes if each.name == node.name))
     drop_unused(piece)
     return piece
-
-
-def _owner(node: fx.Node) -> fx.Node:
-    """The operator whose value this is, before it was made int8 and float again."""
-    while "quantize_per_" in str(node.target) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
 
 
 def rows(samples: "Split", chosen: Sequence[int]) -> "Split":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from factories import budget, build, device, measurement
+from torch import nn
 from torch_factories import How, context, data, made
 from torch_factories import tiny_models as tiny_models
 
@@ -69,6 +70,19 @@ def test_the_layer_that_an_exporter_spoils_is_named(
     assert "what it gives differs by 2" in said
     assert 3 <= len(told) <= 9
     assert all(done < total for done, total in told)
+
+
+def test_what_is_overwritten_in_place_is_looked_at_behind_that(tmp_path: Path) -> None:
+    """A ReLU of this kind changes what the layer before it gave: no file gives that, and the layer is still named."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)).eval()
+    samples = locate.rows(data().test, range(5))
+    graph = replace(made("eager", "mlp"), module=net).program().module(check_guards=False)
+    values, cuts = locate._watched(graph, samples)
+    assert [str(node.target).split(".")[1] for node in cuts] == ["flatten", "relu_", "linear"]
+    search = locate._Search(
+        made("eager", "mlp"), ONNX, lambda job: job, samples, lambda done, total: None, tmp_path, graph, values, cuts
+    )
+    assert [search.culprit(node).name for node in cuts] == ["flatten", "linear", "linear_1"]
 
 
 def test_a_file_that_answers_alike_has_no_such_operator() -> None:

@@ -286,3 +286,11 @@ def test_explain_shows_the_ledger_of_the_last_build(own_place: Path) -> None:
 def test_a_build_knows_which_files_ship() -> None:
     found = build(artifacts=(artifact(), artifact("executorch"), artifact(subject="teacher")))
     assert [each.label for each in found.shipped()] == ["onnx", "executorch"]
+
+
+def test_a_line_of_code_in_a_message_stays_as_it_is() -> None:
+    """ ":100:" is the name of a picture too."""
+    stream = io.StringIO()
+    failed = verdict("size", 9e9).model_copy(update={"reason": "at net.py:100: return x"})
+    console.show(build(verdicts=(failed,), exit_code=1), stream, "dist/tiny")
+    assert "at net.py:100: return x" in stream.getvalue()
