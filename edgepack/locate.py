@@ -147,7 +147,7 @@ class _Search:
         if not self.cuts or (end := self.at(self.cuts[-1])) is None:
             return "where that begins cannot be said: its pieces do not run by themselves"
         if end.share <= limit:
-            return f"no operator is at fault: on the samples tried, rounding in all layers adds up to {end}"
+            return f"no operator stands out: on the samples tried, what all of them do adds up to {end}"
         node = self.first(limit)
         found, named = self.at(node), self.culprit(node)
         place = of_node(named)

@@ -87,7 +87,7 @@ def test_what_is_overwritten_in_place_is_looked_at_behind_that(tmp_path: Path) -
 
 def test_a_file_that_answers_alike_has_no_such_operator() -> None:
     said, told = find("quantized")
-    assert said.startswith("no operator is at fault")
+    assert said.startswith("no operator stands out")
     assert len(told) == 1
 
 
