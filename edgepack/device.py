@@ -31,6 +31,10 @@ class Quantization(Frozen):
         default=False,
         description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then",
     )
+    activations: Literal["uint8", "int8"] = Field(
+        default="uint8",
+        description="how ONNX Runtime's int8 kernels want activations: x86 fuses uint8 alone, ARM takes both",
+    )
     sparsity: tuple[Literal["unstructured", "2:4"], ...] = Field(
         default=(), description="patterns of zero weights that the hardware skips; most hardware skips none"
     )

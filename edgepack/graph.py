@@ -28,6 +28,7 @@ aten = torch.ops.aten
 _TABLE = aten.embedding.default
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 _LAYERS = (*_CONVOLUTIONS, aten.linear.default, _TABLE)
+_SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.default)
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
 
 
@@ -103,7 +104,27 @@ def _quantizer(scheme: Scheme, training: bool) -> "XNNPACKQuantizer":
     # Searching for batch norm takes a second and a half, and none is left.
     wanted = [known for known in quantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
     quantizer.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
+    annotate = quantizer.annotate
+    quantizer.annotate = lambda graph: _whole_ranges(annotate(graph))
     return quantizer
+
+
+def _whole_ranges(graph: fx.GraphModule) -> fx.GraphModule:
+    """What lies between 0 and 1 by its nature is given all of that, seen in calibration or not.
+
+    For HardSigmoid the limits of the range then are those of the function, and integer kernels need no other.
+    """
+    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    whole = FixedQParamsQuantizationSpec(
+        dtype=torch.int8, scale=1 / 255, zero_point=-128, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
+    )
+    for node in graph.graph.nodes:
+        feeds = node.meta[Q_ANNOTATION_KEY].input_qspec_map if Q_ANNOTATION_KEY in node.meta else {}
+        for feed in [feed for feed in feeds if feed.target in _SQUASHED]:
+            feeds[feed] = whole
+    return graph
 
 
 def _annotate_tables(graph: fx.GraphModule) -> None:

@@ -36,6 +36,7 @@ def build(
 
     Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
     """
+    recipe = recipe.suited(device.quantization)
     folder = output_folder(Path(dist), recipe)
     result = _begin(recipe, device)
     emit(BuildStarted(recipe=recipe.name, device=device.name))

@@ -69,14 +69,15 @@ class Plan:
 def plan(recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> Plan:
     """What a build of `recipe` for `device` would do now, given what is in `store`."""
     planner = Planner(recipe, device, store, remeasure=remeasure)
-    return Plan(recipe=recipe, device=device, steps=tuple(planner.steps()))
+    return Plan(recipe=planner.recipe, device=device, steps=tuple(planner.steps()))
 
 
 class Planner:
     """Gives one step after the other, looking into the store anew for each, so a build can run them as they come."""
 
     def __init__(self, recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> None:
-        self.recipe, self.device, self.store, self.remeasure = recipe, device, store, remeasure
+        self.recipe, self.device = recipe.suited(device.quantization), device
+        self.store, self.remeasure = store, remeasure
         self.previous = _previous(store, recipe, device)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.teacher: Step | None = None

@@ -5,7 +5,7 @@ recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=4
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +56,10 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
 
+    def suited(self, quantization: Quantization) -> "Recipe":
+        """This recipe with what its exporters leave to the device filled in from the profile."""
+        return replace(self, exporters=tuple(_suited(exporter, quantization) for exporter in self.exporters))
+
     def resolved(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """The recipe with nothing left to defaults, nor to a clock where `decided` says, stage by stage, what was
         chosen by measuring; building it again gives the same bundle.
@@ -75,6 +79,11 @@ class Recipe:
             "export": [{exporter.name: exporter.plain()} for exporter in self.exporters],
             "budgets": plain(self.budgets),
         }
+
+
+def _suited(exporter: Choice, quantization: Quantization) -> Choice:
+    suit = getattr(exporter.module, "suited", None)
+    return replace(exporter, config=suit(exporter.config, quantization)) if suit else exporter
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str | None = None) -> Recipe:

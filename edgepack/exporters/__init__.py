@@ -10,6 +10,10 @@ and, where what its settings ask for is not to be had everywhere,
 
 unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch
 needs(config) -> str                the delegate that a runtime must have to run the file, or ""; no torch
+
+and, where settings are left to the device,
+
+suited(config, quantization)        the config with them filled in from the profile's facts
 """
 
 from pathlib import Path

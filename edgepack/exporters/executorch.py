@@ -7,7 +7,7 @@ Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -42,15 +42,27 @@ def needs(config: Config) -> str:
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import executorch.kernels.quantized  # noqa: F401  (what of an int8 model is left to the portable kernels)
-    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
+    from edgepack.exporters._xnnpack import delegable
+
     exported = candidate.program(batch=1)
+    if config.backend == "xnnpack":
+        exported = delegable(exported, candidate.example_inputs())
     with reproducible(config.backend):
         program = to_edge_transform_and_lower(exported, partitioner=BACKENDS[config.backend].partitioners())
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
-        program.to_executorch(ExecutorchBackendConfig(passes=passes)).write_to_file(file)
+        program.to_executorch(_settings(passes)).write_to_file(file)
+
+
+def _settings(passes: list[Any]) -> Any:
+    """Memory is planned for all but the inputs, which are read where the app has them."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    return ExecutorchBackendConfig(passes=passes, memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
 
 
 def _has_int8_tables(program: "ExportedProgram") -> bool:

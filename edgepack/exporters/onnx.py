@@ -1,5 +1,6 @@
 """ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,17 +11,24 @@ from edgepack.config import Frozen
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.device import Quantization
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 3
+VERSION = 4
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
 
 
 class Config(Frozen):
     opset: int = Field(default=20, ge=18, le=23, description="version of the operator set")
-    activations: Literal["uint8", "int8"] = Field(
-        default="uint8", description="how quantized activations are stored; x86 fuses uint8 alone, ARM takes both"
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        default="auto", description="how quantized activations are stored; auto: as the profile of the device says"
+    )
+
+
+def suited(config: Config, quantization: "Quantization") -> Config:
+    return (
+        config if config.activations != "auto" else config.model_copy(update={"activations": quantization.activations})
     )
 
 
@@ -41,58 +49,25 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
         output_names=["logits"],
     )
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
-    if config.activations == "uint8":
-        _unsigned_activations(program.model)
-    _sum_before_norms(program.model)
+    for rewrite in _rewrites(config):
+        rewrite(program.model)
     _forget_sources(program.model)
     program.save(str(path), external_data=False)
 
 
-def _unsigned_activations(model: Any) -> None:
-    """Store int8 activations as uint8, 128 higher: the same numbers, in the form whose operators ONNX Runtime fuses.
+def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:
+    from edgepack.exporters import _onnx_rewrites as rewrites
 
-    Weights stay int8. Source of the limitation: microsoft/onnxruntime issue 12487.
-    """
-    shifted: dict[str, Any] = {}
-    for node in model.graph:
-        quantizes = node.op_type == "QuantizeLinear"
-        if quantizes or (node.op_type == "DequantizeLinear" and node.inputs[0].const_value is None):
-            zero = node.inputs[2]
-            if zero.const_value.dtype.name == "INT8" and not zero.const_value.shape.dims:
-                node.replace_input_with(2, _shifted(zero, shifted))
-                stored = node.outputs[0] if quantizes else node.inputs[0]
-                stored.dtype = node.inputs[2].dtype
-    model.graph.initializers.update({value.name: value for value in shifted.values()})
-    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
-        del model.graph.initializers[name]
-
-
-def _sum_before_norms(model: Any) -> None:
-    """A residual is added by Sum, not Add, which is the same: ONNX Runtime then leaves it and LayerNormalization be.
-
-    The one operator that it would make of the two takes eight times as long as both (1.32, x86, 128 x 384).
-    """
-    for node in model.graph:
-        added = node.inputs[0].producer() if node.op_type == "LayerNormalization" else None
-        if added is not None and added.op_type == "Add" and not any(_bias(value) for value in added.inputs):
-            added.op_type = "Sum"
-
-
-def _bias(value: Any) -> bool:
-    return value.const_value is not None and len(value.shape) <= 1
-
-
-def _shifted(zero: Any, known: dict[str, Any]) -> Any:
-    import numpy
-    import onnx_ir
-
-    if zero.name not in known:
-        number = numpy.array(int(zero.const_value.numpy()) + 128, dtype=numpy.uint8)
-        tensor = onnx_ir.tensor(number, name=f"{zero.name}_uint8")
-        known[zero.name] = onnx_ir.Value(
-            name=tensor.name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape([])
-        )
-    return known[zero.name]
+    if config.activations != "int8":
+        yield rewrites.unsigned_activations
+    yield rewrites.enforced_limits
+    yield rewrites.average_pools
+    yield rewrites.hard_sigmoids
+    yield rewrites.hard_swishes
+    yield rewrites.swishes
+    yield rewrites.aligned_stems
+    yield rewrites.sums_before_norms
+    yield rewrites.unused
 
 
 def _forget_sources(model: Any) -> None:

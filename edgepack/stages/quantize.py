@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 

@@ -1,0 +1,287 @@
+"""What the quantized graph is written as, so that ONNX Runtime has one fast integer operator for each of its layers.
+
+    DequantizeLinear -> Conv -> Relu -> QuantizeLinear      # as torch's exporter writes it
+    DequantizeLinear -> Conv -> QuantizeLinear              # as the file says it: one QLinearConv
+
+Every function takes a model of onnx_ir and changes it in place. All but `hard_swishes` and
+`swishes` are exact: run operator by
+operator, the file answers bit for bit as before. The limits of the runtime that they get round were measured on 1.32.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_BLOCK = 4  # input channels that MLAS multiplies in one step of its direct int8 convolution; others are copied first
+_WIDE = 3  # a kernel wider than this is read as one over blocks of 2 x 2 pixels
+
+
+def unsigned_activations(model: ir.Model) -> None:
+    """Store int8 activations as uint8, 128 higher: the same numbers, in the form whose operators x86 fuses.
+
+    Weights stay int8. Source of the limitation: microsoft/onnxruntime issue 12487.
+    """
+    for node in model.graph:
+        quantizes = node.op_type == "QuantizeLinear"
+        if quantizes or (node.op_type == "DequantizeLinear" and node.inputs[0].const_value is None):
+            zero = node.inputs[2]
+            if zero.const_value.dtype.name == "INT8" and not zero.const_value.shape.dims:
+                higher = numpy.uint8(int(zero.const_value.numpy()) + 128)
+                node.replace_input_with(2, _constant(model, f"{zero.name}_uint8", higher))
+                stored = node.outputs[0] if quantizes else node.inputs[0]
+                stored.dtype = node.inputs[2].dtype
+
+
+def enforced_limits(model: ir.Model) -> None:
+    """Drop a Relu or Clip where every quantization of its result has no number beyond its limits anyway."""
+    for node in list(model.graph):
+        if node.op_type in ("Relu", "Clip"):
+            low, high = _limits(node)
+            uses = [use.node for use in node.outputs[0].uses()]
+            if uses and all(use.op_type == "QuantizeLinear" and _within(use, low, high) for use in uses):
+                _replace(model, node, node.inputs[0])
+
+
+def average_pools(model: ir.Model) -> None:
+    """The mean of a picture as GlobalAveragePool: the one spelling that has an integer operator."""
+    for node in list(model.graph):
+        if node.op_type == "ReduceMean" and _dequantized(node.inputs[0]) and _quantized(node.outputs[0]):
+            axes = node.inputs[1].const_value.numpy().tolist() if len(node.inputs) > 1 else []
+            pictures = node.inputs[0].shape is not None and len(node.inputs[0].shape) == 4
+            if pictures and sorted(axis % 4 for axis in axes) == [2, 3] and _integer(node, "keepdims", 1):
+                [pooled] = _before(model, node, "GlobalAveragePool", node.inputs[0])
+                _replace(model, node, pooled)
+
+
+def hard_sigmoids(model: ir.Model) -> None:
+    """Quantized from 0 to 1, HardSigmoid is an addition: what lies beyond is cut off by the quantization itself."""
+    for node in list(model.graph):
+        result = _quantized(node.outputs[0]) if node.op_type == "HardSigmoid" else None
+        if result is not None and _dequantized(node.inputs[0]) and _unit(result):
+            added = _three_more(model, node, result.inputs[2])
+            _replace(model, node, added)
+            result.replace_input_with(1, _constant(model, "six_255ths", numpy.float32(6 / 255)))
+
+
+def hard_swishes(model: ir.Model) -> None:
+    """x * HardSigmoid(x) in integers: an addition and a product for four passes in float.
+
+    Not exact: the factor is rounded to 255ths, which moves the result by 0.006 at most before it is rounded itself.
+    """
+    for node in list(model.graph):
+        result = _quantized(node.outputs[0]) if node.op_type == "HardSwish" else None
+        if result is not None and _dequantized(node.inputs[0]):
+            lowest = _constant(model, *_lowest(result.inputs[2]))
+            added = _three_more(model, node, lowest)
+            scales = [
+                _constant(model, name, numpy.float32(value))
+                for name, value in (("six_255ths", 6 / 255), ("one_255th", 1 / 255))
+            ]
+            [rounded] = _before(model, node, "QuantizeLinear", added, scales[0], lowest)
+            [factor] = _before(model, node, "DequantizeLinear", rounded, scales[1], lowest)
+            [product] = _before(model, node, "Mul", node.inputs[0], factor)
+            _replace(model, node, product)
+
+
+def swishes(model: ir.Model) -> None:
+    """x * Sigmoid(x) in integers, as `hard_swishes`, and as exact: the Sigmoid becomes a table of 256 numbers."""
+    for node in list(model.graph):
+        gate = next((value for value in node.inputs if _gate(value)), None) if node.op_type == "Mul" else None
+        result = _quantized(node.outputs[0]) if gate is not None else None
+        if gate is not None and result is not None:
+            scale = _constant(model, "one_255th", numpy.float32(1 / 255))
+            lowest = _constant(model, *_lowest(result.inputs[2]))
+            [rounded] = _before(model, node, "QuantizeLinear", gate, scale, lowest)
+            [factor] = _before(model, node, "DequantizeLinear", rounded, scale, lowest)
+            node.replace_input_with(list(node.inputs).index(gate), factor)
+
+
+def aligned_stems(model: ir.Model) -> None:
+    """Give a convolution that reads an odd number of channels, as those of a picture, as many as MLAS reads at once.
+
+    Without, its inputs are copied together for every pixel (1.32, x86: twice the time of the products).
+    """
+    for node in list(model.graph):
+        if node.op_type == "Conv" and _plain(node):
+            picture, weights = _dequantized(node.inputs[0]), _dequantized(node.inputs[1])
+            if picture and weights and weights.inputs[0].const_value is not None:
+                _align(model, node, picture, weights)
+
+
+def sums_before_norms(model: ir.Model) -> None:
+    """A residual is added by Sum, not Add, which is the same: ONNX Runtime then leaves it and LayerNormalization be.
+
+    The one operator that it would make of the two takes eight times as long as both (1.32, x86, 128 x 384).
+    """
+    for node in model.graph:
+        added = node.inputs[0].producer() if node.op_type == "LayerNormalization" else None
+        if added is not None and added.op_type == "Add" and not any(_bias(value) for value in added.inputs):
+            added.op_type = "Sum"
+
+
+def unused(model: ir.Model) -> None:
+    """Forget constants that nothing reads, operators before them, and the shapes in between, which are inferred."""
+    for node in reversed(list(model.graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
+    for value in _between(model):
+        value.shape = value.type = None
+
+
+def _between(model: ir.Model) -> Iterator[ir.Value]:
+    for node in model.graph:
+        yield from (value for value in node.outputs if not value.is_graph_output())
+
+
+def _align(model: ir.Model, conv: ir.Node, picture: ir.Node, weights: ir.Node) -> None:
+    kernel = weights.inputs[0].const_value.numpy()
+    channels, (height, width) = kernel.shape[1], kernel.shape[2:]
+    if channels % _BLOCK == 0 or max(height, width) == 1:
+        return
+    integers, size = picture.inputs[0], conv.inputs[0].shape
+    strides, pads = _list(conv, "strides", [1, 1]), _list(conv, "pads", [0, 0, 0, 0])
+    halves = strides == [2, 2] and size is not None and all(isinstance(n, int) and n % 2 == 0 for n in size.dims[2:])
+    if halves and max(height, width) > _WIDE:
+        [wider] = _before(model, picture, "SpaceToDepth", integers, blocksize=2)
+        kernel, pads = _over_blocks(kernel, pads, [int(n) for n in size.dims[2:]])
+        strides = [1, 1]
+    else:
+        missing = -channels % _BLOCK
+        amounts = _constant(model, f"{missing}_channels", numpy.array([0, 0, 0, 0, 0, missing, 0, 0]))
+        [wider] = _before(model, picture, "Pad", integers, amounts, picture.inputs[2])
+        kernel = numpy.pad(kernel, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    [real] = _before(model, picture, "DequantizeLinear", wider, *picture.inputs[1:])
+    conv.replace_input_with(0, real)
+    stored = _constant(model, f"{weights.inputs[0].name}_aligned", kernel)
+    [whole] = _before(model, conv, "DequantizeLinear", stored, *weights.inputs[1:], axis=0)
+    conv.replace_input_with(1, whole)
+    for name, value in (("kernel_shape", list(kernel.shape[2:])), ("strides", strides), ("pads", pads)):
+        conv.attributes[name] = ir.AttrInt64s(name, value)
+
+
+def _over_blocks(kernel: NDArray[Any], pads: list[int], size: list[int]) -> tuple[NDArray[Any], list[int]]:
+    """(weights, pads) with which a convolution of stride 1 over blocks of 2 x 2 pixels does what `kernel` of stride 2
+    does over the pixels of a picture of this `size`.
+    """
+    spans = [_span(kernel.shape[2 + axis], pads[axis], pads[2 + axis], size[axis]) for axis in (0, 1)]
+    (before_y, after_y, tall), (before_x, after_x, wide) = spans
+    outputs, channels = kernel.shape[:2]
+    blocks = numpy.zeros((outputs, 2, 2, channels, tall, wide), kernel.dtype)
+    for y in range(kernel.shape[2]):
+        for x in range(kernel.shape[3]):
+            row, column = y - pads[0] + 2 * before_y, x - pads[1] + 2 * before_x
+            blocks[:, row % 2, column % 2, :, row // 2, column // 2] = kernel[:, :, y, x]
+    return blocks.reshape(outputs, 4 * channels, tall, wide), [before_y, before_x, after_y, after_x]
+
+
+def _span(kernel: int, before: int, after: int, size: int) -> tuple[int, int, int]:
+    """Blocks before, blocks after, blocks of the kernel."""
+    blocks, last = math.ceil(before / 2), (kernel - 1 - before) // 2
+    results = (size + before + after - kernel) // 2 + 1
+    return blocks, max(0, results + last - size // 2), blocks + last + 1
+
+
+def _plain(conv: ir.Node) -> bool:
+    picture = conv.inputs[1].shape is not None and len(conv.inputs[1].shape) == 4
+    return picture and _integer(conv, "group", 1) and _list(conv, "dilations", [1, 1]) == [1, 1]
+
+
+def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:
+    """The node's input, 3 higher."""
+    kind = zero.const_value.numpy().dtype
+    constants = [_constant(model, f"{name}_{kind}", kind.type(value)) for name, value in (("one", 1), ("nothing", 0))]
+    scale = _constant(model, "three", numpy.float32(3))
+    [three] = _before(model, node, "DequantizeLinear", constants[0], scale, constants[1])
+    [added] = _before(model, node, "Add", node.inputs[0], three)
+    return added
+
+
+def _lowest(zero: ir.Value) -> tuple[str, NDArray[Any]]:
+    kind = zero.const_value.numpy().dtype
+    return f"lowest_{kind}", kind.type(numpy.iinfo(kind).min)
+
+
+def _unit(quantize: ir.Node) -> bool:
+    """Whether its numbers go from 0 to 1 in steps of a 255th."""
+    scale, zero = (value.const_value.numpy() for value in quantize.inputs[1:3])
+    return bool(scale == numpy.float32(1 / 255) and zero == numpy.iinfo(zero.dtype).min)
+
+
+def _limits(node: ir.Node) -> tuple[float, float]:
+    bounds = [value.const_value if value is not None else None for value in node.inputs[1:3]]
+    low, high = (None if bound is None else float(bound.numpy()) for bound in (*bounds, None, None)[:2])
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _within(quantize: ir.Node, low: float, high: float) -> bool:
+    scale, zero = (value.const_value.numpy() for value in quantize.inputs[1:3])
+    if zero.shape:
+        return False
+    least, most = ((limit - int(zero)) * float(scale) for limit in (numpy.iinfo(zero.dtype).min, _most(zero.dtype)))
+    return bool(least >= low and most <= high)
+
+
+def _most(kind: numpy.dtype[Any]) -> int:
+    return int(numpy.iinfo(kind).max)
+
+
+def _dequantized(value: ir.Value) -> ir.Node | None:
+    node = value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _quantized(value: ir.Value) -> ir.Node | None:
+    """The quantization of a value that nothing else reads."""
+    uses = [use.node for use in value.uses()]
+    return uses[0] if len(uses) == 1 and uses[0].op_type == "QuantizeLinear" else None
+
+
+def _gate(value: ir.Value) -> bool:
+    """Whether it is the Sigmoid of what it is multiplied by."""
+    node = value.producer()
+    if node is None or node.op_type != "Sigmoid" or len(value.uses()) != 1 or not _dequantized(node.inputs[0]):
+        return False
+    [use] = value.uses()
+    return node.inputs[0] in use.node.inputs
+
+
+def _bias(value: ir.Value) -> bool:
+    return value.const_value is not None and len(value.shape) <= 1
+
+
+def _integer(node: ir.Node, name: str, default: int) -> bool:
+    """Whether it is 1."""
+    return bool((node.attributes[name].as_int() if name in node.attributes else default) == 1)
+
+
+def _list(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    return list(node.attributes[name].as_ints()) if name in node.attributes else default
+
+
+def _constant(model: ir.Model, name: str, value: Any) -> ir.Value:
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(numpy.asarray(value), name=name)
+        constant = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        model.graph.initializers[name] = constant
+    return model.graph.initializers[name]
+
+
+def _before(model: ir.Model, node: ir.Node, operator: str, *inputs: ir.Value, **settings: int) -> list[ir.Value]:
+    """What a new operator just before `node` gives."""
+    attributes = [ir.AttrInt64(name, value) for name, value in settings.items()]
+    made = ir.Node("", operator, inputs, attributes)
+    model.graph.insert_before(node, made)
+    return list(made.outputs)
+
+
+def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    node.outputs[0].replace_all_uses_with(value)
+    model.graph.remove(node, safe=True)

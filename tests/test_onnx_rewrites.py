@@ -1,0 +1,183 @@
+"""What is rewritten for ONNX Runtime's sake answers as before, operator by operator, and is fused."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepack.exporters import _onnx_rewrites as rewrites
+
+Rewrite = Callable[[Any], None]
+EXACT = (
+    rewrites.enforced_limits,
+    rewrites.average_pools,
+    rewrites.hard_sigmoids,
+    rewrites.aligned_stems,
+    rewrites.unused,
+)
+SIZE = 12
+
+
+class Sketch:
+    """A quantized graph, written down layer by layer as torch's exporter writes it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.random = numpy.random.default_rng(0)
+
+    def add(self, operator: str, *inputs: str, **settings: Any) -> str:
+        name = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=f"node_{name}", **settings))
+        return name
+
+    def constant(self, name: str, value: Any) -> str:
+        self.constants[name] = numpy_helper.from_array(numpy.asarray(value), name)
+        return name
+
+    def rounded(self, value: str, scale: float, zero: int = 0) -> str:
+        """Quantized to int8 and back."""
+        names = [self.constant(f"s{len(self.nodes)}", numpy.float32(scale))]
+        names.append(self.constant(f"z{len(self.nodes)}", numpy.int8(zero)))
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", value, *names), *names)
+
+    def conv(self, value: str, shape: tuple[int, ...], **settings: Any) -> str:
+        label = f"w{len(self.nodes)}"
+        stored = self.constant(label, self.random.integers(-127, 128, shape).astype(numpy.int8))
+        scale = self.constant(f"{label}_scale", (self.random.random(shape[0]) / 500).astype(numpy.float32))
+        zero = self.constant(f"{label}_zero", numpy.zeros(shape[0], numpy.int8))
+        bias = self.constant(f"{label}_bias", self.random.normal(size=shape[0]).astype(numpy.float32))
+        return self.add("Conv", value, self.add("DequantizeLinear", stored, scale, zero, axis=0), bias, **settings)
+
+    def model(self, result: str, shape: tuple[int, ...], opset: int = 20) -> bytes:
+        graph = helper.make_graph(
+            [*self.nodes, helper.make_node("Identity", [result], ["logits"])],
+            "graph",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+            list(self.constants.values()),
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+        content: bytes = onnx.shape_inference.infer_shapes(model).SerializeToString()
+        return content
+
+
+@cache
+def everything() -> bytes:
+    """A stem, a squeeze and excitation, a HardSwish, a SiLU, limits that rounding enforces and one that it does not."""
+    net = Sketch()
+    value = net.rounded("input", 2 / 255)
+    value = net.conv(value, (8, 3, 7, 7), pads=[3, 3, 3, 3], strides=[2, 2])
+    value = net.rounded(net.add("Relu", value), 0.02, -128)
+    value = net.rounded(net.conv(value, (8, 8, 3, 3), pads=[1, 1, 1, 1]), 0.06, 5)
+    value = net.rounded(net.add("HardSwish", value), 0.04, -100)
+    axes = net.constant("axes", numpy.array([-1, -2]))
+    pooled = net.rounded(net.add("ReduceMean", value, axes, keepdims=1), 0.03, -90)
+    gate = net.rounded(net.conv(pooled, (8, 8, 1, 1)), 0.07, 3)
+    gate = net.rounded(net.add("HardSigmoid", gate, alpha=1 / 6), 1 / 255, -128)
+    value = net.rounded(net.add("Mul", value, gate), 0.03, -90)
+    low, high = net.constant("low", numpy.float32(-1)), net.constant("high", numpy.float32(6))
+    value = net.rounded(net.add("Clip", net.conv(value, (8, 8, 1, 1)), low, high), 6.9 / 255, -92)  # from -0.97 to 5.93
+    kept = net.rounded(net.add("Relu", net.conv(value, (8, 8, 1, 1))), 0.03, -120)  # from -0.24: the Relu is needed
+    kept = net.rounded(net.add("Mul", kept, net.add("Sigmoid", kept)), 0.03, -118)
+    return net.model(net.add("ReduceMean", kept, axes, keepdims=1), (1, 3, SIZE, SIZE))
+
+
+def rewritten(content: bytes, *chosen: Rewrite) -> bytes:
+    model = onnx_ir.serde.deserialize_model(onnx.load_from_string(content))
+    for rewrite in chosen:
+        rewrite(model)
+    proto = onnx_ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    result: bytes = proto.SerializeToString()
+    return result
+
+
+def answers(content: bytes, *, fused: bool = False, rows: int = 8) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    random = numpy.random.default_rng(1)
+    inputs = [random.normal(size=session.get_inputs()[0].shape).astype(numpy.float32) for _ in range(rows)]
+    return numpy.concatenate([session.run(None, {"input": each})[0].ravel() for each in inputs])
+
+
+def operators(content: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(content).graph.node)
+
+
+def test_uint8_is_the_same_numbers() -> None:
+    assert (answers(rewritten(everything(), rewrites.unsigned_activations)) == answers(everything())).all()
+
+
+@pytest.mark.parametrize("rewrite", EXACT, ids=lambda rewrite: rewrite.__name__)
+@pytest.mark.parametrize("before", [(), (rewrites.unsigned_activations,)], ids=["int8", "uint8"])
+def test_unfused_answers_are_equal_bit_for_bit(rewrite: Rewrite, before: tuple[Rewrite, ...]) -> None:
+    start = rewritten(everything(), *before)
+    after = rewritten(start, rewrite)
+    assert after != start
+    assert (answers(after) == answers(start)).all()
+
+
+def test_limits_that_rounding_does_not_enforce_stay() -> None:
+    count = operators(rewritten(everything(), rewrites.enforced_limits))
+    assert (count["Relu"], count["Clip"]) == (1, 0)
+
+
+@pytest.mark.parametrize("rewrite", [rewrites.hard_swishes, rewrites.swishes], ids=lambda rewrite: rewrite.__name__)
+@pytest.mark.parametrize("scale", [0.02, 0.05, 0.2])
+def test_a_swish_in_integers_is_off_by_a_step_at_most(rewrite: Rewrite, scale: float) -> None:
+    """For each of the 256 numbers that it may be asked for."""
+    net = Sketch()
+    value = net.rounded("input", scale, -20)
+    if rewrite is rewrites.hard_swishes:
+        value = net.add("HardSwish", value)
+    else:
+        value = net.add("Mul", value, net.add("Sigmoid", value))
+    step = max(148 * scale, 1.0) / 250
+    start = net.model(net.rounded(value, step, -110), (1, 256))
+    inputs = {"input": ((numpy.arange(256) - 108) * numpy.float32(scale)).astype(numpy.float32)[None]}
+    results = [onnxruntime.InferenceSession(each).run(None, inputs)[0] for each in (start, rewritten(start, rewrite))]
+    assert numpy.abs(results[0] - results[1]).max() <= 1.01 * step
+    assert not {"HardSwish", "HardSigmoid"} & {*operators(rewritten(start, rewrite))}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize(("stride", "size"), [(1, 12), (2, 12), (2, 13)])
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1], [2, 3, 1, 0]])
+def test_stems_of_every_shape_are_aligned_exactly(
+    channels: int, kernel: int, stride: int, size: int, pads: list[int]
+) -> None:
+    net = Sketch()
+    value = net.conv(net.rounded("input", 0.02, 7), (4, channels, kernel, kernel), pads=pads, strides=[stride, stride])
+    start = net.model(net.rounded(value, 0.05), (1, channels, size, size))  # sums in float have an order, rounded none
+    after = rewritten(start, rewrites.aligned_stems)
+    [weights] = [value for value in onnx.load_from_string(after).graph.initializer if value.name.endswith("_aligned")]
+    assert weights.dims[1] % 4 == 0
+    assert (answers(after, rows=2) == answers(start, rows=2)).all()
+
+
+def test_what_is_left_is_one_integer_operator_a_layer(tmp_path: Any) -> None:
+    every = (rewrites.unsigned_activations, *EXACT[:3], rewrites.hard_swishes, rewrites.swishes, *EXACT[3:])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
+    onnxruntime.InferenceSession(rewritten(everything(), *every), options, providers=["CPUExecutionProvider"])
+    count = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+    assert count["QLinearConv"] == 4
+    assert count["QLinearMul"] == 3
+    assert not {"HardSwish", "HardSigmoid", "Sigmoid"} & {*count}
+
+
+def test_an_exact_file_stays_close_when_it_is_fused() -> None:
+    every = (rewrites.unsigned_activations, *EXACT)
+    assert numpy.abs(answers(rewritten(everything(), *every), fused=True) - answers(everything())).max() < 0.02
