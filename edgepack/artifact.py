@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from edgepack.config import Frozen
+from edgepack.contents import Contents
 from edgepack.store import file_digest
 
 
@@ -15,9 +16,10 @@ class Artifact(Frozen):
     file: str
     bytes: int
     sha256: str
+    contents: Contents | None = None  # of a file that ships, where its exporter can tell
 
     @classmethod
-    def of(cls, path: Path, *, format: str, runtime: str, subject: str) -> "Artifact":
+    def of(cls, path: Path, *, format: str, runtime: str, subject: str, contents: Contents | None = None) -> "Artifact":
         return cls(
             format=format,
             runtime=runtime,
@@ -25,6 +27,7 @@ class Artifact(Frozen):
             file=path.name,
             bytes=path.stat().st_size,
             sha256=file_digest(path),
+            contents=contents,
         )
 
     @property

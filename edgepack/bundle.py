@@ -4,6 +4,7 @@
     models/                       the exported files
     io/signature.json labels.txt  names, shapes, types, preprocessing, labels
     io/tokenizer.json             what makes the inputs of a text
+    runtime/                      for who builds a runtime that holds no more than the files need
     selftest/                     real samples and what each file answers to them
     provenance/                   the recipe with every default, the device, the versions, what each stage left
     SHA256SUMS
@@ -33,10 +34,17 @@ if TYPE_CHECKING:
     from edgepack.recipe import Recipe
     from edgepack.work import Work
 
-Role = Literal["deploy", "test", "provenance"]
+Role = Literal["deploy", "build", "test", "provenance"]
 SCHEMA: Literal["edgepack.bundle/1"] = "edgepack.bundle/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
-_ROLES: dict[str, Role] = {"models": "deploy", "io": "deploy", "selftest": "test", "provenance": "provenance"}
+_ROLES: dict[str, Role] = {
+    "models": "deploy",
+    "io": "deploy",
+    "runtime": "build",
+    "selftest": "test",
+    "provenance": "provenance",
+}
+RUNTIME_FILE = "runtime-"  # the beginning of the name, in the store, of a file for runtime/
 
 Files = dict[str, bytes]  # path inside the bundle -> content
 
@@ -110,6 +118,7 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     for artifact in build.shipped():
         _, path = work.file(artifact.label)
         files[f"models/{recipe.name}{path.suffix}"] = path.read_bytes()
+    files.update(_runtime(build, recipe, work))
     signature = work.signature
     files["io/signature.json"] = _json(_interface(signature))
     files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
@@ -126,6 +135,23 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     files["manifest.json"] = _json(_describe(build, recipe, device, files).model_dump(mode="json", by_alias=True))
     files["SHA256SUMS"] = _sum_lines({path: _sha(content) for path, content in files.items()})
     return files
+
+
+def _runtime(build: Build, recipe: "Recipe", work: "Work") -> Files:
+    """What the exporters left for a build of the runtimes; of BUILDING.md each wrote its own part."""
+    files: Files = {}
+    parts = []
+    for artifact in build.shipped():
+        entry = work.entry(f"export {artifact.label}")
+        made = {name: (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith(RUNTIME_FILE)}
+        model = f"models/{recipe.name}{Path(artifact.file).suffix}"
+        for name, content in made.items():
+            if name == f"{RUNTIME_FILE}BUILDING.md":
+                start = f"# {artifact.runtime}\n\nWith `BUNDLE` the folder of this bundle and `MODEL={model}`. "
+                parts.append(start.encode() + content)
+            else:
+                files[f"runtime/{name.removeprefix(RUNTIME_FILE)}"] = content
+    return files | ({"runtime/BUILDING.md": b"\n".join(parts)} if parts else {})
 
 
 def _interface(signature: "Signature") -> dict[str, Any]:

@@ -153,9 +153,11 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
 @cli.command()
 @click.argument("recipe")
 @_dist
-def explain(recipe: str, dist: str) -> None:
+@click.option("--size", is_flag=True, help="What is in the files instead: layers, types, operators, delegation, arena.")
+def explain(recipe: str, dist: str, size: bool) -> None:
     """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
     from edgepack.recipe import load_recipe
+    from edgepack.reports import _contents
     from edgepack.reports.console import ledger, show
     from edgepack.result import Build
 
@@ -164,6 +166,9 @@ def explain(recipe: str, dist: str) -> None:
     except RecipeError:  # the recipe may have gone or changed since; what it built is still there
         name = Path(recipe).stem
     result = Build.read(Path(dist) / name / "build.json")
+    if size:
+        _contents.show(result, sys.stdout)
+        return
     ledger(result, sys.stdout)
     if result.error:
         click.echo(f"the build did not finish: {result.error}")

@@ -28,6 +28,7 @@ aten = torch.ops.aten
 _TABLE = aten.embedding.default
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 _LAYERS = (*_CONVOLUTIONS, aten.linear.default, _TABLE)
+EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
 _SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.default)
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
 
@@ -66,6 +67,13 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
         _plain_relu(node)
     drop_unused(graph)
     return graph
+
+
+def layers_with_weights(candidate: "Candidate") -> tuple[str, ...]:
+    """Those that run, by their names, in the order in which they do. Raises StageError as `capture` does."""
+    graph = _exported(candidate)
+    layers = _layers(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
+    return tuple(dict.fromkeys(layers[n][-1] for n in graph.graph.nodes if n.target in _LAYERS and layers[n]))
 
 
 def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.GraphModule:
@@ -237,10 +245,11 @@ def _leave_float(
 ) -> None:
     weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
     check_patterns(patterns, [layers[node][-1] for node in weighted if layers[node]], "layers with weights")
-    chosen = {node for node, names in layers.items() if names and matches(names[-1], patterns)}
+    chosen = {node for node, names in layers.items() if matches(names[-1] if names else "", patterns)}
     chosen |= {node for node in weighted if node.target is _TABLE and not embeddings}
-    if weighted and chosen.issuperset(weighted):
-        raise StageError("fp32 names every layer: nothing is left to quantize", "name fewer, or leave the stage out")
+    if weighted and chosen.issuperset(weighted) and EVERYTHING not in patterns:
+        advice = f"name fewer, leave the stage out, or say that you mean it: fp32: ['{EVERYTHING}']"
+        raise StageError("fp32 names every layer: nothing is left to quantize", advice)
     for node in graph.graph.nodes:
         if node in chosen:
             _keep_from_quantizer(node)

@@ -20,7 +20,7 @@ from torch import fx
 
 from edgepack import evaluate
 from edgepack.benchmark import Run
-from edgepack.exporters import write
+from edgepack.exporters import suffix, write
 from edgepack.sources import of_node
 from edgepack.units import SHARE
 
@@ -206,7 +206,7 @@ class _Search:
         return self.known[node]
 
     def measured(self, node: fx.Node) -> Difference | None:
-        path = self.folder / f"piece{self.exporter.module.SUFFIX}"
+        path = self.folder / f"piece{suffix(self.exporter)}"
         piece = replace(self.candidate, module=_cut(self.graph, node), form="exported")
         runtime = self.exporter.module.RUNTIME
         try:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from edgepack import provenance
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Answers, TimingProtocol, interval, timings
+from edgepack.budgets import METRICS
 from edgepack.device import Device
 from edgepack.gate import compare
 from edgepack.plugins import Choice
@@ -187,6 +188,15 @@ class Planner:
             "where": self._where(exporter),
         }
 
+    def _heeded(self, stage: Choice) -> dict[str, Any]:
+        """The budgets that what a stage does depends on, and the files that they are about."""
+        metrics = getattr(stage.config, "heeds", ())
+        heeded = [budget for budget in self.recipe.budgets if budget.metric in metrics]
+        budgets = {budget.name: METRICS[budget.metric].quantity.exact(budget.limit) for budget in heeded}
+        return (
+            {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
+        )
+
     def _where(self, exporter: Choice) -> dict[str, Any]:
         runner = self.device.runner
         facts = runner.module.fingerprint(runner.config, self.device.controls)
@@ -213,6 +223,7 @@ class Planner:
         return {
             **plugin_facts(stage),
             **measured,
+            **self._heeded(stage),
             "parent": parent,
             "device": facts,
             "files": _files(value for _, value in stage.config if isinstance(value, Choice)),

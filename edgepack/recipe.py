@@ -14,7 +14,7 @@ from pydantic import Field
 from edgepack import plugins
 from edgepack.budgets import Budget, plain, read_budgets
 from edgepack.config import ConfigError, Document, Frozen, KeyPath, Nested, unknown
-from edgepack.device import Quantization, all_devices, load_device
+from edgepack.device import Device, Quantization, all_devices, load_device
 from edgepack.errors import RecipeError
 from edgepack.overrides import override
 from edgepack.plugins import Choice
@@ -233,7 +233,7 @@ class _Checker:
         except ConfigError as error:
             self.document.problems += error.problems
             return
-        for i, place in enumerate(_places(device.quantization, model, stages)):
+        for i, place in enumerate(_places(device, model, stages)):
             stage = stages[i]
             check = getattr(stage.module, "misfit", None) if stage else None
             if stage and check and (message := check(stage.config, place)):
@@ -274,12 +274,18 @@ class _Checker:
                 self.document.problem(path, message)
 
 
-def _places(quantization: Quantization, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
+def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
     """Where each stage stands: from a stage that is given another model on, that one is at work."""
-    names = tuple(stage.name if stage else "" for stage in stages)
+    names, evidence = tuple(stage.name if stage else "" for stage in stages), device.runner.module.EVIDENCE
     for i, stage in enumerate(stages):
         encoder = bool(model and getattr(model.module, "ENCODER", False))
-        yield Place(quantization=quantization, encoder=encoder, earlier=names[:i], later=names[i + 1 :])
+        yield Place(
+            quantization=device.quantization,
+            evidence=evidence,
+            encoder=encoder,
+            earlier=names[:i],
+            later=names[i + 1 :],
+        )
         model = next((choice for _, choice in _own_models(stage)), model)
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgepack import benchmark, evaluate, plugins, provenance
+from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.datasets import EXAMPLES
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
-from edgepack.exporters import write
 from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
 from edgepack.recipe import Recipe
@@ -33,6 +32,7 @@ Result = TypeVar("Result")
 _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
 _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
+_KEPT = 2  # files of such models
 
 
 class Work:
@@ -46,6 +46,7 @@ class Work:
         self.loaded: dict[str, Candidate] = {}
         self.delegates: dict[str, list[str]] = {}  # by runtime, asked for once
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
+        self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
 
     def ensure(self, step: Step) -> Entry:
@@ -91,14 +92,11 @@ class Work:
 
     def _rehearse_exports(self, candidate: "Candidate") -> None:
         """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
-        from tempfile import TemporaryDirectory
-
         if not getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False):
             return
         for exporter in self.recipe.exporters:
-            with TemporaryDirectory() as folder:
-                act = partial(write, candidate, exporter, Path(folder) / f"rehearsal{exporter.module.SUFFIX}")
-                _guarded(f"export {exporter.name}, rehearsed before any training", act, self.store.root)
+            act = partial(_written, exporter, candidate)
+            _guarded(f"export {exporter.name}, rehearsed before any training", act, self.store.root)
 
     def _untrained(self) -> "Candidate":
         from edgepack.candidate import Candidate, Factory
@@ -164,7 +162,9 @@ class Work:
             teacher=self._teacher(step),
             emit=self.emit,
             latency=self._latency,
+            size=self._size,
             tolerance=next((budget.limit for budget in self.recipe.budgets if budget.bound == "max_drop"), None),
+            size_budget=next((budget.limit for budget in self.recipe.budgets if budget.metric == "size"), None),
         )
 
     def _latency(self, candidate: "Candidate") -> float:
@@ -172,14 +172,31 @@ class Work:
         from tempfile import TemporaryDirectory
 
         exporter = self.recipe.exporters[0]
+        if why := self._not_run(exporter.name):
+            raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
+        content = self._trial(candidate)
         with TemporaryDirectory() as folder:
-            path = Path(folder) / f"trial{exporter.module.SUFFIX}"
-            if why := self._not_run(exporter.name, path):
-                raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
-            write(candidate, exporter, path)
+            path = Path(folder) / f"trial{exporters.suffix(exporter)}"
+            path.write_bytes(content)
             job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
             answers = [self._run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
+
+    def _size(self, candidate: "Candidate") -> float:
+        """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
+        others = (len(_written(exporter, candidate)) for exporter in self.recipe.exporters[1:])
+        return max([len(self._trial(candidate)), *others])
+
+    def _trial(self, candidate: "Candidate") -> bytes:
+        """Its file of the first format. Those of two exported programs are kept, which nothing changes any more: they
+        are timed in turns, and lowering one takes longer than timing it.
+        """
+        exporter = self.recipe.exporters[0]
+        if candidate.form == "eager":
+            return _written(exporter, candidate)
+        kept = self.tried.pop(id(candidate.module), None) or (candidate.module, _written(exporter, candidate))
+        self.tried = dict([*self.tried.items(), (id(candidate.module), kept)][-_KEPT:])
+        return kept[1]
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
@@ -202,11 +219,23 @@ class Work:
         assert step.choice is not None
         exporter = step.choice.module
         candidate = self.candidate(self._made(step.ingredients["parent"]))
-        path = folder / f"{step.subject}{exporter.SUFFIX}"
+        path = folder / f"{step.subject}{exporters.suffix(step.choice)}"
         self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
-        write(candidate, step.choice, path)
-        artifact = Artifact.of(path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject)
-        return artifact.model_dump()
+        exporters.write(candidate, step.choice, path)
+        contents = None
+        if step.subject == "model":
+            contents = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+            self._keep_runtime_files(step.choice, path)
+        artifact = Artifact.of(
+            path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject, contents=contents
+        )
+        return artifact.model_dump(mode="json")
+
+    def _keep_runtime_files(self, exporter: Choice, path: Path) -> None:
+        """Beside the exported file, for the bundle."""
+        made = exporter.module.runtime_files(path, exporter.config) if hasattr(exporter.module, "runtime_files") else {}
+        for name, content in made.items():
+            (path.parent / f"{bundle.RUNTIME_FILE}{name}").write_bytes(content)
 
     def _do_outputs(self, step: Step, folder: Path) -> dict[str, Any]:
         """What the torch model answers on the test split, and a few samples for the bundle's self-test."""
@@ -232,7 +261,7 @@ class Work:
 
     def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
-        if why := self._not_run(artifact.format, file):
+        if why := self._not_run(artifact.format):
             return {"not_run": why}
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
@@ -285,7 +314,7 @@ class Work:
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
-        if why := self._not_run(artifact.format, file):
+        if why := self._not_run(artifact.format):
             return {"not_run": why}
         job = {"runtime": artifact.runtime, "file": str(file)}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
@@ -297,7 +326,7 @@ class Work:
         memory = [self._run({**job, "mode": "memory"}) for _ in range(passes)]
         return {"answers": answers, "memory": memory}
 
-    def _not_run(self, format: str, file: Path) -> str:
+    def _not_run(self, format: str) -> str:
         """Why the runtime at hand cannot run a file of this format, or ""."""
         exporter = next(each for each in self.recipe.exporters if each.name == format)
         needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
@@ -305,7 +334,7 @@ class Work:
             return ""
         runtime = exporter.module.RUNTIME
         if runtime not in self.delegates:
-            job = {"mode": "delegates", "runtime": runtime, "file": str(file)}
+            job = {"mode": "delegates", "runtime": runtime, "file": exporter.name}
             self.delegates[runtime] = self._run(job)["delegates"]
         return "" if needed in self.delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
@@ -365,6 +394,16 @@ class Work:
     def signature(self) -> "Signature":
         found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
         return found
+
+
+def _written(exporter: Choice, candidate: "Candidate") -> bytes:
+    """What the exporter makes of it."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"trial{exporters.suffix(exporter)}"
+        exporters.write(candidate, exporter, path)
+        return path.read_bytes()
 
 
 def _guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:

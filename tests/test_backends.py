@@ -106,10 +106,10 @@ def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
         return {"delegates": ["XnnpackBackend"]}
 
     monkeypatch.setattr(work, "_run", ran)
-    assert [work._not_run(format, Path("x")) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
+    assert [work._not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
     assert [job["mode"] for job in asked] == ["delegates"]
     work.delegates["executorch"] = ["VulkanBackend"]
-    assert work._not_run("executorch", Path("x")) == ""
+    assert work._not_run("executorch") == ""
 
 
 def test_what_was_not_run_is_not_measured_for_that_reason(work: Work) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgepack import pipeline
+from edgepack.bundle import verify
 from edgepack.device import load_device
 from edgepack.events import BuildFinished, BuildStarted, Event
 from edgepack.plan import plan
@@ -204,6 +205,17 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     ran = project.run("selftest", "dist/tiny/tiny.zip")
     assert (ran.code, ran.out.splitlines()[-1]) == (0, "dist/tiny/tiny.zip: 6 answers, all as when it was built")
     assert sound(project.store)
+    roles = {each.path: each.role for each in verify(project.dist / "bundle").files}
+    listed = {"BUILDING.md", "selected_operators.yaml", "required_operators_and_types.config"}
+    assert {path for path, role in roles.items() if role == "build"} == {f"runtime/{name}" for name in listed}
+    assert str(project.folder).encode() not in project.bundle()
+
+
+def test_what_is_in_the_files_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
+    project, _ = first
+    assert [artifact.contents is not None for artifact in project.result().artifacts] == [True, True, False, False]
+    ran = project.run("explain", "--size", "tiny", **no_torch)
+    assert ran.code == 0 and "delegated to XnnpackBackend" in ran.out and "layer4.0.conv2" in ran.out
 
 
 def test_a_bundle_that_changed_is_noticed(project: Project) -> None:

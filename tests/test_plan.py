@@ -122,6 +122,14 @@ def test_a_budget_added_or_removed_leaves_a_build_up_to_date(store: Store, board
         assert plan(recipe(budgets=budgets), board, store).up_to_date
 
 
+def test_only_a_stage_that_heeds_a_budget_runs_again_for_it(store: Store, board: Device) -> None:
+    stages = [{"train": {"epochs": 6}}, {"quantize": {"fp32": "auto"}}]
+    built(recipe(stages=stages, budgets={"size": "1 MB"}), board, store)
+    assert plan(recipe(stages=stages, budgets={"size": "1 MB", "latency.p50": "9 ms"}), board, store).up_to_date
+    reasons = _reasons(plan(recipe(stages=stages, budgets={"size": "2 MB"}), board, store))
+    assert ("train" in reasons, reasons["quantize"]) == (False, "size 1 MB -> 2 MB")
+
+
 def test_threads_of_the_device_concern_what_is_measured_only(
     store: Store, board: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

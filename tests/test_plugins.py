@@ -81,6 +81,8 @@ def test_a_stage_says_what_it_takes_gives_and_reads(module: ModuleType) -> None:
 def test_an_exporter_writes_a_file_that_the_worker_can_run(module: ModuleType) -> None:
     assert module.SUFFIX.startswith(".")
     assert module.RUNTIME in worker.RUNTIMES
+    for optional in ("inspect", "runtime_files"):
+        assert not hasattr(module, optional) or len(inspect.signature(getattr(module, optional)).parameters) == 2
 
 
 @_of("datasets")

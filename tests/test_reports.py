@@ -25,6 +25,7 @@ from edgepack.events import (
     StepStarted,
 )
 from edgepack.reports import console, write_reports
+from edgepack.reports._words import doubts
 from edgepack.result import Build
 
 EVERY_VERDICT = (
@@ -294,3 +295,12 @@ def test_a_line_of_code_in_a_message_stays_as_it_is() -> None:
     failed = verdict("size", 9e9).model_copy(update={"reason": "at net.py:100: return x"})
     console.show(build(verdicts=(failed,), exit_code=1), stream, "dist/tiny")
     assert "at net.py:100: return x" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("fp32", "advised"), [([], True), (["head"], True), (["auto"], False), (None, False)])
+def test_int8_that_is_slower_is_told_with_what_may_help(fp32: list[str] | None, advised: bool) -> None:
+    timings = (measurement("latency.p50", 3.0), measurement("latency.p50", 2.0, artifact="teacher (onnx)"))
+    stages = [{"train": {}}, *([] if fp32 is None else [{"quantize": {"fp32": fp32}}])]
+    (doubt,) = doubts(build(measurements=timings, recipe={"name": "tiny", "device": "board", "stages": stages}))
+    assert doubt.startswith("compression did not pay: onnx: 1.5x slower")
+    assert ("`quantize: {fp32: auto}`" in doubt) == advised

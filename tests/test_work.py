@@ -1,6 +1,7 @@
 """What a build does beside its steps: times models that are only tried, doubts weights, lets the tokenizer travel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,29 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkey
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
     assert work._latency(work._untrained()) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
+
+
+def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a model that a stage may have changed since is written anew."""
+    written: list[str] = []
+
+    def export(candidate: Any, config: Any, path: Path) -> None:
+        written.append(candidate.form)
+        path.write_bytes(bytes(len(written)))
+
+    for exporter in work.recipe.exporters:
+        monkeypatch.setattr(exporter.module, "export", export)
+    monkeypatch.setattr(work, "_run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
+    exported = [replace(work._untrained(), form="exported") for _ in range(3)]
+    for candidate in (*exported[:2], *exported[:2], exported[2], exported[1]):
+        work._latency(candidate)
+    assert len(written) == 3
+    work._latency(exported[0])
+    assert (len(written), len(work.tried)) == (4, 2)
+    assert work._size(exported[0]) == 5  # the second format's
+    for _ in range(2):
+        work._latency(work._untrained())
+    assert written == ["exported"] * 5 + ["eager"] * 2
 
 
 def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgepack.candidate import Candidate
+    from edgepack.contents import Contents
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
-VERSION = 3
+VERSION = 5
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
@@ -71,3 +72,16 @@ def _has_int8_tables(program: "ExportedProgram") -> bool:
 
     looked_up = torch.ops.aten.embedding.default
     return any(node.target is looked_up and node.args[0].op == "call_function" for node in program.graph.nodes)
+
+
+def inspect(path: Path, candidate: "Candidate") -> "Contents":
+    from edgepack.exporters import _pte_contents
+    from edgepack.exporters._names import named
+
+    return _pte_contents.read(path, named(candidate))
+
+
+def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
+    from edgepack.exporters import _pte_runtime
+
+    return _pte_runtime.files(path)

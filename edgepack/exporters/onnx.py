@@ -1,8 +1,9 @@
-"""ONNX for ONNX Runtime: batch 1, weights that were quantized stored as int8."""
+"""ONNX for ONNX Runtime, or its .ort form: batch 1, weights that were quantized stored as int8."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -11,12 +12,13 @@ from edgepack.config import Frozen
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.contents import Contents
     from edgepack.device import Quantization
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 4
-LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
+VERSION = 5
+LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
 class Config(Frozen):
@@ -24,6 +26,16 @@ class Config(Frozen):
     activations: Literal["auto", "uint8", "int8"] = Field(
         default="auto", description="how quantized activations are stored; auto: as the profile of the device says"
     )
+    format: Literal["onnx", "ort"] = Field(
+        default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
+    )
+    target_platform: Literal["arm", "amd64"] | None = Field(
+        default=None, description="what an .ort file is optimized for; default: the processor that builds"
+    )
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.format}"
 
 
 def suited(config: Config, quantization: "Quantization") -> Config:
@@ -35,8 +47,11 @@ def suited(config: Config, quantization: "Quantization") -> Config:
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
+    from edgepack.exporters import _ort
+    from edgepack.exporters._names import name_initializers, named
     from edgepack.exporters._onnx_int8 import TRANSLATIONS, spelled
 
+    names = named(candidate)
     if candidate.form == "exported":
         candidate = replace(candidate, module=spelled(candidate.module))
     program = torch.onnx.export(
@@ -51,8 +66,29 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
     for rewrite in _rewrites(config):
         rewrite(program.model)
+    if candidate.form == "exported":
+        name_initializers(program.model, names)
     _forget_sources(program.model)
-    program.save(str(path), external_data=False)
+    if config.format == "onnx":
+        program.save(str(path), external_data=False)
+        return
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        program.save(str(source), external_data=False)
+        _ort.convert(source, path, config.target_platform)
+
+
+def inspect(path: Path, candidate: "Candidate") -> "Contents":
+    from edgepack.exporters import _onnx_contents
+    from edgepack.exporters._names import named
+
+    return _onnx_contents.read(path, named(candidate))
+
+
+def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
+    from edgepack.exporters import _ort
+
+    return _ort.files(path, config.target_platform)
 
 
 def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:

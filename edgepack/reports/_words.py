@@ -108,10 +108,17 @@ def doubts(build: Build) -> Iterator[str]:
             yield f"{verdict.budget} of {verdict.artifact} fails: {verdict.reason}"
     for line in gains(build):
         if "x slower" in line or "x larger" in line:
-            yield f"compression did not pay: {line}"
+            yield f"compression did not pay: {line}{_advice(build) if 'x slower' in line else ''}"
     for each in build.measurements:
         for doubt in each.doubts:
             yield f"{each.metric} of {each.artifact}: {doubt}"
+
+
+def _advice(build: Build) -> str:
+    """What may help where int8 is slower; nothing where it was tried or there is no int8."""
+    settings = [stage["quantize"] for stage in build.recipe.get("stages", ()) if "quantize" in stage]
+    advice = "; `quantize: {fp32: auto}` leaves in fp32 what is slower in int8"
+    return advice if any("auto" not in each.get("fp32", ()) for each in settings) else ""
 
 
 def reused(build: Build) -> str:

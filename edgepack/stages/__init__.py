@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 Latency = Callable[["Candidate"], float]  # the median of one inference of its exported file on the device, ms
+Size = Callable[["Candidate"], float]  # of its largest exported file, bytes
 
 
 class StageConfig(Frozen):
@@ -44,6 +45,11 @@ class StageConfig(Frozen):
     def measures(self) -> bool:
         """Whether what it does depends on timings taken on the device."""
         return False
+
+    @property
+    def heeds(self) -> tuple[str, ...]:
+        """Metrics whose budgets what it does depends on."""
+        return ()
 
 
 class Training(StageConfig):
@@ -56,9 +62,13 @@ class Training(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the other stages."""
+    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the other stages.
+
+    `evidence` is what the device's timings are worth: "measured", "emulated" or "estimated".
+    """
 
     quantization: Quantization
+    evidence: str = "measured"
     encoder: bool = False
     earlier: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
@@ -68,7 +78,7 @@ class Place:
 class Context:
     """What a stage may use besides the candidate. `teacher` is None until a stage has made one.
 
-    `tolerance` is the drop in score that the recipe's budgets allow, where they say.
+    `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the bytes of a file, where they say.
     """
 
     data: "TrainingData"
@@ -78,7 +88,9 @@ class Context:
     teacher: "Candidate | None"
     emit: Emit
     latency: Latency | None = None
+    size: Size | None = None
     tolerance: float | None = None
+    size_budget: float | None = None
 
 
 class Stage(Protocol):

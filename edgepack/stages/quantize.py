@@ -2,17 +2,19 @@
 
 `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
 `best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
-tables become int8; LayerNorm, softmax and what adds up stay float.
+tables become int8; LayerNorm, softmax and what adds up stay float. With `fp32: auto` the blocks that are faster in fp32
+are found by timing them on the device, before any training.
 Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, arXiv 1712.05877.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from edgepack.stages import Context, Training
+from edgepack.stages import Context, Place, Training
 from edgepack.units import SHARE
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from edgepack.datasets import Split
     from edgepack.device import Quantization
     from edgepack.graph import Scheme
+    from edgepack.stages import Latency
+    from edgepack.stages._precision import Precision
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
@@ -32,6 +36,15 @@ READS = ("int8_saturates",)
 
 Mode = Literal["ptq", "qat", "best"]
 _FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights stay as they are
+_TIMED = 64  # samples that calibrate a model which is only timed: ranges do not change its speed
+_AUTO = "auto"
+_LISTED = {"type": "array", "items": {"type": "string"}}
+
+Layers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda given: (_AUTO,) if given == _AUTO else given),
+    WithJsonSchema({"anyOf": [{"enum": [_AUTO]}, _LISTED]}),
+]
 
 
 class Config(Training):
@@ -46,28 +59,59 @@ class Config(Training):
         description="their ranges fixed by calibration, or measured in each inference; auto: dynamic for encoders",
     )
     embeddings: bool = Field(default=True, description="embedding tables in int8 too")
-    fp32: tuple[str, ...] = Field(default=(), description="names or patterns of the layers left in fp32")
+    fp32: Layers = Field(
+        default=(),
+        description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format",
+    )
+
+    @property
+    def measures(self) -> bool:
+        """Whether what it does depends on timings."""
+        return _AUTO in self.fp32
+
+    @property
+    def heeds(self) -> tuple[str, ...]:
+        return ("size",) if self.measures else ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The patterns of `fp32`."""
+        return tuple(pattern for pattern in self.fp32 if pattern != _AUTO)
 
 
-def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
-    """Raises StageError for a model that cannot be exported, and for patterns that match no layer."""
+def misfit(config: Config, place: Place) -> str:
+    """Why this makes no sense where it stands, or ""."""
+    if config.measures and place.evidence != "measured":
+        return (
+            f"fp32: {_AUTO} compares timings taken on the device, and those of this one are {place.evidence}: "
+            "name the layers to leave in fp32, or none"
+        )
+    return ""
+
+
+def rehearse(
+    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
+) -> "Candidate":
+    """Raises StageError for a model that cannot be exported, and for patterns that match no layer. Nothing is timed."""
     from edgepack.graph import capture, converted, prepare
 
-    graph = capture(candidate, config.fp32, embeddings=config.embeddings)
+    graph = capture(candidate, config.named, embeddings=config.embeddings)
     observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
     observed(*_anything(candidate))
     return replace(candidate, module=converted(observed), form="exported")
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    from edgepack.graph import capture, converted, prepare
+    from edgepack.graph import EVERYTHING, capture, converted, prepare
 
+    if config.measures:
+        return _mixed(candidate, config, context)
     graph = capture(candidate, config.fp32, embeddings=config.embeddings)
     scheme = _scheme(candidate, config, context.quantization)
     observed = prepare(graph, scheme, training=False)
     _calibrate(observed, context.data.train.first(config.calibration))
     notes = _notes(config, scheme)
-    if config.mode == "ptq":
+    if config.mode == "ptq" or EVERYTHING in config.fp32:
         return _quantized(candidate, converted(observed), notes)
     trained, best = _trained(graph, observed, scheme, config, context)
     notes = [*notes, f"kept epoch {best.epoch} of {config.epochs}"]
@@ -75,6 +119,34 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
         return _quantized(candidate, trained, notes)
     mode, module, told = _better({"ptq": converted(observed), "qat": trained}, context)
     return replace(_quantized(candidate, module, [*notes, told]), decided={"mode": mode})
+
+
+def _mixed(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    """Times which blocks are to be left in fp32, and goes on as if the recipe had named them."""
+    found = _precision(candidate, config, context)
+    made = run(candidate, config.model_copy(update={"fp32": found.fp32}), context)
+    return replace(made, notes=(*found.notes, *made.notes), decided={**made.decided, "fp32": [*found.fp32]})
+
+
+def _precision(candidate: "Candidate", config: Config, context: Context) -> "Precision":
+    import torch
+
+    from edgepack.graph import capture, converted, layers_with_weights, prepare
+    from edgepack.patterns import matches
+    from edgepack.stages._precision import Trials, blocks, decide, grouped
+
+    scheme = _scheme(candidate, config, context.quantization)
+    samples = context.data.train.first(min(config.calibration, _TIMED))
+
+    @lru_cache(maxsize=2)  # what won and int8 are timed in turns
+    def made(patterns: tuple[str, ...]) -> "Candidate":
+        observed = prepare(capture(candidate, patterns, embeddings=config.embeddings), scheme, training=False)
+        _calibrate(observed, samples)
+        return _quantized(candidate, converted(observed), [])
+
+    free = [layer for layer in layers_with_weights(candidate) if not matches(layer, config.named)]
+    with torch.random.fork_rng(devices=[]):  # building this again from what was decided must draw the same numbers
+        return decide(Trials(given=config.named, groups=grouped(blocks(free)), make=made, context=context))
 
 
 def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) -> "Candidate":

@@ -16,7 +16,7 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import plugins, recipe
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
-from edgepack.device import Quantization
+from edgepack.device import Quantization, load_device
 from edgepack.encoder import Block, blocks
 from edgepack.errors import StageError
 from edgepack.events import Event, StepProgress
@@ -386,7 +386,7 @@ def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:
     stages = [
         plugins.choose("stages", stage) for stage in ({"prune": {"layers": 1}}, student, {"prune": {"ratio": "5 %"}})
     ]
-    places = list(recipe._places(Quantization(), bert, stages))
+    places = list(recipe._places(load_device("host"), bert, stages))
     assert [(place.encoder, place.later) for place in places] == [
         (True, ("distill", "prune")),
         (True, ("prune",)),

@@ -201,7 +201,7 @@ def test_layers_of_a_bare_sequence_go_by_their_own_names() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("blocks.0.conv3", r"no layer matches 'blocks.0.conv3'\n.*blocks.0.conv"), ("*", "fp32 names every layer")],
+    [("blocks.0.conv3", r"no layer matches 'blocks.0.conv3'\n.*blocks.0.conv"), ("[sbh]*", "fp32 names every layer")],
 )
 def test_a_pattern_that_makes_no_sense_is_found_before_training(pattern: str, message: str) -> None:
     with pytest.raises(StageError, match=message):

@@ -1,0 +1,326 @@
+"""Exported files beside those that others make of the same weights: size, latency, accuracy.
+
+    python benchmarks/exports.py                  writes benchmarks/exports.md; nothing else may run meanwhile
+    python benchmarks/exports.py --keep FOLDER    trained models and files are kept there, and used if they are there
+    python benchmarks/exports.py --train          stop after training
+
+Three nets on Fashion-MNIST in three channels of 64 x 64, trained here, and MiniLM-L6 fine-tuned on BBC News at 128
+tokens. Everyone quantizes the same fp32 weights with the same 512 training samples: onnxruntime's quantize_static (QDQ,
+per channel, pre-processed; uint8 and int8 activations) or quantize_dynamic, NNCF in an environment of its own, where it
+installs, ExecuTorch's post-training flow as its documentation has it, and edgepack. Files are timed with one thread in
+fresh processes, one after another, round after round, so that drift of the machine hits all alike. Accuracy is the
+file's own, through its runtime, on the whole test split.
+"""
+
+import statistics
+import subprocess
+import sys
+import venv
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy
+import torch
+
+from edgepack import evaluate, provenance
+from edgepack.benchmark import TimingProtocol
+from edgepack.candidate import Candidate
+from edgepack.datasets import Data, Signature, Split
+from edgepack.device import Controls, Quantization
+from edgepack.plugins import choose, load
+from edgepack.runners import host
+from edgepack.stages import Context, quantize, train
+from edgepack.units import DURATION, SIZE
+
+_ROUNDS, _CALIBRATION = 7, 512
+_RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}
+_PACKAGES = ("torch", "torchvision", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
+_NNCF = ("nncf==3.4.0", *(f"{name}=={provenance.versions(name)[name]}" for name in ("onnx", "onnxruntime")))
+_FP32, _OURS = "fp32, as exported", "edgepack, int8"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that everyone exports: what it is trained on, and how."""
+
+    name: str
+    task: str
+    model: dict[str, str]
+    training: train.Config
+
+    @property
+    def text(self) -> bool:
+        return self.task == "text_classification"
+
+
+_PICTURES = train.Config(epochs=3, batch_size=128, learning_rate=2e-3)
+_CONTENDERS = (
+    Contender("ResNet-18", "image_classification", {"torchvision": "resnet18"}, _PICTURES),
+    Contender("MobileNetV2", "image_classification", {"torchvision": "mobilenet_v2"}, _PICTURES),
+    Contender("MobileNetV3-small", "image_classification", {"torchvision": "mobilenet_v3_small"}, _PICTURES),
+    Contender(
+        "MiniLM-L6",
+        "text_classification",
+        {"huggingface": "all-MiniLM-L6-v2"},
+        train.Config(epochs=2, batch_size=32, learning_rate=1e-4),
+    ),
+)
+
+
+def _data(text: bool) -> tuple[Signature, Data]:
+    """Pictures have three channels here, as most nets are fed."""
+    config = {"tokenizer": "all-MiniLM-L6-v2", "max_length": 128} if text else {"size": 64, "samples": 20_000}
+    source = choose("datasets", {"bbc_news" if text else "fashion_mnist": config})
+    signature, data = source.module.describe(source.config), source.module.load(source.config)
+    if text:
+        return signature, data
+    [spec] = signature.inputs
+    colored = {name: _colored(getattr(data, name)) for name in ("train", "validation", "test")}
+    return signature.model_copy(update={"inputs": (spec.model_copy(update={"shape": (3, 64, 64)}),)}), Data(**colored)
+
+
+def _colored(split: Split) -> Split:
+    grey = split.prepare
+    assert grey is not None, "Fashion-MNIST is held as bytes"
+    return replace(split, prepare=lambda inputs: (grey(inputs)[0].expand(-1, 3, -1, -1).contiguous(),))
+
+
+def _trained(contender: Contender, folder: Path, signature: Signature, context: Context) -> Candidate:
+    saved = folder / "trained"
+    if not saved.exists():
+        start = Candidate.start(choose("models", contender.model), signature)
+        print(f"training {contender.name}", file=sys.stderr, flush=True)
+        made = train.run(start, contender.training, context)
+        saved.mkdir(parents=True)
+        made.save(saved)
+    return Candidate.load(saved)
+
+
+def _files(contender: Contender, teacher: Candidate, folder: Path, context: Context) -> dict[str, Path]:
+    """By who made them, a colon and the runtime."""
+    calibration = context.data.train.first(_CALIBRATION)
+    made = {
+        **_of_executorch(contender, teacher, folder, calibration),
+        **_of_onnx(contender, teacher, folder, calibration),
+    }
+    small = quantize.run(teacher.copy(), quantize.Config(mode="ptq", calibration=_CALIBRATION), context)
+    for format in ("onnx", "executorch"):
+        exporter = load("exporters", format)
+        made[f"{_OURS}: {exporter.RUNTIME}"] = path = folder / f"edgepack{_suffix(exporter)}"
+        exporter.export(small, exporter.Config(), path)
+    return made
+
+
+def _suffix(exporter: Any) -> str:
+    return next(suffix for suffix, runtime in _RUNTIMES.items() if runtime == exporter.RUNTIME)
+
+
+def _of_onnx(contender: Contender, teacher: Candidate, folder: Path, calibration: Split) -> dict[str, Path]:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain, ready = folder / "plain.onnx", folder / "ready.onnx"
+    names = [spec.name for spec in teacher.signature.inputs]
+    program = torch.export.export(teacher.module.eval(), teacher.example_inputs())
+    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
+    exported.save(str(plain), external_data=False)
+    quant_pre_process(str(plain), str(ready))
+    made = {f"{_FP32}: onnxruntime": plain}
+    if contender.text:
+        made["quantize_dynamic, per channel: onnxruntime"] = path = folder / "dynamic.onnx"
+        quantize_dynamic(ready, path, per_channel=True)
+    else:
+        for kind in ("QUInt8", "QInt8"):
+            made[f"quantize_static, {kind[1:].lower()}: onnxruntime"] = path = folder / f"static-{kind}.onnx"
+            types = {"activation_type": QuantType[kind], "weight_type": QuantType.QInt8}
+            quantize_static(
+                ready, path, _Reader(names, calibration), quant_format=QuantFormat.QDQ, per_channel=True, **types
+            )
+    return {**made, **_of_nncf(contender, plain, names, folder, calibration)}
+
+
+class _Reader:
+    """What onnxruntime asks for calibration samples, one at a time."""
+
+    def __init__(self, names: list[str], samples: Split) -> None:
+        self.feeds = _feeds(names, samples)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+def _feeds(names: list[str], samples: Split) -> Iterator[dict[str, Any]]:
+    for batch in samples.batches(1):
+        yield {name: tensor.numpy() for name, tensor in zip(names, batch.inputs, strict=True)}
+
+
+_NNCF_SCRIPT = """
+import sys, numpy, onnx, nncf
+source, samples, target, text = sys.argv[1:]
+held = numpy.load(samples)
+feeds = [{name: held[name][i:i + 1] for name in held.files} for i in range(len(held[held.files[0]]))]
+more = {"model_type": nncf.ModelType.TRANSFORMER} if text == "True" else {}
+onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(feeds), **more), target)
+"""
+
+
+def _of_nncf(contender: Contender, plain: Path, names: list[str], folder: Path, calibration: Split) -> dict[str, Path]:
+    """Nothing where NNCF does not install or fails; what it said is shown."""
+    home, samples, target = folder.parent / "nncf", folder / "samples.npz", folder / "nncf.onnx"
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *_NNCF], check=False)
+    arrays = zip(*(feed.values() for feed in _feeds(names, calibration)), strict=True)
+    numpy.savez(samples, **{name: numpy.concatenate(each) for name, each in zip(names, arrays, strict=True)})
+    command = [str(each) for each in (python, "-c", _NNCF_SCRIPT, plain, samples, target, contender.text)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"NNCF failed on {contender.name}: {done.stderr[-1000:]}", file=sys.stderr, flush=True)
+        return {}
+    return {"NNCF: onnxruntime": target}
+
+
+def _of_executorch(contender: Contender, teacher: Candidate, folder: Path, calibration: Split) -> dict[str, Path]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    inputs = teacher.example_inputs()
+    exported = torch.export.export(teacher.module.eval(), inputs)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=contender.text)
+    observed = prepare_pt2e(exported.module(check_guards=False), XNNPACKQuantizer().set_global(config))
+    with torch.no_grad():
+        for batch in calibration.batches(1):
+            observed(*batch.inputs)
+    programs = {_FP32: exported, "post-training flow, int8": torch.export.export(convert_pt2e(observed), inputs)}
+    made = {}
+    for name, program in programs.items():
+        made[f"{name}: executorch"] = path = folder / f"{name}.pte"
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+    return made
+
+
+def _timed(files: dict[str, Path]) -> dict[str, float]:
+    """Milliseconds by name."""
+    found: dict[str, list[float]] = {name: [] for name in files}
+    for number in range(_ROUNDS):
+        print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
+        for name, path in files.items():
+            answer = _run({**TimingProtocol().job(), "runtime": _RUNTIMES[path.suffix], "file": str(path)})
+            found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    return host.run(host.Config(), Controls(threads=1), job)
+
+
+def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:
+    return {
+        name: evaluate.outputs(_run, file=path, runtime=_RUNTIMES[path.suffix], split=test, folder=folder)
+        for name, path in files.items()
+    }
+
+
+def _section(
+    contender: Contender, files: dict[str, Path], times: dict[str, float], answers: dict[str, Any], test: Split
+) -> list[str]:
+    task = load("tasks", contender.task)
+    scores = {name: task.score(each, test.targets.numpy()) for name, each in answers.items()}
+    lines = [f"## {contender.name}", "", "| file | size | latency | to fp32 | accuracy |", "|---|---|---|---|---|"]
+    lines += [_row(name, path, files, times, scores) for name, path in files.items()]
+    lines += ["", *_verdicts(times, scores)]
+    both = [answers[f"{_OURS}: {runtime}"] for runtime in _RUNTIMES.values()]
+    agreed = evaluate.parity(task, *both)
+    told = f"cosine {agreed['cosine']:.5f}, largest difference {agreed['largest_difference']:.3g}"
+    return [
+        *lines,
+        f"- The two files of edgepack agree on {agreed['agreement']:.2%} of {len(test):,} samples; {told}.",
+        "",
+    ]
+
+
+def _row(name: str, path: Path, files: dict[str, Path], times: dict[str, float], scores: dict[str, float]) -> str:
+    runtime = name.rpartition(": ")[2]
+    ratio = times[f"{_FP32}: {runtime}"] / times[name]
+    size, shown = SIZE.format(path.stat().st_size), DURATION.format(times[name])
+    return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {scores[name]:.2%} |"
+
+
+def _verdicts(times: dict[str, float], scores: dict[str, float]) -> Iterator[str]:
+    """For each runtime ours against the fastest file of anyone else."""
+    for runtime in _RUNTIMES.values():
+        ours = f"{_OURS}: {runtime}"
+        peers = [name for name in times if name.endswith(runtime) and name != ours]
+        best = min(peers, key=times.__getitem__)
+        ratio, gap = times[ours] / times[best], 100 * (scores[ours] - scores[best])
+        peer = best.rpartition(": ")[0]
+        yield f"- {runtime}: **{ratio:.2f}x** the time of the fastest other file, {peer}, at {gap:+.2f} points."
+
+
+def _page(sections: list[list[str]]) -> str:
+    about = (__doc__ or "").split("\n\n")[2]
+    return "\n".join(
+        [
+            "# Exported files beside those that others make of the same weights",
+            "",
+            about,
+            "",
+            f"One inference, the median of {_ROUNDS} fresh processes. Ratios are taken within one run.",
+            "",
+            *(line for section in sections for line in section),
+            "Command: `python benchmarks/exports.py`",
+            "",
+            f"Environment: {provenance.summary(*_PACKAGES)}; {_NNCF[0]}; files are timed with one thread.",
+            "",
+        ]
+    )
+
+
+def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]:
+    signature, data = _data(contender.text)
+    context = Context(
+        data=data.for_stages(),
+        task=load("tasks", contender.task),
+        quantization=Quantization(),
+        seed=0,
+        teacher=None,
+        emit=lambda event: None,
+    )
+    torch.manual_seed(0)
+    teacher = _trained(contender, folder, signature, context)
+    if only_train:
+        return []
+    print(f"exporting {contender.name}", file=sys.stderr, flush=True)
+    files = _files(contender, teacher, folder, context)
+    answers = _answers(files, data.test, folder)
+    return _section(contender, files, _timed(files), answers, data.test)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    options = ArgumentParser()
+    options.add_argument("--keep", type=Path)
+    options.add_argument("--train", action="store_true")
+    given = options.parse_args()
+    torch.set_num_threads(provenance.threads())
+    with TemporaryDirectory() as temporary:
+        home = given.keep or Path(temporary)
+        sections = [_compared(each, home / each.name, given.train) for each in _CONTENDERS]
+    if not given.train:
+        Path(__file__).with_suffix(".md").write_text(_page(sections))
+
+
+if __name__ == "__main__":
+    main()
