@@ -167,9 +167,9 @@ def _selftest(build: Build, work: "Work") -> Files:
     files = {
         f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")
     }
-    answers = {
-        artifact.format: work.entry(f"evaluate {artifact.label}").outcome["cases"] for artifact in build.shipped()
-    }
+    outcomes = {each.format: work.entry(f"evaluate {each.label}").outcome for each in build.shipped()}
+    answers = {name: outcome["cases"] for name, outcome in outcomes.items() if "cases" in outcome}
+    not_run = {name: outcome["not_run"] for name, outcome in outcomes.items() if "not_run" in outcome}
     cases: list[dict[str, Any]] = [
         {
             "inputs": [f"case-{i}-{spec.name}.bin" for spec in work.signature.inputs],
@@ -182,7 +182,8 @@ def _selftest(build: Build, work: "Work") -> Files:
         if f"selftest/case-{i}.txt" in files:
             case["text"] = f"case-{i}.txt"
     tolerance = "decisions must be equal; logits may differ in their last bits on another processor"
-    files["selftest/cases.json"] = _json({"cases": cases, "byte_order": "little", "tolerance": tolerance})
+    facts = {"cases": cases, "byte_order": "little", "tolerance": tolerance}
+    files["selftest/cases.json"] = _json({**facts, **({"not_run": not_run} if not_run else {})})
     return files
 
 

@@ -139,8 +139,12 @@ class Candidate:
         )
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
-        """The model as a torch.export program, at a fixed batch size or with a dynamic one."""
+        """The model as a torch.export program, at a fixed batch size or with a dynamic one.
+
+        Raises StageError naming the module and the line that cannot be exported.
+        """
         from edgepack.encoder import first_token_only
+        from edgepack.sources import check_shapes, exporting
 
         module = self.module if self.form == "exported" else self.module.eval()
         if isinstance(module, nn.Sequential):
@@ -149,8 +153,10 @@ class Candidate:
         # An example of one would be specialised to one for ever: two, even where the batch is dynamic.
         inputs = self.example_inputs(batch or 2)
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch is None else None
-        with first_token_only(module):
-            return torch.export.export(module, inputs, dynamic_shapes=shapes)
+        with first_token_only(module), exporting(module):
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        check_shapes(program)
+        return program
 
     def save(self, folder: Path) -> None:
         """Write `candidate.json` and the weights, or the program, into an empty folder."""

@@ -55,6 +55,15 @@ def _write(split: "Split", paths: Sequence[Path]) -> None:
                 file.write(array.data)
 
 
+def unlike(task: Task, logits: "Array", reference: "Array", count: int) -> list[int]:
+    """The rows to look at when two sets of outputs differ: where decisions do first, then where the values do most."""
+    import numpy
+
+    other = task.decide(logits) != task.decide(reference)
+    far = numpy.nan_to_num(numpy.abs(logits - reference), nan=numpy.inf).max(axis=-1)
+    return [int(row) for row in numpy.lexsort((-far, ~other))[:count]]
+
+
 def load(path: Path) -> "Array":
     import numpy
 

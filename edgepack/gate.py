@@ -3,7 +3,7 @@
 What was not measured never passes, and a figure whose interval straddles its limit is neither a pass nor a fail.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgepack.benchmark import Measurement
@@ -39,23 +39,37 @@ class Verdict(Frozen):
 
 
 def judge(
-    budgets: Sequence[Budget], artifacts: Sequence[str], measurements: Sequence[Measurement]
+    budgets: Sequence[Budget],
+    artifacts: Sequence[str],
+    measurements: Sequence[Measurement],
+    not_run: Mapping[str, str] = {},
 ) -> tuple[Verdict, ...]:
-    """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)"."""
+    """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)".
+
+    `not_run` says why the runtime at hand could not run a file.
+    """
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
-        _verdict(budget, artifact, known)
+        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run))
         for budget in budgets
         # Runtimes are compared with the first one, which has nothing to be compared with itself.
         for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
     )
 
 
-def _verdict(budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement]) -> Verdict:
+def _unmeasured(budget: Budget, artifact: str, first: str, not_run: Mapping[str, str]) -> str:
+    if artifact in not_run:
+        return f"not run here: {not_run[artifact]}"
+    if budget.metric == "parity.runtimes" and first in not_run:
+        return f"{first} was not run here: {not_run[first]}"
+    return f"nothing measured {budget.metric} of {artifact}"
+
+
+def _verdict(budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement], reason: str) -> Verdict:
+    """`reason` is why there is no measurement, should there be none."""
     figures = _figures(budget, artifact, known)
     value = low = high = headroom = None
     outcome: Outcome = "not_measured"
-    reason = f"nothing measured {budget.metric} of {artifact}"
     if figures is not None:
         value, low, high = figures
         outcome, headroom = compare(budget.bound, budget.limit, low, high), _headroom(budget, value)

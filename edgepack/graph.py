@@ -226,14 +226,7 @@ def _measure_tables(observed: fx.GraphModule) -> None:
 
 
 def _exported(candidate: "Candidate") -> fx.GraphModule:
-    try:
-        graph: fx.GraphModule = candidate.program().module(check_guards=False)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise StageError(
-            f"torch.export cannot take this model: {type(error).__name__}: {reason}",
-            "its forward may depend on the values of tensors, or on the number of samples: write it without",
-        ) from error
+    graph: fx.GraphModule = candidate.program().module(check_guards=False)
     return graph
 
 

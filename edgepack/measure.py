@@ -15,7 +15,7 @@ from edgepack.units import DURATION, SHARE, SIZE
 def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
     """Every metric that this step's outcome gives."""
     found = {"artifact": _sizes, "evaluation": _scores, "timing": _times}.get(step.kind)
-    if found is None:
+    if found is None or "not_run" in entry.outcome:
         return ()
     where = entry.ingredients.get("where", {})
     about = {
@@ -69,6 +69,8 @@ def _sha(build: Build, step: Step, entry: Entry) -> str:
 def tell(step: Step, entry: Entry) -> str:
     """The outcome of a step in a few words."""
     outcome = entry.outcome
+    if "not_run" in outcome:
+        return f"not run here: {outcome['not_run']}"
     match step.kind:
         case "candidate":
             return f"accuracy {SHARE.format(outcome['accuracy'])}, {outcome['parameters']:,} parameters"

@@ -13,7 +13,7 @@ from edgepack.artifact import Artifact
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, ExitCode, most_decisive
 from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
-from edgepack.gate import judge
+from edgepack.gate import Verdict, judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.recipe import Recipe
@@ -54,7 +54,8 @@ def build(
             if not step.cached:
                 result.save(folder / "build.json")
         remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
-        result = bundle.write(_judged(result, recipe), recipe, device, work, folder)
+        result = _explained(_judged(result, recipe), work, placed(emit, planner.count, planner.count, "parity"))
+        result = bundle.write(result, recipe, device, work, folder)
         write_reports(result, folder)
     except BaseException as error:
         failure = full_disk(error, folder) or error
@@ -115,6 +116,7 @@ _PACKAGES = (
     "torchvision",
     "torchao",
     "executorch",
+    "coremltools",
     "torch-pruning",
     "onnx",
     "onnx-ir",
@@ -139,15 +141,37 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
         more["ledger"] = (*result.ledger, StageRecord(stage=step.name, key=step.key, reused=reused, **outcome))
     if step.kind == "artifact":
         more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
+    if step.kind == "evaluation" and "not_run" in entry.outcome:
+        more["not_run"] = {**result.not_run, step.artifact: entry.outcome["not_run"]}
     return result.model_copy(update=more)
 
 
 def _judged(result: Build, recipe: Recipe) -> Build:
-    verdicts = judge(recipe.budgets, [artifact.label for artifact in result.shipped()], result.measurements)
+    shipped = [artifact.label for artifact in result.shipped()]
+    verdicts = judge(recipe.budgets, shipped, result.measurements, result.not_run)
     code = most_decisive(verdict.code for verdict in verdicts)
     return result.model_copy(
         update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)}
     )
+
+
+def _explained(result: Build, work: Work, emit: Emit) -> Build:
+    """Every parity budget that was missed tells where the files begin to differ."""
+    work.emit = emit
+    first = result.shipped()[0].label if result.artifacts else ""
+    verdicts = [
+        verdict.model_copy(update={"reason": _origin(verdict, first, work)})
+        if verdict.outcome == "fail" and verdict.metric in ("parity", "parity.runtimes")
+        else verdict
+        for verdict in result.verdicts
+    ]
+    return result.model_copy(update={"verdicts": tuple(verdicts)})
+
+
+def _origin(verdict: Verdict, first: str, work: Work) -> str:
+    if verdict.metric == "parity":
+        return work.difference(verdict.artifact)
+    return "; ".join(f"{label} and torch: {work.difference(label)}" for label in (verdict.artifact, first))
 
 
 def _withdraw(result: Build, folder: Path) -> None:

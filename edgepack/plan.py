@@ -123,7 +123,7 @@ class Planner:
         for subject, candidate in (("model", last), ("teacher", self.teacher)):
             for exporter in self.recipe.exporters:
                 label = exporter.name if subject == "model" else f"teacher ({exporter.name})"
-                ingredients = {**_plugin(exporter), "parent": candidate.key, "subject": subject}
+                ingredients = {**plugin_facts(exporter), "parent": candidate.key, "subject": subject}
                 yield self._step("artifact", f"export {label}", ingredients, choice=exporter, artifact=label)
 
     def outputs(self, last: Step) -> Step:
@@ -152,7 +152,8 @@ class Planner:
             "where": self._where(_exporter(export)),
         }
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
-        if step.entry and step.cached and not self.decided(step.artifact, step.entry.outcome["answers"]):
+        known = step.entry.outcome.get("answers") if step.entry and step.cached else None  # none: it was not run
+        if known and not self.decided(step.artifact, known):
             return _because(step, "its budget is not decided yet")
         return step
 
@@ -181,14 +182,20 @@ class Planner:
 
     def _measured_by(self, exporter: Choice) -> dict[str, Any]:
         """What the timings that a stage takes depend on."""
-        return {"export": _plugin(exporter), "protocol": TimingProtocol().model_dump(), "where": self._where(exporter)}
+        return {
+            "export": plugin_facts(exporter),
+            "protocol": TimingProtocol().model_dump(),
+            "where": self._where(exporter),
+        }
 
     def _heeded(self, stage: Choice) -> dict[str, Any]:
         """The budgets that what a stage does depends on, and the files that they are about."""
         metrics = getattr(stage.config, "heeds", ())
         heeded = [budget for budget in self.recipe.budgets if budget.metric in metrics]
         budgets = {budget.name: METRICS[budget.metric].quantity.exact(budget.limit) for budget in heeded}
-        return {"budgets": budgets, "exports": [_plugin(each) for each in self.recipe.exporters]} if budgets else {}
+        return (
+            {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
+        )
 
     def _where(self, exporter: Choice) -> dict[str, Any]:
         runner = self.device.runner
@@ -214,7 +221,7 @@ class Planner:
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
         return {
-            **_plugin(stage),
+            **plugin_facts(stage),
             **measured,
             **self._heeded(stage),
             "parent": parent,
@@ -301,7 +308,7 @@ def _memory(store: Store, recipe: Recipe, device: Device) -> Path:
     return store.root / "plans" / f"{digest([recipe.name, device.id])[:16]}.json"
 
 
-def _plugin(choice: Choice) -> dict[str, Any]:
+def plugin_facts(choice: Choice) -> dict[str, Any]:
     libraries = getattr(choice.module, "LIBRARIES", ())
     return {
         "plugin": choice.name,

@@ -249,6 +249,9 @@ class _Checker:
             if exporter and exporter.name in seen:
                 self.document.problem(("export", i), f"'{exporter.name}' is named twice")
             seen.add(exporter.name if exporter else "")
+            check = getattr(exporter.module, "unavailable", None) if exporter else None
+            if exporter and check and (message := check(exporter.config)):
+                self.document.problem(("export", i, exporter.name), f"it cannot be written here: {message}")
 
     def _signature(self, data: Choice) -> "Signature | None":
         """What the data looks like, if it is there."""

@@ -45,6 +45,7 @@ class Cases(Frozen):
     cases: tuple[Case, ...]
     byte_order: Literal["little"]
     tolerance: str
+    not_run: dict[str, str] = {}  # each format that could not be run where it was built, and why: it has no answers
 
 
 class Input(Frozen):
@@ -83,14 +84,15 @@ def run(path: Path) -> Iterator[Answer]:
     tokenizer makes of a text, is another than when it was built, and DeviceError when a file's runtime is not here.
     """
     manifest, files = bundle.read(path)
-    known = _parsed(files, "selftest/cases.json", Cases).cases
+    told = _parsed(files, "selftest/cases.json", Cases)
+    known = told.cases
     interface = _parsed(files, "io/signature.json", Interface)
-    models = dict(_models(manifest, files, known))
+    models = dict(_models(manifest, files, told))
     columns = _columns(files, known, interface.inputs)
     different = [*_tokenized(files, known, interface, columns)]
     skipped = []
     for runtime, facts in models.items():
-        if why := _absent(runtime):
+        if why := _absent(runtime) or _unknown(facts["format"], told):
             skipped.append(f"{facts['file']} was not run: {why}")
             continue
         for answer in _answers(manifest, files, known, columns, runtime):
@@ -116,14 +118,13 @@ def _parsed(files: bundle.Files, name: str, kind: type[Content]) -> Content:
         raise VerifyError(f"{name} is not there, or not what a self-test needs", _AGAIN) from None
 
 
-def _models(
-    manifest: bundle.Manifest, files: bundle.Files, cases: tuple[Case, ...]
-) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _models(manifest: bundle.Manifest, files: bundle.Files, told: Cases) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Each runtime with the file it runs; refuses a bundle that leaves it with nothing to compare."""
-    if not (manifest.runtimes and cases):
+    if not (manifest.runtimes and told.cases):
         raise VerifyError("the bundle holds nothing to test", _AGAIN)
     for runtime, facts in manifest.runtimes.items():
-        expected = all(facts.get("format") in case.expected for case in cases)
+        format = facts.get("format")
+        expected = format in told.not_run or all(format in case.expected for case in told.cases)
         if facts.get("file") not in files or not expected:
             raise VerifyError(f"the bundle does not tell what {runtime} runs, or what it should answer", _AGAIN)
         yield runtime, facts
@@ -177,6 +178,11 @@ def _absent(runtime: str) -> str:
         return f"this edgepack knows no runtime {runtime!r}"
     lacking = [package for package in RUNTIMES[runtime].packages if find_spec(package) is None]
     return f"{' and '.join(lacking)} is not installed here" if lacking else ""
+
+
+def _unknown(format: str, told: Cases) -> str:
+    why = told.not_run.get(format)
+    return f"nothing is known of its answers: where it was built, {why}" if why else ""
 
 
 def _answers(

@@ -15,11 +15,11 @@ from edgepack.datasets import EXAMPLES
 from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
-from edgepack.plan import Planner, Step, numbered
+from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
-from edgepack.store import Entry, Store, full_disk
+from edgepack.store import Entry, Store, digest, full_disk
 from edgepack.tasks import Task
 from edgepack.units import SHARE
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
+_REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
 
@@ -43,6 +44,7 @@ class Work:
         self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[str, Step] = {}  # by name, in order
         self.loaded: dict[str, Candidate] = {}
+        self.delegates: dict[str, list[str]] = {}  # by runtime, asked for once
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
         self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
@@ -80,22 +82,37 @@ class Work:
             return
         self.rehearsed = True
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
-        candidate = _guarded("model", self._untrained, self.store.root)
+        candidate = _guarded("model, untrained", self._untrained, self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
                 act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
                 candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
+        self._rehearse_exports(candidate)
+
+    def _rehearse_exports(self, candidate: "Candidate") -> None:
+        """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
+        if not getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False):
+            return
+        for exporter in self.recipe.exporters:
+            act = partial(_written, exporter, candidate)
+            _guarded(f"export {exporter.name}, rehearsed before any training", act, self.store.root)
 
     def _untrained(self) -> "Candidate":
         from edgepack.candidate import Candidate, Factory
+        from edgepack.sources import check_finite
 
         factory = Factory.of(self.recipe.model, self.signature)
-        return Candidate(module=factory.build(), factory=factory)
+        candidate = Candidate(module=factory.build(), factory=factory)
+        check_finite(candidate.module)
+        return candidate
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
+        from edgepack.sources import check_finite
+
         started = time.monotonic()
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
+        check_finite(candidate.module)
         candidate.save(folder)
         seconds = time.monotonic() - started
         figures = self._figures(candidate)
@@ -154,7 +171,10 @@ class Work:
         """What the device takes for one inference of the recipe's first format: the median of three processes, ms."""
         from tempfile import TemporaryDirectory
 
-        exporter, content = self.recipe.exporters[0], self._trial(candidate)
+        exporter = self.recipe.exporters[0]
+        if why := self._not_run(exporter.name):
+            raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
+        content = self._trial(candidate)
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{exporters.suffix(exporter)}"
             path.write_bytes(content)
@@ -201,7 +221,7 @@ class Work:
         candidate = self.candidate(self._made(step.ingredients["parent"]))
         path = folder / f"{step.subject}{exporters.suffix(step.choice)}"
         self.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
-        exporter.export(candidate, step.choice.config, path)
+        exporters.write(candidate, step.choice, path)
         contents = None
         if step.subject == "model":
             contents = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
@@ -241,22 +261,61 @@ class Work:
 
     def _do_evaluation(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
+        if why := self._not_run(artifact.format):
+            return {"not_run": why}
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
         logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
         outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
         if artifact.subject == "model":
             outcome["cases"] = logits[:EXAMPLES].tolist()
-            outcome["parity"] = self._parity(logits, "reference outputs")
-            if artifact.format != (first := self.recipe.exporters[0].name):
+            outcome["parity"] = self._parity(logits, _REFERENCE)
+            first = self.recipe.exporters[0].name
+            if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         return outcome
+
+    def difference(self, label: str) -> str:
+        """Where a file begins to answer otherwise than torch, or why that is not known: a verdict is no better for an
+        error on the way.
+        """
+        exporter = self.done[f"export {label}"].choice
+        assert exporter is not None, "an export has an exporter"
+        ingredients = {"evaluation": self.done[f"evaluate {label}"].key, "exporter": plugin_facts(exporter)}
+        key = digest({"kind": "difference", **ingredients})
+        try:
+            found = self.store.get("difference", key)
+            if found is None:
+                self.emit(Note(text=f"looking for where {label} begins to differ from torch"))
+                do = partial(self._do_difference, label, exporter)
+                found = self.store.make("difference", key, ingredients, do)
+            return str(found.outcome["told"])
+        except Exception as error:
+            logging.getLogger(__name__).exception("where %s differs was not found", label)
+            return f"where that begins was not found: {type(error).__name__}, build.log has the traceback"
+
+    def _do_difference(self, label: str, exporter: Choice, folder: Path) -> dict[str, Any]:
+        from edgepack import locate, train
+
+        file, torch = (
+            evaluate.load(self.entry(name).path / "logits.npy") for name in (f"evaluate {label}", _REFERENCE)
+        )
+        with train.deterministic(self.recipe.seed, provenance.threads()):
+            samples = locate.rows(self.data.test, evaluate.unlike(self.task, file, torch, locate.SAMPLES))
+            candidate = self.candidate(self._made(self.done[f"export {label}"].ingredients["parent"]))
+
+            def told(done: int, total: int) -> None:
+                self.emit(StepProgress(doing=f"exporting pieces to {label}", done=done, total=total))
+
+            return {"told": locate.find(candidate, exporter, self._run, samples, told)}
 
     def _parity(self, logits: Any, other: str) -> dict[str, float]:
         return evaluate.parity(self.task, logits, evaluate.load(self.entry(other).path / "logits.npy"))
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
+        if why := self._not_run(artifact.format):
+            return {"not_run": why}
         job = {"runtime": artifact.runtime, "file": str(file)}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
         before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
@@ -266,6 +325,18 @@ class Work:
         passes = 3 if artifact.subject == "model" else 0  # nobody budgets the teacher's memory
         memory = [self._run({**job, "mode": "memory"}) for _ in range(passes)]
         return {"answers": answers, "memory": memory}
+
+    def _not_run(self, format: str) -> str:
+        """Why the runtime at hand cannot run a file of this format, or ""."""
+        exporter = next(each for each in self.recipe.exporters if each.name == format)
+        needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
+        if not needed:
+            return ""
+        runtime = exporter.module.RUNTIME
+        if runtime not in self.delegates:
+            job = {"mode": "delegates", "runtime": runtime, "file": exporter.name}
+            self.delegates[runtime] = self._run(job)["delegates"]
+        return "" if needed in self.delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
         started = time.monotonic()
@@ -331,7 +402,7 @@ def _written(exporter: Choice, candidate: "Candidate") -> bytes:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"trial{exporters.suffix(exporter)}"
-        exporter.module.export(candidate, exporter.config, path)
+        exporters.write(candidate, exporter, path)
         return path.read_bytes()
 
 

@@ -2,9 +2,10 @@
 
     python worker.py '{"runtime": "onnxruntime", "file": "m.onnx", "mode": "time", "threads": 1}'
 
-mode     time      load, run once, warm up, then time every run
-         memory    load and run in a process of its own, and tell how far its peak rose above the runtime alone
-         predict   run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
+mode     time       load, run once, warm up, then time every run
+         memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
+         predict    run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
+         delegates  tell what the runtime can hand a model to; no file is loaded
 """
 
 import json
@@ -26,6 +27,9 @@ class OnnxRuntime:
         import onnxruntime
 
         self.api, self.threads = onnxruntime, threads
+
+    def delegates(self) -> list[str]:
+        return list(self.api.get_available_providers())
 
     def load(self, file: str) -> None:
         options = self.api.SessionOptions()
@@ -61,6 +65,9 @@ class ExecuTorch:
         torch.set_num_threads(1)
         self.api._unsafe_reset_threadpool(threads)  # before the first load: afterwards it corrupts the heap
 
+    def delegates(self) -> list[str]:
+        return sorted(self.api._get_registered_backend_names())
+
     def load(self, file: str) -> None:
         self.program = self.api._load_program(file)  # kept: the method lives in its memory
         self.method = self.program.load_method("forward")
@@ -86,6 +93,8 @@ RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch
 def main(job: Job) -> Job:
     os.sched_setaffinity(0, job.get("cpus") or os.sched_getaffinity(0))
     runtime = RUNTIMES[job["runtime"]](job["threads"])
+    if job["mode"] == "delegates":
+        return {"delegates": runtime.delegates()}
     baseline = _memory("VmRSS") + _memory("VmSwap")
     _forget_peak()
     started = time.perf_counter_ns()

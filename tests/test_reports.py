@@ -289,6 +289,14 @@ def test_a_build_knows_which_files_ship() -> None:
     assert [each.label for each in found.shipped()] == ["onnx", "executorch"]
 
 
+def test_a_line_of_code_in_a_message_stays_as_it_is() -> None:
+    """ ":100:" is the name of a picture too."""
+    stream = io.StringIO()
+    failed = verdict("size", 9e9).model_copy(update={"reason": "at net.py:100: return x"})
+    console.show(build(verdicts=(failed,), exit_code=1), stream, "dist/tiny")
+    assert "at net.py:100: return x" in stream.getvalue()
+
+
 @pytest.mark.parametrize(("fp32", "advised"), [([], True), (["head"], True), (["auto"], False), (None, False)])
 def test_int8_that_is_slower_is_told_with_what_may_help(fp32: list[str] | None, advised: bool) -> None:
     timings = (measurement("latency.p50", 3.0), measurement("latency.p50", 2.0, artifact="teacher (onnx)"))

@@ -127,6 +127,18 @@ def test_a_runtime_that_is_not_installed_is_said_and_the_others_run(monkeypatch:
         assert '"The team won" -> sport' in ran.out
 
 
+def test_a_file_that_was_not_run_when_it_was_built_is_said_and_the_others_run() -> None:
+    files = _files(**{"models/news.pte": b"a file for another processor"})
+    cases = json.loads(files["selftest/cases.json"])
+    files["selftest/cases.json"] = _json(**cases, not_run={"executorch": "executorch here has no VulkanBackend"})
+    known = {"onnxruntime": ("models/news.onnx", "onnx"), "executorch": ("models/news.pte", "executorch")}
+    runtimes = {name: {"file": file, "version": "1", "format": format} for name, (file, format) in known.items()}
+    ran = edgepack("selftest", str(_bundle(files, runtimes=runtimes)))
+    assert ran.code == ExitCode.DEVICE
+    assert len(ran.out.splitlines()) == 2
+    assert "nothing is known of its answers: where it was built, executorch here has no VulkanBackend" in ran.err
+
+
 def test_pictures_are_answered_from_their_tensors() -> None:
     files = _files()
     cases = json.loads(files["selftest/cases.json"])

@@ -6,6 +6,11 @@ VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
 
+and, where what its settings ask for is not to be had everywhere,
+
+unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch
+needs(config) -> str                the delegate that a runtime must have to run the file, or ""; no torch
+
 and, where it can,
 
 inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
@@ -35,6 +40,14 @@ class Exporter(Protocol):
     Config: type[Frozen]
 
     def export(self, candidate: "Candidate", config: Any, path: Path) -> None: ...
+
+
+def write(candidate: "Candidate", exporter: Choice, path: Path) -> None:
+    """Export. Raises StageError that names the operator which the exporter cannot write, its module and its line."""
+    from edgepack import sources
+
+    with sources.lowering(exporter.name, lambda: candidate.program(batch=1)):
+        exporter.module.export(candidate, exporter.config, path)
 
 
 def suffix(exporter: Choice) -> str:

@@ -1,12 +1,18 @@
-"""ExecuTorch's .pte: batch 1, memory planned, everything that XNNPACK takes delegated to it.
+"""ExecuTorch's .pte: batch 1, memory planned, everything that the backend takes delegated to it.
+
+What it does not take runs on the portable kernels, which are slow. A file for Core ML or Vulkan is weighed here, ships,
+and runs where its runtime has that backend.
 
 Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links its quantized kernels for them.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from edgepack.config import Frozen
+from edgepack.exporters._delegates import BACKENDS, reproducible
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -16,23 +22,37 @@ if TYPE_CHECKING:
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
-VERSION = 4
-LIBRARIES = ("executorch", "torchao")
+VERSION = 5
+LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
 class Config(Frozen):
-    pass
+    backend: Literal["xnnpack", "coreml", "vulkan", "portable"] = Field(
+        default="xnnpack",
+        description="what runs the model: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
+    )
+
+
+def unavailable(config: Config) -> str:
+    return BACKENDS[config.backend].unavailable()
+
+
+def needs(config: Config) -> str:
+    return BACKENDS[config.backend].needs
 
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    import executorch.kernels.quantized  # noqa: F401  (what of an int8 model is left to the portable kernels)
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
     from edgepack.exporters._xnnpack import delegable
 
-    exported = delegable(candidate.program(batch=1), candidate.example_inputs())
-    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    exported = candidate.program(batch=1)
+    if config.backend == "xnnpack":
+        exported = delegable(exported, candidate.example_inputs())
+    with reproducible(config.backend):
+        program = to_edge_transform_and_lower(exported, partitioner=BACKENDS[config.backend].partitioners())
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
         program.to_executorch(_settings(passes)).write_to_file(file)

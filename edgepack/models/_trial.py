@@ -14,18 +14,24 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
     """The module itself. Raises StageError unless it turns inputs of these shapes into one number a class."""
     import torch
 
-    inputs = [torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
-    takes, wanted, training = _shapes(inputs), [2, len(signature.labels)], module.training
-    try:
-        with torch.no_grad():
-            given = module.eval()(*inputs)
-    except Exception as error:
-        logging.getLogger(__name__).exception("%s cannot take zeros", name)
-        raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}", _MEND) from error
-    module.train(training)
-    if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
-        raise StageError(f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class", _MEND)
-    return module
+    from edgepack import sources
+
+    training = module.training
+    for batch in (2, 1):  # the size of either may be written into a model
+        inputs = [torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
+        takes, wanted = _shapes(inputs), [batch, len(signature.labels)]
+        try:
+            with torch.no_grad():
+                given = module.eval()(*inputs)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s cannot take zeros", name)
+            at = f", at {place}" if (place := sources.of_error(error, module)) else ""
+            raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
+        if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
+            at = f", at {place}" if (place := sources.of_answer(module, inputs)) else ""
+            message = f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class{at}"
+            raise StageError(message, _MEND)
+    return module.train(training)
 
 
 _MEND = "mend the model, or name one that fits the data's shape and number of classes"
@@ -41,7 +47,14 @@ def _shapes(values: list[Any]) -> str:
     >>> import torch
     >>> _shapes([torch.zeros(2, 3), {"logits": 1}])
     'a tensor of shape [2, 3] and dict'
+    >>> _shapes([(torch.zeros(2, 3), torch.zeros(2, 1))])
+    'a tuple of 2 (a tensor of shape [2, 3] and a tensor of shape [2, 1])'
     """
-    shapes = (getattr(value, "shape", None) for value in values)
-    named = zip(values, shapes, strict=True)
-    return " and ".join(f"a tensor of shape {[*shape]}" if shape else type(value).__name__ for value, shape in named)
+    return " and ".join(map(_shape, values))
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({_shapes([*value])})"
+    shape = getattr(value, "shape", None)
+    return "nothing" if value is None else f"a tensor of shape {[*shape]}" if shape else type(value).__name__

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+FOREIGN = True
+
+
 class Config(Frozen):
     python: Reference = Field(description='"module:function" that gives the model, for example shop.nets:make')
     args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")

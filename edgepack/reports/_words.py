@@ -87,6 +87,8 @@ def gains(build: Build) -> Iterator[str]:
                 parts.append(
                     f"{ratio:.3g}x {word} ({change})" if ratio >= 1 else f"{1 / ratio:.3g}x {opposite} ({change})"
                 )
+        if artifact.label in build.not_run:
+            parts.append(f"not run here ({build.not_run[artifact.label]})")
         drop = _drop(build, artifact.label)
         yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
 
@@ -101,6 +103,9 @@ def _drop(build: Build, label: str) -> str:
 
 
 def doubts(build: Build) -> Iterator[str]:
+    for verdict in build.verdicts:
+        if verdict.outcome == "fail" and verdict.reason:
+            yield f"{verdict.budget} of {verdict.artifact} fails: {verdict.reason}"
     for line in gains(build):
         if "x slower" in line or "x larger" in line:
             yield f"compression did not pay: {line}{_advice(build) if 'x slower' in line else ''}"

@@ -129,7 +129,7 @@ def watcher(stream: TextIO, *, as_json: bool) -> Watcher:
         return Plain(stream)
     from rich.console import Console
 
-    return Live(Console(file=stream))
+    return Live(Console(file=stream, emoji=False))
 
 
 def show(build: Build, stream: TextIO, folder: str) -> None:
@@ -137,7 +137,9 @@ def show(build: Build, stream: TextIO, folder: str) -> None:
     from rich.console import Console
 
     terminal = stream.isatty()
-    console = Console(file=stream, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
+    console = Console(
+        file=stream, width=None if terminal else 140, highlight=False, emoji=False, soft_wrap=not terminal
+    )
     console.print()
     console.print(_budgets(build))
     for line in words.gains(build):
@@ -173,7 +175,7 @@ def ledger(build: Build, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False)
+    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False, emoji=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("stage", "parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds", ""):
         table.add_column(column, justify="left" if column in ("stage", "") else "right")

@@ -27,6 +27,8 @@ def _case(build: Build, verdict: Verdict) -> "object":
     case = TestCase(f"{verdict.budget} of {verdict.artifact}", classname=f"{build.name}.{build.device['id']}")
     value = words.figure(verdict.metric, verdict.value)
     line = f"{value}, {words.limit(verdict)}: {words.headroom(verdict)} ({verdict.place})"
+    if verdict.outcome == "fail" and verdict.reason:
+        line = f"{line}: {verdict.reason}"
     if verdict.outcome == "waived":
         case.result = [Skipped(line)]
     elif verdict.code == ExitCode.BUDGET:

@@ -1,0 +1,119 @@
+"""The backends that ExecuTorch can hand a model to, and what each asks of this computer and of the runtime."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """`needs` is the delegate that a runtime must have to run the file; "" where every runtime will do."""
+
+    needs: str
+    source: str  # the lowering, inside the package executorch
+    package: str  # what it needs besides
+    partitioners: Callable[[], list[Any]]
+
+    def unavailable(self) -> str:
+        """Why nothing can be lowered to it here, or "". Looks for files only: importing the lowering imports torch."""
+        found = find_spec("executorch")
+        if found is None:
+            return "executorch is not installed: pip install executorch"
+        places = [Path(folder, self.source) for folder in found.submodule_search_locations or ()]
+        if not any(place.exists() for place in places):
+            return f"this executorch has no executorch/{self.source}: pip install --force-reinstall executorch"
+        if self.package and find_spec(self.package) is None:
+            return f"it needs the package {self.package}: pip install {self.package}"
+        return ""
+
+
+def _xnnpack() -> list[Any]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return [XnnpackPartitioner()]
+
+
+def _vulkan() -> list[Any]:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    return [VulkanPartitioner()]
+
+
+def _coreml() -> list[Any]:
+    """For iOS 17, macOS 14 and later: the first whose operators know int8."""
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=coremltools.target.iOS17)
+    return [CoreMLPartitioner(compile_specs=specs)]
+
+
+BACKENDS = {
+    # Every build of the runtime that the worker knows has XNNPACK: nobody need be asked.
+    "xnnpack": Backend(needs="", source="backends/xnnpack", package="", partitioners=_xnnpack),
+    "coreml": Backend(
+        needs="CoreMLBackend", source="backends/apple/coreml", package="coremltools", partitioners=_coreml
+    ),
+    "vulkan": Backend(needs="VulkanBackend", source="backends/vulkan", package="", partitioners=_vulkan),
+    "portable": Backend(needs="", source="exir", package="", partitioners=list),
+}
+
+
+@contextmanager
+def reproducible(backend: str) -> Iterator[None]:
+    """Inside, one model gives one file: Core ML's packages else hold random names, the date, and maps in any order."""
+    if backend != "coreml":
+        yield
+        return
+    from unittest.mock import patch
+
+    from executorch.backends.apple.coreml import executorchcoreml
+
+    pack = executorchcoreml.flatten_directory_contents
+
+    def packed(folder: str) -> Any:
+        _settle(Path(folder))
+        return pack(folder)
+
+    with patch.object(executorchcoreml, "flatten_directory_contents", packed):
+        yield
+
+
+def _settle(folder: Path) -> None:
+    """Write a Core ML package anew with nothing in it that another export of the same model would write otherwise.
+
+    An app finds what it compiled before by the identifier, so that is made of the content.
+    """
+    import json
+
+    from coremltools.proto import Model_pb2
+
+    [path] = folder.rglob("*.mlmodel")
+    model = Model_pb2.Model()
+    model.ParseFromString(path.read_bytes())
+    model.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    items = folder / "model.mlpackage" / "Manifest.json"
+    listed = json.loads(items.read_text())
+    entries = sorted(listed["itemInfoEntries"].items(), key=lambda item: str(item[1]["path"]))
+    names = {old: f"{i:08d}-0000-0000-0000-000000000000" for i, (old, _) in enumerate(entries)}
+    listed["itemInfoEntries"] = {names[old]: facts for old, facts in entries}
+    listed["rootModelIdentifier"] = names[listed["rootModelIdentifier"]]
+    items.write_text(json.dumps(listed, indent=4))
+    facts = folder / "metadata.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "identifier": f"edgepack_{_content(folder)}"}))
+
+
+def _content(folder: Path) -> str:
+    """The hash of what the model computes: its operators and its weights."""
+    from hashlib import sha256
+
+    found = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".mlmodel", ".bin"):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:32]
