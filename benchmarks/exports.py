@@ -74,7 +74,9 @@ _CONTENDERS = (
 
 def _data(text: bool) -> tuple[Signature, Data]:
     """Pictures have three channels here, as most nets are fed."""
-    config = {"tokenizer": "all-MiniLM-L6-v2", "max_length": 128} if text else {"size": 64, "samples": 20_000}
+    config = (
+        {"tokenizer": "all-MiniLM-L6-v2", "max_length": 128, "windows": 4} if text else {"size": 64, "samples": 20_000}
+    )
     source = choose("datasets", {"bbc_news" if text else "fashion_mnist": config})
     signature, data = source.module.describe(source.config), source.module.load(source.config)
     if text:

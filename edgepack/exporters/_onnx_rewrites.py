@@ -222,15 +222,12 @@ def _limits(node: ir.Node) -> tuple[float, float]:
 
 
 def _within(quantize: ir.Node, low: float, high: float) -> bool:
+    """Whether the limits themselves are rounded to its first and last number, and so all that lies beyond them."""
     scale, zero = (value.const_value.numpy() for value in quantize.inputs[1:3])
     if zero.shape:
         return False
-    least, most = ((limit - int(zero)) * float(scale) for limit in (numpy.iinfo(zero.dtype).min, _most(zero.dtype)))
-    return bool(least >= low and most <= high)
-
-
-def _most(kind: numpy.dtype[Any]) -> int:
-    return int(numpy.iinfo(kind).max)
+    first, last = (numpy.rint(numpy.float32(limit) / scale) + int(zero) for limit in (low, high))
+    return bool(first <= numpy.iinfo(zero.dtype).min and last >= numpy.iinfo(zero.dtype).max)
 
 
 def _dequantized(value: ir.Value) -> ir.Node | None:
