@@ -133,6 +133,13 @@ def test_limits_that_rounding_does_not_enforce_stay() -> None:
     assert (count["Relu"], count["Clip"]) == (1, 0)
 
 
+def test_a_hard_sigmoid_that_is_not_torchs_stays() -> None:
+    net = Sketch()
+    value = net.add("HardSigmoid", net.rounded("input", 0.05, 3), alpha=0.2)
+    start = net.model(net.rounded(value, 1 / 255, -128), (1, 64))
+    assert operators(rewritten(start, rewrites.hard_sigmoids)) == operators(start)
+
+
 @pytest.mark.parametrize("rewrite", [rewrites.hard_swishes, rewrites.swishes], ids=lambda rewrite: rewrite.__name__)
 @pytest.mark.parametrize("scale", [0.02, 0.05, 0.2])
 def test_a_swish_in_integers_is_off_by_a_step_at_most(rewrite: Rewrite, scale: float) -> None:

@@ -61,7 +61,7 @@ def hard_sigmoids(model: ir.Model) -> None:
     """Quantized from 0 to 1, HardSigmoid is an addition: what lies beyond is cut off by the quantization itself."""
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "HardSigmoid" else None
-        if result is not None and _dequantized(node.inputs[0]) and _unit(result):
+        if result is not None and _dequantized(node.inputs[0]) and _torchs(node) and _unit(result):
             added = _three_more(model, node, result.inputs[2])
             _replace(model, node, added)
             result.replace_input_with(1, _constant(model, "six_255ths", numpy.float32(6 / 255)))
@@ -205,6 +205,16 @@ def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:
 def _lowest(zero: ir.Value) -> tuple[str, NDArray[Any]]:
     kind = zero.const_value.numpy().dtype
     return f"lowest_{kind}", kind.type(numpy.iinfo(kind).min)
+
+
+def _torchs(sigmoid: ir.Node) -> bool:
+    """Whether it is clip(x / 6 + 1 / 2, 0, 1): ONNX knows others."""
+    slope, middle = (_real(sigmoid, name, default) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return math.isclose(slope, 1 / 6, rel_tol=1e-6) and middle == 0.5
+
+
+def _real(node: ir.Node, name: str, default: float) -> float:
+    return node.attributes[name].as_float() if name in node.attributes else default
 
 
 def _unit(quantize: ir.Node) -> bool:
