@@ -1,7 +1,7 @@
 """Exported files beside those that others make of the same weights: size, latency, accuracy.
 
     python benchmarks/exports.py                  writes benchmarks/exports.md; nothing else may run meanwhile
-    python benchmarks/exports.py --keep FOLDER    trained models and files are kept there, and used if they are there
+    python benchmarks/exports.py --keep FOLDER    trained models are kept there, and used again
     python benchmarks/exports.py --train          stop after training
 
 Three nets on Fashion-MNIST in three channels of 64 x 64, trained here, and MiniLM-L6 fine-tuned on BBC News at 128

@@ -20,6 +20,7 @@ from torch import fx
 
 from edgepack import evaluate
 from edgepack.benchmark import Run
+from edgepack.errors import DeviceError
 from edgepack.exporters import suffix, write
 from edgepack.sources import of_node
 from edgepack.units import SHARE
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Array = numpy.typing.NDArray[Any]
 
 SAMPLES = 5
+_MOST = 24  # pieces; bisection takes about ten
 # The error that counts, of the whole: int8 kernels round some numbers of a layer to a neighbouring step, float ones
 # add in another order.
 _INT8, _FLOAT = 0.05, 1e-3
@@ -164,6 +166,8 @@ class _Search:
         node = self.cuts[high]
         while earlier := next((each for each in self.leading(node) if self.differs(each, limit)), None):
             node = earlier
+            if len(self.known) >= _MOST:
+                break
         return node
 
     def leading(self, node: fx.Node) -> list[fx.Node]:
@@ -212,6 +216,8 @@ class _Search:
         try:
             write(piece, self.exporter, path)
             values = evaluate.outputs(self.run, file=path, runtime=runtime, split=self.samples, folder=self.folder)
+        except (DeviceError, MemoryError):  # says nothing of the model
+            raise
         except Exception:
             logging.getLogger(__name__).exception("the piece up to %s does not run by itself", node)
             return None

@@ -25,6 +25,7 @@ from edgepack.units import SHARE
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.contents import Contents
     from edgepack.datasets import Data, Signature
 
 Result = TypeVar("Result")
@@ -33,6 +34,7 @@ _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights a
 _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
+_SEARCH = 1  # bump when locate would tell another sentence of the same file
 
 
 class Work:
@@ -224,7 +226,7 @@ class Work:
         exporters.write(candidate, step.choice, path)
         contents = None
         if step.subject == "model":
-            contents = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+            contents = _contents(exporter, path, candidate)
             self._keep_runtime_files(step.choice, path)
         artifact = Artifact.of(
             path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject, contents=contents
@@ -281,7 +283,11 @@ class Work:
         """
         exporter = self.done[f"export {label}"].choice
         assert exporter is not None, "an export has an exporter"
-        ingredients = {"evaluation": self.done[f"evaluate {label}"].key, "exporter": plugin_facts(exporter)}
+        ingredients = {
+            "evaluation": self.done[f"evaluate {label}"].key,
+            "exporter": plugin_facts(exporter),
+            "version": _SEARCH,
+        }
         key = digest({"kind": "difference", **ingredients})
         try:
             found = self.store.get("difference", key)
@@ -404,6 +410,16 @@ def _written(exporter: Choice, candidate: "Candidate") -> bytes:
         path = Path(folder) / f"trial{exporters.suffix(exporter)}"
         exporters.write(candidate, exporter, path)
         return path.read_bytes()
+
+
+def _contents(exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
+    """What is in a file, for people: where that cannot be read the file is none the worse."""
+    try:
+        found: Contents | None = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+    except Exception:
+        logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
+        return None
+    return found
 
 
 def _guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:

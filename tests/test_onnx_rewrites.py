@@ -80,7 +80,7 @@ def everything() -> bytes:
     value = net.rounded(net.add("HardSwish", value), 0.04, -100)
     axes = net.constant("axes", numpy.array([-1, -2]))
     pooled = net.rounded(net.add("ReduceMean", value, axes, keepdims=1), 0.03, -90)
-    gate = net.rounded(net.conv(pooled, (8, 8, 1, 1)), 0.07, 3)
+    gate = net.rounded(net.conv(pooled, (8, 8, 1, 1)), 0.0703, 3)
     gate = net.rounded(net.add("HardSigmoid", gate, alpha=1 / 6), 1 / 255, -128)
     value = net.rounded(net.add("Mul", value, gate), 0.03, -90)
     low, high = net.constant("low", numpy.float32(-1)), net.constant("high", numpy.float32(6))
@@ -100,15 +100,18 @@ def rewritten(content: bytes, *chosen: Rewrite) -> bytes:
     return result
 
 
-def answers(content: bytes, *, fused: bool = False, rows: int = 8) -> Any:
+def session(content: bytes, *, fused: bool = False) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not fused:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    random = numpy.random.default_rng(1)
-    inputs = [random.normal(size=session.get_inputs()[0].shape).astype(numpy.float32) for _ in range(rows)]
-    return numpy.concatenate([session.run(None, {"input": each})[0].ravel() for each in inputs])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def answers(content: bytes, *, fused: bool = False, rows: int = 8) -> Any:
+    loaded, random = session(content, fused=fused), numpy.random.default_rng(1)
+    inputs = [random.normal(size=loaded.get_inputs()[0].shape).astype(numpy.float32) for _ in range(rows)]
+    return numpy.concatenate([loaded.run(None, {"input": each})[0].ravel() for each in inputs])
 
 
 def operators(content: bytes) -> Counter[str]:
@@ -125,6 +128,82 @@ def test_unfused_answers_are_equal_bit_for_bit(rewrite: Rewrite, before: tuple[R
     start = rewritten(everything(), *before)
     after = rewritten(start, rewrite)
     assert after != start
+    assert (answers(after) == answers(start)).all()
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_every_operator_set_is_rewritten_alike(opset: int) -> None:
+    model = onnx.load_from_string(everything())
+    model.opset_import[0].version = opset
+    every = (rewrites.unsigned_activations, *EXACT)
+    after = rewritten(model.SerializeToString(), *every)
+    assert operators(after) == operators(rewritten(everything(), *every))
+    assert (answers(after) == answers(everything())).all()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.037, 6 / 255, 6 / 256, 0.0123, 0.2])
+@pytest.mark.parametrize("zero", [0, -20, -3, 77])
+def test_a_hard_sigmoid_as_a_sum_is_the_same_for_every_number(scale: float, zero: int) -> None:
+    net = Sketch()
+    start = net.model(
+        net.rounded(net.add("HardSigmoid", net.rounded("input", scale, zero), alpha=1 / 6), 1 / 255, -128), (1, 256)
+    )
+    inputs = {"input": ((numpy.arange(-128, 128) - zero) * numpy.float32(scale)).astype(numpy.float32)[None]}
+    for before in ((), (rewrites.unsigned_activations,)):
+        files = (rewritten(start, *before), rewritten(start, *before, rewrites.hard_sigmoids))
+        results = [session(each).run(None, inputs)[0] for each in files]
+        assert (results[0] == results[1]).all()
+
+
+def test_most_hard_sigmoids_become_sums() -> None:
+    count = 0
+    for scale in numpy.linspace(0.01, 0.1, 20):
+        net = Sketch()
+        value = net.add("HardSigmoid", net.rounded("input", float(scale), 5), alpha=1 / 6)
+        start = net.model(net.rounded(value, 1 / 255, -128), (1, 8))
+        count += operators(rewritten(start, rewrites.hard_sigmoids))["Add"]
+    assert count > 15
+
+
+def test_names_of_the_model_itself_are_left_alone() -> None:
+    net = Sketch()
+    three = net.constant("edgepack.three", numpy.float32(5))
+    value = net.add("HardSigmoid", net.rounded(net.add("Mul", "input", three), 0.0503, 3), alpha=1 / 6)
+    start = net.model(net.rounded(value, 1 / 255, -128), (1, 64))
+    after = rewritten(start, rewrites.hard_sigmoids)
+    assert operators(after)["HardSigmoid"] == 0
+    assert (answers(after) == answers(start)).all()
+
+
+def test_one_weight_may_serve_stems_of_two_kinds() -> None:
+    net = Sketch()
+    picture = net.rounded("input", 0.02, 7)
+    first = net.conv(picture, (4, 3, 7, 7), pads=[3, 3, 3, 3], strides=[2, 2])
+    weights = net.nodes[-2].output[0]
+    second = net.add("Conv", picture, weights, pads=[3, 3, 2, 2], strides=[2, 2])
+    third = net.add("Conv", picture, weights, pads=[3, 3, 3, 3], strides=[1, 1])
+    pooled = [net.add("ReduceMax", each, keepdims=0) for each in (first, second, third)]
+    start = net.model(net.rounded(net.add("Sum", *pooled), 0.05), (1, 3, SIZE, SIZE))
+    assert (answers(rewritten(start, rewrites.aligned_stems)) == answers(start)).all()
+
+
+def test_a_mean_that_drops_its_dimensions_is_pooled_too() -> None:
+    net = Sketch()
+    value = net.rounded("input", 0.02, -128)
+    axes = net.constant("axes", numpy.array([2, 3]))
+    start = net.model(net.rounded(net.add("ReduceMean", value, axes, keepdims=0), 0.01, -100), (1, 8, 5, 5))
+    after = rewritten(start, rewrites.average_pools, rewrites.unused)
+    assert operators(after)["GlobalAveragePool"] == 1
+    assert (answers(after) == answers(start)).all()
+
+
+def test_a_residual_before_a_norm_is_a_sum_and_a_bias_is_not(tmp_path: Any) -> None:
+    net = Sketch()
+    scale, bias = (net.constant(name, numpy.full(8, value, numpy.float32)) for name, value in (("g", 1), ("b", 0.5)))
+    first = net.add("LayerNormalization", net.add("Add", "input", net.add("Sin", "input")), scale, axis=-1)
+    start = net.model(net.add("LayerNormalization", net.add("Add", first, bias), scale, axis=-1), (1, 4, 8))
+    after = rewritten(start, rewrites.sums_before_norms)
+    assert (operators(after)["Sum"], operators(after)["Add"]) == (1, 1)
     assert (answers(after) == answers(start)).all()
 
 
@@ -169,7 +248,7 @@ def test_stems_of_every_shape_are_aligned_exactly(
     value = net.conv(net.rounded("input", 0.02, 7), (4, channels, kernel, kernel), pads=pads, strides=[stride, stride])
     start = net.model(net.rounded(value, 0.05), (1, channels, size, size))  # sums in float have an order, rounded none
     after = rewritten(start, rewrites.aligned_stems)
-    [weights] = [value for value in onnx.load_from_string(after).graph.initializer if value.name.endswith("_aligned")]
+    [weights] = [value for value in onnx.load_from_string(after).graph.initializer if value.name.endswith(".aligned")]
     assert weights.dims[1] % 4 == 0
     assert (answers(after, rows=2) == answers(start, rows=2)).all()
 

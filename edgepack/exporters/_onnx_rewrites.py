@@ -40,31 +40,59 @@ def enforced_limits(model: ir.Model) -> None:
     """Drop a Relu or Clip where every quantization of its result has no number beyond its limits anyway."""
     for node in list(model.graph):
         if node.op_type in ("Relu", "Clip"):
-            low, high = _limits(node)
-            uses = [use.node for use in node.outputs[0].uses()]
-            if uses and all(use.op_type == "QuantizeLinear" and _within(use, low, high) for use in uses):
+            limits, result = _limits(node), node.outputs[0]
+            uses = [] if limits is None or result.is_graph_output() else [use.node for use in result.uses()]
+            if limits and uses and all(use.op_type == "QuantizeLinear" and _within(use, *limits) for use in uses):
                 _replace(model, node, node.inputs[0])
 
 
 def average_pools(model: ir.Model) -> None:
     """The mean of a picture as GlobalAveragePool: the one spelling that has an integer operator."""
     for node in list(model.graph):
-        if node.op_type == "ReduceMean" and _dequantized(node.inputs[0]) and _quantized(node.outputs[0]):
-            axes = node.inputs[1].const_value.numpy().tolist() if len(node.inputs) > 1 else []
-            pictures = node.inputs[0].shape is not None and len(node.inputs[0].shape) == 4
-            if pictures and sorted(axis % 4 for axis in axes) == [2, 3] and _integer(node, "keepdims", 1):
-                [pooled] = _before(model, node, "GlobalAveragePool", node.inputs[0])
-                _replace(model, node, pooled)
+        result = _quantized(node.outputs[0]) if node.op_type == "ReduceMean" else None
+        if result is None or not _dequantized(node.inputs[0]) or not _over_pictures(node):
+            continue
+        [pooled] = _before(model, node, "GlobalAveragePool", node.inputs[0])
+        if not _integer(node, "keepdims", 1):
+            [rounded] = _before(model, result, "QuantizeLinear", pooled, *result.inputs[1:])
+            [flat] = _before(model, result, "Flatten", rounded, axis=1)
+            _replace(model, result, flat)
+        _replace(model, node, pooled)
+
+
+def _over_pictures(mean: ir.Node) -> bool:
+    axes = mean.inputs[1].const_value if len(mean.inputs) > 1 and mean.inputs[1] is not None else None
+    rank = len(mean.inputs[0].shape) if mean.inputs[0].shape is not None else 0
+    return rank == 4 and axes is not None and sorted(axis % 4 for axis in axes.numpy().tolist()) == [2, 3]
 
 
 def hard_sigmoids(model: ir.Model) -> None:
-    """Quantized from 0 to 1, HardSigmoid is an addition: what lies beyond is cut off by the quantization itself."""
+    """Quantized from 0 to 1, HardSigmoid is an addition: what lies beyond is cut off by the quantization itself.
+
+    Left as it is where one of the 256 numbers that it may be asked for would be rounded otherwise.
+    """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "HardSigmoid" else None
-        if result is not None and _dequantized(node.inputs[0]) and _torchs(node) and _unit(result):
-            added = _three_more(model, node, result.inputs[2])
-            _replace(model, node, added)
-            result.replace_input_with(1, _constant(model, "six_255ths", numpy.float32(6 / 255)))
+        asked = _dequantized(node.inputs[0]) if result is not None else None
+        if result is not None and asked is not None and _torchs(node) and _unit(result):
+            scale = _same_rounding(asked)
+            if scale is not None:
+                added = _three_more(model, node, result.inputs[2])
+                _replace(model, node, added)
+                result.replace_input_with(1, _constant(model, "six_255ths", scale))
+
+
+def _same_rounding(asked: ir.Node) -> NDArray[Any] | None:
+    """Of 6 / 255 and its neighbours a step by which (x + 3) / step is rounded as (x / 6 + 1 / 2) * 255 for every x."""
+    scale, zero = (value.const_value.numpy() for value in asked.inputs[1:3])
+    limits, one = numpy.iinfo(zero.dtype), numpy.float32(1)
+    x = (numpy.arange(limits.min, limits.max + 1) - int(zero)).astype(numpy.float32) * numpy.float32(scale)
+    wanted = numpy.rint(numpy.clip(numpy.float32(1 / 6) * x + one / 2, 0, 1) / numpy.float32(1 / 255))
+    middle = numpy.float32(6 / 255)
+    for step in (middle, numpy.nextafter(middle, one * 0), numpy.nextafter(middle, one)):
+        if (numpy.clip(numpy.rint((x + 3 * one) / step), 0, 255) == wanted).all():
+            return numpy.asarray(step)
+    return None
 
 
 def hard_swishes(model: ir.Model) -> None:
@@ -88,7 +116,10 @@ def hard_swishes(model: ir.Model) -> None:
 
 
 def swishes(model: ir.Model) -> None:
-    """x * Sigmoid(x) in integers, as `hard_swishes`, and as exact: the Sigmoid becomes a table of 256 numbers."""
+    """x * Sigmoid(x) in integers, as `hard_swishes`: the Sigmoid becomes a table of 256 numbers.
+
+    Not exact: its rounding to 255ths moves the result by 0.0123 at most before it is rounded itself.
+    """
     for node in list(model.graph):
         gate = next((value for value in node.inputs if _gate(value)), None) if node.op_type == "Mul" else None
         result = _quantized(node.outputs[0]) if gate is not None else None
@@ -158,7 +189,7 @@ def _align(model: ir.Model, conv: ir.Node, picture: ir.Node, weights: ir.Node) -
         kernel = numpy.pad(kernel, ((0, 0), (0, missing), (0, 0), (0, 0)))
     [real] = _before(model, picture, "DequantizeLinear", wider, *picture.inputs[1:])
     conv.replace_input_with(0, real)
-    stored = _constant(model, f"{weights.inputs[0].name}_aligned", kernel)
+    stored = _constant(model, f"{weights.inputs[0].name}.aligned", kernel)
     [whole] = _before(model, conv, "DequantizeLinear", stored, *weights.inputs[1:], axis=0)
     conv.replace_input_with(1, whole)
     for name, value in (("kernel_shape", list(kernel.shape[2:])), ("strides", strides), ("pads", pads)):
@@ -189,7 +220,12 @@ def _span(kernel: int, before: int, after: int, size: int) -> tuple[int, int, in
 
 def _plain(conv: ir.Node) -> bool:
     picture = conv.inputs[1].shape is not None and len(conv.inputs[1].shape) == 4
-    return picture and _integer(conv, "group", 1) and _list(conv, "dilations", [1, 1]) == [1, 1]
+    return (
+        picture
+        and "auto_pad" not in conv.attributes
+        and _integer(conv, "group", 1)
+        and _list(conv, "dilations", [1, 1]) == [1, 1]
+    )
 
 
 def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:
@@ -223,11 +259,14 @@ def _unit(quantize: ir.Node) -> bool:
     return bool(scale == numpy.float32(1 / 255) and zero == numpy.iinfo(zero.dtype).min)
 
 
-def _limits(node: ir.Node) -> tuple[float, float]:
-    bounds = [value.const_value if value is not None else None for value in node.inputs[1:3]]
-    low, high = (None if bound is None else float(bound.numpy()) for bound in (*bounds, None, None)[:2])
+def _limits(node: ir.Node) -> tuple[float, float] | None:
+    """Between which numbers a Relu or Clip leaves things; None where that is not known before it runs."""
     if node.op_type == "Relu":
         return 0.0, math.inf
+    bounds = [*node.inputs[1:3], None, None][:2]
+    if any(bound is not None and bound.const_value is None for bound in bounds):
+        return None
+    low, high = (None if bound is None else float(bound.const_value.numpy()) for bound in bounds)
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
@@ -247,7 +286,7 @@ def _dequantized(value: ir.Value) -> ir.Node | None:
 
 def _quantized(value: ir.Value) -> ir.Node | None:
     """The quantization of a value that nothing else reads."""
-    uses = [use.node for use in value.uses()]
+    uses = [] if value.is_graph_output() else [use.node for use in value.uses()]
     return uses[0] if len(uses) == 1 and uses[0].op_type == "QuantizeLinear" else None
 
 
@@ -274,11 +313,19 @@ def _list(node: ir.Node, name: str, default: list[int]) -> list[int]:
 
 
 def _constant(model: ir.Model, name: str, value: Any) -> ir.Value:
-    if name not in model.graph.initializers:
-        tensor = ir.tensor(numpy.asarray(value), name=name)
-        constant = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-        model.graph.initializers[name] = constant
-    return model.graph.initializers[name]
+    """An initializer of this value: the one there is, or a new one, whose name no tensor of the model's own has."""
+    array, known, free = numpy.asarray(value), model.graph.initializers, f"edgepack.{name}"
+    while free in known and not _is(known[free], array):
+        free += "."
+    if free not in known:
+        tensor = ir.tensor(array, name=free)
+        known[free] = ir.Value(name=free, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    return known[free]
+
+
+def _is(constant: ir.Value, array: NDArray[Any]) -> bool:
+    held = constant.const_value.numpy()
+    return bool(held.dtype == array.dtype and numpy.array_equal(held, array))
 
 
 def _before(model: ir.Model, node: ir.Node, operator: str, *inputs: ir.Value, **settings: int) -> list[ir.Value]:

@@ -34,6 +34,7 @@ def _spell_out(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _number(module: fx.GraphModule, name: str, value: float) -> fx.Node:
-    if not hasattr(module, name):
-        module.register_buffer(name, torch.tensor([value]))
-    return module.graph.get_attr(name)
+    own = f"_edgepack_{name}"  # no name of the model's
+    if not hasattr(module, own):
+        module.register_buffer(own, torch.tensor([value]))
+    return module.graph.get_attr(own)

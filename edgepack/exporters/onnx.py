@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 5
-LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime")
+VERSION = 6
+LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
 
 
 class Config(Frozen):
@@ -39,9 +39,10 @@ class Config(Frozen):
 
 
 def suited(config: Config, quantization: "Quantization") -> Config:
-    return (
-        config if config.activations != "auto" else config.model_copy(update={"activations": quantization.activations})
-    )
+    from edgepack.exporters._ort import host
+
+    auto = {"activations": quantization.activations} if config.activations == "auto" else {}
+    return config.model_copy(update={"target_platform": config.target_platform or host(), **auto})
 
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
