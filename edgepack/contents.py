@@ -12,6 +12,8 @@ from pydantic import Field
 from edgepack.config import Frozen
 
 OTHER = "other"  # the layer of what belongs to none, or to none that could be found out
+OPAQUE = "not told"  # the kind of operator of a piece that a backend keeps in a form of its own
+UNREAD = "unread"  # and the type of what is stored in it
 SEVERAL = "several layers"  # of what is stored once because it is the same in all of them
 
 

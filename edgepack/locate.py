@@ -149,7 +149,7 @@ class _Search:
         if not self.cuts or (end := self.at(self.cuts[-1])) is None:
             return "where that begins cannot be said: its pieces do not run by themselves"
         if end.share <= limit:
-            return f"no operator stands out: on the samples tried, what all of them do adds up to {end}"
+            return f"no operator stands out: rounding in all of them makes the answers differ by {end}"
         node = self.first(limit)
         found, named = self.at(node), self.culprit(node)
         place = of_node(named)

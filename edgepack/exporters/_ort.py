@@ -26,8 +26,9 @@ In a checkout of https://github.com/microsoft/onnxruntime at the tag `v{version}
 ```
 
 {note}
-Add `--android` or `--ios` with their paths, or `--arm64`, for the device. `{config}` was made with
-`--optimization_style Fixed --target_platform {platform}`: on another kind of processor other operators are wanted.
+Add `--android` or `--ios` with their paths, or `--arm64`, for the device. `{config}`{as_well} was made for
+processors of the kind {platform} (`--optimization_style Fixed --target_platform {platform}`). For another kind export
+anew: `export: [{{onnx: {{target_platform: {other}}}}}]`.
 """
 _MINIMAL = """\
 The runtime then loads .ort files alone, and no operator but this file's. `--disable_ml_ops --disable_exceptions
@@ -56,7 +57,9 @@ def files(path: Path, target: Platform | None) -> dict[str, bytes]:
         minimal="--minimal_build " if ready else "",
         config=_CONFIG,
         note=_MINIMAL if ready else _REDUCED,
-        platform=target or host(),
+        as_well=", as the .ort file itself," if ready else "",
+        platform=(kind := target or host()),
+        other="amd64" if kind == "arm" else "arm",
     )
     return {_CONFIG: wanted, "BUILDING.md": text.encode()}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from edgepack.contents import OTHER, SEVERAL, Contents, Stored, gathered
+from edgepack.contents import OPAQUE, OTHER, SEVERAL, UNREAD, Contents, Stored, gathered
 
 if TYPE_CHECKING:
     from edgepack.exporters._names import Array, Names
@@ -38,7 +38,6 @@ _XNN = {
     **dict.fromkeys(("qint8", "qcint8"), "int8"),
     **dict.fromkeys(("qint32", "qcint32"), "int32"),
 }
-_UNREAD = "unread"  # the type of what a backend keeps in a form of its own
 
 
 @dataclass
@@ -75,9 +74,9 @@ def read(path: Path, names: "Names") -> Contents:
             if delegate.id == _XNNPACK:
                 delegated[delegate.id].update(_xnnpack(payload, named, constants, names))
             else:
-                delegated[delegate.id]["not told"] += 1
-                unread.append(Stored(layer=OTHER, dtype=_UNREAD, bytes=len(payload)))
-    unread += [Stored(layer=OTHER, dtype=_UNREAD, bytes=len(named[key])) for key in sorted({*named} - {*constants})]
+                delegated[delegate.id][OPAQUE] += 1
+                unread.append(Stored(layer=OTHER, dtype=UNREAD, bytes=len(payload)))
+    unread += [Stored(layer=OTHER, dtype=UNREAD, bytes=len(named[key])) for key in sorted({*named} - {*constants})]
     return Contents(
         tensors=gathered([*(each.stored for each in constants.values()), *unread]),
         operators=dict(sorted(operators.items())),

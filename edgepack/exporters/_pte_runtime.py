@@ -11,29 +11,40 @@ _BUILDING = """\
 In a checkout of https://github.com/pytorch/executorch at the tag `v{version}`, with its submodules:
 
 ```
-cmake -B build -DCMAKE_BUILD_TYPE=MinSizeRel -DEXECUTORCH_OPTIMIZE_SIZE=ON -DEXECUTORCH_BUILD_XNNPACK=ON \\
+cmake -B build -DCMAKE_BUILD_TYPE=MinSizeRel -DEXECUTORCH_OPTIMIZE_SIZE=ON {flag}\\
   -DEXECUTORCH_BUILD_EXTENSION_MODULE=ON -DEXECUTORCH_BUILD_EXTENSION_DATA_LOADER=ON \\
   -DEXECUTORCH_BUILD_EXTENSION_FLAT_TENSOR=ON -DEXECUTORCH_BUILD_EXTENSION_TENSOR=ON \\
   {quantized}-DEXECUTORCH_SELECT_OPS_MODEL="$BUNDLE/$MODEL" -DEXECUTORCH_ENABLE_DTYPE_SELECTIVE_BUILD=ON
 cmake --build build
 ```
 
-Link `executorch`, `extension_module_static`, `xnnpack_backend` and `executorch_kernels`, the last two whole
-(`--whole-archive`). {operators}
+Link `executorch` and `extension_module_static`, and whole (`--whole-archive`): {libraries}. {operators}
 Leave `EXECUTORCH_ENABLE_DTYPE_SELECTIVE_BUILD` out where the optimized kernels are linked: it knows the portable ones.
 `{name}` says the same for a build of your own: `codegen/gen.py --op_selection_yaml_path`.
 """
 _QUANTIZED = "-DEXECUTORCH_BUILD_KERNELS_QUANTIZED=ON "
 
 
-def files(path: Path) -> dict[str, bytes]:
+_BACKENDS = {  # what builds each, and the library that holds it
+    "xnnpack": ("-DEXECUTORCH_BUILD_XNNPACK=ON ", "`xnnpack_backend`"),
+    "vulkan": ("-DEXECUTORCH_BUILD_VULKAN=ON ", "`vulkan_backend`"),
+    "coreml": ("-DEXECUTORCH_BUILD_COREML=ON ", "`coremldelegate`"),
+}
+
+
+def files(path: Path, backend: str) -> dict[str, bytes]:
     from importlib.metadata import version
 
     selected, operators = _selected(path)
-    quantized = _QUANTIZED if any(name.startswith("quantized_decomposed::") for name in operators) else ""
-    told = f"ExecuTorch itself runs {len(operators)} kinds of operators" if operators else "XNNPACK runs every operator"
+    flag, library = _BACKENDS.get(backend, ("", ""))
+    told = f"ExecuTorch itself runs of operators: {', '.join(operators)}" if operators else "The backend runs all of it"
     text = _BUILDING.format(
-        version=version("executorch").partition("+")[0], quantized=quantized, operators=f"{told}.", name=_OPERATORS
+        version=version("executorch").partition("+")[0],
+        flag=flag,
+        libraries=" and ".join(filter(None, (library, "`executorch_kernels`"))),
+        quantized=_QUANTIZED if any(name.startswith("quantized_decomposed::") for name in operators) else "",
+        operators=f"{told}.",
+        name=_OPERATORS,
     )
     return {_OPERATORS: selected, "BUILDING.md": text.encode()}
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
-VERSION = 5
+VERSION = 6
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
@@ -84,4 +84,4 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
     from edgepack.exporters import _pte_runtime
 
-    return _pte_runtime.files(path)
+    return _pte_runtime.files(path, config.backend)

@@ -30,7 +30,8 @@ class Config(Frozen):
         default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
     )
     target_platform: Literal["arm", "amd64"] | None = Field(
-        default=None, description="what an .ort file is optimized for; default: the processor that builds"
+        default=None,
+        description="what an .ort file and runtime/ are for: amd64, or arm (64 bits too); default: this computer",
     )
 
     @property

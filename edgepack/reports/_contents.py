@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from edgepack.artifact import Artifact
-from edgepack.contents import Contents, Stored
+from edgepack.contents import OPAQUE, UNREAD, Contents, Stored
+from edgepack.reports._words import plural
 from edgepack.result import Build
 from edgepack.units import SIZE
 
@@ -18,6 +19,8 @@ def show(build: Build, stream: TextIO) -> None:
     from rich.console import Console
 
     console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False)
+    if not build.shipped():
+        console.print(f"the build has no file to look into{f': {build.error}' if build.error else ''}", markup=False)
     for artifact in build.shipped():
         console.print(f"{artifact.label}: {artifact.file}, {artifact.bytes:,} bytes", style="bold", markup=False)
         if artifact.contents is None:
@@ -53,7 +56,9 @@ def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
     yield f"tensors: {SIZE.format(contents.stored_bytes)} ({_listed(contents.by_dtype().items())})"
     yield f"beyond them: {SIZE.format(overhead)}, {overhead / artifact.bytes:.1%} of the file"
     for backend, inside in contents.delegated.items():
-        yield f"delegated to {backend}: {_counted(inside)}"
+        pieces = inside.get(OPAQUE, 0)
+        whole = f"{plural(pieces, 'piece')} that edgepack cannot look into, their tensors of the type '{UNREAD}'"
+        yield f"delegated to {backend}: {whole if pieces else _counted(inside)}"
     kind = "not delegated" if contents.delegated else "operators"
     yield f"{kind}: {_counted(contents.operators) if contents.operators else 'none'}"
     if contents.arena_bytes is not None:
@@ -62,7 +67,7 @@ def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
 
 def _counted(operators: dict[str, int]) -> str:
     most = sorted(operators.items(), key=lambda pair: (-pair[1], pair[0]))
-    return f"{sum(operators.values())} operators ({', '.join(f'{count} {name}' for name, count in most)})"
+    return f"{plural(sum(operators.values()), 'operator')} ({', '.join(f'{count} {name}' for name, count in most)})"
 
 
 def _listed(pairs: Iterable[tuple[str, int]]) -> str:
