@@ -9,6 +9,7 @@ tensor, embedding tables per row.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
     from edgepack.candidate import Candidate
 
-aten = torch.ops.aten
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 _TABLE = aten.embedding.default
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 _LAYERS = (*_CONVOLUTIONS, aten.linear.default, _TABLE)
 EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
 _SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.default)
+_HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
 
 
@@ -196,8 +198,38 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in module.graph.nodes:
         if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
             node.replace_all_uses_with(node.args[0])
+    _tell_three(module)
     drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
+
+
+def _tell_three(module: fx.GraphModule) -> None:
+    """Let -3 and 3, where HardSwish has its corners, be among the numbers that it may be asked for.
+
+    Its scale becomes 3 / n, a few per cent coarser: integer kernels then compute HardSwish itself, not nearly so.
+    """
+    for node in module.graph.nodes:
+        if node.target is decomposed.quantize_per_tensor.default:
+            read = [user for user in node.users if user.target is decomposed.dequantize_per_tensor.default]
+            if any(user.target in _HARD_SWISHES for each in read for user in each.users):
+                found = with_three(*node.args[1:5])
+                for each in (node, *read):
+                    each.args = (each.args[0], *found, *each.args[3:])
+
+
+def with_three(scale: float, zero: int, least: int, most: int) -> tuple[float, int]:
+    """A scale and a zero point that hold the same range, and -3 and 0 and 3 exactly where the range goes beyond 3.
+
+    >>> with_three(0.07, -40, -128, 127)
+    (0.07142857142857142, -41)
+    """
+    low, high = (least - zero) * scale, (most - zero) * scale
+    for steps in range(int(3 / scale), 0, -1):
+        step = 3 / steps
+        origin = max(math.ceil(least - low / step), least + steps)
+        if origin <= most and (most - origin) * step >= high - step / 2:
+            return step, origin
+    return scale, zero
 
 
 def _copied(prepared: fx.GraphModule) -> fx.GraphModule:

@@ -19,6 +19,7 @@ EXACT = (
     rewrites.enforced_limits,
     rewrites.average_pools,
     rewrites.hard_sigmoids,
+    rewrites.hard_swishes,
     rewrites.aligned_stems,
     rewrites.unused,
 )
@@ -76,7 +77,7 @@ def everything() -> bytes:
     value = net.rounded("input", 2 / 255)
     value = net.conv(value, (8, 3, 7, 7), pads=[3, 3, 3, 3], strides=[2, 2])
     value = net.rounded(net.add("Relu", value), 0.02, -128)
-    value = net.rounded(net.conv(value, (8, 8, 3, 3), pads=[1, 1, 1, 1]), 0.06, 5)
+    value = net.rounded(net.conv(value, (8, 8, 3, 3), pads=[1, 1, 1, 1], auto_pad="NOTSET"), 3 / 50, 5)
     value = net.rounded(net.add("HardSwish", value), 0.04, -100)
     axes = net.constant("axes", numpy.array([-1, -2]))
     pooled = net.rounded(net.add("ReduceMean", value, axes, keepdims=1), 0.03, -90)
@@ -219,22 +220,37 @@ def test_a_hard_sigmoid_that_is_not_torchs_stays() -> None:
     assert operators(rewritten(start, rewrites.hard_sigmoids)) == operators(start)
 
 
-@pytest.mark.parametrize("rewrite", [rewrites.hard_swishes, rewrites.swishes], ids=lambda rewrite: rewrite.__name__)
+@pytest.mark.parametrize(("steps", "zero"), [(50, 5), (41, -87), (7, 0), (120, 0), (100, 80)])
+@pytest.mark.parametrize("step", [0.0173, 0.0411])
+def test_a_hard_swish_in_integers_is_the_same_for_every_number(steps: int, zero: int, step: float) -> None:
+    net = Sketch()
+    value = net.add("HardSwish", net.rounded("input", 3 / steps, zero))
+    start = net.model(net.rounded(value, step, -100), (1, 256))
+    inputs = {"input": ((numpy.arange(-128, 128) - zero) * numpy.float32(3 / steps)).astype(numpy.float32)[None]}
+    for before in ((), (rewrites.unsigned_activations,)):
+        files = (rewritten(start, *before), rewritten(start, *before, rewrites.hard_swishes))
+        results = [session(each).run(None, inputs)[0] for each in files]
+        assert (results[0] == results[1]).all()
+        assert operators(files[1])["Clip"] == 1
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(0.0611, 5), (0.06, -100)])
+def test_a_hard_swish_that_cannot_tell_three_stays(scale: float, zero: int) -> None:
+    net = Sketch()
+    start = net.model(net.rounded(net.add("HardSwish", net.rounded("input", scale, zero)), 0.02, -100), (1, 8))
+    assert operators(rewritten(start, rewrites.hard_swishes)) == operators(start)
+
+
 @pytest.mark.parametrize("scale", [0.02, 0.05, 0.2])
-def test_a_swish_in_integers_is_off_by_a_step_at_most(rewrite: Rewrite, scale: float) -> None:
+def test_a_swish_in_integers_is_off_by_a_step_at_most(scale: float) -> None:
     """For each of the 256 numbers that it may be asked for."""
     net = Sketch()
     value = net.rounded("input", scale, -20)
-    if rewrite is rewrites.hard_swishes:
-        value = net.add("HardSwish", value)
-    else:
-        value = net.add("Mul", value, net.add("Sigmoid", value))
     step = max(148 * scale, 1.0) / 250
-    start = net.model(net.rounded(value, step, -110), (1, 256))
+    start = net.model(net.rounded(net.add("Mul", value, net.add("Sigmoid", value)), step, -110), (1, 256))
     inputs = {"input": ((numpy.arange(256) - 108) * numpy.float32(scale)).astype(numpy.float32)[None]}
-    results = [onnxruntime.InferenceSession(each).run(None, inputs)[0] for each in (start, rewritten(start, rewrite))]
+    results = [session(each).run(None, inputs)[0] for each in (start, rewritten(start, rewrites.swishes))]
     assert numpy.abs(results[0] - results[1]).max() <= 1.01 * step
-    assert not {"HardSwish", "HardSigmoid"} & {*operators(rewritten(start, rewrite))}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -254,7 +270,7 @@ def test_stems_of_every_shape_are_aligned_exactly(
 
 
 def test_what_is_left_is_one_integer_operator_a_layer(tmp_path: Any) -> None:
-    every = (rewrites.unsigned_activations, *EXACT[:3], rewrites.hard_swishes, rewrites.swishes, *EXACT[3:])
+    every = (rewrites.unsigned_activations, *EXACT[:4], rewrites.swishes, *EXACT[4:])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
     onnxruntime.InferenceSession(rewritten(everything(), *every), options, providers=["CPUExecutionProvider"])

@@ -3,8 +3,8 @@
     DequantizeLinear -> Conv -> Relu -> QuantizeLinear      # as torch's exporter writes it
     DequantizeLinear -> Conv -> QuantizeLinear              # as the file says it: one QLinearConv
 
-Every function takes a model of onnx_ir and changes it in place. All but `hard_swishes` and
-`swishes` are exact: run operator by
+Every function takes a model of onnx_ir and changes it in place. All but `swishes`
+are exact: run operator by
 operator, the file answers bit for bit as before. The limits of the runtime that they get round were measured on 1.32.
 """
 
@@ -96,27 +96,54 @@ def _same_rounding(asked: ir.Node) -> NDArray[Any] | None:
 
 
 def hard_swishes(model: ir.Model) -> None:
-    """x * HardSigmoid(x) in integers: an addition and a product for four passes in float.
+    """x * HardSigmoid(x) in integers: a limit and a product for four passes in float.
 
-    Not exact: the factor is rounded to 255ths, which moves the result by 0.006 at most before it is rounded itself.
+    Where -3 and 3 are among the numbers of x, x kept between them is HardSigmoid(x) in a scale and from a zero of its
+    own. Left as it is where they are not, or one of the numbers of x would be rounded otherwise.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "HardSwish" else None
-        if result is not None and _dequantized(node.inputs[0]):
-            lowest = _constant(model, *_lowest(result.inputs[2]))
-            added = _three_more(model, node, lowest)
-            scales = [
-                _constant(model, name, numpy.float32(value))
-                for name, value in (("six_255ths", 6 / 255), ("one_255th", 1 / 255))
-            ]
-            [rounded] = _before(model, node, "QuantizeLinear", added, scales[0], lowest)
-            [factor] = _before(model, node, "DequantizeLinear", rounded, scales[1], lowest)
-            [product] = _before(model, node, "Mul", node.inputs[0], factor)
-            _replace(model, node, product)
+        asked = _dequantized(node.inputs[0]) if result is not None else None
+        span = _three(asked) if asked is not None else None
+        if result is None or asked is None or span is None or not _same_swish(asked, result, span):
+            continue
+        integers, scale, zero = asked.inputs
+        kind, middle = zero.const_value.numpy().dtype, int(zero.const_value.numpy())
+        low = _constant(model, f"low_{middle - span}_{kind}", kind.type(middle - span))
+        most = min(middle + span, int(numpy.iinfo(kind).max))
+        high = _constant(model, f"high_{most}_{kind}", kind.type(most))
+        [kept] = _before(model, node, "Clip", integers, low, high)
+        sixth = _constant(model, f"{scale.name}.sixth", scale.const_value.numpy() / numpy.float32(6))
+        [factor] = _before(model, node, "DequantizeLinear", kept, sixth, low)
+        [product] = _before(model, node, "Mul", node.inputs[0], factor)
+        _replace(model, node, product)
+
+
+def _three(asked: ir.Node) -> int | None:
+    """How many steps 3 is, where that is a whole number and -3 can be told."""
+    scale, zero = (value.const_value.numpy() for value in asked.inputs[1:3])
+    if zero.shape:
+        return None
+    steps = round(3 / float(scale))
+    fits = math.isclose(steps * float(scale), 3, rel_tol=1e-6) and int(zero) - steps >= numpy.iinfo(zero.dtype).min
+    return steps if fits else None
+
+
+def _same_swish(asked: ir.Node, result: ir.Node, span: int) -> bool:
+    scale, zero = (value.const_value.numpy() for value in asked.inputs[1:3])
+    step, origin = (value.const_value.numpy() for value in result.inputs[1:3])
+    if origin.shape:
+        return False
+    limits, steps = numpy.iinfo(zero.dtype), numpy.arange(256) + numpy.iinfo(zero.dtype).min - int(zero)
+    x, sixth = steps.astype(numpy.float32) * numpy.float32(scale), numpy.float32(1 / 6)
+    before = x * numpy.clip(sixth * x + numpy.float32(0.5), 0, 1)
+    factor = (numpy.clip(steps, -span, min(span, limits.max - int(zero))) + span).astype(numpy.float32)
+    after = x * (factor * (numpy.float32(scale) / numpy.float32(6)))
+    return bool((numpy.rint(before / step) == numpy.rint(after / step)).all())
 
 
 def swishes(model: ir.Model) -> None:
-    """x * Sigmoid(x) in integers, as `hard_swishes`: the Sigmoid becomes a table of 256 numbers.
+    """x * Sigmoid(x) in integers: the Sigmoid becomes a table of 256 numbers.
 
     Not exact: its rounding to 255ths moves the result by 0.0123 at most before it is rounded itself.
     """
