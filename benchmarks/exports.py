@@ -1,8 +1,9 @@
 """Exported files beside those that others make of the same weights: size, latency, accuracy.
 
     python benchmarks/exports.py                  writes benchmarks/exports.md; nothing else may run meanwhile
-    python benchmarks/exports.py --keep FOLDER    trained models are kept there, and used again
-    python benchmarks/exports.py --train          stop after training
+    python benchmarks/exports.py MODEL...         takes the figures of these again, and leaves the others as they are
+    ... --keep FOLDER                             trained models, and what files answer, are kept there and used again
+    ... --train                                   stop after training
 
 Three nets on Fashion-MNIST in three channels of 64 x 64, trained here, and MiniLM-L6 fine-tuned on BBC News at 128
 tokens. Everyone quantizes the same fp32 weights with the same 512 training samples: onnxruntime's quantize_static (QDQ,
@@ -35,6 +36,7 @@ from edgepack.device import Controls, Quantization
 from edgepack.plugins import choose, load
 from edgepack.runners import host
 from edgepack.stages import Context, quantize, train
+from edgepack.store import file_digest
 from edgepack.units import DURATION, SIZE
 
 _ROUNDS, _CALIBRATION = 7, 512
@@ -229,10 +231,15 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:
-    return {
-        name: evaluate.outputs(_run, file=path, runtime=_RUNTIMES[path.suffix], split=test, folder=folder)
-        for name, path in files.items()
-    }
+    """By name the logits for the whole split."""
+    found = {}
+    for name, path in files.items():
+        known = folder / f"answers-{file_digest(path)[:16]}.npy"
+        if not known.exists():
+            runtime = _RUNTIMES[path.suffix]
+            numpy.save(known, evaluate.outputs(_run, file=path, runtime=runtime, split=test, folder=folder))
+        found[name] = numpy.load(known)
+    return found
 
 
 def _section(
@@ -312,18 +319,28 @@ def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]
     return _section(contender, files, _timed(files), answers, data.test)
 
 
+def _before(page: Path) -> dict[str, list[str]]:
+    """The sections of the page as it was, by model."""
+    parts = page.read_text().split("## ")[1:] if page.exists() else []
+    return {part.splitlines()[0]: f"## {part}".partition("Command: ")[0].splitlines() for part in parts}
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
+    names = [each.name for each in _CONTENDERS]
     options = ArgumentParser()
+    options.add_argument("models", nargs="*", default=names, metavar="MODEL", help=", ".join(names))
     options.add_argument("--keep", type=Path)
     options.add_argument("--train", action="store_true")
     given = options.parse_args()
     torch.set_num_threads(provenance.threads())
+    page = Path(__file__).with_suffix(".md")
+    sections = _before(page)
     with TemporaryDirectory() as temporary:
-        home = given.keep or Path(temporary)
-        sections = [_compared(each, home / each.name, given.train) for each in _CONTENDERS]
-    if not given.train:
-        Path(__file__).with_suffix(".md").write_text(_page(sections))
+        for each in (each for each in _CONTENDERS if each.name in given.models):
+            sections[each.name] = _compared(each, (given.keep or Path(temporary)) / each.name, given.train)
+            if not given.train:  # after each: a killed run keeps what it found
+                page.write_text(_page([sections[name] for name in names if name in sections]))
 
 
 if __name__ == "__main__":

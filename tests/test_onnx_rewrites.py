@@ -261,7 +261,13 @@ def test_stems_of_every_shape_are_aligned_exactly(
     channels: int, kernel: int, stride: int, size: int, pads: list[int]
 ) -> None:
     net = Sketch()
-    value = net.conv(net.rounded("input", 0.02, 7), (4, channels, kernel, kernel), pads=pads, strides=[stride, stride])
+    value = net.conv(
+        net.rounded("input", 0.02, 7),
+        (4, channels, kernel, kernel),
+        pads=pads,
+        strides=[stride, stride],
+        auto_pad="NOTSET",
+    )
     start = net.model(net.rounded(value, 0.05), (1, channels, size, size))  # sums in float have an order, rounded none
     after = rewritten(start, rewrites.aligned_stems)
     [weights] = [value for value in onnx.load_from_string(after).graph.initializer if value.name.endswith(".aligned")]

@@ -246,13 +246,9 @@ def _span(kernel: int, before: int, after: int, size: int) -> tuple[int, int, in
 
 
 def _plain(conv: ir.Node) -> bool:
-    picture = conv.inputs[1].shape is not None and len(conv.inputs[1].shape) == 4
-    return (
-        picture
-        and "auto_pad" not in conv.attributes
-        and _integer(conv, "group", 1)
-        and _list(conv, "dilations", [1, 1]) == [1, 1]
-    )
+    pictures = conv.inputs[1].shape is not None and len(conv.inputs[1].shape) == 4
+    told = conv.attributes["auto_pad"].as_string() == "NOTSET" if "auto_pad" in conv.attributes else True
+    return pictures and told and _integer(conv, "group", 1) and _list(conv, "dilations", [1, 1]) == [1, 1]
 
 
 def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:
