@@ -50,9 +50,15 @@ def test_the_page_is_quiet_asks_for_nothing_and_fits_a_phone(name: str, browser:
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("name", ["everything", "failed half way", "awkward"])
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [
+        ("everything", PHONE, "light"),
+        ("everything", DESK, "dark"),
+        ("failed half way", PHONE, "dark"),
+        ("awkward", DESK, "light"),
+    ],
+)
 def test_the_page_is_accessible(name: str, size: tuple[int, int], scheme: str, browser: Any, own_place: Path) -> None:
     from axe_playwright_python.sync_playwright import Axe
 

@@ -331,6 +331,13 @@ def _sarif(of: Build) -> dict[str, Any]:
 
 
 @EVERY_BUILD
+def test_sarif_is_what_the_standard_asks_for(name: str) -> None:
+    from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Standard
+
+    Standard.model_validate_json(_render("sarif", BUILDS[name]))
+
+
+@EVERY_BUILD
 def test_sarif_has_a_place_and_a_rule_for_every_result(name: str) -> None:
     run = _sarif(BUILDS[name])
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
@@ -451,10 +458,16 @@ def test_a_name_in_brackets_is_text_on_the_console() -> None:
 
 def test_the_ledger_and_the_distributions_are_drawn() -> None:
     text = _render("html", LOUD)
-    assert text.count('class="trail"') == 6 * 2 + 6 * 3
+    assert text.count('class="trail"') == 6 * 2 + 4 * 3
     assert text.count('class="distribution"') == 4
     assert text.count('class="shape"') == 4
     assert "encoder.layer16.attention.query" in text
+
+
+def test_what_is_met_but_for_something_says_so() -> None:
+    waived = verdict("size", 9e9).model_copy(update={"outcome": "waived"})
+    assert words.headline(build(verdicts=(verdict(), waived))) == "every budget met but for 1 waived"
+    assert words.headline(build()) == "every budget met"
 
 
 def test_a_scale_has_round_ticks_within_it() -> None:

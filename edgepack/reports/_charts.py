@@ -46,7 +46,7 @@ class Scale:
         """Round values within the scale, at most so many: 1, 2, 5 and their tens.
 
         >>> Scale(0.04, 3, log=True).ticks(), Scale(0.95, 1).ticks()
-        ((0.1, 1.0), (0.96, 0.98, 1.0))
+        ((0.1, 0.3, 1.0, 3.0), (0.96, 0.98, 1.0))
         """
         if self.high <= self.low:
             return (self.low,)
@@ -126,7 +126,8 @@ def distribution(
     """The samples as a silhouette; below it a tick a process; the median with its interval across both."""
     value, low, high = (along.at(each) for each in interval)
     width = max(0.4, high - low)
-    parts = [f'<rect class="interval" x="{(low + high - width) / 2:.2f}" y="0" width="{width:.2f}" height="100"/>']
+    parts = [f'<path class="grid" d="{"".join(f"M{along.at(tick):.2f} 0V100" for tick in along.ticks())}"/>']
+    parts += [f'<rect class="interval" x="{(low + high - width) / 2:.2f}" y="0" width="{width:.2f}" height="100"/>']
     parts += [f'<path class="shape" d="{_silhouette(samples, along)}"/>'] if samples else []
     parts.append('<path class="track" d="M0 78H100"/>')
     parts += [f'<path class="process" d="M{along.at(each):.2f} 82V100"/>' for each in processes]

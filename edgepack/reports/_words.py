@@ -1,7 +1,7 @@
 """How figures are worded, the same in every report."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,12 +58,18 @@ def one_line(text: str) -> str:
 def headline(build: Build) -> str:
     if build.exit_code == ExitCode.OK and not build.verdicts:
         return "no budget set, nothing was judged"
+    if build.exit_code == ExitCode.OK and (rest := _counted(each for each in build.verdicts if each.outcome != "pass")):
+        return f"{HEADLINES[ExitCode.OK]} but for {rest}"
     return HEADLINES[ExitCode(build.exit_code)] if build.exit_code is not None else "not finished"
 
 
 def counts(build: Build) -> str:
     """How many verdicts there are of each kind: "13 pass, 1 FAIL, 1 not measured"."""
-    marks = [mark(verdict) for verdict in build.verdicts]
+    return _counted(build.verdicts)
+
+
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    marks = [mark(verdict) for verdict in verdicts]
     return ", ".join(f"{marks.count(each)} {each}" for each in dict.fromkeys(marks))
 
 
@@ -115,6 +121,17 @@ def warnings(build: Build) -> Iterator[str]:
             metrics = ", ".join(dict.fromkeys(each.metric for each in found))
             artifacts = ", ".join(dict.fromkeys(each.artifact for each in found))
             yield f"{kind.upper()}, not measured on the device: {metrics} of {artifacts}"
+
+
+def count(number: int) -> str:
+    """
+    >>> count(11_175_370), count(701_818), count(640)
+    ('11.2 M', '702 k', '640')
+    """
+    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return str(number)
 
 
 def plural(count: object, noun: str) -> str:

@@ -16,7 +16,7 @@ from edgepack.gate import Verdict
 from edgepack.reports import _charts as charts
 from edgepack.reports import _contents
 from edgepack.reports import _words as words
-from edgepack.result import Build
+from edgepack.result import Build, StageRecord
 from edgepack.units import SHARE, SIZE
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ def _gauge(build: Build, verdict: Verdict) -> "Markup | str":
     if verdict.value is None:
         return ""
     known = build.find(verdict.metric, verdict.artifact)
-    low, high = (known.low, known.high) if known and known.value == verdict.value else (verdict.value,) * 2
-    ends = sorted(_used(verdict, value) for value in (low, high))
-    return charts.gauge(_used(verdict, verdict.value), *ends, words.tone(verdict))
+    ends = (known.low, known.high) if known and known.value == verdict.value else (verdict.value, verdict.value)
+    low, high = sorted(_used(verdict, end) for end in ends)
+    return charts.gauge(_used(verdict, verdict.value), low, high, words.tone(verdict))
 
 
 def _used(verdict: Verdict, value: float) -> float:
@@ -140,32 +140,45 @@ def _used(verdict: Verdict, value: float) -> float:
     return max(0.0, value / limit)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A figure of the ledger, what it is worth, and its part of the drawing."""
+
+    text: str = ""
+    evidence: str = "measured"
+    drawing: "Markup | str" = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the ledger. A cell is its text and its drawing."""
+    """One line of the ledger."""
 
     name: str
     detail: str
-    size: tuple[str, "Markup | str"]
-    accuracy: tuple[str, "Markup | str"]
-    latency: tuple[str, "Markup | str"] = ("", "")
+    size: Cell
+    accuracy: Cell
+    latency: Cell = Cell()
 
 
 def stages(build: Build) -> list[Row]:
     """The model as every stage left it."""
-    ledger = build.ledger
-    sizes = charts.trail([record.bytes or None for record in ledger], _scale(build, "size"))
-    scores = charts.trail([record.accuracy for record in ledger], _scale(build, "accuracy"))
+    sizes = charts.trail([record.bytes or None for record in build.ledger], _scale(build, "size"))
+    good = _scale(build, "accuracy")
+    scores = charts.trail([each.accuracy if each.accuracy >= good.low else None for each in build.ledger], good)
     return [
         Row(
             name=record.stage,
-            detail=f"{record.parameters:,} parameters, {record.macs:,} MACs, {words.clock(record.seconds)}"
-            f"{', reused' if record.reused else ''}",
-            size=(SIZE.format(record.bytes), size),
-            accuracy=(f"{record.accuracy:.2%}".replace("%", " %"), score),
+            detail=_detail(record),
+            size=Cell(SIZE.format(record.bytes), drawing=size),
+            accuracy=Cell(f"{record.accuracy * 100:.2f} %", drawing=score),
         )
-        for record, size, score in zip(ledger, sizes, scores, strict=True)
+        for record, size, score in zip(build.ledger, sizes, scores, strict=True)
     ]
+
+
+def _detail(record: StageRecord) -> str:
+    counted = f"{words.count(record.parameters)} parameters, {words.count(record.macs)} MACs"
+    return f"{counted}, {words.clock(record.seconds)}{', reused' if record.reused else ''}"
 
 
 def exported(build: Build) -> list[Row]:
@@ -186,11 +199,14 @@ def _rows(build: Build, labels: Sequence[str]) -> Iterator[Row]:
         yield Row(name=label, detail="", size=size, accuracy=accuracy, latency=latency)
 
 
-def _cells(build: Build, metric: str, labels: Sequence[str]) -> "list[tuple[str, Markup | str]]":
+def _cells(build: Build, metric: str, labels: Sequence[str]) -> list[Cell]:
     known = [build.find(metric, label) for label in labels]
-    values = [each.value if each and (each.value or metric == "accuracy") else None for each in known]
-    drawn = charts.trail(values, _scale(build, metric))
-    return [(words.measured(each) if each else "", svg) for each, svg in zip(known, drawn, strict=True)]
+    along = _scale(build, metric)
+    drawn = charts.trail([each.value if each and each.value >= along.low else None for each in known], along)
+    return [
+        Cell(words.figure(metric, each.value), each.evidence, svg) if each else Cell()
+        for each, svg in zip(known, drawn, strict=True)
+    ]
 
 
 def _scale(build: Build, metric: str) -> charts.Scale:
