@@ -13,7 +13,7 @@ from factories import artifact, build, edgepack, measurement, recipe_file, verdi
 from junitparser import Error, Failure, JUnitXml
 
 from edgepack import plugins
-from edgepack.errors import RecipeError
+from edgepack.errors import RecipeError, StageError
 from edgepack.events import (
     BuildFinished,
     BuildStarted,
@@ -438,6 +438,39 @@ def test_a_mistake_in_a_recipe_is_an_annotation_at_its_line(own_place: Path, mon
     assert ran.code == 2
     assert ran.out.startswith("::error file=recipes/tiny.yaml,line=9,title=at budgets.size::unknown unit 'KB' in")
     assert edgepack("verify", "nowhere.zip").out.startswith("::error title=edgepack::there is no nowhere.zip%0A  give")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_build_in_a_job_of_github_tells_it(
+    options: tuple[str, ...], own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_file()
+    monkeypatch.setattr("edgepack.pipeline.build", lambda *_, **__: LOUD)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
+    ran = edgepack("build", "tiny", *options)
+    assert ran.code == 1
+    told, other = (ran.err, ran.out) if options else (ran.out, ran.err)  # JSON lines stay JSON
+    assert "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL::9.6 ms EMULATED" in told
+    assert "::" not in other
+    assert (own_place / "summary.md").read_text().startswith("# tiny on the board: a budget failed (exit code 1)\n")
+
+
+def test_a_build_that_fails_in_a_job_of_github_tells_what_was_done(
+    own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Build:
+        build(error="no channels", exit_code=5, verdicts=()).save(own_place / "dist" / "tiny" / "build.json")
+        raise StageError("no channels")
+
+    recipe_file()
+    monkeypatch.setattr("edgepack.pipeline.build", fails)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
+    ran = edgepack("build", "tiny")
+    assert ran.code == 5
+    assert "title=tiny%3A a stage or an export failed::no channels\n" in ran.out
+    assert "**The build did not finish:** no channels" in (own_place / "summary.md").read_text()
 
 
 @EVERY_BUILD
