@@ -14,6 +14,7 @@ from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
     from edgepack.config import Problem
+    from edgepack.device import Device
     from edgepack.recipe import Recipe
     from edgepack.reports.console import Watcher
     from edgepack.store import Store
@@ -217,8 +218,18 @@ def devices() -> None:
         except RecipeError as error:
             click.echo(f"{id:16} cannot be used:\n{error}")
             continue
-        why = device.runner.module.unavailable(device.runner.config, device.controls)
-        click.echo(f"{id:16} {device.name} ({device.runner.name}, {device.runner.module.EVIDENCE}): {why or 'ready'}")
+        worth = device.evidence.get("time", "not timed")
+        click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
+
+
+def _reachable(device: "Device") -> str:
+    from edgepack.runners import connected
+
+    try:
+        with connected(device):
+            return "ready"
+    except EdgepackError as error:
+        return error.message
 
 
 @cli.command()

@@ -6,11 +6,17 @@ mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
          predict    run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
          delegates  tell what the runtime can hand a model to; no file is loaded
+         probe      tell what this device is; no runtime is loaded
+
+With "leash": true it ends as soon as its standard input does, so that nothing is left running when a connection breaks.
 """
 
+import glob
 import json
 import os
+import platform
 import sys
+import threading
 import time
 from typing import Any
 
@@ -91,10 +97,16 @@ RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch
 
 
 def main(job: Job) -> Job:
+    if job.get("leash"):
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    if job["mode"] == "probe":
+        return probe()
     os.sched_setaffinity(0, job.get("cpus") or os.sched_getaffinity(0))
     runtime = RUNTIMES[job["runtime"]](job["threads"])
     if job["mode"] == "delegates":
         return {"delegates": runtime.delegates()}
+    if job.get("cool_down"):
+        _cool_down(**job["cool_down"])
     baseline = _memory("VmRSS") + _memory("VmSwap")
     _forget_peak()
     started = time.perf_counter_ns()
@@ -106,10 +118,12 @@ def main(job: Job) -> Job:
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
     bound = runtime.bind(_noise(runtime.specs))
+    before = state()
     first = _timed(runtime, bound)
-    _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, most=job["most_runs"])
-    samples = _repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], most=job["most_runs"])
-    return {"first_ms": first * _MS, "samples_ns": samples}
+    limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
+    _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
+    samples = _repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
+    return {"first_ms": first * _MS, "samples_ns": samples, "before": before, "after": state()}
 
 
 def measure_memory(runtime: Any, _job: Job, baseline: int) -> Job:
@@ -143,12 +157,18 @@ def _timed(runtime: Any, bound: Any) -> int:
     return time.perf_counter_ns() - started
 
 
-def _repeat(runtime: Any, bound: Any, seconds: float, least: int, most: int) -> list[int]:
-    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them."""
+def _repeat(runtime: Any, bound: Any, *, seconds: float, least: int, most: int, most_seconds: float) -> list[int]:
+    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them.
+
+    Three will do where more would take longer than `most_seconds`.
+    """
     samples: list[int] = []
-    end = time.perf_counter_ns() + seconds * 1e9
-    while len(samples) < most and (len(samples) < least or time.perf_counter_ns() < end):
+    start = now = time.perf_counter_ns()
+    while len(samples) < most and (len(samples) < least or now < start + seconds * 1e9):
+        if len(samples) >= 3 and now > start + most_seconds * 1e9:
+            break
         samples.append(_timed(runtime, bound))
+        now = time.perf_counter_ns()
     return samples
 
 
@@ -180,10 +200,97 @@ def _forget_peak() -> None:
         pass
 
 
+def probe() -> Job:
+    """What this device is, for `match` in its profile and for the record. Nothing of it tells a person or address."""
+    info = _facts("/proc/cpuinfo")
+    return {
+        "model": _text("/proc/device-tree/model") or _text("/sys/class/dmi/id/product_name"),
+        "cpu": info.get("model name") or info.get("Hardware") or platform.processor(),
+        "features": info.get("flags") or info.get("Features", ""),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "free_bytes": _free(os.getcwd()),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": _installed("onnxruntime", "executorch"),
+        "state": state(),
+    }
+
+
+def state() -> Job:
+    """How warm the device is in degrees Celsius, and what has slowed its processor down; without what it does not tell.
+
+    `throttled` are the bits that a Raspberry Pi tells, of which 0 to 3 are of now; `throttle_count` is what x86 counts.
+    """
+    zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
+    counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
+    bits = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    found = {
+        "celsius": max((each for each in zones if 0 < each < 150), default=None),
+        "throttle_count": sum(counts) if counts else None,
+        "throttled": int(bits, 16) & 0xF if bits else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _cool_down(below: float, seconds: float) -> None:
+    """Wait until the hottest sensor shows less."""
+    end = time.monotonic() + seconds
+    while (now := state().get("celsius", 0.0)) > below:
+        if time.monotonic() > end:
+            sys.exit(f"it stays at {now:.0f} degrees Celsius, above the {below:.0f} of cool_down, for {seconds:.0f} s")
+        time.sleep(1)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _facts(path: str) -> dict[str, str]:
+    """The first block of a file of "key : value" lines."""
+    lines = (line.partition(":") for line in _text(path).split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> float:
+    text = _text(path)
+    return float(text) if text.lstrip("-").isdigit() else 0.0
+
+
+def _free(folder: str) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {package: version(package) for package in packages}
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError
+
+    found = {}
+    for package in packages:
+        try:
+            found.update(_versions((package,)))
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from factories import build, recipe_file, texts, tokenizer
+from factories import at_work, build, recipe_file, texts, tokenizer
 
 from edgepack import bundle
 from edgepack.device import load_device
 from edgepack.events import Event, Note
-from edgepack.plan import Planner, Step
+from edgepack.plan import Step
 from edgepack.recipe import load_recipe
 from edgepack.store import Store, digest
 from edgepack.tokenizer import encode, read
@@ -23,7 +23,7 @@ from edgepack.work import Work
 @pytest.fixture
 def work() -> Work:
     recipe, device, store = load_recipe("quickstart"), load_device("host"), Store("store")
-    return Work(recipe, device, store, Planner(recipe, device, store))
+    return at_work(recipe, device, store)
 
 
 @pytest.mark.parametrize(("trained", "score", "doubted"), [(True, 0.1, True), (True, 0.2, False), (False, 0.1, False)])
@@ -81,7 +81,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     model, stages = {"python": "nets:net"}, [{"train": {"epochs": 1}}]
     path = recipe_file(task="text_classification", data=data, model=model, stages=stages, export=["onnx"], budgets=None)
     recipe, device, store = load_recipe(path), load_device("host"), Store("store")
-    work = Work(recipe, device, store, Planner(recipe, device, store))
+    work = at_work(recipe, device, store)
     told: list[Event] = []
     work.emit = told.append
     step = Step(kind="outputs", name="reference outputs", key=digest("outputs"), ingredients={"parent": ""})
