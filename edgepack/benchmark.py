@@ -8,7 +8,7 @@ Source of the interval: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from edgepack.config import Frozen
@@ -19,6 +19,7 @@ _ROUND = 7  # processes
 # Processes so far -> k: the k-th smallest and k-th largest process bound the median with an error, summed over the
 # three looks, of 2.8 % a side.
 _LOOKS = {7: 1, 14: 3, 21: 6}
+_PASSES = 3  # processes whose memory is looked at
 _SPOILT = 0.2  # share of processes that may be timed on a device that slows down
 _RISE = 10.0  # degrees Celsius within one process
 _NOISY = 0.10  # coefficient of variation between processes above which a figure is doubted
@@ -107,6 +108,49 @@ def time_file(
         answers.append(run(job))
         _check_state(answers)
     return answers
+
+
+def outcome(
+    run: Run,
+    evidence: Mapping[str, str],
+    job: dict[str, Any],
+    before: Answers,
+    decided: Callable[[Answers], bool],
+    told: Callable[[int, int], None],
+    *,
+    memory: bool,
+) -> dict[str, Any]:
+    """What timing a file comes to: {"answers", "memory"} of its processes, or the one {"estimate"} of a device that is
+    only worked out.
+    """
+    if evidence["time"] == "estimated":
+        return {"estimate": run(job), "answers": [], "memory": []}
+    answers = time_file(run, job, before, decided, told)
+    passes = _PASSES if memory and "memory" in evidence else 0
+    return {"answers": answers, "memory": [run({**job, "mode": "memory"}) for _ in range(passes)]}
+
+
+def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int], None]) -> tuple[Answers, Answers]:
+    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike."""
+    first, second = jobs
+    taken: tuple[Answers, Answers] = ([], [])
+    while not enough(taken[0], lambda _: _differs(ratios(*taken))):
+        told(len(taken[0]), next(look for look in _LOOKS if look > len(taken[0])))
+        pair = [(taken[0], first), (taken[1], second)]
+        for answers, job in pair if len(taken[0]) % 2 == 0 else reversed(pair):
+            answers.append(run(job))
+    return taken
+
+
+def ratios(first: Answers, second: Answers) -> list[float]:
+    """How long the second file takes, in times of the first: one figure a pair of processes that ran in turn."""
+    before, after = (timings(answers)["latency.p50"] for answers in (first, second))
+    return [mine / its for its, mine in zip(before, after, strict=True)]
+
+
+def _differs(found: Sequence[float]) -> bool:
+    _, low, high = interval(found)
+    return not low <= 1 <= high
 
 
 def _check_state(answers: Answers) -> None:
