@@ -304,6 +304,11 @@ def test_a_drop_is_worth_as_much_as_the_weaker_of_its_figures() -> None:
     assert words.value(build(measurements=figures), drop) == "1 % ESTIMATED"
 
 
+@pytest.mark.parametrize("report", ["html", "markdown", "junit"])
+def test_a_device_that_was_not_reached_is_told_loudly(report: str) -> None:
+    assert "THE DEVICE WAS NOT REACHED: no route to the board" in _render(report, build(absent="no route to the board"))
+
+
 def test_what_was_counted_has_no_interval() -> None:
     text = _render("html", build(measurements=(measurement("accuracy", 0.9), measurement("latency.p50", 2.0, low=1.9))))
     assert "90 % to 90 %" not in text

@@ -114,7 +114,9 @@ def evidence(build: Build, verdict: Verdict) -> str:
 
 
 def warnings(build: Build) -> Iterator[str]:
-    """One sentence for each kind of evidence that is not a measurement."""
+    """One sentence on a device that was out of reach, and one for each kind of evidence that is not a measurement."""
+    if build.absent:
+        yield f"THE DEVICE WAS NOT REACHED: {build.absent}"
     for kind in _WEAKEST_FIRST[:-1]:
         found = [each for each in build.measurements if each.evidence == kind]
         if found:

@@ -256,8 +256,8 @@ def _ends(measurement: Measurement, samples: Sequence[float]) -> tuple[float, ..
 
 
 def _processes(measurement: Measurement) -> tuple[float, ...]:
-    each = measurement.detail.get("each", ())
-    return tuple(value for value in each if isinstance(value, int | float) and value > 0)
+    each = measurement.detail.get("each")
+    return tuple(value for value in each if value > 0) if isinstance(each, list | tuple) else ()
 
 
 def _timing(build: Build, p50: Measurement, samples: Sequence[float], along: charts.Scale) -> Timing:
