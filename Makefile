@@ -31,7 +31,7 @@ format: setup               ## put the code in form
 	$(BIN)/ruff format .
 
 test: setup                 ## every test, the whole quickstart among them
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 quick: setup                ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'
