@@ -21,7 +21,7 @@ from edgepack.evaluate import ROUNDING
 from edgepack.events import Emit, StepProgress
 from edgepack.gate import Verdict, compare, judge
 from edgepack.measure import timed
-from edgepack.runners import Connection, connected, host
+from edgepack.runners import Connection, connected, host, lacking
 from edgepack.store import file_digest
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _job(
     if not file.is_file():
         raise RecipeError(f"there is no file {file}")
     if runtime not in connection.facts["versions"]:
-        raise DeviceError(f"{device.name} has no {runtime}, which {file.name} needs", f"install {runtime} there")
+        raise lacking(device, runtime, file.name)
     protocol = TimingProtocol.of(budget.metric for budget in budgets)
     given = {name: list(shape) for name, shape in shapes.items()}
     return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}

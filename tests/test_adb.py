@@ -1,8 +1,8 @@
-"""An Android phone, by a stand-in for adb (adb_stand_in.py): what is sent to it, what comes back, what can go wrong."""
+"""An Android phone, by a stand-in for adb (adb_stand_in/): what is sent to it, what comes back, what can go wrong."""
 
 import contextlib
 import json
-import shutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +18,7 @@ from edgepack.errors import AbsentError, AnswerError, DeviceError, EdgepackError
 from edgepack.runners import _adb_folder, _adb_link, adb, connected, host
 
 SERIAL = "0A1B2C3D4E5F"
-STATE: dict[str, Any] = {
-    "devices": {SERIAL: "device"},
-    "paces": [20.0],
-    "celsius": 31.2,
-    "thermal": 0,
-    "returns": True,
-    "props": {
-        "ro.product.model": "Pixel 8",
-        "ro.soc.manufacturer": "Google",
-        "ro.soc.model": "Tensor G3",
-        "ro.product.cpu.abi": "arm64-v8a",
-        "ro.serialno": SERIAL,
-        "sys.boot_completed": "1",
-    },
-}
+TESTS = Path(__file__).parent
 ARM64 = b"\x7fELF\2\1\1" + bytes(9) + b"\3\0\xb7\0"
 PROTOCOL = {
     "warm_up_seconds": 0.3,
@@ -45,42 +31,48 @@ PROTOCOL = {
 
 
 class Stand:
-    """The phone of a test: its folder and its state."""
+    """The phone of a test: what is said of it, and what was done to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.is_(**STATE)
 
-    def is_(self, **what: Any) -> None:
-        (self.folder / "state.json").write_text(json.dumps({**self.state(), **what}))
+    def is_(self, **what: object) -> None:
+        """One file a fact; one that is None is gone."""
+        for name, value in what.items():
+            file = self.folder / "state" / name
+            file.write_text(f"{value}\n") if value is not None else file.unlink()
 
-    def state(self) -> dict[str, Any]:
-        file = self.folder / "state.json"
-        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        return found
+    def tells(self, *, celsius: float = 31.2, thermal: int = 0, **properties: str) -> None:
+        """What the phone says of itself, in the recorded format."""
+        recorded = {name: (TESTS / "recorded/adb" / f"{name}.txt").read_text() for name in ("battery", "thermal")}
+        props = (TESTS / "recorded/adb/getprop.txt").read_text()
+        for name, value in properties.items():
+            props = re.sub(rf"^\[{re.escape(name)}\].*$", f"[{name}]: [{value}]", props, flags=re.MULTILINE)
+        battery = recorded["battery"].replace("  temperature: 312", f"  temperature: {round(celsius * 10)}")
+        thermals = recorded["thermal"].replace("Thermal Status: 0", f"Thermal Status: {thermal}")
+        self.is_(battery=battery, thermalservice=thermals, getprop=props)
 
     def left(self) -> list[Path]:
         return list((self.folder / "data/local/tmp").iterdir())
 
     def programs(self) -> list[list[str]]:
-        started: list[list[str]] = self.state().get("programs", [])
-        return started
+        """Each program that was started: its cores, its path, its arguments."""
+        file = self.folder / "state/programs"
+        return [line.split("\t") for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @pytest.fixture
 def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     """A phone that is as it should be, and the programs for it."""
     phone, tools = tmp_path / "phone", tmp_path / "tools"
-    for folder in (tmp_path / "bin", tools, phone / "data/local/tmp", phone / "sys/devices/system/cpu", phone / "proc"):
+    for folder in (tools, phone / "data/local/tmp", phone / "state"):
         folder.mkdir(parents=True)
-    (phone / "sys/devices/system/cpu/online").write_text("0-8\n")
-    (phone / "proc/cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n")
-    program = tmp_path / "bin/adb"
-    program.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('adb_stand_in.py').read_text()}")
-    program.chmod(0o755)
-    for name in ("getprop", "dumpsys", "logcat", "taskset", "pkill"):
-        (tmp_path / "bin" / name).symlink_to(program)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (phone / "online").write_text("0-8\n")
+    (phone / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n")
+    stand = Stand(phone)
+    stand.tells()
+    stand.is_(devices=f"{SERIAL}\tdevice", paces=20.0, returns="", log="")
+    monkeypatch.setenv("PATH", f"{TESTS / 'adb_stand_in'}:{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("STAND_IN_PHONE", str(phone))
     monkeypatch.delenv("ANDROID_SERIAL", raising=False)
     here = provenance.versions("executorch", "onnxruntime")
@@ -91,7 +83,7 @@ def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     monkeypatch.setenv("EDGEPACK_EXECUTOR_RUNNER", str(tools / "executor_runner"))
     monkeypatch.setenv("EDGEPACK_ORT_PERF_TEST", str(tools / "onnxruntime_perf_test"))
     monkeypatch.setattr(host.Host, "run", doubled)
-    return Stand(phone)
+    return stand
 
 
 def doubled(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +143,7 @@ def test_a_phone_that_is_not_asked_for_cores_gives_the_last(stand: Stand) -> Non
 
 @pytest.mark.parametrize("runtime", ["executorch", "onnxruntime"])
 def test_a_file_is_timed_in_a_fresh_process_long_enough(stand: Stand, runtime: str) -> None:
-    stand.is_(paces=[200.0, 20.0, 20.0])  # the trial is slow, as a first process is
+    stand.is_(paces="200\n20")  # the trial is slow, as a first process is
     with connected(pixel()) as phone:
         answer = phone.run(job(runtime))
         again = phone.run(job(runtime))
@@ -176,7 +168,7 @@ def test_a_program_gets_its_cores_threads_and_libraries(stand: Stand) -> None:
 
 
 def test_a_slow_model_is_timed_three_times(stand: Stand) -> None:
-    stand.is_(paces=[9000.0])
+    stand.is_(paces=9000)
     with connected(pixel()) as phone:
         assert len(phone.run(job())["samples_ns"]) == 3
 
@@ -185,7 +177,7 @@ def test_the_phone_must_answer_as_this_computer_does(stand: Stand) -> None:
     with connected(pixel()) as phone:
         assert phone.run(question()) == {"rows": 5}
         assert len(stand.programs()) == 3
-        stand.is_(wrong=True)
+        stand.is_(wrong="")
         with fails(AnswerError, r"it's a model.pte answers otherwise on the pixel-8 than .* up to 22 differ by"):
             phone.run(question())
     assert not stand.left()
@@ -223,7 +215,7 @@ def test_a_backend_must_be_on_both_sides(stand: Stand) -> None:
 
 
 def test_without_adb_or_a_phone_there_is_none(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand.is_(devices={})
+    stand.is_(devices="")
     with fails(AbsentError, "no Android device is attached"), connected(pixel()):
         pass
     monkeypatch.setenv("PATH", "/nowhere")
@@ -232,7 +224,7 @@ def test_without_adb_or_a_phone_there_is_none(stand: Stand, monkeypatch: pytest.
 
 
 def test_of_two_phones_one_must_be_named(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand.is_(devices={SERIAL: "device", "other": "unauthorized"})
+    stand.is_(devices=f"{SERIAL}\tdevice\nother\tunauthorized")
     with fails(DeviceError, "2 Android devices are attached"), connected(pixel()):
         pass
     monkeypatch.setenv("ANDROID_SERIAL", SERIAL)
@@ -247,20 +239,26 @@ def test_of_two_phones_one_must_be_named(stand: Stand, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("state", "hint"), [("unauthorized", "unlock"), ("offline", "reconnect"), ("no permissions (x); see [y]", "udev")]
+    ("state", "hint"),
+    [
+        ("unauthorized", "unlock"),
+        ("offline", "reconnect"),
+        ("no permissions (x); see [y]", "sdk-platform-tools-common"),
+    ],
 )
 def test_a_phone_that_cannot_be_used_says_what_to_do(stand: Stand, state: str, hint: str) -> None:
-    stand.is_(devices={SERIAL: state})
-    with pytest.raises(DeviceError, match=f"is attached, and {state.partition(' (')[0]}$") as failure:
+    stand.is_(devices=f"{SERIAL}\t{state}")
+    with pytest.raises(DeviceError, match=f"is attached, and {state.partition(' (')[0]}\n") as failure:
         adb.connect(pixel())
     assert hint in failure.value.hint and not isinstance(failure.value, AbsentError)
 
 
 def test_another_phone_is_refused(stand: Stand) -> None:
-    with fails(DeviceError, "its ro.product.model is 'Pixel 8', not Pixel 9"):
-        with connected(pixel(match={"ro.product.model": ["Pixel 9*"]})):
-            pass
-    stand.is_(props={**STATE["props"], "ro.product.cpu.abi": "x86_64"})
+    nine = pixel(match={"ro.product.model": ["Pixel 9*"]})
+    with fails(DeviceError, "its ro.product.model is 'Pixel 8', not Pixel 9"), connected(nine):
+        pass
+    x86: dict[str, Any] = {"ro.product.cpu.abi": "x86_64"}
+    stand.tells(**x86)
     with fails(DeviceError, "is for x86_64, not arm64-v8a"), connected(pixel()):
         pass
 
@@ -306,7 +304,7 @@ def test_a_program_must_be_for_arm64_and_of_a_known_version(
 
 
 def test_a_full_phone_says_so_and_is_left_as_it_was(stand: Stand) -> None:
-    stand.is_(full=True)
+    stand.is_(full="")
     with connected(pixel()) as phone, fails(DeviceError, r"no space left for it's a model.pte \(4 B\)"):
         phone.run(job())
     assert not stand.left()
@@ -323,8 +321,8 @@ def test_a_full_phone_says_so_and_is_left_as_it_was(stand: Stand) -> None:
 def test_a_runner_that_fails_gives_its_reason(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, trouble: str, message: str
 ) -> None:
-    monkeypatch.setattr(_adb_folder.time, "sleep", lambda seconds: None)
-    stand.is_(**{trouble: True})
+    monkeypatch.setattr("edgepack.runners._adb_folder.time.sleep", lambda seconds: None)
+    stand.is_(**{trouble: ""})
     with connected(pixel()) as phone, fails(DeviceError, message):
         phone.run(job())
     assert not stand.left()
@@ -347,7 +345,7 @@ def _running(word: str) -> list[str]:
 
 def test_a_program_that_hangs_is_ended_there(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_adb_folder, "_TIMEOUT", 0.5)
-    stand.is_(hang=True)
+    stand.is_(hang="")
     with connected(pixel()) as phone:
         assert isinstance(phone, adb.Phone)
         with fails(DeviceError, "did not finish in"):
@@ -360,7 +358,6 @@ def test_a_phone_that_restarts_is_waited_for_and_tried_again(stand: Stand) -> No
     stand.is_(lost=1)
     with connected(pixel()) as phone:
         assert len(phone.run(job())["samples_ns"]) >= 50
-        shutil.rmtree(stand.left()[0])
         stand.is_(lost=1)
         phone.run(question())
     assert not stand.left()
@@ -374,13 +371,13 @@ def test_a_phone_that_restarts_twice_is_given_up(stand: Stand) -> None:
 
 def test_a_phone_that_stays_away_is_given_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_adb_link, "_RETURN", 0.3)
-    stand.is_(lost=1, returns=False)
+    stand.is_(lost=1, returns=None)
     with connected(pixel()) as phone, fails(DeviceError, "went away and was not back in"):
         phone.run(job())
 
 
 def test_a_phone_that_is_throttled_says_so(stand: Stand) -> None:
-    stand.is_(thermal=2)
+    stand.tells(thermal=2)
     with connected(pixel()) as phone, fails(DeviceError, "reports throttling"):
         benchmark.time_file(phone.run, job(), [], lambda answers: True, lambda done, total: None)
 
@@ -395,13 +392,13 @@ def test_a_phone_that_is_throttled_says_so(stand: Stand) -> None:
 def test_a_warm_phone_is_waited_for(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], message: str
 ) -> None:
-    stand.is_(**state)
+    stand.tells(**state)
     monkeypatch.setattr(adb, "_PAUSE", 0.0)
-    cool = {"cool_down": {"below": 37.0, "seconds": 0.0}}
+    cool: dict[str, Any] = {"cool_down": {"below": 37.0, "seconds": 0.0}}
     with connected(pixel()) as phone:
         with fails(DeviceError, message):
             phone.run(job(**cool))
-        monkeypatch.setattr(adb.time, "sleep", lambda seconds: stand.is_(celsius=30.0, thermal=0))
+        monkeypatch.setattr("edgepack.runners.adb.time.sleep", lambda seconds: stand.tells(celsius=30.0))
         assert phone.run(job(cool_down={"below": 37.0, "seconds": 60.0}))["before"]["celsius"] == 30.0
 
 

@@ -257,7 +257,7 @@ def _counts(job: Job, pace: float) -> tuple[int, int]:
 
 
 def _within(job: Job, pace: float, seconds: float, least: int) -> int:
-    wanted = min(job["most_runs"], max(least, math.ceil(_MARGIN * seconds * 1000 / pace)))
+    wanted: int = min(job["most_runs"], max(least, math.ceil(_MARGIN * seconds * 1000 / pace)))
     possible = max(3, math.floor(job["most_seconds"] * 1000 / pace))
     return min(wanted, possible)
 
@@ -266,4 +266,4 @@ def _enough(job: Job, runs: tuple[float, ...]) -> bool:
     seconds = sum(runs) / 1000
     if len(runs) >= job["most_runs"] or seconds >= job["most_seconds"]:
         return True
-    return len(runs) >= job["least_runs"] and seconds >= job["seconds"]
+    return bool(len(runs) >= job["least_runs"] and seconds >= job["seconds"])
