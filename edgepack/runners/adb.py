@@ -257,9 +257,9 @@ def _counts(job: Job, pace: float) -> tuple[int, int]:
 
 
 def _within(job: Job, pace: float, seconds: float, least: int) -> int:
-    wanted: int = min(job["most_runs"], max(least, math.ceil(_MARGIN * seconds * 1000 / pace)))
-    possible = max(3, math.floor(job["most_seconds"] * 1000 / pace))
-    return min(wanted, possible)
+    wanted = min(job["most_runs"], max(least, math.ceil(_MARGIN * seconds * 1000 / pace)))
+    possible = max(3, int(job["most_seconds"] * 1000 / pace))
+    return int(min(wanted, possible))
 
 
 def _enough(job: Job, runs: tuple[float, ...]) -> bool:
