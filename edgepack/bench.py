@@ -203,7 +203,7 @@ def _found(
     file: Path, device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
 ) -> Bench:
     evidence = device.evidence["time"]
-    about = {
+    about: dict[str, Any] = {
         "artifact": file.name,
         "sha256": file_digest(file),
         "evidence": evidence,

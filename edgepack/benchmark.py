@@ -56,7 +56,7 @@ _NEEDED = {"latency.p90": (0.90, 64), "latency.p99": (0.99, 662)}
 
 
 class TimingProtocol(Frozen):
-    """The fixed part of a timing; its values are part of the key under which a measurement is reused."""
+    """The fixed part of a timing."""
 
     name: str = PROTOCOL
     warm_up_seconds: float = 0.3
@@ -73,6 +73,15 @@ class TimingProtocol(Frozen):
         64
         """
         return cls(least_runs=max([cls().least_runs, *(_NEEDED[each][1] for each in metrics if each in _NEEDED)]))
+
+    def key(self) -> dict[str, Any]:
+        """What a timing depends on. Of the runs there may be more than were asked for: `kept` tells."""
+        return self.model_dump(exclude={"least_runs"})
+
+    def kept(self, answers: "Answers") -> bool:
+        """Whether each process timed as many runs as are asked for now, or as long as any does."""
+        counts = ((len(answer["samples_ns"]), sum(answer["samples_ns"])) for answer in answers)
+        return all(runs >= self.least_runs or ns >= self.most_seconds * 1e9 for runs, ns in counts)
 
     def job(self) -> dict[str, Any]:
         return {"mode": "time", **self.model_dump(exclude={"name"})}

@@ -328,7 +328,8 @@ class Work:
             return {"not_run": why}
         job = self._timing(artifact.runtime, file)
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
-        before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
+        # As many as ever are taken did not decide, or they are too short: try afresh.
+        before = before if len(before) < benchmark.MOST and self.planner.protocol.kept(before) else []
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
         decided = partial(self.planner.decided, step.artifact)
         told, memory = self._told(artifact.runtime), artifact.subject == "model"  # nobody budgets that of a teacher

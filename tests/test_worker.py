@@ -86,8 +86,8 @@ class Idle:
     ("least", "most", "most_seconds", "expected"), [(3, 10, 60, 3), (12, 10, 60, 10), (30, 100, 0, 3)]
 )
 def test_runs_are_bounded_all_ways(least: int, most: int, most_seconds: float, expected: int) -> None:
-    limits = {"seconds": 0, "least": least, "most": most, "most_seconds": most_seconds}
-    assert len(edgepack.worker._repeat(Idle(), None, **limits)) == expected
+    taken = edgepack.worker._repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
+    assert len(taken) == expected
 
 
 def test_a_device_tells_what_it_is(job: dict[str, Any]) -> None:
