@@ -94,6 +94,8 @@ def bench(
     Raises RecipeError for what is no exported file, DeviceError, AnswerError where the device answers otherwise than
     this computer.
     """
+    if "time" not in device.evidence:
+        raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
     with connected(device) as connection:
         job = _job(file, device, connection, budgets, shapes)
         emit(StepProgress(doing="checking its answers", done=0, total=1))
@@ -110,7 +112,7 @@ def bench(
             )
 
         outcome = benchmark.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
-        return _found(file, device, connection, outcome, budgets)
+        return _found(job, device, connection, outcome, budgets)
 
 
 def pair(
@@ -131,8 +133,8 @@ def pair(
             _check_answers(job, connection)
         taken = benchmark.time_pair(connection.run, jobs, _told("timing in turns", emit))
         files = [
-            _found(file, device, connection, {"answers": answers, "memory": []}, ())
-            for file, answers in zip((first, second), taken, strict=True)
+            _found(job, device, connection, {"answers": answers, "memory": []}, ())
+            for job, answers in zip(jobs, taken, strict=True)
         ]
     ratio, low, high = benchmark.interval(benchmark.ratios(*taken))
     return Pair(files=(files[0], files[1]), ratio=ratio, low=low, high=high)
@@ -199,16 +201,20 @@ def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
     return lambda done, total: emit(StepProgress(doing=doing, done=done, total=total))
 
 
+def _versions(job: dict[str, Any], connection: Connection) -> dict[str, str]:
+    return {job["runtime"]: connection.facts["versions"][job["runtime"]]}
+
+
 def _found(
-    file: Path, device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
+    job: dict[str, Any], device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
 ) -> Bench:
-    evidence = device.evidence["time"]
+    file, evidence = Path(job["file"]), device.evidence["time"]
     about: dict[str, Any] = {
         "artifact": file.name,
         "sha256": file_digest(file),
         "evidence": evidence,
         "taken_at": round(time.time(), 3),
-        "environment": {**connection.facts, "controls": device.controls.model_dump(mode="json", exclude_none=True)},
+        "environment": {**connection.facts, **device.controls.job(), "versions": _versions(job, connection)},
     }
     size = float(file.stat().st_size)
     weighed = Measurement(**{**about, "evidence": "measured"}, metric="size", value=size, low=size, high=size)

@@ -12,7 +12,17 @@ from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
 from edgepack.device import Device
 from edgepack.errors import EdgepackError, ExitCode, most_decisive
-from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
+from edgepack.events import (
+    BuildFinished,
+    BuildStarted,
+    Emit,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepStarted,
+    placed,
+)
 from edgepack.gate import Verdict, judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
@@ -49,6 +59,8 @@ def build(
         result = result.model_copy(update={"absent": reach.absent})
         planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
         work = Work(recipe, reach, store, planner)
+        if reach.absent:
+            placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
         for number, step in enumerate(planner.steps(), start=1):
             if not step.cached and all(before.cached for before in steps):
                 _withdraw(result, folder)
@@ -72,6 +84,9 @@ def build(
         stack.close()
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
+
+
+_WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
 
 
 def output_folder(dist: Path, recipe: Recipe) -> Path:
