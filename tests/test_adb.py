@@ -15,7 +15,7 @@ from factories import device
 from edgepack import benchmark, provenance
 from edgepack.device import Device, load_device
 from edgepack.errors import AbsentError, AnswerError, DeviceError, EdgepackError
-from edgepack.runners import _adb_folder, _adb_link, adb, connected, host
+from edgepack.runners import _adb_folder, _adb_link, adb, connected, host, lacking
 
 SERIAL = "0A1B2C3D4E5F"
 TESTS = Path(__file__).parent
@@ -200,7 +200,7 @@ def test_what_perf_test_answers_is_not_looked_at_and_doubted(stand: Stand) -> No
         answers = [phone.run(job("onnxruntime"))] * 7
         assert "unchecked" not in phone.run(job())
     (doubt,) = benchmark.doubts(answers)
-    assert "was not looked at" in doubt
+    assert "were not looked at" in doubt
 
 
 def test_perf_test_times_no_open_shapes(stand: Stand) -> None:
@@ -275,6 +275,7 @@ def test_without_programs_there_is_no_runtime(stand: Stand, monkeypatch: pytest.
     monkeypatch.delenv("EDGEPACK_ORT_PERF_TEST")
     with connected(pixel()) as phone:
         assert {*phone.facts["versions"]} == {"executorch"}
+    assert "EDGEPACK_ORT_PERF_TEST" in lacking(pixel(), "onnxruntime", "m.onnx").hint
     monkeypatch.delenv("EDGEPACK_EXECUTOR_RUNNER")
     with pytest.raises(DeviceError, match="there is no runtime for it") as failure, connected(pixel()):
         pass

@@ -42,7 +42,7 @@ _TRIES = 3  # processes, until one held enough runs
 _MARGIN = 1.2  # more runs than would do at the pace so far
 _PAUSE = 5.0  # seconds between two looks at the temperature
 _UNCHECKED = (
-    "what it answers on the phone was not looked at, as onnxruntime_perf_test writes no outputs: check the app's"
+    "onnxruntime_perf_test writes no outputs, so its answers on the phone were not looked at: do that in the app"
 )
 
 # What a timing depends on, and what `match` can name. Serial numbers are properties too: no others are kept.
