@@ -17,10 +17,11 @@ from edgepack.budgets import Budget, read_budgets
 from edgepack.config import Document, Frozen
 from edgepack.device import Controls, Device
 from edgepack.errors import AnswerError, DeviceError, RecipeError
+from edgepack.evaluate import ROUNDING
 from edgepack.events import Emit, StepProgress
 from edgepack.gate import Verdict, compare, judge
 from edgepack.measure import timed
-from edgepack.runners import Connection, connected, host
+from edgepack.runners import Connection, connected, host, lacking
 from edgepack.store import file_digest
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 
 _ROWS = 3  # samples of noise that are answered before anything is timed
-# Two processors sum the same products in another order: outputs of float32 differ in the last digits, and where a value
-# stands at the edge between two numbers of eight bits, by one step of it.
-_TOLERANCE = 0.05  # of the largest output
 
 
 class Bench(Frozen):
@@ -152,7 +150,7 @@ def _job(
     if not file.is_file():
         raise RecipeError(f"there is no file {file}")
     if runtime not in connection.facts["versions"]:
-        raise DeviceError(f"{device.name} has no {runtime}, which {file.name} needs", f"install {runtime} there")
+        raise lacking(device, runtime, file.name)
     protocol = TimingProtocol.of(budget.metric for budget in budgets)
     given = {name: list(shape) for name, shape in shapes.items()}
     return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}
@@ -169,7 +167,7 @@ def _check_answers(job: dict[str, Any], connection: Connection) -> None:
     if not numpy.isfinite(answers[0]).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
     reach, far = float(numpy.abs(answers[0]).max()), float(numpy.abs(answers[0] - answers[-1]).max())
-    if not far <= _TOLERANCE * reach:
+    if not far <= ROUNDING * reach:
         message = f"the device answers otherwise than this computer: outputs up to {reach:.3g} differ by {far:.3g}"
         raise AnswerError(f"{job['file']}: {message}", "its runtime may be of another version, or broken")
 

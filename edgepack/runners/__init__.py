@@ -6,6 +6,7 @@ EVIDENCE                        {mode of worker.py: "measured", "emulated" or "e
 connect(device) -> Connection   reach the device. Raises AbsentError where none is attached or configured, DeviceError
                                 where there is one that cannot be used
 NEAR                            whether that takes no time: the device is this computer, or none at all
+INSTALL                         {runtime: how it gets there}, where that is not plain
 """
 
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ def connected(device: "Device") -> Iterator[Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
+    """The error of a device without the runtime that `what` needs."""
+    hints: dict[str, str] = getattr(device.runner.module, "INSTALL", {})
+    return DeviceError(
+        f"{device.name} has no {runtime}, which {what} needs", hints.get(runtime, f"install {runtime} there")
+    )
 
 
 def _recognise(device: "Device", facts: dict[str, Any]) -> None:
