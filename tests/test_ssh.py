@@ -33,7 +33,7 @@ from edgepack.runners import _there, connected, host, ssh
 from edgepack.store import Store
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-SHORT = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50, "most_seconds": 60.0}
+SHORT: dict[str, Any] = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50, "most_seconds": 60.0}
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="there is no sshd: apt install openssh-server")
 
@@ -78,7 +78,8 @@ class Server:
     def cut(self) -> None:
         """Kill every connection that there is, as if the cable were pulled."""
         for pid in _pids():
-            if int((_read(f"/proc/{pid}/stat").rpartition(b")")[2].split() or [0, 0])[1]) == self.process.pid:
+            _, parent, *_ = [*_read(f"/proc/{pid}/stat").rpartition(b")")[2].split(), b"", b""]
+            if parent == str(self.process.pid).encode():
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -365,6 +366,18 @@ def test_a_talkative_login_is_told(server: Server) -> None:
         (server.home / ".bashrc").unlink()
 
 
+def test_a_worker_that_the_system_kills_is_no_lost_connection(
+    reached: ssh.Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Path(worker.__file__).read_text()
+    dies = "\nMODES['time'] = lambda *_: os.kill(os.getpid(), 9)\n\nif __name__"
+    (tmp_path / "dies.py").write_text(source.replace("\nif __name__", dies))
+    monkeypatch.setattr(ssh, "_WORKER", tmp_path / "dies.py")
+    with pytest.raises(DeviceError, match="onnxruntime failed on") as failure:
+        reached.run({**model(), "mode": "time", **SHORT})
+    assert "memory" in failure.value.hint
+
+
 HANG = """
 def hang(runtime, job, baseline):
     import ctypes
@@ -410,9 +423,14 @@ def test_a_worker_that_hangs_is_ended_there_too(
 
 def test_a_broken_connection_is_made_again_and_the_job_with_it(hangs: Callable[..., Path], server: Server) -> None:
     mark = hangs(once=True)
+
+    def cut_once_it_hangs() -> None:
+        assert _soon(mark.exists)
+        server.cut()
+
     with connected(board()) as found:
         (before,) = server.folders()
-        breaking = threading.Thread(target=lambda: _soon(mark.exists) and server.cut())
+        breaking = threading.Thread(target=cut_once_it_hangs)
         breaking.start()
         assert found.run({**model(), "mode": "time", **SHORT})["samples_ns"] == [7]
         breaking.join()
@@ -481,19 +499,28 @@ def test_what_a_board_without_power_left_goes_when_it_is_reached_again(server: S
     shutil.rmtree(foreign)
 
 
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
 def test_from_profile_to_verdict(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        benchmark.TimingProtocol, "of", lambda metrics: benchmark.TimingProtocol(**{"name": "short", **SHORT})
-    )
+    short = benchmark.TimingProtocol(name="short", warm_up_seconds=0, seconds=0, least_runs=7)
+    monkeypatch.setattr(benchmark.TimingProtocol, "of", lambda metrics: short)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("net_of_a_board.py").write_text(NET)
+    board(controls={"threads": 1})
     tiny = recipe(
-        model={"tiny": "residual"},
+        model={"python": "net_of_a_board:make"},
         data={"digits": {"size": 8}},
         device="board",
-        stages=None,
+        stages=[{"train": {"epochs": 1, "batch_size": 32}}],
         export=["onnx"],
         budgets={"latency.p50": "10 s", "memory.peak": "1 GB", "accuracy": {"min": "1 %"}, "parity": {"min": "99 %"}},
     )
-    board(controls={"threads": 1})
     result = pipeline.build(tiny, load_device("board"), Store("store"), dist="dist")
     assert (result.exit_code, result.absent) == (0, "")
     assert {verdict.outcome for verdict in result.verdicts} == {"pass"}

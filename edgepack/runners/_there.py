@@ -108,4 +108,5 @@ if __name__ == "__main__":
     if sys.hexversion < 0x03090000:
         _tell(python=sys.version.split()[0])
         sys.exit()
-    {"keep": keep, "take": take, "give": give}[sys.argv[1]](*sys.argv[2:])
+    actions: Any = {"keep": keep, "take": take, "give": give}
+    actions[sys.argv[1]](*sys.argv[2:])

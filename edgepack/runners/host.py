@@ -103,7 +103,7 @@ def pools(threads: int) -> dict[str, str]:
 
 def patience(job: Job) -> float:
     """Seconds after which a job is given up."""
-    return _TIMEOUT + _SLOWEST * job.get("rows", 0) + job.get("cool_down", {}).get("seconds", 0.0)
+    return float(_TIMEOUT + _SLOWEST * job.get("rows", 0) + job.get("cool_down", {}).get("seconds", 0.0))
 
 
 def endless(job: Job, timeout: float) -> DeviceError:
