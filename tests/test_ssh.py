@@ -75,12 +75,15 @@ class Server:
     def folders(self) -> list[Path]:
         return list(self.home.glob(".cache/edgepack/*"))
 
-    def cut(self) -> None:
-        """Kill every connection that there is, as if the cable were pulled."""
-        for pid in _pids():
-            _, parent, *_ = [*_read(f"/proc/{pid}/stat").rpartition(b")")[2].split(), b"", b""]
-            if parent == str(self.process.pid).encode():
-                os.kill(pid, signal.SIGKILL)
+    def connections(self) -> list[int]:
+        """The processes that the server has started for each of them."""
+        parents = {pid: _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1:2] for pid in _pids()}
+        return [pid for pid, parent in parents.items() if parent == [str(self.process.pid).encode()]]
+
+    def cut(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End every connection, as if the board had lost its power, or stop it, as if the cable had gone."""
+        for pid in self.connections():
+            os.kill(pid, how)
 
 
 def _pids() -> list[int]:
@@ -257,7 +260,8 @@ def test_the_users_own_configuration_is_asked(server: Server, monkeypatch: pytes
         ({"IdentityFile": "other"}, DeviceError, "the board does not let this user in"),
         ({"UserKnownHostsFile": os.devnull}, DeviceError, "the board has a host key that ssh does not know"),
         ({"UserKnownHostsFile": "changed"}, DeviceError, "the board has another host key than ssh knows"),
-        ({"ProxyCommand": "false"}, DeviceError, "ssh could not connect to the board"),
+        ({"ProxyCommand": "false"}, AbsentError, "the board closes connections over ssh"),
+        ({"Ciphers": "3des-cbc"}, DeviceError, "ssh could not connect to the board"),
     ],
 )
 def test_who_cannot_be_reached_or_trusted(
@@ -436,6 +440,31 @@ def test_a_broken_connection_is_made_again_and_the_job_with_it(hangs: Callable[.
         breaking.join()
         assert _soon(lambda: len(server.folders()) == 1)
         assert server.folders() != [before]
+
+
+def test_what_runs_beyond_a_silent_network_is_ended_first(
+    hangs: Callable[..., Path], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server does not know that the connection is lost, so nothing there ends by itself."""
+    mark = hangs(once=True)
+    monkeypatch.setitem(ssh._OPTIONS, "ServerAliveInterval", "1")
+    monkeypatch.setitem(ssh._OPTIONS, "ServerAliveCountMax", "1")
+    stopped: list[int] = []
+
+    def stop_once_it_hangs() -> None:
+        assert _soon(mark.exists)
+        stopped.extend(server.connections())
+        server.cut(signal.SIGSTOP)
+
+    with connected(board()) as found:
+        before = server.processes()
+        breaking = threading.Thread(target=stop_once_it_hangs)
+        breaking.start()
+        assert found.run({**model(), "mode": "time", **SHORT})["samples_ns"] == [7]
+        breaking.join()
+        assert not {*before} & {*server.processes()} and len(server.folders()) == 1
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_board_that_is_lost_again_and_again_is_given_up(hangs: Callable[..., Path], server: Server) -> None:

@@ -1,6 +1,7 @@
 """What the runner `ssh` has done on the device: one folder for as long as a connection lasts, and files to and fro.
 
-keep FOLDER                     make it, tell where it is, and remove it as soon as the input ends
+keep FOLDER                     make it, tell where it is, and remove it as soon as the input ends; the first line of
+                                the input names the folders of connections that broke: what still runs there is ended
 take FOLDER NAME BYTES SHA256   a file from the input; tells what is free where that is too little
 give FOLDER NAME                a file to the output
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from importlib.util import find_spec
@@ -26,6 +28,9 @@ def keep(name: str) -> None:
     root = Path.home() / ".cache" / "edgepack"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = root / name
+    for broken in json.loads(sys.stdin.readline()):
+        _end(broken)
+        _remove(root / broken)
     held = _made(root, folder)
     lacking = [package for package in _NEEDED if find_spec(package) is None]
     _tell(folder=str(folder), free=_free(folder), lacking=lacking)
@@ -33,6 +38,16 @@ def keep(name: str) -> None:
         pass
     _remove(folder)
     os.close(held)
+
+
+def _end(folder: str) -> None:
+    """Kill whatever was started for it: where a network fails silently, its end is noticed here only hours later."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if folder in path.read_text(errors="replace"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        except OSError:
+            pass  # it has ended meanwhile, or is not ours
 
 
 def _made(root: Path, folder: Path) -> int:

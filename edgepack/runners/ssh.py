@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from pydantic import Field, field_validator
 
-from edgepack import worker
+from edgepack import provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import RUNTIMES, Device
 from edgepack.errors import AbsentError, DeviceError
@@ -113,6 +113,7 @@ class Board:
         self.device, self.address = device, address
         self.facts: dict[str, Any] = {}
         self._line: Line | None = None
+        self._folders: list[str] = []  # there, of connections that broke
 
     def run(self, job: Job) -> dict[str, Any]:
         for wait in (*_WAITS, None):
@@ -129,7 +130,8 @@ class Board:
 
     def reach(self) -> "Line":
         """A new connection. Raises AbsentError, or DeviceError where it leads to something that cannot be used."""
-        self._line = line = Line(self.device, self.address)
+        self._line = line = Line(self.device, self.address, self._folders)
+        self._folders.append(Path(line.folder).name)
         facts = self._facts(line)
         if self.facts and facts != self.facts:
             raise DeviceError(f"{self.device.name} is not as it was before its connection broke", "build again")
@@ -143,11 +145,14 @@ class Board:
 
     def _facts(self, line: "Line") -> dict[str, Any]:
         """What stays the same from one day to the next. Raises DeviceError where nothing can run there."""
-        found = _work(line, {"mode": "probe", "runtime": "python"})
+        found = _work(
+            line, {"mode": "probe", "runtime": "worker.py"}, advice="a device with this runner is a Linux computer"
+        )
         recognise(self.device, found)
         host.check_controls(self.device, found["cores"], "it")
         if not found["versions"]:
-            hint = f"install what the recipe exports to there, as `{line.python} -m pip install onnxruntime`"
+            package = "onnxruntime=={onnxruntime}".format(**provenance.versions("onnxruntime"))
+            hint = f"install what the recipe exports to there, as `{line.python} -m pip install {package}`"
             raise DeviceError(f"{self.device.name} has neither {' nor '.join(RUNTIMES)}", hint)
         cores = host.pinned(self.device.controls, found["cores"])
         kept = ("model", "cpu", "features", "machine", "kernel", "governor", "versions")
@@ -156,7 +161,9 @@ class Board:
     def _attempt(self, job: Job) -> dict[str, Any]:
         line = self._line or self.reach()
         output = f"{uuid4().hex}.npy"
-        found = _work(line, self._told(line, job, output), job)
+        packages = ", ".join(worker.RUNTIMES[job["runtime"]].packages)
+        advice = f"see whether the runtime loads there: {line.python} -c 'import {packages}'"
+        found = _work(line, self._told(line, job, output), job, advice=advice)
         if "output" in job:
             line.fetch(output, Path(job["output"]))
         return found
@@ -174,7 +181,7 @@ class Board:
         return there
 
 
-def _work(line: "Line", told: Job, job: Job | None = None) -> dict[str, Any]:
+def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> dict[str, Any]:
     """One process of worker.py there. `job` is how it is known here. Raises LostError or DeviceError."""
     job = job or told
     timeout = host.patience(job)
@@ -183,7 +190,7 @@ def _work(line: "Line", told: Job, job: Job | None = None) -> dict[str, Any]:
         done = line.call(arguments, timeout=timeout, environment=host.pools(told.get("threads", 1)))
     except subprocess.TimeoutExpired:
         raise host.endless(job, timeout) from None
-    return host.answer(done, job, f"see whether it loads there: {line.python} -c 'import {job['runtime']}'")
+    return host.answer(done, job, advice)
 
 
 class Line:
@@ -192,7 +199,8 @@ class Line:
     The connection is that of a process there which keeps the folder; whatever else is done goes through it too.
     """
 
-    def __init__(self, device: Device, address: Address) -> None:
+    def __init__(self, device: Device, address: Address, broken: Sequence[str]) -> None:
+        """`broken` are the folders of connections before, in which something may still run."""
         self.device, self.address = device, address
         assert isinstance(device.runner.config, Config)
         self.python = device.runner.config.python
@@ -200,7 +208,7 @@ class Line:
         self._place = Path(tempfile.mkdtemp(prefix="edgepack-", dir=_short()))
         self._keeper: subprocess.Popen[str] | None = None
         try:
-            self._greeting = self._greet()
+            self._greeting = self._greet(broken)
             self._check()
         except BaseException:
             self.close()
@@ -282,7 +290,7 @@ class Line:
     def _socket(self) -> str:
         return str(self._place / "s").replace("%", "%%")
 
-    def _greet(self) -> dict[str, Any]:
+    def _greet(self, broken: Sequence[str]) -> dict[str, Any]:
         """Log in, and hear where the folder is. What keeps it ends as soon as this process does, however it ends."""
         options = [f"-o{name}={value}" for name, value in {**_OPTIONS, "ControlPath": self._socket}.items()]
         kept = _shell(self.python, ("-c", _THERE, "keep", f"session-{uuid4().hex}"))
@@ -300,7 +308,10 @@ class Line:
         timer = threading.Timer(_GREETING, keeper.kill)
         timer.start()
         try:
-            assert keeper.stdout
+            assert keeper.stdin and keeper.stdout
+            with suppress(OSError):  # where it has ended already, it says why
+                keeper.stdin.write(json.dumps(broken) + "\n")
+                keeper.stdin.flush()
             line = keeper.stdout.readline()
         finally:
             timer.cancel()
@@ -396,6 +407,7 @@ _REASONS: tuple[tuple[tuple[str, ...], type[DeviceError], str, str], ...] = (
         "does not let this user in",
         "{} must work without a password: `ssh-copy-id` brings a key there",
     ),
+    (("Connection closed", "Connection reset"), AbsentError, "closes connections over ssh", _REACHED),
 )
 
 
