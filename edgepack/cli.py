@@ -93,6 +93,7 @@ def build(
                 codes.append(error.code)
                 watch.close()
                 _tell(f"{recipe.name}: {error}", screen.err)
+                _annotate(error, screen.err if as_json else screen.out, Path(dist) / recipe.name)
             finally:
                 watch.close()
     return most_decisive(codes)
@@ -103,6 +104,7 @@ def _build_one(
 ) -> int:
     from edgepack.device import load_device
     from edgepack.pipeline import build, output_folder
+    from edgepack.reports import github
     from edgepack.reports.console import JsonLines, show
 
     device = load_device(recipe.device)
@@ -113,6 +115,8 @@ def _build_one(
     if not isinstance(watch, JsonLines):
         with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
             show(result, screen.out, str(folder))
+    with suppress(OSError):
+        github.tell(result, screen.err if isinstance(watch, JsonLines) else screen.out)
     return result.exit_code or 0
 
 
@@ -445,6 +449,7 @@ def main() -> NoReturn:
         code = ExitCode.USAGE
     except EdgepackError as error:
         _tell(str(error))
+        _annotate(error, sys.stdout)
         code = error.code
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted; what was done is kept, the same command goes on from there")
@@ -466,6 +471,15 @@ def _bug(error: Exception) -> ExitCode:
         where = log.name
     _tell(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {where}")
     return ExitCode.BUG
+
+
+def _annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
+    """Show an error beside the files of a pull request, where this is a job of GitHub Actions."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from edgepack.reports import github
+
+        with suppress(OSError):
+            github.tell_failure(error, stream, folder)
 
 
 def _tell(text: str, stream: TextIO | None = None) -> None:

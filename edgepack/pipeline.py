@@ -10,6 +10,7 @@ from typing import Any
 
 from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
+from edgepack.config import shown
 from edgepack.device import Device
 from edgepack.errors import EdgepackError, ExitCode, most_decisive
 from edgepack.events import (
@@ -121,6 +122,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
     return Build(
         schema="edgepack.build/1",
         recipe=recipe.resolved(),
+        recipe_file=shown(recipe.file),
         device={"id": device.id, **device.resolved()},
         started_at=round(time.time(), 3),
         provenance={
@@ -209,4 +211,6 @@ def _failed(result: Build, error: BaseException, folder: Path) -> Build:
     failed = result.model_copy(update=over)
     with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the user
         _withdraw(failed, folder)
+    with suppress(Exception):  # no mistake in a report may hide the error
+        write_reports(failed, folder)
     return failed

@@ -197,7 +197,7 @@ def test_the_result_holds_everything_a_report_needs(first: tuple[Project, Ran]) 
 def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     project, _ = first
     names = {path.name for path in project.dist.iterdir()}
-    assert names >= {"build.json", "report.html", "report.md", "junit.xml", "tiny.zip", "bundle"}
+    assert names >= {"build.json", "report.html", "report.md", "report.sarif", "junit.xml", "tiny.zip", "bundle"}
     assert not {name for name in names if name.startswith(".")}
     for bundle in ("dist/tiny/tiny.zip", "dist/tiny/bundle"):
         ran = project.run("verify", bundle)
@@ -327,6 +327,7 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     result = project.result()
     assert (result.exit_code, [record.stage for record in result.ledger]) == (5, ["model", "train", "distill"])
     assert "nothing was removed" in result.error
+    assert "nothing was removed" in (project.dist / "report.md").read_text()  # the reports are of this build
     explained = project.run("explain", "tiny").out
     assert "did not finish" in explained and "nothing was removed" in explained
     assert sound(project.store)

@@ -69,7 +69,7 @@ def _worth(each: Measurement) -> str:
 def _verdicts(console: "Console", files: Sequence[Bench]) -> None:
     for each in (verdict for found in files for verdict in found.verdicts):
         text = f"{each.budget}: {words.MARKS[each.outcome]}, {words.limit(each)}"
-        console.print(f"{text}, {words.headroom(each)}", markup=False)
+        console.print(f"{text}, {each.reason or words.headroom(each)}", markup=False)
 
 
 def _doubts(console: "Console", files: Sequence[Bench]) -> None:
