@@ -9,7 +9,7 @@ from factories import budget, recipe, recipe_file, recipe_text
 from pydantic import BaseModel
 
 from edgepack.budgets import METRICS
-from edgepack.bundle import _yaml
+from edgepack.bundle._text import as_yaml
 from edgepack.config import ConfigError
 from edgepack.device import load_device
 from edgepack.errors import RecipeError
@@ -129,7 +129,7 @@ def test_set_leaves_the_file_alone() -> None:
     assert path.read_text() == recipe_text()
 
 
-@pytest.mark.parametrize("written", [json.dumps, lambda value: _yaml(value).decode()], ids=["json", "yaml"])
+@pytest.mark.parametrize("written", [json.dumps, lambda value: as_yaml(value).decode()], ids=["json", "yaml"])
 @pytest.mark.parametrize("source", [None, *sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))], ids=str)
 def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | None, own_place: Path) -> None:
     first = load_recipe(source, overrides=["budgets.latency.p90=1.2345 ms"]) if source else recipe()
