@@ -7,15 +7,16 @@ from typing import Any
 import numpy
 import onnx
 import pytest
-from factories import WORDS, edgepack, python, sealed, tokenizer
+from factories import WORDS, edgepack, python, runtime, sealed, tokenizer
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import selftest
-from edgepack.bundle import pack
+from edgepack.bundle import pack, unpack
 from edgepack.errors import ExitCode, SelftestError, VerifyError
 from edgepack.tokenizer import encode, load
 
 TEXTS = ("The bank\nand the market fell", "The team won")
+TOLERANCE = {"decision": "equal", "logits": 0.05}
 Files = dict[str, bytes]
 
 
@@ -55,7 +56,7 @@ def _files(**changed: Any) -> Files:
             "expected": {"onnx": logits},
             "text": f"case-{i}.txt",
         }
-        for i, logits in enumerate(([2.5, 0.0], [0.0, 2.5]))  # in their last bits, another processor may differ
+        for i, logits in enumerate(([2.9, 0.0], [0.0, 1.95]))  # in their last bits, another processor may differ
     ]
     files = {
         "models/news.onnx": _classifier(),
@@ -66,7 +67,7 @@ def _files(**changed: Any) -> Files:
             outputs=[],
             preprocessing=fixed.preprocessing(),
         ),
-        "selftest/cases.json": _json(cases=cases, byte_order="little", tolerance="decisions"),
+        "selftest/cases.json": _json(cases=cases, byte_order="little", tolerance=TOLERANCE),
     }
     for i, text in enumerate(TEXTS):
         files[f"selftest/case-{i}.txt"] = text.encode()
@@ -79,7 +80,7 @@ def _json(**content: Any) -> bytes:
 
 
 def _bundle(files: Files | None = None, **changes: Any) -> Path:
-    runtimes = {"onnxruntime": {"file": "models/news.onnx", "version": "1", "format": "onnx"}}
+    runtimes = {"onnxruntime": runtime("models/news.onnx")}
     facts = {"task": "text_classification", "runtimes": runtimes, **changes}
     path = Path("news.zip")
     path.write_bytes(pack(sealed(files or _files(), **facts)))
@@ -105,6 +106,21 @@ def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     assert "all as when it was built" not in ran.out
 
 
+def test_the_same_decision_by_other_logits_is_noticed() -> None:
+    files = _files()
+    cases = json.loads(files["selftest/cases.json"])
+    cases["cases"][1]["expected"]["onnx"] = [0.0, 1.7]
+    with pytest.raises(SelftestError, match=r'other logits of "The team won": .* off by 17\.6 % .* allowed are 5 %'):
+        list(selftest.run(_bundle(_files(**{"selftest/cases.json": _json(**cases)}))))
+
+
+def test_what_an_app_ships_has_nothing_to_test() -> None:
+    unpack(_bundle(), Path("app"), deploy_only=True)
+    ran = edgepack("selftest", "app")
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "app holds just what an app ships, no samples" in ran.err
+
+
 def test_a_tokenizer_that_makes_other_inputs_is_noticed() -> None:
     other = load(tokenizer("other", special=("[UNK]", "[PAD]", "[CLS]", "[SEP]")), 8)
     with pytest.raises(SelftestError, match=r'tokenizer\.json makes other input_ids of "The bank and'):
@@ -115,9 +131,8 @@ def test_a_tokenizer_that_makes_other_inputs_is_noticed() -> None:
 
 
 def test_a_runtime_that_is_not_installed_is_said_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def runtimes(name: str) -> dict[str, dict[str, str]]:
-        facts = {"file": "models/news.onnx", "version": "1", "format": "onnx"}
-        return {name: facts, "onnxruntime": facts}
+    def runtimes(name: str) -> dict[str, Any]:
+        return dict.fromkeys((name, "onnxruntime"), runtime("models/news.onnx"))
 
     monkeypatch.setattr(selftest, "find_spec", lambda name: None if name == "executorch" else object())
     for name, why in (("executorch", "executorch is not installed here"), ("tflite", "knows no runtime 'tflite'")):
@@ -132,7 +147,7 @@ def test_a_file_that_was_not_run_when_it_was_built_is_said_and_the_others_run() 
     cases = json.loads(files["selftest/cases.json"])
     files["selftest/cases.json"] = _json(**cases, not_run={"executorch": "executorch here has no VulkanBackend"})
     known = {"onnxruntime": ("models/news.onnx", "onnx"), "executorch": ("models/news.pte", "executorch")}
-    runtimes = {name: {"file": file, "version": "1", "format": format} for name, (file, format) in known.items()}
+    runtimes = {name: runtime(*facts) for name, facts in known.items()}
     ran = edgepack("selftest", str(_bundle(files, runtimes=runtimes)))
     assert ran.code == ExitCode.DEVICE
     assert len(ran.out.splitlines()) == 2
@@ -172,7 +187,7 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changed", "why"),
     [
         ({"selftest/cases.json": b"{}"}, "cases.json is not there, or not what a self-test needs"),
-        ({"selftest/cases.json": _json(cases=[], byte_order="little", tolerance="")}, "holds nothing to test"),
+        ({"selftest/cases.json": _json(cases=[], byte_order="little", tolerance=TOLERANCE)}, "holds nothing to test"),
         ({"io/signature.json": b"[]"}, "signature.json is not there, or not what"),
         ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 is not as"),
         ({"io/tokenizer.json": b"{}"}, "tokenizer.json is not there, or no tokenizer"),
@@ -185,7 +200,15 @@ def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> 
         list(selftest.run(_bundle(_files(**changed))))
 
 
-@pytest.mark.parametrize("facts", [{"file": "models/news.onnx"}, {"file": "no", "format": "onnx"}, {"format": "onnx"}])
-def test_a_manifest_must_tell_which_file_answers_what(facts: dict[str, str]) -> None:
-    with pytest.raises(VerifyError, match="does not tell what onnxruntime runs, or what it should answer"):
-        list(selftest.run(_bundle(runtimes={"onnxruntime": facts})))
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (runtime("models/news.onnx", "tflite"), "does not tell what onnxruntime should answer"),
+        (runtime("no"), "nothing for 'onnxruntime' to load: 'no'"),
+        (runtime("selftest/cases.json"), "nothing for 'onnxruntime' to load"),
+        ({"format": "onnx"}, r"does not describe a bundle: runtimes\.onnxruntime\.version"),
+    ],
+)
+def test_a_manifest_must_tell_which_file_answers_what(told: dict[str, Any], why: str) -> None:
+    with pytest.raises(VerifyError, match=why):
+        list(selftest.run(_bundle(runtimes={"onnxruntime": told})))
