@@ -78,7 +78,7 @@ def _timed(files: dict[str, Path]) -> dict[tuple[str, int], float]:
         print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
         for name, threads in found:
             job = {"runtime": _RUNTIMES[files[name].suffix], "file": str(files[name]), **TimingProtocol().job()}
-            answer = host.run(host.Config(), Controls(threads=threads), job)
+            answer = host.Host(Controls(threads=threads)).run(job)
             found[name, threads].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return {key: statistics.median(each) for key, each in found.items()}
 

@@ -28,6 +28,7 @@ from edgepack.candidate import Candidate, Factory
 from edgepack.datasets import Data, Signature, TensorSpec
 from edgepack.device import Controls, Quantization
 from edgepack.plugins import Choice, choose
+from edgepack.runners import host
 from edgepack.stages import Context
 
 _SEEDS = (0, 1, 2)
@@ -150,9 +151,7 @@ def _exported(made: Made, folder: Path) -> Iterator[Path]:
 
 
 def _run(job: Json) -> Json:
-    runner = choose("runners", "host")
-    answer: Json = runner.module.run(runner.config, Controls(threads=1), job)
-    return answer
+    return host.Host(Controls(threads=1)).run(job)
 
 
 def structured_is_faster(lab: Lab) -> Trial:

@@ -227,7 +227,7 @@ def _timed(files: dict[str, Path]) -> dict[str, float]:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    return host.run(host.Config(), Controls(threads=1), job)
+    return host.Host(Controls(threads=1)).run(job)
 
 
 def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from edgepack import __version__
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
+    from edgepack.bench import Bench, Pair
     from edgepack.config import Problem
+    from edgepack.device import Device
     from edgepack.recipe import Recipe
     from edgepack.reports.console import Watcher
     from edgepack.store import Store
@@ -267,6 +269,48 @@ def _there(bundle: Path) -> None:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
+@click.option("--device", default="host", show_default=True, metavar="ID", help="Where to time it.")
+@click.option("--budget", "budgets", multiple=True, metavar="METRIC=LIMIT", help="Judge it too: latency.p50=2ms.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Of an input whose shape the file leaves open."
+)
+@click.option("--json", "as_json", is_flag=True, help="The measurements with every sample as JSON.")
+def bench(
+    files: tuple[Path, ...], device: str, budgets: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
+) -> int:
+    """Time FILE, a .pte, .onnx or .ort of anybody, on a device; or two in turns, for their ratio.
+
+    Its answers are checked first. The sample is a fresh process: seven of them, or up to 21 where a budget or a ratio
+    is not decided by then.
+    """
+    from edgepack import bench as benches
+    from edgepack.device import load_device
+    from edgepack.events import placed
+    from edgepack.reports import _bench
+    from edgepack.reports.console import watcher
+
+    if len(files) > 2 or (len(files) == 2 and budgets):
+        raise RecipeError("give one file, or two without a budget", "edgepack bench A B")
+    where, given, limits = load_device(device), benches.read_shapes(shapes), benches.read_limits(budgets)
+    watch = watcher(sys.stderr, as_json=False)
+    emit = placed(watch, 1, 1, where.name)
+    found: Bench | Pair
+    try:
+        if len(files) == 2:
+            found = benches.pair(files[0], files[1], where, shapes=given, emit=emit)
+        else:
+            found = benches.bench(files[0], where, budgets=limits, shapes=given, emit=emit)
+    finally:
+        watch.close()
+    if as_json:
+        click.echo(found.model_dump_json(indent=1))
+    else:
+        _bench.show(found, sys.stdout)
+    return most_decisive(verdict.code for verdict in found.verdicts)
+
+
+@cli.command()
 def devices() -> None:
     """List device profiles, and whether each can be used now."""
     from edgepack.device import all_devices, load_device
@@ -277,8 +321,18 @@ def devices() -> None:
         except RecipeError as error:
             click.echo(f"{id:16} cannot be used:\n{error}")
             continue
-        why = device.runner.module.unavailable(device.runner.config, device.controls)
-        click.echo(f"{id:16} {device.name} ({device.runner.name}, {device.runner.module.EVIDENCE}): {why or 'ready'}")
+        worth = device.evidence.get("time", "not timed")
+        click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
+
+
+def _reachable(device: "Device") -> str:
+    from edgepack.runners import connected
+
+    try:
+        with connected(device):
+            return "ready"
+    except EdgepackError as error:
+        return error.message
 
 
 @cli.command()

@@ -3,22 +3,56 @@
 device = load_device("host")          # devices/host.yaml of the project, else the profile shipped with edgepack
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgepack import plugins
+from edgepack.analytic import Analytic
 from edgepack.config import Document, Frozen, Nested, unknown
 from edgepack.errors import RecipeError
 from edgepack.plugins import Choice
+from edgepack.units import SIZE, Duration, Size
+
+RUNTIMES = ("executorch", "onnxruntime")
+Core = Annotated[int, Field(ge=0)]
+
+
+class Processor(Frozen):
+    """What runs the model. It describes the device to people and to the analytic model; `match` recognises it."""
+
+    name: str = Field(description="as its maker calls it, as Cortex-A76")
+    architecture: str = Field(default="", description="as `uname -m` tells it: x86_64, aarch64")
+    features: tuple[str, ...] = Field(default=(), description="instructions that int8 kernels use, as asimddp, i8mm")
+    cores: int | None = Field(default=None, ge=1, description="cores of all kinds together")
+
+
+class CoolDown(Frozen):
+    """How cool the device must be before each process that is timed."""
+
+    below: float = Field(gt=0, lt=120, description="degrees Celsius of its hottest sensor, of a phone its battery")
+    timeout: Duration = Field(default=600_000.0, description="how long to wait for that")
 
 
 class Controls(Frozen):
     """What is held still while a file is timed."""
 
     threads: int | None = Field(default=None, ge=1, description="threads of the runtime; default: every core")
+    cores: tuple[Core, ...] = Field(default=(), description="the cores they may run on; default: the last ones")
+    cool_down: CoolDown | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Controls":
+        if self.cores and self.threads and self.threads > len(set(self.cores)):
+            raise ValueError(f"{self.threads} threads need as many cores, and `cores` names {len(set(self.cores))}")
+        return self
+
+    def job(self) -> dict[str, Any]:
+        """What worker.py must know of them to time a file; threads and cores are told by the runner."""
+        cool = self.cool_down
+        return {"cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else {}
 
 
 class Quantization(Frozen):
@@ -45,9 +79,18 @@ class DeviceFile(Frozen):
 
     edgepack: Literal[1]
     name: str
+    cpu: Processor | None = None
+    memory: Size | None = None
+    runtimes: dict[str, str] = Field(
+        default={}, description="versions a runtime may have there, as '>=1.20,<2'; default: the one installed here"
+    )
     runner: Any
     controls: Controls = Controls()
+    match: dict[str, tuple[str, ...]] = Field(
+        default={}, description="how to recognise it: {fact: [patterns]}, as {model: ['Raspberry Pi 5*']}"
+    )
     quantization: Quantization = Quantization()
+    analytic: Analytic | None = None
 
     @field_validator("name")
     @classmethod
@@ -58,6 +101,20 @@ class DeviceFile(Frozen):
             raise ValueError(f"a name is printable text, got {name!r}")
         return name
 
+    @field_validator("runtimes")
+    @classmethod
+    def _versions(cls, runtimes: dict[str, str]) -> dict[str, str]:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        for runtime, versions in runtimes.items():
+            if runtime not in RUNTIMES:
+                raise ValueError(unknown("runtime", runtime, RUNTIMES))
+            try:
+                SpecifierSet(versions)
+            except InvalidSpecifier:
+                raise ValueError(f"{versions!r} does not say which versions: write it as '>=1.20,<2'") from None
+        return runtimes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -66,18 +123,42 @@ class Device:
     id: str
     file: Path
     name: str
+    cpu: Processor | None
+    memory: float | None  # bytes
+    runtimes: dict[str, str]
     runner: Choice
     controls: Controls
+    match: dict[str, tuple[str, ...]]
     quantization: Quantization
+    analytic: Analytic | None
+
+    @property
+    def evidence(self) -> dict[str, str]:
+        """What answers of each mode of worker.py are worth; a mode that is not in it is not done there."""
+        return dict(self.runner.module.EVIDENCE)
+
+    def run_by(self, runner: str, settings: dict[str, Any]) -> "Device":
+        """This device, its files run in another way."""
+        return replace(self, runner=plugins.choose("runners", {runner: settings}))
 
     def resolved(self) -> dict[str, Any]:
-        return {
+        told = {
             "edgepack": 1,
             "name": self.name,
+            "cpu": _dump(self.cpu),
+            "memory": None if self.memory is None else SIZE.exact(self.memory),
+            "runtimes": self.runtimes,
             "runner": {self.runner.name: self.runner.plain()},
-            "controls": self.controls.model_dump(mode="json"),
-            "quantization": self.quantization.model_dump(mode="json"),
+            "controls": _dump(self.controls),
+            "match": {fact: list(patterns) for fact, patterns in self.match.items()},
+            "quantization": _dump(self.quantization),
+            "analytic": _dump(self.analytic),
         }
+        return {key: value for key, value in told.items() if value not in (None, {})}
+
+
+def _dump(value: Frozen | None) -> dict[str, Any]:
+    return value.model_dump(mode="json", exclude_none=True) if value else {}
 
 
 def load_device(device: str | Path) -> Device:
@@ -89,9 +170,8 @@ def load_device(device: str | Path) -> Device:
     document.raise_problems()
     if raw is None or runner is None:
         raise RecipeError(f"{file} could not be read")
-    return Device(
-        id=file.stem, file=file, name=raw.name, runner=runner, controls=raw.controls, quantization=raw.quantization
-    )
+    facts = {name: getattr(raw, name) for name in DeviceFile.model_fields if name not in ("edgepack", "runner")}
+    return Device(id=file.stem, file=file, runner=runner, **facts)
 
 
 def all_devices() -> dict[str, Path]:

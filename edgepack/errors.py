@@ -5,6 +5,8 @@ EdgepackError
 ├── StageError     5   a stage or an export failed; what was done before it stays
 ├── SelftestError  5   an exported file answers otherwise than when it was built
 ├── DeviceError    4   device or infrastructure: no space, no runtime, not reachable
+│   └── AbsentError    there is no such device here: what needs none can still be done
+├── AnswerError    1   a file answers otherwise on the device than it does here
 └── VerifyError    1   a bundle is not what its manifest says
 
 A budget that failed (1) or could not be decided (3) is a verdict of a build, not an error.
@@ -76,6 +78,14 @@ class SelftestError(EdgepackError):
 
 class DeviceError(EdgepackError):
     code = ExitCode.DEVICE
+
+
+class AbsentError(DeviceError):
+    pass
+
+
+class AnswerError(EdgepackError):
+    code = ExitCode.BUDGET
 
 
 class VerifyError(EdgepackError):

@@ -14,7 +14,7 @@ from edgepack.units import DURATION, SHARE, SIZE
 
 def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
     """Every metric that this step's outcome gives."""
-    found = {"artifact": _sizes, "evaluation": _scores, "timing": _times}.get(step.kind)
+    found = {"artifact": _sizes, "evaluation": _scores, "timing": timed}.get(step.kind)
     if found is None or "not_run" in entry.outcome:
         return ()
     where = entry.ingredients.get("where", {})
@@ -26,7 +26,7 @@ def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, .
         "reused": entry.made_at < build.started_at,
         "environment": where,
     }
-    return tuple(Measurement(**about, **figures) for figures in found(entry.outcome))
+    return tuple(Measurement(**about, **figures) for figures in found({**entry.outcome, **about}))
 
 
 def _sizes(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -40,11 +40,27 @@ def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield _exact(metric, outcome[found]["agreement"], **outcome[found])
 
 
+def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    value, low, high = (float(outcome["estimate"][key]) for key in ("value_ms", "low_ms", "high_ms"))
+    detail = outcome["estimate"]["detail"]
+    yield {"metric": "latency.p50", "value": value, "low": low, "high": high, "detail": detail}
+
+
+def timed(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each figure of benchmark.outcome, with what else is known of the file beside it ("artifact", "environment")."""
+    return _estimates(outcome) if "estimate" in outcome else _times(outcome)
+
+
 def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Doubts go with the median of what ships: told of every other figure too, they would be read by nobody."""
+    doubted = not outcome["artifact"].startswith("teacher")
     samples = tuple(tuple(answer["samples_ns"]) for answer in outcome["answers"])
     for metric, values in timings(outcome["answers"]).items():
-        raw = {"samples": samples} if metric == "latency.p50" else {}
-        yield {**_interval(metric, values), "doubts": doubts(values), **raw}
+        more: dict[str, Any] = {}
+        if metric == "latency.p50":
+            more["samples"] = samples
+            more["doubts"] = doubts(outcome["answers"], outcome["environment"].get("threads")) if doubted else ()
+        yield {**_interval(metric, values), **more}
     if outcome["memory"]:
         peaks = [answer["peak_bytes"] for answer in outcome["memory"]]
         yield _exact("memory.peak", max(peaks), each=peaks)  # a peak is the largest that was seen
@@ -76,6 +92,8 @@ def tell(step: Step, entry: Entry) -> str:
             return f"accuracy {SHARE.format(outcome['accuracy'])}, {outcome['parameters']:,} parameters"
         case "artifact":
             return SIZE.format(outcome["bytes"])
+        case "timing" if "estimate" in outcome:
+            return f"{DURATION.format(outcome['estimate']['value_ms'])}, estimated"
         case "timing":
             figures = timings(outcome["answers"])["latency.p50"]
             return f"{DURATION.format(median(figures))}, {len(figures)} processes"

@@ -4,18 +4,19 @@ build(recipe, device, Store(), dist=Path("dist"))
 """
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
 from edgepack.device import Device
-from edgepack.errors import DeviceError, EdgepackError, ExitCode, most_decisive
+from edgepack.errors import EdgepackError, ExitCode, most_decisive
 from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
 from edgepack.gate import Verdict, judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
+from edgepack.reach import Facts, Reach
 from edgepack.recipe import Recipe
 from edgepack.reports import remove_reports, write_reports
 from edgepack.result import Build, StageRecord
@@ -41,10 +42,13 @@ def build(
     result = _begin(recipe, device)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
+    stack = ExitStack()
     try:
-        _check_runner(device)
-        planner = Planner(recipe, device, store, remeasure=remeasure)
-        work = Work(recipe, device, store, planner)
+        reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
+        stack.callback(reach.close)
+        result = result.model_copy(update={"absent": reach.absent})
+        planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
+        work = Work(recipe, reach, store, planner)
         for number, step in enumerate(planner.steps(), start=1):
             if not step.cached and all(before.cached for before in steps):
                 _withdraw(result, folder)
@@ -64,6 +68,8 @@ def build(
         if failure is error:
             raise
         raise failure from error
+    finally:
+        stack.close()
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 
@@ -127,9 +133,8 @@ _PACKAGES = (
 )
 
 
-def _check_runner(device: Device) -> None:
-    if why := device.runner.module.unavailable(device.runner.config, device.controls):
-        raise DeviceError(f"{device.name} cannot be used: {why}")
+def _up_to_date(recipe: Recipe, device: Device, store: Store, facts: Facts, remeasure: bool) -> bool:
+    return Planner(recipe, device, store, facts=facts, remeasure=remeasure).whole().up_to_date
 
 
 def _with(result: Build, step: Step, entry: Entry) -> Build:
@@ -149,7 +154,8 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
 def _judged(result: Build, recipe: Recipe) -> Build:
     shipped = [artifact.label for artifact in result.shipped()]
     verdicts = judge(recipe.budgets, shipped, result.measurements, result.not_run)
-    code = most_decisive(verdict.code for verdict in verdicts)
+    missing = result.absent and any(verdict.outcome == "not_measured" for verdict in verdicts)
+    code = most_decisive([*(verdict.code for verdict in verdicts), ExitCode.DEVICE if missing else ExitCode.OK])
     return result.model_copy(
         update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)}
     )

@@ -22,6 +22,7 @@ from edgepack.budgets import METRICS
 from edgepack.device import Device
 from edgepack.gate import compare
 from edgepack.plugins import Choice
+from edgepack.reach import Facts, known
 from edgepack.recipe import Recipe
 from edgepack.store import Entry, Store, digest, file_digest, write_atomic
 
@@ -69,16 +70,22 @@ class Plan:
 
 def plan(recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> Plan:
     """What a build of `recipe` for `device` would do now, given what is in `store`."""
-    planner = Planner(recipe, device, store, remeasure=remeasure)
-    return Plan(recipe=planner.recipe, device=device, steps=tuple(planner.steps()))
+    planner = Planner(recipe, device, store, facts=known(device, store), remeasure=remeasure)
+    return planner.whole()
 
 
 class Planner:
-    """Gives one step after the other, looking into the store anew for each, so a build can run them as they come."""
+    """Gives one step after the other, looking into the store anew for each, so a build can run them as they come.
 
-    def __init__(self, recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False) -> None:
+    `facts` is what is known of the device: what its answers depend on.
+    """
+
+    def __init__(
+        self, recipe: Recipe, device: Device, store: Store, *, facts: Facts | None, remeasure: bool = False
+    ) -> None:
         self.recipe, self.device = recipe.suited(device.quantization), device
-        self.store, self.remeasure = store, remeasure
+        self.store, self.facts, self.remeasure = store, facts, remeasure
+        self.protocol = TimingProtocol.of(budget.metric for budget in recipe.budgets)
         self.previous = _previous(store, recipe, device)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.teacher: Step | None = None
@@ -87,6 +94,9 @@ class Planner:
     def count(self) -> int:
         """How many steps there will be: the model, its stages, and per format two files, each evaluated and timed."""
         return 2 + len(self.recipe.stages) + 6 * len(self.recipe.exporters)
+
+    def whole(self) -> Plan:
+        return Plan(recipe=self.recipe, device=self.device, steps=tuple(self.steps()))
 
     def steps(self) -> Iterator[Step]:
         last = None
@@ -140,7 +150,7 @@ class Planner:
             "reference": last.key if beside else "",
             "data": self.fingerprint,
             "task": self.recipe.task,
-            "where": self._where(_exporter(export)),
+            "where": self._where(_exporter(export), "predict"),
         }
         return self._about(export, "evaluation", f"evaluate {export.artifact}", ingredients, shas)
 
@@ -148,12 +158,14 @@ class Planner:
         shas = [_sha(self.store, export)]
         ingredients = {
             "files": shas,
-            "protocol": TimingProtocol().model_dump(),
-            "where": self._where(_exporter(export)),
+            "protocol": self.protocol.key(),
+            "where": self._where(_exporter(export), "time"),
         }
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
-        known = step.entry.outcome.get("answers") if step.entry and step.cached else None  # none: it was not run
-        if known and not self.decided(step.artifact, known):
+        answers = step.entry.outcome.get("answers") if step.entry and step.cached else None  # none: it was not run
+        if answers and not self.protocol.kept(answers):
+            return _because(step, "its budget needs more runs")
+        if answers and not self.decided(step.artifact, answers):
             return _because(step, "its budget is not decided yet")
         return step
 
@@ -168,15 +180,9 @@ class Planner:
 
     def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
         """A step that looks at an exported file; its key is known once the file is there."""
-        if not all(shas):
-            return Step(
-                kind=kind,
-                name=name,
-                key="",
-                ingredients={},
-                reason="its file is not built yet",
-                artifact=export.artifact,
-            )
+        if not all(shas) or self.facts is None:
+            reason = "the device was not reached yet" if all(shas) else "its file is not built yet"
+            return Step(kind=kind, name=name, key="", ingredients={}, reason=reason, artifact=export.artifact)
         step = self._step(kind, name, ingredients, artifact=export.artifact, choice=export.choice)
         return _because(step, "asked for by --remeasure") if self.remeasure and step.cached else step
 
@@ -184,8 +190,8 @@ class Planner:
         """What the timings that a stage takes depend on."""
         return {
             "export": plugin_facts(exporter),
-            "protocol": TimingProtocol().model_dump(),
-            "where": self._where(exporter),
+            "protocol": self.protocol.key(),
+            "where": self._where(exporter, "time"),
         }
 
     def _heeded(self, stage: Choice) -> dict[str, Any]:
@@ -197,11 +203,13 @@ class Planner:
             {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
         )
 
-    def _where(self, exporter: Choice) -> dict[str, Any]:
-        runner = self.device.runner
-        facts = runner.module.fingerprint(runner.config, self.device.controls)
-        versions = provenance.versions("edgepack", exporter.module.RUNTIME, "torch", "numpy")
-        return {**facts, "evidence": runner.module.EVIDENCE, "versions": versions}
+    def _where(self, exporter: Choice, mode: str) -> dict[str, Any]:
+        """Where a job of this mode is done: what is known of the device, its controls, the versions that matter."""
+        facts, runtime = self.facts or {}, exporter.module.RUNTIME
+        versions = provenance.versions("edgepack", "torch", "numpy")
+        there = {runtime: facts.get("versions", {}).get(runtime, "not installed")}
+        evidence = self.device.evidence.get(mode, "")
+        return {**facts, **self.device.controls.job(), "evidence": evidence, "versions": {**versions, **there}}
 
     def _model_ingredients(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -298,8 +306,8 @@ def remember(plan: Plan, store: Store) -> None:
 
 def _previous(store: Store, recipe: Recipe, device: Device) -> dict[str, Any]:
     try:
-        known: dict[str, Any] = json.loads(_memory(store, recipe, device).read_text())
-        return known
+        before: dict[str, Any] = json.loads(_memory(store, recipe, device).read_text())
+        return before
     except (OSError, ValueError):
         return {}
 

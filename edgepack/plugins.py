@@ -44,7 +44,7 @@ _CONTRACTS = {
     "datasets": ("Config", "describe", "fingerprint", "load"),
     "stages": ("TAKES", "GIVES", "VERSION", "Config", "run"),
     "exporters": ("RUNTIME", "SUFFIX", "VERSION", "Config", "export"),
-    "runners": ("Config", "EVIDENCE", "unavailable", "fingerprint", "run"),
+    "runners": ("Config", "EVIDENCE", "NEAR", "connect"),
     "reports": (),
 }
 

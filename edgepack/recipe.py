@@ -312,7 +312,7 @@ class _Checker:
 
 def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
     """Where each stage stands: from a stage that is given another model on, that one is at work."""
-    names, evidence = tuple(stage.name if stage else "" for stage in stages), device.runner.module.EVIDENCE
+    names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
     for i, stage in enumerate(stages):
         encoder = bool(model and getattr(model.module, "ENCODER", False))
         yield Place(

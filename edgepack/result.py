@@ -50,6 +50,7 @@ class Build(Frozen):
     ledger: tuple[StageRecord, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    absent: str = ""  # why the device could not be reached, so that something stood in for it
     not_run: dict[str, str] = {}  # the label of each file that the runtime at hand cannot run, and why
     verdicts: tuple[Verdict, ...] = ()
     provenance: dict[str, Any] = {}

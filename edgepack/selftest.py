@@ -260,7 +260,7 @@ def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str
             "inputs": [str(path) for path in inputs],
             "output": str(output),
         }
-        host.run(host.Config(), Controls(threads=1), job)
+        host.Host(Controls(threads=1)).run(job)
         logits: Array = numpy.load(output, allow_pickle=False)
         return logits
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.datasets import EXAMPLES
-from edgepack.device import Device
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
+from edgepack.reach import Reach
 from edgepack.recipe import Recipe
 from edgepack.stages import Context
 from edgepack.store import Entry, Store, digest, full_disk
@@ -40,8 +40,9 @@ _SEARCH = 1  # bump when locate would tell another sentence of the same file
 class Work:
     """Everything that steps share while one recipe is built: the data, the candidates loaded so far, the runner."""
 
-    def __init__(self, recipe: Recipe, device: Device, store: Store, planner: Planner) -> None:
-        self.recipe, self.device, self.store, self.planner = recipe, device, store, planner
+    def __init__(self, recipe: Recipe, reach: Reach, store: Store, planner: Planner) -> None:
+        self.recipe, self.reach, self.store, self.planner = recipe, reach, store, planner
+        self.device = reach.device
         self.emit: Emit = lambda event: None
         self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[str, Step] = {}  # by name, in order
@@ -174,14 +175,17 @@ class Work:
         from tempfile import TemporaryDirectory
 
         exporter = self.recipe.exporters[0]
+        if self.device.evidence.get("time") != "measured":
+            why = self.reach.absent or f"the timings of {self.device.name} are not measured"
+            raise DeviceError(f"what a stage decides by timing cannot be decided: {why}", "attach the device")
         if why := self._not_run(exporter.name):
             raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
         content = self._trial(candidate)
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{exporters.suffix(exporter)}"
             path.write_bytes(content)
-            job = {**benchmark.TimingProtocol().job(), "runtime": exporter.module.RUNTIME, "file": str(path)}
-            answers = [self._run(job) for _ in range(_TRIALS)]
+            job = self._timing(exporter.module.RUNTIME, path)
+            answers = [self.reach.run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
 
     def _size(self, candidate: "Candidate") -> float:
@@ -267,7 +271,7 @@ class Work:
             return {"not_run": why}
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
-        logits = evaluate.outputs(self._run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        logits = evaluate.outputs(self.reach.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
         outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
         if artifact.subject == "model":
             outcome["cases"] = logits[:EXAMPLES].tolist()
@@ -313,24 +317,32 @@ class Work:
             def told(done: int, total: int) -> None:
                 self.emit(StepProgress(doing=f"exporting pieces to {label}", done=done, total=total))
 
-            return {"told": locate.find(candidate, exporter, self._run, samples, told)}
+            return {"told": locate.find(candidate, exporter, self.reach.run, samples, told)}
 
     def _parity(self, logits: Any, other: str) -> dict[str, float]:
         return evaluate.parity(self.task, logits, evaluate.load(self.entry(other).path / "logits.npy"))
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
-        if why := self._not_run(artifact.format):
+        if why := self._not_run(artifact.format) or self._not_timed():
             return {"not_run": why}
-        job = {"runtime": artifact.runtime, "file": str(file)}
+        job = self._timing(artifact.runtime, file)
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
-        before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
+        # As many as ever are taken did not decide, or they are too short: try afresh.
+        before = before if len(before) < benchmark.MOST and self.planner.protocol.kept(before) else []
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
         decided = partial(self.planner.decided, step.artifact)
-        answers = benchmark.time_file(self._run, job, before, decided, self._told(artifact.runtime))
-        passes = 3 if artifact.subject == "model" else 0  # nobody budgets the teacher's memory
-        memory = [self._run({**job, "mode": "memory"}) for _ in range(passes)]
-        return {"answers": answers, "memory": memory}
+        told, memory = self._told(artifact.runtime), artifact.subject == "model"  # nobody budgets that of a teacher
+        return benchmark.outcome(self.reach.run, self.device.evidence, job, before, decided, told, memory=memory)
+
+    def _timing(self, runtime: str, file: Path) -> dict[str, Any]:
+        return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
+
+    def _not_timed(self) -> str:
+        if "time" in self.device.evidence:
+            return ""
+        why = self.reach.absent or f"its runner, {self.device.runner.name}, times nothing"
+        return f"{why}, and the profile of {self.device.name} has no analytic model to estimate with"
 
     def _not_run(self, format: str) -> str:
         """Why the runtime at hand cannot run a file of this format, or ""."""
@@ -341,7 +353,7 @@ class Work:
         runtime = exporter.module.RUNTIME
         if runtime not in self.delegates:
             job = {"mode": "delegates", "runtime": runtime, "file": exporter.name}
-            self.delegates[runtime] = self._run(job)["delegates"]
+            self.delegates[runtime] = self.reach.run(job)["delegates"]
         return "" if needed in self.delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
@@ -383,11 +395,6 @@ class Work:
     def _remade(self, step: Step) -> Entry:
         """The step's entry with its files checked; a damaged one is made again."""
         return self.store.get(step.kind, step.key) or self._make(replace(step, entry=None))
-
-    def _run(self, job: dict[str, Any]) -> dict[str, Any]:
-        runner = self.device.runner
-        answer: dict[str, Any] = runner.module.run(runner.config, self.device.controls, job)
-        return answer
 
     @cached_property
     def data(self) -> "Data":

@@ -5,23 +5,31 @@
 mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
          predict    run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
+         describe   tell the names, shapes and types of the inputs
          delegates  tell what the runtime can hand a model to; no file is loaded
+         probe      tell what this device is; no runtime is loaded
+
+With "leash": true it ends as soon as its standard input does, so that nothing is left running when a connection breaks.
 """
 
+import glob
 import json
 import os
+import platform
 import sys
+import threading
 import time
 from typing import Any
 
 Job = dict[str, Any]
+Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
 class OnnxRuntime:
     """`run` takes a list of numpy arrays and gives the first output."""
 
-    packages = ("onnxruntime",)
+    packages, suffixes = ("onnxruntime",), (".onnx", ".ort")
 
     def __init__(self, threads: int) -> None:
         import onnxruntime
@@ -38,7 +46,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()
-        self.specs = [(tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
+        self.specs = [(value.name, tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
 
     def bind(self, arrays: list[Any]) -> Any:
         return {value.name: array for value, array in zip(self.inputs, arrays, strict=True)}
@@ -50,11 +58,14 @@ class OnnxRuntime:
         return output
 
 
-_ONNX_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
+_ONNX_TYPES = {
+    **{f"tensor({name})": name for name in ("float16", "int64", "int32", "int16", "int8", "uint8", "bool")},
+    **{"tensor(float)": "float32", "tensor(double)": "float64"},
+}
 
 
 class ExecuTorch:
-    packages = ("executorch", "torch")
+    packages, suffixes = ("executorch", "torch"), (".pte",)
 
     def __init__(self, threads: int) -> None:
         import torch  # its libraries and types must be there before the runtime's own
@@ -73,7 +84,7 @@ class ExecuTorch:
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
         tensors = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
-        self.specs = [(tuple(tensor.sizes()), _TORCH_TYPES[tensor.dtype()]) for tensor in tensors]
+        self.specs = [(f"input {i}", tuple(each.sizes()), _TORCH_TYPES[each.dtype()]) for i, each in enumerate(tensors)]
 
     def bind(self, arrays: list[Any]) -> Any:
         return [self.torch.from_numpy(array) for array in arrays]
@@ -85,16 +96,30 @@ class ExecuTorch:
         return output.numpy()
 
 
-_TORCH_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 6: "float32"}  # the order of c10::ScalarType
+_TORCH_TYPES = dict(  # the order of c10::ScalarType
+    enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))
+)
+_TORCH_TYPES[11] = "bool"
 
 RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch}
 
 
+def runtime_of(suffix: str) -> str:
+    """The runtime that loads files with this suffix, or ""."""
+    return next((name for name, runtime in RUNTIMES.items() if suffix in runtime.suffixes), "")
+
+
 def main(job: Job) -> Job:
+    if job.get("leash"):
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    if job["mode"] == "probe":
+        return probe()
     os.sched_setaffinity(0, job.get("cpus") or os.sched_getaffinity(0))
     runtime = RUNTIMES[job["runtime"]](job["threads"])
     if job["mode"] == "delegates":
         return {"delegates": runtime.delegates()}
+    if job.get("cool_down"):
+        _cool_down(**job["cool_down"])
     baseline = _memory("VmRSS") + _memory("VmSwap")
     _forget_peak()
     started = time.perf_counter_ns()
@@ -105,15 +130,17 @@ def main(job: Job) -> Job:
 
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
-    bound = runtime.bind(_noise(runtime.specs))
+    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
+    before = state()
     first = _timed(runtime, bound)
-    _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, most=job["most_runs"])
-    samples = _repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], most=job["most_runs"])
-    return {"first_ms": first * _MS, "samples_ns": samples}
+    limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
+    _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
+    samples = _repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
+    return {"first_ms": first * _MS, "samples_ns": samples, "before": before, "after": state()}
 
 
-def measure_memory(runtime: Any, _job: Job, baseline: int) -> Job:
-    bound = runtime.bind(_noise(runtime.specs))
+def measure_memory(runtime: Any, job: Job, baseline: int) -> Job:
+    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
     for _ in range(3):
         runtime.run(bound)
     peak = max(_memory("VmHWM"), _memory("VmRSS") + _memory("VmSwap"))  # zram hides pages from the high-water mark
@@ -130,7 +157,12 @@ def predict(runtime: Any, job: Job, _baseline: int) -> Job:
     return {"rows": len(outputs)}
 
 
-MODES = {"time": measure_time, "memory": measure_memory, "predict": predict}
+def describe(runtime: Any, job: Job, _baseline: int) -> Job:
+    keys = ("name", "shape", "dtype")
+    return {"inputs": [dict(zip(keys, spec, strict=True)) for spec in _fixed(runtime.specs, job)]}
+
+
+MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
 
 
 def _row(runtime: Any, arrays: list[Any]) -> Any:
@@ -143,22 +175,39 @@ def _timed(runtime: Any, bound: Any) -> int:
     return time.perf_counter_ns() - started
 
 
-def _repeat(runtime: Any, bound: Any, seconds: float, least: int, most: int) -> list[int]:
-    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them."""
+def _repeat(runtime: Any, bound: Any, *, seconds: float, least: int, most: int, most_seconds: float) -> list[int]:
+    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them.
+
+    Three will do where more would take longer than `most_seconds`.
+    """
     samples: list[int] = []
-    end = time.perf_counter_ns() + seconds * 1e9
-    while len(samples) < most and (len(samples) < least or time.perf_counter_ns() < end):
+    start = now = time.perf_counter_ns()
+    while len(samples) < most and (len(samples) < least or now < start + seconds * 1e9):
+        if len(samples) >= 3 and now > start + most_seconds * 1e9:
+            break
         samples.append(_timed(runtime, bound))
+        now = time.perf_counter_ns()
     return samples
 
 
-def _noise(specs: list[tuple[tuple[int, ...], str]]) -> list[Any]:
+def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
+    """Every input with a shape of numbers: `shapes` of the job says those that the file leaves open."""
+    given: dict[str, list[int]] = job.get("shapes", {})
+    fixed = [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
+    for name, shape, _ in fixed:
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            sys.exit(f"the shape of {name} is open: {', '.join(map(str, shape))}")
+    return fixed
+
+
+def noise(specs: list[Spec], seed: int = 0) -> list[Any]:
+    """Values from 0 to 1 for each input; ones where they are whole numbers, which any embedding table has."""
     import numpy
 
-    random = numpy.random.default_rng(0)
+    random = numpy.random.default_rng(seed)
     return [
-        random.random(shape, dtype="float32") if dtype == "float32" else numpy.ones(shape, dtype)
-        for shape, dtype in specs
+        random.random(shape, "float32").astype(dtype) if dtype.startswith("float") else numpy.ones(shape, dtype)
+        for _, shape, dtype in specs
     ]
 
 
@@ -180,10 +229,97 @@ def _forget_peak() -> None:
         pass
 
 
+def probe() -> Job:
+    """What this device is, for `match` in its profile and for the record. Nothing of it tells a person or address."""
+    info = _facts("/proc/cpuinfo")
+    return {
+        "model": _text("/proc/device-tree/model") or _text("/sys/class/dmi/id/product_name"),
+        "cpu": info.get("model name") or info.get("Hardware") or platform.processor(),
+        "features": info.get("flags") or info.get("Features", ""),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "free_bytes": _free(os.getcwd()),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": _installed("onnxruntime", "executorch"),
+        "state": state(),
+    }
+
+
+def state() -> Job:
+    """How warm the device is in degrees Celsius, and what has slowed its processor down; without what it does not tell.
+
+    `throttled` are the bits that a Raspberry Pi tells, of which 0 to 3 are of now; `throttle_count` is what x86 counts.
+    """
+    zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
+    counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
+    bits = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    found = {
+        "celsius": max((each for each in zones if 0 < each < 150), default=None),
+        "throttle_count": sum(counts) if counts else None,
+        "throttled": int(bits, 16) & 0xF if bits else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _cool_down(below: float, seconds: float) -> None:
+    """Wait until the hottest sensor shows less."""
+    end = time.monotonic() + seconds
+    while (now := state().get("celsius", 0.0)) > below:
+        if time.monotonic() > end:
+            sys.exit(f"it stays at {now:.0f} degrees Celsius, above the {below:.0f} of cool_down, for {seconds:.0f} s")
+        time.sleep(1)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _facts(path: str) -> dict[str, str]:
+    """The first block of a file of "key : value" lines."""
+    lines = (line.partition(":") for line in _text(path).split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> float:
+    text = _text(path)
+    return float(text) if text.lstrip("-").isdigit() else 0.0
+
+
+def _free(folder: str) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {package: version(package) for package in packages}
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError
+
+    found = {}
+    for package in packages:
+        try:
+            found.update(_versions((package,)))
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

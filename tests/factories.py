@@ -21,9 +21,11 @@ from edgepack.budgets import METRICS, Budget
 from edgepack.device import Device, load_device
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Plan, Planner, Step, remember
+from edgepack.reach import Reach, known
 from edgepack.recipe import Recipe, load_recipe
 from edgepack.result import Build, StageRecord
 from edgepack.store import Entry, Store, digest
+from edgepack.work import Work
 
 PROJECT = Path(__file__).parent.parent
 SHA = hashlib.sha256(b"").hexdigest()
@@ -128,7 +130,7 @@ def build(**more: Any) -> Build:
 
 def answers(count: int = 7, p50_ms: float = 1.0) -> list[dict[str, Any]]:
     """What `count` worker processes say whose every inference takes the same time."""
-    return [{"samples_ns": [p50_ms * 1e6] * 10, "load_ms": 5.0, "first_ms": 3.0} for _ in range(count)]
+    return [{"samples_ns": [p50_ms * 1e6] * 64, "load_ms": 5.0, "first_ms": 3.0} for _ in range(count)]
 
 
 def entry(store: Store, key: str = digest("a step"), kind: str = "candidate", **files: str) -> Entry:
@@ -142,12 +144,18 @@ def entry(store: Store, key: str = digest("a step"), kind: str = "candidate", **
     return store.make(kind, key, {"plugin": "train"}, fill)
 
 
+def at_work(what: Recipe, where: Device, store: Store) -> Work:
+    """As a build begins: the device reached, nothing done."""
+    reach = Reach(where, store, lambda facts: True)
+    return Work(what, reach, store, Planner(what, where, store, facts=reach.facts))
+
+
 def built(
     what: Recipe, where: Device, store: Store, *, timings: Callable[[str], list[dict[str, Any]]] | None = None
 ) -> Plan:
     """The store filled as a build would fill it, without doing any of the work; gives the plan that was followed."""
     steps = []
-    for step in Planner(what, where, store).steps():
+    for step in Planner(what, where, store, facts=known(where, store)).steps():
         steps.append(step)
         if not step.cached:
             taken = (timings or (lambda _: answers()))(step.artifact)

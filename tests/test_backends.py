@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, build, built, edgepack, recipe, recipe_file
+from factories import at_work, budget, build, built, edgepack, recipe, recipe_file
 from torch_factories import How, Kind, context, data, logits, made
 from torch_factories import tiny_models as tiny_models
 
@@ -15,7 +15,7 @@ from edgepack.device import Controls, load_device
 from edgepack.exporters import _delegates, executorch, write
 from edgepack.gate import judge
 from edgepack.measure import measurements, tell
-from edgepack.plan import Planner, plan
+from edgepack.plan import plan
 from edgepack.reports import _words as words
 from edgepack.runners import host
 from edgepack.store import Store
@@ -56,7 +56,7 @@ def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
     file = tmp_path / "model.pte"
     assert _delegates_of(_written("portable", file)) == []
     answers = evaluate.outputs(
-        lambda job: host.run(host.Config(), Controls(threads=1), job),
+        lambda job: host.Host(Controls(threads=1)).run(job),
         file=file,
         runtime="executorch",
         split=data().test.first(8),
@@ -86,14 +86,14 @@ def test_whether_a_backend_is_installed_is_told_without_importing_it(
 
 def test_a_runtime_tells_what_it_has() -> None:
     job = {"mode": "delegates", "runtime": "executorch", "file": ""}
-    assert "XnnpackBackend" in host.run(host.Config(), Controls(threads=1), job)["delegates"]
+    assert "XnnpackBackend" in host.Host(Controls(threads=1)).run(job)["delegates"]
 
 
 @pytest.fixture
 def work() -> Work:
     what = recipe(export=[{"executorch": {"backend": "vulkan"}}, "onnx"])
     where, store = load_device("host"), Store("store")
-    return Work(what, where, store, Planner(what, where, store))
+    return at_work(what, where, store)
 
 
 def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
@@ -105,7 +105,7 @@ def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
         asked.append(job)
         return {"delegates": ["XnnpackBackend"]}
 
-    monkeypatch.setattr(work, "_run", ran)
+    monkeypatch.setattr(work.reach, "run", ran)
     assert [work._not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
     assert [job["mode"] for job in asked] == ["delegates"]
     work.delegates["executorch"] = ["VulkanBackend"]

@@ -1,13 +1,23 @@
 """How a file is timed, tested with simulated processes: no clock, no model."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from factories import answers
 
-from edgepack.benchmark import TimingProtocol, doubts, enough, interval, percentile, time_file, timings
+from edgepack.benchmark import (
+    TimingProtocol,
+    doubts,
+    enough,
+    interval,
+    percentile,
+    slowed_down,
+    time_file,
+    timings,
+)
+from edgepack.errors import DeviceError
 from edgepack.gate import compare
 
 Process = Callable[[random.Random], float]  # a process and what it takes for one inference, in ms
@@ -135,8 +145,9 @@ def test_every_process_is_given_the_same_job() -> None:
         jobs.append(job)
         return answers(1)[0]
 
-    time_file(run, {"file": "x.onnx"}, [], lambda taken: True, lambda done, total: None)
-    assert jobs == [{**TimingProtocol().job(), "file": "x.onnx"}] * 7
+    job = {**TimingProtocol().job(), "file": "x.onnx"}
+    time_file(run, job, [], lambda taken: True, lambda done, total: None)
+    assert jobs == [job] * 7
     assert jobs[0]["mode"] == "time"
 
 
@@ -148,15 +159,33 @@ def test_an_interruption_between_processes_reaches_the_caller() -> None:
         time_file(run, {}, [], lambda taken: True, lambda done, total: None)
 
 
+def _answer(samples_ms: Sequence[float], **more: Any) -> dict[str, Any]:
+    return {"samples_ns": [int(ms * 1e6) for ms in samples_ms], "load_ms": 20.0, "first_ms": 11.0, **more}
+
+
 def test_timings_are_one_figure_a_process_in_milliseconds() -> None:
-    samples: Iterator[int] = iter(range(1, 11))
-    answer = {"samples_ns": [next(samples) * 1_000_000 for _ in range(10)], "load_ms": 20.0, "first_ms": 11.0}
+    answer = _answer(range(1, 101))
     assert timings([answer, answer]) == {
-        "latency.p50": [5.5, 5.5],
-        "latency.p90": [pytest.approx(9.0)] * 2,
+        "latency.p50": [50.5, 50.5],
+        "latency.p90": [pytest.approx(90.0)] * 2,
         "latency.load": [20.0, 20.0],
         "latency.first": [11.0, 11.0],
     }
+
+
+@pytest.mark.parametrize(
+    ("runs", "known"), [(63, {"p50"}), (64, {"p50", "p90"}), (661, {"p50", "p90"}), (662, {"p50", "p90", "p99"})]
+)
+def test_a_percentile_of_too_few_runs_is_not_measured(runs: int, known: set[str]) -> None:
+    found = timings([_answer([1.0] * 700), _answer([1.0] * runs)])
+    assert set(found) == {"latency.load", "latency.first", *(f"latency.{each}" for each in known)}
+
+
+@pytest.mark.parametrize(
+    ("budgets", "runs"), [((), 30), (("latency.p90", "size"), 64), (("latency.p99", "latency.p90"), 662)]
+)
+def test_a_budget_on_a_percentile_asks_for_the_runs_that_it_needs(budgets: tuple[str, ...], runs: int) -> None:
+    assert TimingProtocol.of(budgets).least_runs == runs
 
 
 @pytest.mark.parametrize(
@@ -166,11 +195,43 @@ def test_timings_are_one_figure_a_process_in_milliseconds() -> None:
         ([1.0, 1.02, 0.98], False),
         ([1.0, 1.0, 2.0], True),
         ([5.0], False),
-        ([], False),
         ([0.0, 0.0], False),
     ],
 )
 def test_processes_that_differ_much_are_doubted_with_advice(values: list[float], doubted: bool) -> None:
-    found = doubts(values)
+    found = doubts([_answer([value]) for value in values])
     assert bool(found) is doubted
-    assert all("processes differ by" in doubt and "close other programs" in doubt for doubt in found)
+    assert all("processes differ by" in doubt and "`controls: {threads: 1}`" in doubt for doubt in found)
+
+
+def test_one_thread_is_not_advised_to_who_has_one() -> None:
+    [doubt] = doubts([_answer([1.0]), _answer([2.0])], threads=1)
+    assert doubt.endswith("close other programs")
+
+
+WARM: dict[str, Any] = {"before": {"celsius": 50.0}, "after": {"celsius": 61.0}}
+COUNTED: dict[str, Any] = {"before": {"throttle_count": 3}, "after": {"throttle_count": 4}}
+TOLD: dict[str, Any] = {"before": {"throttled": 0}, "after": {"throttled": 4}}
+COOL: dict[str, Any] = {"before": {"celsius": 50.0, "throttle_count": 9}, "after": {"throttle_count": 9}}
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [(WARM, "warmer by 11 degrees"), (COUNTED, "the processor throttled"), (TOLD, "reports"), (COOL, ""), ({}, "")],
+)
+def test_a_device_that_slowed_down_is_told(state: dict[str, Any], told: str) -> None:
+    found = slowed_down(_answer([1.0], **state))
+    assert told in found and bool(told) is bool(found)
+
+
+def _states(*states: dict[str, Any]) -> list[dict[str, Any]]:
+    ready = iter(states)
+    return time_file(lambda job: _answer([1.0], **next(ready)), {}, [], lambda taken: True, lambda done, total: None)
+
+
+def test_one_slowed_process_of_seven_is_a_doubt_and_two_are_a_device_error() -> None:
+    taken = _states(WARM, *[COOL] * 6)
+    assert [doubt for doubt in doubts(taken) if "in 1 of 7 processes it grew warmer" in doubt]
+    with pytest.raises(DeviceError, match="slowed down in 2 of 7 processes: the processor throttled") as failure:
+        _states(WARM, COUNTED, *[COOL] * 5)
+    assert failure.value.code == 4

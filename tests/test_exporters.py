@@ -23,7 +23,7 @@ def test_the_file_answers_in_a_fresh_process_as_torch_does(format: str, how: How
     file = tmp_path / f"model{exporter.SUFFIX}"
     file.write_bytes(exported(format, how))
     answers = evaluate.outputs(
-        lambda job: host.run(host.Config(), Controls(threads=1), job),
+        lambda job: host.Host(Controls(threads=1)).run(job),
         file=file,
         runtime=exporter.RUNTIME,
         split=data().test,

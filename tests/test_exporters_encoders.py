@@ -62,7 +62,7 @@ def test_the_file_answers_in_a_fresh_process_as_torch_does(format: str, kind: st
     file.write_bytes(exported(format, kind))
     split = some(kind)
     answers = evaluate.outputs(
-        lambda job: host.run(host.Config(), Controls(threads=1), job),
+        lambda job: host.Host(Controls(threads=1)).run(job),
         file=file,
         runtime=exporter.RUNTIME,
         split=split,

@@ -3,18 +3,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import device
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.device import Controls
 from edgepack.errors import DeviceError
-from edgepack.runners import host
+from edgepack.runners import connected, host
 
 ONE = Controls(threads=1)
 
 
 def run(job: dict[str, Any], controls: Controls = ONE) -> dict[str, Any]:
-    return host.run(host.Config(), controls, job)
+    return host.Host(controls).run(job)
 
 
 @pytest.fixture
@@ -83,10 +84,23 @@ def test_a_worker_that_hangs_is_stopped(worker: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_timing_depends_on_processor_kernel_and_threads() -> None:
-    one = host.fingerprint(host.Config(), ONE)
-    assert one == host.fingerprint(host.Config(), ONE)
+    one = host.Host(ONE).facts
+    assert one == host.Host(ONE).facts
     assert one["threads"] == 1 and one["cpu"] and one["kernel"] == os.uname().release
-    cores = len(os.sched_getaffinity(0))
-    assert host.fingerprint(host.Config(), Controls()) == {**one, "threads": cores}
-    assert host.unavailable(host.Config(), Controls()) == ""
-    assert "99 threads" in host.unavailable(host.Config(), Controls(threads=99))
+    assert host.Host(Controls()).facts == {**one, "threads": len(os.sched_getaffinity(0))}
+    assert {"onnxruntime", "executorch"} <= set(one["versions"])
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [({"threads": 99}, "asks for 99 threads, and this computer has"), ({"cores": (4096,)}, "asks for the core 4096")],
+)
+def test_controls_that_this_computer_cannot_give_are_device_errors(controls: dict[str, Any], message: str) -> None:
+    with pytest.raises(DeviceError, match=message), connected(device(controls=controls)):
+        pass
+
+
+def test_the_cores_of_a_profile_are_those_it_runs_on(worker: Path) -> None:
+    worker.write_text("import json, sys; print(sys.argv[1])")
+    first = min(os.sched_getaffinity(0))
+    assert run({}, Controls(cores=(first,)))["cpus"] == [first]

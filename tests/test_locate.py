@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import budget, build, device, measurement
+from factories import at_work, budget, build, device, measurement
 from torch import nn
 from torch_factories import How, context, data, made
 from torch_factories import tiny_models as tiny_models
@@ -15,12 +15,11 @@ from torch_factories import tiny_models as tiny_models
 from edgepack import evaluate, locate, pipeline, plugins, worker
 from edgepack.candidate import Candidate
 from edgepack.gate import judge
-from edgepack.plan import Planner, Step
+from edgepack.plan import Step
 from edgepack.recipe import load_recipe
 from edgepack.reports import _words as words
 from edgepack.reports import junit
 from edgepack.store import Store, digest
-from edgepack.work import Work
 
 ONNX = plugins.choose("exporters", "onnx")
 
@@ -147,7 +146,7 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
 
 def test_an_error_while_looking_leaves_the_verdict_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, board, store = load_recipe("quickstart"), device(), Store("store")
-    work = Work(recipe, board, store, Planner(recipe, board, store))
+    work = at_work(recipe, board, store)
     facts: dict[str, Any] = {"key": digest("a step"), "ingredients": {}, "choice": ONNX, "artifact": "onnx"}
     work.done = {
         "export onnx": Step(kind="artifact", name="export onnx", **facts),

@@ -103,7 +103,7 @@ def test_neither_torch_nor_a_recipe_is_needed() -> None:
 
 
 def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.runners.host.run", lambda *given: pytest.fail("it was run"))
+    monkeypatch.setattr("edgepack.runners.host.Host.run", lambda *given: pytest.fail("it was run"))
     path = bundle()
     path.write_bytes(path.read_bytes()[:-1])
     assert edgepack("selftest", str(path)).code == ExitCode.BUDGET

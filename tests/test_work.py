@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from factories import build, recipe_file, texts, tokenizer
+from factories import at_work, build, recipe_file, texts, tokenizer
 
 from edgepack.bundle.contents import contents
 from edgepack.device import load_device
 from edgepack.events import Event, Note
-from edgepack.plan import Planner, Step
+from edgepack.plan import Step
 from edgepack.recipe import load_recipe
 from edgepack.store import Store, digest
 from edgepack.tokenizer import encode, read
@@ -23,7 +23,7 @@ from edgepack.work import Work
 @pytest.fixture
 def work() -> Work:
     recipe, device, store = load_recipe("quickstart"), load_device("host"), Store("store")
-    return Work(recipe, device, store, Planner(recipe, device, store))
+    return at_work(recipe, device, store)
 
 
 @pytest.mark.parametrize(("trained", "score", "doubted"), [(True, 0.1, True), (True, 0.2, False), (False, 0.1, False)])
@@ -44,7 +44,7 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkey
         asked.append(job)
         return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
 
-    monkeypatch.setattr(work, "_run", ran)
+    monkeypatch.setattr(work.reach, "run", ran)
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
     assert work._latency(work._untrained()) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
@@ -60,7 +60,7 @@ def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.
 
     for exporter in work.recipe.exporters:
         monkeypatch.setattr(exporter.module, "export", export)
-    monkeypatch.setattr(work, "_run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
+    monkeypatch.setattr(work.reach, "run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
     exported = [replace(work._untrained(), form="exported") for _ in range(3)]
     for candidate in (*exported[:2], *exported[:2], exported[2], exported[1]):
         work._latency(candidate)
@@ -81,7 +81,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     model, stages = {"python": "nets:net"}, [{"train": {"epochs": 1}}]
     path = recipe_file(task="text_classification", data=data, model=model, stages=stages, export=["onnx"], budgets=None)
     recipe, device, store = load_recipe(path), load_device("host"), Store("store")
-    work = Work(recipe, device, store, Planner(recipe, device, store))
+    work = at_work(recipe, device, store)
     told: list[Event] = []
     work.emit = told.append
     step = Step(kind="outputs", name="reference outputs", key=digest("outputs"), ingredients={"parent": ""})

@@ -16,7 +16,7 @@ from torch_factories import tiny_models as tiny_models
 import edgepack.worker
 
 FORMATS = {"executorch": "executorch", "onnxruntime": "onnx"}  # runtime -> exporter
-PROTOCOL = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50}
+PROTOCOL = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50, "most_seconds": 60.0}
 
 
 @pytest.fixture(params=FORMATS)
@@ -77,16 +77,55 @@ def test_threads_and_processors_are_pinned(job: dict[str, Any]) -> None:
     assert tasks[3] == tasks[1] + 2
 
 
-@pytest.mark.parametrize(("least", "most", "expected"), [(3, 10, 3), (12, 10, 10)])
-def test_runs_are_bounded_both_ways(least: int, most: int, expected: int) -> None:
-    class Idle:
-        def run(self, bound: object) -> None:
-            pass
+class Idle:
+    def run(self, bound: object) -> None:
+        pass
 
-    assert len(edgepack.worker._repeat(Idle(), None, seconds=0, least=least, most=most)) == expected
+
+@pytest.mark.parametrize(
+    ("least", "most", "most_seconds", "expected"), [(3, 10, 60, 3), (12, 10, 60, 10), (30, 100, 0, 3)]
+)
+def test_runs_are_bounded_all_ways(least: int, most: int, most_seconds: float, expected: int) -> None:
+    taken = edgepack.worker._repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
+    assert len(taken) == expected
+
+
+def test_a_device_tells_what_it_is(job: dict[str, Any]) -> None:
+    found = work({"mode": "probe"})
+    assert found["machine"] == os.uname().machine and found["kernel"] == os.uname().release
+    assert found["memory_bytes"] > 2**30 and found["free_bytes"] > 0
+    assert {"onnxruntime", "executorch"} <= set(found["versions"])
+
+
+def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
+    """What is asked of it would take half an hour."""
+    slow = {**PROTOCOL, "seconds": 1800.0, "most_runs": 10**9, "most_seconds": 1800.0}
+    command = [sys.executable, "worker.py", json.dumps({**job, "mode": "time", "leash": True, **slow})]
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+
+
+def test_a_device_that_stays_warm_is_not_timed(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edgepack.worker, "state", lambda: {"celsius": 71.4})
+    with pytest.raises(SystemExit, match="it stays at 71 degrees Celsius, above the 60"):
+        edgepack.worker._cool_down(below=60, seconds=0)
+    edgepack.worker._cool_down(below=72, seconds=0)
 
 
 def test_inputs_are_made_from_the_files_own_facts() -> None:
-    [picture, words] = edgepack.worker._noise([((1, 3, 4, 4), "float32"), ((1, 7), "int64")])
+    specs: list[edgepack.worker.Spec] = [("x", (1, 3, 4, 4), "float32"), ("ids", (1, 7), "int64")]
+    [picture, words] = edgepack.worker.noise(specs)
     assert (picture.shape, picture.dtype, words.shape, words.dtype) == ((1, 3, 4, 4), "float32", (1, 7), "int64")
-    assert numpy.array_equal(picture, edgepack.worker._noise([((1, 3, 4, 4), "float32")])[0])
+    assert numpy.array_equal(picture, edgepack.worker.noise(specs[:1])[0])
+
+
+def test_a_shape_that_the_file_leaves_open_is_given() -> None:
+    specs: list[edgepack.worker.Spec] = [("x", ("batch", 3, 4, 4), "float32")]
+    with pytest.raises(SystemExit, match="the shape of x is open: batch, 3, 4, 4"):
+        edgepack.worker._fixed(specs, {})
+    assert edgepack.worker._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
+
+
+def test_a_file_tells_its_inputs(job: dict[str, Any]) -> None:
+    [spec] = work(job, mode="describe")["inputs"]
+    assert (spec["shape"], spec["dtype"]) == ([1, *data().test.inputs[0].shape[1:]], "float32")

@@ -1,22 +1,79 @@
 """A runner takes exported files to where they must run. It is a module with
 
-Config                               what a device profile may say of it (frozen pydantic)
-EVIDENCE                             "measured", "emulated" or "estimated": what its figures are worth
-unavailable(config, controls)        why it cannot be used now, or ""; instant
-fingerprint(config, controls)        what a timing depends on besides the file: a JSON mapping, instant
-run(config, controls, job) -> dict   one job of worker.py in a fresh process there; raises DeviceError
+Config                          what a device profile may say of it (frozen pydantic); no address, serial or secret
+EVIDENCE                        {mode of worker.py: "measured", "emulated" or "estimated"}: what its answers are worth;
+                                a mode that is not in it is not done there
+connect(device) -> Connection   reach the device. Raises AbsentError where none is attached or configured, DeviceError
+                                where there is one that cannot be used
+NEAR                            whether that takes no time: the device is this computer, or none at all
 """
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edgepack.config import Frozen
-from edgepack.device import Controls
+from edgepack import provenance
+from edgepack.errors import DeviceError
+
+if TYPE_CHECKING:
+    from edgepack.config import Frozen
+    from edgepack.device import Device
+
+Job = dict[str, Any]
+
+
+class Connection(Protocol):
+    """A device that was reached.
+
+    `facts` is what its answers depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
+    name, and under "versions" those of its runtimes.
+    """
+
+    facts: dict[str, Any]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """One job of worker.py in a fresh process there; files are named by their paths here. Raises DeviceError."""
+
+    def close(self) -> None:
+        """Leave nothing of it on the device, neither files nor processes."""
 
 
 class Runner(Protocol):
-    Config: type[Frozen]
-    EVIDENCE: str
+    Config: "type[Frozen]"
+    EVIDENCE: dict[str, str]
+    NEAR: bool
 
-    def unavailable(self, config: Any, controls: Controls) -> str: ...
-    def fingerprint(self, config: Any, controls: Controls) -> dict[str, Any]: ...
-    def run(self, config: Any, controls: Controls, job: dict[str, Any]) -> dict[str, Any]: ...
+    def connect(self, device: "Device") -> Connection: ...
+
+
+@contextmanager
+def connected(device: "Device") -> Iterator[Connection]:
+    """The device, reached and recognised. Raises AbsentError or DeviceError."""
+    connection: Connection = device.runner.module.connect(device)
+    try:
+        _recognise(device, connection.facts)
+        _check_versions(device, connection.facts["versions"])
+        yield connection
+    finally:
+        connection.close()
+
+
+def _recognise(device: "Device", facts: dict[str, Any]) -> None:
+    for fact, patterns in device.match.items():
+        found = str(facts.get(fact, ""))
+        if not any(fnmatchcase(found, pattern) for pattern in patterns):
+            message = f"this is not {device.name}: its {fact} is {found!r}, not {' or '.join(patterns)}"
+            raise DeviceError(message, f"attach the right device, or mend `match` in {device.file}")
+
+
+def _check_versions(device: "Device", found: dict[str, str]) -> None:
+    from packaging.specifiers import SpecifierSet
+
+    for runtime, version in found.items():
+        here = provenance.versions(runtime)[runtime].partition("+")[0]
+        wanted = device.runtimes.get(runtime, f"=={here}")
+        if not SpecifierSet(wanted, prereleases=True).contains(version.partition("+")[0]):
+            message = f"{device.name} has {runtime} {version}, where {wanted} is wanted"
+            hint = f"install that there, or say `runtimes: {{{runtime}: ...}}` in {device.file}"
+            raise DeviceError(message, hint)

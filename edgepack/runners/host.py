@@ -4,15 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack import provenance
 from edgepack.config import Frozen
-from edgepack.device import Controls
+from edgepack.device import RUNTIMES, Controls, Device
 from edgepack.errors import DeviceError
-from edgepack.provenance import cpu
+from edgepack.runners import Job
 
-EVIDENCE = "measured"
+EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
+NEAR = True
 
 _WORKER = Path(__file__).parent.parent / "worker.py"
 _TIMEOUT = 600.0  # seconds; a job takes a few
@@ -24,47 +27,69 @@ class Config(Frozen):
     pass
 
 
-def unavailable(config: Config, controls: Controls) -> str:
-    cores = len(os.sched_getaffinity(0))
-    if (controls.threads or 1) > cores:
-        return f"it asks for {controls.threads} threads, and this computer has {cores} cores"
-    return ""
+@dataclass(frozen=True)
+class Host:
+    """This computer, held to the controls of a device profile."""
+
+    controls: Controls
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        cpu = provenance.cpu()
+        return {
+            "runner": "host",
+            "cpu": cpu["name"],
+            "family": cpu["family"],
+            "features": cpu["features"],
+            "machine": cpu["machine"],
+            "threads": len(self._cores),
+            "kernel": os.uname().release,
+            "versions": provenance.versions(*RUNTIMES),
+        }
+
+    @property
+    def _cores(self) -> list[int]:
+        """Unless the profile names them, the last ones: interrupts tend to land on the first."""
+        there = sorted(os.sched_getaffinity(0))
+        named = list(self.controls.cores) or there
+        return named[-min(self.controls.threads or len(named), len(named)) :]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        cores = self._cores
+        whole = {**job, "threads": len(cores), "cpus": cores}
+        # -P: the worker's own folder must not come before the packages that a runtime imports.
+        command = [sys.executable, "-P", str(_WORKER), json.dumps(whole)]
+        timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
+        environment = {**os.environ, **dict.fromkeys(_POOLS, str(len(cores))), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+        except subprocess.TimeoutExpired:
+            message = f"{job['file']} did not finish in {timeout:.0f} s"
+            raise DeviceError(message, "it hangs, or is far too slow for this device") from None
+        return answer(done, job)
+
+    def close(self) -> None:
+        """Nothing is left: every job was a process of its own."""
 
 
-def fingerprint(config: Config, controls: Controls) -> dict[str, Any]:
-    facts = cpu()
-    return {
-        "runner": "host",
-        "cpu": facts["name"],
-        "family": facts["family"],
-        "features": facts["features"],
-        "machine": facts["machine"],
-        "threads": _threads(controls),
-        "kernel": os.uname().release,
-    }
+def connect(device: Device) -> Host:
+    there, controls = os.sched_getaffinity(0), device.controls
+    if (controls.threads or 1) > len(there):
+        message = f"{device.name} asks for {controls.threads} threads, and this computer has {len(there)} cores"
+        raise DeviceError(message, f"set `controls` in {device.file}")
+    if gone := sorted(set(controls.cores) - there):
+        message = f"{device.name} asks for the core {gone[0]}, and this computer has {sorted(there)}"
+        raise DeviceError(message, f"set `controls` in {device.file}")
+    return Host(controls)
 
 
-def run(config: Config, controls: Controls, job: dict[str, Any]) -> dict[str, Any]:
-    threads = _threads(controls)
-    cpus = sorted(os.sched_getaffinity(0))[-threads:]  # the last cores: interrupts tend to land on the first
-    # -P: the worker's own folder must not come before the packages that a runtime imports.
-    command = [sys.executable, "-P", str(_WORKER), json.dumps({**job, "threads": threads, "cpus": cpus})]
-    timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
-    environment = {**os.environ, **dict.fromkeys(_POOLS, str(threads)), "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        message = f"{job['file']} did not finish in {timeout:.0f} s"
-        raise DeviceError(message, "it hangs, or is far too slow for this device") from None
+def answer(done: "subprocess.CompletedProcess[str]", job: Job) -> dict[str, Any]:
+    """What a worker said. Raises DeviceError when it failed."""
     if done.returncode != 0:
-        raise DeviceError(f"{job['runtime']} failed on {job['file']}: {_reason(done)}", _advice(done.returncode))
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def _threads(controls: Controls) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return min(controls.threads or cores, cores)
+        where = job.get("file", "its check of the runtime")
+        raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", _advice(done.returncode))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:
@@ -73,6 +98,6 @@ def _reason(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _advice(code: int) -> str:
-    if code == -9:
+    if code in (-9, 137):
         return "the system killed it, most likely for want of memory"
     return "run `edgepack doctor` to check that the runtime is installed and loads"

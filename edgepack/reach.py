@@ -1,0 +1,92 @@
+"""How a build gets at its device: asked for only when something must run there, and replaced where there is none.
+
+What a device was when it was last reached is remembered in the store, so that a build whose every step is cached needs
+no device, and `plan` never waits for one.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from edgepack.device import Device
+from edgepack.errors import AbsentError, DeviceError
+from edgepack.runners import Connection, Job, connected
+from edgepack.store import Store, digest, write_atomic
+
+Facts = dict[str, Any]
+STAND_IN = "estimate"  # the runner that works without the device
+
+
+def known(device: Device, store: Store) -> Facts | None:
+    """What its answers depend on, without waiting for it; None while nothing is known."""
+    if not device.runner.module.NEAR:
+        return _remembered(device, store)
+    try:
+        with connected(device) as connection:
+            return connection.facts
+    except DeviceError:
+        return None
+
+
+class Reach:
+    """A device for one build. `absent` says why something stands in for it; `facts` are then those of the stand-in."""
+
+    def __init__(self, device: Device, store: Store, needed: Callable[[Facts], bool]) -> None:
+        """Connects, unless `needed` says of what is known of the device that nothing must run there.
+
+        Raises DeviceError where there is a device that cannot be used.
+        """
+        self.device, self.store, self.absent = device, store, ""
+        self._stack = ExitStack()
+        self._connection: Connection | None = None
+        before = known(device, store)
+        if before is None or device.runner.module.NEAR or needed(before):
+            before = self._connect().facts
+        self.facts: Facts = before
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """One job of worker.py in a fresh process of the device. Raises DeviceError."""
+        connection = self._connection or self._connect()
+        if connection.facts != self.facts:
+            raise DeviceError(f"{self.device.name} is not as it was when it was last reached", "build again")
+        if job["runtime"] not in connection.facts["versions"]:
+            version = f"{job['runtime']}, which {Path(job.get('file', '')).name or 'this recipe'} needs"
+            raise DeviceError(f"{self.device.name} has no {version}", f"install {job['runtime']} there")
+        return connection.run(job)
+
+    def close(self) -> None:
+        self._stack.close()
+        self._connection = None
+
+    def _connect(self) -> Connection:
+        try:
+            self._connection = self._stack.enter_context(connected(self.device))
+        except AbsentError as error:
+            if self.device.runner.name == STAND_IN:
+                raise
+            self.device, self.absent = self.device.run_by(STAND_IN, {}), error.message
+            return self._connect()
+        _remember(self.device, self.store, self._connection.facts)
+        return self._connection
+
+
+def _remembered(device: Device, store: Store) -> Facts | None:
+    try:
+        found: Facts = json.loads(_memory(device, store).read_text())
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(device: Device, store: Store, facts: Facts) -> None:
+    if device.runner.module.NEAR:
+        return
+    path = _memory(device, store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(facts, indent=1).encode())
+
+
+def _memory(device: Device, store: Store) -> Path:
+    return store.root / "devices" / f"{digest(device.resolved())[:16]}.json"
