@@ -249,13 +249,15 @@ def unpack(bundle: Path, target: Path, deploy_only: bool) -> None:
 
 @cli.command()
 @_bundle
-def selftest(bundle: Path) -> None:
+@click.option("--device", metavar="ID", help="Run them on this device; default: this computer, one thread.")
+def selftest(bundle: Path, device: str | None) -> None:
     """Run the samples in BUNDLE through its files, texts from the raw text on, and compare with when it was built."""
+    from edgepack.device import load_device
     from edgepack.selftest import run
 
     _there(bundle)
     answers = 0
-    for answer in run(bundle):
+    for answer in run(bundle, load_device(device) if device else None):
         answers += 1
         click.echo(f"{answer.file}  {answer.sample} -> {answer.label}")
     click.echo(f"{bundle}: {answers} answers, all as when it was built")

@@ -7,6 +7,7 @@ Neither a recipe nor the data is needed, nor torch where the runtime does withou
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf, isfinite, prod
@@ -21,12 +22,15 @@ from edgepack.bundle.manifest import Runtime
 from edgepack.config import Frozen
 from edgepack.device import Controls
 from edgepack.errors import DeviceError, RecipeError, SelftestError, VerifyError
-from edgepack.runners import host
+from edgepack.runners import connected, host
 from edgepack.units import SHARE
 from edgepack.worker import RUNTIMES
 
 if TYPE_CHECKING:
     import numpy
+
+    from edgepack.device import Device
+    from edgepack.runners import Connection
 
     Array = numpy.typing.NDArray[Any]
 
@@ -98,8 +102,8 @@ class Answer:
         return f"{self.file} gives other logits of {self.sample}: they are off by {shares}"
 
 
-def run(path: Path) -> Iterator[Answer]:
-    """Every answer as it comes.
+def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
+    """Every answer as it comes, of this computer on one thread, or of a device.
 
     Raises VerifyError at once when the bundle is not whole. At the end raises SelftestError when an answer, or what the
     tokenizer makes of a text, is another than when it was built, and DeviceError when a file's runtime is not here.
@@ -114,15 +118,29 @@ def run(path: Path) -> Iterator[Answer]:
     columns = _columns(files, known, interface.inputs)
     different = [*_tokenized(files, known, interface, columns)]
     skipped = []
-    for runtime, facts in models.items():
-        if why := _absent(runtime) or _unknown(facts.format, told):
-            skipped.append(f"{facts.entry.file} was not run: {why}")
-            continue
-        for answer in _answers(manifest, files, told, columns, runtime):
-            if not answer.same:
-                different.append(answer.difference)
-            yield answer
+    with _reached(device) as connection:
+        for runtime, facts in models.items():
+            why = _absent(runtime, None if device is None else connection.facts) or _unknown(facts.format, told)
+            if why:
+                skipped.append(f"{facts.entry.file} was not run: {why}")
+                continue
+            for answer in _answers(manifest, files, told, columns, runtime, connection):
+                if not answer.same:
+                    different.append(answer.difference)
+                yield answer
     _judge(path, different, skipped)
+
+
+@contextmanager
+def _reached(device: "Device | None") -> "Iterator[Connection]":
+    if device is None:
+        here: Any = host.Host(Controls(threads=1))
+        yield here
+        return
+    if "predict" not in device.runner.module.EVIDENCE:
+        raise RecipeError(f"{device.name} runs nothing, so nothing can be tested there", "name a device that does")
+    with connected(device) as connection:
+        yield connection
 
 
 def _judge(path: Path, different: list[str], skipped: list[str]) -> None:
@@ -194,9 +212,12 @@ def _text(files: bundle.Files, case: Case) -> str:
         raise VerifyError(f"selftest/{case.text} is not there, or no text", _AGAIN) from None
 
 
-def _absent(runtime: str) -> str:
+def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
+    """Why the runtime cannot be asked, here or on the device of these facts, or ""."""
     if runtime not in RUNTIMES:
         return f"this edgepack knows no runtime {runtime!r}"
+    if facts is not None:
+        return "" if runtime in facts["versions"] else f"{runtime} is not installed on the device"
     lacking = [package for package in RUNTIMES[runtime].packages if find_spec(package) is None]
     return f"{' and '.join(lacking)} is not installed here" if lacking else ""
 
@@ -207,7 +228,12 @@ def _unknown(format: str, told: Cases) -> str:
 
 
 def _answers(
-    manifest: bundle.Manifest, files: bundle.Files, told: Cases, columns: "list[Array]", runtime: str
+    manifest: bundle.Manifest,
+    files: bundle.Files,
+    told: Cases,
+    columns: "list[Array]",
+    runtime: str,
+    connection: "Connection",
 ) -> Iterator[Answer]:
     """What one file says of every case, beside what it said when it was built."""
     import numpy
@@ -215,7 +241,7 @@ def _answers(
     facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
     labels = files.get("io/labels.txt", b"").decode(errors="replace").split("\n")[:-1]
     file = facts.entry.file
-    now = _logits(file, files, columns, runtime)
+    now = _logits(file, files, columns, runtime, connection)
     for case, logits in zip(told.cases, now, strict=True):
         before = numpy.array(case.expected[facts.format])
         if logits.shape != before.shape or len(labels) < before.size:
@@ -242,7 +268,7 @@ def _distance(logits: "Array", before: "Array") -> float:
     return 0.0 if largest == 0 else largest / span if span else inf
 
 
-def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str) -> "Array":
+def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Array":
     """[cases, classes], from a fresh process."""
     import numpy
 
@@ -260,7 +286,7 @@ def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str
             "inputs": [str(path) for path in inputs],
             "output": str(output),
         }
-        host.Host(Controls(threads=1)).run(job)
+        connection.run(job)
         logits: Array = numpy.load(output, allow_pickle=False)
         return logits
 

@@ -53,6 +53,10 @@ def test_the_card_tells_how_good_the_files_are_and_no_timings() -> None:
     assert not re.search(r"1[.,]23|latency|\bms\b|seconds", text)
 
 
+def test_the_card_names_what_it_was_made_from() -> None:
+    assert "Made from `torchvision: resnet18` on `digits`;" in card.render(_build(), _manifest(), PICTURES).decode()
+
+
 def test_what_was_not_run_has_no_figures() -> None:
     text = card.render(build(measurements=()), _manifest(), PICTURES).decode()
     assert "| 500 kB | not run | not run | not run |" in text
@@ -148,7 +152,7 @@ def test_odd_names_of_inputs_are_quoted_and_numbered() -> None:
     odd = Signature(inputs=tuple(TensorSpec(name=name, shape=(2,)) for name in ('say "$x"', "class")), labels=("a",))
     found = _rendered(odd)
     assert '"say \\"\\$x\\"" to OnnxTensor' in found["examples/onnxruntime/Load.kt"]
-    assert '"say \\"$x\\"": try tensor(input0' in found["examples/onnxruntime/Load.swift"]
+    assert '"say \\"$x\\"": tensor(input0' in found["examples/onnxruntime/Load.swift"]
     assert "fun logits(input0: FloatArray, input1: FloatArray)" in found["examples/executorch/Load.kt"]
     for runtime_name in RUNTIMES:
         compile(found[f"examples/{runtime_name}/load.py"], "load.py", "exec")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from bundle_factories import TOLERANCE, Files, as_json, bundle, classifier, text_files
-from factories import edgepack, python, runtime, tokenizer
+from factories import device, edgepack, python, runtime, tokenizer
 
 from edgepack import selftest
 from edgepack.bundle import unpack
@@ -100,6 +100,16 @@ def test_neither_torch_nor_a_recipe_is_needed() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.argv = ['edgepack', 'selftest', 'news.zip']; "
     ran = python(code + "from edgepack.cli import main; main()")
     assert (ran.code, ran.err) == (0, "")
+
+
+def test_the_samples_run_on_the_device_that_is_named() -> None:
+    device(controls={"threads": 1}, match={"runner": ["host"]})
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 3), ran.err
+    device(match={"cpu": ["no such processor"]})
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert ran.code == ExitCode.DEVICE and "this is not the board" in ran.err
+    assert edgepack("selftest", str(bundle()), "--device", "none").code == ExitCode.USAGE
 
 
 def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 from edgepack.bundle.archive import Files, pack, swap
 from edgepack.bundle.manifest import Manifest, deployed, read, verify
 from edgepack.errors import DeviceError, RecipeError, VerifyError
-from edgepack.result import Build
 from edgepack.store import write_atomic
 
 if TYPE_CHECKING:
     from edgepack.device import Device
     from edgepack.recipe import Recipe
+    from edgepack.result import Build
     from edgepack.work import Work
 
 __all__ = ["RUNTIME_FILE", "Files", "Manifest", "pack", "read", "remove", "unpack", "verify", "write"]
@@ -40,7 +40,7 @@ __all__ = ["RUNTIME_FILE", "Files", "Manifest", "pack", "read", "remove", "unpac
 RUNTIME_FILE = "runtime-"  # the beginning of the name, in the store, of a file for runtime/
 
 
-def write(build: Build, recipe: "Recipe", device: "Device", work: "Work", folder: Path) -> Build:
+def write(build: "Build", recipe: "Recipe", device: "Device", work: "Work", folder: Path) -> "Build":
     """Write `<recipe>.zip` and `bundle/` into `folder`; gives the build that knows them."""
     from edgepack.bundle.contents import contents
 

@@ -22,5 +22,8 @@ def render(build: Build, manifest: "Manifest", signature: "Signature") -> bytes:
         signature=signature,
         share=lambda found: SHARE.format(found.value) if found else "not run",
         percent=SHARE.format,
+        named=lambda choice: next(
+            f"{kind}: {name}" if isinstance(name, str) else kind for kind, name in choice.items()
+        ),
         size=SIZE.format,
     )

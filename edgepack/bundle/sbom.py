@@ -70,16 +70,13 @@ def _library(name: str, version: str) -> Json:
 
 def _data(manifest: "Manifest") -> Json:
     (name,) = manifest.source.data
+    fingerprint = {"name": "edgepack:fingerprint", "value": manifest.source.fingerprint}
     told = {
         "type": "dataset",
         "name": name,
-        "contents": {"properties": [_property("data", manifest.source.fingerprint)]},
+        "contents": {"properties": [fingerprint]},
     }
     return {"type": "data", "bom-ref": "data", "name": name, "data": [told]}
-
-
-def _property(name: str, value: str) -> Json:
-    return {"name": f"edgepack:fingerprint:{name}", "value": value}
 
 
 def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:
