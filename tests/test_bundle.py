@@ -328,6 +328,22 @@ def test_a_bundle_is_unpacked_and_takes_the_place_of_another(own_place: Path) ->
     assert [path.name for path in Path("app").iterdir()] == ["bundle"]
 
 
+def test_what_was_there_stays_when_it_cannot_be_replaced(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(_zip(bundle_files()), Path("app"))
+    before, rename = verify(Path("app")), Path.replace
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == ".app.new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    ran = edgepack("unpack", str(_zip(bundle_files(other=b"other"))), "app")
+    assert ran.code == ExitCode.DEVICE and "No space left" in ran.err
+    assert verify(Path("app")) == before
+    assert not [path for path in own_place.iterdir() if path.name.startswith(".")]
+
+
 def test_nothing_of_anybodys_is_overwritten(own_place: Path) -> None:
     path = _zip(bundle_files())
     for target in ("mine", "half", "tiny.zip", "mine/letter.txt"):

@@ -35,6 +35,16 @@ def test_every_part_is_found_and_every_value_is_in_its_unit() -> None:
     assert found.budgets == (budget("size", "600 kB", place="recipes/tiny.yaml:9"),)
 
 
+def test_what_a_recipe_states_of_its_model_goes_into_the_resolved_one() -> None:
+    Path("LICENSE").write_text("the text")
+    stated = recipe(version="1.2.0-rc.1+b", licence="mit or apache-2.0", licence_file="LICENSE")
+    assert (stated.version, stated.licence, stated.licence_file) == ("1.2.0-rc.1+b", "MIT OR Apache-2.0", "LICENSE")
+    assert stated.resolved()["licence"] == "MIT OR Apache-2.0"
+    assert not {"version", "licence", "licence_file"} & {*recipe().resolved()}
+    Path("recipes/again.yaml").write_bytes(as_yaml(stated.resolved()))
+    assert load_recipe("again").resolved() == stated.resolved()
+
+
 @pytest.mark.parametrize(
     ("budgets", "expected"),
     [

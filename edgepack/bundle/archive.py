@@ -45,6 +45,8 @@ def swap(files: Mapping[str, bytes], folder: Path) -> None:
             folder.replace(old)
         fresh.replace(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
