@@ -3,8 +3,11 @@
 build(recipe, device, Store(), dist=Path("dist"))
 """
 
+import fcntl
+import os
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ def build(
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
     stack = ExitStack()
+    stack.enter_context(_alone(folder, emit))  # before anything is withdrawn, whatever ends the wait
     try:
         reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
         stack.callback(reach.close)
@@ -88,6 +92,22 @@ def build(
 
 
 _WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
+
+
+@contextmanager
+def _alone(folder: Path, emit: Emit) -> Iterator[None]:
+    """Hold the folder: two builds into one would mix their files. Nothing is left of the lock, however a build ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                emit(Note(step=1, steps=1, name="build", text=f"waiting for another build into {folder}"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def output_folder(dist: Path, recipe: Recipe) -> Path:

@@ -44,8 +44,8 @@ def test_an_unknown_device_says_which_there_are() -> None:
 
 
 def test_the_resolved_profile_is_the_same_profile(own_place: Path) -> None:
-    from edgepack.bundle import _yaml
+    from edgepack.bundle._text import as_yaml
 
     board = device(controls={"threads": 1})
-    Path("again.yaml").write_bytes(_yaml(board.resolved()))
+    Path("again.yaml").write_bytes(as_yaml(board.resolved()))
     assert load_device("again.yaml").resolved() == board.resolved()
