@@ -6,8 +6,8 @@
       site/                wheels
 
 It is made without root rights and without containers: apt-get works in folders of its own, for arm64 and on a system
-where nothing is installed; dpkg-deb unpacks; pip takes wheels of another platform. apt-get checks signatures and pip the
-hashes of its index.
+where nothing is installed; dpkg-deb unpacks; pip takes wheels of another platform. apt-get checks signatures and pip
+the hashes of its index.
 """
 
 import compileall
@@ -118,8 +118,8 @@ def _options(folder: Path) -> list[str]:
 def _install(root: Path, wheels: Sequence[str]) -> None:
     """Wheels without what they depend on: pip would judge that for this computer's processor.
 
-    Python's own modules are compiled here too where the versions are alike, as pip does with the wheels': emulated, that
-    would be done at every start.
+    Python's own modules are compiled here too where the versions are alike, as pip does with the wheels': emulated,
+    that would be done at every start.
     """
     binary = _binary(root)
     if binary is None:

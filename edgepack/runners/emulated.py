@@ -1,7 +1,7 @@
 """An aarch64 Linux played by qemu: the same worker, for what a file answers there and never for how fast.
 
-It needs qemu-aarch64 and a folder with an arm64 Python, which `edgepack devices prepare ID` makes. Of the runtimes it has
-ONNX Runtime: ExecuTorch's Python wants torch, and for aarch64 PyPI's torch is of those that want CUDA.
+It needs qemu-aarch64 and a folder with an arm64 Python, which `edgepack devices prepare ID` makes. The one runtime is
+ONNX Runtime: ExecuTorch's Python wants torch, and PyPI's torch for aarch64 loads only where gigabytes of CUDA are.
 """
 
 import json
