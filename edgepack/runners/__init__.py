@@ -54,14 +54,15 @@ def connected(device: "Device") -> Iterator[Connection]:
     """The device, reached and recognised. Raises AbsentError or DeviceError."""
     connection: Connection = device.runner.module.connect(device)
     try:
-        _recognise(device, connection.facts)
+        recognise(device, connection.facts)
         _check_versions(device, connection.facts["versions"])
         yield connection
     finally:
         connection.close()
 
 
-def _recognise(device: "Device", facts: dict[str, Any]) -> None:
+def recognise(device: "Device", facts: dict[str, Any]) -> None:
+    """Raises DeviceError where these are the facts of another device than its profile is about."""
     for fact, patterns in device.match.items():
         found = str(facts.get(fact, ""))
         if not any(fnmatchcase(found, pattern) for pattern in patterns):
