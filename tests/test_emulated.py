@@ -140,7 +140,7 @@ def test_what_hangs_is_stopped(played: Device, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(emulated, "_TIMEOUT", 0.2)
     monkeypatch.setattr(emulated, "_SLOWEST", 0.0)
     with (
-        pytest.raises(DeviceError, match=r"m.onnx did not finish in 0 s under qemu-aarch64-static"),
+        pytest.raises(DeviceError, match=r"m.onnx did not finish in 0 s"),
         connected(played) as connection,
     ):
         connection.run({"mode": "predict", "runtime": "onnxruntime", "file": "m.onnx"})
@@ -148,8 +148,9 @@ def test_what_hangs_is_stopped(played: Device, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_crashes_is_a_device_error_that_says_how(played: Device) -> None:
     program("qemu-aarch64-static", QEMU.replace("exec python3", "echo 'qemu: uncaught signal 11' >&2; kill -11 $$ #"))
-    with pytest.raises(DeviceError, match=r"m\.onnx: qemu: uncaught signal 11"), connected(played) as connection:
-        connection.run({"mode": "predict", "runtime": "onnxruntime", "file": "m.onnx"})
+    with pytest.raises(DeviceError, match=r"m\.onnx: qemu: uncaught signal 11") as failure, connected(played) as there:
+        there.run({"mode": "predict", "runtime": "onnxruntime", "file": "m.onnx"})
+    assert "devices prepare" in failure.value.hint
 
 
 def test_a_worker_goes_with_the_process_that_started_it(played: Device) -> None:

@@ -24,13 +24,14 @@ from edgepack.config import Frozen
 from edgepack.device import Device
 from edgepack.errors import AbsentError, DeviceError
 from edgepack.runners import Job, _arm64
-from edgepack.runners.host import answer
+from edgepack.runners.host import answer, check_controls, endless
 
 EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
 NEAR = True
 
 _RUNTIME = "onnxruntime"
 _LACKS = {"executorch": "ExecuTorch is not run under emulation"}
+_ANEW = "make its Python and runtime anew with `edgepack devices prepare`"
 _QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 _TIMEOUT = 3600.0  # seconds, before any row
 _SLOWEST = 60.0  # seconds that one row of a prediction may take
@@ -88,9 +89,8 @@ class Emulated:
                     env=environment,
                 )
         except subprocess.TimeoutExpired:
-            message = f"{job['file']} did not finish in {timeout:.0f} s under {Path(self.qemu).name}"
-            raise DeviceError(message, "it hangs, or is far too slow to be emulated") from None
-        return answer(done, job)
+            raise endless(job, timeout) from None
+        return answer(done, job, _ANEW)
 
     def close(self) -> None:
         """Nothing is left: every job was a process of its own."""
@@ -137,6 +137,7 @@ def _leash() -> Iterator[int]:
 def connect(device: Device) -> Emulated:
     qemu, root, config = _qemu(), _arm64.home(), device.runner.config
     assert isinstance(config, Config)
+    check_controls(device, os.sched_getaffinity(0), "this computer")
     python = _arm64.python(root)
     if python is None:
         raise AbsentError(f"there is no arm64 Python in {root}", f"run `edgepack devices prepare {device.id}`")
