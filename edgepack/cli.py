@@ -316,9 +316,12 @@ def bench(
     return most_decisive(verdict.code for verdict in found.verdicts)
 
 
-@cli.command()
-def devices() -> None:
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def devices(context: click.Context) -> None:
     """List device profiles, and whether each can be used now."""
+    if context.invoked_subcommand:
+        return
     from edgepack.device import all_devices, load_device
 
     for id, file in sorted(all_devices().items()):
@@ -329,6 +332,20 @@ def devices() -> None:
             continue
         worth = device.evidence.get("time", "not timed")
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
+
+
+@devices.command("prepare")
+@click.argument("id")
+def devices_prepare(id: str) -> None:
+    """Fetch what the device ID needs before it can be used: for an emulated one, its system and runtimes."""
+    from edgepack.device import load_device
+
+    device = load_device(id)
+    prepare = getattr(device.runner.module, "prepare", None)
+    if prepare is None:
+        click.echo(f"{device.name} needs no preparation")
+    else:
+        prepare(device, click.echo)
 
 
 def _reachable(device: "Device") -> str:

@@ -7,6 +7,7 @@ connect(device) -> Connection   reach the device. Raises AbsentError where none 
                                 where there is one that cannot be used
 NEAR                            whether that takes no time: the device is this computer, or none at all
 INSTALL                         {runtime: how it gets there}, where that is not plain
+prepare(device, tell)           if it has one: fetch what connect() looks for, telling a person of it line by line
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ class Connection(Protocol):
     """A device that was reached.
 
     `facts` is what its answers depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
-    name, and under "versions" those of its runtimes.
+    name, and under "versions" those of its runtimes. "lacks", if it is there, says of a runtime that can never be had
+    there why: files of that one are not run, where a runtime that is only missing is an error.
     """
 
     facts: dict[str, Any]
