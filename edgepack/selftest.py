@@ -217,7 +217,8 @@ def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
     if runtime not in RUNTIMES:
         return f"this edgepack knows no runtime {runtime!r}"
     if facts is not None:
-        return "" if runtime in facts["versions"] else f"{runtime} is not installed on the device"
+        never = str(facts.get("lacks", {}).get(runtime, ""))
+        return never or ("" if runtime in facts["versions"] else f"{runtime} is not installed on the device")
     lacking = [package for package in RUNTIMES[runtime].packages if find_spec(package) is None]
     return f"{' and '.join(lacking)} is not installed here" if lacking else ""
 

@@ -1,7 +1,9 @@
 """What a bundle holds to test itself with: its samples, from raw text to label, through the very files that ship."""
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +112,23 @@ def test_the_samples_run_on_the_device_that_is_named() -> None:
     ran = edgepack("selftest", str(bundle()), "--device", "board")
     assert ran.code == ExitCode.DEVICE and "this is not the board" in ran.err
     assert edgepack("selftest", str(bundle()), "--device", "none").code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"versions": {"executorch": "1"}}, "onnxruntime is not installed on the device"),
+        ({"versions": {"onnxruntime": "1"}, "lacks": {"onnxruntime": "it crashes there"}}, "it crashes there"),
+    ],
+)
+def test_a_runtime_that_the_device_has_not_is_said(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], why: str
+) -> None:
+    connection = SimpleNamespace(facts=facts, run=lambda job: pytest.fail("it was run"))
+    monkeypatch.setattr(selftest, "connected", lambda device: contextlib.nullcontext(connection))
+    device()
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert ran.code == ExitCode.DEVICE and f"models/news.onnx was not run: {why}" in ran.err
 
 
 def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
