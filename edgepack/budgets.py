@@ -21,6 +21,7 @@ METRICS: dict[str, Metric] = {
     "size": Metric(quantity=SIZE, bounds=("max",), meaning="bytes of the exported file"),
     "latency.p50": Metric(quantity=DURATION, bounds=("max",), meaning="median time of one inference"),
     "latency.p90": Metric(quantity=DURATION, bounds=("max",), meaning="90th percentile of one inference"),
+    "latency.p99": Metric(quantity=DURATION, bounds=("max",), meaning="99th percentile of one inference"),
     "latency.load": Metric(quantity=DURATION, bounds=("max",), meaning="time to load the file, page cache warm"),
     "latency.first": Metric(quantity=DURATION, bounds=("max",), meaning="time of the first inference after loading"),
     "memory.peak": Metric(quantity=SIZE, bounds=("max",), meaning="peak memory above the runtime's own, load included"),

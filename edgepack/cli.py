@@ -13,6 +13,7 @@ from edgepack import __version__
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
+    from edgepack.bench import Bench, Pair
     from edgepack.config import Problem
     from edgepack.device import Device
     from edgepack.recipe import Recipe
@@ -205,6 +206,48 @@ def selftest(bundle: Path) -> None:
 def _there(bundle: Path) -> None:
     if not bundle.exists():
         raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
+@click.option("--device", default="host", show_default=True, metavar="ID", help="Where to time it.")
+@click.option("--budget", "budgets", multiple=True, metavar="METRIC=LIMIT", help="Judge it too: latency.p50=2ms.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Of an input whose shape the file leaves open."
+)
+@click.option("--json", "as_json", is_flag=True, help="The measurements with every sample as JSON.")
+def bench(
+    files: tuple[Path, ...], device: str, budgets: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
+) -> int:
+    """Time FILE, a .pte, .onnx or .ort of anybody, on a device; or two in turns, for their ratio.
+
+    Its answers are checked first. The sample is a fresh process: seven of them, or up to 21 where a budget or a ratio
+    is not decided by then.
+    """
+    from edgepack import bench as benches
+    from edgepack.device import load_device
+    from edgepack.events import placed
+    from edgepack.reports import _bench
+    from edgepack.reports.console import watcher
+
+    if len(files) > 2 or (len(files) == 2 and budgets):
+        raise RecipeError("give one file, or two without a budget", "edgepack bench A B")
+    where, given, limits = load_device(device), benches.read_shapes(shapes), benches.read_limits(budgets)
+    watch = watcher(sys.stderr, as_json=False)
+    emit = placed(watch, 1, 1, where.name)
+    found: Bench | Pair
+    try:
+        if len(files) == 2:
+            found = benches.pair(files[0], files[1], where, shapes=given, emit=emit)
+        else:
+            found = benches.bench(files[0], where, budgets=limits, shapes=given, emit=emit)
+    finally:
+        watch.close()
+    if as_json:
+        click.echo(found.model_dump_json(indent=1))
+    else:
+        _bench.show(found, sys.stdout)
+    return most_decisive(verdict.code for verdict in found.verdicts)
 
 
 @cli.command()

@@ -49,6 +49,11 @@ class Controls(Frozen):
             raise ValueError(f"{self.threads} threads need as many cores, and `cores` names {len(set(self.cores))}")
         return self
 
+    def job(self) -> dict[str, Any]:
+        """What worker.py must know of them to time a file; threads and cores are told by the runner."""
+        cool = self.cool_down
+        return {"cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else {}
+
 
 class Quantization(Frozen):
     """What the hardware wants of a compressed model. Each fact is part of the key of the stages that read it."""

@@ -39,7 +39,7 @@ def test_a_profile_of_the_project_wins_over_a_shipped_one() -> None:
 
 def test_an_unknown_device_says_which_there_are() -> None:
     device("board")
-    with pytest.raises(RecipeError, match=r"unknown device 'bord': did you mean 'board'\? \(allowed: board, host\)"):
+    with pytest.raises(RecipeError, match=r"unknown device 'bord': did you mean .board.\? \(allowed: board, .*host"):
         load_device("bord")
 
 

@@ -44,7 +44,7 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkey
         asked.append(job)
         return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
 
-    monkeypatch.setattr(work, "_run", ran)
+    monkeypatch.setattr(work.reach, "run", ran)
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
     assert work._latency(work._untrained()) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
@@ -60,7 +60,7 @@ def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.
 
     for exporter in work.recipe.exporters:
         monkeypatch.setattr(exporter.module, "export", export)
-    monkeypatch.setattr(work, "_run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
+    monkeypatch.setattr(work.reach, "run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
     exported = [replace(work._untrained(), form="exported") for _ in range(3)]
     for candidate in (*exported[:2], *exported[:2], exported[2], exported[1]):
         work._latency(candidate)
