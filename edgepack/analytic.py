@@ -1,10 +1,12 @@
 """What a device takes for a model, worked out from its operators and a few figures of its profile: no measurement.
 
-    time = per_run + sum over operators of (per_operation + max(macs / rate, bytes / bandwidth))
+    time = per_run + sum over operators of
+           (macs / rate of its kind + elements / rate of elementwise + bytes / bandwidth + per_operation)
 
-Source: S. Williams, A. Waterman and D. Patterson, Roofline: An Insightful Visual Performance Model for Multicore
-Architectures, CACM 52(4), 2009; one roof for each kind of operator, since kernels reach different shares of the peak.
-`edgepack devices calibrate` fits the figures to a device that can be timed.
+Weights are read at the bandwidth of the memory where those of the whole file do not fit into the cache.
+After the roofline of S. Williams, A. Waterman and D. Patterson, CACM 52(4), 2009, a roof for each kind of operator,
+since kernels reach different shares of the peak. Its parts are added up: on the nets that `edgepack devices calibrate`
+fits the figures to, that misses less than the larger of them does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +17,7 @@ from pydantic import Field, field_validator
 
 from edgepack.config import Frozen
 from edgepack.operators import Operation
-from edgepack.units import Duration, Share
+from edgepack.units import Duration, Share, Size
 
 _SPREAD = 2.45  # half of a 95 % interval of a normal error, as a multiple of its mean size
 _SHOWN = 5  # operators told as the slowest
@@ -24,8 +26,9 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Rates(Frozen):
-    """Billions of multiply-accumulates a second, of elementwise operators of elements; see operators.py."""
+    """Billions of multiply-accumulates a second by kind (operators.py), of elementwise operators of elements."""
 
+    stem: Rate
     conv: Rate
     pointwise: Rate
     depthwise: Rate
@@ -41,19 +44,21 @@ class Figures(Frozen):
     portable: Rate | None = Field(
         default=None, description="billions a second of ExecuTorch's own kernels; default: as elementwise"
     )
-    bandwidth: Rate = Field(description="GB/s at which operators read and write")
+    bandwidth: Rate = Field(description="GB/s at which operators read and write what is in the cache")
+    memory: Rate = Field(description="GB/s at which they read weights that are not")
+    cache: Size = Field(description="how many bytes of weights stay in the cache from one inference to the next")
     per_operation: Duration = Field(description="what every operator takes besides")
     per_run: Duration = Field(description="what every inference takes besides")
 
-    def rate(self, operation: Operation) -> float:
-        if operation.kind == "portable":
-            return self.portable or self.fp32.elementwise
+    def milliseconds(self, operation: Operation, memory: float) -> float:
+        """Of an operator whose weights are read at `memory` GB/s."""
         rates = self.int8 if operation.dtype == "int8" else self.fp32
-        return float(getattr(rates, operation.kind))
-
-    def milliseconds(self, operation: Operation) -> float:
-        work, traffic = operation.macs / self.rate(operation), operation.bytes / self.bandwidth
-        return self.per_operation + 1e-6 * max(work, traffic)
+        rate, each = getattr(rates, operation.kind, 0.0), rates.elementwise
+        if operation.kind == "portable":
+            rate = each = self.portable or rates.elementwise
+        work = operation.macs / rate + operation.elements / each
+        traffic = (operation.bytes - operation.weights) / self.bandwidth + operation.weights / memory
+        return self.per_operation + 1e-6 * (work + traffic)
 
 
 class Analytic(Frozen):
@@ -81,7 +86,9 @@ class Estimate:
 
 
 def estimate(figures: Figures, operations: Sequence[Operation]) -> Estimate:
-    each = [(operation.name, figures.milliseconds(operation)) for operation in operations]
+    stays = sum(operation.weights for operation in operations) <= figures.cache
+    memory = figures.bandwidth if stays else figures.memory
+    each = [(operation.name, figures.milliseconds(operation, memory)) for operation in operations]
     total = figures.per_run + sum(ms for _, ms in each)
     slowest = sorted(each, key=lambda pair: -pair[1])[:_SHOWN]
     return Estimate(ms=total, slowest=tuple((name, ms / total) for name, ms in slowest))

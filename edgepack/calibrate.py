@@ -6,6 +6,7 @@ those that miss the timings least, in ratios; the error that is told comes from 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
 _QUICK = TimingProtocol(warm_up_seconds=0.2, seconds=0.4, least_runs=10)
 _PRIOR = 0.1  # what it costs a figure to be e times what it was taken for, in units of an estimate e times off
+_UNLIKE = 0.3  # from here on a miss counts in proportion, not squared: no net decides alone
 _DIGITS = 3  # of a figure
+_CACHES = tuple(2.0**power for power in range(18, 25))  # bytes: 256 KiB to 16 MiB
 _RATES = tuple(Rates.model_fields)
 _NAMES = (*(f"{dtype} {kind}" for dtype in ("fp32", "int8") for kind in _RATES), "portable")
-_SIZE = len(_NAMES) + 3  # and the bandwidth, the time of an operator, that of a run
+_SLOW = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}  # against multiplying, as a start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,14 @@ def fit(samples: Sequence[Sample]) -> Figures:
     """
     from scipy.optimize import least_squares
 
-    counted = [_Counted.of(sample) for sample in samples]
     start = _start(samples)
-    found = least_squares(_misses, start, args=(start, counted), loss="soft_l1", f_scale=0.3)
-    return _figures(found.x, _kinds(samples))
+    fits = {}
+    for cache in _CACHES:
+        counted = _Counted.of(samples, cache)
+        fits[cache] = least_squares(counted.misses, start, args=(start,), loss="soft_l1", f_scale=_UNLIKE)
+    best = min(fits, key=lambda cache: float(fits[cache].cost))
+    seen = {_name(each) for sample in samples for each in sample.operations}
+    return _figures(fits[best].x, best, portable="portable" in seen)
 
 
 def left_out(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
@@ -67,75 +74,81 @@ def left_out(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Counted:
-    """A sample in arrays of one element an operator; `rates` are places in `_NAMES`, work and traffic in billions."""
+    """Samples as sums that are linear in the inverses of the figures.
 
-    rates: "NDArray[Any]"
-    work: "Vector"
-    traffic: "Vector"
-    log_ms: float
+    `costs` [samples, figures] has billions of multiply-accumulates, elements and bytes by what they are divided by: the
+    rates of `_NAMES`, the bandwidth, the memory's; then how many operators and runs there are, which are multiplied.
+    """
+
+    costs: "Vector"
+    log_ms: "Vector"
 
     @classmethod
-    def of(cls, sample: Sample) -> "_Counted":
+    def of(cls, samples: Sequence[Sample], cache: float) -> "_Counted":
         import numpy
 
-        rates = numpy.array([_NAMES.index(_name(each)) for each in sample.operations])
-        work = numpy.array([each.macs * 1e-9 for each in sample.operations])
-        traffic = numpy.array([each.bytes * 1e-9 for each in sample.operations])
-        return cls(rates, work, traffic, float(numpy.log(sample.ms)))
+        costs = numpy.array([_costs(sample, cache) for sample in samples])
+        return cls(costs=costs, log_ms=numpy.log([sample.ms for sample in samples]))
 
-    def miss(self, figures: "Vector") -> float:
-        """The logarithm of estimate / measurement."""
+    def misses(self, logs: "Vector", start: "Vector") -> "Vector":
+        """The logarithms of estimate / measurement, and what the figures cost that are far from where they started."""
         import numpy
 
-        bandwidth, per_operation, per_run = figures[len(_NAMES) :]
-        seconds = numpy.maximum(self.work / figures[self.rates], self.traffic / bandwidth)
-        return float(numpy.log(1e3 * seconds.sum() + per_operation * len(self.work) + per_run)) - self.log_ms
+        return numpy.concatenate([numpy.log(self.costs @ _parts(logs)) - self.log_ms, _PRIOR * (logs - start)])
+
+
+def _parts(logs: "Vector") -> "Vector":
+    """Milliseconds a billion, then an operator, then a run."""
+    import numpy
+
+    figures = numpy.exp(logs)
+    return numpy.concatenate([1e3 / figures[:-2], figures[-2:]])
+
+
+def _costs(sample: Sample, cache: float) -> list[float]:
+    found = dict.fromkeys((*_NAMES, "bandwidth", "memory"), 0.0)
+    weights = "bandwidth" if sum(each.weights for each in sample.operations) <= cache else "memory"
+    for each in sample.operations:
+        found[_name(each)] += 1e-9 * each.macs
+        found["portable" if each.kind == "portable" else f"{each.dtype} elementwise"] += 1e-9 * each.elements
+        found["bandwidth"] += 1e-9 * (each.bytes - each.weights)
+        found[weights] += 1e-9 * each.weights
+    return [*found.values(), float(len(sample.operations)), 1.0]
 
 
 def _name(operation: Operation) -> str:
     return "portable" if operation.kind == "portable" else f"{operation.dtype} {operation.kind}"
 
 
-def _kinds(samples: Sequence[Sample]) -> set[str]:
-    return {_name(each) for sample in samples for each in sample.operations}
-
-
-def _misses(logs: "Vector", start: "Vector", counted: list[_Counted]) -> "Vector":
-    import numpy
-
-    figures = numpy.exp(logs)
-    misses = numpy.array([each.miss(figures) for each in counted])
-    return numpy.concatenate([misses, _PRIOR * (logs - start)])
-
-
 def _start(samples: Sequence[Sample]) -> "Vector":
-    """As if nothing but multiplying took time; elements cost ten times as much, an operator a hundredth of a run."""
+    """As if nothing but multiplying took time, and reading half of it."""
     import numpy
 
     seconds = 1e-3 * sum(sample.ms for sample in samples)
-    rate = 1e-9 * sum(each.macs for sample in samples for each in sample.operations) / seconds
-    bandwidth = 2e-9 * sum(each.bytes for sample in samples for each in sample.operations) / seconds
+    operations = [each for sample in samples for each in sample.operations]
+    rate = 1e-9 * sum(each.macs for each in operations) / seconds
+    bandwidth = 2e-9 * sum(each.bytes for each in operations) / seconds
     least = min(sample.ms for sample in samples)
-    slow = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}
-    rates = [rate * slow.get(name.split()[-1], 1.0) for name in _NAMES]
-    return numpy.log(numpy.array([*rates, bandwidth, 0.01 * least, 0.1 * least]))
+    rates = [rate * _SLOW.get(name.split()[-1], 1.0) for name in _NAMES]
+    return numpy.log([*rates, bandwidth, bandwidth, 0.01 * least, 0.1 * least])
 
 
-def _figures(logs: "Vector", seen: set[str]) -> Figures:
+def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
     import numpy
 
     values = [float(f"{value:.{_DIGITS}g}") for value in numpy.exp(logs)]
     rates = dict(zip(_NAMES, values, strict=False))
-    bandwidth, per_operation, per_run = values[len(_NAMES) :]
+    bandwidth, memory, per_operation, per_run = values[len(_NAMES) :]
     fp32, int8 = (Rates(**{kind: rates[f"{dtype} {kind}"] for kind in _RATES}) for dtype in ("fp32", "int8"))
-    # Durations are given as text, which is what they are checked in.
     return Figures(
         fp32=fp32,
         int8=int8,
-        portable=rates["portable"] if "portable" in seen else None,
+        portable=rates["portable"] if portable else None,
         bandwidth=bandwidth,
+        memory=memory,
+        cache=f"{cache / 1024:.0f} KiB",  # as a profile says it, which is what these are checked as
         per_operation=f"{1e3 * per_operation:.6g} us",
         per_run=f"{1e3 * per_run:.6g} us",
     )
@@ -158,6 +171,18 @@ def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
         threads=threads,
         runtimes={runtime: fit(each) for runtime, each in samples.items()},
     )
+
+
+def section(analytic: Analytic) -> str:
+    """As a device profile has it, ending with a line break."""
+    from ruamel.yaml import YAML
+
+    yaml, text = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = None  # the innermost mappings on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 110
+    yaml.dump({"analytic": analytic.model_dump(mode="json", exclude_none=True)}, text)
+    return text.getvalue()
 
 
 def measured(device: Device, connection: Connection, folder: Path, emit: Emit) -> dict[str, list[Sample]]:

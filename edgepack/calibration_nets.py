@@ -34,9 +34,10 @@ def nets(folder: Path) -> dict[str, Make]:
         "separable 96 x 4": partial(_net, partial(_separable, 96, 4), (96, 4, 4)),
         "excited 40 x 14": partial(_net, partial(_excited, 40, 3), (40, 14, 14)),
         "linear 256": partial(_net, partial(_linear, 256, 4), (256,)),
+        "linear 640": partial(_net, partial(_linear, 640, 3), (640,)),
         "linear 2048": partial(_net, partial(_linear, 2048, 2), (2048,)),
         "encoder 128 x 32": partial(_encoder, folder / "narrow", width=128, layers=3, length=32),
-        "encoder 384 x 128": partial(_encoder, folder / "wide", width=384, layers=2, length=128),
+        "encoder 384 x 48": partial(_encoder, folder / "wide", width=384, layers=2, length=48),
     }
 
 

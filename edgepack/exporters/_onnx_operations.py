@@ -56,19 +56,32 @@ def _operation(node: str, told: dict[str, Any]) -> Operation:
     operator, inputs, outputs = told["op_name"], _tensors(told["input_type_shape"]), _tensors(told["output_type_shape"])
     name = f"{operator} {node}" if node else operator
     if operator in _VIEWS:
-        return Operation(name=name, kind="elementwise", macs=0, bytes=0)
+        return Operation(name=name, kind="elementwise", elements=0, bytes=0)
     read = outputs if operator in _LOOKUPS else inputs
     traffic = sum(_size(each) for each in (*read, *outputs))
+    weights = 0 if operator in _LOOKUPS else int(told.get("parameter_size", 0))
+    kind, macs, dtype = _work(operator, inputs, outputs)
+    elements = max((prod(shape) for _, shape in (outputs if macs else [*read, *outputs])), default=0)
+    return Operation(
+        name=name,
+        kind=kind,
+        dtype="int8" if dtype in _INT8 else "fp32",
+        macs=macs,
+        elements=elements,
+        bytes=traffic,
+        weights=min(weights, traffic),
+    )
+
+
+def _work(operator: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[Kind, int, str]:
+    """Its kind, its multiply-accumulates and the type that decides how fast they are: that of its weights."""
     factors = [each for each in inputs if len(each[1]) > 1][:2]
     if len(factors) == 2 and "Conv" in operator:
         kind, macs = _convolution(operator, *factors, outputs[0])
-    elif len(factors) == 2 and any(product in operator for product in _PRODUCTS):
-        kind, macs = "linear", _product(operator, factors[0][1], outputs[0][1])
-    else:
-        kind, macs = "elementwise", max((prod(shape) for _, shape in (*read, *outputs)), default=0)
-        factors = outputs
-    dtype = factors[-1][0] if factors else ""
-    return Operation(name=name, kind=kind, dtype="int8" if dtype in _INT8 else "fp32", macs=macs, bytes=traffic)
+        return kind, macs, factors[1][0]
+    if len(factors) == 2 and any(product in operator for product in _PRODUCTS):
+        return "linear", _product(operator, factors[0][1], outputs[0][1]), factors[1][0]
+    return "elementwise", 0, outputs[0][0] if outputs else ""
 
 
 def _tensors(told: list[dict[str, list[int]]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The operators of a .pte: those that ExecuTorch itself computes, and those inside of what it hands to XNNPACK."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,28 @@ _LEFT = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}  # 
 _LOOKUPS = ("aten::embedding", "quantized_decomposed::embedding_byte", "aten::slice_copy", "aten::select_copy")
 _RUNTIME = "executorch_prim::"  # what moves no numbers
 
-Tensor = tuple[str, Shape]
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: str  # as numpy has it
+    shape: Shape
+    constant: bool
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * _BYTES.get(self.dtype, 4)
+
+
+def _traffic(read: Iterable[Tensor], result: Tensor) -> dict[str, int]:
+    tensors = [*read, result]
+    return {
+        "bytes": sum(each.bytes for each in tensors),
+        "weights": sum(each.bytes for each in tensors if each.constant),
+    }
 
 
 def operations(path: Path) -> tuple[Operation, ...]:
@@ -39,7 +61,8 @@ def _tensors(values: Any, index: int) -> Iterator[Tensor]:
     """The tensor at this place, or those of the list that is there."""
     value = values[index].val
     if hasattr(value, "sizes"):
-        yield TORCH.get(int(value.scalar_type), "float32"), tuple(value.sizes)
+        constant = bool(value.data_buffer_idx) and value.allocation_info is None
+        yield Tensor(TORCH.get(int(value.scalar_type), "float32"), tuple(value.sizes), constant)
     elif type(value).__name__ in ("TensorList", "OptionalTensorList"):
         for item in value.items:
             yield from _tensors(values, item) if item >= 0 else ()
@@ -49,13 +72,13 @@ def _kernel(operator: str, tensors: list[Tensor]) -> Operation:
     """The result stands last, twice: as what the kernel is to fill, and as what it gives."""
     *inputs, _, result = tensors if len(tensors) > 1 else [*tensors, *tensors]
     read = [result] if operator in _LOOKUPS else inputs
-    macs = max(prod(shape) for _, shape in (*read, result))
+    macs = 0
     if operator == "aten::convolution":
-        macs = prod(result[1]) * prod(inputs[1][1][1:])
+        macs = result.elements * prod(inputs[1].shape[1:])
     elif operator in _LEFT:
-        macs = prod(result[1]) * inputs[_LEFT[operator]][1][-1]
-    traffic = sum(prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in (*read, result))
-    return Operation(name=operator, kind="portable", macs=macs, bytes=traffic)
+        macs = result.elements * inputs[_LEFT[operator]].shape[-1]
+    elements = result.elements if macs else max(each.elements for each in (*read, result))
+    return Operation(name=operator, kind="portable", macs=macs, elements=elements, **_traffic(read, result))
 
 
 def _delegated(program: Any, delegate: Any) -> Iterator[Operation]:
@@ -75,25 +98,25 @@ def _id(value: dict[str, Any]) -> int:
 def _node(operator: str, inside: dict[str, Any], values: dict[int, dict[str, Any]]) -> Operation:
     ids = [id for key, id in inside.items() if key.endswith("_id") and key != "output_id" and id in values]
     inputs, result = [_known(values[id]) for id in ids], _known(values[inside["output_id"]])
-    traffic = sum(prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in (*inputs, result))
     kind, macs, told = _work(operator, inside, inputs, result)
     dtype: Dtype = "int8" if told in ("int8", "uint8") else "fp32"
-    return Operation(name=operator, kind=kind, dtype=dtype, macs=macs, bytes=traffic)
+    elements = result.elements if macs else max(each.elements for each in (*inputs, result))
+    return Operation(name=operator, kind=kind, dtype=dtype, macs=macs, elements=elements, **_traffic(inputs, result))
 
 
 def _work(operator: str, inside: dict[str, Any], inputs: list[Tensor], result: Tensor) -> tuple[Kind, int, str]:
     """Its kind, its work and the type of its weights. Pictures are [1, height, width, channels]."""
-    results = prod(result[1])
     if "Conv2d" in operator or "ConvTranspose" in operator:
         kernel, each = (inside["kernel_height"], inside["kernel_width"]), inside["group_input_channels"]
-        spread = prod(inputs[0][1]) * inside["group_output_channels"]
-        macs = prod(kernel) * (spread if "Transpose" in operator else results * each)
-        return convolution(kernel, each, inside["groups"]), macs, inputs[1][0]
+        spread = inputs[0].elements * inside["group_output_channels"]
+        macs = prod(kernel) * (spread if "Transpose" in operator else result.elements * each)
+        return convolution(kernel, each, inside["groups"]), macs, inputs[1].dtype
     if operator in ("FullyConnected", "BatchMatrixMultiply"):
-        return "linear", results * inputs[0][1][-1], inputs[1][0]
-    return "elementwise", max(prod(shape) for _, shape in (*inputs, result)), result[0]
+        return "linear", result.elements * inputs[0].shape[-1], inputs[1].dtype
+    return "elementwise", 0, result.dtype
 
 
 def _known(value: dict[str, Any]) -> Tensor:
     tensor = xnnpack_tensor(value)
-    return XNN.get(str(tensor["datatype"]).removeprefix("xnn_datatype_"), "int8"), tuple(tensor.get("dims", ()))
+    dtype = XNN.get(str(tensor["datatype"]).removeprefix("xnn_datatype_"), "int8")
+    return Tensor(dtype, tuple(tensor.get("dims") or ()), bool(tensor["constant_buffer_idx"]))
