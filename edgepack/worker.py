@@ -12,10 +12,13 @@ mode     time       load, run once, warm up, then time every run
 With "leash": true it ends as soon as its standard input does, so that nothing is left running when a connection breaks.
 """
 
+import fcntl
 import glob
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -49,7 +52,7 @@ class OnnxRuntime:
         self.specs = [(value.name, tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
 
     def bind(self, arrays: list[Any]) -> Any:
-        return {value.name: array for value, array in zip(self.inputs, arrays, strict=True)}
+        return {value.name: arrays[i] for i, value in enumerate(self.inputs)}
 
     def run(self, bound: Any) -> Any:
         return self.session.run(None, bound)[0]
@@ -256,13 +259,24 @@ def state() -> Job:
     """
     zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
-    bits = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    bits = _raspberry_bits()
     found = {
         "celsius": max((each for each in zones if 0 < each < 150), default=None),
         "throttle_count": sum(counts) if counts else None,
         "throttled": int(bits, 16) & 0xF if bits else None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _raspberry_bits() -> str:
+    """In hexadecimal; newer boards have no file of them, but a program."""
+    if files := glob.glob("/sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+        return _text(files[0])
+    program = shutil.which("vcgencmd")
+    if not program:
+        return ""
+    told = subprocess.run([program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return told.stdout.strip().partition("=")[2]
 
 
 def _cool_down(below: float, seconds: float) -> None:
@@ -275,6 +289,9 @@ def _cool_down(below: float, seconds: float) -> None:
 
 
 def _end_with_input() -> None:
+    """The signal, which nobody handles, ends even a process that hangs inside a runtime, where no thread can run."""
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     while os.read(0, 4096):
         pass
     os._exit(1)

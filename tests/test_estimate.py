@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import onnx
 import pytest
 import torch
-from factories import at_work, budget, build, device, edgepack, measurement, recipe
+from factories import artifact, at_work, build, device, edgepack, recipe
 from torch import nn
 from torch_factories import exported, made
 from torch_factories import tiny_models as tiny_models
@@ -19,12 +19,15 @@ from edgepack.calibrate import Sample, fit, left_out, section
 from edgepack.config import ConfigError
 from edgepack.device import Device, Quantization, load_device
 from edgepack.errors import DeviceError
-from edgepack.exporters import _onnx_operations, _pte_operations
+from edgepack.exporters import _pte_operations
+from edgepack.measure import measurements
 from edgepack.operators import Operation
-from edgepack.reach import Reach
+from edgepack.plan import Step
+from edgepack.reports import markdown
 from edgepack.runners import connected
 from edgepack.runners.estimate import operations
 from edgepack.store import Store
+from edgepack.units import DURATION
 
 RATES = {"stem": 40, "conv": 60, "pointwise": 70, "depthwise": 20, "linear": 30, "elementwise": 5}
 FIGURES: dict[str, Any] = {
@@ -124,10 +127,6 @@ def test_a_file_of_somebody_else_is_read(tmp_path: Path) -> None:
     assert [each.elements for each in found if each.kind == "elementwise"] == [8 * 100]
 
 
-def test_a_view_costs_no_more_than_being_there() -> None:
-    assert _onnx_operations._VIEWS
-
-
 def test_what_a_backend_hides_cannot_be_estimated() -> None:
     class Delegate:
         id = "CoreMLBackend"
@@ -207,7 +206,11 @@ def test_calibration_finds_the_figures_again() -> None:
 def test_the_error_that_is_told_is_of_nets_that_were_left_out() -> None:
     """A net that is like no other is estimated well only where it was seen."""
     samples = [
-        Sample(net=f"plain {i}", operations=(operation(macs=i * 10**8),), ms=estimate(figures(), [operation(macs=i * 10**8)]).ms)
+        Sample(
+            net=f"plain {i}",
+            operations=(operation(macs=i * 10**8),),
+            ms=estimate(figures(), [operation(macs=i * 10**8)]).ms,
+        )
         for i in range(1, 5)
     ]
     odd = Sample(net="odd", operations=(operation(kind="depthwise", macs=10**8),), ms=300.0)
@@ -261,7 +264,6 @@ def load_facts(where: Device) -> dict[str, Any]:
 
 def test_without_figures_nothing_is_timed() -> None:
     assert board().evidence == {"time": "estimated", "predict": "emulated", "delegates": "emulated"}
-    assert "time" not in board(analytic=None).evidence if False else True
     bare = device(runner="estimate")
     assert bare.evidence == {"predict": "emulated", "delegates": "emulated"}
 
@@ -304,3 +306,20 @@ def test_bench_calls_an_estimate_an_estimate(tmp_path: Path) -> None:
     (found,) = json.loads(ran.out)["measurements"]
     assert (found["metric"], found["evidence"]) == ("latency.p50", "estimated")
     assert found["low"] < found["value"] < found["high"]
+
+
+def test_a_build_reports_an_estimate_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the file to the page: nothing on the way takes it for a measurement."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported("onnx", "eager"))
+    where = board()
+    work = at_work(recipe(export=["onnx"]), where, Store("store"))
+    monkeypatch.setattr(work, "file", lambda label: (artifact(), path))
+    step = Step(kind="timing", name="time onnx", key="", ingredients={}, reason="", artifact="onnx")
+    outcome = work._do_timing(step, tmp_path)
+    ingredients = {"where": work.planner._where(work.recipe.exporters[0], "time")}
+    entry = SimpleNamespace(ingredients=ingredients, outcome=outcome, made_at=1.7e9)
+    (found,) = measurements(build(), step, entry)  # type: ignore[arg-type]
+    assert (found.metric, found.evidence, found.detail["calibrated_from"]) == ("latency.p50", "estimated", "a test")
+    page = markdown.render(build(measurements=(found,)))
+    assert f"{DURATION.format(found.value)} ESTIMATED" in page
