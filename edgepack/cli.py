@@ -334,6 +334,29 @@ def devices(context: click.Context) -> None:
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
 
 
+@devices.command("calibrate")
+@click.argument("device", default="host", metavar="[ID]")
+def devices_calibrate(device: str) -> None:
+    """Time small nets on a device and fit the figures that estimates are made with: a few minutes.
+
+    Prints the `analytic` section of its profile. The error in it is that of nets which were left out of the fit.
+    """
+    from edgepack.calibrate import calibrated, section
+    from edgepack.device import load_device
+    from edgepack.events import placed
+    from edgepack.reports.console import watcher
+
+    where = load_device(device)
+    with Screen() as screen:
+        screen.send_libraries_to(Path(os.devnull))
+        watch = watcher(screen.err, as_json=False)
+        try:
+            found = calibrated(where, placed(watch, 1, 1, where.name))
+        finally:
+            watch.close()
+        click.echo(section(found), nl=False, file=screen.out)
+
+
 @devices.command("prepare")
 @click.argument("id")
 def devices_prepare(id: str) -> None:

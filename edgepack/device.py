@@ -92,6 +92,13 @@ class DeviceFile(Frozen):
     quantization: Quantization = Quantization()
     analytic: Analytic | None = None
 
+    @model_validator(mode="after")
+    def _same_threads(self) -> "DeviceFile":
+        asked, known = self.controls.threads, self.analytic.threads if self.analytic else None
+        if asked and known and asked != known:
+            raise ValueError(f"`analytic` holds for {known} threads, and `controls` asks for {asked}")
+        return self
+
     @field_validator("name")
     @classmethod
     def _named(cls, name: str) -> str:
@@ -135,11 +142,14 @@ class Device:
     @property
     def evidence(self) -> dict[str, str]:
         """What answers of each mode of worker.py are worth; a mode that is not in it is not done there."""
-        return dict(self.runner.module.EVIDENCE)
+        worth = dict(self.runner.module.EVIDENCE)
+        if self.analytic is None and worth.get("time") == "estimated":
+            del worth["time"]  # there is nothing to estimate with
+        return worth
 
     def run_by(self, runner: str, settings: dict[str, Any]) -> "Device":
-        """This device, its files run in another way."""
-        return replace(self, runner=plugins.choose("runners", {runner: settings}))
+        """This device, its files run in another way: where they then run is not it, and has versions of its own."""
+        return replace(self, runner=plugins.choose("runners", {runner: settings}), match={}, runtimes={})
 
     def resolved(self) -> dict[str, Any]:
         told = {

@@ -18,6 +18,8 @@ needs(config) -> str                the delegate that a runtime must have to run
 and, where it can,
 
 inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
+operations(path, quantization)      what a device with these facts computes to run the file (operators.py), of any file
+                                    of its kind; what estimates are made of
 runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
                                     how to build it, of the model "$MODEL" in the folder "$BUNDLE"
 
