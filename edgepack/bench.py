@@ -17,10 +17,11 @@ from edgepack.budgets import Budget, read_budgets
 from edgepack.config import Document, Frozen
 from edgepack.device import Controls, Device
 from edgepack.errors import AnswerError, DeviceError, RecipeError
+from edgepack.evaluate import ROUNDING
 from edgepack.events import Emit, StepProgress
 from edgepack.gate import Verdict, compare, judge
 from edgepack.measure import timed
-from edgepack.runners import Connection, connected, host
+from edgepack.runners import Connection, connected, host, lacking
 from edgepack.store import file_digest
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 
 _ROWS = 3  # samples of noise that are answered before anything is timed
-# Two processors sum the same products in another order: outputs of float32 differ in the last digits, and where a value
-# stands at the edge between two numbers of eight bits, by one step of it.
-_TOLERANCE = 0.05  # of the largest output
 
 
 class Bench(Frozen):
@@ -96,6 +94,8 @@ def bench(
     Raises RecipeError for what is no exported file, DeviceError, AnswerError where the device answers otherwise than
     this computer.
     """
+    if "time" not in device.evidence:
+        raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
     with connected(device) as connection:
         job = _job(file, device, connection, budgets, shapes)
         emit(StepProgress(doing="checking its answers", done=0, total=1))
@@ -112,7 +112,7 @@ def bench(
             )
 
         outcome = benchmark.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
-        return _found(file, device, connection, outcome, budgets)
+        return _found(job, device, connection, outcome, budgets)
 
 
 def pair(
@@ -133,8 +133,8 @@ def pair(
             _check_answers(job, connection)
         taken = benchmark.time_pair(connection.run, jobs, _told("timing in turns", emit))
         files = [
-            _found(file, device, connection, {"answers": answers, "memory": []}, ())
-            for file, answers in zip((first, second), taken, strict=True)
+            _found(job, device, connection, {"answers": answers, "memory": []}, ())
+            for job, answers in zip(jobs, taken, strict=True)
         ]
     ratio, low, high = benchmark.interval(benchmark.ratios(*taken))
     return Pair(files=(files[0], files[1]), ratio=ratio, low=low, high=high)
@@ -150,7 +150,7 @@ def _job(
     if not file.is_file():
         raise RecipeError(f"there is no file {file}")
     if runtime not in connection.facts["versions"]:
-        raise DeviceError(f"{device.name} has no {runtime}, which {file.name} needs", f"install {runtime} there")
+        raise lacking(device, runtime, file.name)
     protocol = TimingProtocol.of(budget.metric for budget in budgets)
     given = {name: list(shape) for name, shape in shapes.items()}
     return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}
@@ -167,7 +167,7 @@ def _check_answers(job: dict[str, Any], connection: Connection) -> None:
     if not numpy.isfinite(answers[0]).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
     reach, far = float(numpy.abs(answers[0]).max()), float(numpy.abs(answers[0] - answers[-1]).max())
-    if not far <= _TOLERANCE * reach:
+    if not far <= ROUNDING * reach:
         message = f"the device answers otherwise than this computer: outputs up to {reach:.3g} differ by {far:.3g}"
         raise AnswerError(f"{job['file']}: {message}", "its runtime may be of another version, or broken")
 
@@ -201,16 +201,20 @@ def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
     return lambda done, total: emit(StepProgress(doing=doing, done=done, total=total))
 
 
+def _versions(job: dict[str, Any], connection: Connection) -> dict[str, str]:
+    return {job["runtime"]: connection.facts["versions"][job["runtime"]]}
+
+
 def _found(
-    file: Path, device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
+    job: dict[str, Any], device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
 ) -> Bench:
-    evidence = device.evidence["time"]
+    file, evidence = Path(job["file"]), device.evidence["time"]
     about: dict[str, Any] = {
         "artifact": file.name,
         "sha256": file_digest(file),
         "evidence": evidence,
         "taken_at": round(time.time(), 3),
-        "environment": {**connection.facts, "controls": device.controls.model_dump(mode="json", exclude_none=True)},
+        "environment": {**connection.facts, **device.controls.job(), "versions": _versions(job, connection)},
     }
     size = float(file.stat().st_size)
     weighed = Measurement(**{**about, "evidence": "measured"}, metric="size", value=size, low=size, high=size)

@@ -223,7 +223,7 @@ def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def doubts(answers: Answers, threads: int | None = None) -> tuple[str, ...]:
     """Reasons not to trust the timings of a file, each with what to do about it."""
-    return tuple(doubt for doubt in (_unsteady(answers, threads), _slowed(answers)) if doubt)
+    return tuple(doubt for doubt in (_unsteady(answers, threads), _slowed(answers), _unchecked(answers)) if doubt)
 
 
 def _unsteady(answers: Answers, threads: int | None) -> str:
@@ -233,6 +233,10 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
     spread = statistics.stdev(values) / mean
     fewer = "" if threads == 1 else ", or put `controls: {threads: 1}` into the device profile"
     return f"processes differ by {spread:.0%}: close other programs{fewer}" if spread > _NOISY else ""
+
+
+def _unchecked(answers: Answers) -> str:
+    return next((str(answer["unchecked"]) for answer in answers if answer.get("unchecked")), "")
 
 
 def _slowed(answers: Answers) -> str:

@@ -93,6 +93,7 @@ def build(
                 codes.append(error.code)
                 watch.close()
                 _tell(f"{recipe.name}: {error}", screen.err)
+                _annotate(error, screen.err if as_json else screen.out, Path(dist) / recipe.name)
             finally:
                 watch.close()
     return most_decisive(codes)
@@ -103,6 +104,7 @@ def _build_one(
 ) -> int:
     from edgepack.device import load_device
     from edgepack.pipeline import build, output_folder
+    from edgepack.reports import github
     from edgepack.reports.console import JsonLines, show
 
     device = load_device(recipe.device)
@@ -113,6 +115,8 @@ def _build_one(
     if not isinstance(watch, JsonLines):
         with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
             show(result, screen.out, str(folder))
+    with suppress(OSError):
+        github.tell(result, screen.err if isinstance(watch, JsonLines) else screen.out)
     return result.exit_code or 0
 
 
@@ -178,26 +182,86 @@ def explain(recipe: str, dist: str, size: bool) -> None:
         show(result, sys.stdout, str(Path(dist) / name))
 
 
+_bundle = click.argument("bundle", type=click.Path(path_type=Path))
+_signature = click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the signature lies [default: BUNDLE.sig].",
+)
+
+
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def verify(bundle: Path) -> None:
-    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says."""
+@_bundle
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Check that this key has signed it, too."
+)
+@_signature
+def verify(bundle: Path, public_key: Path | None, signature: Path | None) -> None:
+    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says, and who signed it."""
     from edgepack.bundle import verify
 
     _there(bundle)
-    manifest = verify(bundle)
-    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}")
+    if signature and not public_key:
+        raise RecipeError("--signature says nothing without the key", "give --public-key too")
+    if public_key:
+        from edgepack.bundle.signing import beside, check
+
+        manifest = check(bundle, public_key, signature or beside(bundle))
+    else:
+        manifest = verify(bundle)
+    signed = f", signed by {public_key}" if public_key else ""
+    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}{signed}")
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def selftest(bundle: Path) -> None:
+@_bundle
+@click.option(
+    "--key", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The private key, a PEM file."
+)
+@_signature
+def sign(bundle: Path, key: Path, signature: Path | None) -> None:
+    """Sign BUNDLE, when it is whole, with a key of your own; the signature lies beside it.
+
+    Needs the extra edgepack[sign]. The password of an encrypted key is taken from EDGEPACK_KEY_PASSWORD.
+    """
+    from edgepack.bundle.signing import beside, sign
+
+    _there(bundle)
+    written = signature or beside(bundle)
+    sign(bundle, key, written)
+    click.echo(f"{bundle}: signed, {written}")
+
+
+@cli.command()
+@_bundle
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--deploy-only", is_flag=True, help="Just what an app ships: models/, io/ and licences/.")
+def unpack(bundle: Path, target: Path, deploy_only: bool) -> None:
+    """Check BUNDLE and write its files to TARGET, a folder, or a zip where it ends in .zip.
+
+    What --deploy-only gives is a bundle too, of the same content digest, that `verify` can check.
+    """
+    from edgepack.bundle import unpack
+    from edgepack.units import SIZE
+
+    _there(bundle)
+    manifest = unpack(bundle, target, deploy_only=deploy_only)
+    size = SIZE.format(sum(each.bytes for each in manifest.files))
+    click.echo(f"{target}: {len(manifest.files)} files, {size}, content {manifest.content_digest[:12]}")
+
+
+@cli.command()
+@_bundle
+@click.option("--device", metavar="ID", help="Run them on this device; default: this computer, one thread.")
+def selftest(bundle: Path, device: str | None) -> None:
     """Run the samples in BUNDLE through its files, texts from the raw text on, and compare with when it was built."""
+    from edgepack.device import load_device
     from edgepack.selftest import run
 
     _there(bundle)
     answers = 0
-    for answer in run(bundle):
+    for answer in run(bundle, load_device(device) if device else None):
         answers += 1
         click.echo(f"{answer.file}  {answer.sample} -> {answer.label}")
     click.echo(f"{bundle}: {answers} answers, all as when it was built")
@@ -206,6 +270,8 @@ def selftest(bundle: Path) -> None:
 def _there(bundle: Path) -> None:
     if not bundle.exists():
         raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+    if not (bundle / "manifest.json").exists() and (bundle / "bundle/manifest.json").exists():
+        raise RecipeError(f"{bundle} is what a build wrote, not the bundle", f"give {bundle / 'bundle'}, or the .zip")
 
 
 @cli.command()
@@ -250,9 +316,12 @@ def bench(
     return most_decisive(verdict.code for verdict in found.verdicts)
 
 
-@cli.command()
-def devices() -> None:
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def devices(context: click.Context) -> None:
     """List device profiles, and whether each can be used now."""
+    if context.invoked_subcommand:
+        return
     from edgepack.device import all_devices, load_device
 
     for id, file in sorted(all_devices().items()):
@@ -263,6 +332,20 @@ def devices() -> None:
             continue
         worth = device.evidence.get("time", "not timed")
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
+
+
+@devices.command("prepare")
+@click.argument("id")
+def devices_prepare(id: str) -> None:
+    """Fetch what the device ID needs before it can be used: for an emulated one, its system and runtimes."""
+    from edgepack.device import load_device
+
+    device = load_device(id)
+    prepare = getattr(device.runner.module, "prepare", None)
+    if prepare is None:
+        click.echo(f"{device.name} needs no preparation")
+    else:
+        prepare(device, click.echo)
 
 
 def _reachable(device: "Device") -> str:
@@ -445,6 +528,7 @@ def main() -> NoReturn:
         code = ExitCode.USAGE
     except EdgepackError as error:
         _tell(str(error))
+        _annotate(error, sys.stdout)
         code = error.code
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted; what was done is kept, the same command goes on from there")
@@ -466,6 +550,15 @@ def _bug(error: Exception) -> ExitCode:
         where = log.name
     _tell(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {where}")
     return ExitCode.BUG
+
+
+def _annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
+    """Show an error beside the files of a pull request, where this is a job of GitHub Actions."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from edgepack.reports import github
+
+        with suppress(OSError):
+            github.tell_failure(error, stream, folder)
 
 
 def _tell(text: str, stream: TextIO | None = None) -> None:

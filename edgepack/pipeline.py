@@ -3,16 +3,30 @@
 build(recipe, device, Store(), dist=Path("dist"))
 """
 
+import fcntl
+import os
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from edgepack import bundle, provenance
 from edgepack.artifact import Artifact
+from edgepack.config import shown
 from edgepack.device import Device
 from edgepack.errors import EdgepackError, ExitCode, most_decisive
-from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
+from edgepack.events import (
+    BuildFinished,
+    BuildStarted,
+    Emit,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepStarted,
+    placed,
+)
 from edgepack.gate import Verdict, judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
@@ -43,12 +57,15 @@ def build(
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
     stack = ExitStack()
+    stack.enter_context(_alone(folder, emit))  # before anything is withdrawn, whatever ends the wait
     try:
         reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
         stack.callback(reach.close)
         result = result.model_copy(update={"absent": reach.absent})
         planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
         work = Work(recipe, reach, store, planner)
+        if reach.absent:
+            placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
         for number, step in enumerate(planner.steps(), start=1):
             if not step.cached and all(before.cached for before in steps):
                 _withdraw(result, folder)
@@ -72,6 +89,25 @@ def build(
         stack.close()
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
+
+
+_WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
+
+
+@contextmanager
+def _alone(folder: Path, emit: Emit) -> Iterator[None]:
+    """Hold the folder: two builds into one would mix their files. Nothing is left of the lock, however a build ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                emit(Note(step=1, steps=1, name="build", text=f"waiting for another build into {folder}"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def output_folder(dist: Path, recipe: Recipe) -> Path:
@@ -106,6 +142,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
     return Build(
         schema="edgepack.build/1",
         recipe=recipe.resolved(),
+        recipe_file=shown(recipe.file),
         device={"id": device.id, **device.resolved()},
         started_at=round(time.time(), 3),
         provenance={
@@ -194,4 +231,6 @@ def _failed(result: Build, error: BaseException, folder: Path) -> Build:
     failed = result.model_copy(update=over)
     with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the user
         _withdraw(failed, folder)
+    with suppress(Exception):  # no mistake in a report may hide the error
+        write_reports(failed, folder)
     return failed

@@ -347,6 +347,8 @@ class Work:
     def _not_run(self, format: str) -> str:
         """Why the runtime at hand cannot run a file of this format, or ""."""
         exporter = next(each for each in self.recipe.exporters if each.name == format)
+        if why := self.reach.facts.get("lacks", {}).get(exporter.module.RUNTIME):
+            return str(why)
         needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
         if not needed:
             return ""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import at_work, build, recipe_file, texts, tokenizer
 
-from edgepack import bundle
+from edgepack.bundle.contents import contents
 from edgepack.device import load_device
 from edgepack.events import Event, Note
 from edgepack.plan import Step
@@ -93,7 +93,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
         "1 of 21 documents are copies of others: one of each is kept"
     ]
     monkeypatch.setattr(work, "entry", lambda name: entry)
-    files = bundle._contents(build(artifacts=()), recipe, device, work)
+    files = contents(build(artifacts=()), recipe, device, work)
     shipped = read(files["io/tokenizer.json"])
     for i, case in enumerate(json.loads(files["selftest/cases.json"])["cases"]):
         assert case["text"] == f"case-{i}.txt"

@@ -6,6 +6,10 @@ VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
 
+and, where a file holds more than one thing to call,
+
+METHOD                              what an app calls
+
 and, where what its settings ask for is not to be had everywhere,
 
 unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch

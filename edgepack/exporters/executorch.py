@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
+METHOD = "forward"
 VERSION = 6
 LIBRARIES = ("executorch", "torchao", "coremltools")
 

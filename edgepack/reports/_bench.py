@@ -39,16 +39,27 @@ def _table(console: "Console", files: Sequence[Bench]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("file", "metric", "value", "95 % between", "evidence", "processes"):
-        table.add_column(column, justify="right" if column in ("value", "processes") else "left", overflow="fold")
     for found in files:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for column in ("metric", "value", "95 % between", "evidence", "processes"):
+            table.add_column(column, justify="right" if column in ("value", "processes") else "left", overflow="fold")
         for each in found.measurements:
-            between = f"{words.figure(each.metric, each.low)} and {words.figure(each.metric, each.high)}"
-            shown = between if each.low != each.high else ""
-            value = words.figure(each.metric, each.value)
-            table.add_row(found.file, each.metric, value, shown, _worth(each), str(each.detail.get("processes", "")))
-    console.print(table)
+            table.add_row(*_cells(each))
+        console.print(f"{found.file} on {found.device}, {_environment(found.measurements[-1])}", markup=False)
+        console.print(table)
+
+
+def _cells(each: Measurement) -> tuple[str, ...]:
+    low, high, value = (words.figure(each.metric, figure) for figure in (each.low, each.high, each.value))
+    between = f"{low} and {high}" if each.low != each.high else ""
+    return each.metric, value, between, _worth(each), str(each.detail.get("processes", ""))
+
+
+def _environment(each: Measurement) -> str:
+    facts = each.environment
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    threads = f"{words.plural(facts['threads'], 'thread')}, " if "threads" in facts else ""
+    return f"{threads}{facts.get('cpu') or facts.get('model', '')}: {versions}"
 
 
 def _worth(each: Measurement) -> str:
@@ -58,7 +69,7 @@ def _worth(each: Measurement) -> str:
 def _verdicts(console: "Console", files: Sequence[Bench]) -> None:
     for each in (verdict for found in files for verdict in found.verdicts):
         text = f"{each.budget}: {words.MARKS[each.outcome]}, {words.limit(each)}"
-        console.print(f"{text}, {words.headroom(each)}", markup=False)
+        console.print(f"{text}, {each.reason or words.headroom(each)}", markup=False)
 
 
 def _doubts(console: "Console", files: Sequence[Bench]) -> None:

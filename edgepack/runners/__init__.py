@@ -6,6 +6,8 @@ EVIDENCE                        {mode of worker.py: "measured", "emulated" or "e
 connect(device) -> Connection   reach the device. Raises AbsentError where none is attached or configured, DeviceError
                                 where there is one that cannot be used
 NEAR                            whether that takes no time: the device is this computer, or none at all
+INSTALL                         {runtime: how it gets there}, where that is not plain
+prepare(device, tell)           if it has one: fetch what connect() looks for, telling a person of it line by line
 """
 
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ class Connection(Protocol):
     """A device that was reached.
 
     `facts` is what its answers depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
-    name, and under "versions" those of its runtimes.
+    name, and under "versions" those of its runtimes. "lacks", if it is there, says of a runtime that can never be had
+    there why: files of that one are not run, where a runtime that is only missing is an error.
     """
 
     facts: dict[str, Any]
@@ -57,6 +60,14 @@ def connected(device: "Device") -> Iterator[Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
+    """The error of a device without the runtime that `what` needs."""
+    hints: dict[str, str] = getattr(device.runner.module, "INSTALL", {})
+    return DeviceError(
+        f"{device.name} has no {runtime}, which {what} needs", hints.get(runtime, f"install {runtime} there")
+    )
 
 
 def recognise(device: "Device", facts: dict[str, Any]) -> None:
