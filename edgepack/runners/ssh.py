@@ -123,7 +123,8 @@ class Board:
                 logging.getLogger(__name__).info("lost: %s", error.message)
                 self.close()
                 if wait is None:
-                    message = f"{self.device.name} was lost {len(_WAITS) + 1} times over {_subject(job)}"
+                    over = Path(job.get("file", "its check of the runtime")).name
+                    message = f"{self.device.name} was lost {len(_WAITS) + 1} times over {over}"
                     raise DeviceError(message, "check its power and its network, then build again") from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -446,7 +447,3 @@ def _shell(python: str, arguments: Iterable[str], environment: Mapping[str, str]
 def _short() -> str:
     """A folder for sockets, whose paths may have a hundred letters."""
     return "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()  # noqa: S108 (what is made there is ours alone)
-
-
-def _subject(job: Job) -> str:
-    return Path(job["file"]).name
