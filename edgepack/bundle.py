@@ -119,11 +119,7 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
         _, path = work.file(artifact.label)
         files[f"models/{recipe.name}{path.suffix}"] = path.read_bytes()
     files.update(_runtime(build, recipe, work))
-    signature = work.signature
-    files["io/signature.json"] = _json(_interface(signature))
-    files["io/labels.txt"] = "".join(f"{label}\n" for label in signature.labels).encode()
-    if attachments := getattr(recipe.data.module, "attachments", None):
-        files.update({f"io/{name}": content for name, content in attachments(recipe.data.config).items()})
+    files.update(beside(recipe, work.signature))
     files.update(_selftest(build, work))
     files["provenance/recipe.yaml"] = _yaml(recipe.resolved([record.decided for record in build.ledger[1:]]))
     files["provenance/device.yaml"] = _yaml(device.resolved())
@@ -134,6 +130,17 @@ def _contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") ->
     files["provenance/stages.json"] = _json(stages)
     files["manifest.json"] = _json(_describe(build, recipe, device, files).model_dump(mode="json", by_alias=True))
     files["SHA256SUMS"] = _sum_lines({path: _sha(content) for path, content in files.items()})
+    return files
+
+
+def beside(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app ships beside a model file: all else of role deploy."""
+    files = {
+        "io/signature.json": _json(_interface(signature)),
+        "io/labels.txt": "".join(f"{label}\n" for label in signature.labels).encode(),
+    }
+    if attachments := getattr(recipe.data.module, "attachments", None):
+        files.update({f"io/{name}": content for name, content in attachments(recipe.data.config).items()})
     return files
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from edgepack.benchmark import Measurement
-from edgepack.budgets import METRICS
+from edgepack.budgets import FROM_BELOW, METRICS, quantity_of
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.result import Build
@@ -15,6 +15,7 @@ MARKS = {
     "fail": "FAIL",
     "inconclusive": "inconclusive",
     "not_measured": "not measured",
+    "not_comparable": "not comparable",
     "waived": "waived",
 }
 
@@ -49,15 +50,22 @@ def plural(count: object, noun: str) -> str:
 
 
 def limit(verdict: Verdict) -> str:
-    sign = "at least" if verdict.bound == "min" else "at most"
-    return f"{sign} {figure(verdict.metric, verdict.limit)}"
+    sign = "at least" if verdict.bound in FROM_BELOW else "at most"
+    return f"{sign} {_against(verdict) if verdict.relative is not None else figure(verdict.metric, verdict.limit)}"
+
+
+def _against(verdict: Verdict) -> str:
+    """Of a relative budget what it allows: "54 us + 5 %", "97.8 % - 0.5 %"."""
+    base = "the baseline" if verdict.baseline is None else figure(verdict.metric, verdict.baseline)
+    share = quantity_of(verdict.metric, verdict.bound).format(verdict.relative or 0)
+    return f"{base} - {share}" if verdict.bound in FROM_BELOW else f"{base} + {share}"
 
 
 def headroom(verdict: Verdict) -> str:
     """
     What is left below the limit, or by how much it is exceeded: "0.5 ms (25 %)", "over by 1.6 ms (20 %)".
     """
-    if verdict.value is None:
+    if verdict.value is None or verdict.limit is None:
         return verdict.reason
     gap = abs(verdict.limit - verdict.value)
     if METRICS[verdict.metric].quantity is SHARE:
@@ -66,7 +74,7 @@ def headroom(verdict: Verdict) -> str:
         share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
         text = f"{figure(verdict.metric, gap)}{share}"
     if verdict.outcome == "fail":
-        return f"{'under' if verdict.bound == 'min' else 'over'} by {text}"
+        return f"{'under' if verdict.bound in FROM_BELOW else 'over'} by {text}"
     return verdict.reason if verdict.outcome == "inconclusive" else text
 
 
