@@ -176,20 +176,26 @@ class Waiver(Frozen):
         return self.budget == budget and self.runtime in ("", label)
 
 
-def read_waivers(document: Document, value: object, budgets: Sequence[Budget]) -> tuple[Waiver, ...]:
-    """The waivers of a recipe; every mistake in them is noted in the document."""
+def read_waivers(
+    document: Document, value: object, budgets: Sequence[Budget], formats: Sequence[str] = ()
+) -> tuple[Waiver, ...]:
+    """The waivers of a recipe that exports `formats`; every mistake in them is noted in the document."""
     found = []
+    allowed = {"budget": {budget.name for budget in budgets}, "runtime": {*formats, ""}}
     for i, item in enumerate(value if isinstance(value, tuple) else ()):
         waiver = document.check(Waiver, item, ("waivers", i))
-        names = {budget.name for budget in budgets}
-        if waiver and waiver.budget not in names:
-            document.problem(("waivers", i, "budget"), unknown("budget", waiver.budget, names))
-        elif waiver:
-            found.append(waiver)
+        for key, known in allowed.items() if waiver else ():
+            if getattr(waiver, key) not in known:
+                document.problem(("waivers", i, key), unknown(key, getattr(waiver, key), known - {""}))
+        found += [waiver] if waiver else []
     return tuple(found)
 
 
 # Reading
+
+
+class _Missing:
+    """The limit of a mapping that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +295,9 @@ def _bounded(document: Document, value: object, path: KeyPath, metric: str, boun
         for key in value.keys() - {"limit", *_OPTIONS}:
             document.problem((*path, key), unknown("key", key, ("limit", *_OPTIONS)))
         scope = scope.within(options=_options(document, value, path, scope))
-        value = value.get("limit")
+        if "limit" not in value:
+            document.problem(path, "the key 'limit' is missing")
+        value = value.get("limit", _Missing)
     return _Entry(path=path, metric=metric, bound=bound, limit=value, scope=scope)
 
 
@@ -305,6 +313,8 @@ def _options(document: Document, value: Mapping[str, Any], path: KeyPath, scope:
 
 
 def _checked(document: Document, entry: _Entry) -> Budget | None:
+    if entry.limit is _Missing:  # that is told already
+        return None
     if message := _mistake(entry):
         document.problem(entry.path, message)
         return None
@@ -331,7 +341,8 @@ def quantity_of(metric: str, bound: str) -> Quantity:
 def _mistake(entry: _Entry) -> str:
     metric, bound, scope = entry.metric, entry.bound, entry.scope
     if metric not in METRICS:
-        return unknown("budget", metric, METRICS).replace("unknown budget", "nothing measures a budget")
+        known = (*METRICS, *(() if scope.against else (_RELATIVE,)))
+        return unknown("budget", metric, known).replace("unknown budget", "nothing measures a budget")
     if bound not in scope.bounds(metric):
         inner = [name.removeprefix(f"{metric}.") for name in METRICS if name.startswith(f"{metric}.")]
         outside = () if scope.runtime else (*inner, *scope.formats)

@@ -141,7 +141,7 @@ class _Checker:
         exporters = self._choices("exporters", data.get("export"), "export")
         formats = tuple(exporter.name for exporter in exporters if exporter)
         budgets = read_budgets(self.document, data.get("budgets"), formats)
-        waivers = read_waivers(self.document, data.get("waivers"), budgets)
+        waivers = read_waivers(self.document, data.get("waivers"), budgets, formats)
         self._measurable(budgets, exporters)
         self._order(data.get("stages"))
         signature = self._signature(source) if source is not None else None

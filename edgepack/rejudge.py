@@ -81,8 +81,9 @@ def _read(document: Document, build: Build) -> tuple[tuple[Budget, ...], tuple[W
     for part, kind in zip(_PARTS, (dict, tuple), strict=True):
         if not isinstance(data.get(part, kind()), kind):
             document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
-    budgets = read_budgets(document, data.get("budgets"), [_name(each) for each in build.recipe.get("export", ())])
-    waivers = read_waivers(document, data.get("waivers"), budgets)
+    formats = [_name(each) for each in build.recipe.get("export", ())]
+    budgets = read_budgets(document, data.get("budgets"), formats)
+    waivers = read_waivers(document, data.get("waivers"), budgets, formats)
     document.raise_problems()
     return budgets, waivers
 

@@ -52,6 +52,8 @@ class Quantity:
         return f'"{scaled:.12g} {likely}"'
 
     def _wrong_unit(self, value: str, unit: str) -> str:
+        if "" in self.units:
+            return f"{value!r} is not {self.name}: write it without a unit, as {self.example}"
         allowed = ", ".join(self.units)
         if not unit:
             return f"{value!r} has no unit: write {self.suggest(float(value))}"

@@ -78,7 +78,7 @@ def rows(lines: Sequence[Line]) -> list[Row]:
 
 def _outcome(line: Line) -> object:
     figures = tuple((each.metric, each.artifact, each.value, each.taken) for each in line.figures)
-    return line.exit_code, tuple(line.artifacts.items()), figures
+    return line.exit_code, line.artifacts, line.versions, figures
 
 
 def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:
