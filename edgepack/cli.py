@@ -210,13 +210,12 @@ def gate(
     was built with, or those of --recipe.
     """
     from edgepack.history import FILE
-    from edgepack.recipe import find_recipe
     from edgepack.rejudge import rejudge
     from edgepack.reports.console import show
     from edgepack.result import find_build
 
     codes: list[int] = []
-    limits = find_recipe(recipe) if recipe else None
+    limits = _recipe_file(recipe) if recipe else None
     past = Path(history) if history else Path(dist) / FILE
     for named in builds:
         try:
@@ -228,6 +227,12 @@ def gate(
             codes.append(error.code)
             _tell(str(error))
     return most_decisive(codes)
+
+
+def _recipe_file(recipe: str) -> Path:
+    from edgepack.recipe import find_recipe
+
+    return find_recipe(recipe)
 
 
 @cli.command()

@@ -47,6 +47,10 @@ class Change:
         return self.after.value - self.before.value
 
     @property
+    def unchanged(self) -> bool:
+        return not self.why_not and self.before.value == self.after.value
+
+    @property
     def same_file(self) -> bool:
         return self.before.sha256 == self.after.sha256
 
@@ -68,16 +72,15 @@ class Comparison:
         """Of every figure that both have of a file that ships."""
         return tuple(
             Change(
-                metric=ours.metric,
-                artifact=ours.artifact,
+                metric=metric,
+                artifact=artifact.label,
                 before=theirs,
                 after=ours,
-                why_not=why_not(ours.metric, environment(self.before, theirs), environment(self.after, ours)),
+                why_not=why_not(metric, environment(self.before, theirs), environment(self.after, ours)),
             )
+            for metric in METRICS
             for artifact in self.after.shipped()
-            for ours in self.after.measurements
-            if ours.artifact == artifact.label and ours.metric in METRICS
-            if (theirs := self.before.find(ours.metric, ours.artifact))
+            if (ours := self.after.find(metric, artifact.label)) and (theirs := self.before.find(metric, ours.artifact))
         )
 
     @property

@@ -89,6 +89,7 @@ class Planner:
         self.previous = _previous(store, recipe, device)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.teacher: Step | None = None
+        self.files: dict[str, str] = {}  # sha256 by label, of those that are about to be timed
 
     @property
     def count(self) -> int:
@@ -156,6 +157,7 @@ class Planner:
 
     def timing(self, export: Step) -> Step:
         shas = [_sha(self.store, export)]
+        self.files[export.artifact] = shas[0]
         ingredients = {
             "files": shas,
             "protocol": self.protocol.model_dump(),
@@ -184,7 +186,7 @@ class Planner:
         exporter = next(each for each in self.recipe.exporters if each.name == artifact)
         where = {**self._where(exporter, "time"), "protocol": self.protocol.name}
         known = self.recipe.baseline
-        found = known.find(budget.metric, artifact, "", where) if known else None
+        found = known.find(budget.metric, artifact, self.files.get(artifact, ""), where) if known else None
         return found if isinstance(found, Base) else Base(value=0.0, low=0.0, high=0.0, told="", same=True)
 
     def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:

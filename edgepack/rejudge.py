@@ -74,9 +74,9 @@ def _change(document: Document, text: str, option: str = "--set") -> None:
 
 def _read(document: Document, build: Build) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
     """The budgets and waivers of a recipe. Raises ConfigError, and RecipeError for a recipe of another task."""
-    data = document.data
-    if data.get("task", build.recipe["task"]) != build.recipe["task"]:
-        message = f"{document.file} is for {data['task']}, and the build for {build.recipe['task']}"
+    data, task = document.data, build.recipe.get("task")
+    if data.get("task", task) != task:
+        message = f"{document.file} is for {data['task']}, and the build for {task}"
         raise RecipeError(message, "judge a build by a recipe for the same task")
     for part, kind in zip(_PARTS, (dict, tuple), strict=True):
         if not isinstance(data.get(part, kind()), kind):

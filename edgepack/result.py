@@ -5,9 +5,9 @@ Saved as dist/<recipe>/build.json, rewritten after every step, so that a crash l
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
@@ -80,9 +80,48 @@ class Build(Frozen):
         except OSError as error:
             raise RecipeError(f"cannot read {path}: {error.strerror}", "run `edgepack build` first") from None
         try:
-            return cls.model_validate_json(content)
+            build = cls.model_validate_json(content)
+            _Shape.model_validate({"recipe": build.recipe, "device": build.device, "provenance": build.provenance})
         except ValidationError as error:
             raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {_why(content, error)}") from None
+        return build
+
+
+_Named = Annotated[dict[str, Any], Field(min_length=1, max_length=1)]  # {onnx: {opset: 20}}
+
+
+class _Loose(BaseModel):
+    """Checks what is read of a mapping that has more in it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Recipe(_Loose):
+    name: str
+    stages: list[_Named] = []
+    export: list[_Named] = []
+    budgets: dict[str, Any] = {}
+    waivers: list[Any] = []
+
+
+class _Device(_Loose):
+    id: str
+    name: str
+
+
+class _Git(_Loose):
+    commit: str = ""
+
+
+class _Provenance(_Loose):
+    versions: dict[str, str] = {}
+    git: _Git = _Git()
+
+
+class _Shape(BaseModel):
+    recipe: _Recipe
+    device: _Device
+    provenance: _Provenance
 
 
 def _why(content: bytes, error: ValidationError) -> str:

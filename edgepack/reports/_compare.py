@@ -26,7 +26,7 @@ def show(comparison: Comparison, stream: TextIO) -> None:
     for column in ("figure", "file", "before", "after", "change", ""):
         table.add_column(column, justify="right" if column in ("before", "after") else "left", overflow="fold")
     for change in comparison.changes:
-        if not change.why_not:
+        if not (change.why_not or change.unchanged):
             table.add_row(*(Text(cell) for cell in _row(change)))
     if table.row_count:
         console.print(table)
@@ -50,9 +50,7 @@ def _row(change: Change) -> tuple[str, ...]:
 
 
 def told(change: Change) -> str:
-    """The change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points", "none"."""
-    if change.before.value == change.after.value:
-        return "none"
+    """The change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points"."""
     if change.ratio is None:
         return _difference(change)
     value, low, high = ((each - 1) * 100 for each in change.ratio)
@@ -68,8 +66,6 @@ def _difference(change: Change) -> str:
 
 
 def _note(change: Change) -> str:
-    if change.before.value == change.after.value:
-        return ""
     samples = change.after.detail.get("rows")
     if samples:
         return f"{abs(change.difference) * samples:.0f} of {samples} samples"
@@ -79,6 +75,9 @@ def _note(change: Change) -> str:
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
+    same = [f"{each.metric} of {each.artifact}" for each in comparison.changes if each.unchanged]
+    if same:
+        yield f"unchanged: {', '.join(same)}"
     reasons: dict[str, list[str]] = {}
     for change in comparison.changes:
         if change.why_not:
