@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["pass", "fail", "inconclusive", "not_measured", "not_comparable", "waived"]
 
+EXPLAINED = ("parity", "parity.runtimes")  # a build tells where the files of such a failure begin to differ
+EXPIRED = "its waiver ran out on"
+
 _CODES = {
     "fail": ExitCode.BUDGET,
     "inconclusive": ExitCode.INCONCLUSIVE,
@@ -54,11 +57,16 @@ class Verdict(Frozen):
     evidence: Evidence | None = None  # of the weakest figure that the value was made of
     relative: float | None = None
     baseline: float | None = None
+    against: str = ""  # the build that the baseline's figure is of
     waived: str = ""  # until when and why, of a budget that is not met
 
     @property
     def code(self) -> ExitCode:
         return _CODES.get(self.outcome, ExitCode.OK) if self.level == "error" else ExitCode.OK
+
+    def because(self, reason: str, **update: Any) -> "Verdict":
+        """With one more reason."""
+        return self.model_copy(update={"reason": "; ".join(filter(None, (self.reason, reason))), **update})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +128,8 @@ def _waived(verdict: Verdict, waivers: Sequence[Waiver], day: date) -> Verdict:
     last = max(found, key=lambda each: each.until)
     if day <= last.until:
         told = f"waived until {last.until}: {last.reason}"
-        return verdict.model_copy(update={"outcome": "waived", "waived": told, "reason": _and(verdict.reason, told)})
-    return verdict.model_copy(update={"reason": _and(verdict.reason, f"its waiver ran out on {last.until}")})
-
-
-def _and(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
+        return verdict.because(told, outcome="waived", waived=told)
+    return verdict.because(f"{EXPIRED} {last.until}")
 
 
 def judged(
@@ -197,6 +201,7 @@ def _decided(budget: Budget, found: "_Found", base: Base | None) -> dict[str, An
         "reason": _reason(budget, decision, found, base),
         "evidence": found.evidence,
         "baseline": base.value if base else None,
+        "against": base.told if base else "",
     }
 
 
@@ -277,9 +282,8 @@ def _reason(budget: Budget, decision: Outcome, found: _Found, base: Base | None)
     show = METRICS[budget.metric].quantity.format
     if base is not None and base.same:
         return f"the same file, device, protocol and versions as {base.told}"
-    against = f"against {show(base.value)} of {base.told}" if base else ""
     if decision != "inconclusive":
-        return against
+        return ""
     lowest, highest = (allowed(budget, each) for each in (base.low, base.high)) if base else (budget.limit,) * 2
     limit = show(lowest) if lowest == highest else f"[{show(lowest)}, {show(highest)}]"
-    return _and(f"the 95 % interval [{show(found.low)}, {show(found.high)}] straddles the limit {limit}", against)
+    return f"the 95 % interval [{show(found.low)}, {show(found.high)}] straddles the limit {limit}"

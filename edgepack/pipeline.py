@@ -13,7 +13,7 @@ from edgepack.artifact import Artifact, deflated
 from edgepack.device import Device
 from edgepack.errors import EdgepackError, ExitCode
 from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
-from edgepack.gate import Verdict, judged
+from edgepack.gate import EXPLAINED, Verdict, judged
 from edgepack.measure import deployed, measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.reach import Facts, Reach
@@ -178,8 +178,8 @@ def _explained(result: Build, work: Work, emit: Emit) -> Build:
     work.emit = emit
     first = result.shipped()[0].label if result.artifacts else ""
     verdicts = [
-        verdict.model_copy(update={"reason": _origin(verdict, first, work)})
-        if verdict.outcome == "fail" and verdict.metric in ("parity", "parity.runtimes")
+        verdict.because(_origin(verdict, first, work))
+        if verdict.outcome == "fail" and verdict.metric in EXPLAINED
         else verdict
         for verdict in result.verdicts
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from edgepack.budgets import Budget, Waiver, read_budgets, read_waivers
 from edgepack.config import Document
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, VerifyError
-from edgepack.gate import Verdict, judged
+from edgepack.gate import EXPIRED, EXPLAINED, Verdict, judged
 from edgepack.history import baseline
 from edgepack.overrides import override
 from edgepack.result import Build
@@ -99,5 +99,6 @@ def _as_before(verdict: Verdict, build: Build, file: str) -> Verdict:
     if before is None:
         return verdict
     place = before.place if verdict.place.startswith(file) else verdict.place
-    found = before.reason if verdict.outcome == before.outcome == "fail" and not verdict.reason else verdict.reason
-    return verdict.model_copy(update={"place": place, "reason": found})
+    explained = verdict.metric in EXPLAINED and verdict.outcome == before.outcome == "fail"
+    found = [each for each in before.reason.split("; ") if explained and not each.startswith(EXPIRED)]
+    return verdict.because("; ".join(found), place=place)

@@ -1,14 +1,17 @@
 """The limits of a recipe: the ways to write them, and that what is written out means the same."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, recipe
+from factories import PROJECT, budget, recipe
 
-from edgepack.budgets import METRICS, Budget, binding, plain, read_budgets, schema, strictest
+from edgepack.budgets import METRICS, Budget, binding, plain, read_budgets, read_waivers, schema, strictest
 from edgepack.config import Document
 
 FORMATS = ("executorch", "onnx")
+README = (PROJECT / "README.md").read_text()
 
 
 def read(budgets: Any) -> tuple[Budget, ...]:
@@ -119,6 +122,15 @@ def test_stages_go_by_the_strictest_limit_that_can_fail_a_build() -> None:
     assert strictest(found, "size", "max") == 2e6
     assert strictest(found, "accuracy", "max_drop") is None
     assert len(binding(found, ["size"])) == 2
+
+
+def test_the_budgets_of_the_readme_are_read_as_they_stand() -> None:
+    text = next(block for block in re.findall(r"```yaml\n(.*?)```", README, re.S) if "\nwaivers:" in block)
+    document = Document.parse(text, Path("README.md"))
+    found = read_budgets(document, document.data["budgets"], FORMATS)
+    waivers = read_waivers(document, document.data["waivers"], found, FORMATS)
+    document.raise_problems()
+    assert (len(found), len(waivers)) == (9, 1)
 
 
 def test_the_schema_names_every_metric_and_bound() -> None:

@@ -53,10 +53,16 @@ def told(change: Change) -> str:
     """The change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points"."""
     if change.ratio is None:
         return _difference(change)
-    value, low, high = ((each - 1) * 100 for each in change.ratio)
-    if (low, high) == (value, value):
-        return f"{value:+.3g} %"
-    return f"{value:+.3g} % [{low:+.3g}, {high:+.3g}]"
+    value, low, high = (_percent(each) for each in change.ratio)
+    return f"{value} %" if low == high else f"{value} % [{low}, {high}]"
+
+
+def _percent(ratio: float) -> str:
+    """
+    >>> _percent(1.0512), _percent(26.8)
+    ('+5.12', '+2580')
+    """
+    return f"{float(f'{(ratio - 1) * 100:.3g}'):+.12g}"
 
 
 def _difference(change: Change) -> str:
