@@ -36,7 +36,7 @@ format: setup               ## put the code in form
 	$(BIN)/ruff format .
 
 test: setup                 ## every test, the whole quickstart among them
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 quick: setup                ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'
@@ -46,6 +46,7 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python benchmarks/protocol.py
 	$(BIN)/python benchmarks/recipes.py
 
 clean:                      ## remove bundles and the cache, keep .venv and the history of builds

@@ -8,7 +8,7 @@ Source of the interval: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from edgepack.config import Frozen
@@ -19,6 +19,7 @@ _ROUND = 7  # processes
 # Processes so far -> k: the k-th smallest and k-th largest process bound the median with an error, summed over the
 # three looks, of 2.8 % a side.
 _LOOKS = {7: 1, 14: 3, 21: 6}
+_PASSES = 3  # processes whose memory is looked at
 _SPOILT = 0.2  # share of processes that may be timed on a device that slows down
 _RISE = 10.0  # degrees Celsius within one process
 _NOISY = 0.10  # coefficient of variation between processes above which a figure is doubted
@@ -55,7 +56,7 @@ _NEEDED = {"latency.p90": (0.90, 64), "latency.p99": (0.99, 662)}
 
 
 class TimingProtocol(Frozen):
-    """The fixed part of a timing; its values are part of the key under which a measurement is reused."""
+    """The fixed part of a timing."""
 
     name: str = PROTOCOL
     warm_up_seconds: float = 0.3
@@ -72,6 +73,15 @@ class TimingProtocol(Frozen):
         64
         """
         return cls(least_runs=max([cls().least_runs, *(_NEEDED[each][1] for each in metrics if each in _NEEDED)]))
+
+    def key(self) -> dict[str, Any]:
+        """What a timing depends on. Of the runs there may be more than were asked for: `kept` tells."""
+        return self.model_dump(exclude={"least_runs"})
+
+    def kept(self, answers: "Answers") -> bool:
+        """Whether each process timed as many runs as are asked for now, or as long as any does."""
+        counts = ((len(answer["samples_ns"]), sum(answer["samples_ns"])) for answer in answers)
+        return all(runs >= self.least_runs or ns >= self.most_seconds * 1e9 for runs, ns in counts)
 
     def job(self) -> dict[str, Any]:
         return {"mode": "time", **self.model_dump(exclude={"name"})}
@@ -107,6 +117,49 @@ def time_file(
         answers.append(run(job))
         _check_state(answers)
     return answers
+
+
+def outcome(
+    run: Run,
+    evidence: Mapping[str, str],
+    job: dict[str, Any],
+    before: Answers,
+    decided: Callable[[Answers], bool],
+    told: Callable[[int, int], None],
+    *,
+    memory: bool,
+) -> dict[str, Any]:
+    """What timing a file comes to: {"answers", "memory"} of its processes, or the one {"estimate"} of a device that is
+    only worked out.
+    """
+    if evidence["time"] == "estimated":
+        return {"estimate": run(job), "answers": [], "memory": []}
+    answers = time_file(run, job, before, decided, told)
+    passes = _PASSES if memory and "memory" in evidence else 0
+    return {"answers": answers, "memory": [run({**job, "mode": "memory"}) for _ in range(passes)]}
+
+
+def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int], None]) -> tuple[Answers, Answers]:
+    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike."""
+    first, second = jobs
+    taken: tuple[Answers, Answers] = ([], [])
+    while not enough(taken[0], lambda _: _differs(ratios(*taken))):
+        told(len(taken[0]), next(look for look in _LOOKS if look > len(taken[0])))
+        pair = [(taken[0], first), (taken[1], second)]
+        for answers, job in pair if len(taken[0]) % 2 == 0 else reversed(pair):
+            answers.append(run(job))
+    return taken
+
+
+def ratios(first: Answers, second: Answers) -> list[float]:
+    """How long the second file takes, in times of the first: one figure a pair of processes that ran in turn."""
+    before, after = (timings(answers)["latency.p50"] for answers in (first, second))
+    return [mine / its for its, mine in zip(before, after, strict=True)]
+
+
+def _differs(found: Sequence[float]) -> bool:
+    _, low, high = interval(found)
+    return not low <= 1 <= high
 
 
 def _check_state(answers: Answers) -> None:
@@ -170,7 +223,7 @@ def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def doubts(answers: Answers, threads: int | None = None) -> tuple[str, ...]:
     """Reasons not to trust the timings of a file, each with what to do about it."""
-    return tuple(doubt for doubt in (_unsteady(answers, threads), _slowed(answers)) if doubt)
+    return tuple(doubt for doubt in (_unsteady(answers, threads), _slowed(answers), _unchecked(answers)) if doubt)
 
 
 def _unsteady(answers: Answers, threads: int | None) -> str:
@@ -180,6 +233,10 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
     spread = statistics.stdev(values) / mean
     fewer = "" if threads == 1 else ", or put `controls: {threads: 1}` into the device profile"
     return f"processes differ by {spread:.0%}: close other programs{fewer}" if spread > _NOISY else ""
+
+
+def _unchecked(answers: Answers) -> str:
+    return next((str(answer["unchecked"]) for answer in answers if answer.get("unchecked")), "")
 
 
 def _slowed(answers: Answers) -> str:

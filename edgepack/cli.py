@@ -13,6 +13,7 @@ from edgepack import __version__
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
+    from edgepack.bench import Bench, Pair
     from edgepack.config import Problem
     from edgepack.device import Device
     from edgepack.recipe import Recipe
@@ -98,6 +99,7 @@ def build(
                 codes.append(error.code)
                 watch.close()
                 _tell(f"{recipe.name}: {error}", screen.err)
+                _annotate(error, screen.err if as_json else screen.out, Path(dist) / recipe.name)
             finally:
                 watch.close()
     return most_decisive(codes)
@@ -114,6 +116,7 @@ def _build_one(
 ) -> int:
     from edgepack.device import load_device
     from edgepack.pipeline import build, output_folder
+    from edgepack.reports import github
     from edgepack.reports.console import JsonLines, show
 
     device = load_device(recipe.device)
@@ -124,6 +127,8 @@ def _build_one(
     if not isinstance(watch, JsonLines):
         with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
             show(result, screen.out, str(folder))
+    with suppress(OSError):
+        github.tell(result, screen.err if isinstance(watch, JsonLines) else screen.out)
     return result.exit_code or 0
 
 
@@ -187,6 +192,15 @@ def explain(recipe: str, dist: str, size: bool) -> None:
         click.echo(f"the build did not finish: {result.error}")
     else:
         show(result, sys.stdout, str(Path(dist) / name))
+
+
+_bundle = click.argument("bundle", type=click.Path(path_type=Path))
+_signature = click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the signature lies [default: BUNDLE.sig].",
+)
 
 
 @cli.command()
@@ -279,25 +293,76 @@ def trend(recipe: str | None, device: str | None, last: int, dist: str, history:
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def verify(bundle: Path) -> None:
-    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says."""
+@_bundle
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Check that this key has signed it, too."
+)
+@_signature
+def verify(bundle: Path, public_key: Path | None, signature: Path | None) -> None:
+    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says, and who signed it."""
     from edgepack.bundle import verify
 
     _there(bundle)
-    manifest = verify(bundle)
-    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}")
+    if signature and not public_key:
+        raise RecipeError("--signature says nothing without the key", "give --public-key too")
+    if public_key:
+        from edgepack.bundle.signing import beside, check
+
+        manifest = check(bundle, public_key, signature or beside(bundle))
+    else:
+        manifest = verify(bundle)
+    signed = f", signed by {public_key}" if public_key else ""
+    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}{signed}")
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def selftest(bundle: Path) -> None:
+@_bundle
+@click.option(
+    "--key", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The private key, a PEM file."
+)
+@_signature
+def sign(bundle: Path, key: Path, signature: Path | None) -> None:
+    """Sign BUNDLE, when it is whole, with a key of your own; the signature lies beside it.
+
+    Needs the extra edgepack[sign]. The password of an encrypted key is taken from EDGEPACK_KEY_PASSWORD.
+    """
+    from edgepack.bundle.signing import beside, sign
+
+    _there(bundle)
+    written = signature or beside(bundle)
+    sign(bundle, key, written)
+    click.echo(f"{bundle}: signed, {written}")
+
+
+@cli.command()
+@_bundle
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--deploy-only", is_flag=True, help="Just what an app ships: models/, io/ and licences/.")
+def unpack(bundle: Path, target: Path, deploy_only: bool) -> None:
+    """Check BUNDLE and write its files to TARGET, a folder, or a zip where it ends in .zip.
+
+    What --deploy-only gives is a bundle too, of the same content digest, that `verify` can check.
+    """
+    from edgepack.bundle import unpack
+    from edgepack.units import SIZE
+
+    _there(bundle)
+    manifest = unpack(bundle, target, deploy_only=deploy_only)
+    size = SIZE.format(sum(each.bytes for each in manifest.files))
+    click.echo(f"{target}: {len(manifest.files)} files, {size}, content {manifest.content_digest[:12]}")
+
+
+@cli.command()
+@_bundle
+@click.option("--device", metavar="ID", help="Run them on this device; default: this computer, one thread.")
+def selftest(bundle: Path, device: str | None) -> None:
     """Run the samples in BUNDLE through its files, texts from the raw text on, and compare with when it was built."""
+    from edgepack.device import load_device
     from edgepack.selftest import run
 
     _there(bundle)
     answers = 0
-    for answer in run(bundle):
+    for answer in run(bundle, load_device(device) if device else None):
         answers += 1
         click.echo(f"{answer.file}  {answer.sample} -> {answer.label}")
     click.echo(f"{bundle}: {answers} answers, all as when it was built")
@@ -306,11 +371,58 @@ def selftest(bundle: Path) -> None:
 def _there(bundle: Path) -> None:
     if not bundle.exists():
         raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+    if not (bundle / "manifest.json").exists() and (bundle / "bundle/manifest.json").exists():
+        raise RecipeError(f"{bundle} is what a build wrote, not the bundle", f"give {bundle / 'bundle'}, or the .zip")
 
 
 @cli.command()
-def devices() -> None:
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
+@click.option("--device", default="host", show_default=True, metavar="ID", help="Where to time it.")
+@click.option("--budget", "budgets", multiple=True, metavar="METRIC=LIMIT", help="Judge it too: latency.p50=2ms.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Of an input whose shape the file leaves open."
+)
+@click.option("--json", "as_json", is_flag=True, help="The measurements with every sample as JSON.")
+def bench(
+    files: tuple[Path, ...], device: str, budgets: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
+) -> int:
+    """Time FILE, a .pte, .onnx or .ort of anybody, on a device; or two in turns, for their ratio.
+
+    Its answers are checked first. The sample is a fresh process: seven of them, or up to 21 where a budget or a ratio
+    is not decided by then.
+    """
+    from edgepack import bench as benches
+    from edgepack.device import load_device
+    from edgepack.events import placed
+    from edgepack.reports import _bench
+    from edgepack.reports.console import watcher
+
+    if len(files) > 2 or (len(files) == 2 and budgets):
+        raise RecipeError("give one file, or two without a budget", "edgepack bench A B")
+    where, given, limits = load_device(device), benches.read_shapes(shapes), benches.read_limits(budgets)
+    watch = watcher(sys.stderr, as_json=False)
+    emit = placed(watch, 1, 1, where.name)
+    found: Bench | Pair
+    try:
+        if len(files) == 2:
+            found = benches.pair(files[0], files[1], where, shapes=given, emit=emit)
+        else:
+            found = benches.bench(files[0], where, budgets=limits, shapes=given, emit=emit)
+    finally:
+        watch.close()
+    if as_json:
+        click.echo(found.model_dump_json(indent=1))
+    else:
+        _bench.show(found, sys.stdout)
+    return most_decisive(verdict.code for verdict in found.verdicts)
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def devices(context: click.Context) -> None:
     """List device profiles, and whether each can be used now."""
+    if context.invoked_subcommand:
+        return
     from edgepack.device import all_devices, load_device
 
     for id, file in sorted(all_devices().items()):
@@ -321,6 +433,43 @@ def devices() -> None:
             continue
         worth = device.evidence.get("time", "not timed")
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
+
+
+@devices.command("calibrate")
+@click.argument("device", default="host", metavar="[ID]")
+def devices_calibrate(device: str) -> None:
+    """Time small nets on a device and fit the figures that estimates are made with: a few minutes.
+
+    Prints the `analytic` section of its profile. The error in it is that of nets which were left out of the fit.
+    """
+    from edgepack.calibrate import calibrated, section
+    from edgepack.device import load_device
+    from edgepack.events import placed
+    from edgepack.reports.console import watcher
+
+    where = load_device(device)
+    with Screen() as screen:
+        screen.send_libraries_to(Path(os.devnull))
+        watch = watcher(screen.err, as_json=False)
+        try:
+            found = calibrated(where, placed(watch, 1, 1, where.name))
+        finally:
+            watch.close()
+        click.echo(section(found), nl=False, file=screen.out)
+
+
+@devices.command("prepare")
+@click.argument("id")
+def devices_prepare(id: str) -> None:
+    """Fetch what the device ID needs before it can be used: for an emulated one, its system and runtimes."""
+    from edgepack.device import load_device
+
+    device = load_device(id)
+    prepare = getattr(device.runner.module, "prepare", None)
+    if prepare is None:
+        click.echo(f"{device.name} needs no preparation")
+    else:
+        prepare(device, click.echo)
 
 
 def _reachable(device: "Device") -> str:
@@ -503,6 +652,7 @@ def main() -> NoReturn:
         code = ExitCode.USAGE
     except EdgepackError as error:
         _tell(str(error))
+        _annotate(error, sys.stdout)
         code = error.code
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted; what was done is kept, the same command goes on from there")
@@ -524,6 +674,15 @@ def _bug(error: Exception) -> ExitCode:
         where = log.name
     _tell(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {where}")
     return ExitCode.BUG
+
+
+def _annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
+    """Show an error beside the files of a pull request, where this is a job of GitHub Actions."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from edgepack.reports import github
+
+        with suppress(OSError):
+            github.tell_failure(error, stream, folder)
 
 
 def _tell(text: str, stream: TextIO | None = None) -> None:

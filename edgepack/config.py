@@ -115,7 +115,7 @@ class Document:
         from ruamel.yaml.error import YAMLError
 
         yaml = YAML(typ="safe", pure=True)
-        document = cls(file=_shown(path), data=None, lines={})
+        document = cls(file=shown(path), data=None, lines={})
         try:
             root = yaml.compose(text)
             if root is None:
@@ -250,7 +250,8 @@ def _line(error: Exception, text: str) -> int:
     return text.count("\n", 0, position) + 1 if isinstance(position, int) else 0
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """The path from the current folder, where it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -258,7 +259,7 @@ def _shown(path: Path) -> str:
 
 
 def _fatal(path: Path, line: int, message: str) -> ConfigError:
-    return ConfigError([Problem(_shown(path), line, "", message)])
+    return ConfigError([Problem(shown(path), line, "", message)])
 
 
 _EXPECTED = {

@@ -49,6 +49,11 @@ class Controls(Frozen):
             raise ValueError(f"{self.threads} threads need as many cores, and `cores` names {len(set(self.cores))}")
         return self
 
+    def job(self) -> dict[str, Any]:
+        """What worker.py must know of them to time a file; threads and cores are told by the runner."""
+        cool = self.cool_down
+        return {"cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else {}
+
 
 class Quantization(Frozen):
     """What the hardware wants of a compressed model. Each fact is part of the key of the stages that read it."""
@@ -86,6 +91,13 @@ class DeviceFile(Frozen):
     )
     quantization: Quantization = Quantization()
     analytic: Analytic | None = None
+
+    @model_validator(mode="after")
+    def _same_threads(self) -> "DeviceFile":
+        asked, known = self.controls.threads, self.analytic.threads if self.analytic else None
+        if asked and known and asked != known:
+            raise ValueError(f"`analytic` holds for {known} threads, and `controls` asks for {asked}")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -130,11 +142,14 @@ class Device:
     @property
     def evidence(self) -> dict[str, str]:
         """What answers of each mode of worker.py are worth; a mode that is not in it is not done there."""
-        return dict(self.runner.module.EVIDENCE)
+        worth = dict(self.runner.module.EVIDENCE)
+        if self.analytic is None and worth.get("time") == "estimated":
+            del worth["time"]  # there is nothing to estimate with
+        return worth
 
     def run_by(self, runner: str, settings: dict[str, Any]) -> "Device":
-        """This device, its files run in another way."""
-        return replace(self, runner=plugins.choose("runners", {runner: settings}))
+        """This device, its files run in another way: where they then run is not it, and has versions of its own."""
+        return replace(self, runner=plugins.choose("runners", {runner: settings}), match={}, runtimes={})
 
     def resolved(self) -> dict[str, Any]:
         told = {

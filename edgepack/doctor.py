@@ -28,6 +28,7 @@ def checks(store: Path, dist: Path) -> Iterator[Finding]:
     yield _governor()
     for folder in (store, dist):
         yield _room(folder)
+    yield from _tools()
     yield from _runtimes()
 
 
@@ -90,6 +91,22 @@ def _room(folder: Path) -> Finding:
     return Finding(
         fine, f"{folder}: {SIZE.format(free)} free" + ("" if os.access(there, os.W_OK) else ", not writable"), advice
     )
+
+
+_TOOLS = {
+    "ssh": ("devices reached over ssh", "openssh-client"),
+    "adb": ("Android devices", "adb"),
+    "qemu-aarch64-static": ("emulated devices", "qemu-user-static"),
+}
+
+
+def _tools() -> Iterator[Finding]:
+    """What other devices than this computer are reached with: nothing is wrong where it is missing."""
+    for tool, (purpose, package) in _TOOLS.items():
+        there = shutil.which(tool)
+        yield Finding(
+            True, f"{tool}: {there or 'none'}", "" if there else f"{purpose} need it: apt-get install {package}"
+        )
 
 
 def _runtimes() -> Iterator[Finding]:

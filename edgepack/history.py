@@ -244,7 +244,7 @@ def _of_bundle(path: Path) -> Line:
     except VerifyError as error:
         raise RecipeError(f"the baseline {path} is neither a build nor a whole bundle: {error.message}") from None
     sizes = {each.path: each for each in manifest.files}
-    entries = {facts["format"]: sizes[facts["file"]] for facts in manifest.runtimes.values()}
+    entries = {runtime.format: sizes[runtime.entry.file] for runtime in manifest.runtimes.values()}
     return Line(
         schema=SCHEMA,
         recipe=manifest.name,

@@ -16,11 +16,9 @@ from edgepack.units import DURATION, SHARE, SIZE
 
 def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
     """Every metric that this step's outcome gives."""
-    found = {"artifact": _sizes, "evaluation": _scores, "timing": _times}.get(step.kind)
+    found = {"artifact": _sizes, "evaluation": _scores, "timing": timed}.get(step.kind)
     if found is None or "not_run" in entry.outcome:
         return ()
-    if "estimate" in entry.outcome:
-        found = _estimates
     where = _where(entry)
     about = {
         "artifact": step.artifact,
@@ -83,6 +81,11 @@ def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     value, low, high = (float(outcome["estimate"][key]) for key in ("value_ms", "low_ms", "high_ms"))
     detail = outcome["estimate"]["detail"]
     yield {"metric": "latency.p50", "value": value, "low": low, "high": high, "detail": detail}
+
+
+def timed(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each figure of benchmark.outcome, with what else is known of the file beside it ("artifact", "environment")."""
+    return _estimates(outcome) if "estimate" in outcome else _times(outcome)
 
 
 def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:

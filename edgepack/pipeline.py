@@ -3,16 +3,30 @@
 build(recipe, device, Store(), dist=Path("dist"))
 """
 
+import fcntl
+import os
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from edgepack import bundle, history, provenance
 from edgepack.artifact import Artifact, deflated
+from edgepack.config import shown
 from edgepack.device import Device
 from edgepack.errors import EdgepackError, ExitCode
-from edgepack.events import BuildFinished, BuildStarted, Emit, StepCached, StepFailed, StepFinished, StepStarted, placed
+from edgepack.events import (
+    BuildFinished,
+    BuildStarted,
+    Emit,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepStarted,
+    placed,
+)
 from edgepack.gate import EXPLAINED, Verdict, judged
 from edgepack.measure import deployed, measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
@@ -47,12 +61,15 @@ def build(
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
     stack = ExitStack()
+    stack.enter_context(_alone(folder, emit))  # before anything is withdrawn, whatever ends the wait
     try:
         reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
         stack.callback(reach.close)
         result = result.model_copy(update={"absent": reach.absent})
         planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
         work = Work(recipe, reach, store, planner)
+        if reach.absent:
+            placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
         for number, step in enumerate(planner.steps(), start=1):
             if not step.cached and all(before.cached for before in steps):
                 _withdraw(result, folder)
@@ -62,9 +79,8 @@ def build(
             if not step.cached:
                 result.save(folder / "build.json")
         remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
-        result = _explained(
-            _judged(_weighed(result, recipe, work), recipe), work, placed(emit, planner.count, planner.count, "parity")
-        )
+        result = _judged(_weighed(result, recipe, work), recipe)
+        result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
         result = bundle.write(result, recipe, device, work, folder)
         write_reports(result, folder)
         history.append(past, result)
@@ -79,6 +95,25 @@ def build(
         stack.close()
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
+
+
+_WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
+
+
+@contextmanager
+def _alone(folder: Path, emit: Emit) -> Iterator[None]:
+    """Hold the folder: two builds into one would mix their files. Nothing is left of the lock, however a build ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                emit(Note(step=1, steps=1, name="build", text=f"waiting for another build into {folder}"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def output_folder(dist: Path, recipe: Recipe) -> Path:
@@ -113,6 +148,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
     return Build(
         schema="edgepack.build/1",
         recipe=recipe.resolved(),
+        recipe_file=shown(recipe.file),
         device={"id": device.id, **device.resolved()},
         started_at=round(time.time(), 3),
         provenance={
@@ -160,11 +196,13 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
 
 def _weighed(result: Build, recipe: Recipe, work: Work) -> Build:
     """The build with what the files come to in an app."""
+    from edgepack.bundle.contents import beside
+
     packed = {
         each.label: deflated(work.file(each.label)[1].read_bytes()) if each.compressed is None else each.compressed
         for each in result.shipped()
     }
-    more = deployed(result, bundle.beside(recipe, work.signature), packed)
+    more = deployed(result, beside(recipe, work.signature), packed)
     return result.model_copy(update={"measurements": (*result.measurements, *more)})
 
 
@@ -206,4 +244,6 @@ def _failed(result: Build, error: BaseException, folder: Path) -> Build:
     failed = result.model_copy(update=over)
     with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the user
         _withdraw(failed, folder)
+    with suppress(Exception):  # no mistake in a report may hide the error
+        write_reports(failed, folder)
     return failed

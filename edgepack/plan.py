@@ -160,11 +160,13 @@ class Planner:
         self.files[export.artifact] = shas[0]
         ingredients = {
             "files": shas,
-            "protocol": self.protocol.model_dump(),
+            "protocol": self.protocol.key(),
             "where": self._where(_exporter(export), "time"),
         }
         step = self._about(export, "timing", f"time {export.artifact}", ingredients, shas)
         answers = step.entry.outcome.get("answers") if step.entry and step.cached else None  # none: it was not run
+        if answers and not self.protocol.kept(answers):
+            return _because(step, "its budget needs more runs")
         if answers and not self.decided(step.artifact, answers):
             return _because(step, "its budget is not decided yet")
         return step
@@ -201,7 +203,7 @@ class Planner:
         """What the timings that a stage takes depend on."""
         return {
             "export": plugin_facts(exporter),
-            "protocol": self.protocol.model_dump(),
+            "protocol": self.protocol.key(),
             "where": self._where(exporter, "time"),
         }
 
@@ -219,9 +221,8 @@ class Planner:
         facts, runtime = self.facts or {}, exporter.module.RUNTIME
         versions = provenance.versions("edgepack", "torch", "numpy")
         there = {runtime: facts.get("versions", {}).get(runtime, "not installed")}
-        controls = self.device.controls.model_dump(mode="json", exclude_none=True)
         evidence = self.device.evidence.get(mode, "")
-        return {**facts, "controls": controls, "evidence": evidence, "versions": {**versions, **there}}
+        return {**facts, **self.device.controls.job(), "evidence": evidence, "versions": {**versions, **there}}
 
     def _model_ingredients(self) -> dict[str, Any]:
         recipe = self.recipe

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgepack.device import Device
 from edgepack.errors import AbsentError, DeviceError
-from edgepack.runners import Connection, Job, connected
+from edgepack.runners import Connection, Job, connected, lacking
 from edgepack.store import Store, digest, write_atomic
 
 Facts = dict[str, Any]
@@ -52,8 +52,7 @@ class Reach:
         if connection.facts != self.facts:
             raise DeviceError(f"{self.device.name} is not as it was when it was last reached", "build again")
         if job["runtime"] not in connection.facts["versions"]:
-            version = f"{job['runtime']}, which {Path(job.get('file', '')).name or 'this recipe'} needs"
-            raise DeviceError(f"{self.device.name} has no {version}", f"install {job['runtime']} there")
+            raise lacking(self.device, job["runtime"], Path(job.get("file", "")).name or "this recipe")
         return connection.run(job)
 
     def close(self) -> None:

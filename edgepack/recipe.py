@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepack.history import Baseline
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 class RecipeFile(Frozen):
@@ -32,6 +33,9 @@ class RecipeFile(Frozen):
 
     edgepack: Literal[1]
     name: str | None = None
+    version: str | None = Field(default=None, description="of the model, as its bundle tells it")
+    licence: str | None = Field(default=None, description="of the model, as an SPDX expression: Apache-2.0")
+    licence_file: str | None = Field(default=None, description="the text of the licence, to go into the bundle")
     task: str
     model: Any
     data: Any
@@ -59,6 +63,9 @@ class Recipe:
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
     baseline: "Baseline | None" = None  # what its relative budgets are held against, where that was looked up
+    version: str | None = None
+    licence: str | None = None
+    licence_file: str | None = None
 
     def suited(self, quantization: Quantization) -> "Recipe":
         """This recipe with what its exporters leave to the device filled in from the profile."""
@@ -69,9 +76,11 @@ class Recipe:
         chosen by measuring; building it again gives the same bundle.
         """
         chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
+        told = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}
         return {
             "edgepack": 1,
             "name": self.name,
+            **{key: value for key, value in told.items() if value is not None},
             "task": self.task,
             "model": self.model.plain(),
             "data": {self.data.name: self.data.plain()},
@@ -150,6 +159,9 @@ class _Checker:
         self._exports(data.get("export"), exporters)
         self._device(data.get("device"), model, stages)
         name = self._name(data.get("name") or self.file.stem)
+        self._version(data.get("version"))
+        licence = self._licence(data.get("licence"))
+        self._licence_file(data.get("licence_file"))
         if task is not None and signature is not None:
             self._of_task(task, signature)
         if model is not None and signature is not None:
@@ -168,6 +180,9 @@ class _Checker:
             exporters=tuple(exporter for exporter in exporters if exporter),
             budgets=budgets,
             waivers=waivers,
+            version=data.get("version"),
+            licence=licence,
+            licence_file=data.get("licence_file"),
         )
 
     def _name(self, name: object) -> str:
@@ -175,6 +190,27 @@ class _Checker:
             rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
             self.document.problem(("name",), f"a name is used for files: {rule}; got {name!r}")
         return str(name)
+
+    def _version(self, value: object) -> None:
+        if isinstance(value, str) and not _VERSION.fullmatch(value):
+            self.document.problem(("version",), f"a version is letters, digits, '.', '_', '+' and '-'; got {value!r}")
+
+    def _licence(self, value: object) -> str | None:
+        """The SPDX expression as it is usually written."""
+        if not isinstance(value, str):
+            return None
+        from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+        try:
+            return str(canonicalize_license_expression(value))
+        except InvalidLicenseExpression:
+            rule = "write an SPDX expression, such as Apache-2.0, 'MIT OR Apache-2.0' or LicenseRef-Proprietary"
+            self.document.problem(("licence",), f"{value!r} is no licence that SPDX knows: {rule}")
+        return None
+
+    def _licence_file(self, value: object) -> None:
+        if isinstance(value, str) and not Path(value).is_file():
+            self.document.problem(("licence_file",), f"there is no file {value!r}")
 
     def _task(self, value: object) -> str | None:
         if not isinstance(value, str):

@@ -6,25 +6,31 @@ for answer in run(Path("dist/news/news.zip")):
 Neither a recipe nor the data is needed, nor torch where the runtime does without.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from edgepack import bundle, plugins, tokenizer
+from edgepack.bundle.manifest import Runtime
 from edgepack.config import Frozen
 from edgepack.device import Controls
-from edgepack.errors import DeviceError, SelftestError, VerifyError
-from edgepack.runners import host
+from edgepack.errors import DeviceError, RecipeError, SelftestError, VerifyError
+from edgepack.runners import connected, host
+from edgepack.units import SHARE
 from edgepack.worker import RUNTIMES
 
 if TYPE_CHECKING:
     import numpy
+
+    from edgepack.device import Device
+    from edgepack.runners import Connection
 
     Array = numpy.typing.NDArray[Any]
 
@@ -41,10 +47,17 @@ class Case(Frozen):
     text: str | None = None
 
 
+class Tolerance(Frozen):
+    """How close an answer must come: the same decision, and logits no further away than this share of their range."""
+
+    decision: Literal["equal"]
+    logits: float = Field(ge=0)
+
+
 class Cases(Frozen):
     cases: tuple[Case, ...]
     byte_order: Literal["little"]
-    tolerance: str
+    tolerance: Tolerance
     not_run: dict[str, str] = {}  # each format that could not be run where it was built, and why: it has no answers
 
 
@@ -65,41 +78,69 @@ Content = TypeVar("Content", bound=Frozen)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one file said of one sample: the label, and the one it gave when it was built."""
+    """What one file said of one sample: the label, and the one it gave when it was built.
+
+    `distance` is that of the logits from those, as a share of their range, and `allowed` how large it may be.
+    """
 
     file: str
     sample: str
     label: str
     expected: str
+    distance: float
+    allowed: float
 
     @property
     def same(self) -> bool:
-        return self.label == self.expected
+        return self.label == self.expected and self.distance <= self.allowed
+
+    @property
+    def difference(self) -> str:
+        if self.label != self.expected:
+            return f"{self.file} says {self.label} of {self.sample}, not {self.expected}"
+        shares = f"{SHARE.format(self.distance)} of their range, allowed are {SHARE.format(self.allowed)}"
+        return f"{self.file} gives other logits of {self.sample}: they are off by {shares}"
 
 
-def run(path: Path) -> Iterator[Answer]:
-    """Every answer as it comes.
+def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
+    """Every answer as it comes, of this computer on one thread, or of a device.
 
     Raises VerifyError at once when the bundle is not whole. At the end raises SelftestError when an answer, or what the
     tokenizer makes of a text, is another than when it was built, and DeviceError when a file's runtime is not here.
     """
     manifest, files = bundle.read(path)
+    if manifest.deploy_only:
+        raise RecipeError(f"{path} holds just what an app ships, no samples", "test the bundle that it was taken from")
     told = _parsed(files, "selftest/cases.json", Cases)
     known = told.cases
     interface = _parsed(files, "io/signature.json", Interface)
-    models = dict(_models(manifest, files, told))
+    models = dict(_models(manifest, told))
     columns = _columns(files, known, interface.inputs)
     different = [*_tokenized(files, known, interface, columns)]
     skipped = []
-    for runtime, facts in models.items():
-        if why := _absent(runtime) or _unknown(facts["format"], told):
-            skipped.append(f"{facts['file']} was not run: {why}")
-            continue
-        for answer in _answers(manifest, files, known, columns, runtime):
-            if not answer.same:
-                different.append(f"{answer.file} says {answer.label} of {answer.sample}, not {answer.expected}")
-            yield answer
+    with _reached(device) as connection:
+        for runtime, facts in models.items():
+            why = _absent(runtime, None if device is None else connection.facts) or _unknown(facts.format, told)
+            if why:
+                skipped.append(f"{facts.entry.file} was not run: {why}")
+                continue
+            for answer in _answers(manifest, files, told, columns, runtime, connection):
+                if not answer.same:
+                    different.append(answer.difference)
+                yield answer
     _judge(path, different, skipped)
+
+
+@contextmanager
+def _reached(device: "Device | None") -> "Iterator[Connection]":
+    if device is None:
+        here: Any = host.Host(Controls(threads=1))
+        yield here
+        return
+    if "predict" not in device.runner.module.EVIDENCE:
+        raise RecipeError(f"{device.name} runs nothing, so nothing can be tested there", "name a device that does")
+    with connected(device) as connection:
+        yield connection
 
 
 def _judge(path: Path, different: list[str], skipped: list[str]) -> None:
@@ -118,15 +159,13 @@ def _parsed(files: bundle.Files, name: str, kind: type[Content]) -> Content:
         raise VerifyError(f"{name} is not there, or not what a self-test needs", _AGAIN) from None
 
 
-def _models(manifest: bundle.Manifest, files: bundle.Files, told: Cases) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _models(manifest: bundle.Manifest, told: Cases) -> Iterator[tuple[str, Runtime]]:
     """Each runtime with the file it runs; refuses a bundle that leaves it with nothing to compare."""
     if not (manifest.runtimes and told.cases):
         raise VerifyError("the bundle holds nothing to test", _AGAIN)
     for runtime, facts in manifest.runtimes.items():
-        format = facts.get("format")
-        expected = format in told.not_run or all(format in case.expected for case in told.cases)
-        if facts.get("file") not in files or not expected:
-            raise VerifyError(f"the bundle does not tell what {runtime} runs, or what it should answer", _AGAIN)
+        if facts.format not in told.not_run and not all(facts.format in case.expected for case in told.cases):
+            raise VerifyError(f"the bundle does not tell what {runtime} should answer", _AGAIN)
         yield runtime, facts
 
 
@@ -173,9 +212,13 @@ def _text(files: bundle.Files, case: Case) -> str:
         raise VerifyError(f"selftest/{case.text} is not there, or no text", _AGAIN) from None
 
 
-def _absent(runtime: str) -> str:
+def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
+    """Why the runtime cannot be asked, here or on the device of these facts, or ""."""
     if runtime not in RUNTIMES:
         return f"this edgepack knows no runtime {runtime!r}"
+    if facts is not None:
+        never = str(facts.get("lacks", {}).get(runtime, ""))
+        return never or ("" if runtime in facts["versions"] else f"{runtime} is not installed on the device")
     lacking = [package for package in RUNTIMES[runtime].packages if find_spec(package) is None]
     return f"{' and '.join(lacking)} is not installed here" if lacking else ""
 
@@ -186,24 +229,47 @@ def _unknown(format: str, told: Cases) -> str:
 
 
 def _answers(
-    manifest: bundle.Manifest, files: bundle.Files, cases: tuple[Case, ...], columns: "list[Array]", runtime: str
+    manifest: bundle.Manifest,
+    files: bundle.Files,
+    told: Cases,
+    columns: "list[Array]",
+    runtime: str,
+    connection: "Connection",
 ) -> Iterator[Answer]:
     """What one file says of every case, beside what it said when it was built."""
     import numpy
 
     facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
     labels = files.get("io/labels.txt", b"").decode(errors="replace").split("\n")[:-1]
-    now = _logits(facts["file"], files, columns, runtime)
-    for case, logits in zip(cases, now, strict=True):
-        before = numpy.array(case.expected[facts["format"]])
+    file = facts.entry.file
+    now = _logits(file, files, columns, runtime, connection)
+    for case, logits in zip(told.cases, now, strict=True):
+        before = numpy.array(case.expected[facts.format])
         if logits.shape != before.shape or len(labels) < before.size:
-            raise VerifyError(f"{facts['file']} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
+            raise VerifyError(f"{file} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
         label, expected = (labels[int(decide(each[None])[0])] for each in (logits, before))
         sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
-        yield Answer(file=facts["file"], sample=sample, label=label, expected=expected)
+        distance = _distance(logits, before)
+        yield Answer(
+            file=file,
+            sample=sample,
+            label=label,
+            expected=expected,
+            distance=distance,
+            allowed=told.tolerance.logits,
+        )
 
 
-def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str) -> "Array":
+def _distance(logits: "Array", before: "Array") -> float:
+    """The largest difference, as a share of the range of `before`; infinite where either is no number."""
+    largest = float(abs(logits - before).max())
+    span = float(before.max() - before.min())
+    if not isfinite(largest) or not isfinite(span):
+        return inf
+    return 0.0 if largest == 0 else largest / span if span else inf
+
+
+def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Array":
     """[cases, classes], from a fresh process."""
     import numpy
 
@@ -221,7 +287,7 @@ def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str
             "inputs": [str(path) for path in inputs],
             "output": str(output),
         }
-        host.Host(Controls(threads=1)).run(job)
+        connection.run(job)
         logits: Array = numpy.load(output, allow_pickle=False)
         return logits
 

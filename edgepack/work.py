@@ -328,21 +328,16 @@ class Work:
         if why := self._not_run(artifact.format) or self._not_timed():
             return {"not_run": why}
         job = self._timing(artifact.runtime, file)
-        if self.device.evidence["time"] == "estimated":
-            return {"estimate": self.reach.run(job), "answers": []}
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
-        before = before if len(before) < benchmark.MOST else []  # as many as ever are taken did not decide: try afresh
+        # As many as ever are taken did not decide, or they are too short: try afresh.
+        before = before if len(before) < benchmark.MOST and self.planner.protocol.kept(before) else []
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
         decided = partial(self.planner.decided, step.artifact)
-        answers = benchmark.time_file(self.reach.run, job, before, decided, self._told(artifact.runtime))
-        wanted = artifact.subject == "model" and "memory" in self.device.evidence  # nobody budgets a teacher's
-        memory = [self.reach.run({**job, "mode": "memory"}) for _ in range(3 if wanted else 0)]
-        return {"answers": answers, "memory": memory}
+        told, memory = self._told(artifact.runtime), artifact.subject == "model"  # nobody budgets that of a teacher
+        return benchmark.outcome(self.reach.run, self.device.evidence, job, before, decided, told, memory=memory)
 
     def _timing(self, runtime: str, file: Path) -> dict[str, Any]:
-        job = {**self.planner.protocol.job(), "runtime": runtime, "file": str(file)}
-        cool = self.device.controls.cool_down
-        return {**job, "cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else job
+        return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
 
     def _not_timed(self) -> str:
         if "time" in self.device.evidence:
@@ -353,6 +348,8 @@ class Work:
     def _not_run(self, format: str) -> str:
         """Why the runtime at hand cannot run a file of this format, or ""."""
         exporter = next(each for each in self.recipe.exporters if each.name == format)
+        if why := self.reach.facts.get("lacks", {}).get(exporter.module.RUNTIME):
+            return str(why)
         needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
         if not needed:
             return ""

@@ -5,29 +5,34 @@
 mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
          predict    run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
+         describe   tell the names, shapes and types of the inputs
          delegates  tell what the runtime can hand a model to; no file is loaded
          probe      tell what this device is; no runtime is loaded
 
 With "leash": true it ends as soon as its standard input does, so that nothing is left running when a connection breaks.
 """
 
+import fcntl
 import glob
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
 Job = dict[str, Any]
+Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
 class OnnxRuntime:
     """`run` takes a list of numpy arrays and gives the first output."""
 
-    packages = ("onnxruntime",)
+    packages, suffixes = ("onnxruntime",), (".onnx", ".ort")
 
     def __init__(self, threads: int) -> None:
         import onnxruntime
@@ -44,10 +49,10 @@ class OnnxRuntime:
         options.log_severity_level = 3
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()
-        self.specs = [(tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
+        self.specs = [(value.name, tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
 
     def bind(self, arrays: list[Any]) -> Any:
-        return {value.name: array for value, array in zip(self.inputs, arrays, strict=True)}
+        return {value.name: arrays[i] for i, value in enumerate(self.inputs)}
 
     def run(self, bound: Any) -> Any:
         return self.session.run(None, bound)[0]
@@ -56,11 +61,14 @@ class OnnxRuntime:
         return output
 
 
-_ONNX_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
+_ONNX_TYPES = {
+    **{f"tensor({name})": name for name in ("float16", "int64", "int32", "int16", "int8", "uint8", "bool")},
+    **{"tensor(float)": "float32", "tensor(double)": "float64"},
+}
 
 
 class ExecuTorch:
-    packages = ("executorch", "torch")
+    packages, suffixes = ("executorch", "torch"), (".pte",)
 
     def __init__(self, threads: int) -> None:
         import torch  # its libraries and types must be there before the runtime's own
@@ -79,7 +87,7 @@ class ExecuTorch:
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
         tensors = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
-        self.specs = [(tuple(tensor.sizes()), _TORCH_TYPES[tensor.dtype()]) for tensor in tensors]
+        self.specs = [(f"input {i}", tuple(each.sizes()), _TORCH_TYPES[each.dtype()]) for i, each in enumerate(tensors)]
 
     def bind(self, arrays: list[Any]) -> Any:
         return [self.torch.from_numpy(array) for array in arrays]
@@ -91,9 +99,17 @@ class ExecuTorch:
         return output.numpy()
 
 
-_TORCH_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 6: "float32"}  # the order of c10::ScalarType
+_TORCH_TYPES = dict(  # the order of c10::ScalarType
+    enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))
+)
+_TORCH_TYPES[11] = "bool"
 
 RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "executorch": ExecuTorch}
+
+
+def runtime_of(suffix: str) -> str:
+    """The runtime that loads files with this suffix, or ""."""
+    return next((name for name, runtime in RUNTIMES.items() if suffix in runtime.suffixes), "")
 
 
 def main(job: Job) -> Job:
@@ -117,7 +133,7 @@ def main(job: Job) -> Job:
 
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
-    bound = runtime.bind(_noise(runtime.specs))
+    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
     before = state()
     first = _timed(runtime, bound)
     limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
@@ -126,8 +142,8 @@ def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
     return {"first_ms": first * _MS, "samples_ns": samples, "before": before, "after": state()}
 
 
-def measure_memory(runtime: Any, _job: Job, baseline: int) -> Job:
-    bound = runtime.bind(_noise(runtime.specs))
+def measure_memory(runtime: Any, job: Job, baseline: int) -> Job:
+    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
     for _ in range(3):
         runtime.run(bound)
     peak = max(_memory("VmHWM"), _memory("VmRSS") + _memory("VmSwap"))  # zram hides pages from the high-water mark
@@ -144,7 +160,12 @@ def predict(runtime: Any, job: Job, _baseline: int) -> Job:
     return {"rows": len(outputs)}
 
 
-MODES = {"time": measure_time, "memory": measure_memory, "predict": predict}
+def describe(runtime: Any, job: Job, _baseline: int) -> Job:
+    keys = ("name", "shape", "dtype")
+    return {"inputs": [dict(zip(keys, spec, strict=True)) for spec in _fixed(runtime.specs, job)]}
+
+
+MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
 
 
 def _row(runtime: Any, arrays: list[Any]) -> Any:
@@ -172,13 +193,24 @@ def _repeat(runtime: Any, bound: Any, *, seconds: float, least: int, most: int, 
     return samples
 
 
-def _noise(specs: list[tuple[tuple[int, ...], str]]) -> list[Any]:
+def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
+    """Every input with a shape of numbers: `shapes` of the job says those that the file leaves open."""
+    given: dict[str, list[int]] = job.get("shapes", {})
+    fixed = [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
+    for name, shape, _ in fixed:
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            sys.exit(f"the shape of {name} is open: {', '.join(map(str, shape))}")
+    return fixed
+
+
+def noise(specs: list[Spec], seed: int = 0) -> list[Any]:
+    """Values from 0 to 1 for each input; ones where they are whole numbers, which any embedding table has."""
     import numpy
 
-    random = numpy.random.default_rng(0)
+    random = numpy.random.default_rng(seed)
     return [
-        random.random(shape, dtype="float32") if dtype == "float32" else numpy.ones(shape, dtype)
-        for shape, dtype in specs
+        random.random(shape, "float32").astype(dtype) if dtype.startswith("float") else numpy.ones(shape, dtype)
+        for _, shape, dtype in specs
     ]
 
 
@@ -227,13 +259,24 @@ def state() -> Job:
     """
     zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
-    bits = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    bits = _raspberry_bits()
     found = {
         "celsius": max((each for each in zones if 0 < each < 150), default=None),
         "throttle_count": sum(counts) if counts else None,
         "throttled": int(bits, 16) & 0xF if bits else None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _raspberry_bits() -> str:
+    """In hexadecimal; newer boards have no file of them, but a program."""
+    if files := glob.glob("/sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+        return _text(files[0])
+    program = shutil.which("vcgencmd")
+    if not program:
+        return ""
+    told = subprocess.run([program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return told.stdout.strip().partition("=")[2]
 
 
 def _cool_down(below: float, seconds: float) -> None:
@@ -246,6 +289,9 @@ def _cool_down(below: float, seconds: float) -> None:
 
 
 def _end_with_input() -> None:
+    """The signal, which nobody handles, ends even a process that hangs inside a runtime, where no thread can run."""
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     while os.read(0, 4096):
         pass
     os._exit(1)

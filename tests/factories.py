@@ -183,20 +183,29 @@ def bundle_files(**models: bytes) -> dict[str, bytes]:
     return sealed({"io/labels.txt": b"zero\none\n", "selftest/cases.json": b"{}\n", **named})
 
 
+def runtime(file: str = "models/tiny.onnx", format: str = "onnx") -> dict[str, Any]:
+    """What a manifest says of one runtime."""
+    return {"version": "1", "format": format, "needs": None, "entry": {"file": file, "method": None}}
+
+
 def sealed(contents: Mapping[str, bytes], /, **changes: Any) -> dict[str, bytes]:
     """`contents` with a manifest, changed by `changes`, and sums that fit."""
-    roles = {"models": "deploy", "io": "deploy", "selftest": "test"}
+    roles = {"models": "deploy", "io": "deploy", "licences": "deploy", "selftest": "test"}
     listed = [
-        {"path": path, "bytes": len(content), "sha256": _sha(content), "role": roles.get(path.split("/")[0], "test")}
+        {"path": path, "bytes": len(content), "sha256": _sha(content), "role": roles.get(path.split("/")[0], "doc")}
         for path, content in sorted(contents.items())
     ]
     deployed = [[each["path"], each["sha256"]] for each in listed if each["role"] == "deploy"]
     manifest = {
         "schema": "edgepack.bundle/1",
         "name": "tiny",
+        "version": None,
         "task": "image_classification",
         "device": "board",
+        "licence": "MIT",
+        "source": {"model": {"torchvision": "resnet18"}, "data": {"digits": {}}, "fingerprint": SHA},
         "runtimes": {},
+        "deploy_only": False,
         "files": listed,
         "content_digest": digest(deployed),
         **changes,

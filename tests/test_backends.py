@@ -105,7 +105,7 @@ def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
         asked.append(job)
         return {"delegates": ["XnnpackBackend"]}
 
-    monkeypatch.setattr(work, "_run", ran)
+    monkeypatch.setattr(work.reach, "run", ran)
     assert [work._not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
     assert [job["mode"] for job in asked] == ["delegates"]
     work.delegates["executorch"] = ["VulkanBackend"]

@@ -1,7 +1,7 @@
 """Every mistake that a recipe or device file can hold: exit code 2 and exactly the message beside it, no traceback.
 
-`bad_recipes/<situation>.yaml` is the recipe, `bad_recipes/<situation>.txt` the command and what it prints. The same for
-device profiles in `bad_devices/`.
+`bad_recipes/<situation>.yaml` is the recipe, `bad_recipes/<situation>.txt` the command and what it prints, in which
+{devices} and {runners} are all that there are. The same for device profiles in `bad_devices/`.
 """
 
 import shutil
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from factories import edgepack, transcript
+
+from edgepack import plugins
+from edgepack.device import all_devices
 
 HERE = Path(__file__).parent
 RECIPES = sorted((HERE / "bad_recipes").glob("*.yaml"))
@@ -18,6 +21,9 @@ DEVICES = sorted((HERE / "bad_devices").glob("*.yaml"))
 def _says_what_it_should(file: Path) -> None:
     arguments, message = transcript(file.with_suffix(".txt"))
     ran = edgepack(*arguments)
+    there = {"{devices}": sorted(all_devices()), "{runners}": plugins.names("runners")}
+    for word, names in there.items():
+        message = message.replace(word, ", ".join(names))
     assert ran.err == message
     assert (ran.code, ran.out) == (2, "")
 

@@ -1,6 +1,7 @@
 """What a release ships: the same bytes every time, and nothing wrong with it goes unnoticed."""
 
 import json
+import os
 import random
 import struct
 import tracemalloc
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import bundle_files, edgepack, sealed, with_sums
+from factories import bundle_files, edgepack, python, runtime, sealed, with_sums
 
-from edgepack.bundle import pack, verify
+from edgepack.bundle import Manifest, pack, unpack, verify
 from edgepack.errors import ExitCode, VerifyError
+from edgepack.store import digest
 
 Files = dict[str, bytes]
 
@@ -33,6 +35,14 @@ def _folder(files: Files, name: str = "bundle") -> Path:
 
 
 FORMS = pytest.mark.parametrize("form", [_zip, _folder], ids=["zip", "folder"])
+
+
+def _with_role(files: Files, role: str) -> Files:
+    """The model as a file that does not ship, every hash put right."""
+    listed = json.loads(files["manifest.json"])["files"]
+    changed = [{**each, "role": role} if each["path"].startswith("models/") else each for each in listed]
+    kept = [[each["path"], each["sha256"]] for each in changed if each["role"] == "deploy"]
+    return sealed(_without(files, "manifest.json", "SHA256SUMS"), files=changed, content_digest=digest(kept))
 
 
 def _without(files: Files, *paths: str) -> Files:
@@ -93,6 +103,15 @@ def test_every_flipped_byte_of_a_file_in_a_folder_is_noticed(file: str) -> None:
             verify(folder)
 
 
+def test_verify_imports_no_torch_and_little_else() -> None:
+    path = _zip(bundle_files())
+    code = "import sys; from edgepack.cli import main; sys.argv = ['edgepack', 'verify', sys.argv[1]]\ntry: main()\n"
+    ran = python(code + "finally: print(*sys.modules)", str(path))
+    loaded = {name.partition(".")[0] for name in ran.out.split()}
+    assert "pydantic" in loaded
+    assert not {"torch", "numpy", "onnxruntime", "jinja2", "ruamel", "model_signing", "rich"} & loaded
+
+
 @FORMS
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -118,6 +137,14 @@ def test_every_flipped_byte_of_a_file_in_a_folder_is_noticed(file: str) -> None:
         (lambda files: sealed({"a/b": b"x"}, content_digest="0" * 64), "changed: the content digest"),
         (lambda files: sealed({"a/b": b"x"}, files=[]), "not in the manifest: a/b"),
         (lambda files: {}, "there is no manifest.json"),
+        (lambda files: sealed({"io/a": b"x", "io/A": b"x"}), "names 'io/a' twice, or as a file and a folder"),
+        (
+            lambda files: sealed({"io/a": b"x"}, runtimes={"onnxruntime": runtime("io/no.onnx")}),
+            "nothing for 'onnxruntime' to load",
+        ),
+        (lambda files: sealed({"io/a": b"x", "selftest/a": b"x"}, deploy_only=True), "more than an app ships"),
+        (lambda files: _with_role(files, "build"), "not a build file: models/tiny.onnx"),
+        (lambda files: sealed({"io/a": b"x"}, name="\x1b[2J"), "manifest.json does not describe a bundle: name"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -129,6 +156,13 @@ def test_what_is_wrong_is_named(
     assert message in str(caught.value)
 
 
+def test_a_manifest_of_a_newer_schema_says_what_to_do() -> None:
+    ran = edgepack("verify", str(_zip(sealed({"io/a": b"x"}, schema="edgepack.bundle/2"))))
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "schema 'edgepack.bundle/2', this edgepack reads 'edgepack.bundle/1'" in ran.err
+    assert "a newer edgepack wrote it: update this one" in ran.err
+
+
 def test_everything_wrong_is_named_at_once() -> None:
     files = {**_without(bundle_files(), "io/labels.txt"), "models/tiny.onnx": b"x", "more": b""}
     with pytest.raises(VerifyError) as caught:
@@ -137,7 +171,21 @@ def test_everything_wrong_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil", "C:/evil", "a//../b", ""]
+    "name",
+    [
+        "../evil",
+        "/etc/evil",
+        "a/../../evil",
+        "..\\evil",
+        "C:\\evil",
+        "C:/evil",
+        "a//../b",
+        "a//b",
+        "./a",
+        "a/",
+        ".",
+        "",
+    ],
 )
 def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
     with pytest.raises(VerifyError):
@@ -232,16 +280,106 @@ def test_a_link_in_a_folder_is_refused(own_place: Path) -> None:
         verify(folder)
 
 
+def test_what_is_no_file_in_a_folder_is_refused() -> None:
+    folder = _folder(bundle_files())
+    os.mkfifo(folder / "io/pipe")
+    with pytest.raises(VerifyError, match="'io/pipe' is no plain file"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("name", ["models/tiny.onnx", "manifest.json", "SHA256SUMS", "models/extra.onnx"])
+def test_a_file_blown_up_to_a_terabyte_is_refused_unread(name: str) -> None:
+    folder = _folder(bundle_files())
+    with (folder / name).open("ab") as file:
+        file.truncate(2**40)
+    tracemalloc.start()
+    with pytest.raises(VerifyError):
+        verify(folder)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100 * 2**20
+
+
+def test_the_folder_of_a_build_says_where_its_bundle_is() -> None:
+    _folder(bundle_files(), "dist/tiny/bundle")
+    ran = edgepack("verify", "dist/tiny")
+    assert ran.code == ExitCode.USAGE
+    assert "dist/tiny is what a build wrote, not the bundle" in ran.err and "give dist/tiny/bundle" in ran.err
+
+
+@FORMS
+@pytest.mark.parametrize("target", ["app/assets", "app.zip"])
+def test_what_an_app_ships_is_a_bundle_of_its_own(form: Callable[[Files], Path], target: str) -> None:
+    whole = verify(form(bundle_files()))
+    ran = edgepack("unpack", str(form(bundle_files())), target, "--deploy-only")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"{target}: 2 files, 73 B, content {whole.content_digest[:12]}\n"
+    shipped = verify(Path(target))
+    assert [each.path for each in shipped.files] == ["io/labels.txt", "models/tiny.onnx"]
+    assert shipped.deploy_only and shipped.content_digest == whole.content_digest
+
+
+def test_a_bundle_is_unpacked_and_takes_the_place_of_another(own_place: Path) -> None:
+    unpack(_zip(bundle_files()), Path("app/bundle"))
+    assert verify(Path("app/bundle")) == verify(Path("tiny.zip"))
+    unpack(_zip(bundle_files(other=b"other")), Path("app/bundle"))
+    assert Path("app/bundle/models/other.onnx").read_bytes() == b"other"
+    assert not Path("app/bundle/models/tiny.onnx").exists()
+    assert [path.name for path in Path("app").iterdir()] == ["bundle"]
+
+
+def test_what_was_there_stays_when_it_cannot_be_replaced(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(_zip(bundle_files()), Path("app"))
+    before, rename = verify(Path("app")), Path.replace
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == ".app.new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    ran = edgepack("unpack", str(_zip(bundle_files(other=b"other"))), "app")
+    assert ran.code == ExitCode.DEVICE and "No space left" in ran.err
+    assert verify(Path("app")) == before
+    assert not [path for path in own_place.iterdir() if path.name.startswith(".")]
+
+
+def test_nothing_of_anybodys_is_overwritten(own_place: Path) -> None:
+    path = _zip(bundle_files())
+    for target in ("mine", "half", "tiny.zip", "mine/letter.txt"):
+        Path("mine").mkdir(exist_ok=True)
+        Path("mine/letter.txt").write_text("mine")
+        _folder(bundle_files(), "half")
+        Path("half/letter.txt").write_text("mine")
+        ran = edgepack("unpack", str(path), target)
+        assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+        assert "and no bundle" in ran.err or "is where the bundle itself lies" in ran.err
+    assert Path("mine/letter.txt").read_text() == Path("half/letter.txt").read_text() == "mine"
+    assert edgepack("unpack", "half", "half/inside").code == ExitCode.BUDGET  # it is no bundle any more
+    unpack(path, Path("whole"))
+    assert edgepack("unpack", "whole", "whole/inside").code == ExitCode.USAGE
+    assert verify(Path("whole"))
+
+
+def test_a_place_that_cannot_be_written_is_said() -> None:
+    Path("file").write_text("in the way")
+    for target in ("file/bundle", "/proc/none/bundle", "/proc/none/bundle.zip"):
+        ran = edgepack("unpack", str(_zip(bundle_files())), target)
+        assert (ran.code, ran.out) == (ExitCode.DEVICE, "")
+        assert "cannot write" in ran.err and "name another place" in ran.err
+
+
 def test_a_bundle_that_is_not_there_or_cannot_be_read(own_place: Path) -> None:
     assert edgepack("verify", "nothing.zip").code == ExitCode.USAGE
     Path("loop").symlink_to("loop")
     assert edgepack("verify", "loop").code in (ExitCode.USAGE, ExitCode.BUDGET)
 
 
-def test_no_damage_crashes_the_reader(own_place: Path) -> None:
-    """A few hundred zips, each damaged in several ways at once: refused, or as whole as before."""
+def test_no_damage_is_unpacked(own_place: Path) -> None:
+    """A thousand zips, each damaged in several ways at once: refused, and nothing is written."""
     whole, path, chance = pack(bundle_files()), Path("tiny.zip"), random.Random(0)
-    for _ in range(600):
+    before = sorted(own_place.rglob("*"))
+    for _ in range(1000):
         damaged = bytearray(whole)
         for _ in range(chance.randrange(1, 6)):
             start, length = chance.randrange(len(damaged) + 1), chance.choice((1, 2, 4, 30, 200))
@@ -257,7 +395,9 @@ def test_no_damage_crashes_the_reader(own_place: Path) -> None:
         path.write_bytes(damaged)
         if bytes(damaged) != whole:
             with pytest.raises(VerifyError):
-                verify(path)
+                unpack(path, Path("out/bundle"))
+    path.unlink()
+    assert sorted(own_place.rglob("*")) == before
 
 
 def _mutants(value: Any) -> list[Any]:
@@ -271,14 +411,29 @@ def _mutants(value: Any) -> list[Any]:
     return odd
 
 
-def test_no_manifest_crashes_the_command(own_place: Path) -> None:
-    """Every part of a manifest replaced by something odd, in a zip that is otherwise right."""
-    files = bundle_files()
-    for mutant in _mutants(json.loads(files["manifest.json"])):
-        packed = pack(with_sums({**files, "manifest.json": json.dumps(mutant).encode()}))
-        Path("tiny.zip").write_bytes(packed)
-        ran = edgepack("verify", "tiny.zip")
-        assert ran.code in (ExitCode.OK, ExitCode.BUDGET), (mutant, ran.err)
+def test_no_manifest_crashes_or_writes_elsewhere(own_place: Path) -> None:
+    """Every part of a manifest replaced by something odd, in a zip otherwise right; then a thousand times two parts."""
+    files, chance = bundle_files(), random.Random(0)
+    whole = json.loads(files["manifest.json"])
+    once = _mutants(whole)
+    twice = [chance.choice(_mutants(chance.choice(once))) for _ in range(1000)]
+    for mutant in (*once, *twice):
+        path = _zip(with_sums({**files, "manifest.json": json.dumps(mutant).encode()}))
+        try:
+            manifest = unpack(path, Path("out/bundle"))
+        except VerifyError as error:
+            str(error).encode()
+        else:
+            assert _same_files(manifest, whole), mutant
+    assert {path.name for path in own_place.iterdir()} <= {"devices", "recipes", "tiny.zip", "out"}
+    assert not Path("out").exists() or [path.name for path in Path("out").iterdir()] == ["bundle"]
+
+
+def _same_files(manifest: Manifest, whole: dict[str, Any]) -> bool:
+    """What may change unnoticed is what a bundle says of itself, never what it holds and which of that ships."""
+    kept = {"schema", "runtimes", "deploy_only", "files", "content_digest"}
+    told = manifest.model_dump(mode="json", by_alias=True)
+    return {key: told[key] for key in kept} == {key: whole[key] for key in kept}
 
 
 def test_a_message_can_be_printed_whatever_a_manifest_says(own_place: Path) -> None:

@@ -39,13 +39,13 @@ def test_a_profile_of_the_project_wins_over_a_shipped_one() -> None:
 
 def test_an_unknown_device_says_which_there_are() -> None:
     device("board")
-    with pytest.raises(RecipeError, match=r"unknown device 'bord': did you mean 'board'\? \(allowed: board, host\)"):
+    with pytest.raises(RecipeError, match=r"unknown device 'bord': did you mean .board.\? \(allowed: .*board, .*host"):
         load_device("bord")
 
 
 def test_the_resolved_profile_is_the_same_profile(own_place: Path) -> None:
-    from edgepack.bundle import _yaml
+    from edgepack.bundle._text import as_yaml
 
     board = device(controls={"threads": 1})
-    Path("again.yaml").write_bytes(_yaml(board.resolved()))
+    Path("again.yaml").write_bytes(as_yaml(board.resolved()))
     assert load_device("again.yaml").resolved() == board.resolved()

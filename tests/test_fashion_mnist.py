@@ -154,7 +154,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     ("name", "content", "why"),
     [
         (f"{IMAGES}.gz", b"not gzip", "Not a gzipped file"),
-        (f"{IMAGES}.gz", gzip.compress(bytes(5000))[:-10], "ended before the end-of-stream marker"),
+        (f"{IMAGES}.gz", gzip.compress(bytes(5000), mtime=0)[:-10], "ended before the end-of-stream marker"),
         (IMAGES, b"\0\0", "it is no IDX file of bytes in 3 dimensions"),
         (IMAGES, _idx(numpy.zeros(200, numpy.uint8)), "it is no IDX file of bytes in 3 dimensions"),
         (IMAGES, _idx(numpy.zeros((200, 28, 28), numpy.uint8))[:-9], "announces 200 x 28 x 28 values and has 156791"),

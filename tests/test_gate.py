@@ -554,7 +554,8 @@ def test_a_baseline_without_a_relative_budget() -> None:
 
 
 def test_a_bundle_tells_sizes_and_no_timing() -> None:
-    runtimes = {"onnxruntime": {"file": "models/tiny.onnx", "format": "onnx", "version": "1"}}
+    entry = {"file": "models/tiny.onnx", "method": None}
+    runtimes = {"onnxruntime": {"version": "1", "format": "onnx", "needs": None, "entry": entry}}
     Path("old.zip").write_bytes(pack(sealed({"models/tiny.onnx": bytes(499_000)}, runtimes=runtimes)))
     recorded(budgets={"relative": {"size": "2 %"}})
     assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 0

@@ -1,5 +1,6 @@
 """A whole build of a tiny recipe, through the command line: once for all tests, each of which works on its own copy."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -197,7 +198,7 @@ def test_the_result_holds_everything_a_report_needs(first: tuple[Project, Ran]) 
 def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     project, _ = first
     names = {path.name for path in project.dist.iterdir()}
-    assert names >= {"build.json", "report.html", "report.md", "junit.xml", "tiny.zip", "bundle"}
+    assert names >= {"build.json", "report.html", "report.md", "report.sarif", "junit.xml", "tiny.zip", "bundle"}
     assert not {name for name in names if name.startswith(".")}
     for bundle in ("dist/tiny/tiny.zip", "dist/tiny/bundle"):
         ran = project.run("verify", bundle)
@@ -209,6 +210,9 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     listed = {"BUILDING.md", "selected_operators.yaml", "required_operators_and_types.config"}
     assert {path for path, role in roles.items() if role == "build"} == {f"runtime/{name}" for name in listed}
     assert str(project.folder).encode() not in project.bundle()
+    told = verify(project.dist / "tiny.zip")
+    assert (told.runtimes["executorch"].entry.method, told.runtimes["onnxruntime"].entry.method) == ("forward", None)
+    assert {"MODEL_CARD.md", "sbom.cdx.json", "licences/README.md", "examples/executorch/Load.kt"} <= {*roles}
 
 
 def test_what_is_in_the_files_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
@@ -222,6 +226,42 @@ def test_a_bundle_that_changed_is_noticed(project: Project) -> None:
     (project.dist / "bundle/models/tiny.onnx").write_bytes(b"another")
     ran = project.run("verify", "dist/tiny/bundle")
     assert ran.code == 1 and "changed: models/tiny.onnx" in ran.err
+
+
+def test_two_builds_into_one_folder_take_turns(project: Project) -> None:
+    folder = os.open(project.dist, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    process = project.start("build", "tiny", "--json")
+    assert process.stdout
+    told = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [each["event"] for each in told] == ["BuildStarted", "Note"]
+    assert told[1]["text"].endswith("dist/tiny") and "waiting for another build" in told[1]["text"]
+    assert (project.dist / "tiny.zip").exists()
+    os.close(folder)
+    out, _ = process.communicate()
+    assert process.returncode == 0 and '"BuildFinished"' in out
+
+
+def test_a_build_stopped_while_it_waits_leaves_the_other_ones_bundle(project: Project) -> None:
+    folder = os.open(project.dist, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    ran = project.stop("Note", "build", signal.SIGINT)
+    os.close(folder)
+    assert ran.code == 130
+    assert verify(project.dist / "bundle") and (project.dist / "tiny.zip").exists()
+
+
+def test_the_python_examples_in_the_bundle_answer_as_its_selftest(first: tuple[Project, Ran]) -> None:
+    bundle = first[0].dist / "bundle"
+    cases = json.loads((bundle / "selftest/cases.json").read_bytes())["cases"]
+    for runtime, format in (("onnxruntime", "onnx"), ("executorch", "executorch")):
+        command = [sys.executable, "-B", str(bundle / f"examples/{runtime}/load.py")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answers = [logits.index(max(logits)) for logits in (case["expected"][format] for case in cases)]
+        found = [line for line in done.stdout.splitlines() if "case-" in line]
+        assert found == [f"{answer}: case-{i}-input.bin" for i, answer in enumerate(answers)]
+    assert verify(bundle)
 
 
 def test_the_ledger_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
@@ -327,6 +367,7 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     result = project.result()
     assert (result.exit_code, [record.stage for record in result.ledger]) == (5, ["model", "train", "distill"])
     assert "nothing was removed" in result.error
+    assert "nothing was removed" in (project.dist / "report.md").read_text()  # the reports are of this build
     explained = project.run("explain", "tiny").out
     assert "did not finish" in explained and "nothing was removed" in explained
     assert sound(project.store)

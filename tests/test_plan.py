@@ -255,3 +255,17 @@ def test_a_plan_is_told_one_line_a_step(own_place: Path) -> None:
     ran = edgepack("plan", str(path), "--store", "store")
     assert ran.out.startswith("tiny for this computer: up to date\n")
     assert all(" cached " in line for line in ran.out.splitlines()[1:])
+
+
+def test_a_budget_on_a_percentile_times_again_what_was_run_too_seldom() -> None:
+    store, board = Store("store"), device()
+    built(recipe(), board, store)
+    with_p90 = {"size": "600 kB", "latency.p90": "5 ms"}
+    assert plan(recipe(budgets=with_p90), board, store).up_to_date
+    again = plan(recipe(budgets={**with_p90, "latency.p99": "5 ms"}), board, store)
+    assert {step.name: step.reason for step in again.steps if step.reason} == {
+        name: "its budget needs more runs" for name in ("time executorch", "time onnx", *_TEACHERS)
+    }
+
+
+_TEACHERS = ("time teacher (executorch)", "time teacher (onnx)")

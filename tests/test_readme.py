@@ -7,6 +7,9 @@ from pathlib import Path
 from factories import edgepack, recipe_file
 from torch_factories import candidate, context
 
+from edgepack.config import read_value
+from edgepack.reports import sarif
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -44,3 +47,11 @@ budgets:
     )
     ran = edgepack("check", "product")
     assert (ran.err, ran.code) == (shown, int(code))
+
+
+def test_the_workflow_is_yaml_and_keeps_what_a_build_writes() -> None:
+    block = next(block for block in re.findall(r"```yaml\n(.*?)```", README, re.S) if "runs-on" in block)
+    steps = read_value(block)["jobs"]["gate"]["steps"]
+    kept = [step["with"]["sarif_file"] for step in steps if "sarif_file" in step.get("with", {})]
+    assert kept == [f"dist/quickstart/{sarif.FILE}"]
+    assert any("edgepack build quickstart" in step.get("run", "") for step in steps)

@@ -9,7 +9,7 @@ from factories import budget, recipe, recipe_file, recipe_text
 from pydantic import BaseModel
 
 from edgepack.budgets import METRICS
-from edgepack.bundle import _yaml
+from edgepack.bundle._text import as_yaml
 from edgepack.config import ConfigError
 from edgepack.device import load_device
 from edgepack.errors import RecipeError
@@ -33,6 +33,16 @@ def test_every_part_is_found_and_every_value_is_in_its_unit() -> None:
     assert [exporter.name for exporter in found.exporters] == ["executorch", "onnx"]
     assert _setting(found, 2, "ratio") == 0.5
     assert found.budgets == (budget("size", "600 kB", place="recipes/tiny.yaml:9"),)
+
+
+def test_what_a_recipe_states_of_its_model_goes_into_the_resolved_one() -> None:
+    Path("LICENSE").write_text("the text")
+    stated = recipe(version="1.2.0-rc.1+b", licence="mit or apache-2.0", licence_file="LICENSE")
+    assert (stated.version, stated.licence, stated.licence_file) == ("1.2.0-rc.1+b", "MIT OR Apache-2.0", "LICENSE")
+    assert stated.resolved()["licence"] == "MIT OR Apache-2.0"
+    assert not {"version", "licence", "licence_file"} & {*recipe().resolved()}
+    Path("recipes/again.yaml").write_bytes(as_yaml(stated.resolved()))
+    assert load_recipe("again").resolved() == stated.resolved()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +139,7 @@ def test_set_leaves_the_file_alone() -> None:
     assert path.read_text() == recipe_text()
 
 
-@pytest.mark.parametrize("written", [json.dumps, lambda value: _yaml(value).decode()], ids=["json", "yaml"])
+@pytest.mark.parametrize("written", [json.dumps, lambda value: as_yaml(value).decode()], ids=["json", "yaml"])
 @pytest.mark.parametrize("source", [None, *sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))], ids=str)
 def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | None, own_place: Path) -> None:
     first = load_recipe(source, overrides=["budgets.latency.p90=1.2345 ms"]) if source else recipe()

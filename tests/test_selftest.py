@@ -1,93 +1,23 @@
 """What a bundle holds to test itself with: its samples, from raw text to label, through the very files that ship."""
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy
-import onnx
 import pytest
-from factories import WORDS, edgepack, python, sealed, tokenizer
-from onnx import TensorProto, helper, numpy_helper
+from bundle_factories import TOLERANCE, Files, as_json, bundle, classifier, text_files
+from factories import device, edgepack, python, runtime, tokenizer
 
 from edgepack import selftest
-from edgepack.bundle import pack
+from edgepack.bundle import unpack
 from edgepack.errors import ExitCode, SelftestError, VerifyError
-from edgepack.tokenizer import encode, load
-
-TEXTS = ("The bank\nand the market fell", "The team won")
-Files = dict[str, bytes]
-
-
-def _classifier(first: int = 0) -> bytes:
-    """An ONNX file that counts the words of each topic: a table of logits a token, summed over the mask."""
-    table = numpy.zeros((4 + len(WORDS), 2), numpy.float32)
-    for label, words in enumerate((("bank", "market", "fell"), ("team", "won", "goal"))):
-        table[[4 + WORDS.index(word) for word in words], (label + first) % 2] = 1
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["each"]),
-        helper.make_node("Cast", ["attention_mask"], ["real"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["real", "last"], ["mask"]),
-        helper.make_node("Mul", ["each", "mask"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
-    ]
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, [1, 8]) for name in ("input_ids", "attention_mask")
-    ]
-    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])
-    constants = {"table": table, "last": numpy.array([2]), "middle": numpy.array([1])}
-    held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "words", inputs, [output], initializer=held)
-    content: bytes = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    ).SerializeToString()
-    onnx.checker.check_model(content)
-    return content
-
-
-def _files(**changed: Any) -> Files:
-    fixed = load(tokenizer(), 8)
-    inputs = encode(fixed.tokenizer, TEXTS).inputs()
-    cases = [
-        {
-            "inputs": [f"case-{i}-{name}.bin" for name in inputs],
-            "target": i,
-            "expected": {"onnx": logits},
-            "text": f"case-{i}.txt",
-        }
-        for i, logits in enumerate(([2.5, 0.0], [0.0, 2.5]))  # in their last bits, another processor may differ
-    ]
-    files = {
-        "models/news.onnx": _classifier(),
-        "io/labels.txt": b"money\nsport\n",
-        "io/tokenizer.json": fixed.json(),
-        "io/signature.json": _json(
-            inputs=[{"name": name, "shape": [1, 8], "dtype": "int64"} for name in inputs],
-            outputs=[],
-            preprocessing=fixed.preprocessing(),
-        ),
-        "selftest/cases.json": _json(cases=cases, byte_order="little", tolerance="decisions"),
-    }
-    for i, text in enumerate(TEXTS):
-        files[f"selftest/case-{i}.txt"] = text.encode()
-        files |= {f"selftest/case-{i}-{name}.bin": array[i].astype("<i8").tobytes() for name, array in inputs.items()}
-    return {**files, **changed}
-
-
-def _json(**content: Any) -> bytes:
-    return json.dumps(content).encode()
-
-
-def _bundle(files: Files | None = None, **changes: Any) -> Path:
-    runtimes = {"onnxruntime": {"file": "models/news.onnx", "version": "1", "format": "onnx"}}
-    facts = {"task": "text_classification", "runtimes": runtimes, **changes}
-    path = Path("news.zip")
-    path.write_bytes(pack(sealed(files or _files(), **facts)))
-    return path
+from edgepack.tokenizer import load
 
 
 def test_texts_are_answered_by_the_file_that_ships() -> None:
-    ran = edgepack("selftest", str(_bundle()))
+    ran = edgepack("selftest", str(bundle()))
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.splitlines() == [
         'models/news.onnx  "The bank and the market fell" -> money',
@@ -97,7 +27,7 @@ def test_texts_are_answered_by_the_file_that_ships() -> None:
 
 
 def test_another_decision_is_a_failure_that_is_no_budget() -> None:
-    path = _bundle(_files(**{"models/news.onnx": _classifier(first=1)}))
+    path = bundle(text_files(**{"models/news.onnx": classifier(first=1)}))
     ran = edgepack("selftest", str(path))
     assert ran.code == ExitCode.STAGE
     assert "news.zip does not answer as it did when it was built" in ran.err
@@ -105,48 +35,62 @@ def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     assert "all as when it was built" not in ran.out
 
 
+def test_the_same_decision_by_other_logits_is_noticed() -> None:
+    files = text_files()
+    cases = json.loads(files["selftest/cases.json"])
+    cases["cases"][1]["expected"]["onnx"] = [0.0, 1.7]
+    with pytest.raises(SelftestError, match=r'other logits of "The team won": .* off by 17\.6 % .* allowed are 5 %'):
+        list(selftest.run(bundle(text_files(**{"selftest/cases.json": as_json(**cases)}))))
+
+
+def test_what_an_app_ships_has_nothing_to_test() -> None:
+    unpack(bundle(), Path("app"), deploy_only=True)
+    ran = edgepack("selftest", "app")
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "app holds just what an app ships, no samples" in ran.err
+
+
 def test_a_tokenizer_that_makes_other_inputs_is_noticed() -> None:
     other = load(tokenizer("other", special=("[UNK]", "[PAD]", "[CLS]", "[SEP]")), 8)
     with pytest.raises(SelftestError, match=r'tokenizer\.json makes other input_ids of "The bank and'):
-        list(selftest.run(_bundle(_files(**{"io/tokenizer.json": other.json()}))))
+        list(selftest.run(bundle(text_files(**{"io/tokenizer.json": other.json()}))))
     longer = load(tokenizer(), 9)
     with pytest.raises(SelftestError, match=r"makes other attention_mask of"):
-        list(selftest.run(_bundle(_files(**{"io/tokenizer.json": longer.json()}))))
+        list(selftest.run(bundle(text_files(**{"io/tokenizer.json": longer.json()}))))
 
 
 def test_a_runtime_that_is_not_installed_is_said_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def runtimes(name: str) -> dict[str, dict[str, str]]:
-        facts = {"file": "models/news.onnx", "version": "1", "format": "onnx"}
-        return {name: facts, "onnxruntime": facts}
+    def runtimes(name: str) -> dict[str, Any]:
+        return dict.fromkeys((name, "onnxruntime"), runtime("models/news.onnx"))
 
     monkeypatch.setattr(selftest, "find_spec", lambda name: None if name == "executorch" else object())
     for name, why in (("executorch", "executorch is not installed here"), ("tflite", "knows no runtime 'tflite'")):
-        ran = edgepack("selftest", str(_bundle(runtimes=runtimes(name))))
+        ran = edgepack("selftest", str(bundle(runtimes=runtimes(name))))
         assert ran.code == ExitCode.DEVICE
         assert f"models/news.onnx was not run: {why}" in ran.err or f"was not run: this edgepack {why}" in ran.err
         assert '"The team won" -> sport' in ran.out
 
 
 def test_a_file_that_was_not_run_when_it_was_built_is_said_and_the_others_run() -> None:
-    files = _files(**{"models/news.pte": b"a file for another processor"})
+    files = text_files(**{"models/news.pte": b"a file for another processor"})
     cases = json.loads(files["selftest/cases.json"])
-    files["selftest/cases.json"] = _json(**cases, not_run={"executorch": "executorch here has no VulkanBackend"})
+    files["selftest/cases.json"] = as_json(**cases, not_run={"executorch": "executorch here has no VulkanBackend"})
     known = {"onnxruntime": ("models/news.onnx", "onnx"), "executorch": ("models/news.pte", "executorch")}
-    runtimes = {name: {"file": file, "version": "1", "format": format} for name, (file, format) in known.items()}
-    ran = edgepack("selftest", str(_bundle(files, runtimes=runtimes)))
+    runtimes = {name: runtime(*facts) for name, facts in known.items()}
+    ran = edgepack("selftest", str(bundle(files, runtimes=runtimes)))
     assert ran.code == ExitCode.DEVICE
     assert len(ran.out.splitlines()) == 2
     assert "nothing is known of its answers: where it was built, executorch here has no VulkanBackend" in ran.err
 
 
 def test_pictures_are_answered_from_their_tensors() -> None:
-    files = _files()
+    files = text_files()
     cases = json.loads(files["selftest/cases.json"])
     for case in cases["cases"]:
         del case["text"]
     files["selftest/cases.json"] = json.dumps(cases).encode()
     del files["io/tokenizer.json"]
-    answers = list(selftest.run(_bundle(files)))
+    answers = list(selftest.run(bundle(files)))
     assert [(answer.sample, answer.label) for answer in answers] == [
         ("case-0-input_ids", "money"),
         ("case-1-input_ids", "sport"),
@@ -154,15 +98,42 @@ def test_pictures_are_answered_from_their_tensors() -> None:
 
 
 def test_neither_torch_nor_a_recipe_is_needed() -> None:
-    _bundle()
+    bundle()
     code = "import sys; sys.modules['torch'] = None; sys.argv = ['edgepack', 'selftest', 'news.zip']; "
     ran = python(code + "from edgepack.cli import main; main()")
     assert (ran.code, ran.err) == (0, "")
 
 
+def test_the_samples_run_on_the_device_that_is_named() -> None:
+    device(controls={"threads": 1}, match={"runner": ["host"]})
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 3), ran.err
+    device(match={"cpu": ["no such processor"]})
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert ran.code == ExitCode.DEVICE and "this is not the board" in ran.err
+    assert edgepack("selftest", str(bundle()), "--device", "none").code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"versions": {"executorch": "1"}}, "onnxruntime is not installed on the device"),
+        ({"versions": {"onnxruntime": "1"}, "lacks": {"onnxruntime": "it crashes there"}}, "it crashes there"),
+    ],
+)
+def test_a_runtime_that_the_device_has_not_is_said(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], why: str
+) -> None:
+    connection = SimpleNamespace(facts=facts, run=lambda job: pytest.fail("it was run"))
+    monkeypatch.setattr(selftest, "connected", lambda device: contextlib.nullcontext(connection))
+    device()
+    ran = edgepack("selftest", str(bundle()), "--device", "board")
+    assert ran.code == ExitCode.DEVICE and f"models/news.onnx was not run: {why}" in ran.err
+
+
 def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.runners.host.Host.run", lambda *given: pytest.fail("it was run"))
-    path = _bundle()
+    path = bundle()
     path.write_bytes(path.read_bytes()[:-1])
     assert edgepack("selftest", str(path)).code == ExitCode.BUDGET
     assert edgepack("selftest", "no.zip").code == ExitCode.USAGE
@@ -172,7 +143,7 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changed", "why"),
     [
         ({"selftest/cases.json": b"{}"}, "cases.json is not there, or not what a self-test needs"),
-        ({"selftest/cases.json": _json(cases=[], byte_order="little", tolerance="")}, "holds nothing to test"),
+        ({"selftest/cases.json": as_json(cases=[], byte_order="little", tolerance=TOLERANCE)}, "holds nothing to test"),
         ({"io/signature.json": b"[]"}, "signature.json is not there, or not what"),
         ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 is not as"),
         ({"io/tokenizer.json": b"{}"}, "tokenizer.json is not there, or no tokenizer"),
@@ -182,10 +153,18 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> None:
     with pytest.raises(VerifyError, match=why):
-        list(selftest.run(_bundle(_files(**changed))))
+        list(selftest.run(bundle(text_files(**changed))))
 
 
-@pytest.mark.parametrize("facts", [{"file": "models/news.onnx"}, {"file": "no", "format": "onnx"}, {"format": "onnx"}])
-def test_a_manifest_must_tell_which_file_answers_what(facts: dict[str, str]) -> None:
-    with pytest.raises(VerifyError, match="does not tell what onnxruntime runs, or what it should answer"):
-        list(selftest.run(_bundle(runtimes={"onnxruntime": facts})))
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (runtime("models/news.onnx", "tflite"), "does not tell what onnxruntime should answer"),
+        (runtime("no"), "nothing for 'onnxruntime' to load: 'no'"),
+        (runtime("selftest/cases.json"), "nothing for 'onnxruntime' to load"),
+        ({"format": "onnx"}, r"does not describe a bundle: runtimes\.onnxruntime\.version"),
+    ],
+)
+def test_a_manifest_must_tell_which_file_answers_what(told: dict[str, Any], why: str) -> None:
+    with pytest.raises(VerifyError, match=why):
+        list(selftest.run(bundle(runtimes={"onnxruntime": told})))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import at_work, build, recipe_file, texts, tokenizer
 
-from edgepack import bundle
+from edgepack.bundle.contents import contents
 from edgepack.device import load_device
 from edgepack.events import Event, Note
 from edgepack.plan import Step
@@ -44,7 +44,7 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkey
         asked.append(job)
         return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
 
-    monkeypatch.setattr(work, "_run", ran)
+    monkeypatch.setattr(work.reach, "run", ran)
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
     assert work._latency(work._untrained()) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
@@ -60,7 +60,7 @@ def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.
 
     for exporter in work.recipe.exporters:
         monkeypatch.setattr(exporter.module, "export", export)
-    monkeypatch.setattr(work, "_run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
+    monkeypatch.setattr(work.reach, "run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
     exported = [replace(work._untrained(), form="exported") for _ in range(3)]
     for candidate in (*exported[:2], *exported[:2], exported[2], exported[1]):
         work._latency(candidate)
@@ -93,7 +93,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
         "1 of 21 documents are copies of others: one of each is kept"
     ]
     monkeypatch.setattr(work, "entry", lambda name: entry)
-    files = bundle._contents(build(artifacts=()), recipe, device, work)
+    files = contents(build(artifacts=()), recipe, device, work)
     shipped = read(files["io/tokenizer.json"])
     for i, case in enumerate(json.loads(files["selftest/cases.json"])["cases"]):
         assert case["text"] == f"case-{i}.txt"

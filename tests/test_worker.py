@@ -86,8 +86,8 @@ class Idle:
     ("least", "most", "most_seconds", "expected"), [(3, 10, 60, 3), (12, 10, 60, 10), (30, 100, 0, 3)]
 )
 def test_runs_are_bounded_all_ways(least: int, most: int, most_seconds: float, expected: int) -> None:
-    limits = {"seconds": 0, "least": least, "most": most, "most_seconds": most_seconds}
-    assert len(edgepack.worker._repeat(Idle(), None, **limits)) == expected
+    taken = edgepack.worker._repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
+    assert len(taken) == expected
 
 
 def test_a_device_tells_what_it_is(job: dict[str, Any]) -> None:
@@ -113,6 +113,19 @@ def test_a_device_that_stays_warm_is_not_timed(job: dict[str, Any], monkeypatch:
 
 
 def test_inputs_are_made_from_the_files_own_facts() -> None:
-    [picture, words] = edgepack.worker._noise([((1, 3, 4, 4), "float32"), ((1, 7), "int64")])
+    specs: list[edgepack.worker.Spec] = [("x", (1, 3, 4, 4), "float32"), ("ids", (1, 7), "int64")]
+    [picture, words] = edgepack.worker.noise(specs)
     assert (picture.shape, picture.dtype, words.shape, words.dtype) == ((1, 3, 4, 4), "float32", (1, 7), "int64")
-    assert numpy.array_equal(picture, edgepack.worker._noise([((1, 3, 4, 4), "float32")])[0])
+    assert numpy.array_equal(picture, edgepack.worker.noise(specs[:1])[0])
+
+
+def test_a_shape_that_the_file_leaves_open_is_given() -> None:
+    specs: list[edgepack.worker.Spec] = [("x", ("batch", 3, 4, 4), "float32")]
+    with pytest.raises(SystemExit, match="the shape of x is open: batch, 3, 4, 4"):
+        edgepack.worker._fixed(specs, {})
+    assert edgepack.worker._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
+
+
+def test_a_file_tells_its_inputs(job: dict[str, Any]) -> None:
+    [spec] = work(job, mode="describe")["inputs"]
+    assert (spec["shape"], spec["dtype"]) == ([1, *data().test.inputs[0].shape[1:]], "float32")

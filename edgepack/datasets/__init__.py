@@ -8,6 +8,10 @@ load(config) -> Data                    the three splits
 and, where an app needs more than shapes and labels to make the inputs,
 
 attachments(config) -> dict[str, bytes]     files for the bundle's io/, such as a tokenizer; instant, no torch
+
+and, where it is known,
+
+LICENCE                                 what may be done with its samples, of which a bundle holds some
 """
 
 from collections.abc import Callable, Iterator

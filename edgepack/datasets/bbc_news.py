@@ -19,6 +19,7 @@ from edgepack.units import Share
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 
+LICENCE = "copyright of the BBC, for research that is not commercial"
 _ARTICLES = Kind(
     noun="article", example="business/001.txt", known="files named .txt", accepts=lambda file: file.suffix == ".txt"
 )

@@ -14,6 +14,7 @@ from edgepack.errors import RecipeError
 from edgepack.provenance import versions
 from edgepack.store import digest, file_digest
 
+LICENCE = "CC-BY-4.0"  # https://archive.ics.uci.edu/dataset/80
 _SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
 
 

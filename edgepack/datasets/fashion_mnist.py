@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Bytes = numpy.typing.NDArray[numpy.uint8]
 
+LICENCE = "MIT"
 _LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _SIDE = 28
 _SHIFT = 2  # pixels

@@ -6,6 +6,10 @@ VERSION, LIBRARIES                  as for stages
 Config                              what a recipe may say of it (frozen pydantic)
 export(candidate, config, path)     write the file; the candidate may be eager or exported
 
+and, where a file holds more than one thing to call,
+
+METHOD                              what an app calls
+
 and, where what its settings ask for is not to be had everywhere,
 
 unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch
@@ -14,6 +18,8 @@ needs(config) -> str                the delegate that a runtime must have to run
 and, where it can,
 
 inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
+operations(path, quantization)      what a device with these facts computes to run the file (operators.py), of any file
+                                    of its kind; what estimates are made of
 runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
                                     how to build it, of the model "$MODEL" in the folder "$BUNDLE"
 

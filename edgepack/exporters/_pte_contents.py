@@ -21,8 +21,8 @@ from edgepack.contents import OPAQUE, OTHER, SEVERAL, UNREAD, Contents, Stored, 
 if TYPE_CHECKING:
     from edgepack.exporters._names import Array, Names
 
-_XNNPACK = "XnnpackBackend"
-_TORCH = {
+XNNPACK = "XnnpackBackend"
+TORCH = {
     0: "uint8",
     1: "int8",
     2: "int16",
@@ -33,7 +33,7 @@ _TORCH = {
     7: "float64",
     11: "bool",
 }
-_XNN = {
+XNN = {
     **{"fp32": "float32", "fp16": "float16", "quint8": "uint8", "int32": "int32"},
     **dict.fromkeys(("qint8", "qcint8"), "int8"),
     **dict.fromkeys(("qint32", "qcint32"), "int32"),
@@ -71,7 +71,7 @@ def read(path: Path, names: "Names") -> Contents:
         operators.update(_kernels(pte.program, plan, constants, names))
         for delegate in plan.delegates:
             payload = pte.program.backend_delegate_data[delegate.processed.index].data
-            if delegate.id == _XNNPACK:
+            if delegate.id == XNNPACK:
                 delegated[delegate.id].update(_xnnpack(payload, named, constants, names))
             else:
                 delegated[delegate.id][OPAQUE] += 1
@@ -103,7 +103,7 @@ def _kernels(program: Any, plan: Any, constants: Constants, names: "Names") -> I
 def _stored(program: Any, value: Any) -> "Iterator[tuple[int | str, Array]]":
     index = getattr(value, "data_buffer_idx", 0)
     if index and value.allocation_info is None:
-        dtype = numpy.dtype(_TORCH[int(value.scalar_type)])
+        dtype = numpy.dtype(TORCH[int(value.scalar_type)])
         size = dtype.itemsize * prod(value.sizes)  # what follows is padding
         yield index, numpy.frombuffer(program.constant_buffer[index].storage[:size], dtype)
 
@@ -120,8 +120,8 @@ def _note(read: "dict[int | str, Array]", constants: Constants, names: "Names", 
 
 def _xnnpack(payload: bytes, named: dict[str, bytes], constants: Constants, names: "Names") -> Iterator[str]:
     """The kind of each operator inside ("Conv2d"); its constants are noted."""
-    graph, inline = _graph(payload)
-    values = {_tensor(each)["id_out"]: each for each in (value["xvalue_union"] for value in graph["xvalues"])}
+    graph, inline = xnnpack_graph(payload)
+    values = {xnnpack_tensor(each)["id_out"]: each for each in (value["xvalue_union"] for value in graph["xvalues"])}
     for node in graph["xnodes"]:
         inside, kind = node["xnode_union"], node["xnode_union_type"].removeprefix("XNN")
         inputs = [id for key, id in inside.items() if key.endswith("_id") and key != "output_id" and id in values]
@@ -130,7 +130,7 @@ def _xnnpack(payload: bytes, named: dict[str, bytes], constants: Constants, name
         yield kind
 
 
-def _tensor(value: dict[str, Any]) -> dict[str, Any]:
+def xnnpack_tensor(value: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = value.get("tensor_value", value)
     return found
 
@@ -139,7 +139,7 @@ def _constants(
     value: dict[str, Any], graph: dict[str, Any], inline: bytes, named: dict[str, bytes]
 ) -> "Iterator[tuple[int | str, Array]]":
     """A value's own numbers, and the scales of its channels."""
-    tensor, scales = _tensor(value), value.get("quant_params", {}).get("scale_buffer_idx", 0)
+    tensor, scales = xnnpack_tensor(value), value.get("quant_params", {}).get("scale_buffer_idx", 0)
     for index, dtype in ((tensor["constant_buffer_idx"], _dtype(tensor)), (scales, "float32")):
         if index:
             place = graph["constant_data"][index]
@@ -148,21 +148,21 @@ def _constants(
 
 
 def _dtype(tensor: dict[str, Any]) -> str:
-    return _XNN.get(str(tensor["datatype"]).removeprefix("xnn_datatype_"), "uint8")  # others are packed, told in bytes
+    return XNN.get(str(tensor["datatype"]).removeprefix("xnn_datatype_"), "uint8")  # others are packed, told in bytes
 
 
 def _rows(
     kind: str, filter: dict[str, Any] | None, graph: dict[str, Any], inline: bytes, named: dict[str, bytes]
 ) -> "Array | None":
     """The float weight of a convolution, [outputs, inputs, height, width] as torch has it."""
-    if filter is None or "Conv2d" not in kind or _dtype(_tensor(filter)) != "float32":
+    if filter is None or "Conv2d" not in kind or _dtype(xnnpack_tensor(filter)) != "float32":
         return None
     array = next(array for _, array in _constants(filter, graph, inline, named))
     order = (3, 0, 1, 2) if kind == "DepthwiseConv2d" else (0, 3, 1, 2)
-    return array.reshape(_tensor(filter)["dims"]).transpose(order)
+    return array.reshape(xnnpack_tensor(filter)["dims"]).transpose(order)
 
 
-def _graph(payload: bytes) -> tuple[dict[str, Any], bytes]:
+def xnnpack_graph(payload: bytes) -> tuple[dict[str, Any], bytes]:
     """XNNPACK's graph as its schema has it, and the constants that follow it."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
     from executorch.exir._serialize._flatbuffer import _flatc_decompile

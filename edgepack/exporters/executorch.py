@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from edgepack.candidate import Candidate
     from edgepack.contents import Contents
+    from edgepack.device import Quantization
+    from edgepack.operators import Operation
 
 RUNTIME = "executorch"
 SUFFIX = ".pte"
+METHOD = "forward"
 VERSION = 6
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
@@ -79,6 +82,12 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
     from edgepack.exporters._names import named
 
     return _pte_contents.read(path, named(candidate))
+
+
+def operations(path: Path, quantization: "Quantization") -> "tuple[Operation, ...]":
+    from edgepack.exporters import _pte_operations
+
+    return _pte_operations.operations(path)
 
 
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:

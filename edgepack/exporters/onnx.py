@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgepack.candidate import Candidate
     from edgepack.contents import Contents
     from edgepack.device import Quantization
+    from edgepack.operators import Operation
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
@@ -85,6 +86,12 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
     from edgepack.exporters._names import named
 
     return _onnx_contents.read(path, named(candidate))
+
+
+def operations(path: Path, quantization: "Quantization") -> "tuple[Operation, ...]":
+    from edgepack.exporters import _onnx_operations
+
+    return _onnx_operations.operations(path, int8_activations=quantization.activations == "int8")
 
 
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:

@@ -3,7 +3,8 @@
     FILE                     the name of the file it makes in dist/<recipe>/
     render(build) -> str     its content, from the build alone
 
-`console` makes no file: it shows events while a build runs and the table at its end.
+Two make no file: `console` shows events while a build runs and the table at its end, `github` tells a job of GitHub
+Actions. A figure whose evidence is not "measured" says so beside itself in all of them (_words.value).
 """
 
 from pathlib import Path

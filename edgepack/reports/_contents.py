@@ -38,15 +38,16 @@ def _layers(contents: Contents, whole: int) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("layer", "type", "bytes", "of the file"):
         table.add_column(column, justify="left" if column in ("layer", "type") else "right", overflow="fold")
-    for each in _largest(contents.tensors):
+    for each in largest(contents.tensors, _LARGEST):
         table.add_row(each.layer, each.dtype, f"{each.bytes:,}", f"{each.bytes / whole:.1%}")
     return table
 
 
-def _largest(tensors: tuple[Stored, ...]) -> Iterator[Stored]:
+def largest(tensors: tuple[Stored, ...], most: int) -> Iterator[Stored]:
+    """So many of the largest, and the rest as one."""
     ordered = sorted(tensors, key=lambda each: -each.bytes)
-    yield from ordered[:_LARGEST]
-    if rest := ordered[_LARGEST:]:
+    yield from ordered[:most]
+    if rest := ordered[most:]:
         yield Stored(layer=f"({len(rest)} more)", dtype="", bytes=sum(each.bytes for each in rest))
 
 
@@ -54,7 +55,7 @@ def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
     """One line a question."""
     overhead = artifact.bytes - contents.stored_bytes
     yield f"tensors: {SIZE.format(contents.stored_bytes)} ({_listed(contents.by_dtype().items())})"
-    yield f"beyond them: {SIZE.format(overhead)}, {overhead / artifact.bytes:.1%} of the file"
+    yield f"beyond them: {SIZE.format(overhead)}, {overhead / (artifact.bytes or 1):.1%} of the file"
     for backend, inside in contents.delegated.items():
         pieces = inside.get(OPAQUE, 0)
         whole = f"{plural(pieces, 'piece')} that edgepack cannot look into, their tensors of the type '{UNREAD}'"

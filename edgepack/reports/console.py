@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgepack.events import (
@@ -22,7 +23,9 @@ from edgepack.result import Build
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+_WIDTH = 115  # columns of a table where there is no terminal
 _QUIET = 15.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -103,7 +106,7 @@ class Live:
     def _advance(self, event: StepProgress) -> None:
         if self.task is None:
             self.task = self.bar.add_task("", total=None, left="")
-        left = f"{_clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+        left = f"{words.clock(event.seconds_left)} left" if event.seconds_left is not None else ""
         total = event.total if event.done or event.total > 1 else None
         text = f"{_place(event)} {event.name}: {event.doing}"
         self.bar.update(self.task, description=text, completed=event.done, total=total, left=left)
@@ -134,71 +137,91 @@ def watcher(stream: TextIO, *, as_json: bool) -> Watcher:
 
 def show(build: Build, stream: TextIO, folder: str) -> None:
     """The end of a build: what was gained, every budget with its verdict, and where the bundle lies."""
-    from rich.console import Console
-
-    terminal = stream.isatty()
-    console = Console(
-        file=stream, width=None if terminal else 140, highlight=False, emoji=False, soft_wrap=not terminal
-    )
+    console = _console(stream)
     console.print()
-    console.print(_budgets(build))
-    for line in words.gains(build):
-        console.print(line, markup=False)
-    if doubts := list(words.doubts(build)):
+    if build.verdicts:
+        console.print(_budgets(build))
+    for line in _remarks(build):
+        console.print(words.printable(line), markup=False, soft_wrap=True)
+    for warning in words.warnings(build):
+        console.print(words.printable(warning), style="bold yellow", markup=False, soft_wrap=True)
+    if doubts := [words.printable(doubt) for doubt in words.doubts(build)]:
         count = "1 doubt" if len(doubts) == 1 else f"{len(doubts)} doubts, all in {folder}/report.md, the first"
-        console.print(f"{count}: {doubts[0]}", style="yellow", markup=False)
+        console.print(f"{count}: {doubts[0]}", style="yellow", markup=False, soft_wrap=True)
     if note := words.reused(build):
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     console.print(f"{build.name}: {words.headline(build)}", style="bold green" if build.exit_code == 0 else "bold red")
     kind = "bundle" if build.exit_code == 0 else "not for release:"
-    console.print(f"{kind} {folder}/{build.bundle}   report {folder}/report.html", markup=False)
+    bundle = f"{kind} {folder}/{build.bundle}   " if build.bundle else ""
+    console.print(f"{bundle}report {folder}/report.html", markup=False, soft_wrap=True)
+
+
+def _console(stream: TextIO) -> "Console":
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False, emoji=False)
+
+
+def _remarks(build: Build) -> Iterator[str]:
+    for budgets, why in words.reasons(build):
+        yield f"{budgets}: {why}"
+    yield from words.gains(build)
+    if build.error:
+        yield f"the build did not finish: {build.error}"
 
 
 def _budgets(build: Build) -> "Table":
+    table = _table(("budget", "file", "value", "limit", "headroom", "verdict", "written at"), right=("value",))
+    for each in build.verdicts:
+        style = {"none": "green", "error": "bold red"}.get(words.severity(each), "yellow")
+        row = (each.budget, each.artifact, words.value(build, each), words.limit(each), words.headroom(each))
+        table.add_row(*map(_cell, row), _cell(words.mark(each), style), _cell(each.place))
+    return table
+
+
+def _table(columns: Sequence[str], right: Sequence[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("budget", "file", "value", "limit", "headroom", "verdict", "written at"):
-        table.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
-    for each in build.verdicts:
-        style = "green" if each.outcome == "pass" else "bold red"
-        value = words.figure(each.metric, each.value)
-        mark = f"[{style}]{words.MARKS[each.outcome]}[/]"
-        table.add_row(each.budget, each.artifact, value, words.limit(each), words.headroom(each), mark, each.place)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
+
+
+def _cell(text: str, style: str = "") -> "Text":
+    """A name is no markup: [red] is what it says."""
+    from rich.text import Text
+
+    return Text(words.printable(text), style=style)
 
 
 def ledger(build: Build, stream: TextIO) -> None:
     """What every stage cost and gained."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False, emoji=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("stage", "parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds", ""):
-        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    console = _console(stream)
+    numbers = ("parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds")
+    table = _table(("stage", *numbers, ""), right=numbers)
     start = build.ledger[0].bytes if build.ledger else 1
     before = None
     for record in build.ledger:
         change = "" if before is None else f"{(record.accuracy - before) * 100:+.2f}"
         before = record.accuracy
-        table.add_row(
+        row = (
             record.stage,
             f"{record.parameters:,}",
             f"{record.macs:,}",
             f"{record.bytes:,}",
-            f"{record.bytes / start:.1%}",
+            f"{record.bytes / (start or 1):.1%}",
             f"{record.accuracy:.2%}",
             change,
             f"{record.seconds:.1f}",
             "reused" if record.reused else "",
         )
+        table.add_row(*map(_cell, row))
     console.print(table)
     for record in build.ledger:
         for note in record.notes:
-            console.print(f"{record.stage}: {note}", markup=False)
+            console.print(words.printable(f"{record.stage}: {note}"), markup=False, soft_wrap=True)
 
 
 def _text(event: Event) -> str:
@@ -208,10 +231,10 @@ def _text(event: Event) -> str:
         case StepStarted():
             return f"{_place(event)} {event.name}: starts ({event.why})"
         case StepProgress():
-            left = f", {_clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+            left = f", {words.clock(event.seconds_left)} left" if event.seconds_left is not None else ""
             return f"{_place(event)} {event.name}: {event.doing}, {event.done} of {event.total}{left}"
         case StepFinished():
-            return f"{_place(event)} {event.name}: {event.result} ({_clock(event.seconds)})"
+            return f"{_place(event)} {event.name}: {event.result} ({words.clock(event.seconds)})"
         case StepCached():
             return f"{_place(event)} {event.name}: {event.result} (cached {event.key[:6]})"
         case StepFailed():
@@ -227,13 +250,3 @@ def _style(event: Event) -> str | None:
 
 def _place(event: Event) -> str:
     return f"[{event.step}/{event.steps}]"
-
-
-def _clock(seconds: float) -> str:
-    """
-    >>> _clock(3.21), _clock(75)
-    ('3.2 s', '1 min 15 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60} s"

@@ -1,9 +1,18 @@
-"""junit.xml: one test case a budget and file, for the test tab of a CI server."""
+"""junit.xml: one test case a budget and file, and one for the build itself, for the test tab of a CI server.
+
+A budget that failed is a failure; what could not be judged is an error; what does not decide the exit code (waived, or
+of the level warn or info) is skipped, with its figure in the message.
+"""
+
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.reports import _words as words
 from edgepack.result import Build
+
+if TYPE_CHECKING:
+    from junitparser import TestCase
 
 FILE = "junit.xml"
 
@@ -11,8 +20,12 @@ FILE = "junit.xml"
 def render(build: Build) -> str:
     from junitparser import JUnitXml, TestSuite
 
-    suite = TestSuite(f"edgepack.{build.name}")
-    suite.add_property("device", build.device["name"])
+    suite = TestSuite(words.printable(f"edgepack.{build.name}"))
+    suite.add_property("device", words.printable(build.device["name"]))
+    suite.add_property("exit_code", str(build.exit_code))
+    for warning in words.warnings(build):
+        suite.add_property("warning", words.printable(warning))
+    suite.add_testcase(_whole(build))
     for verdict in build.verdicts:
         suite.add_testcase(_case(build, verdict))
     document = JUnitXml()
@@ -21,20 +34,35 @@ def render(build: Build) -> str:
     return text
 
 
-def _case(build: Build, verdict: Verdict) -> "object":
-    from junitparser import Error, Failure, Skipped, TestCase
+def _whole(build: Build) -> "TestCase":
+    """Whether the build came to its end: CI servers take a file without any case for a mistake."""
+    from junitparser import Error
 
-    case = TestCase(f"{verdict.budget} of {verdict.artifact}", classname=f"{build.name}.{build.device['id']}")
-    value = words.figure(verdict.metric, verdict.value)
-    line = f"{value}, {words.limit(verdict)}: {words.headroom(verdict)} ({verdict.place})"
-    if verdict.outcome == "fail" and verdict.reason:
-        line = f"{line}: {verdict.reason}"
-    if verdict.outcome == "waived":
-        case.result = [Skipped(line)]
-    elif verdict.code == ExitCode.BUDGET:
-        case.result = [Failure(line, "budget")]
-    elif verdict.code != ExitCode.OK:
-        case.result = [Error(line, verdict.outcome)]
-    else:
-        case.system_out = line
+    case = _named(build, "the build")
+    if build.error:
+        case.result = [Error(words.printable(build.error), words.headline(build))]
+    elif build.finished_at is not None:
+        case.time = round(build.finished_at - build.started_at, 3)
     return case
+
+
+def _case(build: Build, verdict: Verdict) -> "TestCase":
+    from junitparser import Error, Failure, Skipped
+
+    case = _named(build, f"{verdict.budget} of {verdict.artifact}")
+    line = words.printable(f"{words.sentence(build, verdict)} ({verdict.place})")
+    if verdict.outcome == "pass":
+        case.system_out = line
+    elif words.severity(verdict) != "error":
+        case.result = [Skipped(f"{words.mark(verdict)}: {line}")]
+    elif verdict.outcome == "fail" or verdict.code == ExitCode.BUDGET:
+        case.result = [Failure(line, "budget")]
+    else:
+        case.result = [Error(line, verdict.outcome)]
+    return case
+
+
+def _named(build: Build, name: str) -> "TestCase":
+    from junitparser import TestCase
+
+    return TestCase(words.printable(name), classname=words.printable(f"{build.name}.{build.device['id']}"))

@@ -6,6 +6,8 @@ EVIDENCE                        {mode of worker.py: "measured", "emulated" or "e
 connect(device) -> Connection   reach the device. Raises AbsentError where none is attached or configured, DeviceError
                                 where there is one that cannot be used
 NEAR                            whether that takes no time: the device is this computer, or none at all
+INSTALL                         {runtime: how it gets there}, where that is not plain
+prepare(device, tell)           if it has one: fetch what connect() looks for, telling a person of it line by line
 """
 
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ class Connection(Protocol):
     """A device that was reached.
 
     `facts` is what its answers depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
-    name, and under "versions" those of its runtimes.
+    name, and under "versions" those of its runtimes. "lacks", if it is there, says of a runtime that can never be had
+    there why: files of that one are not run, where a runtime that is only missing is an error.
     """
 
     facts: dict[str, Any]
@@ -52,14 +55,23 @@ def connected(device: "Device") -> Iterator[Connection]:
     """The device, reached and recognised. Raises AbsentError or DeviceError."""
     connection: Connection = device.runner.module.connect(device)
     try:
-        _recognise(device, connection.facts)
+        recognise(device, connection.facts)
         _check_versions(device, connection.facts["versions"])
         yield connection
     finally:
         connection.close()
 
 
-def _recognise(device: "Device", facts: dict[str, Any]) -> None:
+def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
+    """The error of a device without the runtime that `what` needs."""
+    hints: dict[str, str] = getattr(device.runner.module, "INSTALL", {})
+    return DeviceError(
+        f"{device.name} has no {runtime}, which {what} needs", hints.get(runtime, f"install {runtime} there")
+    )
+
+
+def recognise(device: "Device", facts: dict[str, Any]) -> None:
+    """Raises DeviceError where these are the facts of another device than its profile is about."""
     for fact, patterns in device.match.items():
         found = str(facts.get(fact, ""))
         if not any(fnmatchcase(found, pattern) for pattern in patterns):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ NEAR = True
 _WORKER = Path(__file__).parent.parent / "worker.py"
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
+_KILLED = "the system killed it, most likely for want of memory"
+_DOCTOR = "run `edgepack doctor` to check that the runtime is installed and loads"
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -49,23 +52,19 @@ class Host:
 
     @property
     def _cores(self) -> list[int]:
-        """Unless the profile names them, the last ones: interrupts tend to land on the first."""
-        there = sorted(os.sched_getaffinity(0))
-        named = list(self.controls.cores) or there
-        return named[-min(self.controls.threads or len(named), len(named)) :]
+        return pinned(self.controls, os.sched_getaffinity(0))
 
     def run(self, job: Job) -> dict[str, Any]:
         cores = self._cores
         whole = {**job, "threads": len(cores), "cpus": cores}
         # -P: the worker's own folder must not come before the packages that a runtime imports.
         command = [sys.executable, "-P", str(_WORKER), json.dumps(whole)]
-        timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
-        environment = {**os.environ, **dict.fromkeys(_POOLS, str(len(cores))), "PYTHONDONTWRITEBYTECODE": "1"}
+        timeout = patience(job)
+        environment = {**os.environ, **pools(len(cores)), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
         except subprocess.TimeoutExpired:
-            message = f"{job['file']} did not finish in {timeout:.0f} s"
-            raise DeviceError(message, "it hangs, or is far too slow for this device") from None
+            raise endless(job, timeout) from None
         return answer(done, job)
 
     def close(self) -> None:
@@ -73,21 +72,51 @@ class Host:
 
 
 def connect(device: Device) -> Host:
-    there, controls = os.sched_getaffinity(0), device.controls
+    check_controls(device, os.sched_getaffinity(0), "this computer")
+    return Host(device.controls)
+
+
+# What runners that start worker.py themselves share.
+
+
+def check_controls(device: Device, there: Collection[int], who: str) -> None:
+    """Raises DeviceError where a device whose cores are `there` cannot give what its profile asks for."""
+    controls = device.controls
     if (controls.threads or 1) > len(there):
-        message = f"{device.name} asks for {controls.threads} threads, and this computer has {len(there)} cores"
+        message = f"{device.name} asks for {controls.threads} threads, and {who} has {len(there)} cores"
         raise DeviceError(message, f"set `controls` in {device.file}")
-    if gone := sorted(set(controls.cores) - there):
-        message = f"{device.name} asks for the core {gone[0]}, and this computer has {sorted(there)}"
+    if gone := sorted({*controls.cores} - {*there}):
+        message = f"{device.name} asks for the core {gone[0]}, and {who} has {sorted(there)}"
         raise DeviceError(message, f"set `controls` in {device.file}")
-    return Host(controls)
 
 
-def answer(done: "subprocess.CompletedProcess[str]", job: Job) -> dict[str, Any]:
+def pinned(controls: Controls, there: Collection[int]) -> list[int]:
+    """The cores to run on. Unless the profile names them, the last ones: interrupts tend to land on the first."""
+    named = list(controls.cores) or sorted(there)
+    return named[-min(controls.threads or len(named), len(named)) :]
+
+
+def pools(threads: int) -> dict[str, str]:
+    """What keeps the thread pools of a runtime's libraries to that many."""
+    return dict.fromkeys(_POOLS, str(threads))
+
+
+def patience(job: Job) -> float:
+    """Seconds after which a job is given up."""
+    return float(_TIMEOUT + _SLOWEST * job.get("rows", 0) + job.get("cool_down", {}).get("seconds", 0.0))
+
+
+def endless(job: Job, timeout: float) -> DeviceError:
+    message = f"{job.get('file', 'its check of the runtime')} did not finish in {timeout:.0f} s"
+    return DeviceError(message, "it hangs, or is far too slow for this device")
+
+
+def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> dict[str, Any]:
     """What a worker said. Raises DeviceError when it failed."""
     if done.returncode != 0:
         where = job.get("file", "its check of the runtime")
-        raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", _advice(done.returncode))
+        hint = _KILLED if done.returncode in (-9, 137) else advice
+        raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", hint)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -95,9 +124,3 @@ def answer(done: "subprocess.CompletedProcess[str]", job: Job) -> dict[str, Any]
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     return lines[-1] if lines else f"it ended with code {done.returncode} and said nothing"
-
-
-def _advice(code: int) -> str:
-    if code in (-9, 137):
-        return "the system killed it, most likely for want of memory"
-    return "run `edgepack doctor` to check that the runtime is installed and loads"

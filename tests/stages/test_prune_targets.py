@@ -44,7 +44,7 @@ def test_steps_lead_to_the_same_widths() -> None:
         ({"macs": "30 %"}, macs),
         ({"size": "30 kB"}, lambda made: stored_bytes(made.module)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_target_is_met_with_as_many_channels_as_it_allows(target: dict[str, Any], measure: Any) -> None:
     start = learned("residual", width=32)

@@ -1,0 +1,228 @@
+"""One exported file, whoever made it, timed on a device; or two of them in turns.
+
+found = bench(Path("model.onnx"), load_device("host"))
+found.measurements[0].value, pair(Path("a.onnx"), Path("b.onnx"), load_device("host")).ratio
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from edgepack import benchmark, worker
+from edgepack.benchmark import Answers, Measurement, TimingProtocol
+from edgepack.budgets import Budget, read_budgets
+from edgepack.config import Document, Frozen
+from edgepack.device import Controls, Device
+from edgepack.errors import AnswerError, DeviceError, RecipeError
+from edgepack.evaluate import ROUNDING
+from edgepack.events import Emit, StepProgress
+from edgepack.gate import Verdict, compare, judge
+from edgepack.measure import timed
+from edgepack.runners import Connection, connected, host, lacking
+from edgepack.store import file_digest
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.typing.NDArray[Any]
+
+
+_ROWS = 3  # samples of noise that are answered before anything is timed
+
+
+class Bench(Frozen):
+    """What was found out about one file. `device` is the id of the profile."""
+
+    file: str
+    device: str
+    measurements: tuple[Measurement, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+class Pair(Frozen):
+    """Two files timed in turns. `ratio` is how long the second takes in times of the first, and 95 % lie between."""
+
+    files: tuple[Bench, Bench]
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return ()
+
+
+def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """
+    >>> read_shapes(["ids=1,128"])
+    {'ids': (1, 128)}
+    """
+    found = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        parts = sizes.split(",")
+        if not name or not all(part.strip().isdecimal() and int(part) for part in parts):
+            raise RecipeError(f"--shape {text!r}: write it as INPUT=1,3,224,224")
+        found[name] = tuple(int(part) for part in parts)
+    return found
+
+
+def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
+    """`latency.p50=2ms`, as a recipe's budgets are read. Raises ConfigError."""
+    document = Document(file="--budget", data={}, lines={(): 0})
+    found: list[Budget] = []
+    for text in texts:
+        metric, _, limit = text.partition("=")
+        found += read_budgets(document, {metric: limit})
+    document.raise_problems()
+    return tuple(found)
+
+
+def bench(
+    file: Path,
+    device: Device,
+    *,
+    budgets: Sequence[Budget] = (),
+    shapes: Mapping[str, Sequence[int]] = {},
+    emit: Emit = lambda event: None,
+) -> Bench:
+    """Check its answers, then time it until every budget is decided, then look at its memory.
+
+    Raises RecipeError for what is no exported file, DeviceError, AnswerError where the device answers otherwise than
+    this computer.
+    """
+    if "time" not in device.evidence:
+        raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
+    with connected(device) as connection:
+        job = _job(file, device, connection, budgets, shapes)
+        emit(StepProgress(doing="checking its answers", done=0, total=1))
+        _check_answers(job, connection)
+        progress = _told("timing in fresh processes", emit)
+
+        def decided(answers: Answers) -> bool:
+            figures = benchmark.timings(answers)
+            mine = [each for each in budgets if each.metric in figures]
+            intervals = (benchmark.interval(figures[each.metric])[1:] for each in mine)
+            return all(
+                compare(each.bound, each.limit, *found) != "inconclusive"
+                for each, found in zip(mine, intervals, strict=True)
+            )
+
+        outcome = benchmark.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
+        return _found(job, device, connection, outcome, budgets)
+
+
+def pair(
+    first: Path,
+    second: Path,
+    device: Device,
+    *,
+    shapes: Mapping[str, Sequence[int]] = {},
+    emit: Emit = lambda event: None,
+) -> Pair:
+    """Time two files in turns until it is decided which is faster, or as long as any file is timed."""
+    if device.evidence.get("time") != "measured":
+        raise DeviceError(f"{device.name} times nothing: two files are compared by measuring", "name another device")
+    with connected(device) as connection:
+        jobs = [_job(file, device, connection, (), shapes) for file in (first, second)]
+        for job in jobs:
+            emit(StepProgress(doing=f"checking the answers of {job['file']}", done=0, total=1))
+            _check_answers(job, connection)
+        taken = benchmark.time_pair(connection.run, jobs, _told("timing in turns", emit))
+        files = [
+            _found(job, device, connection, {"answers": answers, "memory": []}, ())
+            for job, answers in zip(jobs, taken, strict=True)
+        ]
+    ratio, low, high = benchmark.interval(benchmark.ratios(*taken))
+    return Pair(files=(files[0], files[1]), ratio=ratio, low=low, high=high)
+
+
+def _job(
+    file: Path, device: Device, connection: Connection, budgets: Sequence[Budget], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    runtime = worker.runtime_of(file.suffix)
+    if not runtime:
+        known = ", ".join(suffix for each in worker.RUNTIMES.values() for suffix in each.suffixes)
+        raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
+    if not file.is_file():
+        raise RecipeError(f"there is no file {file}")
+    if runtime not in connection.facts["versions"]:
+        raise lacking(device, runtime, file.name)
+    protocol = TimingProtocol.of(budget.metric for budget in budgets)
+    given = {name: list(shape) for name, shape in shapes.items()}
+    return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}
+
+
+def _check_answers(job: dict[str, Any], connection: Connection) -> None:
+    """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
+    here = host.Host(Controls(threads=1))
+    with _noise(job, here) as question:
+        others = () if isinstance(connection, host.Host) else (connection,)
+        answers = [_answers(question, each) for each in (here, *others)]
+    import numpy
+
+    if not numpy.isfinite(answers[0]).all():
+        raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
+    reach, far = float(numpy.abs(answers[0]).max()), float(numpy.abs(answers[0] - answers[-1]).max())
+    if not far <= ROUNDING * reach:
+        message = f"the device answers otherwise than this computer: outputs up to {reach:.3g} differ by {far:.3g}"
+        raise AnswerError(f"{job['file']}: {message}", "its runtime may be of another version, or broken")
+
+
+@contextmanager
+def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
+    """A job that asks for the answers to a few rows of noise; its files are gone afterwards."""
+    import numpy
+
+    described = {key: job[key] for key in ("runtime", "file", "shapes")}
+    inputs = here.run({**described, "mode": "describe"})["inputs"]
+    specs = [(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
+    rows = [worker.noise(specs, seed) for seed in range(_ROWS)]
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
+        for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
+            numpy.save(path, numpy.concatenate(arrays), allow_pickle=False)
+        names = [str(path) for path in paths]
+        yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
+
+
+def _answers(question: dict[str, Any], connection: Connection) -> "Array":
+    import numpy
+
+    connection.run(question)
+    answers: Array = numpy.load(question["output"], allow_pickle=False)
+    return answers
+
+
+def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
+    return lambda done, total: emit(StepProgress(doing=doing, done=done, total=total))
+
+
+def _versions(job: dict[str, Any], connection: Connection) -> dict[str, str]:
+    return {job["runtime"]: connection.facts["versions"][job["runtime"]]}
+
+
+def _found(
+    job: dict[str, Any], device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
+) -> Bench:
+    file, evidence = Path(job["file"]), device.evidence["time"]
+    about: dict[str, Any] = {
+        "artifact": file.name,
+        "sha256": file_digest(file),
+        "evidence": evidence,
+        "taken_at": round(time.time(), 3),
+        "environment": {**connection.facts, **device.controls.job(), "versions": _versions(job, connection)},
+    }
+    size = float(file.stat().st_size)
+    weighed = Measurement(**{**about, "evidence": "measured"}, metric="size", value=size, low=size, high=size)
+    figures = [Measurement(**about, **each) for each in timed({**outcome, **about})]
+    measurements = (weighed, *figures)
+    return Bench(
+        file=str(file),
+        device=device.id,
+        measurements=measurements,
+        verdicts=judge(budgets, [file.name], measurements),
+    )

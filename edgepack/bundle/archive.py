@@ -1,0 +1,139 @@
+"""A bundle as a zip and as a folder: packed the same way every time, and read as if someone meant harm.
+
+A zip must be, byte for byte what `pack` makes of its files, so nothing can hide in it. A folder holds plain files only.
+"""
+
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from edgepack.errors import VerifyError
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
+MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+_MOST = 16 * 2**20  # bytes of either: no more is read of one that somebody blew up
+
+Files = dict[str, bytes]  # path inside the bundle -> content
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A zip that depends on the files' names and contents only: sorted, stored, one date, one mode."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(files):
+            info = zipfile.ZipInfo(path, date_time=_EPOCH)
+            info.create_system = 3
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, files[path])
+    return buffer.getvalue()
+
+
+def swap(files: Mapping[str, bytes], folder: Path) -> None:
+    """Make `folder` hold just these files, by one rename, so that an app's build never sees half of it."""
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        for path, content in files.items():
+            target = fresh / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        if folder.exists():
+            folder.replace(old)
+        fresh.replace(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def safe(name: str) -> bool:
+    """Whether a file of this name lies inside the bundle on every system, and under no other name too."""
+    path = PurePosixPath(name)
+    plain = bool(name) and name.isprintable() and not {*"\\:"} & {*name}
+    return plain and not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
+
+
+def clash(names: Iterable[str]) -> str:
+    """A name that cannot lie beside another of them in one folder on every system, or ""."""
+    seen: set[str] = set()
+    for name in names:
+        if name.casefold() in seen:
+            return name
+        seen.add(name.casefold())
+    return next(
+        (name for name in names if any(str(above).casefold() in seen for above in PurePosixPath(name).parents)), ""
+    )
+
+
+def read_folder(folder: Path, sizes: Callable[[bytes], Mapping[str, int]]) -> Files:
+    """The files of a folder, of each no more than one byte above what `sizes` finds in the manifest.
+
+    Of files that the manifest does not name one byte is read: that they are there is wrong enough.
+    """
+    found = dict(_plain_files(folder))
+    limits = {MANIFEST: _MOST, SUMS: _MOST}
+    if MANIFEST in found:
+        limits |= sizes(_beginning(found[MANIFEST], _MOST))
+    return {name: _beginning(path, limits.get(name, 0)) for name, path in found.items()}
+
+
+def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Raises VerifyError for a link, a device or anything else that is no plain file, and for what cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise VerifyError(f"cannot read {error.filename}: {error.strerror}")
+
+    for above, folders, files in os.walk(folder, onerror=refuse):
+        for path in sorted(Path(above, name) for name in (*folders, *files)):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise VerifyError(f"{folder}: {name!r} is a link; a bundle holds plain files")
+            if path.is_file():
+                yield name, path
+            elif not path.is_dir():
+                raise VerifyError(f"{folder}: {name!r} is no plain file")
+
+
+def _beginning(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_zip(path: Path) -> Files:
+    """The files of a zip that edgepack packed. Raises VerifyError for any other, before anything is unpacked."""
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            members = archive.infolist()
+            _refuse_tricks(path, members, len(packed))
+            files = {member.filename: archive.read(member) for member in members}
+    except VerifyError:
+        raise
+    except Exception as error:  # zipfile raises many kinds on bytes that are no zip
+        raise VerifyError(f"{path} is not a whole zip file: {error}", "copy or build it again") from None
+    if pack(files) != packed:
+        raise VerifyError(f"{path} was not packed by edgepack, or changed since: its bytes are not those of its files")
+    return files
+
+
+def _refuse_tricks(path: Path, members: Iterable[zipfile.ZipInfo], length: int) -> None:
+    seen: set[str] = set()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > length:
+            raise VerifyError(f"{path} was not packed by edgepack: {member.filename!r} grows when it is unpacked")
+        if not safe(member.filename):
+            raise VerifyError(f"{path}: {member.filename!r} would be written outside the bundle's folder")
+        if member.filename in seen:
+            raise VerifyError(f"{path}: {member.filename!r} is there twice")
+        seen.add(member.filename)

@@ -1,0 +1,29 @@
+"""MODEL_CARD.md: what the model does, what it was made from, how good its files are. No timings: they differ each time.
+
+After M. Mitchell et al., Model Cards for Model Reporting, arXiv 1810.03993, as far as a build knows the answers.
+"""
+
+from typing import TYPE_CHECKING
+
+from edgepack.bundle import _templates
+from edgepack.result import Build
+from edgepack.units import SHARE, SIZE
+
+if TYPE_CHECKING:
+    from edgepack.bundle.manifest import Manifest
+    from edgepack.datasets import Signature
+
+
+def render(build: Build, manifest: "Manifest", signature: "Signature") -> bytes:
+    return _templates.render(
+        "MODEL_CARD.md.j2",
+        build=build,
+        manifest=manifest,
+        signature=signature,
+        share=lambda found: SHARE.format(found.value) if found else "not run",
+        percent=SHARE.format,
+        named=lambda choice: next(
+            f"{kind}: {name}" if isinstance(name, str) else kind for kind, name in choice.items()
+        ),
+        size=SIZE.format,
+    )

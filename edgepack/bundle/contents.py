@@ -1,0 +1,173 @@
+"""What goes into a bundle, made from a finished build."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.bundle import RUNTIME_FILE, card, examples, sbom
+from edgepack.bundle._text import as_json, as_yaml
+from edgepack.bundle.archive import Files
+from edgepack.bundle.manifest import SCHEMA, Entry, Manifest, Runtime, Source, sealed
+from edgepack.errors import DeviceError
+from edgepack.result import Build
+
+if TYPE_CHECKING:
+    from edgepack.artifact import Artifact
+    from edgepack.datasets import Signature
+    from edgepack.device import Device
+    from edgepack.plugins import Choice
+    from edgepack.recipe import Recipe
+    from edgepack.work import Work
+
+# How far a logit may be from what the file answered where it was built, as a share of the range of that answer: integer
+# kernels of other processors round otherwise. ExecuTorch's and ONNX Runtime's files of one model differ by up to 0.8 %.
+TOLERANCE = 0.05
+
+
+def contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> Files:
+    """Every file of the bundle. Raises DeviceError when a file that the recipe names has gone."""
+    files: Files = {}
+    for artifact in build.shipped():
+        _, path = work.file(artifact.label)
+        files[_model(recipe, artifact)] = path.read_bytes()
+    files |= beside(recipe, work.signature)
+    files |= _runtime(build, recipe, work)
+    files |= _selftest(build, work)
+    files |= _provenance(build, recipe, device)
+    manifest = _manifest(build, recipe, device)
+    files |= examples.render(manifest, work.signature)
+    files["MODEL_CARD.md"] = card.render(build, manifest, work.signature)
+    files["sbom.cdx.json"] = as_json(sbom.bom(build, manifest, work.signature, files))
+    return sealed(manifest, files)
+
+
+def _model(recipe: "Recipe", artifact: "Artifact") -> str:
+    return f"models/{recipe.name}{Path(artifact.file).suffix}"
+
+
+def beside(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app ships with a model file: all else of role deploy. Raises DeviceError as `contents` does."""
+    return {**_io(recipe, signature), **_licences(recipe)}
+
+
+def _io(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app feeds the files and what it gets, one sample at a time."""
+    inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
+    output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
+    interface = {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
+    attachments = getattr(recipe.data.module, "attachments", None)
+    made: Files = attachments(recipe.data.config) if attachments else {}
+    return {
+        "io/signature.json": as_json(interface),
+        "io/labels.txt": "".join(f"{label}\n" for label in signature.labels).encode(),
+        **{f"io/{name}": content for name, content in made.items()},
+    }
+
+
+def _licences(recipe: "Recipe") -> Files:
+    stated = recipe.licence or "not stated: ask whoever built it, or write `licence:` into the recipe"
+    files: Files = {}
+    if recipe.licence_file:
+        try:
+            files["licences/model.txt"] = Path(recipe.licence_file).read_bytes()
+        except OSError as error:
+            raise DeviceError(f"cannot read the licence file {recipe.licence_file}: {error.strerror}") from error
+        stated += ", in model.txt"
+    data = getattr(recipe.data.module, "LICENCE", "not stated")
+    lines = [
+        "# Licences",
+        "",
+        f"- The model, in `models/` and `io/`: {stated}",
+        f"- The samples in `selftest/`, from the data `{recipe.data.name}`: {data}",
+        "- The runtimes are no part of this bundle; an app that links one ships that one's licence.",
+    ]
+    return {**files, "licences/README.md": "\n".join([*lines, ""]).encode()}
+
+
+def _runtime(build: Build, recipe: "Recipe", work: "Work") -> Files:
+    """What the exporters left for a build of the runtimes; of BUILDING.md each wrote its own part."""
+    files: Files = {}
+    parts = []
+    for artifact in build.shipped():
+        entry = work.entry(f"export {artifact.label}")
+        made = {name: (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith(RUNTIME_FILE)}
+        for name, content in made.items():
+            if name == f"{RUNTIME_FILE}BUILDING.md":
+                told = f"With `BUNDLE` the folder of this bundle and `MODEL={_model(recipe, artifact)}`."
+                parts.append(f"# {artifact.runtime}\n\n{told} ".encode() + content)
+            else:
+                files[f"runtime/{name.removeprefix(RUNTIME_FILE)}"] = content
+    return files | ({"runtime/BUILDING.md": b"\n".join(parts)} if parts else {})
+
+
+def _selftest(build: Build, work: "Work") -> Files:
+    """Real samples of the test split, and for each file the logits it must answer with."""
+    entry = work.entry("reference outputs")
+    files = {
+        f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")
+    }
+    outcomes = {each.format: work.entry(f"evaluate {each.label}").outcome for each in build.shipped()}
+    answers = {name: outcome["cases"] for name, outcome in outcomes.items() if "cases" in outcome}
+    not_run = {name: outcome["not_run"] for name, outcome in outcomes.items() if "not_run" in outcome}
+    cases: list[dict[str, Any]] = [
+        {
+            "inputs": [f"case-{i}-{spec.name}.bin" for spec in work.signature.inputs],
+            "target": target,
+            "expected": {name: logits[i] for name, logits in answers.items()},
+        }
+        for i, target in enumerate(entry.outcome["targets"])
+    ]
+    for i, case in enumerate(cases):
+        if f"selftest/case-{i}.txt" in files:
+            case["text"] = f"case-{i}.txt"
+    tolerance = {"decision": "equal", "logits": TOLERANCE}
+    facts = {"cases": cases, "byte_order": "little", "tolerance": tolerance}
+    files["selftest/cases.json"] = as_json({**facts, **({"not_run": not_run} if not_run else {})})
+    return files
+
+
+def _provenance(build: Build, recipe: "Recipe", device: "Device") -> Files:
+    # A recipe with its decisions written in gives the same bundle, though its keys and notes differ.
+    kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
+    stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
+    decided = [record.decided for record in build.ledger[1:]]
+    return {
+        "provenance/recipe.yaml": as_yaml(recipe.resolved(decided)),
+        "provenance/device.yaml": as_yaml(device.resolved()),
+        "provenance/versions.json": as_json(build.provenance["versions"]),
+        "provenance/stages.json": as_json(stages),
+    }
+
+
+def _manifest(build: Build, recipe: "Recipe", device: "Device") -> Manifest:
+    """All but the files, which are not there yet."""
+    exporters = {choice.name: choice for choice in recipe.exporters}
+    versions = build.provenance["versions"]
+    data = recipe.data
+    return Manifest(
+        schema=SCHEMA,
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        device=device.id,
+        licence=recipe.licence,
+        source=Source(
+            model=recipe.model.plain(), data={data.name: data.plain()}, fingerprint=data.module.fingerprint(data.config)
+        ),
+        runtimes={
+            artifact.runtime: _described(artifact, exporters[artifact.format], versions, _model(recipe, artifact))
+            for artifact in build.shipped()
+        },
+        deploy_only=False,
+        files=(),
+        content_digest="",
+    )
+
+
+def _described(artifact: "Artifact", exporter: "Choice", versions: dict[str, str], file: str) -> Runtime:
+    module = exporter.module
+    return Runtime(
+        version=versions[artifact.runtime],
+        format=artifact.format,
+        needs=(module.needs(exporter.config) if hasattr(module, "needs") else "") or None,
+        entry=Entry(file=file, method=getattr(module, "METHOD", None)),
+    )

@@ -1,0 +1,179 @@
+"""`edgepack bench`: any exported file timed on a device, here one that answers at once and takes what the test says."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from factories import device, edgepack
+from torch_factories import exported
+from torch_factories import tiny_models as tiny_models
+
+from edgepack import bench as benches
+from edgepack.bench import bench, pair, read_limits, read_shapes
+from edgepack.benchmark import TimingProtocol
+from edgepack.errors import AnswerError, RecipeError
+from edgepack.runners import Connection, host
+
+Takes = Callable[[str], float]  # ms of one inference of this file
+
+
+class Board:
+    """It takes what it is told to, and answers as it is told to."""
+
+    facts = {"cpu": "a processor", "threads": 1, "versions": {"onnxruntime": "1"}}
+
+    def __init__(self, takes: Takes, off: float = 0.0) -> None:
+        self.takes, self.off, self.log = takes, off, list[str]()
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        name = Path(job["file"]).stem
+        self.log.append(f"{job['mode']} {name}")
+        if job["mode"] == "describe":
+            return {"inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32"}]}
+        if job["mode"] == "predict":
+            numpy.save(job["output"], numpy.load(job["inputs"][0]) + self.off)
+        ns = int(self.takes(name) * 1e6)
+        return {"samples_ns": [ns] * 70, "load_ms": 2.0, "first_ms": 3.0, "peak_bytes": 9_000_000}
+
+    def close(self) -> None:
+        """Nothing to tidy."""
+
+
+def at(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """The device of every profile; this computer answers as it is."""
+
+    @contextmanager
+    def connected(where: object) -> Any:
+        yield board
+
+    reached: Callable[[object], AbstractContextManager[Connection]] = connected
+    monkeypatch.setattr(benches, "connected", reached)
+    here = Board(lambda name: 1.0)
+    monkeypatch.setattr(host.Host, "run", lambda self, job: here.run(job))
+    return board
+
+
+def files(*names: str) -> list[Path]:
+    for name in names:
+        Path(f"{name}.onnx").write_bytes(name.encode())
+    return [Path(f"{name}.onnx") for name in names]
+
+
+def test_a_file_answers_is_timed_and_then_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = at(Board(lambda name: 2.0), monkeypatch)
+    found = bench(files("m")[0], device())
+    assert board.log == ["predict m", *["time m"] * 7, *["memory m"] * 3]
+    values = {each.metric: each.value for each in found.measurements}
+    assert values == {
+        "size": 1,
+        "latency.p50": 2.0,
+        "latency.p90": 2.0,
+        "latency.load": 2.0,
+        "latency.first": 3.0,
+        "memory.peak": 9e6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome", "processes"), [("3 ms", "pass", 7), ("1ms", "fail", 7), ("2 ms", "pass", 7)]
+)
+def test_a_budget_judges_it(limit: str, outcome: str, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = at(Board(lambda name: 2.0), monkeypatch)
+    [verdict] = bench(files("m")[0], device(), budgets=read_limits([f"latency.p50={limit}"])).verdicts
+    assert (verdict.outcome, board.log.count("time m"), verdict.place) == (outcome, processes, "--budget")
+
+
+def test_a_budget_that_is_not_decided_takes_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([1.0, 3.0] * 20)
+    board = at(Board(lambda name: next(speeds)), monkeypatch)
+    [verdict] = bench(files("m")[0], device(), budgets=read_limits(["latency.p50=2ms"])).verdicts
+    assert (verdict.outcome, board.log.count("time m")) == ("inconclusive", 21)
+
+
+@pytest.mark.parametrize(("off", "message"), [(0.5, "answers otherwise than this computer"), (numpy.nan, "otherwise")])
+def test_a_wrong_answer_is_told_before_anything_is_timed(
+    off: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = at(Board(lambda name: 2.0, off), monkeypatch)
+    with pytest.raises(AnswerError, match=message) as failure:
+        bench(files("m")[0], device())
+    assert (failure.value.code, board.log) == (1, ["predict m"])
+
+
+def test_two_files_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = at(Board({"a": 2.0, "b": 3.0}.__getitem__), monkeypatch)
+    first, second = files("a", "b")
+    found = pair(first, second, device())
+    timed = [line.removeprefix("time ") for line in board.log if line.startswith("time")]
+    assert "".join(timed) == "ab" + "ba" + "ab" + "ba" + "ab" + "ba" + "ab"
+    assert (found.ratio, found.low, found.high) == (1.5, 1.5, 1.5)
+
+
+def test_two_files_alike_are_timed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = at(Board(lambda name: 2.0), monkeypatch)
+    first, second = files("a", "b")
+    assert pair(first, second, device()).ratio == 1.0
+    assert board.log.count("time a") == board.log.count("time b") == 21
+
+
+def test_drift_of_the_machine_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows slower by a tenth from process to process, and b takes half as long again as a."""
+    speeds = {"a": 1.0, "b": 1.5}
+    log: list[str] = []
+
+    def takes(name: str) -> float:
+        log.append(name)
+        return float(speeds[name] * 1.1 ** len(log))
+
+    at(Board(takes), monkeypatch)
+    first, second = files("a", "b")
+    found = pair(first, second, device())
+    assert found.low > 1.3 and found.high < 1.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["gone.onnx"], 2, "there is no file gone.onnx"),
+        (["m.txt"], 2, "ends in none of .onnx, .ort, .pte"),
+        (["a.onnx", "b.onnx", "c.onnx"], 2, "one file, or two"),
+        (["a.onnx", "b.onnx", "--budget", "latency.p50=1ms"], 2, "two without a budget"),
+        (["a.onnx", "--budget", "latency.p50=1"], 2, "has no unit"),
+        (["a.onnx", "--budget", "speed=1ms"], 2, "nothing measures a budget 'speed'"),
+        (["a.onnx", "--shape", "x"], 2, "write it as INPUT=1,3,224,224"),
+        (["a.onnx", "--device", "nowhere"], 2, "unknown device 'nowhere'"),
+        (["a.onnx"], 4, "onnxruntime failed on a.onnx"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], code: int, message: str) -> None:
+    Path("m.txt").write_text("a text")
+    files("a", "b", "c")
+    ran = edgepack("bench", *arguments)
+    assert ran.code == code
+    assert message in ran.err
+
+
+def test_shapes_are_read() -> None:
+    assert read_shapes(["ids=1,128", "a=b=3"]) == {"ids": (1, 128), "a=b": (3,)}
+    with pytest.raises(RecipeError):
+        read_shapes(["ids=1,0"])
+
+
+def test_a_real_file_on_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short processes, but all of them: from the command line to the table and the verdict."""
+    monkeypatch.setattr("edgepack.benchmark.TimingProtocol.of", lambda metrics: _SHORT)
+    Path("net.onnx").write_bytes(exported("onnx", "quantized"))
+    ran = edgepack("bench", "net.onnx", "--device", "host-1t", "--budget", "latency.p50=1us", "--json")
+    assert ran.code == 1
+    found = json.loads(ran.out)
+    assert {each["evidence"] for each in found["measurements"]} == {"measured"}
+    shown = edgepack("bench", "net.onnx", "--device", "host-1t", "--budget", "latency.p50=1s")
+    assert shown.code == 0
+    assert "net.onnx on host-1t, 1 thread, " in shown.out and "latency.p50: pass, at most 1 s" in shown.out
+
+
+_SHORT = TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=3)
