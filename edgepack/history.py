@@ -85,7 +85,7 @@ class Line(Frozen):
     def told(self) -> str:
         """The build as a sentence names it."""
         commit = f", commit {self.commit[:8]}" if self.commit else ""
-        return f"{datetime.fromtimestamp(self.started_at, UTC):%Y-%m-%d %H:%M}{commit}"
+        return f"{datetime.fromtimestamp(self.started_at, UTC):%Y-%m-%d %H:%M} UTC{commit}"
 
 
 def _figures(build: Build) -> Iterable[Figure]:

@@ -510,7 +510,7 @@ def test_a_baseline_by_its_path() -> None:
     recorded(budgets=RELATIVE)
     ran = edgepack("gate", "tiny", "--baseline", "old/build.json")
     assert ran.code == 1
-    assert "relative.latency.p50" in ran.out and "1 ms + 5 %" in ran.out
+    assert "relative.latency.p50" in ran.out and "latency.p50 of onnx 1 ms +5 %" in ran.out
 
 
 @pytest.mark.parametrize(

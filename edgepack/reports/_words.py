@@ -192,14 +192,13 @@ def tone(verdict: Verdict) -> str:
 
 def limit(verdict: Verdict) -> str:
     sign = "at least" if verdict.bound in FROM_BELOW else "at most"
-    return f"{sign} {_against(verdict) if verdict.relative is not None else figure(verdict.metric, verdict.limit)}"
+    return f"{sign} {_change(verdict) if verdict.limit is None else figure(verdict.metric, verdict.limit)}"
 
 
-def _against(verdict: Verdict) -> str:
-    """Of a relative budget what it allows: "54 us + 5 %", "97.8 % - 0.5 %"."""
-    base = "the baseline" if verdict.baseline is None else figure(verdict.metric, verdict.baseline)
+def _change(verdict: Verdict) -> str:
+    """What a relative budget allows: "+5 %", "-0.5 %"."""
     share = quantity_of(verdict.metric, verdict.bound).format(verdict.relative or 0)
-    return f"{base} - {share}" if verdict.bound in FROM_BELOW else f"{base} + {share}"
+    return f"-{share}" if verdict.bound in FROM_BELOW else f"+{share}"
 
 
 def headroom(verdict: Verdict) -> str:
@@ -239,6 +238,17 @@ def reasons(build: Build) -> Iterator[tuple[str, str]]:
             found.setdefault(verdict.reason, []).append(f"{verdict.budget} of {verdict.artifact}")
     for reason, budgets in found.items():
         yield ", ".join(budgets), reason
+
+
+def baselines(build: Build) -> Iterator[str]:
+    """What relative budgets were held against: "... the build of 2026-11-20 12:00 UTC: size of onnx 164 kB +2 %"."""
+    found: dict[str, list[str]] = {}
+    for each in build.verdicts:
+        if each.against:
+            told = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
+            found.setdefault(each.against, []).append(told)
+    for against, figures in found.items():
+        yield f"relative to the build of {against}: {', '.join(figures)}"
 
 
 def when(measurement: Measurement) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_WIDTH = 115  # columns of a table where there is no terminal
+_WIDTH = 120  # columns of a table where there is no terminal
 _QUIET = 15.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -165,6 +165,7 @@ def _console(stream: TextIO) -> "Console":
 def _remarks(build: Build) -> Iterator[str]:
     for budgets, why in words.reasons(build):
         yield f"{budgets}: {why}"
+    yield from words.baselines(build)
     yield from words.gains(build)
     if build.error:
         yield f"the build did not finish: {build.error}"
