@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_WIDTH = 120  # columns of a table where there is no terminal
+_WIDTH = 115  # columns of a table where there is no terminal
 _QUIET = 15.0  # seconds between two lines of progress where there is no terminal
 
 
