@@ -11,7 +11,9 @@ DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-.PHONY: setup help check format test bench clean $(RECIPES) $(DEVICES)
+BUILDS := $(patsubst dist/%/build.json,%,$(wildcard dist/*/build.json))
+
+.PHONY: setup help check format test gate bench clean $(RECIPES) $(DEVICES)
 
 setup: .venv/installed      ## create .venv and install edgepack into it
 
@@ -20,6 +22,9 @@ $(RECIPES): setup           ## build one recipe
 
 $(DEVICES): setup           ## build every recipe of one device
 	$(BIN)/edgepack build --device $@
+
+gate: setup                 ## judge every build again as of today, building nothing
+	$(BIN)/edgepack gate $(BUILDS)
 
 check: setup                ## ruff and mypy
 	$(BIN)/ruff check .
@@ -44,8 +49,9 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/protocol.py
 	$(BIN)/python benchmarks/recipes.py
 
-clean:                      ## remove bundles and the cache, keep .venv
-	rm -rf dist .edgepack
+clean:                      ## remove bundles and the cache, keep .venv and the history of builds
+	rm -rf .edgepack
+	if [ -d dist ]; then find dist -mindepth 1 -maxdepth 1 ! -name history.jsonl -exec rm -rf {} +; fi
 
 help:                       ## show this
 	@echo "make TARGET"

@@ -1,5 +1,6 @@
 """Artifact: one exported file for one runtime."""
 
+import zlib
 from pathlib import Path
 
 from edgepack.config import Frozen
@@ -17,6 +18,7 @@ class Artifact(Frozen):
     bytes: int
     sha256: str
     contents: Contents | None = None  # of a file that ships, where its exporter can tell
+    compressed: int | None = None  # bytes of a file that ships, deflated for download
 
     @classmethod
     def of(cls, path: Path, *, format: str, runtime: str, subject: str, contents: Contents | None = None) -> "Artifact":
@@ -28,8 +30,14 @@ class Artifact(Frozen):
             bytes=path.stat().st_size,
             sha256=file_digest(path),
             contents=contents,
+            compressed=deflated(path.read_bytes()) if subject == "model" else None,
         )
 
     @property
     def label(self) -> str:
         return self.format if self.subject == "model" else f"{self.subject} ({self.format})"
+
+
+def deflated(content: bytes) -> int:
+    """What a file comes to in a download: stores and web servers compress with deflate or better."""
+    return len(zlib.compress(content))

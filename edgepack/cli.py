@@ -42,6 +42,7 @@ def cli() -> None:
     edgepack plan quickstart         what would a build do, and why?
     edgepack build quickstart        do it; the exit code is the verdict
     edgepack explain quickstart      what every stage cost and gained
+    edgepack gate quickstart         judge it again, without building
     """
 
 
@@ -56,6 +57,9 @@ _store = click.option(
     "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache."
 )
 _dist = click.option("--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Where bundles go.")
+_history = click.option(
+    "--history", metavar="FILE", envvar="EDGEPACK_HISTORY", help="One line a build. Default: history.jsonl in --dist."
+)
 
 
 @cli.command()
@@ -64,6 +68,7 @@ _dist = click.option("--dist", default="dist", show_default=True, envvar="EDGEPA
 @_set
 @_dist
 @_store
+@_history
 @click.option("--remeasure", is_flag=True, help="Take every measurement again, even of files that have not changed.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines instead of progress for people.")
 def build(
@@ -72,6 +77,7 @@ def build(
     overrides: tuple[str, ...],
     dist: str,
     store: str,
+    history: str | None,
     remeasure: bool,
     as_json: bool,
 ) -> int:
@@ -88,7 +94,7 @@ def build(
         for recipe in chosen:
             watch = watcher(screen.out, as_json=as_json)
             try:
-                codes.append(_build_one(recipe, Path(dist), Store(store), remeasure, watch, screen))
+                codes.append(_build_one(recipe, Path(dist), Store(store), history, remeasure, watch, screen))
             except EdgepackError as error:
                 codes.append(error.code)
                 watch.close()
@@ -100,7 +106,13 @@ def build(
 
 
 def _build_one(
-    recipe: "Recipe", dist: Path, store: "Store", remeasure: bool, watch: "Watcher", screen: "Screen"
+    recipe: "Recipe",
+    dist: Path,
+    store: "Store",
+    history: str | None,
+    remeasure: bool,
+    watch: "Watcher",
+    screen: "Screen",
 ) -> int:
     from edgepack.device import load_device
     from edgepack.pipeline import build, output_folder
@@ -110,7 +122,7 @@ def _build_one(
     device = load_device(recipe.device)
     folder = output_folder(dist, recipe)
     screen.send_libraries_to(folder / "build.log")
-    result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure)
+    result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure, record=history)
     watch.close()
     if not isinstance(watch, JsonLines):
         with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
@@ -189,6 +201,95 @@ _signature = click.option(
     metavar="FILE",
     help="Where the signature lies [default: BUNDLE.sig].",
 )
+
+
+@cli.command()
+@click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
+@click.option("--recipe", metavar="RECIPE", help="Judge by the budgets and waivers of this recipe.")
+@click.option("--baseline", metavar="BUILD", help="Hold relative budgets against this build or bundle.")
+@_set
+@_dist
+@_history
+def gate(
+    builds: tuple[str, ...],
+    recipe: str | None,
+    baseline: str | None,
+    overrides: tuple[str, ...],
+    dist: str,
+    history: str | None,
+) -> int:
+    """Judge builds again from what they recorded, as of today; no model is run, and the exit code is the verdict.
+
+    BUILD is a build.json, the folder it lies in, or the name of a recipe that was built. It is judged by the budgets it
+    was built with, or those of --recipe.
+    """
+    from edgepack.history import FILE
+    from edgepack.rejudge import rejudge
+    from edgepack.reports.console import show
+    from edgepack.result import find_build
+
+    codes: list[int] = []
+    limits = _recipe_file(recipe) if recipe else None
+    past = Path(history) if history else Path(dist) / FILE
+    for named in builds:
+        try:
+            path = find_build(named, Path(dist))
+            result = rejudge(path, history=past, recipe=limits, overrides=overrides, against=baseline)
+            codes.append(result.exit_code or 0)
+            show(result, sys.stdout, str(path.parent))
+        except EdgepackError as error:
+            codes.append(error.code)
+            _tell(str(error))
+    return most_decisive(codes)
+
+
+def _recipe_file(recipe: str) -> Path:
+    from edgepack.recipe import find_recipe
+
+    return find_recipe(recipe)
+
+
+@cli.command()
+@click.argument("before")
+@click.argument("after")
+@_dist
+def compare(before: str, after: str, dist: str) -> int:
+    """Show what changed from one build to another: figures, settings, versions; or why the two cannot be compared.
+
+    Each is a build.json, the folder it lies in, or the name of a recipe that was built. Exit code 3 says that no figure
+    can be compared.
+    """
+    from edgepack.compare import Comparison
+    from edgepack.reports import _compare
+    from edgepack.result import Build, find_build
+
+    first, second = (Build.read(find_build(named, Path(dist))) for named in (before, after))
+    comparison = Comparison(before=first, after=second)
+    _compare.show(comparison, sys.stdout)
+    return ExitCode.OK if comparison.comparable else ExitCode.INCONCLUSIVE
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@click.option("--device", metavar="ID", help="On this device alone.")
+@click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="So many builds.")
+@_dist
+@_history
+def trend(recipe: str | None, device: str | None, last: int, dist: str, history: str | None) -> None:
+    """Show the history of RECIPE, or of all: size, latency and accuracy of every build, and where they changed."""
+    from edgepack.history import FILE, read
+    from edgepack.reports import _trend
+
+    past = Path(history) if history else Path(dist) / FILE
+    lines, damaged = read(past)
+    name = Path(recipe).stem if recipe and Path(recipe).suffix in (".yaml", ".yml") else recipe
+    chosen = [line for line in lines if name in (None, line.recipe) and device in (None, line.device)]
+    if not chosen:
+        known = ", ".join(sorted({f"{line.recipe} on {line.device}" for line in lines})) or "none"
+        raise RecipeError("the history has no such build", f"in {past}: {known}")
+    _trend.show(chosen, sys.stdout, last)
+    if damaged:
+        _tell(f"{damaged} lines of {past} cannot be read, and are left out")
 
 
 @cli.command()

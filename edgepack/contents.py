@@ -40,6 +40,14 @@ class Contents(Frozen):
     def stored_bytes(self) -> int:
         return sum(each.bytes for each in self.tensors)
 
+    @property
+    def delegation(self) -> float | None:
+        """The share of operators that backends run; None where a backend keeps its own to itself."""
+        handed = [(kind, count) for inside in self.delegated.values() for kind, count in inside.items()]
+        total = sum(self.operators.values()) + sum(count for _, count in handed)
+        opaque = any(kind == OPAQUE for kind, _ in handed)
+        return None if opaque or not total else sum(count for _, count in handed) / total
+
     def by_dtype(self) -> dict[str, int]:
         """Bytes of each type, the most first."""
         total: Counter[str] = Counter()

@@ -1,41 +1,97 @@
 """Budgets x Measurements -> Verdicts. Pure: it runs no model and reads no file.
 
-What was not measured never passes, and a figure whose interval straddles its limit is neither a pass nor a fail.
+What was not measured never passes, nor does what is worth less than the budget accepts, and a figure whose interval
+straddles its limit is neither a pass nor a fail.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from edgepack.benchmark import Measurement
-from edgepack.budgets import METRICS, Budget
+from edgepack.benchmark import Evidence, Measurement
+from edgepack.budgets import AGAINST_TEACHER, FROM_BELOW, METRICS, Budget, Level, Waiver
 from edgepack.config import Frozen
-from edgepack.errors import ExitCode
+from edgepack.errors import ExitCode, most_decisive
 
-Outcome = Literal["pass", "fail", "inconclusive", "not_measured", "waived"]
+if TYPE_CHECKING:
+    from edgepack.result import Build
 
-_CODES = {"fail": ExitCode.BUDGET, "inconclusive": ExitCode.INCONCLUSIVE, "not_measured": ExitCode.INCONCLUSIVE}
+Outcome = Literal["pass", "fail", "inconclusive", "not_measured", "not_comparable", "waived"]
+
+EXPLAINED = ("parity", "parity.runtimes")  # a build tells where the files of such a failure begin to differ
+EXPIRED = "its waiver ran out on"
+
+_CODES = {
+    "fail": ExitCode.BUDGET,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+    "not_measured": ExitCode.INCONCLUSIVE,
+    "not_comparable": ExitCode.INCONCLUSIVE,
+}
+
+
+def today() -> date:
+    """The day that waivers are held against, the same everywhere on earth; the one place where it comes from."""
+    return datetime.now(UTC).date()
 
 
 class Verdict(Frozen):
     """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit left.
 
-    A latency of 1.5 ms under a limit of 2 ms passes with a headroom of 0.25; one of 2.4 ms fails with -0.2.
+    A latency of 1.5 ms under a limit of 2 ms passes with a headroom of 0.25; one of 2.4 ms fails with -0.2. A relative
+    budget allows a change of `relative` against `baseline`: 5 % above 2 ms make a limit of 2.1 ms, which is None while
+    there is no baseline to reckon from.
     """
 
     budget: str
     metric: str
     artifact: str
     bound: str
-    limit: float
+    limit: float | None
     value: float | None
     outcome: Outcome
     headroom: float | None
     place: str  # where the limit is written: recipes/x.yaml:31
     reason: str = ""
+    level: Level = "error"  # a missed budget of another level is told, and fails nothing
+    evidence: Evidence | None = None  # of the weakest figure that the value was made of
+    relative: float | None = None
+    baseline: float | None = None
+    against: str = ""  # the build that the baseline's figure is of
+    waived: str = ""  # until when and why, of a budget that is not met
 
     @property
     def code(self) -> ExitCode:
-        return _CODES.get(self.outcome, ExitCode.OK)
+        return _CODES.get(self.outcome, ExitCode.OK) if self.level == "error" else ExitCode.OK
+
+    def because(self, reason: str, **update: Any) -> "Verdict":
+        """With one more reason."""
+        return self.model_copy(update={"reason": "; ".join(filter(None, (self.reason, reason))), **update})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
+
+    value: float
+    low: float
+    high: float
+    told: str
+    same: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBase:
+    """Why there is no such figure. At the beginning of a series that is no failure."""
+
+    reason: str
+    beginning: bool = False
+
+
+class Baseline(Protocol):
+    """What relative budgets are held against."""
+
+    def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase: ...
 
 
 def judge(
@@ -43,6 +99,8 @@ def judge(
     artifacts: Sequence[str],
     measurements: Sequence[Measurement],
     not_run: Mapping[str, str] = {},
+    *,
+    baseline: Baseline | None = None,
 ) -> tuple[Verdict, ...]:
     """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)".
 
@@ -50,11 +108,40 @@ def judge(
     """
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
-        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run))
+        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run), baseline)
         for budget in budgets
         # Runtimes are compared with the first one, which has nothing to be compared with itself.
         for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
+        if budget.about(artifact, budgets)
     )
+
+
+def waive(verdicts: Sequence[Verdict], waivers: Sequence[Waiver], day: date) -> tuple[Verdict, ...]:
+    """The verdicts as they stand on this day. A waiver that ran out changes no outcome; it is told where one is bad."""
+    return tuple(_waived(verdict, waivers, day) for verdict in verdicts)
+
+
+def _waived(verdict: Verdict, waivers: Sequence[Waiver], day: date) -> Verdict:
+    found = [each for each in waivers if each.covers(verdict.budget, verdict.artifact)]
+    if verdict.outcome == "pass" or not found:
+        return verdict
+    last = max(found, key=lambda each: each.until)
+    if day <= last.until:
+        told = f"waived until {last.until}: {last.reason}"
+        return verdict.because(told, outcome="waived", waived=told)
+    return verdict.because(f"{EXPIRED} {last.until}")
+
+
+def judged(
+    build: "Build", budgets: Sequence[Budget], waivers: Sequence[Waiver] = (), baseline: Baseline | None = None
+) -> "Build":
+    """The build with its verdicts as of today, and the exit code that they come to."""
+    labels = [artifact.label for artifact in build.shipped()]
+    found = judge(budgets, labels, build.measurements, build.not_run, baseline=baseline)
+    verdicts = waive(found, waivers, today())
+    missing = build.absent and any(each.outcome == "not_measured" and each.code for each in verdicts)
+    code = most_decisive([*(each.code for each in verdicts), ExitCode.DEVICE if missing else ExitCode.OK])
+    return build.model_copy(update={"verdicts": verdicts, "exit_code": int(code)})
 
 
 def _unmeasured(budget: Budget, artifact: str, first: str, not_run: Mapping[str, str]) -> str:
@@ -65,27 +152,74 @@ def _unmeasured(budget: Budget, artifact: str, first: str, not_run: Mapping[str,
     return f"nothing measured {budget.metric} of {artifact}"
 
 
-def _verdict(budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement], reason: str) -> Verdict:
-    """`reason` is why there is no measurement, should there be none."""
-    figures = _figures(budget, artifact, known)
-    value = low = high = headroom = None
-    outcome: Outcome = "not_measured"
-    if figures is not None:
-        value, low, high = figures
-        outcome, headroom = compare(budget.bound, budget.limit, low, high), _headroom(budget, value)
-        reason = _reason(budget, outcome, low, high)
-    return Verdict(
+Known = Mapping[tuple[str, str], Measurement]
+
+
+def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, baseline: Baseline | None) -> Verdict:
+    """`unmeasured` is why there is no measurement, should there be none."""
+    open_ = Verdict(
         budget=budget.name,
         metric=budget.metric,
         artifact=artifact,
         bound=budget.bound,
-        limit=budget.limit,
-        value=value,
-        outcome=outcome,
-        headroom=headroom,
+        limit=None if budget.against else budget.limit,
+        value=None,
+        outcome="not_measured",
+        headroom=None,
         place=budget.place,
-        reason=reason,
+        reason=unmeasured,
+        level=budget.level,
+        relative=budget.limit if budget.against else None,
     )
+    found = _figures(budget, artifact, known)
+    if found is None:
+        return open_
+    if not budget.accepts(found.evidence):
+        return open_.model_copy(update={"evidence": found.evidence, "reason": _too_weak(budget, found)})
+    base = _base(budget, known[budget.metric, artifact], baseline) if budget.against else None
+    if isinstance(base, NoBase):
+        level = "info" if base.beginning else budget.level
+        update = {"outcome": "not_comparable", "reason": base.reason, "level": level, "evidence": found.evidence}
+        return open_.model_copy(update=update)
+    return open_.model_copy(update=_decided(budget, found, base))
+
+
+def _base(budget: Budget, found: Measurement, baseline: Baseline | None) -> Base | NoBase:
+    if baseline is None:
+        return NoBase(reason=f"the baseline '{budget.against}' was not looked up")
+    return baseline.find(found.metric, found.artifact, found.sha256, found.environment)
+
+
+def _decided(budget: Budget, found: "_Found", base: Base | None) -> dict[str, Any]:
+    limit = allowed(budget, base.value) if base else budget.limit
+    decision = outcome(budget, found.low, found.high, base)
+    return {
+        "limit": limit,
+        "value": found.value,
+        "outcome": decision,
+        "headroom": _headroom(budget, found.value, limit),
+        "reason": _reason(budget, decision, found, base),
+        "evidence": found.evidence,
+        "baseline": base.value if base else None,
+        "against": base.told if base else "",
+    }
+
+
+def outcome(budget: Budget, low: float, high: float, base: Base | None = None) -> Outcome:
+    """Where a figure's interval lies. Of a relative budget the limit has an interval too: that of the baseline."""
+    if base is None:
+        return compare(budget.bound, budget.limit, low, high)
+    if base.same:  # what differs is noise
+        return "pass"
+    at_lowest, at_highest = (
+        compare(budget.bound, allowed(budget, value), low, high) for value in (base.low, base.high)
+    )
+    return at_lowest if at_lowest == at_highest else "inconclusive"
+
+
+def allowed(budget: Budget, base: float) -> float:
+    """The limit that a relative budget makes of a figure of the baseline."""
+    return base * (1 + budget.limit) if budget.bound == "max_increase" else round(base - budget.limit, 12)
 
 
 def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
@@ -94,33 +228,62 @@ def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
     >>> compare("max", 2.0, 1.5, 1.9), compare("max", 2.0, 1.9, 2.1), compare("min", 0.95, 0.90, 0.94)
     ('pass', 'inconclusive', 'fail')
     """
-    within, beyond = (low >= limit, high < limit) if bound == "min" else (high <= limit, low > limit)
+    within, beyond = (low >= limit, high < limit) if bound in FROM_BELOW else (high <= limit, low > limit)
     return "pass" if within else "fail" if beyond else "inconclusive"
 
 
-def _figures(
-    budget: Budget, artifact: str, known: dict[tuple[str, str], Measurement]
-) -> tuple[float, float, float] | None:
-    found = known.get((budget.metric, artifact))
-    if found is None or budget.bound != "max_drop":
-        return (found.value, found.low, found.high) if found else None
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What is held against the limit: a measurement, or what is made of it and of the teacher's."""
+
+    value: float
+    low: float
+    high: float
+    evidence: Evidence
+
+
+def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
+    ours = known.get((budget.metric, artifact))
+    if ours is None or budget.bound not in AGAINST_TEACHER:
+        return _Found(value=ours.value, low=ours.low, high=ours.high, evidence=ours.evidence) if ours else None
     teacher = known.get((budget.metric, f"teacher ({artifact})"))
-    if teacher is None:
+    if teacher is None or (budget.bound == "retain" and teacher.low <= 0):
         return None
+    made = {"max_drop": _drop, "retain": _retained}[budget.bound](teacher, ours)
     # Rounded: a drop of exactly 1 % must not fail by the last bit of a subtraction.
-    value, low, high = teacher.value - found.value, teacher.low - found.high, teacher.high - found.low
-    return round(value, 12), round(low, 12), round(high, 12)
+    value, low, high = (round(each, 12) for each in made)
+    order = get_args(Evidence)
+    return _Found(value=value, low=low, high=high, evidence=max(ours.evidence, teacher.evidence, key=order.index))
 
 
-def _headroom(budget: Budget, value: float) -> float | None:
-    if budget.limit == 0:
+def _drop(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
+    return teacher.value - ours.value, teacher.low - ours.high, teacher.high - ours.low
+
+
+def _retained(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
+    return ours.value / teacher.value, ours.low / teacher.high, ours.high / teacher.low
+
+
+def _headroom(budget: Budget, value: float, limit: float) -> float | None:
+    if limit == 0:
         return None
-    share = (budget.limit - value) / budget.limit
-    return -share if budget.bound == "min" else share
+    share = (limit - value) / limit
+    return -share if budget.bound in FROM_BELOW else share
 
 
-def _reason(budget: Budget, outcome: Outcome, low: float, high: float) -> str:
-    if outcome != "inconclusive":
-        return ""
+def _too_weak(budget: Budget, found: _Found) -> str:
+    shown = METRICS[budget.metric].quantity.format(found.value)
+    return (
+        f"only {found.evidence}, as {shown}: the budget wants it {budget.evidence or METRICS[budget.metric].evidence}"
+    )
+
+
+def _reason(budget: Budget, decision: Outcome, found: _Found, base: Base | None) -> str:
     show = METRICS[budget.metric].quantity.format
-    return f"the 95 % interval [{show(low)}, {show(high)}] straddles the limit {show(budget.limit)}"
+    if base is not None and base.same:
+        return f"the same file, device, protocol and versions as {base.told}"
+    if decision != "inconclusive":
+        return ""
+    lowest, highest = (allowed(budget, each) for each in (base.low, base.high)) if base else (budget.limit,) * 2
+    limit = show(lowest) if lowest == highest else f"[{show(lowest)}, {show(highest)}]"
+    return f"the 95 % interval [{show(found.low)}, {show(found.high)}] straddles the limit {limit}"

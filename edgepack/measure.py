@@ -1,14 +1,16 @@
 """What the stored outcome of a step says, as measurements for the gate and as a few words for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from edgepack.artifact import Artifact
+from edgepack.artifact import Artifact, deflated
 from edgepack.benchmark import Measurement, doubts, interval, timings
+from edgepack.budgets import METRICS
+from edgepack.contents import Contents
 from edgepack.plan import Step
 from edgepack.result import Build
-from edgepack.store import Entry
+from edgepack.store import Entry, digest
 from edgepack.units import DURATION, SHARE, SIZE
 
 
@@ -17,7 +19,7 @@ def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, .
     found = {"artifact": _sizes, "evaluation": _scores, "timing": timed}.get(step.kind)
     if found is None or "not_run" in entry.outcome:
         return ()
-    where = entry.ingredients.get("where", {})
+    where = _where(entry)
     about = {
         "artifact": step.artifact,
         "sha256": _sha(build, step, entry),
@@ -29,8 +31,40 @@ def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, .
     return tuple(Measurement(**about, **figures) for figures in found({**entry.outcome, **about}))
 
 
+def _where(entry: Entry) -> dict[str, Any]:
+    """What the outcome depends on besides the file: as much of it as two figures must share to be compared."""
+    made = entry.ingredients
+    protocol = {"protocol": made["protocol"]["name"]} if "protocol" in made else {}
+    data = {"data": digest(made["data"])[:16]} if "data" in made else {}
+    return {**made.get("where", {}), **protocol, **data}
+
+
+def deployed(build: Build, beside: Mapping[str, bytes], compressed: Mapping[str, int]) -> tuple[Measurement, ...]:
+    """What an app that ships one of the files takes: with the files `beside` it, as stored, and for download.
+
+    `compressed` tells what each file comes to by itself.
+    """
+    stored, packed = (sum(size(content) for content in beside.values()) for size in (len, deflated))
+    sizes = [each for each in build.measurements if each.metric == "size" and each.artifact in compressed]
+    return tuple(
+        found.model_copy(update=_exact(metric, value, beside=sorted(beside)))
+        for found in sizes
+        for metric, value in (
+            ("size.deploy", found.value + stored),
+            ("size.download", float(compressed[found.artifact] + packed)),
+        )
+    )
+
+
 def _sizes(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield _exact("size", outcome["bytes"])
+    contents = Contents.model_validate(outcome["contents"]) if outcome.get("contents") else None
+    if contents is None or outcome["format"] not in METRICS["delegation"].formats:
+        return
+    if contents.arena_bytes is not None:
+        yield _exact("memory.arena", contents.arena_bytes)
+    if (share := contents.delegation) is not None:
+        yield _exact("delegation", share)
 
 
 def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -38,6 +72,9 @@ def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for metric, found in (("parity", "parity"), ("parity.runtimes", "runtimes")):
         if found in outcome:
             yield _exact(metric, outcome[found]["agreement"], **outcome[found])
+    if "parity" in outcome:
+        yield _exact("parity.difference", outcome["parity"]["largest_difference"])
+        yield _exact("parity.cosine", outcome["parity"]["cosine"])
 
 
 def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:

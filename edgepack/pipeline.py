@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edgepack import bundle, provenance
-from edgepack.artifact import Artifact
+from edgepack import bundle, history, provenance
+from edgepack.artifact import Artifact, deflated
 from edgepack.config import shown
 from edgepack.device import Device
-from edgepack.errors import EdgepackError, ExitCode, most_decisive
+from edgepack.errors import EdgepackError, ExitCode
 from edgepack.events import (
     BuildFinished,
     BuildStarted,
@@ -27,8 +27,8 @@ from edgepack.events import (
     StepStarted,
     placed,
 )
-from edgepack.gate import Verdict, judge
-from edgepack.measure import measurements, tell
+from edgepack.gate import EXPLAINED, Verdict, judged
+from edgepack.measure import deployed, measurements, tell
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.reach import Facts, Reach
 from edgepack.recipe import Recipe
@@ -46,13 +46,17 @@ def build(
     dist: str | Path,
     emit: Emit = lambda event: None,
     remeasure: bool = False,
+    record: str | Path | None = None,
 ) -> Build:
     """Do what the plan says is not done yet, measure the exported files, judge them, and write `dist/<recipe>/`.
 
+    The build is added to the history in the file `record`, `dist/history.jsonl` unless it is given.
     Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
     """
     recipe = recipe.suited(device.quantization)
     folder = output_folder(Path(dist), recipe)
+    past = Path(record or Path(dist) / history.FILE)
+    recipe = history.looked_up(recipe, device.id, past, time.time())
     result = _begin(recipe, device)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     steps: list[Step] = []
@@ -75,9 +79,11 @@ def build(
             if not step.cached:
                 result.save(folder / "build.json")
         remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
-        result = _explained(_judged(result, recipe), work, placed(emit, planner.count, planner.count, "parity"))
+        result = _judged(_weighed(result, recipe, work), recipe)
+        result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
         result = bundle.write(result, recipe, device, work, folder)
         write_reports(result, folder)
+        history.append(past, result)
     except BaseException as error:
         failure = full_disk(error, folder) or error
         result = _failed(result, failure, folder)
@@ -188,14 +194,21 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
     return result.model_copy(update=more)
 
 
+def _weighed(result: Build, recipe: Recipe, work: Work) -> Build:
+    """The build with what the files come to in an app."""
+    from edgepack.bundle.contents import beside
+
+    packed = {
+        each.label: deflated(work.file(each.label)[1].read_bytes()) if each.compressed is None else each.compressed
+        for each in result.shipped()
+    }
+    more = deployed(result, beside(recipe, work.signature), packed)
+    return result.model_copy(update={"measurements": (*result.measurements, *more)})
+
+
 def _judged(result: Build, recipe: Recipe) -> Build:
-    shipped = [artifact.label for artifact in result.shipped()]
-    verdicts = judge(recipe.budgets, shipped, result.measurements, result.not_run)
-    missing = result.absent and any(verdict.outcome == "not_measured" for verdict in verdicts)
-    code = most_decisive([*(verdict.code for verdict in verdicts), ExitCode.DEVICE if missing else ExitCode.OK])
-    return result.model_copy(
-        update={"verdicts": verdicts, "exit_code": int(code), "finished_at": round(time.time(), 3)}
-    )
+    found = judged(result, recipe.budgets, recipe.waivers, recipe.baseline)
+    return found.model_copy(update={"finished_at": round(time.time(), 3)})
 
 
 def _explained(result: Build, work: Work, emit: Emit) -> Build:
@@ -203,8 +216,8 @@ def _explained(result: Build, work: Work, emit: Emit) -> Build:
     work.emit = emit
     first = result.shipped()[0].label if result.artifacts else ""
     verdicts = [
-        verdict.model_copy(update={"reason": _origin(verdict, first, work)})
-        if verdict.outcome == "fail" and verdict.metric in ("parity", "parity.runtimes")
+        verdict.because(_origin(verdict, first, work))
+        if verdict.outcome == "fail" and verdict.metric in EXPLAINED
         else verdict
         for verdict in result.verdicts
     ]

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from edgepack import provenance
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Answers, TimingProtocol, interval, timings
-from edgepack.budgets import METRICS
+from edgepack.budgets import Budget, binding
 from edgepack.device import Device
-from edgepack.gate import compare
+from edgepack.gate import Base, outcome
 from edgepack.plugins import Choice
 from edgepack.reach import Facts, known
 from edgepack.recipe import Recipe
@@ -89,6 +89,7 @@ class Planner:
         self.previous = _previous(store, recipe, device)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.teacher: Step | None = None
+        self.files: dict[str, str] = {}  # sha256 by label, of those that are about to be timed
 
     @property
     def count(self) -> int:
@@ -156,6 +157,7 @@ class Planner:
 
     def timing(self, export: Step) -> Step:
         shas = [_sha(self.store, export)]
+        self.files[export.artifact] = shas[0]
         ingredients = {
             "files": shas,
             "protocol": self.protocol.key(),
@@ -172,11 +174,22 @@ class Planner:
     def decided(self, artifact: str, answers: Answers) -> bool:
         """Whether these timings put every latency budget of this artifact on one side; a teacher has none."""
         figures = timings(answers)
-        bounded = [budget for budget in self.recipe.budgets if budget.metric in figures]
+        budgets = self.recipe.budgets
+        bounded = [each for each in budgets if each.metric in figures and each.about(artifact, budgets)]
         return artifact.startswith("teacher") or all(
-            compare(budget.bound, budget.limit, *interval(figures[budget.metric])[1:]) != "inconclusive"
+            outcome(budget, *interval(figures[budget.metric])[1:], self._base(budget, artifact)) != "inconclusive"
             for budget in bounded
         )
+
+    def _base(self, budget: Budget, artifact: str) -> Base | None:
+        """What a relative budget is held against; where there is nothing, more timings decide nothing."""
+        if not budget.against:
+            return None
+        exporter = next(each for each in self.recipe.exporters if each.name == artifact)
+        where = {**self._where(exporter, "time"), "protocol": self.protocol.name}
+        known = self.recipe.baseline
+        found = known.find(budget.metric, artifact, self.files.get(artifact, ""), where) if known else None
+        return found if isinstance(found, Base) else Base(value=0.0, low=0.0, high=0.0, told="", same=True)
 
     def _about(self, export: Step, kind: Kind, name: str, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
         """A step that looks at an exported file; its key is known once the file is there."""
@@ -197,8 +210,8 @@ class Planner:
     def _heeded(self, stage: Choice) -> dict[str, Any]:
         """The budgets that what a stage does depends on, and the files that they are about."""
         metrics = getattr(stage.config, "heeds", ())
-        heeded = [budget for budget in self.recipe.budgets if budget.metric in metrics]
-        budgets = {budget.name: METRICS[budget.metric].quantity.exact(budget.limit) for budget in heeded}
+        heeded = binding(self.recipe.budgets, metrics)
+        budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in heeded}
         return (
             {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
         )

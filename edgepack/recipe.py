@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from edgepack import plugins
-from edgepack.budgets import Budget, plain, read_budgets
+from edgepack.budgets import Budget, Waiver, plain, read_budgets, read_waivers
 from edgepack.config import ConfigError, Document, Frozen, KeyPath, Nested, unknown
 from edgepack.device import Device, Quantization, all_devices, load_device
 from edgepack.errors import RecipeError
@@ -22,6 +22,7 @@ from edgepack.stages import Place
 
 if TYPE_CHECKING:
     from edgepack.datasets import Signature
+    from edgepack.history import Baseline
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[A-Za-z0-9._+-]+")
@@ -43,6 +44,7 @@ class RecipeFile(Frozen):
     stages: tuple[Any, ...] = ()
     export: tuple[Any, ...]
     budgets: dict[str, Any] = {}
+    waivers: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Recipe:
     stages: tuple[Choice, ...]
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
+    waivers: tuple[Waiver, ...] = ()
+    baseline: "Baseline | None" = None  # what its relative budgets are held against, where that was looked up
     version: str | None = None
     licence: str | None = None
     licence_file: str | None = None
@@ -87,6 +91,7 @@ class Recipe:
             ],
             "export": [{exporter.name: exporter.plain()} for exporter in self.exporters],
             "budgets": plain(self.budgets),
+            "waivers": [waiver.model_dump(mode="json") for waiver in self.waivers],
         }
 
 
@@ -143,7 +148,9 @@ class _Checker:
         source = self._choice("datasets", data["data"], ("data",)) if "data" in data else None
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
-        budgets = read_budgets(self.document, data.get("budgets"))
+        formats = tuple(exporter.name for exporter in exporters if exporter)
+        budgets = read_budgets(self.document, data.get("budgets"), formats)
+        waivers = read_waivers(self.document, data.get("waivers"), budgets, formats)
         self._measurable(budgets, exporters)
         self._order(data.get("stages"))
         signature = self._signature(source) if source is not None else None
@@ -172,6 +179,7 @@ class _Checker:
             stages=tuple(stage for stage in stages if stage),
             exporters=tuple(exporter for exporter in exporters if exporter),
             budgets=budgets,
+            waivers=waivers,
             version=data.get("version"),
             licence=licence,
             licence_file=data.get("licence_file"),

@@ -3,10 +3,11 @@
 Saved as dist/<recipe>/build.json, rewritten after every step, so that a crash loses nothing that was done.
 """
 
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
@@ -76,8 +77,89 @@ class Build(Frozen):
     def read(cls, path: Path) -> "Build":
         """Raises RecipeError when the file is no build."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except OSError as error:
             raise RecipeError(f"cannot read {path}: {error.strerror}", "run `edgepack build` first") from None
-        except ValueError as error:
-            raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {str(error).splitlines()[0]}") from None
+        try:
+            build = cls.model_validate_json(content)
+            _Shape.model_validate({"recipe": build.recipe, "device": build.device, "provenance": build.provenance})
+        except ValidationError as error:
+            raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {_why(content, error)}") from None
+        return build
+
+
+_Named = Annotated[dict[str, Any], Field(min_length=1, max_length=1)]  # {onnx: {opset: 20}}
+
+
+class _Loose(BaseModel):
+    """Checks what is read of a mapping that has more in it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Recipe(_Loose):
+    name: str
+    stages: list[_Named] = []
+    export: list[_Named] = []
+    budgets: dict[str, Any] = {}
+    waivers: list[Any] = []
+
+
+class _Device(_Loose):
+    id: str
+    name: str
+
+
+class _Git(_Loose):
+    commit: str = ""
+
+
+class _Provenance(_Loose):
+    versions: dict[str, str] = {}
+    git: _Git = _Git()
+
+
+class _Shape(BaseModel):
+    recipe: _Recipe
+    device: _Device
+    provenance: _Provenance
+
+
+def _why(content: bytes, error: ValidationError) -> str:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return "it is cut off, or no JSON"
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        return f"it has the schema {schema!r}" if schema else "it has no schema"
+    first = error.errors()[0]
+    return f"at {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def find_build(named: str, dist: Path) -> Path:
+    """The build.json that is meant: itself, the folder it lies in, or the recipe it was built from.
+
+    Raises RecipeError when there is none.
+    """
+    path = Path(named)
+    if path.suffix == ".zip":
+        raise RecipeError(f"{named} is a bundle, and a bundle holds no timings", "name the build.json beside it")
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        return path
+    choices = (path / "build.json", dist / _recipe_name(path) / "build.json")
+    found = next((choice for choice in choices if choice.is_file()), None)
+    if found is None:
+        known = ", ".join(sorted(each.parent.name for each in dist.glob("*/build.json"))) or "none"
+        hint = f"name a build.json, the folder it lies in, or a recipe that was built (in {dist}: {known})"
+        raise RecipeError(f"there is no build '{named}'", hint)
+    return found
+
+
+def _recipe_name(path: Path) -> str:
+    """What a recipe calls itself; its budgets may have changed since, so no more of it is read."""
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return path.name
+    from edgepack.config import Document
+
+    return str(Document.read(path).data.get("name") or path.stem)

@@ -4,8 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgepack import plugins
-from edgepack.budgets import METRICS
+from edgepack import budgets, plugins
 from edgepack.device import DeviceFile
 from edgepack.recipe import RecipeFile
 
@@ -20,7 +19,8 @@ def recipe() -> dict[str, Any]:
     properties["data"] = _one_of("datasets")
     properties["stages"] = {"type": "array", "items": _one_of("stages")}
     properties["export"] = {"type": "array", "items": _one_of("exporters"), "minItems": 1}
-    properties["budgets"] = _budgets()
+    properties["budgets"] = budgets.schema(plugins.names("exporters"))
+    properties["waivers"] = {"type": "array", "items": _inlined(budgets.Waiver.model_json_schema())}
     return {"$schema": _DRAFT, "title": "edgepack recipe", **schema}
 
 
@@ -58,25 +58,3 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
     result: dict[str, Any] = resolve(schema)
     return result
-
-
-def _budgets() -> dict[str, Any]:
-    properties: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        limit = {
-            "type": "string",
-            "description": f"{metric.meaning}; {metric.quantity.name}, as {metric.quantity.example}",
-        }
-        bounds: dict[str, Any] = {
-            "type": "object",
-            "properties": dict.fromkeys(metric.bounds, limit),
-            "additionalProperties": False,
-        }
-        properties[name] = {"anyOf": [limit, bounds]}
-    for group in {key.split(".")[0] for key in METRICS if "." in key}:  # `latency: {p50: 2 ms}` is another spelling
-        inner = {key.partition(".")[2]: value for key, value in properties.items() if key.startswith(f"{group}.")}
-        if group in METRICS:
-            properties[group]["anyOf"][1]["properties"].update(inner)
-        else:
-            properties[group] = {"type": "object", "properties": inner, "additionalProperties": False}
-    return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -34,6 +34,8 @@ class Quantity:
             raise ValueError(self._wrong_unit(value, unit))
         given = "nothing" if value is None else repr(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if "" in self.units:
+                return float(value)
             raise ValueError(f"{given} has no unit: write {self.suggest(value)}")
         raise ValueError(f"{given} is not {self.name}: write it as {self.example}")
 
@@ -50,6 +52,8 @@ class Quantity:
         return f'"{scaled:.12g} {likely}"'
 
     def _wrong_unit(self, value: str, unit: str) -> str:
+        if "" in self.units:
+            return f"{value!r} is not {self.name}: write it without a unit, as {self.example}"
         allowed = ", ".join(self.units)
         if not unit:
             return f"{value!r} has no unit: write {self.suggest(float(value))}"
@@ -65,12 +69,12 @@ class Quantity:
         """
         rounded = float(f"{value:.{digits}g}")  # before the unit is chosen: 999,999 B are 1 MB, not 1000 kB
         factor, unit = self._scale(rounded)
-        return f"{rounded / factor:.12g} {unit}"
+        return f"{rounded / factor:.12g} {unit}".rstrip()
 
     def exact(self, value: float) -> str:
         """Text that parses back to the same value."""
         factor, unit = self._scale(value)
-        return f"{round(value / factor, 12):.12g} {unit}"
+        return f"{round(value / factor, 12):.12g} {unit}".rstrip()
 
     def _scale(self, value: float) -> tuple[float, str]:
         unit = next((u for u in reversed(self.shown) if abs(value) >= self.units[u]), self.shown[0])
@@ -90,6 +94,7 @@ DURATION = Quantity(
     example='"8 ms"',
 )
 SHARE = Quantity(name="a share", units={"%": 0.01}, shown=("%",), example='"95 %"')
+NUMBER = Quantity(name="a number", units={"": 1}, shown=("",), example='"0.05"')  # of what has no unit: logits
 
 
 def _field(quantity: Quantity) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
 from edgepack.artifact import Artifact
+from edgepack.budgets import strictest
 from edgepack.datasets import EXAMPLES
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
@@ -166,8 +167,8 @@ class Work:
             emit=self.emit,
             latency=self._latency,
             size=self._size,
-            tolerance=next((budget.limit for budget in self.recipe.budgets if budget.bound == "max_drop"), None),
-            size_budget=next((budget.limit for budget in self.recipe.budgets if budget.metric == "size"), None),
+            tolerance=strictest(self.recipe.budgets, "accuracy", "max_drop"),
+            size_budget=strictest(self.recipe.budgets, "size", "max"),
         )
 
     def _latency(self, candidate: "Candidate") -> float:

@@ -17,7 +17,7 @@ from unittest import mock
 from edgepack import cli
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
-from edgepack.budgets import METRICS, Budget
+from edgepack.budgets import METRICS, Budget, quantity_of
 from edgepack.device import Device, load_device
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Plan, Planner, Step, remember
@@ -75,11 +75,11 @@ def device(name: str = "board", **parts: Any) -> Device:
 
 
 def budget(
-    metric: str = "size", limit: object = "600 kB", bound: str = "", place: str = "recipes/tiny.yaml:9"
+    metric: str = "size", limit: object = "600 kB", bound: str = "", place: str = "recipes/tiny.yaml:9", **more: Any
 ) -> Budget:
     """A budget, its limit as a recipe writes it."""
-    known = METRICS[metric]
-    return Budget(metric=metric, bound=bound or known.bounds[0], limit=known.quantity.parse(limit), place=place)
+    bound = bound or METRICS[metric].bounds_of(bool(more.get("against")))[0]
+    return Budget(metric=metric, bound=bound, limit=quantity_of(metric, bound).parse(limit), place=place, **more)
 
 
 def measurement(metric: str = "size", value: float = 500e3, artifact: str = "onnx", **more: Any) -> Measurement:

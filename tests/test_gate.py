@@ -1,13 +1,21 @@
 """Budgets held against measurements: a comparison, and nothing unmeasured ever passes."""
 
+import hashlib
 import random
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, measurement, verdict
+from factories import budget, build, edgepack, measurement, recipe_file, sealed, verdict
 
+from edgepack import gate
+from edgepack.budgets import Waiver
+from edgepack.bundle import pack
 from edgepack.errors import ExitCode, most_decisive
-from edgepack.gate import compare, judge
+from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
+from edgepack.rejudge import rejudge
 
 NAN = float("nan")
 
@@ -151,3 +159,414 @@ def test_a_stricter_limit_never_turns_a_failure_into_a_pass() -> None:
         for bound, first, second in (("max", strict, loose), ("min", loose, strict)):
             outcomes = [order.index(compare(bound, limit, low, high)) for limit in (first, second)]
             assert outcomes == sorted(outcomes)
+
+
+# What a figure is worth
+
+
+@pytest.mark.parametrize(
+    ("evidence", "accepted", "outcome"),
+    [
+        ("measured", None, "pass"),
+        ("emulated", None, "not_measured"),
+        ("estimated", None, "not_measured"),
+        ("estimated", "estimated", "pass"),
+        ("emulated", "estimated", "pass"),
+        ("estimated", "emulated", "not_measured"),
+    ],
+)
+def test_a_latency_counts_when_the_budget_accepts_its_evidence(evidence: str, accepted: Any, outcome: str) -> None:
+    budgets = [budget("latency.p50", "2 ms", evidence=accepted)]
+    (found,) = judge(budgets, ["onnx"], [measurement("latency.p50", 1.5, evidence=evidence)])
+    assert (found.outcome, found.evidence) == (outcome, evidence)
+    if outcome == "not_measured":
+        assert found.value is None
+        assert found.reason == f"only {evidence}, as 1.5 ms: the budget wants it {accepted or 'measured'}"
+
+
+def test_accuracy_counts_wherever_it_was_found() -> None:
+    assert verdict("accuracy", 0.97, "95 %", evidence="emulated").outcome == "pass"
+
+
+def test_what_is_made_of_two_figures_is_worth_the_weaker() -> None:
+    known = [
+        measurement("accuracy", 0.98, artifact="teacher (onnx)"),
+        measurement("accuracy", 0.97, evidence="emulated"),
+    ]
+    wanted = budget("accuracy", "2 %", bound="max_drop", evidence="measured")
+    assert [each.outcome for each in judge([wanted], ["onnx"], known)] == ["not_measured"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "ours", "outcome", "value"),
+    [
+        (0.98, 0.97, "pass", 0.989795918367),
+        (0.98, 0.95, "fail", 0.969387755102),
+        (0.5, 0.49, "pass", 0.98),
+        (0.0, 0.5, "not_measured", None),
+        (None, 0.98, "not_measured", None),
+    ],
+)
+def test_the_share_retained_of_the_teachers(
+    teacher: float | None, ours: float, outcome: str, value: float | None
+) -> None:
+    known = [measurement("accuracy", ours)]
+    known += [measurement("accuracy", teacher, artifact="teacher (onnx)")] if teacher is not None else []
+    (found,) = judge([budget("accuracy", "98 %", bound="retain")], ["onnx"], known)
+    assert (found.outcome, found.value, found.budget) == (outcome, value, "accuracy.retain")
+
+
+@pytest.mark.parametrize("level", ["warn", "info"])
+@pytest.mark.parametrize("value", [None, 3.0])
+def test_a_budget_of_a_lower_level_fails_nothing(level: Any, value: float | None) -> None:
+    known = [] if value is None else [measurement("latency.p50", value)]
+    (found,) = judge([budget("latency.p50", "2 ms", level=level)], ["onnx"], known)
+    assert found.outcome in ("fail", "not_measured")
+    assert (found.code, found.level) == (ExitCode.OK, level)
+
+
+def test_each_file_is_held_to_its_own_limit() -> None:
+    budgets = [budget("size", "600 kB"), budget("size", "400 kB", runtime="onnx")]
+    known = [measurement(), measurement(artifact="executorch")]
+    found = judge(budgets, ["executorch", "onnx"], known)
+    assert [(each.artifact, each.limit, each.outcome) for each in found] == [
+        ("executorch", 600e3, "pass"),
+        ("onnx", 400e3, "fail"),
+    ]
+
+
+# Waivers
+
+MISSED = verdict("size", 700e3)
+DAY = date(2027, 1, 31)
+
+
+def waiver(budget: str = "size", until: str = "2027-01-31", **more: Any) -> Waiver:
+    return Waiver(budget=budget, until=date.fromisoformat(until), reason="the new head", **more)
+
+
+def test_a_waiver_holds_to_its_last_day() -> None:
+    (found,) = waive([MISSED], [waiver()], DAY)
+    assert (found.outcome, found.code) == ("waived", ExitCode.OK)
+    assert found.waived == found.reason == "waived until 2027-01-31: the new head"
+
+
+def test_a_waiver_that_ran_out_fails_and_says_when() -> None:
+    (found,) = waive([MISSED], [waiver(until="2027-01-30")], DAY)
+    assert (found.outcome, found.code, found.reason) == ("fail", ExitCode.BUDGET, "its waiver ran out on 2027-01-30")
+
+
+def test_a_waiver_says_nothing_of_what_is_met_or_not_meant() -> None:
+    met, other = verdict("size", 1e3), verdict("latency.p50", 9.6, "8 ms")
+    given = [waiver(), waiver(until="2020-01-01"), waiver("latency.p50", runtime="executorch")]
+    assert waive([met, other], given, DAY) == (met, other)
+
+
+def test_what_was_not_decided_can_be_waived_too() -> None:
+    given = [verdict("size", None), verdict("size", 600e3, low=500e3, high=700e3)]
+    assert {each.outcome for each in waive(given, [waiver()], DAY)} == {"waived"}
+
+
+def test_the_newest_of_several_waivers_counts() -> None:
+    (found,) = waive([MISSED], [waiver(until="2020-01-01"), waiver()], DAY)
+    assert found.outcome == "waived"
+
+
+# Against a baseline
+
+
+class Kept:
+    """A baseline of one figure."""
+
+    def __init__(self, held: Base | NoBase) -> None:
+        self.held = held
+
+    def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
+        return self.held
+
+
+def against(low: float, value: float, high: float, **more: Any) -> Kept:
+    return Kept(Base(value=value, low=low, high=high, told="2026-11-20", **more))
+
+
+def relative(ours: Any, kept: Kept, metric: str = "latency.p50", limit: object = "10 %", **more: Any) -> Verdict:
+    budgets = [budget(metric, limit, against="last", **more)]
+    (found,) = judge(budgets, ["onnx"], [ours], baseline=kept)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (0.9, 1.07, "pass"),  # within 10 % of the lowest that the baseline may be
+        (0.9, 1.1, "inconclusive"),
+        (1.13, 1.2, "fail"),
+        (1.1, 1.2, "inconclusive"),
+    ],
+)
+def test_a_relative_limit_has_the_interval_of_its_baseline(low: float, high: float, outcome: str) -> None:
+    ours = measurement("latency.p50", (low + high) / 2, low=low, high=high)
+    found = relative(ours, against(0.98, 1.0, 1.02))
+    assert (found.outcome, found.budget) == (outcome, "relative.latency.p50")
+    assert found.limit == pytest.approx(1.1)
+    assert (found.baseline, found.relative, found.against) == (1.0, 0.1, "2026-11-20")
+
+
+def test_accuracy_is_held_against_the_baseline_in_points() -> None:
+    kept = against(0.98, 0.98, 0.98)
+    outcomes = [
+        relative(measurement("accuracy", each), kept, "accuracy", "1 %").outcome for each in (0.99, 0.97, 0.969)
+    ]
+    assert outcomes == ["pass", "pass", "fail"]
+
+
+def test_the_same_file_in_the_same_place_passes_whatever_the_noise() -> None:
+    found = relative(measurement("latency.p50", 1.5), against(0.98, 1.0, 1.02, same=True))
+    assert (found.outcome, found.code) == ("pass", ExitCode.OK)
+    assert found.reason == "the same file, device, protocol and versions as 2026-11-20"
+
+
+def test_what_cannot_be_compared_is_no_pass() -> None:
+    found = relative(measurement("latency.p50", 1.0), Kept(NoBase(reason="another device")))
+    assert (found.outcome, found.code, found.reason) == ("not_comparable", ExitCode.INCONCLUSIVE, "another device")
+    assert (found.limit, found.value) == (None, None)
+
+
+def test_the_first_of_a_series_has_nothing_to_be_compared_with_and_fails_nothing() -> None:
+    found = relative(measurement("latency.p50", 1.0), Kept(NoBase(reason="nothing yet", beginning=True)))
+    assert (found.outcome, found.level, found.code) == ("not_comparable", "info", ExitCode.OK)
+
+
+def test_an_estimate_is_not_compared_either() -> None:
+    found = relative(measurement("latency.p50", 1.0, evidence="estimated"), against(1, 1, 1))
+    assert found.outcome == "not_measured"
+
+
+# The command
+
+
+def recorded(folder: str = "dist/tiny", budgets: Any = None, **more: Any) -> Path:
+    """A build.json that a build of these budgets left."""
+    said = {"name": "tiny", "task": "image_classification", "device": "board", "export": [{"onnx": {}}]}
+    known = (measurement(), measurement(value=40e6, artifact="teacher (onnx)"), measurement("latency.p50", 1.5))
+    facts = {"measurements": known, "bundle": "", "bundle_sha256": "", **more}
+    path = Path(folder, "build.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    build(recipe={**said, "budgets": budgets or {"size": "600 kB"}}, **facts).save(path)
+    return path
+
+
+def reasons(*overrides: str, **more: Any) -> str:
+    """What the verdicts of dist/tiny say, judged again."""
+    again = rejudge(Path("dist/tiny/build.json"), history=Path("dist/history.jsonl"), overrides=overrides, **more)
+    return "; ".join(each.reason for each in again.verdicts)
+
+
+def test_the_gate_judges_what_was_recorded() -> None:
+    path = recorded()
+    for named in (str(path), str(path.parent), "tiny"):
+        ran = edgepack("gate", named)
+        assert (ran.code, ran.err) == (0, "")
+        assert "500 kB" in ran.out and "every budget met" in ran.out
+
+
+def test_the_gate_keeps_the_places_and_findings_of_the_build() -> None:
+    said = "its waiver ran out on 2026-01-01; at layer4.0"
+    missed = verdict("parity", 0.5, "99 %").model_copy(update={"reason": said})
+    recorded(budgets={"parity": "99 %"}, verdicts=(missed,), measurements=(measurement("parity", 0.5),))
+    ran = edgepack("gate", "tiny")
+    assert ran.code == 1
+    assert "recipes/tiny.yaml:9" in ran.out
+    assert reasons() == "at layer4.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("budgets.size=100 kB", 1),
+        ("budgets.latency.p50=1 ms", 1),
+        ("budgets.latency.p50=2 ms", 0),
+        ("budgets.latency.p90=2 ms", 3),
+        ("budgets.size={max: 100 kB, level: warn}", 0),
+    ],
+)
+def test_a_budget_can_be_changed_and_what_nobody_measured_does_not_pass(change: str, code: int) -> None:
+    recorded()
+    ran = edgepack("gate", "tiny", "--set", change)
+    assert ran.code == code
+    assert "--set" in ran.out
+
+
+def test_a_waiver_counts_until_its_day_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(budgets={"size": "100 kB"})
+    given = ("--set", "waivers=[{budget: size, until: 2027-01-31, reason: issue 12}]")
+    for day, code, said in (
+        ("2027-01-30", 0, "waived"),
+        ("2027-01-31", 0, "waived until 2027-01-31: issue 12"),
+        ("2027-02-01", 1, "its waiver ran out on 2027-01-31"),
+    ):
+        monkeypatch.setattr(gate, "today", lambda day=day: date.fromisoformat(day))
+        assert edgepack("gate", "tiny", *given).code == code
+        assert said in reasons(*given[1:])
+
+
+def test_the_budgets_of_another_recipe() -> None:
+    recorded()
+    recipe_file("release", budgets={"size": "100 kB"}, export=["onnx"])
+    ran = edgepack("gate", "tiny", "--recipe", "release")
+    assert ran.code == 1
+    assert "recipes/release.yaml:9" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"budgets": {"sise": "1 kB"}}, "did you mean 'size'"),
+        ({"task": "text_classification"}, "is for text_classification"),
+        ({"budgets": {"size": {"executorch": "1 kB"}}}, "unknown key 'executorch'"),
+        ({"budgets": ["size"]}, "expected a mapping"),
+        ({"waivers": 5}, "expected a list"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
+    recorded()
+    recipe_file("release", **parts)
+    ran = edgepack("gate", "tiny", "--recipe", "release")
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+
+
+def test_only_what_was_not_built_can_be_changed() -> None:
+    recorded()
+    ran = edgepack("gate", "tiny", "--set", "stages.train.epochs=3")
+    assert ran.code == 2
+    assert "only budgets and waivers" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[: len(text) // 2], "it is cut off"),
+        (lambda text: text.replace("edgepack.build/1", "edgepack.build/2"), "it has the schema 'edgepack.build/2'"),
+        (lambda text: "[1]", "it has no schema"),
+        (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": "x"'), "at started_at"),
+    ],
+)
+def test_a_build_that_cannot_be_read(damage: Any, said: str) -> None:
+    path = recorded()
+    path.write_text(damage(path.read_text()))
+    ran = edgepack("gate", str(path))
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_builds_that_are_not_there() -> None:
+    recorded()
+    ran = edgepack("gate", "tinny")
+    assert ran.code == 2
+    assert "there is no build 'tinny'" in ran.err and "in dist: tiny" in ran.err
+    assert "name the build.json beside it" in edgepack("gate", "dist/tiny/tiny.zip").err
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [({"exit_code": 5, "error": "prune failed"}, 5), ({"exit_code": None}, 3), ({"exit_code": 4, "error": "gone"}, 4)],
+)
+def test_a_build_that_did_not_finish_keeps_its_exit_code(facts: dict[str, Any], code: int) -> None:
+    recorded(**facts)
+    ran = edgepack("gate", "tiny")
+    assert (ran.code, ran.out) == (code, "")
+    assert "did not finish" in ran.err
+
+
+def test_a_device_that_was_absent_can_be_tried_again() -> None:
+    known = (measurement(), measurement("latency.p50", 1.0, evidence="estimated"))
+    recorded(budgets={"latency.p50": "2 ms"}, measurements=known, absent="no phone is attached")
+    assert edgepack("gate", "tiny").code == 4
+    assert edgepack("gate", "tiny", "--set", "budgets.latency.p50={max: 2 ms, evidence: estimated}").code == 0
+
+
+def test_several_builds_have_the_most_decisive_code() -> None:
+    recorded()
+    recorded("dist/other", budgets={"size": "1 kB"})
+    recorded("dist/third", budgets={"latency.p90": "1 ms"})
+    ran = edgepack("gate", "tiny", "other", "third", "fourth")
+    assert ran.code == 2
+    assert edgepack("gate", "tiny", "other", "third").code == 1
+
+
+def test_another_bundle_than_the_one_that_was_judged_does_not_pass() -> None:
+    path = recorded(bundle="tiny.zip", bundle_sha256="0" * 64)
+    (path.parent / "tiny.zip").write_bytes(b"another")
+    ran = edgepack("gate", "tiny")
+    assert ran.code == 1
+    assert "is not the bundle that dist/tiny/build.json is about" in ran.err
+
+
+RELATIVE = {"relative": {"size": "2 %", "latency.p50": "5 %"}}
+
+
+def test_a_baseline_by_its_path() -> None:
+    recorded("old", measurements=(measurement(), measurement("latency.p50", 1.0, sha256="b" * 64)))
+    recorded(budgets=RELATIVE)
+    ran = edgepack("gate", "tiny", "--baseline", "old/build.json")
+    assert ran.code == 1
+    assert "relative.latency.p50" in ran.out and "latency.p50 of onnx 1 ms +5 %" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"device": {"id": "phone", "name": "a phone"}}, "the device 'phone', not 'board'"),
+        ({"recipe": {"name": "tiny2"}}, "the recipe 'tiny2', not 'tiny'"),
+        ({"measurements": ()}, "tells no size of onnx"),
+        (
+            {"measurements": (measurement(), measurement("latency.p50", 1.5, environment={"cpu": "another"}))},
+            "was measured on another device or by another protocol: cpu another -> ours",
+        ),
+    ],
+)
+def test_a_baseline_that_cannot_be_compared(facts: dict[str, Any], said: str) -> None:
+    known = (measurement(), measurement("latency.p50", 1.5, environment={"cpu": "ours"}))
+    recorded(budgets=RELATIVE, measurements=known)
+    Path("old").mkdir()
+    build(**{"recipe": {"name": "tiny"}, **facts}).save(Path("old/build.json"))
+    assert edgepack("gate", "tiny", "--baseline", "old").code == 3
+    assert said in reasons(against="old")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [("nothing.json", "there is no 'nothing.json'"), ("broken.json", "it is cut off"), ("stopped", "did not finish")],
+)
+def test_a_baseline_that_cannot_be_read(baseline: str, said: str) -> None:
+    recorded(budgets=RELATIVE)
+    Path("broken.json").write_text("{")
+    recorded("stopped", exit_code=5, error="prune failed")
+    ran = edgepack("gate", "tiny", "--baseline", baseline)
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+
+
+def test_a_baseline_without_a_relative_budget() -> None:
+    recorded()
+    ran = edgepack("gate", "tiny", "--baseline", str(recorded("old")))
+    assert ran.code == 2
+    assert "there is no relative budget" in ran.err
+
+
+def test_a_bundle_tells_sizes_and_no_timing() -> None:
+    entry = {"file": "models/tiny.onnx", "method": None}
+    runtimes = {"onnxruntime": {"version": "1", "format": "onnx", "needs": None, "entry": entry}}
+    Path("old.zip").write_bytes(pack(sealed({"models/tiny.onnx": bytes(499_000)}, runtimes=runtimes)))
+    recorded(budgets={"relative": {"size": "2 %"}})
+    assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 0
+    recorded(budgets=RELATIVE)
+    assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 3
+    assert "old.zip tells no latency.p50 of onnx" in reasons(against="old.zip")
+
+
+def test_a_bundle_stands_for_the_build_beside_it() -> None:
+    packed = pack(sealed({"models/tiny.onnx": b"a model"}))
+    old = recorded("old", bundle="tiny.zip", bundle_sha256=hashlib.sha256(packed).hexdigest())
+    (old.parent / "tiny.zip").write_bytes(packed)
+    recorded(budgets=RELATIVE)
+    assert edgepack("gate", "tiny", "--baseline", "old/tiny.zip").code == 0

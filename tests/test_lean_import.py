@@ -1,11 +1,13 @@
 """What needs no tensor imports none: help, checks and plans stay instant."""
 
 import json
+from pathlib import Path
 
 import pytest
-from factories import PROJECT, built, python, recipe_file
+from factories import PROJECT, build, built, python, recipe_file
 
 from edgepack.device import load_device
+from edgepack.history import append
 from edgepack.recipe import load_recipe
 from edgepack.store import Store
 
@@ -57,6 +59,17 @@ def test_a_plan_that_is_up_to_date_imports_no_library_of_tensors() -> None:
     recipe = load_recipe(recipe_file())
     built(recipe, load_device("host"), Store("store"))
     assert not HEAVY & _imported("plan", "tiny", "--store", "store")
+
+
+def test_judging_and_comparing_import_no_library_of_tensors() -> None:
+    for name in ("old", "new"):
+        Path("dist", name).mkdir(parents=True)
+        build().save(Path("dist", name, "build.json"))
+    append(Path("dist/history.jsonl"), build())
+    Path("mine.yaml").write_text("budgets: {size: 1 MB}\n")
+    for command in (("gate", "old", "new"), ("gate", "old", "--recipe", "mine.yaml"), ("compare", "old", "new")):
+        assert not HEAVY & _imported(*command)
+    assert not HEAVY & _imported("trend")
 
 
 def test_importing_the_package_or_its_public_names_is_lean() -> None:

@@ -1,5 +1,6 @@
 """What would run, and why: keys, the store, and the words for what changed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from factories import answers, built, device, edgepack, recipe, recipe_file, recipe_text
 
 from edgepack.device import Device, load_device
+from edgepack.history import Baseline, Figure, Line, key_of, taken
 from edgepack.plan import Plan, Planner, plan
 from edgepack.recipe import Recipe, load_recipe
 from edgepack.store import Store
@@ -195,6 +197,39 @@ def test_what_stayed_inconclusive_is_taken_again_so_that_ci_may_retry(store: Sto
     across = recipe(budgets={"latency.p50": "2 ms"})
     built(across, board, store, timings=lambda artifact: [*answers(10, 1.0), *answers(11, 3.0)])
     assert set(_reasons(plan(across, board, store))) == {f"time {file}" for file in FILES[:2]}
+
+
+def _noisy(low: float, high: float) -> Any:
+    return lambda artifact: [*answers(3, low), *answers(4, high)]
+
+
+def test_a_timing_that_cannot_be_told_from_its_baseline_takes_more_processes(store: Store, board: Device) -> None:
+    relative = recipe(budgets={"relative": {"latency.p50": "10 %"}})
+    first = built(relative, board, store, timings=_noisy(1.0, 1.2))
+    timed = next(step for step in first.steps if step.name == "time onnx")
+    where = {**timed.ingredients["where"], "protocol": timed.ingredients["protocol"]["name"]}
+
+    def against(base_ms: float, sha256: str = "") -> list[str]:
+        figure = Figure(
+            metric="latency.p50",
+            artifact="onnx",
+            value=base_ms,
+            low=base_ms,
+            high=base_ms,
+            evidence="measured",
+            taken_at=0.0,
+            series=key_of("latency.p50", where),
+            taken=taken(sha256, where),
+        )
+        about: dict[str, Any] = {"schema": "edgepack.history/1", "recipe": "tiny", "device": "board"}
+        line = Line(**about, started_at=0, exit_code=0, figures=(figure,))
+        return [*_reasons(plan(replace(relative, baseline=Baseline(lines=(line,))), board, store))]
+
+    assert against(2.0) == []  # far below
+    assert against(1.0) == ["time onnx"]
+    assert against(0.5) == []  # far above
+    assert against(1.0, timed.ingredients["files"][0]) == []  # the same file: what differs is noise
+    assert plan(relative, board, store).up_to_date  # no baseline is known
 
 
 def test_a_model_that_is_trained_on_after_a_cut_is_no_teacher(store: Store, board: Device) -> None:

@@ -29,8 +29,7 @@ def contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> 
     for artifact in build.shipped():
         _, path = work.file(artifact.label)
         files[_model(recipe, artifact)] = path.read_bytes()
-    files |= _io(recipe, work.signature)
-    files |= _licences(recipe)
+    files |= beside(recipe, work.signature)
     files |= _runtime(build, recipe, work)
     files |= _selftest(build, work)
     files |= _provenance(build, recipe, device)
@@ -43,6 +42,11 @@ def contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> 
 
 def _model(recipe: "Recipe", artifact: "Artifact") -> str:
     return f"models/{recipe.name}{Path(artifact.file).suffix}"
+
+
+def beside(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app ships with a model file: all else of role deploy. Raises DeviceError as `contents` does."""
+    return {**_io(recipe, signature), **_licences(recipe)}
 
 
 def _io(recipe: "Recipe", signature: "Signature") -> Files:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgepack.benchmark import Evidence, Measurement
-from edgepack.budgets import METRICS
+from edgepack.budgets import AGAINST_TEACHER, FROM_BELOW, METRICS, quantity_of
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.result import Build
@@ -18,6 +18,7 @@ MARKS = {
     "fail": "FAIL",
     "inconclusive": "inconclusive",
     "not_measured": "not measured",
+    "not_comparable": "not comparable",
     "waived": "waived",
 }
 
@@ -35,8 +36,6 @@ HEADLINES = {
 # What XML 1.0 cannot hold, terminals obey and pages show as nothing: all control characters but tab and new line.
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WEAKEST_FIRST: tuple[Evidence, ...] = ("estimated", "emulated", "measured")
-_BOUNDS_FROM_BELOW = ("min", "retain")
-_AGAINST_THE_TEACHER = ("max_drop", "retain")
 
 
 def printable(text: str) -> str:
@@ -107,7 +106,7 @@ def interval(measurement: Measurement) -> str:
 def evidence(build: Build, verdict: Verdict) -> str:
     """What the figure of a verdict is worth: as much as the weakest that it was computed from."""
     labels = [verdict.artifact]
-    if verdict.bound in _AGAINST_THE_TEACHER:
+    if verdict.bound in AGAINST_TEACHER:
         labels.append(f"teacher ({verdict.artifact})")
     found = {each.evidence for each in build.measurements if each.metric == verdict.metric and each.artifact in labels}
     return next((each for each in _WEAKEST_FIRST if each in found), "measured")
@@ -165,7 +164,7 @@ def moment(seconds: float) -> str:
 
 def level(verdict: Verdict) -> str:
     """error, warn or info: what a budget that is not met does to the exit code."""
-    return str(getattr(verdict, "level", "error"))
+    return verdict.level
 
 
 def mark(verdict: Verdict) -> str:
@@ -192,8 +191,14 @@ def tone(verdict: Verdict) -> str:
 
 
 def limit(verdict: Verdict) -> str:
-    sign = "at least" if verdict.bound in _BOUNDS_FROM_BELOW else "at most"
-    return f"{sign} {figure(verdict.metric, verdict.limit)}"
+    sign = "at least" if verdict.bound in FROM_BELOW else "at most"
+    return f"{sign} {_change(verdict) if verdict.limit is None else figure(verdict.metric, verdict.limit)}"
+
+
+def _change(verdict: Verdict) -> str:
+    """What a relative budget allows: "+5 %", "-0.5 %"."""
+    share = quantity_of(verdict.metric, verdict.bound).format(verdict.relative or 0)
+    return f"-{share}" if verdict.bound in FROM_BELOW else f"+{share}"
 
 
 def headroom(verdict: Verdict) -> str:
@@ -201,10 +206,10 @@ def headroom(verdict: Verdict) -> str:
 
     Nothing where that is not known.
     """
-    if verdict.value is None or verdict.outcome == "inconclusive":
+    if verdict.value is None or verdict.limit is None or verdict.outcome == "inconclusive":
         return "-"
     gap = verdict.limit - verdict.value
-    below = verdict.bound in _BOUNDS_FROM_BELOW
+    below = verdict.bound in FROM_BELOW
     text = _gap(verdict, abs(gap))
     if (gap < 0 and not below) or (gap > 0 and below):
         return f"{'under' if below else 'over'} by {text}"
@@ -233,6 +238,17 @@ def reasons(build: Build) -> Iterator[tuple[str, str]]:
             found.setdefault(verdict.reason, []).append(f"{verdict.budget} of {verdict.artifact}")
     for reason, budgets in found.items():
         yield ", ".join(budgets), reason
+
+
+def baselines(build: Build) -> Iterator[str]:
+    """What relative budgets were held against: "... the build of 2026-11-20 12:00 UTC: size of onnx 164 kB +2 %"."""
+    found: dict[str, list[str]] = {}
+    for each in build.verdicts:
+        if each.against:
+            told = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
+            found.setdefault(each.against, []).append(told)
+    for against, figures in found.items():
+        yield f"relative to the build of {against}: {', '.join(figures)}"
 
 
 def when(measurement: Measurement) -> str:
@@ -330,7 +346,7 @@ def _place(where: str, evidence: str, group: list[Measurement]) -> Place:
 
 def _where(environment: dict[str, Any]) -> str:
     """The facts of a place that a person reads: no list of the processor's features, no codes for its family."""
-    left = {"features", "family", "evidence", "versions"}
+    left = {"features", "family", "evidence", "versions", "protocol", "data"}
     return ", ".join(_fact(key, fact) for key, fact in environment.items() if key not in left and _told(fact))
 
 

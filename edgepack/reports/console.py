@@ -165,6 +165,7 @@ def _console(stream: TextIO) -> "Console":
 def _remarks(build: Build) -> Iterator[str]:
     for budgets, why in words.reasons(build):
         yield f"{budgets}: {why}"
+    yield from words.baselines(build)
     yield from words.gains(build)
     if build.error:
         yield f"the build did not finish: {build.error}"

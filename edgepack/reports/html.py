@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement, percentile
-from edgepack.budgets import METRICS
+from edgepack.budgets import FROM_BELOW, METRICS
 from edgepack.contents import Contents
 from edgepack.gate import Verdict
 from edgepack.reports import _charts as charts
@@ -112,26 +112,25 @@ class Judged:
 def groups(build: Build) -> list[tuple[Verdict, list[Judged]]]:
     """The verdicts of each budget, under the first of them."""
 
-    def budget(verdict: Verdict) -> tuple[str, str, float]:
-        return verdict.budget, verdict.place, verdict.limit
+    def budget(verdict: Verdict) -> tuple[str, str, float | None]:
+        return verdict.budget, verdict.place, verdict.limit if verdict.relative is None else verdict.baseline
 
     found = [list(group) for _, group in groupby(build.verdicts, key=budget)]
     return [(group[0], [Judged(verdict=each, gauge=_gauge(build, each)) for each in group]) for group in found]
 
 
 def _gauge(build: Build, verdict: Verdict) -> "Markup | str":
-    if verdict.value is None:
+    if verdict.value is None or verdict.limit is None:
         return ""
     known = build.find(verdict.metric, verdict.artifact)
     ends = (known.low, known.high) if known and known.value == verdict.value else (verdict.value, verdict.value)
-    low, high = sorted(_used(verdict, end) for end in ends)
-    return charts.gauge(_used(verdict, verdict.value), low, high, words.tone(verdict))
+    low, high = sorted(_used(verdict, end, verdict.limit) for end in ends)
+    return charts.gauge(_used(verdict, verdict.value, verdict.limit), low, high, words.tone(verdict))
 
 
-def _used(verdict: Verdict, value: float) -> float:
+def _used(verdict: Verdict, value: float, limit: float) -> float:
     """The share of a limit that a value uses: of a share that must be reached, of the misses that it allows."""
-    limit = verdict.limit
-    if verdict.bound in ("min", "retain"):
+    if verdict.bound in FROM_BELOW:
         if verdict.metric in METRICS and METRICS[verdict.metric].quantity is not SHARE:
             return limit / value if value else 2.0
         value, limit = 1 - value, 1 - limit

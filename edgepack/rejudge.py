@@ -1,0 +1,104 @@
+"""A build judged again from what it recorded: no model is run, and nothing but build.json is needed."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgepack.budgets import Budget, Waiver, read_budgets, read_waivers
+from edgepack.config import Document
+from edgepack.errors import EdgepackError, ExitCode, RecipeError, VerifyError
+from edgepack.gate import EXPIRED, EXPLAINED, Verdict, judged
+from edgepack.history import baseline
+from edgepack.overrides import override
+from edgepack.result import Build
+
+_PARTS = ("budgets", "waivers")  # of a recipe: what can change without building again
+_HINT = "`edgepack build` makes another build"
+
+
+def rejudge(
+    path: Path, *, history: Path, recipe: Path | None = None, overrides: Sequence[str] = (), against: str | None = None
+) -> Build:
+    """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
+
+    `against` names another baseline for the relative budgets. Raises RecipeError for what cannot be read or makes no
+    sense, VerifyError when the bundle beside it is another one, and the build's own failure when it did not finish.
+    """
+    build = Build.read(path)
+    if build.error or build.exit_code is None:
+        raise _unfinished(path, build)
+    _check_bundle(path, build)
+    document = Document.read(recipe) if recipe else _recorded(path, build)
+    for text in overrides:
+        _change(document, text)
+    if against:
+        _change(document, f"budgets.relative.baseline={against}", "--baseline")
+    budgets, waivers = _read(document, build)
+    names = [budget.against for budget in budgets if budget.against]
+    if against and not names:
+        raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
+    held = baseline(names[0], build.name, str(build.device["id"]), history, build.started_at) if names else None
+    again = judged(build, budgets, waivers, held)
+    return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
+
+
+def _unfinished(path: Path, build: Build) -> EdgepackError:
+    """With the exit code that it ended with itself."""
+    error = EdgepackError(f"{path} is of a build that did not finish: {build.error or 'it was killed, or still runs'}")
+    error.code = ExitCode(build.exit_code if build.exit_code is not None else ExitCode.INCONCLUSIVE)
+    return error
+
+
+def _check_bundle(path: Path, build: Build) -> None:
+    """What lies beside the build is what would be released by its verdict."""
+    bundle = path.parent / (build.bundle or f"{build.name}.zip")
+    there = bundle.is_file() and hashlib.sha256(bundle.read_bytes()).hexdigest()
+    if build.bundle_sha256 and there not in (False, build.bundle_sha256):
+        raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
+
+
+def _recorded(path: Path, build: Build) -> Document:
+    recipe = build.recipe
+    return Document(file=str(path), data={**recipe, "waivers": tuple(recipe.get("waivers", ()))}, lines={})
+
+
+def _change(document: Document, text: str, option: str = "--set") -> None:
+    part = text.partition("=")[0].partition(".")[0].partition("[")[0]
+    if part not in _PARTS:
+        raise RecipeError(f"--set {text}: what was built cannot be changed, only {' and '.join(_PARTS)}", _HINT)
+    override(document, text)
+    if option != "--set":
+        document.came_from(option, ("budgets", "relative", "baseline"))
+
+
+def _read(document: Document, build: Build) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
+    """The budgets and waivers of a recipe. Raises ConfigError, and RecipeError for a recipe of another task."""
+    data, task = document.data, build.recipe.get("task")
+    if data.get("task", task) != task:
+        message = f"{document.file} is for {data['task']}, and the build for {task}"
+        raise RecipeError(message, "judge a build by a recipe for the same task")
+    for part, kind in zip(_PARTS, (dict, tuple), strict=True):
+        if not isinstance(data.get(part, kind()), kind):
+            document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
+    formats = [_name(each) for each in build.recipe.get("export", ())]
+    budgets = read_budgets(document, data.get("budgets"), formats)
+    waivers = read_waivers(document, data.get("waivers"), budgets, formats)
+    document.raise_problems()
+    return budgets, waivers
+
+
+def _name(exporter: Any) -> str:
+    return str(next(iter(exporter))) if isinstance(exporter, dict) else str(exporter)
+
+
+def _as_before(verdict: Verdict, build: Build, file: str) -> Verdict:
+    """With the place and the finding that the build had for it: where a limit stands, where a file begins to differ."""
+    known = (each for each in build.verdicts if (each.budget, each.artifact) == (verdict.budget, verdict.artifact))
+    before = next(known, None)
+    if before is None:
+        return verdict
+    place = before.place if verdict.place.startswith(file) else verdict.place
+    explained = verdict.metric in EXPLAINED and verdict.outcome == before.outcome == "fail"
+    found = [each for each in before.reason.split("; ") if explained and not each.startswith(EXPIRED)]
+    return verdict.because("; ".join(found), place=place)
