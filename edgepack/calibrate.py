@@ -128,8 +128,8 @@ def _start(samples: Sequence[Sample]) -> "Vector":
 
     seconds = 1e-3 * sum(sample.ms for sample in samples)
     operations = [each for sample in samples for each in sample.operations]
-    rate = 1e-9 * sum(each.macs for each in operations) / seconds
-    bandwidth = 2e-9 * sum(each.bytes for each in operations) / seconds
+    rate = 1e-9 * max(1, sum(each.macs for each in operations)) / seconds
+    bandwidth = 2e-9 * max(1, sum(each.bytes for each in operations)) / seconds
     least = min(sample.ms for sample in samples)
     rates = [rate * _SLOW.get(name.split()[-1], 1.0) for name in _NAMES]
     return numpy.log([*rates, bandwidth, bandwidth, 0.01 * least, 0.1 * least])
