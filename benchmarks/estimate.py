@@ -65,7 +65,6 @@ _MODELS = {
     "MNASNet 0.5, 96 px": _picture(96, torchvision="mnasnet0_5"),
     "EfficientNet-B0, 64 px": _picture(64, torchvision="efficientnet_b0"),
     "ShuffleNetV2 x1.0, 96 px": _picture(96, torchvision="shufflenet_v2_x1_0"),
-    "RegNetY-400MF, 64 px": _picture(64, torchvision="regnet_y_400mf"),
     "MiniLM, 6 layers, 128 tokens": _text(128),
     "MiniLM, 3 layers, 32 tokens": _text(32, layers=3),
 }
