@@ -223,14 +223,12 @@ def gate(
     BUILD is a build.json, the folder it lies in, or the name of a recipe that was built. It is judged by the budgets it
     was built with, or those of --recipe.
     """
-    from edgepack.history import FILE
     from edgepack.rejudge import rejudge
     from edgepack.reports.console import show
     from edgepack.result import find_build
 
     codes: list[int] = []
-    limits = _recipe_file(recipe) if recipe else None
-    past = Path(history) if history else Path(dist) / FILE
+    limits, past = _recipe_file(recipe) if recipe else None, Path(history) if history else None
     for named in builds:
         try:
             path = find_build(named, Path(dist))

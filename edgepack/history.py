@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "history.jsonl"
 SCHEMA: Literal["edgepack.history/1"] = "edgepack.history/1"
-_UNTOLD = ("features", "versions", "evidence", "data")  # of an environment: too long, or told elsewhere
+_UNTOLD = ("features", "versions", "data")  # of an environment: too long, or told elsewhere
 
 
 class Figure(Frozen):
@@ -74,7 +74,7 @@ class Line(Frozen):
             bundle_sha256=build.bundle_sha256,
             artifacts={each.label: each.sha256 for each in build.shipped()},
             versions=dict(build.provenance.get("versions", {})),
-            where={key: value for key, value in told.items() if key not in _UNTOLD},
+            where=_told(told),
             figures=tuple(_figures(build)),
         )
 
@@ -86,6 +86,11 @@ class Line(Frozen):
         """The build as a sentence names it."""
         commit = f", commit {self.commit[:8]}" if self.commit else ""
         return f"{datetime.fromtimestamp(self.started_at, UTC):%Y-%m-%d %H:%M} UTC{commit}"
+
+
+def _told(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What people know a device by."""
+    return {key: value for key, value in environment.items() if key not in _UNTOLD}
 
 
 def _figures(build: Build) -> Iterable[Figure]:
@@ -174,8 +179,7 @@ class Baseline:
             return f"{self.named} tells no {metric} of {artifact}"
         if METRICS[metric].within == "data":
             return f"{self.named} was measured on other test data"
-        here = {key: value for key, value in environment.items() if key in line.where and key != "kernel"}
-        there = {key: line.where[key] for key in here}
+        there, here = (series(metric, _told(each)) for each in (line.where, environment))
         told = ", ".join(differences(there, here)) or "its processor has other features"
         return f"{self.named} was measured on another device or by another protocol: {told}"
 

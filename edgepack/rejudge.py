@@ -1,15 +1,16 @@
 """A build judged again from what it recorded: no model is run, and nothing but build.json is needed."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack.budgets import Budget, Waiver, read_budgets, read_waivers
+from edgepack.budgets import LAST, Budget, Waiver, read_budgets, read_waivers
 from edgepack.config import Document
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, VerifyError
 from edgepack.gate import EXPIRED, EXPLAINED, Verdict, judged
-from edgepack.history import baseline
+from edgepack.history import FILE, Baseline, baseline
 from edgepack.overrides import override
 from edgepack.result import Build
 
@@ -18,11 +19,17 @@ _HINT = "`edgepack build` makes another build"
 
 
 def rejudge(
-    path: Path, *, history: Path, recipe: Path | None = None, overrides: Sequence[str] = (), against: str | None = None
+    path: Path,
+    *,
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    against: str | None = None,
+    history: Path | None = None,
 ) -> Build:
     """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
 
-    `against` names another baseline for the relative budgets. Raises RecipeError for what cannot be read or makes no
+    `against` names another baseline for the relative budgets; `history` is by default that of the folder that the build
+    went to, dist/. Raises RecipeError for what cannot be read or makes no
     sense, VerifyError when the bundle beside it is another one, and the build's own failure when it did not finish.
     """
     build = Build.read(path)
@@ -33,14 +40,21 @@ def rejudge(
     for text in overrides:
         _change(document, text)
     if against:
-        _change(document, f"budgets.relative.baseline={against}", "--baseline")
+        _change(document, f"budgets.relative.baseline={json.dumps(against)}", "--baseline")
     budgets, waivers = _read(document, build)
     names = [budget.against for budget in budgets if budget.against]
     if against and not names:
         raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
-    held = baseline(names[0], build.name, str(build.device["id"]), history, build.started_at) if names else None
+    held = _held(names[0], build, history or path.parent.parent / FILE) if names else None
     again = judged(build, budgets, waivers, held)
     return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
+
+
+def _held(name: str, build: Build, history: Path) -> Baseline:
+    """The baseline; that a build has no history at all is no beginning, for it stands there itself."""
+    if name == LAST and not history.exists():
+        return Baseline(lines=(), unfit=f"there is no history at {history}: name a baseline, or give --history")
+    return baseline(name, build.name, str(build.device["id"]), history, build.started_at)
 
 
 def _unfinished(path: Path, build: Build) -> EdgepackError:

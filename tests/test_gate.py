@@ -15,7 +15,9 @@ from edgepack.budgets import Waiver
 from edgepack.bundle import pack
 from edgepack.errors import ExitCode, most_decisive
 from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
+from edgepack.history import append
 from edgepack.rejudge import rejudge
+from edgepack.result import Build
 
 NAN = float("nan")
 
@@ -358,7 +360,7 @@ def recorded(folder: str = "dist/tiny", budgets: Any = None, **more: Any) -> Pat
 
 def reasons(*overrides: str, **more: Any) -> str:
     """What the verdicts of dist/tiny say, judged again."""
-    again = rejudge(Path("dist/tiny/build.json"), history=Path("dist/history.jsonl"), overrides=overrides, **more)
+    again = rejudge(Path("dist/tiny/build.json"), overrides=overrides, **more)
     return "; ".join(each.reason for each in again.verdicts)
 
 
@@ -532,6 +534,21 @@ def test_a_baseline_that_cannot_be_compared(facts: dict[str, Any], said: str) ->
     build(**{"recipe": {"name": "tiny"}, **facts}).save(Path("old/build.json"))
     assert edgepack("gate", "tiny", "--baseline", "old").code == 3
     assert said in reasons(against="old")
+
+
+def test_the_last_build_that_passed_is_the_baseline_unless_another_is_named() -> None:
+    path = recorded(budgets=RELATIVE, started_at=1.7e9 + 60)
+    assert edgepack("gate", str(path)).code == 3
+    assert "there is no history at dist/history.jsonl" in reasons()
+    append(Path("dist/history.jsonl"), Build.read(path))
+    assert edgepack("gate", str(path)).code == 0  # nothing before it: that is told, and fails nothing
+    assert "nothing to compare with yet" in reasons()
+    append(
+        Path("dist/history.jsonl"),
+        Build.read(recorded("old", measurements=(measurement(value=480e3, sha256="b" * 64),))),
+    )
+    assert edgepack("gate", str(path)).code == 1
+    assert edgepack("gate", str(path), "--history", "other.jsonl").code == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from edgepack import pipeline
 from edgepack.bundle import verify
 from edgepack.device import load_device
 from edgepack.events import BuildFinished, BuildStarted, Event
+from edgepack.history import read
 from edgepack.plan import plan
 from edgepack.recipe import load_recipe
 from edgepack.result import Build
@@ -290,6 +291,24 @@ def test_a_budget_that_is_missed_ends_with_1_and_runs_nothing(
     metric = change.split("=")[0].removeprefix("budgets.").removesuffix(".min")
     assert [verdict.outcome for verdict in result.verdicts if verdict.metric == metric] == ["fail", "fail"]
     assert result.exit_code == 1 and result.bundle  # the files are there to look into
+
+
+def test_every_build_that_was_judged_is_in_the_history_and_can_be_judged_again(
+    project: Project, no_torch: dict[str, str]
+) -> None:
+    past = project.folder / "dist/history.jsonl"
+    relative = "--set=budgets.relative={size: 2 %, latency.p50: 900 %, accuracy: 0 %}"
+    codes = [project.build(relative, **no_torch).code, project.build("--set=budgets.size=1 kB", **no_torch).code]
+    assert project.build("--set=stages.prune.ratio=99.9 %").code == 5  # it is not judged
+    lines, damaged = read(past)
+    assert (codes, [line.exit_code for line in lines], damaged) == ([0, 1], [0, 0, 1], 0)
+    assert len({line.figures for line in lines}) == 1
+    assert project.run("gate", "tiny").code == 5
+    assert project.build(relative, **no_torch).code == 0
+    ran = project.run("gate", "tiny", **no_torch)
+    assert ran.code == 0
+    assert "relative.latency.p50" in ran.out
+    assert "size.deploy" in project.run("compare", "tiny", "tiny", **no_torch).out
 
 
 def test_people_see_where_a_budget_is_missed_and_by_how_much(project: Project) -> None:
