@@ -160,21 +160,24 @@ def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
     if device.evidence.get("time") != "measured":
         raise DeviceError(f"{device.name} cannot be timed, and figures come from timings", "calibrate one that can")
     with connected(device) as connection, TemporaryDirectory() as folder:
-        samples = measured(device, connection, Path(folder), emit)
-        threads = int(connection.facts["threads"])
-        cpu = connection.facts.get("cpu") or device.name
+        return analytic(device, connection, measured(device, connection, Path(folder), emit))
+
+
+def analytic(device: Device, connection: Connection, samples: dict[str, list[Sample]]) -> Analytic:
+    """What was measured by runtime, as the section of a device profile; its error is that of nets left out."""
     errors = [(ms, sample.ms) for each in samples.values() for sample, ms in left_out(each)]
     versions = ", ".join(f"{runtime} {connection.facts['versions'][runtime]}" for runtime in samples)
     nets = len({sample.net for each in samples.values() for sample in each})
+    where = connection.facts.get("cpu") or device.name
     return Analytic(
-        calibrated_from=f"{nets} small nets in fp32 and int8, timed on {cpu}, {versions}",
+        calibrated_from=f"{nets} small nets in fp32 and int8, timed on {where}, {versions}",
         error=f"{100 * mean_error(errors):.0f} %",
-        threads=threads,
+        threads=int(connection.facts["threads"]),
         runtimes={runtime: fit(each) for runtime, each in samples.items()},
     )
 
 
-def section(analytic: Analytic) -> str:
+def section(found: Analytic) -> str:
     """As a device profile has it, ending with a line break."""
     from ruamel.yaml import YAML
 
@@ -182,7 +185,7 @@ def section(analytic: Analytic) -> str:
     yaml.default_flow_style = None  # the innermost mappings on one line
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 110
-    yaml.dump({"analytic": analytic.model_dump(mode="json", exclude_none=True)}, text)
+    yaml.dump({"analytic": found.model_dump(mode="json", exclude_none=True)}, text)
     return text.getvalue()
 
 

@@ -120,10 +120,13 @@ def test_a_file_of_somebody_else_is_read(tmp_path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         dynamo=True,
         verbose=False,
+        input_names=["picture"],
     )
     found = operations("onnxruntime", path, Quantization())
     assert sum(each.macs for each in found) == 25 * 4 * 8 * 4
     assert {each.elements for each in found if each.kind == "elementwise"} == {8 * 100}
+    three = operations("onnxruntime", path, Quantization(), {"picture": (3, 4, 5, 5)})
+    assert sum(each.macs for each in three) == 3 * sum(each.macs for each in found)
 
 
 def test_what_a_backend_hides_cannot_be_estimated() -> None:
