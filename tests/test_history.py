@@ -123,6 +123,13 @@ def _trend(*builds: Build) -> list[tuple[str, ...]]:
     return [row.cells() for row in rows([Line.of(each) for each in builds])]
 
 
+def test_a_file_that_stays_the_same_ships_with_more_beside_it() -> None:
+    beside = build(started_at=1.7e9, measurements=(measurement("size.deploy", 600e3),))
+    kept(beside)
+    held = last().find("size.deploy", "onnx", beside.measurements[0].sha256, {})
+    assert held == Base(value=600e3, low=600e3, high=600e3, told="2023-11-14 22:13 UTC", same=False)
+
+
 def test_a_trend_marks_steps_beyond_the_intervals() -> None:
     found = _trend(made(0), made(1, 1.03, sha256="b" * 64), made(2, 1.5, sha256="c" * 64, exit_code=1))
     assert [cells[-1] for cells in found] == ["", "", "latency.p50 +45.6 %"]
