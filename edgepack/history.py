@@ -7,7 +7,7 @@ stands: figures of one series may be compared. What is damaged, or of a schema n
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +52,7 @@ class Line(Frozen):
     schema_: Literal["edgepack.history/1"] = Field(default=SCHEMA, alias="schema")
     recipe: str
     device: str
+    overrides: tuple[str, ...] = ()
     started_at: float
     exit_code: int
     commit: str = ""
@@ -68,6 +69,7 @@ class Line(Frozen):
             schema=SCHEMA,
             recipe=build.name,
             device=str(build.device["id"]),
+            overrides=build.overrides,
             started_at=build.started_at,
             exit_code=build.exit_code or 0,
             commit=str(build.provenance.get("git", {}).get("commit", "")),
@@ -192,14 +194,18 @@ def _beginning(metric: str, elsewhere: bool) -> str:
     return f"no earlier build passed {what}: a new series begins"
 
 
-def baseline(name: str, recipe: str, device: str, history: Path, before: float) -> Baseline:
+def baseline(
+    name: str, recipe: str, device: str, history: Path, before: float, overrides: Collection[str] = ()
+) -> Baseline:
     """The baseline called `name`, for a build of this recipe and device that began at the time `before`.
 
+    What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`.
     Raises RecipeError when it cannot be read.
     """
     if name == LAST:
         lines = [each for each in read(history)[0] if (each.recipe, each.device) == (recipe, device)]
-        passed = [each for each in lines if each.exit_code == ExitCode.OK and each.started_at < before]
+        released = [each for each in lines if {*each.overrides} <= {*overrides}]
+        passed = [each for each in released if each.exit_code == ExitCode.OK and each.started_at < before]
         return Baseline(lines=tuple(sorted(passed, key=lambda each: -each.started_at)))
     line = _named(Path(name))
     other = [
@@ -214,7 +220,9 @@ def baseline(name: str, recipe: str, device: str, history: Path, before: float) 
 def looked_up(recipe: "Recipe", device: str, history: Path, before: float) -> "Recipe":
     """The recipe with the baseline of its relative budgets. Raises RecipeError when that cannot be read."""
     names = [budget.against for budget in recipe.budgets if budget.against]
-    return replace(recipe, baseline=baseline(names[0], recipe.name, device, history, before)) if names else recipe
+    if not names:
+        return recipe
+    return replace(recipe, baseline=baseline(names[0], recipe.name, device, history, before, recipe.overrides))
 
 
 def _named(path: Path) -> Line:

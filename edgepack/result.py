@@ -44,6 +44,7 @@ class Build(Frozen):
     schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
     recipe: dict[str, Any]
     recipe_file: str = ""  # from the folder that edgepack ran in
+    overrides: tuple[str, ...] = ()  # what --set changed of it
     device: dict[str, Any]
     exit_code: int | None = None
     error: str = ""

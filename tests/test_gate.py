@@ -428,6 +428,8 @@ def test_the_budgets_of_another_recipe() -> None:
         ({"budgets": {"size": {"executorch": "1 kB"}}}, "unknown key 'executorch'"),
         ({"budgets": ["size"]}, "expected a mapping"),
         ({"waivers": 5}, "expected a list"),
+        ({"budgets": None, "budgest": {"size": "1 kB"}}, "unknown key 'budgest': did you mean 'budgets'"),
+        ({"budgets": {}}, "sets no budgets, so nothing would be judged"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
@@ -435,6 +437,15 @@ def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said:
     recipe_file("release", **parts)
     ran = edgepack("gate", "tiny", "--recipe", "release")
     assert (ran.code, said in ran.err) == (2, True), ran.err
+
+
+def test_the_gate_tells_a_job_of_github_what_the_build_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(budgets={"size": "100 kB"})
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    assert "::error " in edgepack("gate", "tiny").out
+    assert "a budget failed" in Path("summary.md").read_text()
+    assert "::error title=edgepack::there is no build 'tinny'" in edgepack("gate", "tinny").out
 
 
 def test_only_what_was_not_built_can_be_changed() -> None:

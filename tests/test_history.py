@@ -93,6 +93,15 @@ def test_the_last_build_that_passed_before_this_one() -> None:
     assert find(last(1.7e9 + 3 * 86400)) == Base(value=2.0, low=1.96, high=2.04, told="2023-11-15 22:13 UTC")
 
 
+def test_a_try_with_other_settings_is_the_baseline_of_such_tries_alone() -> None:
+    kept(made(0, 1.0), made(1, 2.0, overrides=("stages.train.epochs=1",)))
+    held = baseline("last", "tiny", "board", PAST, 1.8e9, ("stages.train.epochs=1", "budgets.size=1MB"))
+    for each, value in ((last(), 1.0), (held, 2.0)):
+        found = find(each)
+        assert isinstance(found, Base)
+        assert found.value == value
+
+
 def test_it_is_of_the_same_recipe_and_device() -> None:
     kept(made(0), made(1, recipe={"name": "other"}), made(2, device={"id": "phone", "name": "a phone"}))
     for held in (last(recipe="third"), last(device="desk")):
