@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from edgepack.artifact import deflated
 from edgepack.benchmark import Evidence
 from edgepack.budgets import LAST, METRICS
 from edgepack.compare import differences, series
@@ -253,32 +254,41 @@ def _of_bundle(path: Path) -> Line:
     from edgepack import bundle
 
     try:
-        manifest = bundle.verify(path)
+        manifest, files = bundle.read(path)
     except VerifyError as error:
         raise RecipeError(f"the baseline {path} is neither a build nor a whole bundle: {error.message}") from None
-    sizes = {each.path: each for each in manifest.files}
-    entries = {runtime.format: sizes[runtime.entry.file] for runtime in manifest.runtimes.values()}
+    shas = {each.path: each.sha256 for each in manifest.files if each.role == "deploy"}
+    entries = {runtime.format: runtime.entry.file for runtime in manifest.runtimes.values()}
+    beside = [files[name] for name in shas.keys() - {*entries.values()}]
     return Line(
         schema=SCHEMA,
         recipe=manifest.name,
         device=manifest.device,
         started_at=0.0,
         exit_code=0,
-        artifacts={label: each.sha256 for label, each in entries.items()},
-        figures=tuple(_weighed(label, each.bytes, each.sha256) for label, each in entries.items()),
+        artifacts={label: shas[name] for label, name in entries.items()},
+        figures=tuple(
+            _weighed(metric, label, shas[name], sum(size(content) for content in weighed))
+            for label, name in entries.items()
+            for metric, size, weighed in (
+                ("size", len, [files[name]]),
+                ("size.deploy", len, [files[name], *beside]),
+                ("size.download", deflated, [files[name], *beside]),
+            )
+        ),
     )
 
 
-def _weighed(label: str, size: int, sha256: str) -> Figure:
-    value, key = float(size), key_of("size", {})
+def _weighed(metric: str, label: str, sha256: str, size: int) -> Figure:
+    value = float(size)
     return Figure(
-        metric="size",
+        metric=metric,
         artifact=label,
         value=value,
         low=value,
         high=value,
         evidence="measured",
         taken_at=0.0,
-        series=key,
+        series=key_of(metric, {}),
         taken=taken(sha256, {}),
     )

@@ -33,7 +33,7 @@ def rejudge(
     is another one, and the build's own failure when it did not finish.
     """
     build = Build.read(path)
-    if build.error or build.exit_code is None:
+    if build.error or build.exit_code is None or not build.shipped():
         raise _unfinished(path, build)
     _check_bundle(path, build)
     document = _given(recipe) if recipe else _recorded(path, build)
@@ -60,7 +60,7 @@ def _held(name: str, build: Build, history: Path) -> Baseline:
 def _unfinished(path: Path, build: Build) -> EdgepackError:
     """With the exit code that it ended with itself."""
     error = EdgepackError(f"{path} is of a build that did not finish: {build.error or 'it was killed, or still runs'}")
-    error.code = ExitCode(build.exit_code if build.exit_code is not None else ExitCode.INCONCLUSIVE)
+    error.code = ExitCode(build.exit_code or ExitCode.INCONCLUSIVE)
     return error
 
 

@@ -2,20 +2,21 @@
 
 import hashlib
 import random
+import zlib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, build, edgepack, measurement, recipe_file, sealed, verdict
+from factories import budget, build, edgepack, measurement, recipe_file, runtime, sealed, verdict
 
 from edgepack import gate
 from edgepack.budgets import Waiver
 from edgepack.bundle import pack
 from edgepack.errors import ExitCode, most_decisive
 from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
-from edgepack.history import append
+from edgepack.history import append, baseline
 from edgepack.rejudge import rejudge
 from edgepack.result import Build
 
@@ -482,7 +483,13 @@ def test_builds_that_are_not_there() -> None:
 
 @pytest.mark.parametrize(
     ("facts", "code"),
-    [({"exit_code": 5, "error": "prune failed"}, 5), ({"exit_code": None}, 3), ({"exit_code": 4, "error": "gone"}, 4)],
+    [
+        ({"exit_code": 5, "error": "prune failed"}, 5),
+        ({"exit_code": None}, 3),
+        ({"exit_code": 4, "error": "gone"}, 4),
+        ({"exit_code": 0, "error": "gone"}, 3),
+        ({"exit_code": 0, "artifacts": ()}, 3),
+    ],
 )
 def test_a_build_that_did_not_finish_keeps_its_exit_code(facts: dict[str, Any], code: int) -> None:
     recorded(**facts)
@@ -590,6 +597,17 @@ def test_a_bundle_tells_sizes_and_no_timing() -> None:
     recorded(budgets=RELATIVE)
     assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 3
     assert "old.zip tells no latency.p50 of onnx" in reasons(against="old.zip")
+
+
+def test_a_bundle_tells_what_an_app_ships_of_it() -> None:
+    files = {"models/tiny.onnx": bytes(1000), "io/labels.txt": bytes(200), "selftest/a.bin": bytes(9000)}
+    Path("old.zip").write_bytes(pack(sealed(files, runtimes={"onnxruntime": runtime("models/tiny.onnx")})))
+    packed = sum(len(zlib.compress(files[name])) for name in ("models/tiny.onnx", "io/labels.txt"))
+    held = baseline("old.zip", "tiny", "board", Path("none"), 0.0)
+    for metric, size in (("size", 1000), ("size.deploy", 1200), ("size.download", packed)):
+        found = held.find(metric, "onnx", "", {})
+        assert isinstance(found, Base)
+        assert found.value == size
 
 
 def test_a_bundle_stands_for_the_build_beside_it() -> None:
