@@ -19,7 +19,7 @@ from edgepack.artifact import deflated
 from edgepack.benchmark import Evidence
 from edgepack.budgets import LAST, METRICS
 from edgepack.compare import differences, series
-from edgepack.config import Frozen
+from edgepack.config import Frozen, Moment
 from edgepack.errors import ExitCode, RecipeError, VerifyError
 from edgepack.gate import Base, NoBase
 from edgepack.result import Build
@@ -42,7 +42,7 @@ class Figure(Frozen):
     low: float
     high: float
     evidence: Evidence
-    taken_at: float
+    taken_at: Moment
     series: str
     taken: str
 
@@ -54,7 +54,7 @@ class Line(Frozen):
     recipe: str
     device: str
     overrides: tuple[str, ...] = ()
-    started_at: float
+    started_at: Moment
     exit_code: int
     commit: str = ""
     bundle_sha256: str = ""

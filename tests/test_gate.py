@@ -463,6 +463,8 @@ def test_only_what_was_not_built_can_be_changed() -> None:
         (lambda text: text.replace("edgepack.build/1", "edgepack.build/2"), "it has the schema 'edgepack.build/2'"),
         (lambda text: "[1]", "it has no schema"),
         (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": "x"'), "at started_at"),
+        (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": 1e300'), "at started_at"),
+        (lambda text: text.replace('"exit_code": 0', '"exit_code": 9'), "9 is not a valid ExitCode"),
     ],
 )
 def test_a_build_that_cannot_be_read(damage: Any, said: str) -> None:
