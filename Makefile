@@ -47,6 +47,7 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/protocol.py
+	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/recipes.py
 
 clean:                      ## remove bundles and the cache, keep .venv and the history of builds

@@ -4,9 +4,9 @@
     python benchmarks/estimate.py --keep FOLDER         and keeps the exported files there, for the next time
     python benchmarks/estimate.py --keep F --export     exports them alone: that may be done while others work
 
-The figures are fitted to small nets of edgepack's own, as `edgepack devices calibrate host-1t` fits them, and then asked
-for models that they have never seen: every file below is outside of the fit. Models have random weights and are exported
-by edgepack in fp32 and, calibrated on noise, in int8; one inference, one thread.
+The figures are fitted to small nets of edgepack's own, as `edgepack devices calibrate host-1t` does it, and then asked
+for models that were no part of that: every file below is outside of the fit. Models have random weights and are
+exported by edgepack in fp32 and, calibrated on noise, in int8; one inference, one thread.
 """
 
 import json
@@ -15,7 +15,7 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from edgepack import provenance
-from edgepack.analytic import Figures, estimate, mean_error
-from edgepack.calibrate import Sample, files, fit, left_out, measured, timed
+from edgepack.analytic import Analytic, Figures, estimate, mean_error
+from edgepack.calibrate import Sample, analytic, files, left_out, measured, section, timed
 from edgepack.candidate import Candidate
 from edgepack.datasets import Signature, TensorSpec
 from edgepack.device import Device, load_device
@@ -65,7 +65,6 @@ _MODELS = {
     "MNASNet 0.5, 96 px": _picture(96, torchvision="mnasnet0_5"),
     "EfficientNet-B0, 64 px": _picture(64, torchvision="efficientnet_b0"),
     "ShuffleNetV2 x1.0, 96 px": _picture(96, torchvision="shufflenet_v2_x1_0"),
-    "RegNetY-400MF, 64 px": _picture(64, torchvision="regnet_y_400mf"),
     "MiniLM, 6 layers, 128 tokens": _text(128),
     "MiniLM, 3 layers, 32 tokens": _text(32, layers=3),
 }
@@ -102,58 +101,70 @@ def _told(event: Event) -> None:
         print(f"{event.done + 1} of {event.total}  {event.doing}", file=sys.stderr, flush=True)
 
 
-def _rows(device: Device, folder: Path) -> tuple[list[Row], dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Each file, and by runtime the samples that the figures are fitted to, and those of the models."""
+@dataclass(frozen=True)
+class Found:
+    """`figures` were fitted to the small nets alone; `models` are the samples of the models, by runtime."""
+
+    rows: list[Row]
+    figures: Analytic
+    models: dict[str, list[Sample]]
+
+
+def _found(device: Device, folder: Path) -> Found:
     exported = {name: _exported(name, device, folder) for name in _MODELS}
     rows: list[Row] = []
-    seen: dict[str, list[Sample]] = {}
+    models: dict[str, list[Sample]] = {}
     with connected(device) as connection:
-        known = measured(device, connection, folder, _told)
-        figures = {runtime: fit(samples) for runtime, samples in known.items()}
-        for name, found in exported.items():
+        figures = analytic(device, connection, measured(device, connection, folder, _told))
+        for name, made in exported.items():
             print(f"timing {name}", file=sys.stderr, flush=True)
-            for (runtime, dtype), path in found.items():
+            for (runtime, dtype), path in made.items():
                 sample = timed(runtime, path, name, device, connection, _PROCESSES)
-                seen.setdefault(runtime, []).append(sample)
-                rows.append(_row(sample, runtime, dtype, figures[runtime]))
-    return rows, known, seen
+                models.setdefault(runtime, []).append(sample)
+                rows.append(_row(sample, runtime, dtype, figures.runtimes[runtime]))
+    return Found(rows, figures, models)
 
 
 def _row(sample: Sample, runtime: str, dtype: str, figures: Figures) -> Row:
     return Row(sample.net, runtime, dtype, sample.ms, estimate(figures, sample.operations).ms)
 
 
-def _page(rows: Sequence[Row], known: dict[str, list[Sample]], seen: dict[str, list[Sample]]) -> str:
+def _page(found: Found) -> str:
     about = (__doc__ or "").split("\n\n")[2]
-    lines = ["# Estimates beside measurements", "", about, "", *_summary(rows, known, seen), ""]
+    lines = ["# Estimates beside measurements", "", about, "", *_summary(found), ""]
     lines += ["| model | runtime | | measured | estimated | off by |", "|---|---|---|---|---|---|"]
-    for row in rows:
+    for row in found.rows:
         off = row.estimated / row.measured - 1
         times = f"{DURATION.format(row.measured)} | {DURATION.format(row.estimated)}"
         lines.append(f"| {row.model} | {row.runtime} | {row.dtype} | {times} | {off:+.0%} |")
+    lines += [
+        "",
+        "The figures that these estimates were made with:",
+        "",
+        "```yaml",
+        section(found.figures).rstrip(),
+        "```",
+    ]
     lines += ["", "Command: `python benchmarks/estimate.py`", "", f"Environment: {provenance.summary(*_PACKAGES)}.", ""]
     return "\n".join(lines)
 
 
-def _summary(rows: Sequence[Row], known: dict[str, list[Sample]], seen: dict[str, list[Sample]]) -> Iterator[str]:
-    models, within = len({row.model for row in rows}), sum(abs(a / b - 1) <= _WITHIN for a, b in map(_pair, rows))
-    yield f"**The mean absolute error is {mean_error(map(_pair, rows)):.0%}** over {len(rows)} files of {models} models;"
+def _summary(found: Found) -> Iterator[str]:
+    rows, pairs = found.rows, [row.pair for row in found.rows]
+    within = sum(abs(estimated / measured - 1) <= _WITHIN for estimated, measured in pairs)
+    yield f"**The mean absolute error is {mean_error(pairs):.0%}** over {len(rows)} files of {len(_MODELS)} models;"
     yield f"{within} of them are within {_WITHIN:.0%}. A measurement is the median of {_PROCESSES} fresh processes."
     yield ""
-    yield "| runtime | | mean error | worst | order of two models right |"
+    yield "| runtime | | mean error | worst | pairs of models in the right order |"
     yield "|---|---|---|---|---|"
     for runtime, dtype in dict.fromkeys((row.runtime, row.dtype) for row in rows):
         some = [row for row in rows if (row.runtime, row.dtype) == (runtime, dtype)]
-        worst = max((a / b - 1 for a, b in map(_pair, some)), key=abs)
-        yield f"| {runtime} | {dtype} | {mean_error(map(_pair, some)):.0%} | {worst:+.0%} | {_ordered(some):.0%} |"
+        worst = max((row.estimated / row.measured - 1 for row in some), key=abs)
+        error = mean_error(row.pair for row in some)
+        yield f"| {runtime} | {dtype} | {error:.0%} | {worst:+.0%} | {_ordered(some):.0%} |"
     yield ""
-    nets = _left_out(known)
-    yield f"- Of the {len({each.net for each in known['onnxruntime']})} small nets, each left out of the fit in turn: {nets:.0%}."
-    yield f"- Fitted to these models instead, each left out of the fit in turn: {_left_out(seen):.0%}."
-
-
-def _pair(row: Row) -> tuple[float, float]:
-    return row.pair
+    yield f"- The small nets themselves, each left out of the fit in turn: {found.figures.error:.0%}."
+    yield f"- Fitted to these models instead, each left out of the fit in turn: {_left_out(found.models):.0%}."
 
 
 def _left_out(samples: dict[str, list[Sample]]) -> float:
@@ -180,9 +191,7 @@ def main() -> None:
             for name in _MODELS:
                 _exported(name, device, folder)
             return
-        rows, known, seen = _rows(device, folder)
-        (folder / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    Path(__file__).with_suffix(".md").write_text(_page(rows, known, seen))
+        Path(__file__).with_suffix(".md").write_text(_page(_found(device, folder)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from edgepack.errors import DeviceError
 from edgepack.events import Emit, StepProgress
 from edgepack.operators import Operation
 from edgepack.runners import Connection, connected
+from edgepack.units import SIZE
 
 if TYPE_CHECKING:
     import numpy
@@ -33,7 +34,7 @@ _QUICK = TimingProtocol(warm_up_seconds=0.2, seconds=0.4, least_runs=10)
 _PRIOR = 0.1  # what it costs a figure to be e times what it was taken for, in units of an estimate e times off
 _UNLIKE = 0.3  # from here on a miss counts in proportion, not squared: no net decides alone
 _DIGITS = 3  # of a figure
-_CACHES = tuple(2.0**power for power in range(18, 25))  # bytes: 256 KiB to 16 MiB
+_CACHES = tuple(0.25e6 * 2**power for power in range(7))  # bytes: 250 kB to 16 MB
 _RATES = tuple(Rates.model_fields)
 _NAMES = (*(f"{dtype} {kind}" for dtype in ("fp32", "int8") for kind in _RATES), "portable")
 _SLOW = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}  # against multiplying, as a start
@@ -128,8 +129,8 @@ def _start(samples: Sequence[Sample]) -> "Vector":
 
     seconds = 1e-3 * sum(sample.ms for sample in samples)
     operations = [each for sample in samples for each in sample.operations]
-    rate = 1e-9 * sum(each.macs for each in operations) / seconds
-    bandwidth = 2e-9 * sum(each.bytes for each in operations) / seconds
+    rate = 1e-9 * max(1, sum(each.macs for each in operations)) / seconds
+    bandwidth = 2e-9 * max(1, sum(each.bytes for each in operations)) / seconds
     least = min(sample.ms for sample in samples)
     rates = [rate * _SLOW.get(name.split()[-1], 1.0) for name in _NAMES]
     return numpy.log([*rates, bandwidth, bandwidth, 0.01 * least, 0.1 * least])
@@ -148,7 +149,7 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
         portable=rates["portable"] if portable else None,
         bandwidth=bandwidth,
         memory=memory,
-        cache=f"{cache / 1024:.0f} KiB",  # as a profile says it, which is what these are checked as
+        cache=SIZE.exact(cache),  # as a profile says it, which is what these are checked as
         per_operation=f"{1e3 * per_operation:.6g} us",
         per_run=f"{1e3 * per_run:.6g} us",
     )
@@ -159,21 +160,24 @@ def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
     if device.evidence.get("time") != "measured":
         raise DeviceError(f"{device.name} cannot be timed, and figures come from timings", "calibrate one that can")
     with connected(device) as connection, TemporaryDirectory() as folder:
-        samples = measured(device, connection, Path(folder), emit)
-        threads = int(connection.facts["threads"])
-        cpu = connection.facts.get("cpu") or device.name
+        return analytic(device, connection, measured(device, connection, Path(folder), emit))
+
+
+def analytic(device: Device, connection: Connection, samples: dict[str, list[Sample]]) -> Analytic:
+    """What was measured by runtime, as the section of a device profile; its error is that of nets left out."""
     errors = [(ms, sample.ms) for each in samples.values() for sample, ms in left_out(each)]
     versions = ", ".join(f"{runtime} {connection.facts['versions'][runtime]}" for runtime in samples)
     nets = len({sample.net for each in samples.values() for sample in each})
+    where = connection.facts.get("cpu") or device.name
     return Analytic(
-        calibrated_from=f"{nets} small nets in fp32 and int8, timed on {cpu}, {versions}",
+        calibrated_from=f"{nets} small nets in fp32 and int8, timed on {where}, {versions}",
         error=f"{100 * mean_error(errors):.0f} %",
-        threads=threads,
+        threads=int(connection.facts["threads"]),
         runtimes={runtime: fit(each) for runtime, each in samples.items()},
     )
 
 
-def section(analytic: Analytic) -> str:
+def section(found: Analytic) -> str:
     """As a device profile has it, ending with a line break."""
     from ruamel.yaml import YAML
 
@@ -181,7 +185,7 @@ def section(analytic: Analytic) -> str:
     yaml.default_flow_style = None  # the innermost mappings on one line
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 110
-    yaml.dump({"analytic": analytic.model_dump(mode="json", exclude_none=True)}, text)
+    yaml.dump({"analytic": found.model_dump(mode="json", exclude_none=True)}, text)
     return text.getvalue()
 
 

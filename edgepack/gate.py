@@ -99,16 +99,17 @@ def judge(
     artifacts: Sequence[str],
     measurements: Sequence[Measurement],
     not_run: Mapping[str, str] = {},
+    not_timed: Mapping[str, str] = {},
     *,
     baseline: Baseline | None = None,
 ) -> tuple[Verdict, ...]:
     """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)".
 
-    `not_run` says why the runtime at hand could not run a file.
+    `not_run` says why the runtime at hand could not run a file, `not_timed` why it did and took no time of it.
     """
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
-        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run), baseline)
+        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run, not_timed), baseline)
         for budget in budgets
         # Runtimes are compared with the first one, which has nothing to be compared with itself.
         for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
@@ -137,18 +138,22 @@ def judged(
 ) -> "Build":
     """The build with its verdicts as of today, and the exit code that they come to."""
     labels = [artifact.label for artifact in build.shipped()]
-    found = judge(budgets, labels, build.measurements, build.not_run, baseline=baseline)
+    found = judge(budgets, labels, build.measurements, build.not_run, build.not_timed, baseline=baseline)
     verdicts = waive(found, waivers, today())
     missing = build.absent and any(each.outcome == "not_measured" and each.code for each in verdicts)
     code = most_decisive([*(each.code for each in verdicts), ExitCode.DEVICE if missing else ExitCode.OK])
     return build.model_copy(update={"verdicts": verdicts, "exit_code": int(code)})
 
 
-def _unmeasured(budget: Budget, artifact: str, first: str, not_run: Mapping[str, str]) -> str:
+def _unmeasured(
+    budget: Budget, artifact: str, first: str, not_run: Mapping[str, str], not_timed: Mapping[str, str]
+) -> str:
     if artifact in not_run:
         return f"not run here: {not_run[artifact]}"
     if budget.metric == "parity.runtimes" and first in not_run:
         return f"{first} was not run here: {not_run[first]}"
+    if METRICS[budget.metric].within == "device" and artifact in not_timed:
+        return f"not timed: {not_timed[artifact]}"
     return f"nothing measured {budget.metric} of {artifact}"
 
 

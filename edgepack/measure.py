@@ -17,7 +17,7 @@ from edgepack.units import DURATION, SHARE, SIZE
 def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
     """Every metric that this step's outcome gives."""
     found = {"artifact": _sizes, "evaluation": _scores, "timing": timed}.get(step.kind)
-    if found is None or "not_run" in entry.outcome:
+    if found is None or {"not_run", "not_timed"} & entry.outcome.keys():
         return ()
     where = _where(entry)
     about = {
@@ -124,6 +124,8 @@ def tell(step: Step, entry: Entry) -> str:
     outcome = entry.outcome
     if "not_run" in outcome:
         return f"not run here: {outcome['not_run']}"
+    if "not_timed" in outcome:
+        return f"not timed: {outcome['not_timed']}"
     match step.kind:
         case "candidate":
             return f"accuracy {SHARE.format(outcome['accuracy'])}, {outcome['parameters']:,} parameters"

@@ -191,6 +191,8 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
         more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
     if step.kind == "evaluation" and "not_run" in entry.outcome:
         more["not_run"] = {**result.not_run, step.artifact: entry.outcome["not_run"]}
+    if "not_timed" in entry.outcome:
+        more["not_timed"] = {**result.not_timed, step.artifact: entry.outcome["not_timed"]}
     return result.model_copy(update=more)
 
 

@@ -54,6 +54,7 @@ class Build(Frozen):
     measurements: tuple[Measurement, ...] = ()
     absent: str = ""  # why the device could not be reached, so that something stood in for it
     not_run: dict[str, str] = {}  # the label of each file that the runtime at hand cannot run, and why
+    not_timed: dict[str, str] = {}  # of each that could be run and not timed
     verdicts: tuple[Verdict, ...] = ()
     provenance: dict[str, Any] = {}
     bundle: str = ""

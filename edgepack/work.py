@@ -325,8 +325,10 @@ class Work:
 
     def _do_timing(self, step: Step, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(step.artifact)
-        if why := self._not_run(artifact.format) or self._not_timed():
+        if why := self._not_run(artifact.format):
             return {"not_run": why}
+        if why := self._not_timed():
+            return {"not_timed": why}
         job = self._timing(artifact.runtime, file)
         before = step.entry.outcome["answers"] if step.entry and not self.planner.remeasure else []
         # As many as ever are taken did not decide, or they are too short: try afresh.

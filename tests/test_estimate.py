@@ -27,7 +27,6 @@ from edgepack.reports import markdown
 from edgepack.runners import connected
 from edgepack.runners.estimate import operations
 from edgepack.store import Store
-from edgepack.units import DURATION
 
 RATES = {"stem": 40, "conv": 60, "pointwise": 70, "depthwise": 20, "linear": 30, "elementwise": 5}
 FIGURES: dict[str, Any] = {
@@ -108,7 +107,7 @@ def test_weights_are_told_from_what_is_computed(format: str, tmp_path: Path) -> 
     module = made("eager").module
     stored = 4 * sum(p.numel() for name, p in module.named_parameters() if "norm" not in name and "stem.1" not in name)
     weights = sum(each.weights for each in read(format, "eager", folder=tmp_path))
-    assert stored <= weights <= stored + 4 * 5 * 16  # and a bias where batch norm was
+    assert stored <= weights <= stored + 4 * 5 * 16 + 64  # and a bias where batch norm was
     assert all(each.weights <= each.bytes for each in read(format, "eager", folder=tmp_path))
 
 
@@ -121,10 +120,13 @@ def test_a_file_of_somebody_else_is_read(tmp_path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         dynamo=True,
         verbose=False,
+        input_names=["picture"],
     )
     found = operations("onnxruntime", path, Quantization())
     assert sum(each.macs for each in found) == 25 * 4 * 8 * 4
-    assert [each.elements for each in found if each.kind == "elementwise"] == [8 * 100]
+    assert {each.elements for each in found if each.kind == "elementwise"} == {8 * 100}
+    three = operations("onnxruntime", path, Quantization(), {"picture": (3, 4, 5, 5)})
+    assert sum(each.macs for each in three) == 3 * sum(each.macs for each in found)
 
 
 def test_what_a_backend_hides_cannot_be_estimated() -> None:
@@ -303,8 +305,8 @@ def test_bench_calls_an_estimate_an_estimate(tmp_path: Path) -> None:
     path.write_bytes(exported("onnx", "eager"))
     ran = edgepack("bench", str(path), "--device", "board", "--json")
     assert ran.code == 0
-    (found,) = json.loads(ran.out)["measurements"]
-    assert (found["metric"], found["evidence"]) == ("latency.p50", "estimated")
+    (found,) = (each for each in json.loads(ran.out)["measurements"] if each["metric"] == "latency.p50")
+    assert found["evidence"] == "estimated"
     assert found["low"] < found["value"] < found["high"]
 
 
@@ -322,4 +324,4 @@ def test_a_build_reports_an_estimate_as_one(tmp_path: Path, monkeypatch: pytest.
     (found,) = measurements(build(), step, entry)  # type: ignore[arg-type]
     assert (found.metric, found.evidence, found.detail["calibrated_from"]) == ("latency.p50", "estimated", "a test")
     page = markdown.render(build(measurements=(found,)))
-    assert f"{DURATION.format(found.value)} ESTIMATED" in page
+    assert "**ESTIMATED, not measured on the device: latency.p50 of onnx**" in page

@@ -5,6 +5,7 @@ and wrote. Only rewrites that suit any processor are made, not those that lay te
 """
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +22,15 @@ _PRODUCTS = ("MatMul", "Gemm")
 Tensor = tuple[str, Shape]  # the type as the profiler calls it, and the shape
 
 
-def operations(path: Path, *, int8_activations: bool) -> tuple[Operation, ...]:
+def operations(path: Path, shapes: Mapping[str, Shape], *, int8_activations: bool) -> tuple[Operation, ...]:
     """`int8_activations`: whether the device fuses operators with int8 activations, as ONNX Runtime does on ARM."""
     with TemporaryDirectory() as folder:
-        events = json.loads(_profile(path, Path(folder), int8_activations).read_text())
+        events = json.loads(_profile(path, Path(folder), shapes, int8_activations).read_text())
     ran = (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time"))
     return tuple(_operation(event["name"].removesuffix("_kernel_time"), event["args"]) for event in ran)
 
 
-def _profile(path: Path, folder: Path, int8_activations: bool) -> Path:
+def _profile(path: Path, folder: Path, shapes: Mapping[str, Shape], int8_activations: bool) -> Path:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -39,17 +40,17 @@ def _profile(path: Path, folder: Path, int8_activations: bool) -> Path:
     options.add_session_config_entry("session.qdqisint8allowed", "1" if int8_activations else "0")
     options.add_session_config_entry("session.disable_prepacking", "1")  # the shapes of packed weights are not told
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    session.run(None, {value.name: _zeros(value) for value in session.get_inputs()})
+    session.run(None, {value.name: _zeros(value, shapes.get(value.name)) for value in session.get_inputs()})
     return Path(session.end_profiling())
 
 
-def _zeros(value: Any) -> Any:
-    """A dimension that the file leaves open is 1."""
+def _zeros(value: Any, shape: Shape | None) -> Any:
+    """A dimension that neither the file nor `shape` tells is 1."""
     import numpy
 
     kind = value.type.removeprefix("tensor(").removesuffix(")")
-    shape = [size if isinstance(size, int) else 1 for size in value.shape]
-    return numpy.zeros(shape, {"float": "float32", "double": "float64"}.get(kind, kind))
+    known = shape or [size if isinstance(size, int) else 1 for size in value.shape]
+    return numpy.zeros(tuple(known), {"float": "float32", "double": "float64"}.get(kind, kind))
 
 
 def _operation(node: str, told: dict[str, Any]) -> Operation:

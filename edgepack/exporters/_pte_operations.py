@@ -1,7 +1,7 @@
 """The operators of a .pte: those that ExecuTorch itself computes, and those inside of what it hands to XNNPACK."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,9 @@ def _delegated(program: Any, delegate: Any) -> Iterator[Operation]:
         raise DeviceError(message, "run it on the device")
     graph, _ = xnnpack_graph(program.backend_delegate_data[delegate.processed.index].data)
     values = {_id(value): value for value in (each["xvalue_union"] for each in graph["xvalues"])}
-    for node in graph["xnodes"]:
-        yield _node(node["xnode_union_type"].removeprefix("XNN"), node["xnode_union"], values)
+    for number, node in enumerate(graph["xnodes"]):
+        operator = node["xnode_union_type"].removeprefix("XNN")
+        yield replace(_node(operator, node["xnode_union"], values), name=f"{operator} {number}")
 
 
 def _id(value: dict[str, Any]) -> int:

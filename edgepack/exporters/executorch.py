@@ -6,6 +6,7 @@ and runs where its runtime has that backend.
 Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links its quantized kernels for them.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,7 +85,10 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
     return _pte_contents.read(path, named(candidate))
 
 
-def operations(path: Path, quantization: "Quantization") -> "tuple[Operation, ...]":
+def operations(
+    path: Path, quantization: "Quantization", shapes: Mapping[str, Sequence[int]]
+) -> "tuple[Operation, ...]":
+    """A .pte has its shapes inside."""
     from edgepack.exporters import _pte_operations
 
     return _pte_operations.operations(path)

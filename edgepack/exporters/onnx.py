@@ -1,6 +1,6 @@
 """ONNX for ONNX Runtime, or its .ort form: batch 1, weights that were quantized stored as int8."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,10 +88,12 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
     return _onnx_contents.read(path, named(candidate))
 
 
-def operations(path: Path, quantization: "Quantization") -> "tuple[Operation, ...]":
+def operations(
+    path: Path, quantization: "Quantization", shapes: Mapping[str, Sequence[int]]
+) -> "tuple[Operation, ...]":
     from edgepack.exporters import _onnx_operations
 
-    return _onnx_operations.operations(path, int8_activations=quantization.activations == "int8")
+    return _onnx_operations.operations(path, shapes, int8_activations=quantization.activations == "int8")
 
 
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
-"""An Android phone on this computer's adb: ExecuTorch's executor_runner and ONNX Runtime's onnxruntime_perf_test time
-each file there, in fresh processes.
+"""An Android phone on this computer's adb, where each file is timed in fresh processes by its runtime's own program.
 
+The programs are ExecuTorch's executor_runner and ONNX Runtime's onnxruntime_perf_test.
 Both run one input at a time, so the test split is answered on this computer. A few of its rows are answered on the
 phone too, before anything is timed, by executor_runner: onnxruntime_perf_test writes no outputs, and every timing of
 it says so. Inputs of timings are the programs' own, ones and zeros.

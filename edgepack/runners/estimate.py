@@ -4,6 +4,7 @@ The figures are the profile's `analytic`; without them nothing is timed. What it
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class Estimator:
             message = f"the profile of {self.device.name} has no figures to estimate the time of {runtime} with"
             raise DeviceError(message, f"add them to `analytic` in {self.device.file}")
         file = Path(job["file"])
-        found = estimate(analytic.runtimes[runtime], operations(runtime, file, self.device.quantization))
+        computed = operations(runtime, file, self.device.quantization, job.get("shapes", {}))
+        found = estimate(analytic.runtimes[runtime], computed)
         low, high = bounds(found.ms, analytic.error)
         return {"value_ms": found.ms, "low_ms": low, "high_ms": high, "detail": _detail(analytic, found.slowest)}
 
@@ -66,14 +68,16 @@ def _detail(analytic: Analytic, slowest: tuple[tuple[str, float], ...]) -> dict[
     }
 
 
-def operations(runtime: str, file: Path, quantization: Quantization) -> tuple[Operation, ...]:
+def operations(
+    runtime: str, file: Path, quantization: Quantization, shapes: Mapping[str, Sequence[int]] = {}
+) -> tuple[Operation, ...]:
     """What a file computes. Raises DeviceError where nobody can read that out of it."""
     exporters = (plugins.load("exporters", name) for name in plugins.names("exporters"))
     readers = [each for each in exporters if hasattr(each, "operations") and runtime == each.RUNTIME]
     if not readers:
         raise DeviceError(f"no exporter can tell the operators of a file for {runtime}", "run it on the device")
     try:
-        found: tuple[Operation, ...] = readers[0].operations(file, quantization)
+        found: tuple[Operation, ...] = readers[0].operations(file, quantization, shapes)
     except EdgepackError:
         raise
     except Exception as error:
