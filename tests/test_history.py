@@ -163,6 +163,11 @@ def test_builds_that_found_the_same_are_one_row() -> None:
     assert [cells[-1] for cells in _trend(made(0), made(1), made(2))] == ["the same 3 times"]
 
 
+def test_a_trend_tells_a_try_from_the_recipe() -> None:
+    kept(made(0), made(1, overrides=("seed=1",)))
+    assert [row.remarks for row in rows(read(PAST)[0])] == [(), ("--set seed=1",)]
+
+
 def test_the_command_shows_the_history() -> None:
     kept(*(made(day, 1.0 + day, sha256=f"{day:064}") for day in range(5)))
     ran = edgepack("trend", "tiny", "--device", "board", "--last", "2")
