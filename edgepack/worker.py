@@ -26,6 +26,7 @@ from typing import Any
 
 Job = dict[str, Any]
 Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
+TOO_WARM = 75  # the exit code of a device that did not cool down
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
@@ -284,7 +285,9 @@ def _cool_down(below: float, seconds: float) -> None:
     end = time.monotonic() + seconds
     while (now := state().get("celsius", 0.0)) > below:
         if time.monotonic() > end:
-            sys.exit(f"it stays at {now:.0f} degrees Celsius, above the {below:.0f} of cool_down, for {seconds:.0f} s")
+            why = f"it stays at {now:.0f} degrees Celsius, above the {below:.0f} of cool_down, for {seconds:.0f} s"
+            print(why, file=sys.stderr)
+            sys.exit(TOO_WARM)
         time.sleep(1)
 
 

@@ -140,7 +140,8 @@ def connect(device: Device) -> Emulated:
     check_controls(device, os.sched_getaffinity(0), "this computer")
     python = _arm64.python(root)
     if python is None:
-        raise AbsentError(f"there is no arm64 Python in {root}", f"run `edgepack devices prepare {device.id}`")
+        hint = f"run `edgepack devices prepare {device.id}`, which makes it in {root}"
+        raise AbsentError("no arm64 Python was prepared yet", hint)  # the message lands in reports: no path of a home
     found = _arm64.versions(root, _RUNTIME, "numpy")
     facts = {
         "runner": "emulated",
