@@ -11,7 +11,7 @@ from typing import Any
 from edgepack.errors import RecipeError
 
 CORE = ("edgepack", "torch")  # every stage's output depends on these
-_MISSING = "not installed"
+MISSING = "not installed"
 
 
 @cache
@@ -22,7 +22,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def installed(*packages: str) -> dict[str, str]:
     """The version of each of these packages that is installed."""
-    return {package: version for package, version in versions(*packages).items() if version != _MISSING}
+    return {package: version for package, version in versions(*packages).items() if version != MISSING}
 
 
 @cache  # reading a package's metadata takes a millisecond, and every step of a plan asks for some
@@ -30,7 +30,7 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return _MISSING
+        return MISSING
 
 
 @cache

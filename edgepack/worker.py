@@ -245,12 +245,17 @@ def probe() -> Job:
         "cores": sorted(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_bytes": _free(os.getcwd()),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": governor(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": _installed("onnxruntime", "executorch"),
         "state": state(),
     }
+
+
+def governor() -> str:
+    """What decides how fast the processor's clock goes; "" where none can be seen, as in most virtual machines."""
+    return _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def state() -> Job:

@@ -150,7 +150,7 @@ def connect(device: Device) -> Emulated:
         "machine": "aarch64",
         "threads": device.controls.threads or len(os.sched_getaffinity(0)),
         "python": python.name,
-        "numpy": found.pop("numpy", "not installed"),
+        "numpy": found.pop("numpy", provenance.MISSING),
         "versions": found,
         "lacks": _LACKS,
     }

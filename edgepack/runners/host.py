@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack import provenance
+from edgepack import provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import RUNTIMES, Controls, Device
 from edgepack.errors import DeviceError
 from edgepack.runners import Job
-from edgepack.worker import TOO_WARM
 
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
 NEAR = True
 
-_WORKER = Path(__file__).parent.parent / "worker.py"
+_WORKER = Path(worker.__file__)
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
 _TOO_WARM = "let it cool, or raise `cool_down` in its profile"
@@ -40,7 +39,7 @@ class Host:
 
     @property
     def facts(self) -> dict[str, Any]:
-        cpu = provenance.cpu()
+        cpu, governor = provenance.cpu(), worker.governor()
         return {
             "runner": "host",
             "cpu": cpu["name"],
@@ -49,6 +48,7 @@ class Host:
             "machine": cpu["machine"],
             "threads": len(self._cores),
             "kernel": os.uname().release,
+            **({"governor": governor} if governor else {}),
             "versions": provenance.installed(*RUNTIMES),
         }
 
@@ -117,7 +117,7 @@ def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DO
     """What a worker said. Raises DeviceError when it failed."""
     if done.returncode != 0:
         where = job.get("file", "its check of the runtime")
-        hint = {-9: _KILLED, 137: _KILLED, TOO_WARM: _TOO_WARM}.get(done.returncode, advice)
+        hint = {-9: _KILLED, 137: _KILLED, worker.TOO_WARM: _TOO_WARM}.get(done.returncode, advice)
         raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", hint)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
