@@ -97,8 +97,8 @@ def estimate(figures: Figures, operations: Sequence[Operation]) -> Estimate:
 def bounds(value: float, error: float) -> tuple[float, float]:
     """Where a measurement would lie with 95 % confidence, errors being ratios and their mean size `error`.
 
-    >>> bounds(10.0, 0.2)
-    (6.711409395973154, 14.9)
+    >>> [round(each, 2) for each in bounds(10.0, 0.2)]
+    [6.71, 14.9]
     """
     factor = 1 + _SPREAD * error
     return value / factor, value * factor

@@ -142,17 +142,17 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
     values = [float(f"{value:.{_DIGITS}g}") for value in numpy.exp(logs)]
     rates = dict(zip(_NAMES, values, strict=False))
     bandwidth, memory, per_operation, per_run = values[len(_NAMES) :]
-    fp32, int8 = (Rates(**{kind: rates[f"{dtype} {kind}"] for kind in _RATES}) for dtype in ("fp32", "int8"))
-    return Figures(
-        fp32=fp32,
-        int8=int8,
-        portable=rates["portable"] if portable else None,
-        bandwidth=bandwidth,
-        memory=memory,
-        cache=SIZE.exact(cache),  # as a profile says it, which is what these are checked as
-        per_operation=f"{1e3 * per_operation:.6g} us",
-        per_run=f"{1e3 * per_run:.6g} us",
-    )
+    by_type = {dtype: {kind: rates[f"{dtype} {kind}"] for kind in _RATES} for dtype in ("fp32", "int8")}
+    told = {  # as a profile says it, which is what these are checked as
+        **by_type,
+        "portable": rates["portable"] if portable else None,
+        "bandwidth": bandwidth,
+        "memory": memory,
+        "cache": SIZE.exact(cache),
+        "per_operation": f"{1e3 * per_operation:.6g} us",
+        "per_run": f"{1e3 * per_run:.6g} us",
+    }
+    return Figures.model_validate(told)
 
 
 def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
@@ -169,12 +169,13 @@ def analytic(device: Device, connection: Connection, samples: dict[str, list[Sam
     versions = ", ".join(f"{runtime} {connection.facts['versions'][runtime]}" for runtime in samples)
     nets = len({sample.net for each in samples.values() for sample in each})
     where = connection.facts.get("cpu") or device.name
-    return Analytic(
-        calibrated_from=f"{nets} small nets in fp32 and int8, timed on {where}, {versions}",
-        error=f"{100 * mean_error(errors):.0f} %",
-        threads=int(connection.facts["threads"]),
-        runtimes={runtime: fit(each) for runtime, each in samples.items()},
-    )
+    told = {
+        "calibrated_from": f"{nets} small nets in fp32 and int8, timed on {where}, {versions}",
+        "error": f"{100 * mean_error(errors):.0f} %",
+        "threads": int(connection.facts["threads"]),
+        "runtimes": {runtime: fit(each) for runtime, each in samples.items()},
+    }
+    return Analytic.model_validate(told)
 
 
 def section(found: Analytic) -> str:

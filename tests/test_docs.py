@@ -55,7 +55,8 @@ def test_every_command_stands_in_the_readme(words: tuple[str, ...]) -> None:
 def _shown(program: str) -> set[str]:
     """The first word after `program` wherever the README shows it as code."""
     fenced = "\n".join(re.findall(r"^```.*?\n(.*?)^```", README, re.M | re.S))
-    return {*re.findall(rf"^(?:\$ )?{program} ([a-z]+)", fenced, re.M), *re.findall(rf"`{program} ([a-z]+)", README)}
+    name = "([a-z0-9-]+)"
+    return {*re.findall(rf"^(?:\$ )?{program} {name}", fenced, re.M), *re.findall(rf"`{program} {name}", README)}
 
 
 def test_every_command_in_the_readme_is_there() -> None:

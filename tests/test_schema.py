@@ -41,6 +41,8 @@ def _fits(value: Any, rule: Any, whole: Any) -> bool:
         "exclusiveMinimum": lambda least: not isinstance(value, int | float) or value > least,
         "exclusiveMaximum": lambda most: not isinstance(value, int | float) or value < most,
         "pattern": lambda pattern: True,
+        "minLength": lambda least: not isinstance(value, str) or len(value) >= least,
+        "minProperties": lambda least: not isinstance(value, dict) or len(value) >= least,
         "minItems": lambda least: not isinstance(value, list | tuple) or len(value) >= least,
         "items": lambda each: not isinstance(value, list | tuple) or all(_fits(item, each, whole) for item in value),
         "required": lambda keys: not isinstance(value, dict) or {*keys} <= {*value},

@@ -78,7 +78,7 @@ def _work(operator: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[K
     """Its kind, its multiply-accumulates and the type that decides how fast they are: that of its weights."""
     factors = [each for each in inputs if len(each[1]) > 1][:2]
     if len(factors) == 2 and "Conv" in operator:
-        kind, macs = _convolution(operator, *factors, outputs[0])
+        kind, macs = _convolution(operator, factors[0], factors[1], outputs[0])
         return kind, macs, factors[1][0]
     if len(factors) == 2 and any(product in operator for product in _PRODUCTS):
         return "linear", _product(operator, factors[0][1], outputs[0][1]), factors[1][0]

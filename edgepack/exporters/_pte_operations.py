@@ -1,6 +1,6 @@
 """The operators of a .pte: those that ExecuTorch itself computes, and those inside of what it hands to XNNPACK."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -31,12 +31,19 @@ class Tensor:
         return self.elements * _BYTES.get(self.dtype, 4)
 
 
-def _traffic(read: Iterable[Tensor], result: Tensor) -> dict[str, int]:
+def _operation(
+    name: str, kind: Kind, read: Sequence[Tensor], result: Tensor, *, dtype: Dtype = "fp32", macs: int = 0
+) -> Operation:
     tensors = [*read, result]
-    return {
-        "bytes": sum(each.bytes for each in tensors),
-        "weights": sum(each.bytes for each in tensors if each.constant),
-    }
+    return Operation(
+        name=name,
+        kind=kind,
+        dtype=dtype,
+        macs=macs,
+        elements=result.elements if macs else max(each.elements for each in tensors),
+        bytes=sum(each.bytes for each in tensors),
+        weights=sum(each.bytes for each in tensors if each.constant),
+    )
 
 
 def operations(path: Path) -> tuple[Operation, ...]:
@@ -77,8 +84,7 @@ def _kernel(operator: str, tensors: list[Tensor]) -> Operation:
         macs = result.elements * prod(inputs[1].shape[1:])
     elif operator in _LEFT:
         macs = result.elements * inputs[_LEFT[operator]].shape[-1]
-    elements = result.elements if macs else max(each.elements for each in (*read, result))
-    return Operation(name=operator, kind="portable", macs=macs, elements=elements, **_traffic(read, result))
+    return _operation(operator, "portable", read, result, macs=macs)
 
 
 def _delegated(program: Any, delegate: Any) -> Iterator[Operation]:
@@ -101,8 +107,7 @@ def _node(operator: str, inside: dict[str, Any], values: dict[int, dict[str, Any
     inputs, result = [_known(values[id]) for id in ids], _known(values[inside["output_id"]])
     kind, macs, told = _work(operator, inside, inputs, result)
     dtype: Dtype = "int8" if told in ("int8", "uint8") else "fp32"
-    elements = result.elements if macs else max(each.elements for each in (*inputs, result))
-    return Operation(name=operator, kind=kind, dtype=dtype, macs=macs, elements=elements, **_traffic(inputs, result))
+    return _operation(operator, kind, inputs, result, dtype=dtype, macs=macs)
 
 
 def _work(operator: str, inside: dict[str, Any], inputs: list[Tensor], result: Tensor) -> tuple[Kind, int, str]:
