@@ -151,6 +151,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         schema="edgepack.build/1",
         recipe=recipe.resolved(),
         recipe_file=shown(recipe.file),
+        overrides=recipe.overrides,
         device={"id": device.id, **device.resolved()},
         started_at=round(time.time(), 3),
         provenance={
