@@ -56,6 +56,7 @@ class Line(Frozen):
     overrides: tuple[str, ...] = ()
     started_at: Moment
     exit_code: int
+    waived: tuple[str, ...] = ()  # budgets that it met by a waiver alone
     commit: str = ""
     bundle_sha256: str = ""
     artifacts: dict[str, str] = {}  # sha256 by label
@@ -73,6 +74,7 @@ class Line(Frozen):
             overrides=build.overrides,
             started_at=build.started_at,
             exit_code=build.exit_code or 0,
+            waived=tuple(sorted({each.budget for each in build.verdicts if each.outcome == "waived"})),
             commit=str(build.provenance.get("git", {}).get("commit", "")),
             bundle_sha256=build.bundle_sha256,
             artifacts={each.label: each.sha256 for each in build.shipped()},
@@ -83,6 +85,10 @@ class Line(Frozen):
 
     def find(self, metric: str, artifact: str) -> Figure | None:
         return next((each for each in self.figures if (each.metric, each.artifact) == (metric, artifact)), None)
+
+    @property
+    def passed(self) -> bool:
+        return self.exit_code == ExitCode.OK and not self.waived
 
     @property
     def told(self) -> str:
@@ -200,13 +206,14 @@ def baseline(
 ) -> Baseline:
     """The baseline called `name`, for a build of this recipe and device that began at the time `before`.
 
-    What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`.
+    What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`. Nor is a build that
+    needed a waiver: what is let pass until a day must not become the measure of all after it.
     Raises RecipeError when it cannot be read.
     """
     if name == LAST:
         lines = [each for each in read(history)[0] if (each.recipe, each.device) == (recipe, device)]
         released = [each for each in lines if {*each.overrides} <= {*overrides}]
-        passed = [each for each in released if each.exit_code == ExitCode.OK and each.started_at < before]
+        passed = [each for each in released if each.passed and each.started_at < before]
         return Baseline(lines=tuple(sorted(passed, key=lambda each: -each.started_at)))
     line = _named(Path(name))
     other = [

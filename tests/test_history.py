@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import artifact, build, edgepack, measurement
+from factories import artifact, build, edgepack, measurement, verdict
 
 from edgepack.errors import DeviceError
 from edgepack.gate import Base, NoBase
@@ -91,7 +91,8 @@ def test_a_history_that_cannot_be_written_is_an_error_of_the_device(monkeypatch:
 
 
 def test_the_last_build_that_passed_before_this_one() -> None:
-    kept(made(0, 1.0), made(1, 2.0), made(2, 3.0, exit_code=1), made(3, 4.0))
+    waived = verdict("size", 700e3).model_copy(update={"outcome": "waived"})
+    kept(made(0, 1.0), made(1, 2.0), made(2, 3.0, exit_code=1), made(2.5, 3.0, verdicts=(waived,)), made(3, 4.0))
     assert find(last(1.7e9 + 3 * 86400)) == Base(value=2.0, low=1.96, high=2.04, told="2023-11-15 22:13 UTC")
 
 
