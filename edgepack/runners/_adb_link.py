@@ -69,7 +69,7 @@ class Link:
         done = self._adb("push", *map(str, sources), folder, timeout=_TRANSFER)
         if done.returncode == 0:
             return
-        said = f"{done.stderr}\n{done.stdout}"
+        said = self._unnamed(f"{done.stderr}\n{done.stdout}")
         told = ", ".join(f"{each.name} ({SIZE.format(each.stat().st_size)})" for each in sources)
         if "No space left" in said:
             raise DeviceError(f"{self.name} has no space left for {told}", "free some: adb shell df /data/local/tmp")
@@ -80,7 +80,8 @@ class Link:
         done = self._adb("pull", *sources, str(folder), timeout=_TRANSFER)
         if done.returncode != 0:
             self._still_there()
-            raise DeviceError(f"{self.name} did not give its answers: {_last(done.stderr)}", "run `adb pull` by hand")
+            why = _last(self._unnamed(done.stderr))
+            raise DeviceError(f"{self.name} did not give its answers: {why}", "run `adb pull` by hand")
 
     def wait(self) -> None:
         """Until the phone is there again and has started. Raises DeviceError when that takes too long."""
@@ -96,6 +97,10 @@ class Link:
         raise DeviceError(
             f"{self.name} went away and was not back in {_RETURN:.0f} s", "look at the phone and its cable"
         )
+
+    def _unnamed(self, said: str) -> str:
+        """What adb says names the phone by its serial, which reports must not."""
+        return said.replace(self.serial, self.name)
 
     def _still_there(self) -> None:
         if self._adb("get-state", timeout=_SHORT).stdout.strip() != "device":

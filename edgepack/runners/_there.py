@@ -67,7 +67,10 @@ def _made(root: Path, folder: Path) -> int:
 
 
 def _remove_unused(folder: Path) -> None:
-    lock = os.open(str(folder), os.O_RDONLY)
+    try:
+        lock = os.open(str(folder), os.O_RDONLY)
+    except OSError:
+        return  # who used it has removed it meanwhile
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

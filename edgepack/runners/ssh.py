@@ -191,6 +191,7 @@ def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> di
         done = line.call(arguments, timeout=timeout, environment=host.pools(told.get("threads", 1)))
     except subprocess.TimeoutExpired:
         raise host.endless(job, timeout) from None
+    done.stderr = done.stderr.replace(f"{line.folder}/", "")  # it names the user's home, and lands in reports
     return host.answer(done, job, advice)
 
 
