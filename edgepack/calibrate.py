@@ -156,7 +156,7 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
 
 
 def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
-    """The figures of a device that can be timed. Raises DeviceError where it cannot, or slows down."""
+    """The figures of a device that can be timed. Raises DeviceError where it cannot."""
     if device.evidence.get("time") != "measured":
         raise DeviceError(f"{device.name} cannot be timed, and figures come from timings", "calibrate one that can")
     with connected(device) as connection, TemporaryDirectory() as folder:
@@ -208,7 +208,7 @@ def timed(runtime: str, path: Path, net: str, device: Device, connection: Connec
     """One file on the device: the median of so many fresh processes."""
     from edgepack.runners.estimate import operations
 
-    job = {**_QUICK.job(), "runtime": runtime, "file": str(path)}
+    job = {**_QUICK.job(), **device.controls.job(), "runtime": runtime, "file": str(path)}
     answers = [connection.run(job) for _ in range(processes)]
     ms = median(median(answer["samples_ns"]) * 1e-6 for answer in answers)
     return Sample(net=net, operations=operations(runtime, path, device.quantization), ms=ms)
