@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
 
-from edgepack import provenance
+from edgepack import provenance, worker
 from edgepack.units import SIZE
 
 _ROOM = 2e9  # bytes that a store with one large teacher and its exports can need
@@ -40,7 +40,7 @@ def _versions() -> Iterator[Finding]:
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
         found = provenance.versions(wanted.name)[wanted.name]
-        fine = found != "not installed" and wanted.specifier.contains(found.split("+")[0], prereleases=True)
+        fine = found != provenance.MISSING and wanted.specifier.contains(found.split("+")[0], prereleases=True)
         advice = "" if fine else f"pip install '{wanted.name}{wanted.specifier}'"
         yield Finding(fine, f"{wanted.name} {found}", advice)
 
@@ -72,10 +72,8 @@ def _load() -> Finding:
 
 
 def _governor() -> Finding:
-    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    try:
-        governor = path.read_text().strip()
-    except OSError:
+    governor = worker.governor()
+    if not governor:
         return Finding(True, "frequency governor: none to see (usual in a virtual machine)")
     fine = governor == "performance"
     return Finding(

@@ -220,7 +220,7 @@ class Planner:
         """Where a job of this mode is done: what is known of the device, its controls, the versions that matter."""
         facts, runtime = self.facts or {}, exporter.module.RUNTIME
         versions = provenance.versions("edgepack", "torch", "numpy")
-        there = {runtime: facts.get("versions", {}).get(runtime, "not installed")}
+        there = {runtime: facts.get("versions", {}).get(runtime, provenance.MISSING)}
         evidence = self.device.evidence.get(mode, "")
         return {**facts, **self.device.controls.job(), "evidence": evidence, "versions": {**versions, **there}}
 

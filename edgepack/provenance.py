@@ -11,6 +11,7 @@ from typing import Any
 from edgepack.errors import RecipeError
 
 CORE = ("edgepack", "torch")  # every stage's output depends on these
+MISSING = "not installed"
 
 
 @cache
@@ -19,12 +20,17 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: _version(package) for package in sorted(packages)}
 
 
+def installed(*packages: str) -> dict[str, str]:
+    """The version of each of these packages that is installed."""
+    return {package: version for package, version in versions(*packages).items() if version != MISSING}
+
+
 @cache  # reading a package's metadata takes a millisecond, and every step of a plan asks for some
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
 @cache

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack.device import Controls
 from edgepack.errors import DeviceError
 from edgepack.runners import connected, host
+from edgepack.worker import TOO_WARM
 
 ONE = Controls(threads=1)
 
@@ -104,3 +106,22 @@ def test_the_cores_of_a_profile_are_those_it_runs_on(worker: Path) -> None:
     worker.write_text("import json, sys; print(sys.argv[1])")
     first = min(os.sched_getaffinity(0))
     assert run({}, Controls(cores=(first,)))["cpus"] == [first]
+
+
+def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = []
+    for governor in ("powersave", "performance", ""):
+        monkeypatch.setattr("edgepack.worker.governor", lambda told=governor: told)
+        facts.append(host.Host(Controls()).facts.get("governor"))
+    assert facts == ["powersave", "performance", None]
+
+
+def test_a_runtime_that_is_not_installed_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.provenance.versions", lambda *names: dict.fromkeys(names, "not installed"))
+    assert host.Host(Controls()).facts["versions"] == {}
+
+
+def test_a_device_that_stays_warm_is_told_so() -> None:
+    done = CompletedProcess([], TOO_WARM, "", "it stays at 71 degrees Celsius\n")
+    with pytest.raises(DeviceError, match="it stays at 71 degrees Celsius\n  let it cool"):
+        host.answer(done, {"runtime": "onnxruntime", "file": "m.onnx"})

@@ -105,10 +105,13 @@ def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
     assert (ran.returncode, ran.stdout) == (1, "")
 
 
-def test_a_device_that_stays_warm_is_not_timed(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_stays_warm_is_not_timed(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(edgepack.worker, "state", lambda: {"celsius": 71.4})
-    with pytest.raises(SystemExit, match="it stays at 71 degrees Celsius, above the 60"):
+    with pytest.raises(SystemExit, match=str(edgepack.worker.TOO_WARM)):
         edgepack.worker._cool_down(below=60, seconds=0)
+    assert "it stays at 71 degrees Celsius, above the 60" in capsys.readouterr().err
     edgepack.worker._cool_down(below=72, seconds=0)
 
 

@@ -82,9 +82,9 @@ def recognise(device: "Device", facts: dict[str, Any]) -> None:
 def _check_versions(device: "Device", found: dict[str, str]) -> None:
     from packaging.specifiers import SpecifierSet
 
+    here = {runtime: f"=={version.partition('+')[0]}" for runtime, version in provenance.installed(*found).items()}
     for runtime, version in found.items():
-        here = provenance.versions(runtime)[runtime].partition("+")[0]
-        wanted = device.runtimes.get(runtime, f"=={here}")
+        wanted = device.runtimes.get(runtime) or here.get(runtime, "")  # one that is not here is held to nothing
         if not SpecifierSet(wanted, prereleases=True).contains(version.partition("+")[0]):
             message = f"{device.name} has {runtime} {version}, where {wanted} is wanted"
             hint = f"install that there, or say `runtimes: {{{runtime}: ...}}` in {device.file}"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Array = numpy.typing.NDArray[Any]
 
-EVIDENCE = {"time": "measured", "predict": "emulated"}
+EVIDENCE = {"time": "measured", "predict": "emulated", "delegates": "emulated"}
 NEAR = False
 INSTALL = {runtime: _adb_tools.advice(runtime) for runtime in _adb_tools.KINDS}
 

@@ -140,7 +140,8 @@ def connect(device: Device) -> Emulated:
     check_controls(device, os.sched_getaffinity(0), "this computer")
     python = _arm64.python(root)
     if python is None:
-        raise AbsentError(f"there is no arm64 Python in {root}", f"run `edgepack devices prepare {device.id}`")
+        hint = f"run `edgepack devices prepare {device.id}`, which makes it in {root}"
+        raise AbsentError("no arm64 Python was prepared yet", hint)  # the message lands in reports: no path of a home
     found = _arm64.versions(root, _RUNTIME, "numpy")
     facts = {
         "runner": "emulated",
@@ -149,7 +150,7 @@ def connect(device: Device) -> Emulated:
         "machine": "aarch64",
         "threads": device.controls.threads or len(os.sched_getaffinity(0)),
         "python": python.name,
-        "numpy": found.pop("numpy", "not installed"),
+        "numpy": found.pop("numpy", provenance.MISSING),
         "versions": found,
         "lacks": _LACKS,
     }

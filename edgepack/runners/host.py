@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack import provenance
+from edgepack import provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import RUNTIMES, Controls, Device
 from edgepack.errors import DeviceError
@@ -18,9 +18,10 @@ from edgepack.runners import Job
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
 NEAR = True
 
-_WORKER = Path(__file__).parent.parent / "worker.py"
+_WORKER = Path(worker.__file__)
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
+_TOO_WARM = "let it cool, or raise `cool_down` in its profile"
 _KILLED = "the system killed it, most likely for want of memory"
 _DOCTOR = "run `edgepack doctor` to check that the runtime is installed and loads"
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -38,7 +39,7 @@ class Host:
 
     @property
     def facts(self) -> dict[str, Any]:
-        cpu = provenance.cpu()
+        cpu, governor = provenance.cpu(), worker.governor()
         return {
             "runner": "host",
             "cpu": cpu["name"],
@@ -47,7 +48,8 @@ class Host:
             "machine": cpu["machine"],
             "threads": len(self._cores),
             "kernel": os.uname().release,
-            "versions": provenance.versions(*RUNTIMES),
+            **({"governor": governor} if governor else {}),
+            "versions": provenance.installed(*RUNTIMES),
         }
 
     @property
@@ -115,7 +117,7 @@ def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DO
     """What a worker said. Raises DeviceError when it failed."""
     if done.returncode != 0:
         where = job.get("file", "its check of the runtime")
-        hint = _KILLED if done.returncode in (-9, 137) else advice
+        hint = {-9: _KILLED, 137: _KILLED, worker.TOO_WARM: _TOO_WARM}.get(done.returncode, advice)
         raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", hint)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
