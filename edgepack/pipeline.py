@@ -66,6 +66,8 @@ def build(
         reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
         stack.callback(reach.close)
         result = result.model_copy(update={"absent": reach.absent})
+        for exporter in recipe.exporters:
+            reach.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
         planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
         work = Work(recipe, reach, store, planner)
         if reach.absent:

@@ -50,10 +50,15 @@ class Reach:
         """One job of worker.py in a fresh process of the device. Raises DeviceError."""
         connection = self._connection or self._connect()
         if connection.facts != self.facts:
-            raise DeviceError(f"{self.device.name} is not as it was when it was last reached", "build again")
-        if job["runtime"] not in connection.facts["versions"]:
-            raise lacking(self.device, job["runtime"], Path(job.get("file", "")).name or "this recipe")
+            changed = f"{self.device.name} is not as it was when it was last reached"
+            raise DeviceError(self.absent or changed, "build again")
+        self.check(job["runtime"], Path(job.get("file", "")).name or "this recipe")
         return connection.run(job)
+
+    def check(self, runtime: str, what: str) -> None:
+        """Raises DeviceError where the device lacks a runtime that `what` needs, unless it can never have it."""
+        if runtime not in {**self.facts["versions"], **self.facts.get("lacks", {})}:
+            raise lacking(self.device, runtime, what)
 
     def close(self) -> None:
         self._stack.close()

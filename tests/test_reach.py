@@ -118,3 +118,27 @@ def test_versions_and_names_are_patterns(board: Board) -> None:
     board.facts["versions"] = {"onnxruntime": "1.20.0+cpu"}
     with connected(device(match={"model": ["A b*", "B"]}, runtimes={"onnxruntime": ">=1.20"})):
         pass
+
+
+def test_what_is_not_installed_here_is_held_to_nothing(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.provenance.installed", lambda *packages: {})
+    with connected(device()):
+        pass
+
+
+def test_a_runtime_that_is_missing_is_told_before_any_work(board: Board) -> None:
+    reach = Reach(device(), Store("store"), always)
+    reach.check("onnxruntime", "the export to onnx")
+    with pytest.raises(DeviceError, match="the board has no executorch, which the export to executorch needs"):
+        reach.check("executorch", "the export to executorch")
+    board.facts["lacks"] = {"executorch": "it never runs there"}
+    Reach(device(), Store("store"), always).check("executorch", "the export to executorch")
+
+
+def test_a_device_that_is_gone_half_way_is_told_as_gone(board: Board) -> None:
+    store, where = Store("store"), device()
+    Reach(where, store, always).close()
+    reach = Reach(where, store, never)
+    board.absent = "the board is away"
+    with pytest.raises(DeviceError, match="the board is away"):
+        reach.run(JOB)
