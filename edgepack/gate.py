@@ -138,7 +138,8 @@ def judged(
 ) -> "Build":
     """The build with its verdicts as of today, and the exit code that they come to."""
     labels = [artifact.label for artifact in build.shipped()]
-    found = judge(budgets, labels, build.measurements, build.not_run, build.not_timed, baseline=baseline)
+    not_timed = {**dict.fromkeys(labels if build.absent else (), build.absent), **build.not_timed}
+    found = judge(budgets, labels, build.measurements, build.not_run, not_timed, baseline=baseline)
     verdicts = waive(found, waivers, today())
     missing = build.absent and any(each.outcome == "not_measured" and each.code for each in verdicts)
     code = most_decisive([*(each.code for each in verdicts), ExitCode.DEVICE if missing else ExitCode.OK])
