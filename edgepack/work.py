@@ -13,12 +13,14 @@ from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.budgets import strictest
 from edgepack.datasets import EXAMPLES
+from edgepack.device import Controls
 from edgepack.errors import DeviceError, EdgepackError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
 from edgepack.reach import Reach
 from edgepack.recipe import Recipe
+from edgepack.runners import host
 from edgepack.stages import Context
 from edgepack.store import Entry, Store, digest, full_disk
 from edgepack.tasks import Task
@@ -85,6 +87,8 @@ class Work:
         if self.rehearsed:
             return
         self.rehearsed = True
+        if any(getattr(stage.config, "measures", False) for stage in self.recipe.stages):
+            self._check_timed()
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
@@ -175,12 +179,8 @@ class Work:
         """What the device takes for one inference of the recipe's first format: the median of three processes, ms."""
         from tempfile import TemporaryDirectory
 
+        self._check_timed()
         exporter = self.recipe.exporters[0]
-        if self.device.evidence.get("time") != "measured":
-            why = self.reach.absent or f"the timings of {self.device.name} are not measured"
-            raise DeviceError(f"what a stage decides by timing cannot be decided: {why}", "attach the device")
-        if why := self._not_run(exporter.name):
-            raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
         content = self._trial(candidate)
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{exporters.suffix(exporter)}"
@@ -188,6 +188,14 @@ class Work:
             job = self._timing(exporter.module.RUNTIME, path)
             answers = [self.reach.run(job) for _ in range(_TRIALS)]
         return median(benchmark.timings(answers)["latency.p50"])
+
+    def _check_timed(self) -> None:
+        """Raises DeviceError or StageError where a stage cannot time what it tries."""
+        if self.device.evidence.get("time") != "measured":
+            why = self.reach.absent or f"the timings of {self.device.name} are not measured"
+            raise DeviceError(f"what a stage decides by timing cannot be decided: {why}", "attach the device")
+        if why := self._not_run(self.recipe.exporters[0].name):
+            raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
 
     def _size(self, candidate: "Candidate") -> float:
         """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
@@ -282,6 +290,29 @@ class Work:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         return outcome
 
+    def answers(self, label: str) -> dict[str, Any]:
+        """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,
+        {"not_run"}. So a bundle is the same whether its device was there or not.
+        """
+        here = host.Host(Controls(threads=1))
+        artifact, _ = self.file(label)
+        versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
+        samples = self.done[_REFERENCE].key
+        ingredients = {"file": artifact.sha256, "samples": samples, "where": {**here.facts, "versions": versions}}
+        key = digest({"kind": "answers", **ingredients})
+        do = partial(self._do_answers, label, here)
+        found = self.store.get("answers", key) or self.store.make("answers", key, ingredients, do)
+        return found.outcome
+
+    def _do_answers(self, label: str, here: host.Host, folder: Path) -> dict[str, Any]:
+        artifact, file = self.file(label)
+        job = {"mode": "delegates", "runtime": artifact.runtime, "file": label}
+        if (needed := self._needed(artifact.format)) and needed not in here.run(job)["delegates"]:
+            return {"not_run": f"{artifact.runtime} on the computer that built it has no {needed}"}
+        split = self.data.test.first(EXAMPLES)
+        logits = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        return {"cases": logits.tolist()}
+
     def difference(self, label: str) -> str:
         """Where a file begins to answer otherwise than torch, or why that is not known: a verdict is no better for an
         error on the way.
@@ -336,7 +367,12 @@ class Work:
         self.emit(StepProgress(doing=f"timing {artifact.runtime} in fresh processes", done=len(before), total=7))
         decided = partial(self.planner.decided, step.artifact)
         told, memory = self._told(artifact.runtime), artifact.subject == "model"  # nobody budgets that of a teacher
-        return benchmark.outcome(self.reach.run, self.device.evidence, job, before, decided, told, memory=memory)
+        try:
+            return benchmark.outcome(self.reach.run, self.device.evidence, job, before, decided, told, memory=memory)
+        except DeviceError as error:
+            if self.device.evidence["time"] != "estimated":
+                raise
+            return {"not_timed": error.message}  # nobody can work it out, today or tomorrow: all else goes on
 
     def _timing(self, runtime: str, file: Path) -> dict[str, Any]:
         return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
@@ -352,7 +388,7 @@ class Work:
         exporter = next(each for each in self.recipe.exporters if each.name == format)
         if why := self.reach.facts.get("lacks", {}).get(exporter.module.RUNTIME):
             return str(why)
-        needed = exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
+        needed = self._needed(format)
         if not needed:
             return ""
         runtime = exporter.module.RUNTIME
@@ -360,6 +396,11 @@ class Work:
             job = {"mode": "delegates", "runtime": runtime, "file": exporter.name}
             self.delegates[runtime] = self.reach.run(job)["delegates"]
         return "" if needed in self.delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
+
+    def _needed(self, format: str) -> str:
+        """What the runtime must have to run a file of this format, or ""."""
+        exporter = next(each for each in self.recipe.exporters if each.name == format)
+        return exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
         started = time.monotonic()

@@ -17,7 +17,7 @@ from factories import at_work, device, edgepack, recipe
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
-from edgepack import provenance
+from edgepack import benchmark, pipeline, provenance
 from edgepack.device import Device, load_device
 from edgepack.errors import AbsentError, DeviceError
 from edgepack.runners import _arm64, connected, emulated
@@ -166,6 +166,40 @@ def test_files_of_a_runtime_that_it_never_has_are_not_run_and_nothing_is_timed(p
     assert "times nothing" in work._not_timed()
 
 
+def test_a_bundle_is_the_same_whether_its_device_was_there_or_not(
+    played: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was there, it ran one of the two files, and this computer both."""
+    short = benchmark.TimingProtocol(name="short", warm_up_seconds=0, seconds=0, least_runs=7)
+    monkeypatch.setattr(benchmark.TimingProtocol, "of", lambda metrics: short)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("net_of_nobody.py").write_text(NET)
+    tiny = recipe(
+        model={"python": "net_of_nobody:make"},
+        data={"digits": {"size": 8}},
+        device="arm64-emulated",
+        stages=[{"train": {"epochs": 1, "batch_size": 32}}],
+        export=["onnx", "executorch"],
+        budgets={"size": "10 MB"},
+    )
+    store = Store("store")
+    there = pipeline.build(tiny, played, store, dist="there")
+    Path("bin", "qemu-aarch64-static").unlink()
+    monkeypatch.setattr(emulated, "_QEMU", ("no-qemu",))
+    away = pipeline.build(tiny, played, store, dist="away", remeasure=True)
+    assert (there.absent, bool(there.not_run), bool(away.absent), bool(away.not_run)) == ("", True, True, False)
+    assert there.bundle_sha256 == away.bundle_sha256
+    assert "see the report" in Path("away/tiny/bundle/MODEL_CARD.md").read_text()
+
+
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
 def test_no_qemu_and_no_folder_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, own_place: Path) -> None:
     there = load_device("arm64-emulated")
     monkeypatch.setenv("PATH", str(own_place / "bin"))
@@ -173,10 +207,10 @@ def test_no_qemu_and_no_folder_are_told_with_what_to_do(monkeypatch: pytest.Monk
         emulated.connect(there)
     assert "qemu-user-static" in failure.value.hint
     program("qemu-aarch64", QEMU)
-    with pytest.raises(AbsentError, match=f"no arm64 Python in {own_place / 'arm64'}") as failure:
+    with pytest.raises(AbsentError, match="no arm64 Python was prepared") as failure:
         emulated.connect(there)
-    assert failure.value.hint == "run `edgepack devices prepare arm64-emulated`"
-    assert "there is no arm64 Python" in edgepack("devices").out
+    assert failure.value.hint.startswith("run `edgepack devices prepare arm64-emulated`")
+    assert "no arm64 Python was prepared" in edgepack("devices").out
 
 
 def test_a_runtime_of_another_version_is_a_device_error(played: Device) -> None:

@@ -327,3 +327,14 @@ def test_a_build_reports_an_estimate_as_one(tmp_path: Path, monkeypatch: pytest.
     assert (found.metric, found.evidence, found.detail["calibrated_from"]) == ("latency.p50", "estimated", "a test")
     page = markdown.render(build(measurements=(found,)))
     assert "**ESTIMATED, not measured on the device: latency.p50 of onnx**" in page
+
+
+def test_a_file_that_cannot_be_estimated_is_not_timed_and_ends_no_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"nonsense")
+    work = at_work(recipe(export=["onnx"]), board(), Store("store"))
+    monkeypatch.setattr(work, "file", lambda label: (artifact(), path))
+    step = Step(kind="timing", name="time onnx", key="", ingredients={}, reason="", artifact="onnx")
+    assert "the operators of" in work._do_timing(step, tmp_path)["not_timed"]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from factories import at_work, build, recipe_file, texts, tokenizer
+from factories import at_work, build, recipe, recipe_file, texts, tokenizer
 
 from edgepack.bundle.contents import contents
 from edgepack.device import load_device
+from edgepack.errors import DeviceError
 from edgepack.events import Event, Note
 from edgepack.plan import Step
 from edgepack.recipe import load_recipe
@@ -101,3 +102,10 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
         assert [files[f"selftest/{name}"] for name in case["inputs"]] == [array.tobytes() for array in made.values()]
     roles = {each["path"]: each["role"] for each in json.loads(files["manifest.json"])["files"]}
     assert (roles["io/tokenizer.json"], roles["selftest/case-2.txt"]) == ("deploy", "test")
+
+
+def test_what_stages_decide_by_timing_ends_before_any_training_where_nothing_can_be_timed() -> None:
+    what = recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"fp32": "auto"}}], device="raspberry-pi-5")
+    work = at_work(what, load_device("raspberry-pi-5"), Store("store"))
+    with pytest.raises(DeviceError, match="cannot be decided: Raspberry Pi 5 is not configured"):
+        work._rehearse()

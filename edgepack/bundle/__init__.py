@@ -15,8 +15,10 @@
 Of these an app ships models/, io/ and licences/: the role "deploy", which `unpack --deploy-only` gives alone.
 
 Timings are no part of it, nor a verdict, which stands on them: they differ from run to run, and stand in build.json
-beside it. The budgets as they were declared are in provenance/recipe.yaml. Nor is the commit that the recipe stood at:
-one that changed nothing would change every byte. A signature lies beside the bundle too.
+beside it. Nor is what another device answered, or how well: selftest/ holds this computer's answers then, so that the
+bundle is the same whether the device was there or not. The budgets as they were declared are in provenance/recipe.yaml.
+Nor is the commit that the recipe stood at: one that changed nothing would change every byte. A signature lies beside
+the bundle too.
 """
 
 import hashlib

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from edgepack.datasets import Signature
 
 
-def render(build: Build, manifest: "Manifest", signature: "Signature") -> bytes:
+def render(build: Build, manifest: "Manifest", signature: "Signature", *, elsewhere: bool = False) -> bytes:
+    """`elsewhere`: the files may have run on another computer, and how well they did there is for the report to say."""
     return _templates.render(
         "MODEL_CARD.md.j2",
         build=build,
         manifest=manifest,
         signature=signature,
-        share=lambda found: SHARE.format(found.value) if found else "not run",
+        share=lambda found: SHARE.format(found.value) if found else "see the report" if elsewhere else "not run",
+        elsewhere=elsewhere,
         percent=SHARE.format,
         named=lambda choice: next(
             f"{kind}: {name}" if isinstance(name, str) else kind for kind, name in choice.items()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.budgets import METRICS
 from edgepack.bundle import RUNTIME_FILE, card, examples, sbom
 from edgepack.bundle._text import as_json, as_yaml
 from edgepack.bundle.archive import Files
@@ -25,19 +26,33 @@ TOLERANCE = 0.05
 
 def contents(build: Build, recipe: "Recipe", device: "Device", work: "Work") -> Files:
     """Every file of the bundle. Raises DeviceError when a file that the recipe names has gone."""
+    build = _repeatable(build, device)
     files: Files = {}
     for artifact in build.shipped():
         _, path = work.file(artifact.label)
         files[_model(recipe, artifact)] = path.read_bytes()
     files |= beside(recipe, work.signature)
     files |= _runtime(build, recipe, work)
-    files |= _selftest(build, work)
+    files |= _selftest(build, device, work)
     files |= _provenance(build, recipe, device)
     manifest = _manifest(build, recipe, device)
     files |= examples.render(manifest, work.signature)
-    files["MODEL_CARD.md"] = card.render(build, manifest, work.signature)
+    files["MODEL_CARD.md"] = card.render(build, manifest, work.signature, elsewhere=_elsewhere(device))
     files["sbom.cdx.json"] = as_json(sbom.bom(build, manifest, work.signature, files))
     return sealed(manifest, files)
+
+
+def _elsewhere(device: "Device") -> bool:
+    """Whether files are run by another computer where the device is there."""
+    return device.runner.name != "host"
+
+
+def _repeatable(build: Build, device: "Device") -> Build:
+    """Without the figures that another build need not give again: those of a device that may not be there then."""
+    if not _elsewhere(device):
+        return build
+    kept = tuple(each for each in build.measurements if not METRICS[each.metric].within)
+    return build.model_copy(update={"measurements": kept})
 
 
 def _model(recipe: "Recipe", artifact: "Artifact") -> str:
@@ -99,13 +114,16 @@ def _runtime(build: Build, recipe: "Recipe", work: "Work") -> Files:
     return files | ({"runtime/BUILDING.md": b"\n".join(parts)} if parts else {})
 
 
-def _selftest(build: Build, work: "Work") -> Files:
+def _selftest(build: Build, device: "Device", work: "Work") -> Files:
     """Real samples of the test split, and for each file the logits it must answer with."""
     entry = work.entry("reference outputs")
     files = {
         f"selftest/{name}": (entry.path / name).read_bytes() for name in sorted(entry.files) if name.startswith("case-")
     }
-    outcomes = {each.format: work.entry(f"evaluate {each.label}").outcome for each in build.shipped()}
+    outcomes = {
+        each.format: work.answers(each.label) if _elsewhere(device) else work.entry(f"evaluate {each.label}").outcome
+        for each in build.shipped()
+    }
     answers = {name: outcome["cases"] for name, outcome in outcomes.items() if "cases" in outcome}
     not_run = {name: outcome["not_run"] for name, outcome in outcomes.items() if "not_run" in outcome}
     cases: list[dict[str, Any]] = [
