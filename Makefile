@@ -13,7 +13,7 @@ DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
 
 BUILDS := $(patsubst dist/%/build.json,%,$(wildcard dist/*/build.json))
 
-.PHONY: setup help check format test gate bench clean $(RECIPES) $(DEVICES)
+.PHONY: setup help check format test quick gate bench clean $(RECIPES) $(DEVICES)
 
 setup: .venv/installed      ## create .venv and install edgepack into it
 

@@ -25,7 +25,7 @@ from edgepack.plugins import choose
 from edgepack.units import DURATION
 
 _PAGE = Path(__file__).with_suffix(".md")
-_TURNS, _RUNS = 15, 300
+_TURNS, _RUNS = 10, 300
 _HEAD = """# How far timings of one computer can be trusted
 
 MobileNetV2 in fp32 on pictures of 96 x 96, with the weights it is born with, timed on one thread
@@ -41,7 +41,7 @@ def main() -> None:
         files = [_exported(name, Path(folder)) for name in ("onnx", "executorch")]
         rows = [_twice(file) for file in files]
         overhead = _overhead(files[0])
-    turns = f"{_RUNS} runs, the median of {_TURNS} turns of both"
+    turns = f"{_RUNS} runs, the median of {2 * _TURNS} turns of both"
     told = f"\nThe worker's loop takes {overhead:+.2%} of the time of a bare one of {turns}, on the `.onnx`."
     summary = provenance.summary("onnxruntime", "executorch")
     footer = f"\n\nCommand: `python benchmarks/protocol.py`\n\nEnvironment: {summary}.\n"
@@ -80,7 +80,8 @@ def _median(found: dict[str, Any]) -> float:
 
 def _overhead(file: Path) -> float:
     """Share of its time that the worker's loop adds: whole loops against whole loops, in turns."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     runtime = worker.OnnxRuntime(1)
     runtime.load(str(file))
     bound = runtime.bind(worker.noise(runtime.specs))
@@ -92,8 +93,10 @@ def _overhead(file: Path) -> float:
     def ours() -> None:
         worker._repeat(runtime, bound, seconds=0.0, least=_RUNS, most=_RUNS, most_seconds=60.0)
 
-    taken = [(_seconds(bare), _seconds(ours)) for _ in range(_TURNS + 1)][1:]
-    return statistics.median(mine / its for its, mine in taken) - 1
+    shares = [_seconds(ours) / _seconds(bare) for _ in range(_TURNS + 1)]
+    shares += [1 / (_seconds(bare) / _seconds(ours)) for _ in range(_TURNS)]  # the other one first
+    os.sched_setaffinity(0, cores)
+    return statistics.median(shares[1:]) - 1
 
 
 def _seconds(do: Callable[[], None]) -> float:

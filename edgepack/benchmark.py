@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from edgepack.config import Frozen
+from edgepack.config import Frozen, Moment
 from edgepack.errors import DeviceError
 
 PROTOCOL = "edgepack/1"
@@ -42,7 +42,7 @@ class Measurement(Frozen):
     low: float
     high: float
     evidence: Evidence
-    taken_at: float  # seconds since 1970
+    taken_at: Moment  # seconds since 1970
     reused: bool = False  # taken by an earlier build
     doubts: tuple[str, ...] = ()
     samples: tuple[tuple[float, ...], ...] = ()

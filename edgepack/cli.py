@@ -224,6 +224,7 @@ def gate(
     was built with, or those of --recipe.
     """
     from edgepack.rejudge import rejudge
+    from edgepack.reports import github
     from edgepack.reports.console import show
     from edgepack.result import find_build
 
@@ -235,9 +236,12 @@ def gate(
             result = rejudge(path, history=past, recipe=limits, overrides=overrides, against=baseline)
             codes.append(result.exit_code or 0)
             show(result, sys.stdout, str(path.parent))
+            with suppress(OSError):
+                github.tell(result, sys.stdout)
         except EdgepackError as error:
             codes.append(error.code)
             _tell(str(error))
+            _annotate(error, sys.stdout)
     return most_decisive(codes)
 
 

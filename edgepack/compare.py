@@ -4,19 +4,20 @@ Timings are compared on the same device, by the same protocol; accuracy and pari
 a file, always. Versions of runtimes and the kernel may differ: they are told as what changed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from edgepack.benchmark import Measurement
 from edgepack.budgets import METRICS
-from edgepack.result import Build
+from edgepack.result import Build, StageRecord
 from edgepack.store import digest
 from edgepack.units import NUMBER, SHARE
 
 _TOLD_APART = ("versions", "kernel")  # of an environment: they may differ, and are told
 _KNOWN = 40  # letters of a value that is shown
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,14 @@ class Comparison:
     @property
     def settings(self) -> tuple[str, ...]:
         """What the recipes say otherwise: "stages.distill.epochs 12 -> 20"."""
-        return tuple(differences(_by_name(self.before.recipe), _by_name(self.after.recipe)))
+        return tuple(differences(_by_name(_settled(self.before)), _by_name(_settled(self.after))))
+
+    @property
+    def stages(self) -> tuple[tuple[StageRecord, StageRecord], ...]:
+        """What each stage left before and after, where that differs; those that only one has are in `settings`."""
+        before, after = (_numbered((each.stage, each) for each in build.ledger) for build in (self.before, self.after))
+        both = ((before[name], after[name]) for name in after if name in before)
+        return tuple((old, new) for old, new in both if (old.bytes, old.accuracy) != (new.bytes, new.accuracy))
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -160,10 +168,25 @@ def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with its lists as mappings: stages by their names, numbered where one stands twice."""
     found = dict(recipe)
     for key in ("stages", "export"):
-        items: dict[str, Any] = {}
-        for item in recipe.get(key, ()):
-            ((name, settings),) = item.items() if isinstance(item, dict) else ((item, {}),)
-            twice = sum(each.partition(" ")[0] == name for each in items)
-            items[f"{name} ({twice + 1})" if twice else name] = settings
-        found[key] = items
+        found[key] = _numbered(pair for item in recipe.get(key, ()) for pair in item.items())
+    return found
+
+
+def _settled(build: Build) -> dict[str, Any]:
+    """The recipe with what its stages decided by measuring in place of what left it to them."""
+    stages = build.recipe.get("stages", ())
+    decided = [*(record.decided for record in build.ledger[1:]), *({} for _ in stages)]
+    settled = [
+        {name: {**settings, **chosen} if isinstance(settings, dict) else settings}
+        for stage, chosen in zip(stages, decided, strict=False)
+        for name, settings in stage.items()
+    ]
+    return {**build.recipe, "stages": settled}
+
+
+def _numbered(items: Iterable[tuple[str, Item]]) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for name, item in items:
+        twice = sum(each.partition(" ")[0] == name for each in found)
+        found[f"{name} ({twice + 1})" if twice else name] = item
     return found

@@ -7,7 +7,7 @@ stands: figures of one series may be compared. What is damaged, or of a schema n
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from edgepack.artifact import deflated
 from edgepack.benchmark import Evidence
 from edgepack.budgets import LAST, METRICS
 from edgepack.compare import differences, series
-from edgepack.config import Frozen
+from edgepack.config import Frozen, Moment
 from edgepack.errors import ExitCode, RecipeError, VerifyError
 from edgepack.gate import Base, NoBase
 from edgepack.result import Build
@@ -41,7 +42,7 @@ class Figure(Frozen):
     low: float
     high: float
     evidence: Evidence
-    taken_at: float
+    taken_at: Moment
     series: str
     taken: str
 
@@ -52,8 +53,10 @@ class Line(Frozen):
     schema_: Literal["edgepack.history/1"] = Field(default=SCHEMA, alias="schema")
     recipe: str
     device: str
-    started_at: float
+    overrides: tuple[str, ...] = ()
+    started_at: Moment
     exit_code: int
+    waived: tuple[str, ...] = ()  # budgets that it met by a waiver alone
     commit: str = ""
     bundle_sha256: str = ""
     artifacts: dict[str, str] = {}  # sha256 by label
@@ -68,8 +71,10 @@ class Line(Frozen):
             schema=SCHEMA,
             recipe=build.name,
             device=str(build.device["id"]),
+            overrides=build.overrides,
             started_at=build.started_at,
             exit_code=build.exit_code or 0,
+            waived=tuple(sorted({each.budget for each in build.verdicts if each.outcome == "waived"})),
             commit=str(build.provenance.get("git", {}).get("commit", "")),
             bundle_sha256=build.bundle_sha256,
             artifacts={each.label: each.sha256 for each in build.shipped()},
@@ -80,6 +85,10 @@ class Line(Frozen):
 
     def find(self, metric: str, artifact: str) -> Figure | None:
         return next((each for each in self.figures if (each.metric, each.artifact) == (metric, artifact)), None)
+
+    @property
+    def passed(self) -> bool:
+        return self.exit_code == ExitCode.OK and not self.waived
 
     @property
     def told(self) -> str:
@@ -168,7 +177,8 @@ class Baseline:
         wanted = key_of(metric, environment)
         for line, figure in known:
             if figure.series == wanted:
-                same = figure.taken == taken(sha256, environment)
+                # What an app ships beside a file may grow while the file stays as it is: only timings are noise.
+                same = METRICS[metric].within == "device" and figure.taken == taken(sha256, environment)
                 return Base(value=figure.value, low=figure.low, high=figure.high, told=line.told, same=same)
         if self.named:
             return NoBase(reason=self._why_not(metric, artifact, known[0][0] if known else None, environment))
@@ -191,14 +201,19 @@ def _beginning(metric: str, elsewhere: bool) -> str:
     return f"no earlier build passed {what}: a new series begins"
 
 
-def baseline(name: str, recipe: str, device: str, history: Path, before: float) -> Baseline:
+def baseline(
+    name: str, recipe: str, device: str, history: Path, before: float, overrides: Collection[str] = ()
+) -> Baseline:
     """The baseline called `name`, for a build of this recipe and device that began at the time `before`.
 
+    What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`. Nor is a build that
+    needed a waiver: what is let pass until a day must not become the measure of all after it.
     Raises RecipeError when it cannot be read.
     """
     if name == LAST:
         lines = [each for each in read(history)[0] if (each.recipe, each.device) == (recipe, device)]
-        passed = [each for each in lines if each.exit_code == ExitCode.OK and each.started_at < before]
+        released = [each for each in lines if {*each.overrides} <= {*overrides}]
+        passed = [each for each in released if each.passed and each.started_at < before]
         return Baseline(lines=tuple(sorted(passed, key=lambda each: -each.started_at)))
     line = _named(Path(name))
     other = [
@@ -213,7 +228,9 @@ def baseline(name: str, recipe: str, device: str, history: Path, before: float) 
 def looked_up(recipe: "Recipe", device: str, history: Path, before: float) -> "Recipe":
     """The recipe with the baseline of its relative budgets. Raises RecipeError when that cannot be read."""
     names = [budget.against for budget in recipe.budgets if budget.against]
-    return replace(recipe, baseline=baseline(names[0], recipe.name, device, history, before)) if names else recipe
+    if not names:
+        return recipe
+    return replace(recipe, baseline=baseline(names[0], recipe.name, device, history, before, recipe.overrides))
 
 
 def _named(path: Path) -> Line:
@@ -244,32 +261,41 @@ def _of_bundle(path: Path) -> Line:
     from edgepack import bundle
 
     try:
-        manifest = bundle.verify(path)
+        manifest, files = bundle.read(path)
     except VerifyError as error:
         raise RecipeError(f"the baseline {path} is neither a build nor a whole bundle: {error.message}") from None
-    sizes = {each.path: each for each in manifest.files}
-    entries = {runtime.format: sizes[runtime.entry.file] for runtime in manifest.runtimes.values()}
+    shas = {each.path: each.sha256 for each in manifest.files if each.role == "deploy"}
+    entries = {runtime.format: runtime.entry.file for runtime in manifest.runtimes.values()}
+    beside = [files[name] for name in shas.keys() - {*entries.values()}]
     return Line(
         schema=SCHEMA,
         recipe=manifest.name,
         device=manifest.device,
         started_at=0.0,
         exit_code=0,
-        artifacts={label: each.sha256 for label, each in entries.items()},
-        figures=tuple(_weighed(label, each.bytes, each.sha256) for label, each in entries.items()),
+        artifacts={label: shas[name] for label, name in entries.items()},
+        figures=tuple(
+            _weighed(metric, label, shas[name], sum(size(content) for content in weighed))
+            for label, name in entries.items()
+            for metric, size, weighed in (
+                ("size", len, [files[name]]),
+                ("size.deploy", len, [files[name], *beside]),
+                ("size.download", deflated, [files[name], *beside]),
+            )
+        ),
     )
 
 
-def _weighed(label: str, size: int, sha256: str) -> Figure:
-    value, key = float(size), key_of("size", {})
+def _weighed(metric: str, label: str, sha256: str, size: int) -> Figure:
+    value = float(size)
     return Figure(
-        metric="size",
+        metric=metric,
         artifact=label,
         value=value,
         low=value,
         high=value,
         evidence="measured",
         taken_at=0.0,
-        series=key,
+        series=key_of(metric, {}),
         taken=taken(sha256, {}),
     )

@@ -56,45 +56,44 @@ def build(
     recipe = recipe.suited(device.quantization)
     folder = output_folder(Path(dist), recipe)
     past = Path(record or Path(dist) / history.FILE)
-    recipe = history.looked_up(recipe, device.id, past, time.time())
-    result = _begin(recipe, device)
-    emit(BuildStarted(recipe=recipe.name, device=device.name))
-    steps: list[Step] = []
-    stack = ExitStack()
-    stack.enter_context(_alone(folder, emit))  # before anything is withdrawn, whatever ends the wait
-    try:
-        reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
-        stack.callback(reach.close)
-        result = result.model_copy(update={"absent": reach.absent})
-        for exporter in recipe.exporters:
-            reach.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
-        planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
-        work = Work(recipe, reach, store, planner)
-        if reach.absent:
-            placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
-        for number, step in enumerate(planner.steps(), start=1):
-            if not step.cached and all(before.cached for before in steps):
-                _withdraw(result, folder)
-            steps.append(step)
-            work.emit = placed(emit, number, planner.count, step.name)
-            result = _with(result, step, _do(work, step))
-            if not step.cached:
-                result.save(folder / "build.json")
-        remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
-        result = _judged(_weighed(result, recipe, work), recipe)
-        result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
-        result = bundle.write(result, recipe, device, work, folder)
-        write_reports(result, folder)
-        history.append(past, result)
-    except BaseException as error:
-        failure = full_disk(error, folder) or error
-        result = _failed(result, failure, folder)
-        emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder), error=result.error))
-        if failure is error:
-            raise
-        raise failure from error
-    finally:
-        stack.close()
+    with _alone(folder, emit), ExitStack() as stack:  # an end of the wait withdraws nothing
+        recipe = history.looked_up(recipe, device.id, past, time.time())
+        result = _begin(recipe, device)
+        emit(BuildStarted(recipe=recipe.name, device=device.name))
+        steps: list[Step] = []
+        try:
+            reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
+            stack.callback(reach.close)
+            result = result.model_copy(update={"absent": reach.absent})
+            for exporter in recipe.exporters:
+                reach.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
+            planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
+            work = Work(recipe, reach, store, planner)
+            if reach.absent:
+                placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
+            for number, step in enumerate(planner.steps(), start=1):
+                if not step.cached and all(before.cached for before in steps):
+                    _withdraw(result, folder)
+                steps.append(step)
+                work.emit = placed(emit, number, planner.count, step.name)
+                result = _with(result, step, _do(work, step))
+                if not step.cached:
+                    result.save(folder / "build.json")
+            remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
+            result = _judged(_weighed(result, recipe, work), recipe)
+            result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
+            result = bundle.write(result, recipe, device, work, folder)
+            write_reports(result, folder)
+            history.append(past, result)
+        except BaseException as error:
+            failure = full_disk(error, folder) or error
+            result = _failed(result, failure, folder)
+            emit(
+                BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder), error=result.error)
+            )
+            if failure is error:
+                raise
+            raise failure from error
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 
@@ -151,6 +150,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         schema="edgepack.build/1",
         recipe=recipe.resolved(),
         recipe_file=shown(recipe.file),
+        overrides=recipe.overrides,
         device={"id": device.id, **device.resolved()},
         started_at=round(time.time(), 3),
         provenance={

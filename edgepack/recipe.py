@@ -62,6 +62,7 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
+    overrides: tuple[str, ...] = ()  # what --set changed
     baseline: "Baseline | None" = None  # what its relative budgets are held against, where that was looked up
     version: str | None = None
     licence: str | None = None
@@ -117,7 +118,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     document.raise_problems()
     if raw is None or recipe is None:  # every None has noted its problem, so this cannot be reached
         raise RecipeError(f"{file} could not be read")
-    return recipe
+    return replace(recipe, overrides=tuple(overrides))
 
 
 def find_recipe(path: str | Path) -> Path:

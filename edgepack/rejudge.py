@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.budgets import LAST, Budget, Waiver, read_budgets, read_waivers
-from edgepack.config import Document
+from edgepack.config import Document, unknown
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, VerifyError
 from edgepack.gate import EXPIRED, EXPLAINED, Verdict, judged
 from edgepack.history import FILE, Baseline, baseline
@@ -29,14 +29,14 @@ def rejudge(
     """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
 
     `against` names another baseline for the relative budgets; `history` is by default that of the folder that the build
-    went to, dist/. Raises RecipeError for what cannot be read or makes no
-    sense, VerifyError when the bundle beside it is another one, and the build's own failure when it did not finish.
+    went to, dist/. Raises RecipeError for what cannot be read or makes no sense, VerifyError when the bundle beside it
+    is another one, and the build's own failure when it did not finish.
     """
     build = Build.read(path)
-    if build.error or build.exit_code is None:
+    if build.error or build.exit_code is None or not build.shipped():
         raise _unfinished(path, build)
     _check_bundle(path, build)
-    document = Document.read(recipe) if recipe else _recorded(path, build)
+    document = _given(recipe) if recipe else _recorded(path, build)
     for text in overrides:
         _change(document, text)
     if against:
@@ -54,13 +54,13 @@ def _held(name: str, build: Build, history: Path) -> Baseline:
     """The baseline; that a build has no history at all is no beginning, for it stands there itself."""
     if name == LAST and not history.exists():
         return Baseline(lines=(), unfit=f"there is no history at {history}: name a baseline, or give --history")
-    return baseline(name, build.name, str(build.device["id"]), history, build.started_at)
+    return baseline(name, build.name, str(build.device["id"]), history, build.started_at, build.overrides)
 
 
 def _unfinished(path: Path, build: Build) -> EdgepackError:
     """With the exit code that it ended with itself."""
     error = EdgepackError(f"{path} is of a build that did not finish: {build.error or 'it was killed, or still runs'}")
-    error.code = ExitCode(build.exit_code if build.exit_code is not None else ExitCode.INCONCLUSIVE)
+    error.code = ExitCode(build.exit_code or ExitCode.INCONCLUSIVE)
     return error
 
 
@@ -70,6 +70,19 @@ def _check_bundle(path: Path, build: Build) -> None:
     there = bundle.is_file() and hashlib.sha256(bundle.read_bytes()).hexdigest()
     if build.bundle_sha256 and there not in (False, build.bundle_sha256):
         raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
+
+
+def _given(recipe: Path) -> Document:
+    """What is no recipe, or sets no budget, would let every build pass."""
+    from edgepack.recipe import RecipeFile
+
+    document = Document.read(recipe)
+    for key in document.data.keys() - RecipeFile.model_fields.keys():
+        document.problem((key,), unknown("key", key, RecipeFile.model_fields))
+    document.raise_problems()
+    if not document.data.get("budgets"):
+        raise RecipeError(f"{recipe} sets no budgets, so nothing would be judged", "name a recipe that does")
+    return document
 
 
 def _recorded(path: Path, build: Build) -> Document:

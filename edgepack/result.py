@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
-from edgepack.config import Frozen
-from edgepack.errors import RecipeError
+from edgepack.config import Frozen, Moment
+from edgepack.errors import ExitCode, RecipeError
 from edgepack.gate import Verdict
 from edgepack.store import write_atomic
 
@@ -38,17 +38,22 @@ class StageRecord(Frozen):
     decided: dict[str, Any] = {}  # settings that the stage chose by measuring
 
 
+def _code(value: int) -> int:
+    return int(ExitCode(value))
+
+
 class Build(Frozen):
     """The outcome of a recipe on a device. `exit_code` is None until the build is over."""
 
     schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
     recipe: dict[str, Any]
     recipe_file: str = ""  # from the folder that edgepack ran in
+    overrides: tuple[str, ...] = ()  # what --set changed of it
     device: dict[str, Any]
-    exit_code: int | None = None
+    exit_code: Annotated[int, AfterValidator(_code)] | None = None
     error: str = ""
-    started_at: float
-    finished_at: float | None = None
+    started_at: Moment
+    finished_at: Moment | None = None
     ledger: tuple[StageRecord, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     measurements: tuple[Measurement, ...] = ()

@@ -68,7 +68,7 @@ class Input(Frozen):
 
 
 class Interface(Frozen):
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input, ...] = Field(min_length=1)
     outputs: Any
     preprocessing: dict[str, Any]
 

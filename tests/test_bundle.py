@@ -185,6 +185,8 @@ def test_everything_wrong_is_named_at_once() -> None:
         "a/",
         ".",
         "",
+        "a.",
+        "a /b",
     ],
 )
 def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
@@ -207,6 +209,22 @@ def test_a_file_listed_twice_is_refused() -> None:
     twice = [{**listed[0], "sha256": "0" * 64}, *listed]
     with pytest.raises(VerifyError):
         verify(_zip(sealed(_without(files, "manifest.json", "SHA256SUMS"), files=twice)))
+
+
+@pytest.mark.parametrize("names", [("io/e\u0301", "io/\u00e9"), ("Manifest.json",), ("sha256sums",)])
+def test_names_that_are_one_on_other_systems_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(VerifyError, match="twice"):
+        verify(_zip(sealed({"io/labels.txt": b"x", **dict.fromkeys(names, b"x")})))
+
+
+@pytest.mark.parametrize("bytes_", [2**40, 2**62, 10**30])
+def test_a_manifest_that_names_more_bytes_than_there_is_memory(bytes_: int) -> None:
+    folder = _folder(bundle_files())
+    told = json.loads((folder / "manifest.json").read_text())
+    told["files"][0]["bytes"] = bytes_
+    (folder / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(VerifyError, match="changed: "):
+        verify(folder)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -255,6 +273,22 @@ def test_a_zip_that_says_it_holds_gigabytes_is_refused_unread(own_place: Path) -
         packed[start + 24 : start + 28] = struct.pack("<I", 0xFFFFFFF0)
         start += 4
     Path("bomb.zip").write_bytes(packed)
+    with pytest.raises(VerifyError, match="grows when it is unpacked"):
+        verify(Path("bomb.zip"))
+
+
+def test_a_zip_whose_files_overlap_is_refused_unread() -> None:
+    """Every file holds all that follow it: a small zip that would take the square of its size."""
+    names = [f"io/{n:04}" for n in range(100)]
+    locals_ = [struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, 7, 0) + name.encode() for name in names]
+    length = sum(map(len, locals_))
+    central, at = b"", 0
+    for name, local in zip(names, locals_, strict=True):
+        at += len(local)
+        facts = (b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, length - at, length - at, 7, 0, 0, 0, 0, 0, at - len(local))
+        central += struct.pack("<4s6H3L5H2L", *facts) + name.encode()
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(names), len(names), len(central), length, 0)
+    Path("bomb.zip").write_bytes(b"".join(locals_) + central + end)
     with pytest.raises(VerifyError, match="grows when it is unpacked"):
         verify(Path("bomb.zip"))
 

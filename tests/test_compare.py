@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import build, edgepack, measurement
+from factories import build, edgepack, measurement, record
 
 from edgepack.compare import Change, Comparison, differences
 from edgepack.result import Build
@@ -74,6 +74,20 @@ def test_settings_are_told_by_the_name_of_their_stage() -> None:
         "stages.prune.ratio is gone: 30 %",
         "stages.train.epochs 6 -> 8",
     )
+
+
+def test_what_stages_decided_and_left_is_told() -> None:
+    def made(parts: list[str], accuracy: float) -> Build:
+        ledger = (record("model"), record("quantize", bytes=4000, accuracy=accuracy, decided={"fp32": parts}))
+        return build(recipe={"name": "tiny", "stages": [{"quantize": {"fp32": ["auto"]}}]}, ledger=ledger)
+
+    for name, each in (("old", made(["conv1"], 0.98)), ("new", made(["fc"], 0.97))):
+        Path("dist", name).mkdir(parents=True)
+        each.save(Path("dist", name, "build.json"))
+    ran = edgepack("compare", "old", "new")
+    assert "recipe: stages.quantize.fp32 ['conv1'] -> ['fc']" in ran.out
+    assert "stages: quantize accuracy 98 % -> 97 %" in ran.out
+    assert "stages: model" not in ran.out
 
 
 def test_differences_that_are_too_long_to_show() -> None:

@@ -2,20 +2,21 @@
 
 import hashlib
 import random
+import zlib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, build, edgepack, measurement, recipe_file, sealed, verdict
+from factories import budget, build, edgepack, measurement, recipe_file, runtime, sealed, verdict
 
 from edgepack import gate
 from edgepack.budgets import Waiver
 from edgepack.bundle import pack
 from edgepack.errors import ExitCode, most_decisive
 from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
-from edgepack.history import append
+from edgepack.history import append, baseline
 from edgepack.rejudge import rejudge
 from edgepack.result import Build
 
@@ -428,6 +429,8 @@ def test_the_budgets_of_another_recipe() -> None:
         ({"budgets": {"size": {"executorch": "1 kB"}}}, "unknown key 'executorch'"),
         ({"budgets": ["size"]}, "expected a mapping"),
         ({"waivers": 5}, "expected a list"),
+        ({"budgets": None, "budgest": {"size": "1 kB"}}, "unknown key 'budgest': did you mean 'budgets'"),
+        ({"budgets": {}}, "sets no budgets, so nothing would be judged"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
@@ -435,6 +438,15 @@ def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said:
     recipe_file("release", **parts)
     ran = edgepack("gate", "tiny", "--recipe", "release")
     assert (ran.code, said in ran.err) == (2, True), ran.err
+
+
+def test_the_gate_tells_a_job_of_github_what_the_build_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(budgets={"size": "100 kB"})
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    assert "::error " in edgepack("gate", "tiny").out
+    assert "a budget failed" in Path("summary.md").read_text()
+    assert "::error title=edgepack::there is no build 'tinny'" in edgepack("gate", "tinny").out
 
 
 def test_only_what_was_not_built_can_be_changed() -> None:
@@ -451,6 +463,8 @@ def test_only_what_was_not_built_can_be_changed() -> None:
         (lambda text: text.replace("edgepack.build/1", "edgepack.build/2"), "it has the schema 'edgepack.build/2'"),
         (lambda text: "[1]", "it has no schema"),
         (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": "x"'), "at started_at"),
+        (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": 1e300'), "at started_at"),
+        (lambda text: text.replace('"exit_code": 0', '"exit_code": 9'), "9 is not a valid ExitCode"),
     ],
 )
 def test_a_build_that_cannot_be_read(damage: Any, said: str) -> None:
@@ -471,7 +485,13 @@ def test_builds_that_are_not_there() -> None:
 
 @pytest.mark.parametrize(
     ("facts", "code"),
-    [({"exit_code": 5, "error": "prune failed"}, 5), ({"exit_code": None}, 3), ({"exit_code": 4, "error": "gone"}, 4)],
+    [
+        ({"exit_code": 5, "error": "prune failed"}, 5),
+        ({"exit_code": None}, 3),
+        ({"exit_code": 4, "error": "gone"}, 4),
+        ({"exit_code": 0, "error": "gone"}, 3),
+        ({"exit_code": 0, "artifacts": ()}, 3),
+    ],
 )
 def test_a_build_that_did_not_finish_keeps_its_exit_code(facts: dict[str, Any], code: int) -> None:
     recorded(**facts)
@@ -582,6 +602,17 @@ def test_a_bundle_tells_sizes_and_no_timing() -> None:
     recorded(budgets=RELATIVE)
     assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 3
     assert "old.zip tells no latency.p50 of onnx" in reasons(against="old.zip")
+
+
+def test_a_bundle_tells_what_an_app_ships_of_it() -> None:
+    files = {"models/tiny.onnx": bytes(1000), "io/labels.txt": bytes(200), "selftest/a.bin": bytes(9000)}
+    Path("old.zip").write_bytes(pack(sealed(files, runtimes={"onnxruntime": runtime("models/tiny.onnx")})))
+    packed = sum(len(zlib.compress(files[name])) for name in ("models/tiny.onnx", "io/labels.txt"))
+    held = baseline("old.zip", "tiny", "board", Path("none"), 0.0)
+    for metric, size in (("size", 1000), ("size.deploy", 1200), ("size.download", packed)):
+        found = held.find(metric, "onnx", "", {})
+        assert isinstance(found, Base)
+        assert found.value == size
 
 
 def test_a_bundle_stands_for_the_build_beside_it() -> None:

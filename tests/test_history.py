@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import artifact, build, edgepack, measurement
+from factories import artifact, build, edgepack, measurement, verdict
 
 from edgepack.errors import DeviceError
 from edgepack.gate import Base, NoBase
@@ -59,9 +59,11 @@ def test_builds_that_end_at_once_leave_whole_lines() -> None:
     assert len({line.started_at for line in lines}) == 64
 
 
-@pytest.mark.parametrize("damage", [b'{"schema": "edgepack.hist', b"\xff\xfe\n", b"[]\n\n\n", b"[" * 5000])
+@pytest.mark.parametrize("damage", [b'{"schema": "edgepack.hist', b"\xff\xfe\n", b"[]\n\n\n", b"[" * 5000, b"1e300"])
 def test_a_damaged_line_is_passed_over(damage: bytes) -> None:
     kept(made(0))
+    if damage == b"1e300":
+        damage = PAST.read_bytes().replace(b"1700000000.0", damage)
     with PAST.open("ab") as file:
         file.write(damage)
     kept(made(1))
@@ -89,8 +91,18 @@ def test_a_history_that_cannot_be_written_is_an_error_of_the_device(monkeypatch:
 
 
 def test_the_last_build_that_passed_before_this_one() -> None:
-    kept(made(0, 1.0), made(1, 2.0), made(2, 3.0, exit_code=1), made(3, 4.0))
+    waived = verdict("size", 700e3).model_copy(update={"outcome": "waived"})
+    kept(made(0, 1.0), made(1, 2.0), made(2, 3.0, exit_code=1), made(2.5, 3.0, verdicts=(waived,)), made(3, 4.0))
     assert find(last(1.7e9 + 3 * 86400)) == Base(value=2.0, low=1.96, high=2.04, told="2023-11-15 22:13 UTC")
+
+
+def test_a_try_with_other_settings_is_the_baseline_of_such_tries_alone() -> None:
+    kept(made(0, 1.0), made(1, 2.0, overrides=("stages.train.epochs=1",)))
+    held = baseline("last", "tiny", "board", PAST, 1.8e9, ("stages.train.epochs=1", "budgets.size=1MB"))
+    for each, value in ((last(), 1.0), (held, 2.0)):
+        found = find(each)
+        assert isinstance(found, Base)
+        assert found.value == value
 
 
 def test_it_is_of_the_same_recipe_and_device() -> None:
@@ -123,6 +135,13 @@ def _trend(*builds: Build) -> list[tuple[str, ...]]:
     return [row.cells() for row in rows([Line.of(each) for each in builds])]
 
 
+def test_a_file_that_stays_the_same_ships_with_more_beside_it() -> None:
+    beside = build(started_at=1.7e9, measurements=(measurement("size.deploy", 600e3),))
+    kept(beside)
+    held = last().find("size.deploy", "onnx", beside.measurements[0].sha256, {})
+    assert held == Base(value=600e3, low=600e3, high=600e3, told="2023-11-14 22:13 UTC", same=False)
+
+
 def test_a_trend_marks_steps_beyond_the_intervals() -> None:
     found = _trend(made(0), made(1, 1.03, sha256="b" * 64), made(2, 1.5, sha256="c" * 64, exit_code=1))
     assert [cells[-1] for cells in found] == ["", "", "latency.p50 +45.6 %"]
@@ -143,6 +162,11 @@ def test_a_trend_marks_where_a_series_breaks() -> None:
 
 def test_builds_that_found_the_same_are_one_row() -> None:
     assert [cells[-1] for cells in _trend(made(0), made(1), made(2))] == ["the same 3 times"]
+
+
+def test_a_trend_tells_a_try_from_the_recipe() -> None:
+    kept(made(0), made(1, overrides=("seed=1",)))
+    assert [row.remarks for row in rows(read(PAST)[0])] == [(), ("--set seed=1",)]
 
 
 def test_the_command_shows_the_history() -> None:

@@ -6,8 +6,9 @@ A zip must be, byte for byte what `pack` makes of its files, so nothing can hide
 import io
 import os
 import shutil
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from edgepack.errors import VerifyError
@@ -55,19 +56,23 @@ def safe(name: str) -> bool:
     """Whether a file of this name lies inside the bundle on every system, and under no other name too."""
     path = PurePosixPath(name)
     plain = bool(name) and name.isprintable() and not {*"\\:"} & {*name}
+    plain = plain and not any(part.endswith((".", " ")) for part in path.parts)  # Windows leaves those off
     return plain and not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
 
 
-def clash(names: Iterable[str]) -> str:
+def clash(names: Sequence[str]) -> str:
     """A name that cannot lie beside another of them in one folder on every system, or ""."""
     seen: set[str] = set()
     for name in names:
-        if name.casefold() in seen:
+        if _alike(name) in seen:
             return name
-        seen.add(name.casefold())
-    return next(
-        (name for name in names if any(str(above).casefold() in seen for above in PurePosixPath(name).parents)), ""
-    )
+        seen.add(_alike(name))
+    return next((name for name in names if {_alike(str(above)) for above in PurePosixPath(name).parents} & seen), "")
+
+
+def _alike(name: str) -> str:
+    """What file systems that know no case, or compose accents, take a name for."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def read_folder(folder: Path, sizes: Callable[[bytes], Mapping[str, int]]) -> Files:
@@ -102,7 +107,7 @@ def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _beginning(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(limit + 1)
+            return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # that much memory is taken at once
     except OSError as error:
         raise VerifyError(f"cannot read {path}: {error.strerror}") from None
 
@@ -127,10 +132,12 @@ def read_zip(path: Path) -> Files:
     return files
 
 
-def _refuse_tricks(path: Path, members: Iterable[zipfile.ZipInfo], length: int) -> None:
+def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) -> None:
+    if sum(member.file_size for member in members) > length:  # also where every file overlaps the next
+        raise VerifyError(f"{path} was not packed by edgepack: it grows when it is unpacked")
     seen: set[str] = set()
     for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size > length:
+        if member.compress_type != zipfile.ZIP_STORED:
             raise VerifyError(f"{path} was not packed by edgepack: {member.filename!r} grows when it is unpacked")
         if not safe(member.filename):
             raise VerifyError(f"{path}: {member.filename!r} would be written outside the bundle's folder")

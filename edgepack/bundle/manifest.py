@@ -147,7 +147,7 @@ def _parsed(files: Mapping[str, bytes]) -> Manifest:
     paths = [each.path for each in manifest.files]
     if not all(safe(path) for path in paths):
         raise VerifyError("the manifest names a file outside the bundle")
-    if twice := clash(paths):
+    if twice := clash([MANIFEST, SUMS, *paths]):
         raise VerifyError(f"the manifest names {twice!r} twice, or as a file and a folder")
     return manifest
 

@@ -7,8 +7,8 @@ from typing import TextIO
 from edgepack.budgets import METRICS
 from edgepack.compare import Change, Comparison
 from edgepack.reports import _words as words
-from edgepack.result import Build
-from edgepack.units import SHARE
+from edgepack.result import Build, StageRecord
+from edgepack.units import SHARE, SIZE
 
 
 def show(comparison: Comparison, stream: TextIO) -> None:
@@ -80,6 +80,18 @@ def _note(change: Change) -> str:
     return "" if change.clear else "within the noise"
 
 
+def _stage(before: StageRecord, after: StageRecord) -> str:
+    """What a stage left otherwise: "prune 2.82 MB -> 2.4 MB, accuracy 99.6 % -> 99.3 %"."""
+    size, accuracy = (
+        f"{show(old)} -> {show(new)}" if old != new else ""
+        for show, old, new in (
+            (SIZE.format, before.bytes, after.bytes),
+            (SHARE.format, before.accuracy, after.accuracy),
+        )
+    )
+    return f"{after.stage} {', '.join(filter(None, (size, accuracy and f'accuracy {accuracy}')))}"
+
+
 def _remarks(comparison: Comparison) -> Iterator[str]:
     same = [f"{each.metric} of {each.artifact}" for each in comparison.changes if each.unchanged]
     if same:
@@ -92,6 +104,7 @@ def _remarks(comparison: Comparison) -> Iterator[str]:
         yield f"not compared: {', '.join(dict.fromkeys(metrics))}: {reason}"
     for kind, lines in (
         ("recipe", comparison.settings),
+        ("stages", [_stage(*pair) for pair in comparison.stages]),
         ("versions", comparison.versions),
         ("files", comparison.files),
     ):

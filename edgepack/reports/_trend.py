@@ -70,7 +70,8 @@ def rows(lines: Sequence[Line]) -> list[Row]:
         builds = list(same)
         line = builds[0]
         for artifact in line.artifacts:
-            remarks = tuple(_remarks(before, line, artifact)) if before else ()
+            tried = (f"--set {each}" for each in line.overrides)
+            remarks = (*tried, *(_remarks(before, line, artifact) if before else ()))
             found.append(Row(line=line, artifact=artifact, times=len(builds), remarks=remarks))
         before = builds[-1]
     return found
@@ -78,7 +79,7 @@ def rows(lines: Sequence[Line]) -> list[Row]:
 
 def _outcome(line: Line) -> object:
     figures = tuple((each.metric, each.artifact, each.value, each.taken) for each in line.figures)
-    return line.exit_code, line.artifacts, line.versions, figures
+    return line.exit_code, line.overrides, line.artifacts, line.versions, figures
 
 
 def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:

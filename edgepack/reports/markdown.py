@@ -79,6 +79,7 @@ def _budgets(build: Build) -> Iterator[str]:
     yield from table(_BUDGETS, rows)
     yield ""
     notes = [f"- {escaped(budgets)}: {escaped(why)}" for budgets, why in words.reasons(build)]
+    notes += [f"- {escaped(line)}" for line in words.baselines(build)]
     yield from [*notes, ""] if notes else []
 
 

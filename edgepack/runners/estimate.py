@@ -39,7 +39,9 @@ class Estimator:
     def facts(self) -> dict[str, Any]:
         analytic = self.device.analytic
         figures = digest(analytic.model_dump(mode="json"))[:12] if analytic else ""
-        return {**self.host.facts, "runner": "estimate", "analytic": figures}
+        here, cpu = self.host.facts, self.device.cpu
+        name = f"{cpu.name if cpu else self.device.name}, worked out on {here['cpu']}"
+        return {**here, "cpu": name, "runner": "estimate", "analytic": figures}
 
     def run(self, job: Job) -> dict[str, Any]:
         return self._time(job) if job["mode"] == "time" else self.host.run(job)
