@@ -400,7 +400,7 @@ class Work:
     def _needed(self, format: str) -> str:
         """What the runtime must have to run a file of this format, or ""."""
         exporter = next(each for each in self.recipe.exporters if each.name == format)
-        return exporter.module.needs(exporter.config) if hasattr(exporter.module, "needs") else ""
+        return str(exporter.module.needs(exporter.config)) if hasattr(exporter.module, "needs") else ""
 
     def _told(self, runtime: str) -> Callable[[int, int], None]:
         started = time.monotonic()
