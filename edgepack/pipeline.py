@@ -56,10 +56,10 @@ def build(
     recipe = recipe.suited(device.quantization)
     folder = output_folder(Path(dist), recipe)
     past = Path(record or Path(dist) / history.FILE)
+    emit(BuildStarted(recipe=recipe.name, device=device.name))
     with _alone(folder, emit), ExitStack() as stack:  # an end of the wait withdraws nothing
         recipe = history.looked_up(recipe, device.id, past, time.time())
         result = _begin(recipe, device)
-        emit(BuildStarted(recipe=recipe.name, device=device.name))
         steps: list[Step] = []
         try:
             reach = Reach(device, store, lambda facts: not _up_to_date(recipe, device, store, facts, remeasure))
