@@ -64,6 +64,7 @@ def _rows(recipe: str, run: Run) -> list[str]:
             f"{SIZE.format(big)} -> {SIZE.format(small)}, **{big / small:.1f}x**",
             f"{DURATION.format(slow)} -> {DURATION.format(fast)}, **{slow / fast:.1f}x**",
             f"{100 * good:.2f} % -> {100 * left:.2f} %, **{100 * (left - good):+.2f}**",
+            _agreement(run.build, artifact.label),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -73,6 +74,12 @@ def _value(build: Build, metric: str, artifact: str) -> float:
     found = build.find(metric, artifact)
     assert found is not None, f"every build measures {metric} of {artifact}"
     return found.value
+
+
+def _agreement(build: Build, artifact: str) -> str:
+    """Of a file with the first one; "" of that itself."""
+    found = build.find("parity.runtimes", artifact)
+    return SHARE.format(found.value) if found else ""
 
 
 def _about(recipe: str, run: Run) -> str:
@@ -98,8 +105,8 @@ def _page(runs: dict[str, Run], before: list[str]) -> str:
             "The exported files against the fp32 teacher's on the same runtime and threads, on the whole test split:",
             "10,000 pictures of Fashion-MNIST, or the articles of BBC News that were kept for it.",
             "",
-            "| recipe | file | size | latency | accuracy |",
-            "|---|---|---|---|---|",
+            "| recipe | file | size | latency | accuracy | runtimes agree |",
+            "|---|---|---|---|---|---|",
             *(line for recipe in _RECIPES for line in rows[recipe]),
             "",
             *(line for recipe in _RECIPES for line in about[recipe]),

@@ -12,6 +12,7 @@ from edgepack.errors import RecipeError
 
 CORE = ("edgepack", "torch")  # every stage's output depends on these
 MISSING = "not installed"
+_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")  # features that multiply bytes
 
 
 @cache
@@ -90,7 +91,8 @@ def summary(*packages: str) -> str:
     """The environment in one line for people, beside figures that were taken in it."""
     facts = environment()
     found = ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
-    return f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores, {facts['system']}, {found}"
+    int8 = ", ".join(name for name in _INT8 if name in cpu_features()) or "no int8 products"
+    return f"{facts['cpu']} ({int8}), {facts['threads']} of {facts['cores']} cores, {facts['system']}, {found}"
 
 
 def git_state(folder: Path) -> dict[str, Any]:
