@@ -164,17 +164,21 @@ def _check_answers(job: dict[str, Any], connection: Connection) -> None:
         answers = [_answers(question, each) for each in (here, *others)]
     import numpy
 
-    if not numpy.isfinite(answers[0]).all():
+    ours, theirs = answers[0], answers[-1]
+    if not numpy.isfinite(ours).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
-    reach, far = float(numpy.abs(answers[0]).max()), float(numpy.abs(answers[0] - answers[-1]).max())
+    otherwise = f"{job['file']}: the device answers otherwise than this computer"
+    hint = "its runtime may be of another version, or broken"
+    if theirs.shape != ours.shape:
+        raise AnswerError(f"{otherwise}: with {theirs.size} numbers, and {ours.size} here", hint)
+    reach, far = (float(numpy.abs(each).max(initial=0.0)) for each in (ours, ours - theirs))
     if not far <= ROUNDING * reach:
-        message = f"the device answers otherwise than this computer: outputs up to {reach:.3g} differ by {far:.3g}"
-        raise AnswerError(f"{job['file']}: {message}", "its runtime may be of another version, or broken")
+        raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
 
 @contextmanager
 def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
-    """A job that asks for the answers to a few rows of noise; its files are gone afterwards."""
+    """A job that asks for the answers to a few rows of noise, each a whole input; its files are gone afterwards."""
     import numpy
 
     described = {key: job[key] for key in ("runtime", "file", "shapes")}
@@ -184,7 +188,7 @@ def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
         for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
-            numpy.save(path, numpy.concatenate(arrays), allow_pickle=False)
+            numpy.save(path, numpy.stack(arrays), allow_pickle=False)
         names = [str(path) for path in paths]
         yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
 
@@ -194,7 +198,7 @@ def _answers(question: dict[str, Any], connection: Connection) -> "Array":
 
     connection.run(question)
     answers: Array = numpy.load(question["output"], allow_pickle=False)
-    return answers
+    return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
 
 
 def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
