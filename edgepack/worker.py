@@ -187,9 +187,8 @@ def _joined(outputs: list[Any]) -> Any:
     import numpy
 
     parts = [numpy.atleast_1d(output) for output in outputs]
-    return numpy.concatenate(
-        parts if len({part.shape[1:] for part in parts}) == 1 else [part.ravel() for part in parts]
-    )
+    alike = len({part.shape[1:] for part in parts}) == 1
+    return numpy.concatenate(parts if alike else [part.ravel() for part in parts])
 
 
 def _timed(runtime: Any, bound: Any) -> int:

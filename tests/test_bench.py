@@ -152,6 +152,26 @@ def test_inputs_and_outputs_of_any_shape_are_answered(shape: tuple[int, ...], op
     answered(network(operator, shape, answer))
 
 
+def test_weights_in_another_file_are_refused_on_every_device() -> None:
+    network("Relu", (1, 3), "float32")
+    model = onnx.load("net.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(numpy.ones(1000, "float32"), "w"))
+    onnx.save(model, "apart.onnx", save_as_external_data=True, location="apart.data", size_threshold=0)
+    ran = edgepack("bench", "apart.onnx", "--budget", "size=1kB")
+    assert ran.code == 2
+    assert "apart.onnx keeps weights in another file, apart.data" in ran.err and "external_data=False" in ran.err
+    onnx.save(onnx.load("apart.onnx"), "whole.onnx")
+    benches._check_whole(Path("whole.onnx"))
+
+
+def test_a_value_that_is_called_as_external_data_calls_it_is_none() -> None:
+    model = onnx.load(network("Relu", (1, 3), "float32"))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("location", onnx.TensorProto.FLOAT, (1, 3)))
+    onnx.save(model, "net.onnx")
+    assert benches._holds(Path("net.onnx"), benches._LOCATION)
+    benches._check_whole(Path("net.onnx"))
+
+
 def network(operator: str, shape: tuple[int, ...], answer: str) -> str:
     """The name of a file of one operator."""
     of = onnx.helper.np_dtype_to_tensor_dtype
@@ -205,6 +225,8 @@ def test_drift_of_the_machine_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) ->
         (["a.onnx", "b.onnx", "--budget", "latency.p50=1ms"], 2, "two without a budget"),
         (["a.onnx", "--budget", "latency.p50=1"], 2, "has no unit"),
         (["a.onnx", "--budget", "speed=1ms"], 2, "nothing measures a budget 'speed'"),
+        (["a.onnx", "--budget", "memory.arena=1kB"], 2, "bench measures no memory.arena, but size, latency.p50,"),
+        (["a.onnx", "--budget", "accuracy.max_drop=1%"], 2, "bench measures no accuracy"),
         (["a.onnx", "--shape", "x"], 2, "write it as INPUT=1,3,224,224"),
         (["a.onnx", "--device", "nowhere"], 2, "unknown device 'nowhere'"),
         (["a.onnx"], 4, "onnxruntime failed on a.onnx"),
