@@ -90,6 +90,13 @@ def test_a_budget_judges_it(limit: str, outcome: str, processes: int, monkeypatc
     assert (verdict.outcome, board.log.count("time m"), verdict.place) == (outcome, processes, "--budget")
 
 
+def test_a_file_that_is_called_teacher_is_doubted_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([1.0, 3.0] * 20)
+    at(Board(lambda name: next(speeds)), monkeypatch)
+    found = bench(files("teacher (onnx)")[0], device())
+    assert [each.metric for each in found.measurements if each.doubts] == ["latency.p50"]
+
+
 def test_a_budget_that_is_not_decided_takes_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([1.0, 3.0] * 20)
     board = at(Board(lambda name: next(speeds)), monkeypatch)
