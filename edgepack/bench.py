@@ -7,13 +7,14 @@ found.measurements[0].value, pair(Path("a.onnx"), Path("b.onnx"), load_device("h
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgepack import benchmark, worker
 from edgepack.benchmark import Answers, Measurement, TimingProtocol
-from edgepack.budgets import Budget, read_budgets
+from edgepack.budgets import METRICS, Budget, read_budgets
 from edgepack.config import Document, Frozen
 from edgepack.device import Controls, Device
 from edgepack.errors import AnswerError, DeviceError, RecipeError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 
 _ROWS = 3  # samples of noise that are answered before anything is timed
+_METRICS = ("size", *(name for name, metric in METRICS.items() if metric.within == "device"))
+_LOCATION = b"\n\x08location\x12"  # how an entry of a tensor's external data says which file it is about
 
 
 class Bench(Frozen):
@@ -71,12 +74,16 @@ def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
-    """`latency.p50=2ms`, as a recipe's budgets are read. Raises ConfigError."""
+    """`latency.p50=2ms`, as a recipe's budgets are read. Raises ConfigError, also for what only a build measures."""
     document = Document(file="--budget", data={}, lines={(): 0})
     found: list[Budget] = []
     for text in texts:
         metric, _, limit = text.partition("=")
         found += read_budgets(document, {metric: limit})
+    for budget in found:
+        if budget.metric not in _METRICS:
+            message = f"bench measures no {budget.metric}, but {', '.join(_METRICS)}: put it into a recipe"
+            document.problem(("budgets", budget.metric), message)
     document.raise_problems()
     return tuple(found)
 
@@ -149,11 +156,49 @@ def _job(
         raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
     if not file.is_file():
         raise RecipeError(f"there is no file {file}")
+    _check_whole(file)
     if runtime not in connection.facts["versions"]:
         raise lacking(device, runtime, file.name)
     protocol = TimingProtocol.of(budget.metric for budget in budgets)
     given = {name: list(shape) for name, shape in shapes.items()}
     return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}
+
+
+def _check_whole(file: Path) -> None:
+    """Raises RecipeError where weights of an ONNX file lie beside it: there they are neither weighed nor sent along."""
+    if file.suffix == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
+        hint = "save it as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), OTHER)"
+        raise RecipeError(f"{file} keeps weights in another file, {beside}, which bench takes none of", hint)
+
+
+def _holds(file: Path, words: bytes) -> bool:
+    """A file may be larger than the memory."""
+    with file.open("rb") as content:
+        size = file.stat().st_size
+        return size > 0 and mmap(content.fileno(), 0, access=ACCESS_READ).find(words) >= 0
+
+
+def _external(file: Path) -> str:
+    """Where the first weights lie that are not in the file, or "". What cannot be read is left to the runtime."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except DecodeError:
+        return ""
+    outside = (each for each in _tensors(graph) if each.data_location == onnx.TensorProto.EXTERNAL)
+    entries = (entry for tensor in outside for entry in tensor.external_data)
+    return next((str(entry.value) for entry in entries if entry.key == "location"), "")
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Those of an ONNX graph, and of the graphs inside its operators."""
+    yield from graph.initializer
+    for attribute in (each for node in graph.node for each in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _check_answers(job: dict[str, Any], connection: Connection) -> None:
@@ -164,17 +209,21 @@ def _check_answers(job: dict[str, Any], connection: Connection) -> None:
         answers = [_answers(question, each) for each in (here, *others)]
     import numpy
 
-    if not numpy.isfinite(answers[0]).all():
+    ours, theirs = answers[0], answers[-1]
+    if not numpy.isfinite(ours).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
-    reach, far = float(numpy.abs(answers[0]).max()), float(numpy.abs(answers[0] - answers[-1]).max())
+    otherwise = f"{job['file']}: the device answers otherwise than this computer"
+    hint = "its runtime may be of another version, or broken"
+    if theirs.shape != ours.shape:
+        raise AnswerError(f"{otherwise}: with {theirs.size} numbers, and {ours.size} here", hint)
+    reach, far = (float(numpy.abs(each).max(initial=0.0)) for each in (ours, ours - theirs))
     if not far <= ROUNDING * reach:
-        message = f"the device answers otherwise than this computer: outputs up to {reach:.3g} differ by {far:.3g}"
-        raise AnswerError(f"{job['file']}: {message}", "its runtime may be of another version, or broken")
+        raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
 
 @contextmanager
 def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
-    """A job that asks for the answers to a few rows of noise; its files are gone afterwards."""
+    """A job that asks for the answers to a few rows of noise, each a whole input; its files are gone afterwards."""
     import numpy
 
     described = {key: job[key] for key in ("runtime", "file", "shapes")}
@@ -184,7 +233,7 @@ def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
         for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
-            numpy.save(path, numpy.concatenate(arrays), allow_pickle=False)
+            numpy.save(path, numpy.stack(arrays), allow_pickle=False)
         names = [str(path) for path in paths]
         yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
 
@@ -194,7 +243,7 @@ def _answers(question: dict[str, Any], connection: Connection) -> "Array":
 
     connection.run(question)
     answers: Array = numpy.load(question["output"], allow_pickle=False)
-    return answers
+    return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
 
 
 def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:

@@ -140,7 +140,10 @@ def outcome(
 
 
 def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int], None]) -> tuple[Answers, Answers]:
-    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike."""
+    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike.
+
+    Raises DeviceError when the device slows down: how much each file suffers from that is not its own doing.
+    """
     first, second = jobs
     taken: tuple[Answers, Answers] = ([], [])
     while not enough(taken[0], lambda _: _differs(ratios(*taken))):
@@ -148,6 +151,8 @@ def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int
         pair = [(taken[0], first), (taken[1], second)]
         for answers, job in pair if len(taken[0]) % 2 == 0 else reversed(pair):
             answers.append(run(job))
+        for answers in taken:
+            _check_state(answers)
     return taken
 
 

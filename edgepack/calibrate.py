@@ -1,7 +1,8 @@
 """Fit the analytic model of a device to what it takes for small nets of the blocks that models are made of.
 
-Each net is exported in fp32 and int8 for each runtime, timed on the device, and its operators counted. The figures are
-those that miss the timings least, in ratios; the error that is told comes from nets that were left out of the fit.
+Each net is exported in fp32 and int8 for each runtime of the device, timed there, and its operators counted. The
+figures are those that miss the timings least, in ratios; the error that is told comes from nets that were left out of
+the fit.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ _DIGITS = 3  # of a figure
 _CACHES = tuple(0.25e6 * 2**power for power in range(7))  # bytes: 250 kB to 16 MB
 _RATES = tuple(Rates.model_fields)
 _NAMES = (*(f"{dtype} {kind}" for dtype in ("fp32", "int8") for kind in _RATES), "portable")
+_FORMATS = ("onnx", "executorch")
 _SLOW = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}  # against multiplying, as a start
 
 
@@ -191,14 +193,15 @@ def section(found: Analytic) -> str:
 
 
 def measured(device: Device, connection: Connection, folder: Path, emit: Emit) -> dict[str, list[Sample]]:
-    """By runtime, every net in fp32 and int8, timed once each."""
+    """By runtime that the device has, every net in fp32 and int8, timed once each. Raises DeviceError without any."""
     from edgepack import calibration_nets
 
+    formats = _there(device, connection)
     found: dict[str, list[Sample]] = {}
     nets = calibration_nets.nets(folder)
     for number, (name, make) in enumerate(nets.items()):
         emit(StepProgress(doing=f"{name}: exporting and timing", done=number, total=len(nets)))
-        for runtime, path in files(make(), device, folder / name).items():
+        for runtime, path in files(make(), device, folder / name, formats).items():
             sample = timed(runtime[0], path, name, device, connection)
             found.setdefault(runtime[0], []).append(sample)
     return found
@@ -214,11 +217,23 @@ def timed(runtime: str, path: Path, net: str, device: Device, connection: Connec
     return Sample(net=net, operations=operations(runtime, path, device.quantization), ms=ms)
 
 
-def files(candidate: "Candidate", device: Device, folder: Path) -> dict[tuple[str, str], Path]:
+def _there(device: Device, connection: Connection) -> tuple[str, ...]:
+    """The formats whose runtime the device has."""
+    runtimes = {format: plugins.load("exporters", format).RUNTIME for format in _FORMATS}
+    found = tuple(format for format, runtime in runtimes.items() if runtime in connection.facts["versions"])
+    if not found:
+        message = f"{device.name} has neither {' nor '.join(runtimes.values())}, and figures come from timing either"
+        raise DeviceError(message, "install one there")
+    return found
+
+
+def files(
+    candidate: "Candidate", device: Device, folder: Path, formats: Sequence[str] = _FORMATS
+) -> dict[tuple[str, str], Path]:
     """The files that edgepack makes of a model with random weights, by (runtime, type)."""
     found = {}
     for dtype, each in (("fp32", candidate), ("int8", _quantized(candidate, device))):
-        for format in ("onnx", "executorch"):
+        for format in formats:
             exporter = plugins.load("exporters", format)
             path = folder / f"{dtype}{exporter.SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, .
         "reused": entry.made_at < build.started_at,
         "environment": where,
     }
-    return tuple(Measurement(**about, **figures) for figures in found({**entry.outcome, **about}))
+    known = {**entry.outcome, **about, "subject": step.subject}
+    return tuple(Measurement(**about, **figures) for figures in found(known))
 
 
 def _where(entry: Entry) -> dict[str, Any]:
@@ -84,13 +85,13 @@ def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def timed(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each figure of benchmark.outcome, with what else is known of the file beside it ("artifact", "environment")."""
+    """Each figure of benchmark.outcome; what else is known beside it: "environment", and of a step the "subject"."""
     return _estimates(outcome) if "estimate" in outcome else _times(outcome)
 
 
 def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Doubts go with the median of what ships: told of every other figure too, they would be read by nobody."""
-    doubted = not outcome["artifact"].startswith("teacher")
+    doubted = outcome.get("subject") != "teacher"
     samples = tuple(tuple(answer["samples_ns"]) for answer in outcome["answers"])
     for metric, values in timings(outcome["answers"]).items():
         more: dict[str, Any] = {}

@@ -4,7 +4,8 @@
 
 mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
-         predict    run every row of `inputs` (one .npy a model input) at batch 1, write the outputs to `output`
+         predict    run every row of `inputs` (one .npy a model input), write the outputs to `output`; a row is a whole
+                    input where it has the shape of one, else it is run at batch 1
          describe   tell the names, shapes and types of the inputs
          delegates  tell what the runtime can hand a model to; no file is loaded
          probe      tell what this device is; no runtime is loaded
@@ -155,9 +156,11 @@ def predict(runtime: Any, job: Job, _baseline: int) -> Job:
     import numpy
 
     columns = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
+    shapes = [shape for _, shape, _ in _given(runtime.specs, job)]
+    pairs = list(zip(columns, shapes, strict=True))
     rows = range(len(columns[0]))
-    outputs = [_row(runtime, [numpy.array(column[i : i + 1], order="C") for column in columns]) for i in rows]
-    numpy.save(job["output"], numpy.concatenate(outputs), allow_pickle=False)
+    outputs = [_row(runtime, [_input(column, i, shape) for column, shape in pairs]) for i in rows]
+    numpy.save(job["output"], _joined(outputs), allow_pickle=False)
     return {"rows": len(outputs)}
 
 
@@ -171,6 +174,21 @@ MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "de
 
 def _row(runtime: Any, arrays: list[Any]) -> Any:
     return runtime.array(runtime.run(runtime.bind(arrays))).copy()
+
+
+def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:
+    import numpy
+
+    return numpy.array(column[i] if column.shape[1:] == shape else column[i : i + 1], order="C")
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """One after the other; flat where what is answered decides how much that is."""
+    import numpy
+
+    parts = [numpy.atleast_1d(output) for output in outputs]
+    alike = len({part.shape[1:] for part in parts}) == 1
+    return numpy.concatenate(parts if alike else [part.ravel() for part in parts])
 
 
 def _timed(runtime: Any, bound: Any) -> int:
@@ -195,13 +213,18 @@ def _repeat(runtime: Any, bound: Any, *, seconds: float, least: int, most: int, 
 
 
 def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
-    """Every input with a shape of numbers: `shapes` of the job says those that the file leaves open."""
-    given: dict[str, list[int]] = job.get("shapes", {})
-    fixed = [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
+    """Every input with a shape of numbers."""
+    fixed = _given(specs, job)
     for name, shape, _ in fixed:
         if not all(isinstance(size, int) and size > 0 for size in shape):
             sys.exit(f"the shape of {name} is open: {', '.join(map(str, shape))}")
     return fixed
+
+
+def _given(specs: list[Spec], job: Job) -> list[Spec]:
+    """`shapes` of the job says those that the file leaves open."""
+    given: dict[str, list[int]] = job.get("shapes", {})
+    return [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
 
 
 def noise(specs: list[Spec], seed: int = 0) -> list[Any]:

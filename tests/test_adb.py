@@ -183,6 +183,21 @@ def test_the_phone_must_answer_as_this_computer_does(stand: Stand) -> None:
     assert not stand.left()
 
 
+def test_a_file_of_several_samples_at_once_is_checked_whole(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of its three inputs, four samples; their answers are written one after the other."""
+
+    def joined(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
+        rows = numpy.load(job["inputs"][0], allow_pickle=False)
+        numpy.save(job["output"], numpy.concatenate(list(rows * 2)), allow_pickle=False)
+        return {"rows": len(rows)}
+
+    monkeypatch.setattr(host.Host, "run", joined)
+    asked = question()
+    numpy.save("in.npy", numpy.arange(24, dtype="float32").reshape(3, 4, 2), allow_pickle=False)
+    with connected(pixel()) as phone:
+        assert phone.run({**asked, "rows": 3}) == {"rows": 3}
+
+
 def test_a_file_that_gives_other_outputs_there_is_a_wrong_answer(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     def shorter(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
         numpy.save(job["output"], numpy.ones((5, 3), "float32"), allow_pickle=False)

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
+import onnx
 import pytest
 from factories import device, edgepack
 from torch_factories import exported
@@ -15,6 +17,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack import bench as benches
 from edgepack.bench import bench, pair, read_limits, read_shapes
 from edgepack.benchmark import TimingProtocol
+from edgepack.device import Controls
 from edgepack.errors import AnswerError, RecipeError
 from edgepack.runners import Connection, host
 
@@ -26,8 +29,8 @@ class Board:
 
     facts = {"cpu": "a processor", "threads": 1, "versions": {"onnxruntime": "1"}}
 
-    def __init__(self, takes: Takes, off: float = 0.0) -> None:
-        self.takes, self.off, self.log = takes, off, list[str]()
+    def __init__(self, takes: Takes, off: float = 0.0, dtype: str = "float32") -> None:
+        self.takes, self.off, self.dtype, self.log = takes, off, dtype, list[str]()
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         name = Path(job["file"]).stem
@@ -35,7 +38,7 @@ class Board:
         if job["mode"] == "describe":
             return {"inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32"}]}
         if job["mode"] == "predict":
-            numpy.save(job["output"], numpy.load(job["inputs"][0]) + self.off)
+            numpy.save(job["output"], (100 * (numpy.load(job["inputs"][0]) + self.off)).astype(self.dtype))
         ns = int(self.takes(name) * 1e6)
         return {"samples_ns": [ns] * 70, "load_ms": 2.0, "first_ms": 3.0, "peak_bytes": 9_000_000}
 
@@ -52,7 +55,7 @@ def at(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
 
     reached: Callable[[object], AbstractContextManager[Connection]] = connected
     monkeypatch.setattr(benches, "connected", reached)
-    here = Board(lambda name: 1.0)
+    here = Board(lambda name: 1.0, dtype=board.dtype)
     monkeypatch.setattr(host.Host, "run", lambda self, job: here.run(job))
     return board
 
@@ -87,6 +90,13 @@ def test_a_budget_judges_it(limit: str, outcome: str, processes: int, monkeypatc
     assert (verdict.outcome, board.log.count("time m"), verdict.place) == (outcome, processes, "--budget")
 
 
+def test_a_file_that_is_called_teacher_is_doubted_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([1.0, 3.0] * 20)
+    at(Board(lambda name: next(speeds)), monkeypatch)
+    found = bench(files("teacher (onnx)")[0], device())
+    assert [each.metric for each in found.measurements if each.doubts] == ["latency.p50"]
+
+
 def test_a_budget_that_is_not_decided_takes_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([1.0, 3.0] * 20)
     board = at(Board(lambda name: next(speeds)), monkeypatch)
@@ -102,6 +112,84 @@ def test_a_wrong_answer_is_told_before_anything_is_timed(
     with pytest.raises(AnswerError, match=message) as failure:
         bench(files("m")[0], device())
     assert (failure.value.code, board.log) == (1, ["predict m"])
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("uint8", 0.01), ("int64", 0.01), ("bool", 0.0)])
+def test_answers_of_whole_numbers_and_truth_values_are_compared_as_numbers(
+    dtype: str, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of 100 is rounding, in whichever direction."""
+    at(Board(lambda name: 2.0, off, dtype), monkeypatch)
+    assert bench(files("m")[0], device()).measurements
+
+
+def test_a_device_that_answers_more_or_less_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = at(Board(lambda name: 2.0), monkeypatch)
+    answer = board.run
+
+    def shorter(job: dict[str, Any]) -> dict[str, Any]:
+        found = answer(job)
+        if job["mode"] == "predict":
+            numpy.save(job["output"], numpy.load(job["output"])[..., :3])
+        return found
+
+    monkeypatch.setattr(board, "run", shorter)
+    with pytest.raises(AnswerError, match=r"otherwise than this computer: with 9 numbers, and 12 here"):
+        bench(files("m")[0], device())
+
+
+def answered(file: str) -> None:
+    """Its answers are checked, by the runtime itself."""
+    job = {"runtime": "onnxruntime", "file": file, "shapes": {}}
+    there: Any = SimpleNamespace(run=host.Host(Controls(threads=1)).run)
+    benches._check_answers(job, there)
+
+
+@pytest.mark.parametrize(
+    ("shape", "operator", "answer"),
+    [
+        ((4, 3), "Relu", "float32"),  # four samples at once
+        ((), "Relu", "float32"),
+        ((1, 3), "IsNaN", "bool"),
+        ((2, 3), "NonZero", "int64"),  # as many numbers as are not zero
+        ((3,), "Size", "int64"),  # one number, of no axis
+    ],
+)
+def test_inputs_and_outputs_of_any_shape_are_answered(shape: tuple[int, ...], operator: str, answer: str) -> None:
+    answered(network(operator, shape, answer))
+
+
+def test_weights_in_another_file_are_refused_on_every_device() -> None:
+    network("Relu", (1, 3), "float32")
+    model = onnx.load("net.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(numpy.ones(1000, "float32"), "w"))
+    onnx.save(model, "apart.onnx", save_as_external_data=True, location="apart.data", size_threshold=0)
+    ran = edgepack("bench", "apart.onnx", "--budget", "size=1kB")
+    assert ran.code == 2
+    assert "apart.onnx keeps weights in another file, apart.data" in ran.err and "external_data=False" in ran.err
+    onnx.save(onnx.load("apart.onnx"), "whole.onnx")
+    benches._check_whole(Path("whole.onnx"))
+
+
+def test_a_value_that_is_called_as_external_data_calls_it_is_none() -> None:
+    model = onnx.load(network("Relu", (1, 3), "float32"))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("location", onnx.TensorProto.FLOAT, (1, 3)))
+    onnx.save(model, "net.onnx")
+    assert benches._holds(Path("net.onnx"), benches._LOCATION)
+    benches._check_whole(Path("net.onnx"))
+
+
+def network(operator: str, shape: tuple[int, ...], answer: str) -> str:
+    """The name of a file of one operator."""
+    of = onnx.helper.np_dtype_to_tensor_dtype
+    given, found = (
+        onnx.helper.make_tensor_value_info(name, of(numpy.dtype(dtype)), sizes)
+        for name, dtype, sizes in (("x", "float32", shape), ("y", answer, None))
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], "net", [given], [found])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, "net.onnx")
+    return "net.onnx"
 
 
 def test_two_files_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +232,8 @@ def test_drift_of_the_machine_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) ->
         (["a.onnx", "b.onnx", "--budget", "latency.p50=1ms"], 2, "two without a budget"),
         (["a.onnx", "--budget", "latency.p50=1"], 2, "has no unit"),
         (["a.onnx", "--budget", "speed=1ms"], 2, "nothing measures a budget 'speed'"),
+        (["a.onnx", "--budget", "memory.arena=1kB"], 2, "bench measures no memory.arena, but size, latency.p50,"),
+        (["a.onnx", "--budget", "accuracy.max_drop=1%"], 2, "bench measures no accuracy"),
         (["a.onnx", "--shape", "x"], 2, "write it as INPUT=1,3,224,224"),
         (["a.onnx", "--device", "nowhere"], 2, "unknown device 'nowhere'"),
         (["a.onnx"], 4, "onnxruntime failed on a.onnx"),

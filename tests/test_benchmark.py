@@ -15,6 +15,7 @@ from edgepack.benchmark import (
     percentile,
     slowed_down,
     time_file,
+    time_pair,
     timings,
 )
 from edgepack.errors import DeviceError
@@ -238,4 +239,14 @@ def test_one_slowed_process_of_seven_is_a_doubt_and_two_are_a_device_error() -> 
     assert [doubt for doubt in doubts(taken) if "in 1 of 7 processes it grew warmer" in doubt]
     with pytest.raises(DeviceError, match="slowed down in 2 of 7 processes: the processor throttled") as failure:
         _states(WARM, COUNTED, *[COOL] * 5)
+    assert failure.value.code == 4
+
+
+@pytest.mark.parametrize("slow", ["a", "b"])
+def test_two_files_are_not_compared_on_a_device_that_slows_down(slow: str) -> None:
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        return _answer([1.0], **(TOLD if job["file"] == slow else COOL))
+
+    with pytest.raises(DeviceError, match="slowed down in 7 of 7 processes: it reports throttling") as failure:
+        time_pair(run, [{"file": "a"}, {"file": "b"}], lambda done, total: None)
     assert failure.value.code == 4

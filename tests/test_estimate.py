@@ -15,7 +15,7 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import plugins
 from edgepack.analytic import Analytic, Figures, bounds, estimate
-from edgepack.calibrate import Sample, fit, left_out, section
+from edgepack.calibrate import Sample, fit, left_out, measured, section
 from edgepack.config import ConfigError
 from edgepack.device import Device, Quantization, load_device
 from edgepack.errors import DeviceError
@@ -179,6 +179,34 @@ def test_kernels_without_figures_count_as_elementwise() -> None:
 
 
 # --- where the figures come from
+
+
+class Short:
+    """A device with some of the runtimes, on which everything takes 1 ms."""
+
+    def __init__(self, *runtimes: str) -> None:
+        self.facts: dict[str, Any] = {"versions": dict.fromkeys(runtimes, "1"), "threads": 1}
+        self.asked: set[str] = set()
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        self.asked.add(job["runtime"])
+        return {"samples_ns": [1_000_000]}
+
+    def close(self) -> None:
+        """Nothing to tidy."""
+
+
+def test_a_device_with_one_runtime_is_calibrated_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.calibration_nets.nets", lambda folder: {"tiny": lambda: made("eager")})
+    there = Short("onnxruntime")
+    found = measured(device(), there, tmp_path, lambda event: None)
+    assert there.asked == {*found} == {"onnxruntime"}
+    assert [(each.net, each.ms) for each in found["onnxruntime"]] == [("tiny", 1.0)] * 2
+
+
+def test_a_device_without_any_runtime_is_not_calibrated(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="has neither onnxruntime nor executorch"):
+        measured(device(), Short(), tmp_path, lambda event: None)
 
 
 def _synthetic(known: Figures) -> Iterator[Sample]:

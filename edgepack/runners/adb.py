@@ -195,15 +195,17 @@ class Phone:
         import numpy
 
         columns = [numpy.load(path, mmap_mode="r", allow_pickle=False) for path in job["inputs"]]
-        here = numpy.load(job["output"], mmap_mode="r", allow_pickle=False)[:_ROWS]
+        answers = numpy.load(job["output"], mmap_mode="r", allow_pickle=False)
+        here = answers.reshape(len(columns[0]), -1)[:_ROWS]  # a row of inputs may be answered by several of outputs
         with TemporaryDirectory() as folder:
             there = self._answers(job, columns, here, Path(folder))
-        reach, model = float(numpy.abs(here).max(initial=0.0)), Path(job["file"]).name
+        reach, model = float(numpy.abs(here.astype("float64")).max(initial=0.0)), Path(job["file"]).name
         hint = "its runtime may be of another version, or built with other kernels"
         for row, (mine, its) in enumerate(zip(here, there, strict=True)):
             if len(its) != mine.nbytes:
                 raise AnswerError(f"{model} gives {len(its)} bytes on {self.name}, and {mine.nbytes} here", hint)
-            far = numpy.abs(mine - numpy.frombuffer(its, mine.dtype).reshape(mine.shape)).max(initial=0.0)
+            off = mine.astype("float64") - numpy.frombuffer(its, mine.dtype)  # differences of bytes wrap around
+            far = numpy.abs(off).max(initial=0.0)
             if not far <= evaluate.ROUNDING * reach:
                 message = f"{model} answers otherwise on {self.name} than on this computer"
                 raise AnswerError(f"{message}: of row {row}, outputs up to {reach:.3g} differ by {far:.3g}", hint)
