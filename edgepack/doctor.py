@@ -2,15 +2,31 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack import provenance, worker
 from edgepack.units import SIZE
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_PATIENCE = 180.0  # seconds that a runtime may take to load; a second or two is usual
 _ROOM = 2e9  # bytes that a store with one large teacher and its exports can need
+
+# Runtime -> the packages that are loaded with it, and how a benchmark does that.
+_LOADS = {
+    "onnxruntime": (("onnxruntime",), "import onnxruntime"),
+    "executorch": (
+        ("torch", "executorch"),
+        "import torch; from executorch.extension.pybindings import _portable_lib",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -32,13 +48,16 @@ def checks(store: Path, dist: Path) -> Iterator[Finding]:
     yield from _runtimes()
 
 
-def _versions() -> Iterator[Finding]:
+def _requirements() -> "Iterator[Requirement]":
+    """What edgepack itself needs, without its extras."""
     from packaging.requirements import Requirement
 
-    for line in requires("edgepack") or []:
-        wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
-            continue
+    wanted = map(Requirement, requires("edgepack") or [])
+    return (each for each in wanted if not each.marker or each.marker.evaluate({"extra": ""}))
+
+
+def _versions() -> Iterator[Finding]:
+    for wanted in _requirements():
         found = provenance.versions(wanted.name)[wanted.name]
         fine = found != provenance.MISSING and wanted.specifier.contains(found.split("+")[0], prereleases=True)
         advice = "" if fine else f"pip install '{wanted.name}{wanted.specifier}'"
@@ -109,16 +128,26 @@ def _tools() -> Iterator[Finding]:
 
 def _runtimes() -> Iterator[Finding]:
     """Each runtime, loaded in a process of its own as a benchmark would."""
-    import subprocess
-    import sys
+    for name, (packages, code) in _LOADS.items():
+        why = _failure(code)
+        text = f"{name} does not load: {why}" if why else f"{name} loads"
+        yield Finding(not why, text, _anew(packages) if why else "")
 
-    modules = {
-        "onnxruntime": "import onnxruntime",
-        "executorch": "import torch; from executorch.extension.pybindings import _portable_lib",
-    }
-    for name, code in modules.items():
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        why = (done.stderr.strip().splitlines() or [""])[-1]
-        yield Finding(
-            done.returncode == 0, f"{name} loads" if done.returncode == 0 else f"{name} does not load: {why}", ""
+
+def _anew(packages: tuple[str, ...]) -> str:
+    """How they are installed once more: pip leaves alone what is there in the right version, broken or not."""
+    wanted = {each.name: f"'{each.name}{each.specifier}'" for each in _requirements()}
+    named = " ".join(wanted[package] for package in packages)
+    return f"pip install --force-reinstall --no-deps {named}; `pip check` names what else is missing"
+
+
+def _failure(code: str) -> str:
+    """Why this Python does not run `code`, or ""."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL
         )
+    except subprocess.TimeoutExpired:
+        return f"it did not end in {_PATIENCE:.0f} s"
+    lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode} and said nothing"]
+    return "" if done.returncode == 0 else lines[-1]

@@ -5,8 +5,10 @@ Most tests play qemu and the folder; what is on `prepared` is really emulated, a
 
 import json
 import os
+import shlex
 import shutil
 import stat
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +26,11 @@ from edgepack.runners import _arm64, connected, emulated
 from edgepack.store import Store
 
 HOME = _arm64.home()  # before the tests' own environment hides what the user set
-QEMU = """#!/bin/sh
+QEMU = f"""#!/bin/sh
 [ "$1" = --version ] && echo "qemu-aarch64 version 7.2.22 (Debian 1:7.2)" && exit
 echo "$@" > qemu.txt; env > env.txt; cp "$4/proc/cpuinfo" cpuinfo.txt; readlink "$4/site" /proc/self/fd/0 > links.txt
-shift 7; unset PYTHONPATH; exec python3 -P "$@"
-"""
+shift 7; unset PYTHONPATH; exec {shlex.quote(sys.executable)} "$@"
+"""  # the Python of the tests, whichever the PATH names first: it has the runtime
 
 
 def program(name: str, text: str) -> None:
@@ -136,7 +138,7 @@ def test_its_answers_are_emulated_and_depend_on_what_emulates(played: Device) ->
 
 
 def test_what_hangs_is_stopped(played: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    program("qemu-aarch64-static", QEMU.replace("exec python3", "exec sleep 60 #"))
+    program("qemu-aarch64-static", QEMU.replace("exec ", "exec sleep 60 # "))
     monkeypatch.setattr(emulated, "_TIMEOUT", 0.2)
     monkeypatch.setattr(emulated, "_SLOWEST", 0.0)
     with (
@@ -147,7 +149,7 @@ def test_what_hangs_is_stopped(played: Device, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_crashes_is_a_device_error_that_says_how(played: Device) -> None:
-    program("qemu-aarch64-static", QEMU.replace("exec python3", "echo 'qemu: uncaught signal 11' >&2; kill -11 $$ #"))
+    program("qemu-aarch64-static", QEMU.replace("exec ", "echo 'qemu: uncaught signal 11' >&2; kill -11 $$ # "))
     with pytest.raises(DeviceError, match=r"m\.onnx: qemu: uncaught signal 11") as failure, connected(played) as there:
         there.run({"mode": "predict", "runtime": "onnxruntime", "file": "m.onnx"})
     assert "devices prepare" in failure.value.hint
