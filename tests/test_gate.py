@@ -323,6 +323,15 @@ def test_accuracy_is_held_against_the_baseline_in_points() -> None:
     assert outcomes == ["pass", "pass", "fail"]
 
 
+def test_the_very_figure_of_the_baseline_is_within_0_percent_of_it() -> None:
+    for right in range(451):  # 43 / 450 rounds up: a limit that was rounded alone would be above it
+        share = right / 450
+        found = relative(measurement("accuracy", share), against(share, share, share), "accuracy", "0 %")
+        assert (found.outcome, found.headroom) in (("pass", 0.0), ("pass", None))
+    grown = relative(measurement("size", 164_000 * 1.02), against(164e3, 164e3, 164e3), "size", "2 %")
+    assert grown.outcome == "pass"
+
+
 def test_the_same_file_in_the_same_place_passes_whatever_the_noise() -> None:
     found = relative(measurement("latency.p50", 1.5), against(0.98, 1.0, 1.02, same=True))
     assert (found.outcome, found.code) == ("pass", ExitCode.OK)
