@@ -35,6 +35,25 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
+
+    value: float
+    low: float
+    high: float
+    told: str
+    same: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBase:
+    """Why there is no such figure. At the beginning of a series that is no failure."""
+
+    reason: str
+    beginning: bool = False
+
+
 class Verdict(Frozen):
     """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit left.
 
@@ -58,6 +77,7 @@ class Verdict(Frozen):
     relative: float | None = None
     baseline: float | None = None
     against: str = ""  # the build that the baseline's figure is of
+    looked_up: Base | NoBase | None = None  # the whole of it, to be judged by again where the baseline is not at hand
     waived: str = ""  # until when and why, of a budget that is not met
 
     @property
@@ -67,25 +87,6 @@ class Verdict(Frozen):
     def because(self, reason: str, **update: Any) -> "Verdict":
         """With one more reason."""
         return self.model_copy(update={"reason": "; ".join(filter(None, (self.reason, reason))), **update})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
-
-    value: float
-    low: float
-    high: float
-    told: str
-    same: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoBase:
-    """Why there is no such figure. At the beginning of a series that is no failure."""
-
-    reason: str
-    beginning: bool = False
 
 
 class Baseline(Protocol):
@@ -186,7 +187,7 @@ def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, basel
     if isinstance(base, NoBase):
         level = "info" if base.beginning else budget.level
         update = {"outcome": "not_comparable", "reason": base.reason, "level": level, "evidence": found.evidence}
-        return open_.model_copy(update=update)
+        return open_.model_copy(update={**update, "looked_up": base})
     return open_.model_copy(update=_decided(budget, found.rounded() if base else found, base))
 
 
@@ -208,6 +209,7 @@ def _decided(budget: Budget, found: "_Found", base: Base | None) -> dict[str, An
         "evidence": found.evidence,
         "baseline": base.value if base else None,
         "against": base.told if base else "",
+        "looked_up": base,
     }
 
 
