@@ -229,15 +229,20 @@ class _Scope:
         return _Scope(**{**vars(self), **changes})
 
 
-def read_budgets(document: Document, value: object, formats: Sequence[str] = ()) -> tuple[Budget, ...]:
-    """The budgets of a recipe that exports `formats`; every mistake in them is noted in the document."""
+def read_budgets(
+    document: Document, value: object, formats: Sequence[str] = (), recorded: str = LAST
+) -> tuple[Budget, ...]:
+    """The budgets of a recipe that exports `formats`; every mistake in them is noted in the document.
+
+    Of the baseline that was `recorded` all is known: it need not be there.
+    """
     if not isinstance(value, dict):
         return ()
     scope = _Scope(formats=tuple(formats))
     absolute = {key: item for key, item in value.items() if key != _RELATIVE}
     entries = [*_flatten(document, absolute, ("budgets",), "", scope)]
     if _RELATIVE in value:
-        entries += _relative(document, value[_RELATIVE], scope)
+        entries += _relative(document, value[_RELATIVE], scope, recorded)
     found: dict[tuple[str, ...], Budget] = {}
     for entry in entries:
         budget = _checked(document, entry)
@@ -248,13 +253,13 @@ def read_budgets(document: Document, value: object, formats: Sequence[str] = ())
     return tuple(found.values())
 
 
-def _relative(document: Document, value: object, scope: _Scope) -> list[_Entry]:
+def _relative(document: Document, value: object, scope: _Scope, recorded: str) -> list[_Entry]:
     path: KeyPath = ("budgets", _RELATIVE)
     if not isinstance(value, dict):
         document.problem(path, "expected a mapping: {baseline: last, latency.p50: 5 %}")
         return []
     baseline = value.get("baseline", LAST)
-    if not isinstance(baseline, str) or (baseline != LAST and not Path(baseline).exists()):
+    if not isinstance(baseline, str) or not (baseline in (LAST, recorded) or Path(baseline).exists()):
         message = f"there is no {baseline!r}: name a build.json, a bundle, or 'last' for the last build that passed"
         document.problem((*path, "baseline"), message)
         baseline = LAST
@@ -268,6 +273,7 @@ def _flatten(
     """The limits of `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}`, `size: {onnx: 1 MB}`."""
     if prefix in METRICS:
         scope = scope.within(options=_options(document, budgets, path, scope))
+    _check_limits(document, budgets, path, {*_OPTIONS} if prefix in METRICS else set())
     for key, value in budgets.items():
         name, here = f"{prefix}.{key}" if prefix else key, (*path, key)
         metric, _, bound = name.rpartition(".")
@@ -287,6 +293,12 @@ def _flatten(
         else:
             default = (scope.bounds(name) or ("",))[0]
             yield _Entry(path=here, metric=name, bound=default, limit=value, scope=scope)
+
+
+def _check_limits(document: Document, budgets: Mapping[str, Any], path: KeyPath, settings: set[str]) -> None:
+    """A mapping that holds at most settings would be a budget that nobody ever judges."""
+    if path != ("budgets",) and not budgets.keys() - settings:
+        document.problem(path, "no limit stands here, so nothing would be judged")
 
 
 def _bounded(document: Document, value: object, path: KeyPath, metric: str, bound: str, scope: _Scope) -> _Entry:
@@ -362,6 +374,9 @@ def _mistake(entry: _Entry) -> str:
 
 def _unmeasured(metric: str, scope: _Scope) -> str:
     """Why no file of this recipe can have such a figure, or ""."""
+    if metric == "parity.runtimes" and len(scope.formats) > 1 and scope.runtime == scope.formats[0]:
+        others = " or ".join(scope.formats[1:])
+        return f"nothing measures it: {scope.runtime} is the file that the others are compared with; limit {others}"
     formats = METRICS[metric].formats
     asked = (scope.runtime,) if scope.runtime else scope.formats
     if not formats or not asked or {*formats} & {*asked}:

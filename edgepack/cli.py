@@ -1,9 +1,11 @@
 """The command line: parse, call, render, exit. Everything heavy is imported by the command that needs it."""
 
+import io
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -125,8 +127,7 @@ def _build_one(
     result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure, record=history)
     watch.close()
     if not isinstance(watch, JsonLines):
-        with suppress(BrokenPipeError, SystemExit):  # rich ends the program when nobody reads on; the verdict stands
-            show(result, screen.out, str(folder))
+        show(result, screen.out, str(folder))
     with suppress(OSError):
         github.tell(result, screen.err if isinstance(watch, JsonLines) else screen.out)
     return result.exit_code or 0
@@ -621,7 +622,7 @@ class Screen:
             self._kept = tuple(os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr))
         except (OSError, AttributeError, ValueError):  # captured in memory, as tests do: there is nothing to keep apart
             return self
-        self.out, self.err = (os.fdopen(os.dup(fd), "w", encoding="utf-8") for fd in self._kept)
+        self.out, self.err = (_unheeding(os.dup(fd), "utf-8") for fd in self._kept)
         return self
 
     def send_libraries_to(self, log: Path) -> None:
@@ -636,16 +637,62 @@ class Screen:
         if error is not None and self._kept and not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)  # into the log
         for stream in {self.out, self.err, sys.stdout, sys.stderr}:
-            with suppress(BrokenPipeError):
-                stream.flush()
+            stream.flush()
         for fd, copy in zip((1, 2), self._kept, strict=False):
             os.dup2(copy, fd)
             os.close(copy)
 
 
+class _Unheeding(io.FileIO):
+    """A file that forgets what nobody reads any more, as in `edgepack gate x | head -1`: the verdict stands.
+
+    A broken pipe would end the command before its exit code is known: rich and click both leave the program for it.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False) -> TextIO:
+    file = io.BufferedWriter(_Unheeding(fd, "w", closefd=False))
+    return io.TextIOWrapper(file, encoding, errors, line_buffering=lines)
+
+
+def _of(stream: Any) -> TextIO:
+    """The standard stream so, where it is a file; one in memory, as in tests, breaks no pipe."""
+    if stream is None:  # closed from the start: `edgepack gate x >&-`
+        return Path(os.devnull).open("w", encoding="utf-8")
+    try:
+        return _unheeding(stream.fileno(), stream.encoding, stream.errors, lines=stream.line_buffering)
+    except (OSError, AttributeError, ValueError):
+        return stream  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _unheeding_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_of, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
 def main() -> NoReturn:
     """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _unheeding_streams():
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -659,14 +706,12 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted; what was done is kept, the same command goes on from there")
         code = ExitCode.INTERRUPTED
-    except SystemExit:  # click ends so when nobody reads on, as in `edgepack stages | head`: no failure
-        code = ExitCode.OK
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
         code = _bug(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else ExitCode.OK
 
 
-def _bug(error: Exception) -> ExitCode:
+def _bug(error: BaseException) -> ExitCode:
     import tempfile
     import traceback
 

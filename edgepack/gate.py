@@ -5,7 +5,7 @@ straddles its limit is neither a pass nor a fail.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -35,6 +35,25 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
+
+    value: float
+    low: float
+    high: float
+    told: str
+    same: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBase:
+    """Why there is no such figure. At the beginning of a series that is no failure."""
+
+    reason: str
+    beginning: bool = False
+
+
 class Verdict(Frozen):
     """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit left.
 
@@ -58,6 +77,7 @@ class Verdict(Frozen):
     relative: float | None = None
     baseline: float | None = None
     against: str = ""  # the build that the baseline's figure is of
+    looked_up: Base | NoBase | None = None  # the whole of it, to be judged by again where the baseline is not at hand
     waived: str = ""  # until when and why, of a budget that is not met
 
     @property
@@ -67,25 +87,6 @@ class Verdict(Frozen):
     def because(self, reason: str, **update: Any) -> "Verdict":
         """With one more reason."""
         return self.model_copy(update={"reason": "; ".join(filter(None, (self.reason, reason))), **update})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
-
-    value: float
-    low: float
-    high: float
-    told: str
-    same: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoBase:
-    """Why there is no such figure. At the beginning of a series that is no failure."""
-
-    reason: str
-    beginning: bool = False
 
 
 class Baseline(Protocol):
@@ -186,8 +187,8 @@ def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, basel
     if isinstance(base, NoBase):
         level = "info" if base.beginning else budget.level
         update = {"outcome": "not_comparable", "reason": base.reason, "level": level, "evidence": found.evidence}
-        return open_.model_copy(update=update)
-    return open_.model_copy(update=_decided(budget, found, base))
+        return open_.model_copy(update={**update, "looked_up": base})
+    return open_.model_copy(update=_decided(budget, found.rounded() if base else found, base))
 
 
 def _base(budget: Budget, found: Measurement, baseline: Baseline | None) -> Base | NoBase:
@@ -208,6 +209,7 @@ def _decided(budget: Budget, found: "_Found", base: Base | None) -> dict[str, An
         "evidence": found.evidence,
         "baseline": base.value if base else None,
         "against": base.told if base else "",
+        "looked_up": base,
     }
 
 
@@ -218,14 +220,19 @@ def outcome(budget: Budget, low: float, high: float, base: Base | None = None) -
     if base.same:  # what differs is noise
         return "pass"
     at_lowest, at_highest = (
-        compare(budget.bound, allowed(budget, value), low, high) for value in (base.low, base.high)
+        compare(budget.bound, allowed(budget, value), _rounded(low), _rounded(high)) for value in (base.low, base.high)
     )
     return at_lowest if at_lowest == at_highest else "inconclusive"
 
 
 def allowed(budget: Budget, base: float) -> float:
-    """The limit that a relative budget makes of a figure of the baseline."""
-    return base * (1 + budget.limit) if budget.bound == "max_increase" else round(base - budget.limit, 12)
+    """The limit that a relative budget makes of a figure of the baseline, rounded as what is held against it."""
+    return _rounded(base * (1 + budget.limit) if budget.bound == "max_increase" else base - budget.limit)
+
+
+def _rounded(figure: float) -> float:
+    """A change of exactly what is allowed must not fail by the last bit: 43 of 450 are within 0 % of 43 of 450."""
+    return round(figure, 12)
 
 
 def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
@@ -247,6 +254,9 @@ class _Found:
     high: float
     evidence: Evidence
 
+    def rounded(self) -> "_Found":
+        return replace(self, value=_rounded(self.value), low=_rounded(self.low), high=_rounded(self.high))
+
 
 def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
     ours = known.get((budget.metric, artifact))
@@ -256,10 +266,9 @@ def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
     if teacher is None or (budget.bound == "retain" and teacher.low <= 0):
         return None
     made = {"max_drop": _drop, "retain": _retained}[budget.bound](teacher, ours)
-    # Rounded: a drop of exactly 1 % must not fail by the last bit of a subtraction.
-    value, low, high = (round(each, 12) for each in made)
-    order = get_args(Evidence)
-    return _Found(value=value, low=low, high=high, evidence=max(ours.evidence, teacher.evidence, key=order.index))
+    value, low, high = made
+    weaker = max(ours.evidence, teacher.evidence, key=get_args(Evidence).index)
+    return _Found(value=value, low=low, high=high, evidence=weaker).rounded()
 
 
 def _drop(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:

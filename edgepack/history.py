@@ -59,6 +59,7 @@ class Line(Frozen):
     waived: tuple[str, ...] = ()  # budgets that it met by a waiver alone
     commit: str = ""
     bundle_sha256: str = ""
+    file: str = Field(default="", exclude=True)  # the bundle that all this is known from, which tells no date
     artifacts: dict[str, str] = {}  # sha256 by label
     versions: dict[str, str] = {}
     where: dict[str, Any] = {}
@@ -93,8 +94,10 @@ class Line(Frozen):
     @property
     def told(self) -> str:
         """The build as a sentence names it."""
+        if self.file:
+            return f"the bundle {self.file}"
         commit = f", commit {self.commit[:8]}" if self.commit else ""
-        return f"{datetime.fromtimestamp(self.started_at, UTC):%Y-%m-%d %H:%M} UTC{commit}"
+        return f"the build of {datetime.fromtimestamp(self.started_at, UTC):%Y-%m-%d %H:%M} UTC{commit}"
 
 
 def _told(environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +171,8 @@ class Baseline:
     lines: tuple[Line, ...]
     named: str = ""
     unfit: str = ""  # why none of it can be compared
+    partial: str = ""  # why what is not in the history need not be the beginning of a series
+    damaged: str = ""  # what of the history could not be read
 
     def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
         """Both from the newest line that has the figure in the same series."""
@@ -179,10 +184,12 @@ class Baseline:
             if figure.series == wanted:
                 # What an app ships beside a file may grow while the file stays as it is: only timings are noise.
                 same = METRICS[metric].within == "device" and figure.taken == taken(sha256, environment)
-                return Base(value=figure.value, low=figure.low, high=figure.high, told=line.told, same=same)
+                told = f"{line.told}{self.damaged and f' ({self.damaged})'}"
+                return Base(value=figure.value, low=figure.low, high=figure.high, told=told, same=same)
         if self.named:
             return NoBase(reason=self._why_not(metric, artifact, known[0][0] if known else None, environment))
-        return NoBase(reason=_beginning(metric, bool(known)), beginning=True)
+        reason = "; ".join(filter(None, (self.partial or _beginning(metric, bool(known)), self.damaged)))
+        return NoBase(reason=reason, beginning=not self.partial)
 
     def _why_not(self, metric: str, artifact: str, line: Line | None, environment: Mapping[str, Any]) -> str:
         if line is None:
@@ -202,19 +209,33 @@ def _beginning(metric: str, elsewhere: bool) -> str:
 
 
 def baseline(
-    name: str, recipe: str, device: str, history: Path, before: float, overrides: Collection[str] = ()
+    name: str,
+    recipe: str,
+    device: str,
+    history: Path,
+    before: float,
+    overrides: Collection[str] = (),
+    *,
+    again: bool = False,
 ) -> Baseline:
     """The baseline called `name`, for a build of this recipe and device that began at the time `before`.
+
+    Of a build that is judged `again` the history must hold the line, or nothing of it is believed to be the beginning.
 
     What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`. Nor is a build that
     needed a waiver: what is let pass until a day must not become the measure of all after it.
     Raises RecipeError when it cannot be read.
     """
     if name == LAST:
-        lines = [each for each in read(history)[0] if (each.recipe, each.device) == (recipe, device)]
+        whole, damaged = read(history)
+        lines = [each for each in whole if (each.recipe, each.device) == (recipe, device)]
         released = [each for each in lines if {*each.overrides} <= {*overrides}]
         passed = [each for each in released if each.passed and each.started_at < before]
-        return Baseline(lines=tuple(sorted(passed, key=lambda each: -each.started_at)))
+        return Baseline(
+            lines=tuple(sorted(passed, key=lambda each: -each.started_at)),
+            partial=_not_there(history) if again and all(each.started_at != before for each in lines) else "",
+            damaged=f"{damaged} of the lines in {history} cannot be read" if damaged else "",
+        )
     line = _named(Path(name))
     other = [
         f"{kind} '{theirs}', not '{ours}'"
@@ -223,6 +244,11 @@ def baseline(
     ]
     unfit = f"{name} is a build of {' and '.join(other)}" if other else ""
     return Baseline(lines=(line,), named=name, unfit=unfit)
+
+
+def _not_there(history: Path) -> str:
+    what = "there is no history at" if not history.exists() else "the build itself is not in the history"
+    return f"{what} {history}: name a baseline, or give its own --history"
 
 
 def looked_up(recipe: "Recipe", device: str, history: Path, before: float) -> "Recipe":
@@ -273,6 +299,7 @@ def _of_bundle(path: Path) -> Line:
         device=manifest.device,
         started_at=0.0,
         exit_code=0,
+        file=str(path),
         artifacts={label: shas[name] for label, name in entries.items()},
         figures=tuple(
             _weighed(metric, label, shas[name], sum(size(content) for content in weighed))

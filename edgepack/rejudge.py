@@ -1,15 +1,22 @@
-"""A build judged again from what it recorded: no model is run, and nothing but build.json is needed."""
+"""A build judged again from what it recorded: no model is run, and nothing but build.json is needed.
+
+That holds for relative budgets too: the verdicts tell what was looked up of the baseline. Another baseline, or
+history, is looked up where it is named.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgepack.budgets import LAST, Budget, Waiver, read_budgets, read_waivers
 from edgepack.config import Document, unknown
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, VerifyError
-from edgepack.gate import EXPIRED, EXPLAINED, Verdict, judged
+from edgepack.gate import EXPIRED, EXPLAINED, Base, NoBase, Verdict, judged
 from edgepack.history import FILE, Baseline, baseline
 from edgepack.overrides import override
 from edgepack.result import Build
@@ -28,33 +35,63 @@ def rejudge(
 ) -> Build:
     """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
 
-    `against` names another baseline for the relative budgets; `history` is by default that of the folder that the build
-    went to, dist/. Raises RecipeError for what cannot be read or makes no sense, VerifyError when the bundle beside it
-    is another one, and the build's own failure when it did not finish.
+    Relative budgets are held against what the build recorded of its baseline. `against` names another one, `history`
+    another history (default: that of the folder that the build went to, dist/). Raises RecipeError for what cannot be
+    read or makes no sense, VerifyError when the bundle beside it is another one, and the build's own failure when it
+    did not finish.
     """
     build = Build.read(path)
     if build.error or build.exit_code is None or not build.shipped():
         raise _unfinished(path, build)
     _check_bundle(path, build)
+    recorded = {} if against or history else _looked_up(build)
     document = _given(recipe) if recipe else _recorded(path, build)
     for text in overrides:
         _change(document, text)
     if against:
-        _change(document, f"budgets.relative.baseline={json.dumps(against)}", "--baseline")
-    budgets, waivers = _read(document, build)
+        _hold_against(document, against)
+    budgets, waivers = _read(document, build, _name_of(build) if recorded else LAST)
+    if recipe and not budgets:
+        raise _nothing(recipe)
     names = [budget.against for budget in budgets if budget.against]
-    if against and not names:
-        raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
-    held = _held(names[0], build, history or path.parent.parent / FILE) if names else None
+    held = None
+    if names:
+        past = history or Path(os.path.relpath(path.resolve().parent.parent / FILE))
+        held = _Held(name=names[0], build=build, history=past, recorded=recorded if names[0] == _name_of(build) else {})
     again = judged(build, budgets, waivers, held)
     return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
 
 
-def _held(name: str, build: Build, history: Path) -> Baseline:
-    """The baseline; that a build has no history at all is no beginning, for it stands there itself."""
-    if name == LAST and not history.exists():
-        return Baseline(lines=(), unfit=f"there is no history at {history}: name a baseline, or give --history")
-    return baseline(name, build.name, str(build.device["id"]), history, build.started_at, build.overrides)
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """The baseline called `name`: what the build `recorded` of it, and what it did not look up then."""
+
+    name: str
+    build: Build
+    history: Path
+    recorded: Mapping[tuple[str, str], Base | NoBase]
+
+    def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
+        return self.recorded.get((metric, artifact)) or self._now.find(metric, artifact, sha256, environment)
+
+    @cached_property
+    def _now(self) -> Baseline:
+        build = self.build
+        if self.recorded and self.name != LAST and not Path(self.name).exists():
+            return Baseline(lines=(), unfit=f"there is no {self.name} any more, and the build recorded no such figure")
+        device, began = str(build.device["id"]), build.started_at
+        return baseline(self.name, build.name, device, self.history, began, build.overrides, again=True)
+
+
+def _looked_up(build: Build) -> dict[tuple[str, str], Base | NoBase]:
+    """What the build found of its baseline, by metric and file."""
+    return {(each.metric, each.artifact): each.looked_up for each in build.verdicts if each.looked_up}
+
+
+def _name_of(build: Build) -> str:
+    """What the build calls its baseline."""
+    relative = build.recipe.get("budgets", {}).get("relative")
+    return str(relative.get("baseline", LAST)) if isinstance(relative, dict) else LAST
 
 
 def _unfinished(path: Path, build: Build) -> EdgepackError:
@@ -81,8 +118,12 @@ def _given(recipe: Path) -> Document:
         document.problem((key,), unknown("key", key, RecipeFile.model_fields))
     document.raise_problems()
     if not document.data.get("budgets"):
-        raise RecipeError(f"{recipe} sets no budgets, so nothing would be judged", "name a recipe that does")
+        raise _nothing(recipe)
     return document
+
+
+def _nothing(recipe: Path) -> RecipeError:
+    return RecipeError(f"{recipe} sets no budgets, so nothing would be judged", "name a recipe that does")
 
 
 def _recorded(path: Path, build: Build) -> Document:
@@ -99,8 +140,18 @@ def _change(document: Document, text: str, option: str = "--set") -> None:
         document.came_from(option, ("budgets", "relative", "baseline"))
 
 
-def _read(document: Document, build: Build) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
-    """The budgets and waivers of a recipe. Raises ConfigError, and RecipeError for a recipe of another task."""
+def _hold_against(document: Document, baseline: str) -> None:
+    budgets = document.data.get("budgets")
+    if isinstance(budgets, dict) and not budgets.get("relative"):
+        raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
+    _change(document, f"budgets.relative.baseline={json.dumps(baseline)}", "--baseline")
+
+
+def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
+    """The budgets and waivers of a recipe; the baseline that was `recorded` need not be there any more.
+
+    Raises ConfigError, and RecipeError for a recipe of another task.
+    """
     data, task = document.data, build.recipe.get("task")
     if data.get("task", task) != task:
         message = f"{document.file} is for {data['task']}, and the build for {task}"
@@ -109,7 +160,7 @@ def _read(document: Document, build: Build) -> tuple[tuple[Budget, ...], tuple[W
         if not isinstance(data.get(part, kind()), kind):
             document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
     formats = [_name(each) for each in build.recipe.get("export", ())]
-    budgets = read_budgets(document, data.get("budgets"), formats)
+    budgets = read_budgets(document, data.get("budgets"), formats, recorded)
     waivers = read_waivers(document, data.get("waivers"), budgets, formats)
     document.raise_problems()
     return budgets, waivers

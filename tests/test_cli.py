@@ -134,6 +134,55 @@ edgepack.pipeline.build = instead
     assert "Traceback" not in err
 
 
+INSTEAD = {
+    "gate": "import edgepack.rejudge as m; m.rejudge = lambda *_, **__: factories.build(exit_code=1)",
+    "bench": "import edgepack.bench as m; m.bench = lambda *_, **__: found",
+    "compare": "",
+    "selftest": "import edgepack.selftest as m; m.run = samples",
+}
+ARGUMENTS = {"gate": ("kept",), "bench": ("a.onnx",), "compare": ("kept", "other"), "selftest": ("kept",)}
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("gate", 1), ("bench", 1), ("compare", 3), ("selftest", 5)])
+def test_what_nobody_reads_to_its_end_keeps_its_exit_code(command: str, wanted: int) -> None:
+    """As in `set -o pipefail; edgepack gate x | head -1`: what rich and click make of a closed pipe is no verdict."""
+    build().save(_folder("kept") / "build.json")
+    build(measurements=()).save(_folder("other") / "build.json")
+    instead = f"""
+import sys; sys.path[:0] = [{str(PROJECT / "tests")!r}, {str(PROJECT)!r}]
+import factories, types, edgepack.errors as errors, edgepack.selftest as selftest
+from edgepack.bench import Bench
+missed = factories.measurement("latency.p50", 9.0, environment={{"versions": {{}}}})
+found = Bench(file="a.onnx", device="host", measurements=(missed,), verdicts=(factories.verdict("size", 9e9),))
+def samples(*_):
+    for i in range(10_000):  # more than a pipe holds, and the last one differs
+        yield selftest.Answer(file="a.onnx", sample=str(i), label="a", expected="a", distance=0.0, allowed=0.1)
+    raise errors.SelftestError("another answer")
+{INSTEAD[command]}
+{MAIN}"""
+    code, err = _with_closed_output(instead, command, *ARGUMENTS[command])
+    assert code == wanted, err
+    assert "Traceback" not in err and "bug" not in err
+
+
+def test_an_output_that_was_closed_from_the_start_changes_no_exit_code() -> None:
+    closed = f"import sys; sys.stdout = sys.stderr = None; {MAIN}"
+    assert [python(closed, *words).code for words in (("stages",), ("check", "nothing"))] == [0, 2]
+
+
+def _folder(name: str) -> Path:
+    Path(name).mkdir()
+    return Path(name)
+
+
+def test_what_ends_the_program_by_itself_is_a_bug_and_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaves(*_: Any) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr("edgepack.doctor.checks", leaves)
+    assert edgepack("doctor").code == ExitCode.BUG
+
+
 def test_the_module_runs_as_the_command() -> None:
     code = (
         "import runpy, sys; sys.argv = ['edgepack', *sys.argv[1:]]; runpy.run_module('edgepack', run_name='__main__')"

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shutil
 import zlib
 from collections.abc import Mapping
 from datetime import date
@@ -12,8 +13,9 @@ import pytest
 from factories import budget, build, edgepack, measurement, recipe_file, runtime, sealed, verdict
 
 from edgepack import gate
-from edgepack.budgets import Waiver
+from edgepack.budgets import Budget, Waiver, read_budgets
 from edgepack.bundle import pack
+from edgepack.config import Document
 from edgepack.errors import ExitCode, most_decisive
 from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
 from edgepack.history import append, baseline
@@ -323,6 +325,15 @@ def test_accuracy_is_held_against_the_baseline_in_points() -> None:
     assert outcomes == ["pass", "pass", "fail"]
 
 
+def test_the_very_figure_of_the_baseline_is_within_0_percent_of_it() -> None:
+    for right in range(451):  # 43 / 450 rounds up: a limit that was rounded alone would be above it
+        share = right / 450
+        found = relative(measurement("accuracy", share), against(share, share, share), "accuracy", "0 %")
+        assert (found.outcome, found.headroom) in (("pass", 0.0), ("pass", None))
+    grown = relative(measurement("size", 164_000 * 1.02), against(164e3, 164e3, 164e3), "size", "2 %")
+    assert grown.outcome == "pass"
+
+
 def test_the_same_file_in_the_same_place_passes_whatever_the_noise() -> None:
     found = relative(measurement("latency.p50", 1.5), against(0.98, 1.0, 1.02, same=True))
     assert (found.outcome, found.code) == ("pass", ExitCode.OK)
@@ -431,6 +442,8 @@ def test_the_budgets_of_another_recipe() -> None:
         ({"waivers": 5}, "expected a list"),
         ({"budgets": None, "budgest": {"size": "1 kB"}}, "unknown key 'budgest': did you mean 'budgets'"),
         ({"budgets": {}}, "sets no budgets, so nothing would be judged"),
+        ({"budgets": {"size": {}}}, "no limit stands here, so nothing would be judged"),
+        ({"budgets": {"relative": {"baseline": "last"}}}, "no limit stands here, so nothing would be judged"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
@@ -574,6 +587,85 @@ def test_the_last_build_that_passed_is_the_baseline_unless_another_is_named() ->
     assert edgepack("gate", str(path), "--history", "other.jsonl").code == 3
 
 
+def held(**more: Any) -> Path:
+    """A build as it is recorded once relative budgets were judged: its latency is worse by half than last time."""
+    timed = measurement("latency.p50", 1.0, low=0.9, high=1.0, sha256="b" * 64)
+    append(Path("dist/history.jsonl"), Build.read(recorded("old", measurements=(measurement(), timed))))
+    relative = {"relative": {"baseline": "last", "size": "2 %", "latency.p50": "5 %"}}
+    path = recorded(budgets=relative, started_at=1.7e9 + 60, **more)
+    judged = gate.judged(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9 + 60))
+    judged.save(path)
+    append(PAST, judged)
+    return path
+
+
+PAST = Path("dist/history.jsonl")
+
+
+def limits(budgets: Any) -> tuple[Budget, ...]:
+    document = Document(file="recipe.yaml", data={"budgets": budgets}, lines={})
+    found = read_budgets(document, budgets, ["onnx"], budgets["relative"]["baseline"])
+    document.raise_problems()
+    return found
+
+
+def test_a_relative_budget_is_judged_again_from_the_build_alone() -> None:
+    path, folder = held(), Path("elsewhere")
+    there = edgepack("gate", str(path))
+    folder.mkdir()
+    shutil.copy(path, folder)
+    here = edgepack("gate", str(folder))
+    assert (here.code, there.code) == (1, 1)
+    table = "latency.p50 of onnx 1 ms +5 %"
+    assert table in here.out and table in there.out
+    for limit, code in (("40 %", 1), ("50 %", 3), ("60 %", 3), ("70 %", 0)):  # with its interval
+        assert edgepack("gate", str(folder), "--set", f"budgets.relative.latency.p50={limit}").code == code
+
+
+def test_a_recorded_failure_is_no_pass_by_a_history_that_lost_its_lines() -> None:
+    path = held()
+    for kept in (0, 1):
+        lines = PAST.read_text().splitlines(keepends=True)
+        PAST.write_text("".join(lines[:kept]) + "{\n")
+        assert edgepack("gate", str(path)).code == 1
+    PAST.write_text("{\n")
+    ran = edgepack("gate", str(path), "--history", str(PAST))
+    assert ran.code == 3
+    assert "the build itself is not in the history dist/history.jsonl" in ran.out
+    assert "1 of the lines in dist/history.jsonl cannot be read" in ran.out
+    assert edgepack("gate", str(path), "--baseline", "last").code == 3
+
+
+def test_the_beginning_that_a_build_was_is_recorded_too() -> None:
+    relative = {"relative": {"baseline": "last", "size": "2 %"}}
+    path = recorded(budgets=relative)
+    gate.judged(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9)).save(path)
+    assert edgepack("gate", str(path)).code == 0
+    assert "nothing to compare with yet" in reasons()
+    ran = edgepack("gate", str(path), "--set", "budgets.relative.latency.p50=5 %")  # which was not looked up
+    assert ran.code == 3
+    assert "there is no history at dist/history.jsonl" in ran.out
+
+
+def test_a_baseline_that_is_gone_is_remembered() -> None:
+    relative = {"relative": {"baseline": "old.json", "size": "2 %"}}
+    build(measurements=(measurement(value=400e3),)).save(Path("old.json"))
+    path = recorded(budgets=relative)
+    gate.judged(Build.read(path), limits(relative), (), baseline("old.json", "tiny", "board", PAST, 1.7e9)).save(path)
+    Path("old.json").unlink()
+    assert edgepack("gate", str(path)).code == 1
+    assert "size of onnx 400 kB +2 %" in edgepack("gate", str(path)).out
+    assert "there is no old.json any more" in reasons("budgets.relative.latency.p50=5 %")
+    assert edgepack("gate", str(path), "--baseline", "old.json").code == 2
+
+
+def test_the_history_is_found_from_within_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recorded(budgets=RELATIVE)
+    append(PAST, Build.read(path))
+    monkeypatch.chdir("dist/tiny")
+    assert edgepack("gate", "build.json").code == 0
+
+
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [("nothing.json", "there is no 'nothing.json'"), ("broken.json", "it is cut off"), ("stopped", "did not finish")],
@@ -598,7 +690,9 @@ def test_a_bundle_tells_sizes_and_no_timing() -> None:
     runtimes = {"onnxruntime": {"version": "1", "format": "onnx", "needs": None, "entry": entry}}
     Path("old.zip").write_bytes(pack(sealed({"models/tiny.onnx": bytes(499_000)}, runtimes=runtimes)))
     recorded(budgets={"relative": {"size": "2 %"}})
-    assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 0
+    ran = edgepack("gate", "tiny", "--baseline", "old.zip")
+    assert ran.code == 0
+    assert "relative to the bundle old.zip: size of onnx 499 kB +2 %" in ran.out
     recorded(budgets=RELATIVE)
     assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 3
     assert "old.zip tells no latency.p50 of onnx" in reasons(against="old.zip")

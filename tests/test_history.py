@@ -93,7 +93,9 @@ def test_a_history_that_cannot_be_written_is_an_error_of_the_device(monkeypatch:
 def test_the_last_build_that_passed_before_this_one() -> None:
     waived = verdict("size", 700e3).model_copy(update={"outcome": "waived"})
     kept(made(0, 1.0), made(1, 2.0), made(2, 3.0, exit_code=1), made(2.5, 3.0, verdicts=(waived,)), made(3, 4.0))
-    assert find(last(1.7e9 + 3 * 86400)) == Base(value=2.0, low=1.96, high=2.04, told="2023-11-15 22:13 UTC")
+    assert find(last(1.7e9 + 3 * 86400)) == Base(
+        value=2.0, low=1.96, high=2.04, told="the build of 2023-11-15 22:13 UTC"
+    )
 
 
 def test_a_try_with_other_settings_is_the_baseline_of_such_tries_alone() -> None:
@@ -139,7 +141,27 @@ def test_a_file_that_stays_the_same_ships_with_more_beside_it() -> None:
     beside = build(started_at=1.7e9, measurements=(measurement("size.deploy", 600e3),))
     kept(beside)
     held = last().find("size.deploy", "onnx", beside.measurements[0].sha256, {})
-    assert held == Base(value=600e3, low=600e3, high=600e3, told="2023-11-14 22:13 UTC", same=False)
+    assert held == Base(value=600e3, low=600e3, high=600e3, told="the build of 2023-11-14 22:13 UTC", same=False)
+
+
+def test_lines_that_cannot_be_read_are_told_with_the_baseline_that_was_found_without_them() -> None:
+    kept(made(0))
+    with PAST.open("a") as file:
+        file.write("{\n")
+    found, other = find(last()), find(last(recipe="third"))
+    assert isinstance(found, Base) and isinstance(other, NoBase)
+    assert found.told == "the build of 2023-11-14 22:13 UTC (1 of the lines in dist/history.jsonl cannot be read)"
+    assert other.beginning and other.reason.endswith("1 of the lines in dist/history.jsonl cannot be read")
+
+
+def test_of_a_build_that_is_judged_again_no_beginning_is_believed_without_its_own_line() -> None:
+    kept(made(1, recipe={"name": "other"}))
+    for before, beginning in ((1.7e9, False), (1.7e9 + 86400, True)):
+        name = "other" if beginning else "tiny"
+        found = find(baseline("last", name, "board", PAST, before, again=True))
+        assert isinstance(found, NoBase)
+        assert found.beginning == beginning
+        assert beginning or "the build itself is not in the history dist/history.jsonl" in found.reason
 
 
 def test_a_trend_marks_steps_beyond_the_intervals() -> None:

@@ -248,7 +248,7 @@ def baselines(build: Build) -> Iterator[str]:
             told = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
             found.setdefault(each.against, []).append(told)
     for against, figures in found.items():
-        yield f"relative to the build of {against}: {', '.join(figures)}"
+        yield f"relative to {against}: {', '.join(figures)}"
 
 
 def when(measurement: Measurement) -> str:
