@@ -25,7 +25,7 @@ _ROLES: dict[str, Role] = {
     "selftest": "test",
     "provenance": "provenance",
 }
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]  # it is shown on terminals
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
 
 
 class File(Frozen):
@@ -45,9 +45,9 @@ class Entry(Frozen):
 class Runtime(Frozen):
     """What a file is for: the runtime's version that it was made with, and the delegate it needs beyond the usual."""
 
-    version: str
-    format: str
-    needs: str | None = None
+    version: Line
+    format: Line
+    needs: Line | None = None
     entry: Entry
 
 
@@ -72,7 +72,7 @@ class Manifest(Frozen):
     device: Line
     licence: Line | None
     source: Source
-    runtimes: dict[str, Runtime]
+    runtimes: dict[Line, Runtime]
     deploy_only: bool
     files: tuple[File, ...]
     content_digest: str
@@ -142,7 +142,7 @@ def _parsed(files: Mapping[str, bytes]) -> Manifest:
         manifest = Manifest.model_validate_json(files[MANIFEST])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_shown(str(part)) for part in first["loc"])  # keys of the bundle's own too
         raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
     paths = [each.path for each in manifest.files]
     if not all(safe(path) for path in paths):
@@ -169,9 +169,14 @@ def _differences(manifest: Manifest, files: Files) -> Iterator[str]:
         elif (len(files[path]), _sha(files[path])) != (facts.bytes, facts.sha256):
             yield f"changed: {path}"
     for path in sorted({*files} - {*listed, MANIFEST, SUMS}):
-        yield f"not in the manifest: {path if path.isprintable() else repr(path)}"
+        yield f"not in the manifest: {_shown(path)}"
     if _content_digest(manifest.files) != manifest.content_digest:
         yield "changed: the content digest of manifest.json"
+
+
+def _shown(text: str) -> str:
+    """As it stands where a terminal prints it, else as a literal: neither a terminal nor a CI log obeys what it reads."""
+    return text if text.isprintable() else repr(text)
 
 
 def _sums(manifest: Manifest, files: Files) -> Iterator[str]:
