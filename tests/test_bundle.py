@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from factories import bundle_files, edgepack, python, runtime, sealed, with_sums
+from factories import build, bundle_files, edgepack, measurement, python, runtime, sealed, with_sums
 
 from edgepack.bundle import Manifest, pack, unpack, verify
 from edgepack.errors import ExitCode, VerifyError
+from edgepack.measure import deployed
 from edgepack.store import digest
 
 Files = dict[str, bytes]
@@ -415,6 +416,42 @@ def test_what_an_app_ships_is_a_bundle_of_its_own(form: Callable[[Files], Path],
     shipped = verify(Path(target))
     assert [each.path for each in shipped.files] == ["io/labels.txt", "models/tiny.onnx"]
     assert shipped.deploy_only and shipped.content_digest == whole.content_digest
+
+
+def _for_two_runtimes() -> Files:
+    named = {"onnxruntime": ("models/tiny.onnx", "onnx"), "executorch": ("models/tiny.pte", "executorch")}
+    contents = {
+        "models/tiny.onnx": b"onnx",
+        "models/tiny.pte": b"pte",
+        "io/labels.txt": b"a\n",
+        "licences/README.md": b"x",
+    }
+    return sealed({**contents, "selftest/cases.json": b"{}"}, runtimes={k: runtime(*v) for k, v in named.items()})
+
+
+@pytest.mark.parametrize(("name", "file"), [("onnxruntime", "models/tiny.onnx"), ("executorch", "models/tiny.pte")])
+def test_what_an_app_with_one_runtime_ships_is_what_its_budget_counts(name: str, file: str) -> None:
+    files = _for_two_runtimes()
+    ran = edgepack("unpack", str(_zip(files)), "app", "--deploy-only", "--runtime", name)
+    assert (ran.code, ran.err) == (0, "")
+    shipped = verify(Path("app"))
+    assert [*shipped.runtimes] == [name] and shipped.deploy_only
+    beside = {path: files[path] for path in ("io/labels.txt", "licences/README.md")}
+    assert {each.path for each in shipped.files} == {file, *beside}
+    label = shipped.runtimes[name].format
+    weighed = build(measurements=(measurement("size", len(files[file]), artifact=label),))
+    counted = deployed(weighed, beside, {label: 0})[0]
+    assert (counted.metric, counted.value) == ("size.deploy", sum(each.bytes for each in shipped.files))
+
+
+def test_a_runtime_that_a_bundle_has_no_file_for_is_said() -> None:
+    path = str(_zip(_for_two_runtimes()))
+    ran = edgepack("unpack", path, "app", "--deploy-only", "--runtime", "tflite")
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "no file for the runtime 'tflite'" in ran.err and "it has files for: executorch, onnxruntime" in ran.err
+    ran = edgepack("unpack", path, "app", "--runtime", "executorch")
+    assert ran.code == ExitCode.USAGE and "give --deploy-only too" in ran.err
+    assert not Path("app").exists()
 
 
 def test_a_bundle_is_unpacked_and_takes_the_place_of_another(own_place: Path) -> None:
