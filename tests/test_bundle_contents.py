@@ -10,6 +10,7 @@ from factories import build, measurement, python, runtime, sealed
 
 from edgepack import tokenizer
 from edgepack.bundle import Manifest, card, examples, sbom, unpack
+from edgepack.bundle._text import as_json
 from edgepack.bundle.contents import _licences
 from edgepack.datasets import Signature, TensorSpec
 from edgepack.recipe import load_recipe
@@ -79,6 +80,18 @@ def test_the_bill_of_materials_names_the_model_its_files_and_its_runtimes() -> N
     }
     known = {"bundle", "model", *(each["bom-ref"] for each in bom["components"])}
     assert {ref for each in bom["dependencies"] for ref in (each["ref"], *each["dependsOn"])} <= known
+
+
+@pytest.mark.parametrize("licence", ["MIT", "MIT OR Apache-2.0", None])
+def test_the_bill_of_materials_keeps_to_the_schema(licence: str | None) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    files = {"models/tiny.onnx": b"a", "models/tiny.pte": b"b"}
+    for signature, version in ((PICTURES, "1.2.0"), (WORDS, None)):
+        made = as_json(sbom.bom(_build(), _manifest(version=version, licence=licence), signature, files)).decode()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made) is None
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made.replace('"library"', '"novel"')) is not None
 
 
 def test_the_bill_of_materials_depends_on_the_contents_alone(monkeypatch: pytest.MonkeyPatch) -> None:
