@@ -49,6 +49,7 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/protocol.py
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/commands.py
 
 clean:                      ## remove bundles and the cache, keep .venv and the history of builds
 	rm -rf .edgepack

@@ -341,16 +341,22 @@ def sign(bundle: Path, key: Path, signature: Path | None) -> None:
 @_bundle
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--deploy-only", is_flag=True, help="Just what an app ships: models/, io/ and licences/.")
-def unpack(bundle: Path, target: Path, deploy_only: bool) -> None:
+@click.option(
+    "--runtime", default="", metavar="NAME", help="Of that, just what an app with this one runtime ships: onnxruntime."
+)
+def unpack(bundle: Path, target: Path, deploy_only: bool, runtime: str) -> None:
     """Check BUNDLE and write its files to TARGET, a folder, or a zip where it ends in .zip.
 
-    What --deploy-only gives is a bundle too, of the same content digest, that `verify` can check.
+    What --deploy-only gives is a bundle too, that `verify` can check, of the same content digest. With --runtime its
+    files are those that the budgets size.deploy and size.download count, and the digest is their own.
     """
     from edgepack.bundle import unpack
     from edgepack.units import SIZE
 
     _there(bundle)
-    manifest = unpack(bundle, target, deploy_only=deploy_only)
+    if runtime and not deploy_only:
+        raise RecipeError("--runtime chooses among what an app ships", "give --deploy-only too")
+    manifest = unpack(bundle, target, deploy_only=deploy_only, runtime=runtime)
     size = SIZE.format(sum(each.bytes for each in manifest.files))
     click.echo(f"{target}: {len(manifest.files)} files, {size}, content {manifest.content_digest[:12]}")
 

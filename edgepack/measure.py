@@ -43,6 +43,7 @@ def _where(entry: Entry) -> dict[str, Any]:
 def deployed(build: Build, beside: Mapping[str, bytes], compressed: Mapping[str, int]) -> tuple[Measurement, ...]:
     """What an app that ships one of the files takes: with the files `beside` it, as stored, and for download.
 
+    They are those that `unpack --deploy-only --runtime` gives, but for the manifest and the sums, which no app loads.
     `compressed` tells what each file comes to by itself.
     """
     stored, packed = (sum(size(content) for content in beside.values()) for size in (len, deflated))

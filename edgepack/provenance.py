@@ -96,16 +96,20 @@ def summary(*packages: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """The commit that `folder` stands at and whether anything in it differs; empty outside a repository."""
+    """The commit that `folder` stands at and whether anything in it differs; empty outside a repository.
+
+    `prefix` is where the current folder, from which files are named, lies in its repository: "ml/models/", or "".
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    return {"commit": commit, "dirty": dirty, "prefix": _git(Path.cwd(), "rev-parse", "--show-prefix")}
 
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""

@@ -8,13 +8,15 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from factories import bundle_files, edgepack, python, runtime, sealed, with_sums
+from factories import build, bundle_files, edgepack, measurement, python, runtime, sealed, with_sums
 
 from edgepack.bundle import Manifest, pack, unpack, verify
 from edgepack.errors import ExitCode, VerifyError
+from edgepack.measure import deployed
 from edgepack.store import digest
 
 Files = dict[str, bytes]
@@ -305,6 +307,69 @@ def test_a_zip_that_grows_when_unpacked_is_refused_before_it_does(own_place: Pat
     assert most < size / 4
 
 
+@pytest.mark.parametrize("end", [b"", b"PK\5\6" + bytes(18), b"whole"], ids=["nothing", "end", "bundle"])
+def test_a_zip_blown_up_to_a_terabyte_is_refused_unread(end: bytes) -> None:
+    with Path("bomb.zip").open("wb") as file:
+        file.seek(2**40)
+        file.write(pack(bundle_files()) if end == b"whole" else end)
+        file.truncate()
+    tracemalloc.start()
+    ran = edgepack("verify", "bomb.zip")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (ran.code, ran.out) == (ExitCode.BUDGET, "")
+    assert "not a whole zip file" in ran.err and most < 100 * 2**20
+
+
+@pytest.mark.parametrize(("directory", "start"), [(0xFFFFFFFF, 0), (0, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)])
+def test_a_directory_that_says_it_has_gigabytes_is_refused_unread(directory: int, start: int) -> None:
+    packed = bytearray(pack(bundle_files()))
+    packed[-10:-2] = struct.pack("<2L", directory, start)
+    Path("bomb.zip").write_bytes(packed)
+    with pytest.raises(VerifyError, match="its end is not where it says"):
+        verify(Path("bomb.zip"))
+
+
+def test_bytes_that_belong_to_no_file_of_a_zip_are_refused_unread() -> None:
+    """Four gigabytes of nothing before an honest directory."""
+    packed = pack(bundle_files())
+    start = struct.unpack("<L", packed[-6:-2])[0]
+    gap = 0xFFFF0000 - start
+    end = packed[-22:-6] + struct.pack("<L", start + gap) + packed[-2:]
+    with Path("bomb.zip").open("wb") as file:
+        file.write(packed[:start])
+        file.seek(start + gap)
+        file.write(packed[start:-22] + end)
+    tracemalloc.start()
+    with pytest.raises(VerifyError, match="its bytes are not those of its files"):
+        verify(Path("bomb.zip"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100 * 2**20
+
+
+def test_what_is_no_plain_file_is_not_waited_for() -> None:
+    os.mkfifo("pipe.zip")
+    for path in ("pipe.zip", "/dev/zero"):
+        ran = edgepack("verify", path)
+        assert (ran.code, ran.out) == (ExitCode.BUDGET, "")
+        assert f"{path} is no plain file" in ran.err
+
+
+@FORMS
+def test_a_bundle_larger_than_the_memory_is_no_bug(
+    form: Callable[[Files], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> bytes:
+        raise MemoryError
+
+    path = form(bundle_files())
+    monkeypatch.setattr("edgepack.bundle.archive.os", SimpleNamespace(walk=os.walk, fstat=full))
+    ran = edgepack("verify", str(path))
+    assert (ran.code, ran.out) == (ExitCode.BUDGET, "")
+    assert "is larger than the memory here" in ran.err
+
+
 def test_a_link_in_a_folder_is_refused(own_place: Path) -> None:
     folder = _folder(bundle_files())
     (own_place / "same").write_bytes((folder / "io/labels.txt").read_bytes())
@@ -353,6 +418,42 @@ def test_what_an_app_ships_is_a_bundle_of_its_own(form: Callable[[Files], Path],
     assert shipped.deploy_only and shipped.content_digest == whole.content_digest
 
 
+def _for_two_runtimes() -> Files:
+    named = {"onnxruntime": ("models/tiny.onnx", "onnx"), "executorch": ("models/tiny.pte", "executorch")}
+    contents = {
+        "models/tiny.onnx": b"onnx",
+        "models/tiny.pte": b"pte",
+        "io/labels.txt": b"a\n",
+        "licences/README.md": b"x",
+    }
+    return sealed({**contents, "selftest/cases.json": b"{}"}, runtimes={k: runtime(*v) for k, v in named.items()})
+
+
+@pytest.mark.parametrize(("name", "file"), [("onnxruntime", "models/tiny.onnx"), ("executorch", "models/tiny.pte")])
+def test_what_an_app_with_one_runtime_ships_is_what_its_budget_counts(name: str, file: str) -> None:
+    files = _for_two_runtimes()
+    ran = edgepack("unpack", str(_zip(files)), "app", "--deploy-only", "--runtime", name)
+    assert (ran.code, ran.err) == (0, "")
+    shipped = verify(Path("app"))
+    assert [*shipped.runtimes] == [name] and shipped.deploy_only
+    beside = {path: files[path] for path in ("io/labels.txt", "licences/README.md")}
+    assert {each.path for each in shipped.files} == {file, *beside}
+    label = shipped.runtimes[name].format
+    weighed = build(measurements=(measurement("size", len(files[file]), artifact=label),))
+    counted = deployed(weighed, beside, {label: 0})[0]
+    assert (counted.metric, counted.value) == ("size.deploy", sum(each.bytes for each in shipped.files))
+
+
+def test_a_runtime_that_a_bundle_has_no_file_for_is_said() -> None:
+    path = str(_zip(_for_two_runtimes()))
+    ran = edgepack("unpack", path, "app", "--deploy-only", "--runtime", "tflite")
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "no file for the runtime 'tflite'" in ran.err and "it has files for: executorch, onnxruntime" in ran.err
+    ran = edgepack("unpack", path, "app", "--runtime", "executorch")
+    assert ran.code == ExitCode.USAGE and "give --deploy-only too" in ran.err
+    assert not Path("app").exists()
+
+
 def test_a_bundle_is_unpacked_and_takes_the_place_of_another(own_place: Path) -> None:
     unpack(_zip(bundle_files()), Path("app/bundle"))
     assert verify(Path("app/bundle")) == verify(Path("tiny.zip"))
@@ -362,12 +463,24 @@ def test_a_bundle_is_unpacked_and_takes_the_place_of_another(own_place: Path) ->
     assert [path.name for path in Path("app").iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("name", [".app.old", ".app.new"])
+def test_folders_beside_the_target_stay_whatever_they_are_called(name: str) -> None:
+    Path(name).mkdir()
+    Path(name, "letter.txt").write_text("mine")
+    for model in (b"one", b"other"):
+        unpack(_zip(bundle_files(tiny=model)), Path("app"))
+        assert Path("app/models/tiny.onnx").read_bytes() == model
+    assert Path(name, "letter.txt").read_text() == "mine"
+    assert {path.name for path in Path.cwd().iterdir() if path.name.startswith(".")} == {name}
+    assert Path("app").stat().st_mode == Path(name).stat().st_mode
+
+
 def test_what_was_there_stays_when_it_cannot_be_replaced(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unpack(_zip(bundle_files()), Path("app"))
     before, rename = verify(Path("app")), Path.replace
 
     def fails(path: Path, target: Path) -> Path:
-        if path.name == ".app.new":
+        if target.name == "app" and path.name == "new":
             raise OSError(28, "No space left on device")
         return rename(path, target)
 
@@ -477,3 +590,21 @@ def test_a_message_can_be_printed_whatever_a_manifest_says(own_place: Path) -> N
         verify(path)
     str(caught.value).encode()
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["\x1b[2J", "\n::stop-commands::x", "\u2028x", "\ud800"])
+def test_a_key_of_a_manifest_commands_neither_terminal_nor_ci(key: str) -> None:
+    files = bundle_files()
+    told = json.loads(files["manifest.json"])
+    odd_runtime = {**runtime(), "version": key}
+    for mutant in (
+        {**told, key: 1},
+        {**told, "source": {**told["source"], key: 1}},
+        {**told, "runtimes": {key: runtime()}},
+        {**told, "runtimes": {key: {key: 1}}},
+        {**told, "runtimes": {"onnxruntime": odd_runtime}},
+    ):
+        path = _zip(with_sums({**files, "manifest.json": json.dumps(mutant).encode()}))
+        ran = edgepack("verify", str(path))
+        assert (ran.code, ran.out) == (ExitCode.BUDGET, "")
+        assert key not in ran.err and len(ran.err.splitlines()) <= 2

@@ -8,7 +8,9 @@ import pytest
 from bundle_factories import TEXTS, bundle, text_files
 from factories import build, measurement, python, runtime, sealed
 
+from edgepack import tokenizer
 from edgepack.bundle import Manifest, card, examples, sbom, unpack
+from edgepack.bundle._text import as_json
 from edgepack.bundle.contents import _licences
 from edgepack.datasets import Signature, TensorSpec
 from edgepack.recipe import load_recipe
@@ -80,6 +82,18 @@ def test_the_bill_of_materials_names_the_model_its_files_and_its_runtimes() -> N
     assert {ref for each in bom["dependencies"] for ref in (each["ref"], *each["dependsOn"])} <= known
 
 
+@pytest.mark.parametrize("licence", ["MIT", "MIT OR Apache-2.0", None])
+def test_the_bill_of_materials_keeps_to_the_schema(licence: str | None) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    files = {"models/tiny.onnx": b"a", "models/tiny.pte": b"b"}
+    for signature, version in ((PICTURES, "1.2.0"), (WORDS, None)):
+        made = as_json(sbom.bom(_build(), _manifest(version=version, licence=licence), signature, files)).decode()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made) is None
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made.replace('"library"', '"novel"')) is not None
+
+
 def test_the_bill_of_materials_depends_on_the_contents_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def bom(content: bytes) -> dict[str, Any]:
         return sbom.bom(_build(), _manifest(), PICTURES, {"models/tiny.onnx": content, "models/tiny.pte": b"b"})
@@ -146,6 +160,21 @@ def test_the_examples_use_the_names_and_shapes_of_the_bundle(signature: Signatur
     kotlin = found["examples/onnxruntime/Load.kt"]
     assert ("FloatBuffer.wrap(input)" if signature is PICTURES else "LongBuffer.wrap(input_ids)") in kotlin
     assert "class Tiny(context: Context)" in kotlin
+
+
+@pytest.mark.parametrize("name", ["data", "if", "case", "default", "init", "object", "null", "None", "it", "scores"])
+def test_a_name_that_means_something_else_in_a_language_is_no_argument(name: str) -> None:
+    found = _rendered(Signature(inputs=(TensorSpec(name=name, shape=(2,)),), labels=("a",)))
+    for runtime_name in RUNTIMES:
+        assert "logits(input0: FloatArray)" in found[f"examples/{runtime_name}/Load.kt"]
+        assert "logits(input0: [Float])" in found[f"examples/{runtime_name}/Load.swift"]
+        compile(found[f"examples/{runtime_name}/load.py"], "load.py", "exec")
+
+
+def test_every_dataset_here_has_names_that_can_be_arguments() -> None:
+    for name in ("input", *tokenizer.INPUTS):
+        found = _rendered(Signature(inputs=(TensorSpec(name=name, shape=(2,)),), labels=("a",)))
+        assert f"logits({name}: FloatArray)" in found["examples/onnxruntime/Load.kt"]
 
 
 def test_odd_names_of_inputs_are_quoted_and_numbered() -> None:

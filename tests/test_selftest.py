@@ -26,6 +26,22 @@ def test_texts_are_answered_by_the_file_that_ships() -> None:
     ]
 
 
+def test_what_a_bundle_says_commands_neither_terminal_nor_ci() -> None:
+    """Anybody may have made the bundle: labels, names, and why a file has no answers."""
+    odd = "\x1b[2J\n::stop-commands::x\r"
+    cases = json.loads(text_files()["selftest/cases.json"])
+    named = [{**case, "inputs": [odd, *case["inputs"][1:]], "text": None} for case in cases["cases"]]
+    known = {"onnxruntime": runtime("models/news.onnx"), "tflite": runtime("models/news.onnx", "other")}
+    for changed, runtimes in (
+        ({"io/labels.txt": b"\x1b[2J\r::stop-commands::x\nsport\n"}, {"onnxruntime": runtime("models/news.onnx")}),
+        ({"selftest/cases.json": as_json(**{**cases, "cases": named})}, {"onnxruntime": runtime("models/news.onnx")}),
+        ({"selftest/cases.json": as_json(**cases, not_run={"other": odd})}, known),
+    ):
+        ran = edgepack("selftest", str(bundle(text_files(**changed), runtimes=runtimes)))
+        assert not {"\x1b", "\r"} & {*ran.out, *ran.err}
+        assert not [line for line in (ran.out + ran.err).splitlines() if line.lstrip().startswith("::")]
+
+
 def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     path = bundle(text_files(**{"models/news.onnx": classifier(first=1)}))
     ran = edgepack("selftest", str(path))

@@ -45,6 +45,18 @@ def test_who_signed_a_bundle_is_checked(signed: Path) -> None:
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize(("here", "name"), [("unpacked", "."), ("unpacked/io", ".."), ("unpacked", "io/..")])
+def test_the_folder_one_stands_in_is_signed_from_outside(
+    signed: Path, here: str, name: str, own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpack(signed, Path("unpacked"))
+    monkeypatch.chdir(here)
+    ran = edgepack("sign", name, "--key", str(own_place / "key.pem"))
+    assert (ran.code, ran.out) == (0, f"{name}: signed, {own_place / 'unpacked.sig'}\n"), ran.err
+    ran = edgepack("verify", name, "--public-key", str(own_place / "key.pub"))
+    assert ran.code == 0, ran.err
+
+
 def test_the_tool_of_openssf_checks_it_too(signed: Path) -> None:
     from model_signing import verifying
 

@@ -12,7 +12,8 @@
     MODEL_CARD.md sbom.cdx.json   for people, and for programs that keep account of components
     SHA256SUMS
 
-Of these an app ships models/, io/ and licences/: the role "deploy", which `unpack --deploy-only` gives alone.
+Of these an app ships models/, io/ and licences/: the role "deploy", which `unpack --deploy-only` gives alone. With
+`--runtime` it leaves out the other runtimes' files: that is what the budgets size.deploy and size.download count.
 
 Timings are no part of it, nor a verdict, which stands on them: they differ from run to run, and stand in build.json
 beside it. Nor is what another device answered, or how well: selftest/ holds this computer's answers then, so that the
@@ -56,16 +57,17 @@ def write(build: "Build", recipe: "Recipe", device: "Device", work: "Work", fold
     return result
 
 
-def unpack(bundle: Path, target: Path, *, deploy_only: bool = False) -> Manifest:
+def unpack(bundle: Path, target: Path, *, deploy_only: bool = False, runtime: str = "") -> Manifest:
     """Write the files of a bundle that is whole to `target`, a zip where its name ends so, else a folder.
 
+    With `deploy_only` just what an app ships, and of that with `runtime` just what one with this runtime does.
     What is there gives way only if it is a bundle too. Raises VerifyError as `verify`, RecipeError when something else
-    is in the way, and DeviceError when `target` cannot be written.
+    is in the way or there is no file for `runtime`, and DeviceError when `target` cannot be written.
     """
     manifest, files = read(bundle)
     target = target.resolve()
     _refuse(bundle.resolve(), target)
-    chosen = deployed(manifest, files) if deploy_only else files
+    chosen = deployed(manifest, files, runtime) if deploy_only else files
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".zip":

@@ -6,16 +6,21 @@ A zip must be, byte for byte what `pack` makes of its files, so nothing can hide
 import io
 import os
 import shutil
+import struct
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
+from typing import BinaryIO
 
 from edgepack.errors import VerifyError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
-_MOST = 16 * 2**20  # bytes of either: no more is read of one that somebody blew up
+_MOST = 16 * 2**20  # bytes of either, or of a zip's directory: no more is read of one that somebody blew up
+_END = struct.Struct("<4s4H2LH")  # how a zip without a comment ends: its directory's length and place among others
+_HEADS = 30 + 46  # bytes of a member, beside its name twice and its content
 
 Files = dict[str, bytes]  # path inside the bundle -> content
 
@@ -33,10 +38,12 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def swap(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make `folder` hold just these files, by one rename, so that an app's build never sees half of it."""
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Make `folder` hold just these files, so that an app's build never sees half of them.
+
+    They are written aside, in a new folder beside it. One rename takes what was there away, another brings them in.
+    """
+    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name that nobody else can have
+    fresh, old = aside / "new", aside / "old"
     try:
         for path, content in files.items():
             target = fresh / path
@@ -48,8 +55,7 @@ def swap(files: Mapping[str, bytes], folder: Path) -> None:
     finally:
         if old.exists() and not folder.exists():
             old.replace(folder)
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def safe(name: str) -> bool:
@@ -110,26 +116,57 @@ def _beginning(path: Path, limit: int) -> bytes:
             return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # that much memory is taken at once
     except OSError as error:
         raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    except MemoryError:
+        raise _too_large(path) from None
 
 
 def read_zip(path: Path) -> Files:
     """The files of a zip that edgepack packed. Raises VerifyError for any other, before anything is unpacked."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise VerifyError(f"{path} is no plain file", "give the .zip that a build wrote, or its unpacked folder")
     try:
-        packed = path.read_bytes()
+        with path.open("rb") as file:
+            return _unzipped(path, file)
     except OSError as error:
         raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    except MemoryError:
+        raise _too_large(path) from None
+
+
+def _unzipped(path: Path, file: BinaryIO) -> Files:
     try:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        length = os.fstat(file.fileno()).st_size
+        _refuse_blown_up(file, length)
+        with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            _refuse_tricks(path, members, len(packed))
+            _refuse_tricks(path, members, length)
             files = {member.filename: archive.read(member) for member in members}
-    except VerifyError:
+    except (VerifyError, OSError, MemoryError):
         raise
     except Exception as error:  # zipfile raises many kinds on bytes that are no zip
         raise VerifyError(f"{path} is not a whole zip file: {error}", "copy or build it again") from None
-    if pack(files) != packed:
-        raise VerifyError(f"{path} was not packed by edgepack, or changed since: its bytes are not those of its files")
+    file.seek(0)
+    if pack(files) != file.read(length + 1):
+        raise VerifyError(_CHANGED.format(path))
     return files
+
+
+_CHANGED = "{} was not packed by edgepack, or changed since: its bytes are not those of its files"
+
+
+def _too_large(path: Path) -> VerifyError:
+    return VerifyError(f"{path} is larger than the memory here", "check it on a computer that has more")
+
+
+def _refuse_blown_up(file: BinaryIO, length: int) -> None:
+    """Zipfile reads as much as the last bytes tell it to: a file of a terabyte, or a number in a small one."""
+    file.seek(max(0, length - _END.size))
+    end = file.read(_END.size)
+    if len(end) < _END.size or end[:4] != b"PK\5\6":
+        raise zipfile.BadZipFile("it has no end")
+    *_, directory, start, _ = _END.unpack(end)
+    if directory > _MOST or start + directory + _END.size != length:
+        raise zipfile.BadZipFile("its end is not where it says")
 
 
 def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) -> None:
@@ -144,3 +181,5 @@ def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) 
         if member.filename in seen:
             raise VerifyError(f"{path}: {member.filename!r} is there twice")
         seen.add(member.filename)
+    if length != _END.size + sum(_HEADS + 2 * len(each.filename.encode()) + each.file_size for each in members):
+        raise VerifyError(_CHANGED.format(path))  # before all of it is read

@@ -80,33 +80,14 @@ def _files(runtime: str, needs: str) -> list[str]:
 
 
 def _input(number: int, spec: "TensorSpec") -> Input:
-    """Its argument is numbered unless its name is one in every language."""
-    plain = re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) and spec.name not in _WORDS
-    argument = spec.name if plain else f"input{number}"
+    """Its argument is numbered unless its name is known to mean nothing else in any language, nor in an example."""
+    argument = spec.name if spec.name in _PLAIN else f"input{number}"
     return Input(name=spec.name, argument=argument, dtype=spec.dtype, types=_TYPES[spec.dtype], shape=(1, *spec.shape))
 
 
-# What one of the languages, or an example itself, means something else by.
-_WORDS = {
-    *(
-        "and",
-        "as",
-        "bundle",
-        "class",
-        "def",
-        "env",
-        "environment",
-        "for",
-        "from",
-        "func",
-        "fun",
-        "import",
-        "in",
-        "inputs",
-    ),
-    *("is", "labels", "let", "logits", "method", "model", "module", "not", "or", "outputs", "result", "return", "self"),
-    *("session", "super", "switch", "this", "try", "val", "value", "var", "when", "while", "with"),
-}
+# The names that the datasets here give. Reserved words are many, and differ by language and version, and an example has
+# names of its own: what is not known is numbered.
+_PLAIN = {"input", "input_ids", "attention_mask"}
 
 
 def _type_name(name: str) -> str:

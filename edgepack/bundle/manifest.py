@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from edgepack.bundle._text import as_json
 from edgepack.bundle.archive import MANIFEST, SUMS, Files, clash, read_folder, read_zip, safe
 from edgepack.config import Frozen
-from edgepack.errors import ExitCode, VerifyError
+from edgepack.errors import ExitCode, RecipeError, VerifyError
 from edgepack.store import digest
 
 Role = Literal["deploy", "build", "test", "provenance", "doc"]
@@ -25,7 +25,7 @@ _ROLES: dict[str, Role] = {
     "selftest": "test",
     "provenance": "provenance",
 }
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]  # it is shown on terminals
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
 
 
 class File(Frozen):
@@ -45,9 +45,9 @@ class Entry(Frozen):
 class Runtime(Frozen):
     """What a file is for: the runtime's version that it was made with, and the delegate it needs beyond the usual."""
 
-    version: str
-    format: str
-    needs: str | None = None
+    version: Line
+    format: Line
+    needs: Line | None = None
     entry: Entry
 
 
@@ -62,7 +62,8 @@ class Source(Frozen):
 class Manifest(Frozen):
     """The manifest of a bundle. `content_digest` is over the files that an app ships, those of role deploy.
 
-    A bundle that is `deploy_only` holds no others; its content digest is that of the whole one.
+    A bundle that is `deploy_only` holds no others; its content digest is that of the whole one, unless it was taken for
+    one runtime alone.
     """
 
     schema_: Literal["edgepack.bundle/1"] = Field(default=SCHEMA, alias="schema")
@@ -72,7 +73,7 @@ class Manifest(Frozen):
     device: Line
     licence: Line | None
     source: Source
-    runtimes: dict[str, Runtime]
+    runtimes: dict[Line, Runtime]
     deploy_only: bool
     files: tuple[File, ...]
     content_digest: str
@@ -108,10 +109,18 @@ def sealed(manifest: Manifest, files: Mapping[str, bytes]) -> Files:
     return {**whole, SUMS: _sum_lines({path: _sha(content) for path, content in whole.items()})}
 
 
-def deployed(manifest: Manifest, files: Mapping[str, bytes]) -> Files:
-    """Just what an app ships, as a bundle of its own."""
-    kept = {each.path: files[each.path] for each in manifest.files if each.role == "deploy"}
-    return sealed(manifest.model_copy(update={"deploy_only": True}), kept)
+def deployed(manifest: Manifest, files: Mapping[str, bytes], runtime: str = "") -> Files:
+    """Just what an app ships, as a bundle of its own; of an app with this one runtime, without the others' files.
+
+    Raises RecipeError when the bundle has nothing for the runtime.
+    """
+    if runtime and runtime not in manifest.runtimes:
+        known = ", ".join(sorted(manifest.runtimes)) or "none"
+        raise RecipeError(f"the bundle has no file for the runtime {runtime!r}", f"it has files for: {known}")
+    chosen = {name: facts for name, facts in manifest.runtimes.items() if runtime in ("", name)}
+    others = {facts.entry.file for facts in manifest.runtimes.values()} - {each.entry.file for each in chosen.values()}
+    kept = {each.path: files[each.path] for each in manifest.files if each.role == "deploy" and each.path not in others}
+    return sealed(manifest.model_copy(update={"deploy_only": True, "runtimes": chosen}), kept)
 
 
 def _role(path: str) -> Role:
@@ -142,7 +151,7 @@ def _parsed(files: Mapping[str, bytes]) -> Manifest:
         manifest = Manifest.model_validate_json(files[MANIFEST])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_shown(str(part)) for part in first["loc"])  # keys of the bundle's own too
         raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
     paths = [each.path for each in manifest.files]
     if not all(safe(path) for path in paths):
@@ -169,9 +178,14 @@ def _differences(manifest: Manifest, files: Files) -> Iterator[str]:
         elif (len(files[path]), _sha(files[path])) != (facts.bytes, facts.sha256):
             yield f"changed: {path}"
     for path in sorted({*files} - {*listed, MANIFEST, SUMS}):
-        yield f"not in the manifest: {path if path.isprintable() else repr(path)}"
+        yield f"not in the manifest: {_shown(path)}"
     if _content_digest(manifest.files) != manifest.content_digest:
         yield "changed: the content digest of manifest.json"
+
+
+def _shown(text: str) -> str:
+    """As it stands where a terminal can print it, else as a literal, which no terminal and no CI log obeys."""
+    return text if text.isprintable() else repr(text)
 
 
 def _sums(manifest: Manifest, files: Files) -> Iterator[str]:

@@ -26,8 +26,9 @@ PASSWORD = "EDGEPACK_KEY_PASSWORD"  # noqa: S105  (the variable's name: a passwo
 
 
 def beside(bundle: Path) -> Path:
-    """Where the signature of a bundle lies unless it is said."""
-    return bundle.with_name(f"{bundle.name}.sig")
+    """Where the signature of a bundle lies unless it is said: of "." and ".." too beside the folder, not in it."""
+    named = bundle.resolve() if bundle.name in ("", "..") else bundle
+    return named.parent / f"{named.name}.sig"
 
 
 def sign(bundle: Path, key: Path, signature: Path) -> Manifest:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from edgepack.benchmark import Evidence, Measurement
-from edgepack.budgets import AGAINST_TEACHER, FROM_BELOW, METRICS, quantity_of
+from edgepack.benchmark import Measurement
+from edgepack.budgets import FROM_BELOW, METRICS, quantity_of
 from edgepack.errors import ExitCode
 from edgepack.gate import Verdict
 from edgepack.result import Build
@@ -35,7 +35,6 @@ HEADLINES = {
 
 # What XML 1.0 cannot hold, terminals obey and pages show as nothing: all control characters but tab and new line.
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_WEAKEST_FIRST: tuple[Evidence, ...] = ("estimated", "emulated", "measured")
 
 
 def printable(text: str) -> str:
@@ -78,18 +77,18 @@ def figure(metric: str, value: float | None) -> str:
     return METRICS[metric].quantity.format(value) if metric in METRICS else f"{value:.3g}"
 
 
-def loud(text: str, evidence: str) -> str:
+def loud(text: str, evidence: str | None) -> str:
     """A figure that nobody measured says so beside itself.
 
     >>> loud("8 ms", "measured"), loud("8 ms", "estimated")
     ('8 ms', '8 ms ESTIMATED')
     """
-    return text if evidence == "measured" else f"{text} {evidence.upper()}"
+    return text if evidence in (None, "measured") else f"{text} {evidence.upper()}"
 
 
-def value(build: Build, verdict: Verdict) -> str:
+def value(verdict: Verdict) -> str:
     """The figure that was judged, with what it is worth."""
-    return loud(figure(verdict.metric, verdict.value), evidence(build, verdict))
+    return loud(figure(verdict.metric, verdict.value), verdict.evidence)
 
 
 def measured(measurement: Measurement) -> str:
@@ -103,20 +102,11 @@ def interval(measurement: Measurement) -> str:
     return f"{figure(measurement.metric, measurement.low)} to {figure(measurement.metric, measurement.high)}"
 
 
-def evidence(build: Build, verdict: Verdict) -> str:
-    """What the figure of a verdict is worth: as much as the weakest that it was computed from."""
-    labels = [verdict.artifact]
-    if verdict.bound in AGAINST_TEACHER:
-        labels.append(f"teacher ({verdict.artifact})")
-    found = {each.evidence for each in build.measurements if each.metric == verdict.metric and each.artifact in labels}
-    return next((each for each in _WEAKEST_FIRST if each in found), "measured")
-
-
 def warnings(build: Build) -> Iterator[str]:
     """One sentence on a device that was out of reach, and one for each kind of evidence that is not a measurement."""
     if build.absent:
         yield f"THE DEVICE WAS NOT REACHED: {build.absent}"
-    for kind in _WEAKEST_FIRST[:-1]:
+    for kind in ("estimated", "emulated"):
         found = [each for each in build.measurements if each.evidence == kind]
         if found:
             metrics = ", ".join(dict.fromkeys(each.metric for each in found))
@@ -162,16 +152,11 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def level(verdict: Verdict) -> str:
-    """error, warn or info: what a budget that is not met does to the exit code."""
-    return verdict.level
-
-
 def mark(verdict: Verdict) -> str:
     """The outcome in a word or two; what does not decide the exit code says so."""
-    if verdict.outcome in ("pass", "waived") or level(verdict) == "error":
+    if verdict.outcome in ("pass", "waived") or verdict.level == "error":
         return MARKS[verdict.outcome]
-    return f"{MARKS[verdict.outcome].lower()} ({level(verdict)})"
+    return f"{MARKS[verdict.outcome].lower()} ({verdict.level})"
 
 
 def severity(verdict: Verdict) -> str:
@@ -180,7 +165,7 @@ def severity(verdict: Verdict) -> str:
         return "none"
     if verdict.outcome == "waived":
         return "note"
-    return {"warn": "warning", "info": "note"}.get(level(verdict), "error")
+    return {"warn": "warning", "info": "note"}.get(verdict.level, "error")
 
 
 def tone(verdict: Verdict) -> str:
@@ -223,11 +208,11 @@ def _gap(verdict: Verdict, gap: float) -> str:
     return f"{figure(verdict.metric, gap)}{share}"
 
 
-def sentence(build: Build, verdict: Verdict) -> str:
+def sentence(verdict: Verdict) -> str:
     """A whole verdict in one line: "9.6 ms, at most 8 ms: over by 1.6 ms (20%)"."""
     parts = (headroom(verdict) if headroom(verdict) != "-" else "", verdict.reason)
     why = ": ".join(part for part in parts if part)
-    return f"{value(build, verdict)}, {limit(verdict)}{f': {why}' if why else ''}"
+    return f"{value(verdict)}, {limit(verdict)}{f': {why}' if why else ''}"
 
 
 def reasons(build: Build) -> Iterator[tuple[str, str]]:

@@ -175,7 +175,7 @@ def _budgets(build: Build) -> "Table":
     table = _table(("budget", "file", "value", "limit", "headroom", "verdict", "written at"), right=("value",))
     for each in build.verdicts:
         style = {"none": "green", "error": "bold red"}.get(words.severity(each), "yellow")
-        row = (each.budget, each.artifact, words.value(build, each), words.limit(each), words.headroom(each))
+        row = (each.budget, each.artifact, words.value(each), words.limit(each), words.headroom(each))
         table.add_row(*map(_cell, row), _cell(words.mark(each), style), _cell(each.place))
     return table
 

@@ -68,7 +68,7 @@ def annotations(build: Build, root: str = "") -> Iterator[str]:
         if verdict.outcome != "pass":
             title = f"{verdict.budget} of {verdict.artifact}: {words.mark(verdict)}"
             name = _COMMANDS[words.severity(verdict)]
-            yield _command(name, *sarif.located(build, verdict.place), title, words.sentence(build, verdict), root)
+            yield _command(name, *sarif.located(build, verdict.place), title, words.sentence(verdict), root)
 
 
 def _command(name: str, file: str, line: int, title: str, text: str, root: str) -> str:

@@ -50,7 +50,7 @@ def _case(build: Build, verdict: Verdict) -> "TestCase":
     from junitparser import Error, Failure, Skipped
 
     case = _named(build, f"{verdict.budget} of {verdict.artifact}")
-    line = words.printable(f"{words.sentence(build, verdict)} ({verdict.place})")
+    line = words.printable(f"{words.sentence(verdict)} ({verdict.place})")
     if verdict.outcome == "pass":
         case.system_out = line
     elif words.severity(verdict) != "error":

@@ -68,7 +68,7 @@ def _budgets(build: Build) -> Iterator[str]:
         (
             each.budget,
             each.artifact,
-            words.value(build, each),
+            words.value(each),
             words.limit(each),
             words.headroom(each),
             words.mark(each),

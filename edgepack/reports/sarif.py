@@ -1,13 +1,15 @@
 """report.sarif: what is not met, at the line of the recipe that sets the limit, for code scanning.
 
 Source: OASIS, Static Analysis Results Interchange Format (SARIF) 2.1.0 Plus Errata 01, 2023. Code scanning refuses a
-result without a place, and takes any result for an alert: what passes is left out.
+result without a place, and takes any result for an alert: what passes is left out. Places are from the root of the
+repository, wherever in it the build ran.
 """
 
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import PurePath
+from posixpath import normpath
 from typing import Any
 from urllib.parse import quote
 
@@ -80,7 +82,7 @@ def _failure(build: Build) -> Iterator[dict[str, Any]]:
 
 
 def _result(build: Build, verdict: Verdict) -> dict[str, Any]:
-    text = f"{verdict.budget} of {verdict.artifact}: {words.mark(verdict)}: {words.sentence(build, verdict)}"
+    text = f"{verdict.budget} of {verdict.artifact}: {words.mark(verdict)}: {words.sentence(verdict)}"
     subject = f"{verdict.budget}/{verdict.artifact}"
     result = _shown(build, f"edgepack/{verdict.budget}", words.severity(verdict), text, verdict.place, subject)
     if verdict.outcome == "waived":
@@ -100,8 +102,14 @@ def _shown(build: Build, rule: str, level: str, text: str, place: str, subject: 
 
 def _location(build: Build, place: str) -> dict[str, Any]:
     file, line = located(build, place)
-    uri = PurePath(file).as_uri() if PurePath(file).is_absolute() else quote(file)
+    uri = PurePath(file).as_uri() if PurePath(file).is_absolute() else quote(_from_the_root(build, file))
     return {"artifactLocation": {"uri": uri}, "region": {"startLine": line}}
+
+
+def _from_the_root(build: Build, file: str) -> str:
+    """A file named from the folder that the build ran in; one outside of the repository as it stands."""
+    whole = normpath(f"{words.one_line(build.provenance.get('git', {}).get('prefix', ''))}{file}")
+    return file if whole.startswith("../") else whole
 
 
 def located(build: Build, place: str) -> tuple[str, int]:
