@@ -76,14 +76,24 @@ def load(path: Path) -> "Array":
     return array
 
 
-def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, float]:
-    """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs."""
+def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
+    """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs.
+
+    A row that is not finite in one of them agrees only with its equal, and then the other two figures are None:
+    `not_finite` tells of how many rows that is so.
+    """
     import numpy
 
+    alike = task.decide(logits) == task.decide(reference)
+    finite = numpy.isfinite(logits).all(axis=-1) & numpy.isfinite(reference).all(axis=-1)
+    if not finite.all():
+        same = ((logits == reference) | (numpy.isnan(logits) & numpy.isnan(reference))).all(axis=-1)
+        agreement = float(numpy.where(finite, alike, same).mean())
+        return {"agreement": agreement, "largest_difference": None, "cosine": None, "not_finite": int((~finite).sum())}
+    logits, reference = logits.astype("float64"), reference.astype("float64")  # in float32 large squares are infinite
+    norms = numpy.linalg.norm(logits) * numpy.linalg.norm(reference)
     return {
-        "agreement": float((task.decide(logits) == task.decide(reference)).mean()),
+        "agreement": float(alike.mean()),
         "largest_difference": float(numpy.abs(logits - reference).max()),
-        "cosine": float(
-            (logits * reference).sum() / (numpy.linalg.norm(logits) * numpy.linalg.norm(reference) + 1e-30)
-        ),
+        "cosine": float((logits * reference).sum() / (norms + 1e-30)),
     }

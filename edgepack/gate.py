@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["pass", "fail", "inconclusive", "not_measured", "not_comparable", "waived"]
 
-EXPLAINED = ("parity", "parity.runtimes")  # a build tells where the files of such a failure begin to differ
+# A build tells where the files of such a failure begin to differ.
+EXPLAINED = ("parity", "parity.cosine", "parity.difference", "parity.runtimes")
+_COMPUTED = ("parity.cosine", "parity.difference")  # of all outputs: one that is no number leaves none
 EXPIRED = "its waiver ran out on"
 
 _CODES = {
@@ -110,7 +112,9 @@ def judge(
     """
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
-        _verdict(budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], not_run, not_timed), baseline)
+        _verdict(
+            budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], known, not_run, not_timed), baseline
+        )
         for budget in budgets
         # Runtimes are compared with the first one, which has nothing to be compared with itself.
         for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
@@ -147,8 +151,16 @@ def judged(
     return build.model_copy(update={"verdicts": verdicts, "exit_code": int(code)})
 
 
+Known = Mapping[tuple[str, str], Measurement]
+
+
 def _unmeasured(
-    budget: Budget, artifact: str, first: str, not_run: Mapping[str, str], not_timed: Mapping[str, str]
+    budget: Budget,
+    artifact: str,
+    first: str,
+    known: Known,
+    not_run: Mapping[str, str],
+    not_timed: Mapping[str, str],
 ) -> str:
     if artifact in not_run:
         return f"not run here: {not_run[artifact]}"
@@ -156,10 +168,10 @@ def _unmeasured(
         return f"{first} was not run here: {not_run[first]}"
     if METRICS[budget.metric].within == "device" and artifact in not_timed:
         return f"not timed: {not_timed[artifact]}"
+    agreed = known.get(("parity", artifact)) if budget.metric in _COMPUTED else None
+    if agreed and (rows := agreed.detail.get("not_finite")):
+        return f"not to be computed: {rows} of its answers or of torch's hold a NaN or an infinity"
     return f"nothing measured {budget.metric} of {artifact}"
-
-
-Known = Mapping[tuple[str, str], Measurement]
 
 
 def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, baseline: Baseline | None) -> Verdict:

@@ -69,8 +69,9 @@ def difference(values: "Array", reference: "Array") -> Difference:
 
     values, reference = values.astype("float64"), reference.astype("float64")
     error, norm = values - reference, numpy.linalg.norm(reference)
-    if not numpy.isfinite(values).all():
-        return Difference(share=1.0, largest=1.0, cosine=0.0)
+    if not (numpy.isfinite(values).all() and numpy.isfinite(reference).all()):
+        alike = numpy.array_equal(values, reference, equal_nan=True)
+        return Difference(share=0.0, largest=0.0, cosine=1.0) if alike else Difference(share=1, largest=1, cosine=0)
     return Difference(
         share=float(numpy.linalg.norm(error) / (norm + 1e-30)),
         largest=float(numpy.abs(error).max() / (numpy.ptp(reference) + 1e-30)),

@@ -74,9 +74,9 @@ def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for metric, found in (("parity", "parity"), ("parity.runtimes", "runtimes")):
         if found in outcome:
             yield _exact(metric, outcome[found]["agreement"], **outcome[found])
-    if "parity" in outcome:
-        yield _exact("parity.difference", outcome["parity"]["largest_difference"])
-        yield _exact("parity.cosine", outcome["parity"]["cosine"])
+    for metric, figure in (("parity.difference", "largest_difference"), ("parity.cosine", "cosine")):
+        if (value := outcome.get("parity", {}).get(figure)) is not None:
+            yield _exact(metric, value)
 
 
 def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:

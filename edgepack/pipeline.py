@@ -229,7 +229,7 @@ def _explained(result: Build, work: Work, emit: Emit) -> Build:
 
 
 def _origin(verdict: Verdict, first: str, work: Work) -> str:
-    if verdict.metric == "parity":
+    if verdict.metric != "parity.runtimes":
         return work.difference(verdict.artifact)
     return "; ".join(f"{label} and torch: {work.difference(label)}" for label in (verdict.artifact, first))
 

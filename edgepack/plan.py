@@ -26,6 +26,8 @@ from edgepack.reach import Facts, known
 from edgepack.recipe import Recipe
 from edgepack.store import Entry, Store, digest, file_digest, write_atomic
 
+_EVALUATION = 2  # bump when the same answers of a file would give other figures
+
 Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]
 
 
@@ -152,6 +154,7 @@ class Planner:
             "data": self.fingerprint,
             "task": self.recipe.task,
             "where": self._where(_exporter(export), "predict"),
+            "version": _EVALUATION,
         }
         return self._about(export, "evaluation", f"evaluate {export.artifact}", ingredients, shas)
 

@@ -37,7 +37,7 @@ _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights a
 _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
-_SEARCH = 1  # bump when locate would tell another sentence of the same file
+_SEARCH = 2  # bump when locate would tell another sentence of the same file
 
 
 class Work:

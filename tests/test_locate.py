@@ -102,6 +102,8 @@ def test_numbers_that_are_not_finite_differ_wholly() -> None:
     good = torch.ones(2, 3).numpy()
     assert locate.difference(good * float("inf"), good).share == 1.0
     assert locate.difference(good, good).share == 0.0
+    assert locate.difference(good, good * float("nan")).share == 1.0
+    assert locate.difference(good * float("nan"), good * float("nan")).share == 0.0  # nor does torch give a number
 
 
 def test_samples_on_which_the_decisions_differ_are_looked_at_first() -> None:
@@ -123,10 +125,13 @@ class _Told:
 
 def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells() -> None:
     budgets = [budget("parity", "90 %"), budget("parity.runtimes", "90 %"), budget("size", "1 kB")]
+    budgets += [budget("parity.difference", "0.5"), budget("parity.cosine", "0.9")]
     figures = [
         measurement("parity", 0.5, "onnx"),
         measurement("parity", 0.95, "executorch"),
         measurement("parity.runtimes", 0.5, "onnx"),
+        measurement("parity.difference", 0.7, "onnx"),
+        measurement("parity.cosine", 0.7, "executorch"),
         *(measurement("size", 5e3, label) for label in ("executorch", "onnx")),
     ]
     verdicts = judge(budgets, ["executorch", "onnx"], figures)
@@ -134,11 +139,15 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
     first = shipped[0].model_copy(update={"format": "executorch"})
     work: Any = _Told()
     told = pipeline._explained(build(verdicts=verdicts, artifacts=(first, *shipped), exit_code=1), work, print)
-    assert work.asked == ["onnx", "onnx", "executorch"]
-    reasons = {(each.metric, each.artifact): each.reason for each in told.verdicts if each.reason}
+    assert work.asked == ["onnx", "onnx", "executorch", "onnx", "executorch"]
+    reasons = {
+        (each.metric, each.artifact): each.reason for each in told.verdicts if each.outcome == "fail" and each.reason
+    }
     assert reasons == {
         ("parity", "onnx"): "it begins in onnx",
         ("parity.runtimes", "onnx"): "onnx and torch: it begins in onnx; executorch and torch: it begins in executorch",
+        ("parity.difference", "onnx"): "it begins in onnx",
+        ("parity.cosine", "executorch"): "it begins in executorch",
     }
     assert next(words.doubts(told)) == "parity of onnx fails: it begins in onnx"
     assert "it begins in onnx" in junit.render(told)

@@ -1,0 +1,57 @@
+"""What two sets of outputs have in common, also where they are no numbers."""
+
+from typing import Any
+
+import numpy
+import pytest
+from factories import at_work, budget, build, device
+from torch_factories import context
+
+from edgepack import evaluate, measure
+from edgepack.gate import Verdict, judge
+from edgepack.plan import Step
+from edgepack.recipe import load_recipe
+from edgepack.store import Entry, Store, digest
+
+NAN, INF = float("nan"), float("inf")
+REFERENCE = numpy.float32([[1, 0], [1, 0], [1, 0], [0, 1]])
+
+
+def judged(logits: Any, reference: Any = REFERENCE) -> tuple[dict[str, Any], dict[str, Verdict]]:
+    """What is stored, and the verdicts on all that a build makes of it."""
+    work = at_work(load_recipe("quickstart"), device(), Store("store"))
+    parity = evaluate.parity(context().task, logits, reference)
+    step = Step(kind="evaluation", name="evaluate onnx", key=digest("a step"), ingredients={}, artifact="onnx")
+    entry = work.store.make(step.kind, step.key, {}, lambda folder: {"score": 0.5, "rows": 4, "parity": parity})
+    assert isinstance(entry, Entry)
+    figures = measure.measurements(build(), step, entry)
+    budgets = [budget("parity", "90 %"), budget("parity.difference", "0.5"), budget("parity.cosine", "0.9")]
+    return parity, {verdict.metric: verdict for verdict in judge(budgets, ["onnx"], figures)}
+
+
+def test_what_agrees_passes() -> None:
+    parity, verdicts = judged(REFERENCE * numpy.float32(1.25))
+    assert parity == {"agreement": 1.0, "largest_difference": 0.25, "cosine": pytest.approx(1)}
+    assert {verdict.outcome for verdict in verdicts.values()} == {"pass"}
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
+def test_a_row_that_is_no_number_fails_parity_and_leaves_the_rest_unmeasured(wrong: float) -> None:
+    logits = REFERENCE.copy()
+    logits[0, 0] = wrong  # its argmax is that of the reference, or none
+    parity, verdicts = judged(logits)
+    assert parity == {"agreement": 0.75, "largest_difference": None, "cosine": None, "not_finite": 1}
+    assert (verdicts["parity"].outcome, verdicts["parity"].value) == ("fail", 0.75)
+    for metric in ("parity.difference", "parity.cosine"):
+        assert verdicts[metric].outcome == "not_measured"
+        assert verdicts[metric].reason == "not to be computed: 1 of its answers or of torch's hold a NaN or an infinity"
+
+
+def test_where_torch_gives_no_number_either_the_file_agrees() -> None:
+    both = REFERENCE.copy()
+    both[0, 0], both[1, 1] = NAN, INF
+    assert judged(both, both)[0] == {"agreement": 1.0, "largest_difference": None, "cosine": None, "not_finite": 2}
+
+
+def test_large_outputs_are_still_numbers() -> None:
+    assert judged(REFERENCE * numpy.float32(1e30), REFERENCE * numpy.float32(1e30))[0]["cosine"] == pytest.approx(1)
