@@ -2,8 +2,9 @@
 
     fit(module, context, settings, doing="recovering", distillation=Distillation.of(context.teacher))
 
-AdamW with warm-up and a cosine, gradients clipped, the epoch kept that was best on the validation split. It runs on the
-CPU, through accelerate, and gives the same weights on the same processor type and number of threads.
+AdamW with warm-up and a cosine, gradients clipped. Kept is the last epoch, unless an earlier one was better on the
+validation split by more than chance: of many epochs one is always lucky there. It runs on the CPU, through accelerate,
+and gives the same weights on the same processor type and number of threads.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
@@ -96,7 +97,7 @@ def numerics(module: nn.Module, features: frozenset[str] | None = None) -> Numer
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """The best epoch: its number, its score on the validation split, and the loss there."""
+    """An epoch: its number, its score on the validation split, and the loss there."""
 
     epoch: int
     score: float
@@ -113,7 +114,7 @@ def fit(
     snapshot: Callable[[nn.Module], nn.Module] = lambda module: module,
     each_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Fitted:
-    """Train `module` in place and leave it with the weights of its best epoch, before the first included.
+    """Train `module` in place and leave it with the weights of the epoch that is kept, before the first included.
 
     `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
     called before each epoch with its number from 0.
@@ -128,7 +129,8 @@ def fit(
     steps = settings.epochs * per_epoch
     held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    best, kept = judged(snapshot(module), context), _weights(module)
+    best = fitted = judged(snapshot(module), context)
+    kept = _weights(module)
     progress = _Progress(context.emit, doing, steps)
     for epoch in range(settings.epochs):
         each_epoch(epoch)
@@ -142,21 +144,31 @@ def fit(
             progress.advance()
         if _lags(module, per_epoch):
             refresh_batch_norm(module, context.data.train)
-        now = judged(snapshot(module), context)
+        now = replace(judged(snapshot(module), context), epoch=epoch + 1)
         if not math.isfinite(now.loss):
             raise StageError(
                 f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
                 f"use a learning_rate below {settings.learning_rate:g}",
             )
-        if (now.score, -now.loss) >= (best.score, -best.loss):
-            best, kept = Fitted(epoch=epoch + 1, score=now.score, loss=now.loss), _weights(module)
+        best = max(best, now, key=lambda each: each.score)
+        if _as_good(now, best, len(context.data.validation)):
+            fitted, kept = now, _weights(module)
     loss.close()
     for hook in held:
         hook.remove()
     module.load_state_dict(kept)
     module.to("cpu", memory_format=torch.contiguous_format)
     _train_mode(module, False)
-    return best
+    return fitted
+
+
+def _as_good(now: Fitted, best: Fitted, samples: int) -> bool:
+    """Whether chance alone may set it below the best: by up to two standard errors of a share of so many samples.
+
+    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, who take one.
+    """
+    share = (best.score * samples + 1) / (samples + 2)  # of few samples none is certain
+    return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
 
 
 def _hold_zeros(module: nn.Module) -> list[Any]:

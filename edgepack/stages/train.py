@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgepack.candidate import Candidate
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 2
+VERSION = 3
 MAKES_TEACHER = True
 
 
