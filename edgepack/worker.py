@@ -28,6 +28,7 @@ from typing import Any
 Job = dict[str, Any]
 Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
 TOO_WARM = 75  # the exit code of a device that did not cool down
+_FIRMWARE = 10.0  # seconds in which that of a Raspberry Pi must answer
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
@@ -288,11 +289,10 @@ def state() -> Job:
     """
     zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
-    bits = _raspberry_bits()
     found = {
         "celsius": max((each for each in zones if 0 < each < 150), default=None),
         "throttle_count": sum(counts) if counts else None,
-        "throttled": int(bits, 16) & 0xF if bits else None,
+        "throttled": _now(_raspberry_bits()),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -304,8 +304,21 @@ def _raspberry_bits() -> str:
     program = shutil.which("vcgencmd")
     if not program:
         return ""
-    told = subprocess.run([program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return told.stdout.strip().partition("=")[2]
+    try:
+        told = subprocess.run(
+            [program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FIRMWARE
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # it asks the firmware, which may not answer
+    return told.stdout.strip().removeprefix("throttled=")
+
+
+def _now(bits: str) -> "int | None":
+    """Those of now; None of what is no number, as `error=1 error_msg="Command not registered"` on other boards."""
+    try:
+        return int(bits, 16) & 0xF
+    except ValueError:
+        return None
 
 
 def _cool_down(below: float, seconds: float) -> None:

@@ -97,6 +97,28 @@ def test_a_device_tells_what_it_is(job: dict[str, Any]) -> None:
     assert {"onnxruntime", "executorch"} <= set(found["versions"])
 
 
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("echo throttled=0x50005", {"throttled": 5}),
+        ("echo throttled=0x0", {"throttled": 0}),
+        ("echo 'error=1 error_msg=\"Command not registered\"'; exit 255", {}),
+        ("echo VCHI initialization failed >&2; exit 255", {}),
+        ("exec sleep 3600", {}),
+    ],
+)
+def test_a_raspberry_pi_tells_whether_it_is_throttled(
+    program: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("vcgencmd").write_text(f"#!/bin/sh\n{program}\n")
+    Path("vcgencmd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:/usr/bin:/bin")
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    if "sleep" in program:
+        monkeypatch.setattr(edgepack.worker, "_FIRMWARE", 0.2)
+    assert edgepack.worker.state() == told
+
+
 def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
     """What is asked of it would take half an hour."""
     slow = {**PROTOCOL, "seconds": 1800.0, "most_runs": 10**9, "most_seconds": 1800.0}
