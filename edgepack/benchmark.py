@@ -22,6 +22,7 @@ _LOOKS = {7: 1, 14: 3, 21: 6}
 _PASSES = 3  # processes whose memory is looked at
 _SPOILT = 0.2  # share of processes that may be timed on a device that slows down
 _RISE = 10.0  # degrees Celsius within one process
+_CROWDED = 0.10  # share of its cores' time that others may take while a file is timed
 _NOISY = 0.10  # coefficient of variation between processes above which a figure is doubted
 
 Evidence = Literal["measured", "emulated", "estimated"]
@@ -228,7 +229,8 @@ def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def doubts(answers: Answers, threads: int | None = None) -> tuple[str, ...]:
     """Reasons not to trust the timings of a file, each with what to do about it."""
-    return tuple(doubt for doubt in (_unsteady(answers, threads), _slowed(answers), _unchecked(answers)) if doubt)
+    found = (_unsteady(answers, threads), _crowded(answers), _slowed(answers), _blind(answers), _unchecked(answers))
+    return tuple(doubt for doubt in found if doubt)
 
 
 def _unsteady(answers: Answers, threads: int | None) -> str:
@@ -238,6 +240,19 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
     spread = statistics.stdev(values) / mean
     fewer = "" if threads == 1 else ", or put `controls: {threads: 1}` into the device profile"
     return f"processes differ by {spread:.0%}: close other programs{fewer}" if spread > _NOISY else ""
+
+
+def _crowded(answers: Answers) -> str:
+    """Steady competition makes every process slower alike, so that they agree. The median: one process tells little."""
+    share = statistics.median([answer.get("crowded", 0.0) for answer in answers] or [0.0])
+    told = f"other programs took {share:.0%} of the time of the cores that it was timed on: close them"
+    return told if share > _CROWDED else ""
+
+
+def _blind(answers: Answers) -> str:
+    if not any(answer.get("blind") for answer in answers):
+        return ""
+    return "the device tells no temperature, so `cool_down` waited for nothing: let it rest before it is timed"
 
 
 def _unchecked(answers: Answers) -> str:

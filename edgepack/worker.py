@@ -28,6 +28,9 @@ from typing import Any
 Job = dict[str, Any]
 Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
 TOO_WARM = 75  # the exit code of a device that did not cool down
+_TICKS = os.sysconf("SC_CLK_TCK")  # of /proc/stat, a second
+_FEW = 20  # ticks; shares of fewer are chance
+_FIRMWARE = 10.0  # seconds in which that of a Raspberry Pi must answer
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
@@ -136,12 +139,14 @@ def main(job: Job) -> Job:
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
     bound = runtime.bind(noise(_fixed(runtime.specs, job)))
-    before = state()
+    before, others = state(), _others()
     first = _timed(runtime, bound)
     limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
     _repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
     samples = _repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
-    return {"first_ms": first * _MS, "samples_ns": samples, "before": before, "after": state()}
+    crowded = _share(others, _others())
+    after = {"before": before, "after": state(), "blind": blind(job, before)}
+    return {"first_ms": first * _MS, "samples_ns": samples, "crowded": crowded, **after}
 
 
 def measure_memory(runtime: Any, job: Job, baseline: int) -> Job:
@@ -195,6 +200,29 @@ def _timed(runtime: Any, bound: Any) -> int:
     started = time.perf_counter_ns()
     runtime.run(bound)
     return time.perf_counter_ns() - started
+
+
+def others(stat: str, cores: set[int], own: float) -> tuple[float, float]:
+    """Seconds that these cores spent on other processes than this one, which took `own`, and seconds they had.
+
+    The load average would not do: it counts other cores too, and the processes that were timed a minute ago.
+    """
+    wanted = {f"cpu{core}" for core in cores}
+    lines = (line.split() for line in stat.splitlines())
+    times = [[int(each) for each in line[1:9]] for line in lines if line and line[0] in wanted]
+    had = sum(map(sum, times)) / _TICKS
+    idle = sum(each[3] + each[4] for each in times) / _TICKS  # with nothing to do, or waiting for a disk
+    return had - idle - own, had
+
+
+def _others() -> tuple[float, float]:
+    return others(_text("/proc/stat"), os.sched_getaffinity(0), time.process_time())
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Of the cores' time between two moments, what others took; 0 where the system tells nothing, or too little."""
+    had = after[1] - before[1]
+    return min(1.0, max(0.0, (after[0] - before[0]) / had)) if had * _TICKS >= _FEW else 0.0
 
 
 def _repeat(runtime: Any, bound: Any, *, seconds: float, least: int, most: int, most_seconds: float) -> list[int]:
@@ -269,7 +297,6 @@ def probe() -> Job:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_bytes": _free(os.getcwd()),
         "governor": governor(),
-        "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": _installed("onnxruntime", "executorch"),
         "state": state(),
@@ -288,13 +315,17 @@ def state() -> Job:
     """
     zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
-    bits = _raspberry_bits()
     found = {
         "celsius": max((each for each in zones if 0 < each < 150), default=None),
         "throttle_count": sum(counts) if counts else None,
-        "throttled": int(bits, 16) & 0xF if bits else None,
+        "throttled": _now(_raspberry_bits()),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def blind(job: Job, told: Job) -> bool:
+    """Whether the device should be cool and does not tell how warm it is."""
+    return bool(job.get("cool_down")) and "celsius" not in told
 
 
 def _raspberry_bits() -> str:
@@ -304,8 +335,21 @@ def _raspberry_bits() -> str:
     program = shutil.which("vcgencmd")
     if not program:
         return ""
-    told = subprocess.run([program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return told.stdout.strip().partition("=")[2]
+    try:
+        told = subprocess.run(
+            [program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FIRMWARE
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # it asks the firmware, which may not answer
+    return told.stdout.strip().removeprefix("throttled=")
+
+
+def _now(bits: str) -> "int | None":
+    """Those of now; None of what is no number, as `error=1 error_msg="Command not registered"` on other boards."""
+    try:
+        return int(bits, 16) & 0xF
+    except ValueError:
+        return None
 
 
 def _cool_down(below: float, seconds: float) -> None:

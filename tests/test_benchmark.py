@@ -214,6 +214,25 @@ def test_one_thread_is_not_advised_to_who_has_one() -> None:
     assert doubt.endswith("close other programs")
 
 
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ([0.02] * 7, ""),
+        ([0.9, 0.9, 0.9, 0, 0, 0, 0], ""),
+        ([0.3] * 7, "other programs took 30% of the time of the cores that it was timed on: close them"),
+    ],
+)
+def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], told: str) -> None:
+    """The processes agree all the same, when all of them were slowed down alike."""
+    assert doubts([_answer([1.0], crowded=share) for share in shares]) == ((told,) if told else ())
+
+
+def test_who_should_be_cool_and_tells_no_temperature_is_doubted() -> None:
+    [doubt] = doubts([_answer([1.0], blind=True)] * 7)
+    assert "tells no temperature" in doubt
+    assert not doubts([_answer([1.0], blind=False)] * 7)
+
+
 WARM: dict[str, Any] = {"before": {"celsius": 50.0}, "after": {"celsius": 61.0}}
 COUNTED: dict[str, Any] = {"before": {"throttle_count": 3}, "after": {"throttle_count": 4}}
 TOLD: dict[str, Any] = {"before": {"throttled": 0}, "after": {"throttled": 4}}

@@ -1,6 +1,7 @@
 import os
+import sys
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
@@ -83,6 +84,35 @@ def test_a_worker_that_hangs_is_stopped(worker: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(host, "_TIMEOUT", 0.2)
     with pytest.raises(DeviceError, match="did not finish"):
         run({"file": "f"})
+
+
+def test_a_worker_that_hangs_goes_with_the_process_that_started_it(worker: Path) -> None:
+    """However that ends: it is killed. What tells of the worker's end is that of what it alone can write to."""
+    worker.write_text(
+        "import time\n"
+        "from edgepack import worker\n"
+        "told = open('fifo', 'w')\n"
+        "def hang():\n"
+        "    told.write('hangs\\n')\n"
+        "    told.flush()\n"
+        "    time.sleep(3600)\n"
+        "worker.probe = hang\n"
+        "import json, sys\n"
+        "worker.main(json.loads(sys.argv[1]))\n"
+    )
+    os.mkfifo("fifo")
+    starts = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from edgepack.device import Controls\n"
+        "from edgepack.runners import host\n"
+        "host._WORKER = Path(sys.argv[1])\n"
+        "host.Host(Controls(threads=1)).run({'mode': 'probe'})\n"
+    )
+    with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as told:
+        assert told.readline() == "hangs\n"
+        build.kill()
+        assert told.read() == "", "it goes on where the worker does"
 
 
 def test_a_timing_depends_on_processor_kernel_and_threads() -> None:

@@ -295,6 +295,15 @@ def test_the_shipped_profile_is_listed_with_why_it_cannot_be_used(server: Server
     assert ran.code == 0 and "Raspberry Pi 5 is not configured" in ran.out
 
 
+def test_a_configuration_that_waits_for_something_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("waits").write_text('Match exec "sleep 3"\n  User nobody\n')
+    monkeypatch.setenv("EDGEPACK_SSH_CONFIG", "waits")
+    monkeypatch.setattr(ssh, "_CONFIGURED", 0.2)
+    with pytest.raises(DeviceError, match="did not read its configuration in") as failure, connected(board("away")):
+        pass
+    assert "`Match exec`" in failure.value.hint
+
+
 def script(text: str, name: str = "python") -> str:
     """A stand-in for an interpreter."""
     path = Path(name).absolute()

@@ -16,6 +16,7 @@ from torch_factories import tiny_models as tiny_models
 import edgepack.worker
 
 FORMATS = {"executorch": "executorch", "onnxruntime": "onnx"}  # runtime -> exporter
+COOL = {"cool_down": {"below": 60.0, "seconds": 1.0}}
 PROTOCOL = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs": 50, "most_seconds": 60.0}
 
 
@@ -40,6 +41,7 @@ def test_time(job: dict[str, Any]) -> None:
     assert answer["load_ms"] > 0 and answer["first_ms"] > 0
     assert len(answer["samples_ns"]) == 7 and all(isinstance(ns, int) and ns > 0 for ns in answer["samples_ns"])
     assert job["runtime"] in answer["versions"]
+    assert (answer["crowded"], answer["blind"]) == (0.0, False)  # of so short a time
 
 
 def test_memory(job: dict[str, Any]) -> None:
@@ -95,6 +97,69 @@ def test_a_device_tells_what_it_is(job: dict[str, Any]) -> None:
     assert found["machine"] == os.uname().machine and found["kernel"] == os.uname().release
     assert found["memory_bytes"] > 2**30 and found["free_bytes"] > 0
     assert {"onnxruntime", "executorch"} <= set(found["versions"])
+
+
+STAT = """cpu  5000 0 0 5000 0 0 0 0 0 0
+cpu0 {busy} 0 0 {idle} 100 0 0 {stolen} 0 0
+cpu1 9999 0 0 1 0 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("busy", "idle", "stolen", "own", "share"),
+    [
+        (1200, 1000, 0, 2.0, 0.0),  # 2 seconds on one core, all of them its own
+        (1200, 1000, 0, 1.5, 0.25),
+        (1100, 1000, 100, 1.0, 0.5),  # what the machine below gave to others counts too
+        (1000, 1200, 0, 0.0, 0.0),  # idle
+        (1000, 1000, 0, 0.0, 0.0),  # nothing is told
+        (1010, 1000, 0, 0.0, 0.0),  # too short a time to tell
+    ],
+)
+def test_others_are_who_took_the_time_of_its_cores(
+    busy: int, idle: int, stolen: int, own: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edgepack.worker, "_TICKS", 100)
+    before = edgepack.worker.others(STAT.format(busy=1000, idle=1000, stolen=0), {0}, 0.0)
+    after = edgepack.worker.others(STAT.format(busy=busy, idle=idle, stolen=stolen), {0}, own)
+    assert edgepack.worker._share(before, after) == pytest.approx(share)
+
+
+def test_a_system_that_tells_no_times_has_no_others() -> None:
+    assert edgepack.worker.others("", {0}, 1.0)[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "expected"),
+    [(COOL, {"celsius": 40.0}, False), (COOL, {"throttled": 0}, True), ({}, {}, False)],
+)
+def test_a_device_is_blind_that_should_be_cool_and_has_no_sensor(
+    asked: dict[str, Any], told: dict[str, Any], expected: bool
+) -> None:
+    assert edgepack.worker.blind(asked, told) is expected
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("echo throttled=0x50005", {"throttled": 5}),
+        ("echo throttled=0x0", {"throttled": 0}),
+        ("echo 'error=1 error_msg=\"Command not registered\"'; exit 255", {}),
+        ("echo VCHI initialization failed >&2; exit 255", {}),
+        ("exec sleep 3600", {}),
+    ],
+)
+def test_a_raspberry_pi_tells_whether_it_is_throttled(
+    program: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("vcgencmd").write_text(f"#!/bin/sh\n{program}\n")
+    Path("vcgencmd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:/usr/bin:/bin")
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    if "sleep" in program:
+        monkeypatch.setattr(edgepack.worker, "_FIRMWARE", 0.2)
+    assert edgepack.worker.state() == told
 
 
 def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:

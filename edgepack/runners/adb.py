@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edgepack import evaluate
+from edgepack import evaluate, worker
 from edgepack.config import Frozen
 from edgepack.device import Controls, Device
 from edgepack.errors import AnswerError, DeviceError
@@ -174,6 +174,7 @@ class Phone:
             "samples_ns": [round(ms * 1e6) for ms in timing.runs[warm:]],
             "before": before,
             "after": after,
+            "blind": worker.blind(job, before),
             "versions": {job["runtime"]: self.tools[job["runtime"]].version},
         }
         return {**answer, "unchecked": _UNCHECKED} if job["runtime"] == "onnxruntime" else answer

@@ -24,7 +24,7 @@ from edgepack.config import Frozen
 from edgepack.device import Device
 from edgepack.errors import AbsentError, DeviceError
 from edgepack.runners import Job, _arm64
-from edgepack.runners.host import answer, check_controls, endless
+from edgepack.runners.host import answer, check_controls, endless, leash
 
 EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
 NEAR = True
@@ -77,7 +77,7 @@ class Emulated:
         own = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         environment = {**own, "PYTHONPATH": str(_arm64.site(self.root)), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            with _leash() as held, self._system() as system:
+            with leash() as held, self._system() as system:
                 # -S: site would look for packages in folders of this computer.
                 command = [self.qemu, "-cpu", self.cpu, "-L", system, str(self.python), "-P", "-S", worker.__file__]
                 done = subprocess.run(
@@ -121,17 +121,6 @@ def cpuinfo(processor: Processor, cores: int) -> str:
     }
     block = "".join(f"{key}\t: {value}\n" for key, value in about.items())
     return "".join(f"processor\t: {core}\n{block}\n" for core in range(cores))
-
-
-@contextmanager
-def _leash() -> Iterator[int]:
-    """An input that ends when this process does, whatever ends it: a worker on it goes then too."""
-    read, write = os.pipe()
-    try:
-        yield read
-    finally:
-        os.close(read)
-        os.close(write)
 
 
 def connect(device: Device) -> Emulated:

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,16 @@ class Host:
 
     def run(self, job: Job) -> dict[str, Any]:
         cores = self._cores
-        whole = {**job, "threads": len(cores), "cpus": cores}
+        whole = {**job, "threads": len(cores), "cpus": cores, "leash": True}
         # -P: the worker's own folder must not come before the packages that a runtime imports.
         command = [sys.executable, "-P", str(_WORKER), json.dumps(whole)]
         timeout = patience(job)
         environment = {**os.environ, **pools(len(cores)), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+            with leash() as held:
+                done = subprocess.run(
+                    command, stdin=held, capture_output=True, text=True, timeout=timeout, env=environment
+                )
         except subprocess.TimeoutExpired:
             raise endless(job, timeout) from None
         return answer(done, job)
@@ -101,6 +105,17 @@ def pinned(controls: Controls, there: Collection[int]) -> list[int]:
 def pools(threads: int) -> dict[str, str]:
     """What keeps the thread pools of a runtime's libraries to that many."""
     return dict.fromkeys(_POOLS, str(threads))
+
+
+@contextmanager
+def leash() -> Iterator[int]:
+    """An input that ends when this process does, whatever ends it: a worker on it goes then too."""
+    read, write = os.pipe()
+    try:
+        yield read
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def patience(job: Job) -> float:

@@ -39,6 +39,7 @@ _WORKER = Path(worker.__file__)
 _THERE = (Path(__file__).parent / "_there.py").read_text()
 _WAITS = (2.0, 10.0, 30.0)  # seconds before each further try: a small board needs half a minute to start again
 _GREETING = 60.0  # seconds that logging in and starting Python may take
+_CONFIGURED = 20.0  # seconds that reading its configuration may take
 _SLOWEST = 100e3  # bytes a second, below which a connection is of no use
 _NOBODY = "edgepack-asks-for-no-host"
 _OPTIONS = {
@@ -431,7 +432,15 @@ def _knows(name: str) -> bool:
 
 
 def _settings(name: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*_ssh(), "-G", "--", name], capture_output=True, text=True, errors="replace")
+    """What ssh would do for a host. It runs each `Match exec` of its configuration, which may wait for anything."""
+    command = [*_ssh(), "-G", "--", name]
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_CONFIGURED
+        )
+    except subprocess.TimeoutExpired:
+        message = f"ssh did not read its configuration in {_CONFIGURED:.0f} s"
+        raise DeviceError(message, "see what a `Match exec` in it waits for, or set EDGEPACK_SSH_CONFIG") from None
 
 
 def _shell(python: str, arguments: Iterable[str], environment: Mapping[str, str] | None = None) -> str:
