@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import idle
+from goals import Goal, table
 
 from edgepack import provenance, worker
 from edgepack.benchmark import MOST
@@ -69,16 +70,6 @@ class Row:
     @property
     def apart(self) -> float:
         return abs(self.second.median / self.first.median - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    text: str
-    figure: str
-    met: bool
-
-    def __str__(self) -> str:
-        return f"| {self.text} | {self.figure} | {'met' if self.met else '**not met**'} |"
 
 
 def main() -> None:
@@ -135,9 +126,7 @@ def page(rows: Sequence[Row], slowest: str, longest: Bench, overhead: float, loa
     return "\n".join(
         [
             _HEAD,
-            "| goal | figure | |",
-            "|---|---|---|",
-            *map(str, _goals(rows, slowest, longest, overhead)),
+            *table(_goals(rows, slowest, longest, overhead)),
             "",
             "| file | median without a budget | first median | second median | apart | verdicts, above and below "
             "| processes | seconds |",
