@@ -109,8 +109,11 @@ def _with_closed_output(code: str, *arguments: str) -> tuple[int, str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
         assert ran.stdout is not None
         assert ran.stderr is not None
-        ran.stdout.close()
-        return ran.wait(60), ran.stderr.read()
+        try:
+            ran.stdout.close()
+            return ran.wait(120), ran.stderr.read()
+        finally:
+            ran.kill()  # else leaving the block would wait for what hangs
 
 
 def test_a_closed_pipe_is_no_failure() -> None:

@@ -7,6 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ runner: host
 controls: {threads: 1}
 quantization: {channel_multiple: 4}
 """
+LIMIT = 600.0  # seconds after which a command is ended
 STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
 FILES = ["executorch", "onnx", "teacher (executorch)", "teacher (onnx)"]
 STEPS = [
@@ -88,7 +92,19 @@ class Project:
     def bundle(self) -> bytes:
         return (self.dist / "tiny.zip").read_bytes()
 
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    @contextmanager
+    def started(self, *arguments: str, **environment: str) -> "Iterator[subprocess.Popen[str]]":
+        """A process that ends with the test, however that ends, or after LIMIT: nobody waits for it longer."""
+        with self._start(*arguments, **environment) as process:
+            late = threading.Timer(LIMIT, process.kill)
+            late.start()
+            try:
+                yield process
+            finally:
+                late.cancel()
+                process.kill()
+
+    def _start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGEPACK_")}
         return subprocess.Popen(
             [sys.executable, "-m", "edgepack", *arguments],
@@ -101,8 +117,8 @@ class Project:
         )
 
     def run(self, *arguments: str, **environment: str) -> "Ran":
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate()
+        with self.started(*arguments, **environment) as process:
+            out, err = process.communicate()
         return Ran(code=process.returncode, out=out, err=err)
 
     def build(self, *arguments: str, **environment: str) -> "Ran":
@@ -110,18 +126,18 @@ class Project:
 
     def stop(self, event: str, step: str, with_: signal.Signals, *arguments: str) -> "Ran":
         """Build, and send a signal as soon as this event of this step is told."""
-        process = self.start("build", "tiny", "--json", *arguments)
-        assert process.stdout and process.stderr
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            told = json.loads(line)
-            if (told["event"], told["name"]) == (event, step):
-                process.send_signal(with_)
-                break
-        else:
-            pytest.fail(f"the build ended before {event} of {step}: {process.stderr.read()}")
-        out, err = process.communicate()
+        with self.started("build", "tiny", "--json", *arguments) as process:
+            assert process.stdout and process.stderr
+            seen = ""
+            for line in process.stdout:
+                seen += line
+                told = json.loads(line)
+                if (told["event"], told["name"]) == (event, step):
+                    process.send_signal(with_)
+                    break
+            else:
+                pytest.fail(f"the build ended before {event} of {step}: {process.stderr.read()}")
+            out, err = process.communicate()
         return Ran(code=process.returncode, out=seen + out, err=err)
 
 
@@ -229,25 +245,34 @@ def test_a_bundle_that_changed_is_noticed(project: Project) -> None:
     assert ran.code == 1 and "changed: models/tiny.onnx" in ran.err
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A folder that another build is at work in."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def test_two_builds_into_one_folder_take_turns(project: Project) -> None:
-    folder = os.open(project.dist, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    process = project.start("build", "tiny", "--json")
-    assert process.stdout
-    told = [json.loads(process.stdout.readline()) for _ in range(2)]
-    assert [each["event"] for each in told] == ["BuildStarted", "Note"]
-    assert told[1]["text"].endswith("dist/tiny") and "waiting for another build" in told[1]["text"]
-    assert (project.dist / "tiny.zip").exists()
-    os.close(folder)
-    out, _ = process.communicate()
+    with ExitStack() as other:
+        other.enter_context(held(project.dist))
+        with project.started("build", "tiny", "--json") as process:
+            assert process.stdout
+            told = [json.loads(process.stdout.readline()) for _ in range(2)]
+            assert [each["event"] for each in told] == ["BuildStarted", "Note"]
+            assert told[1]["text"].endswith("dist/tiny") and "waiting for another build" in told[1]["text"]
+            assert (project.dist / "tiny.zip").exists()
+            other.close()
+            out, _ = process.communicate()
     assert process.returncode == 0 and '"BuildFinished"' in out
 
 
 def test_a_build_stopped_while_it_waits_leaves_the_other_ones_bundle(project: Project) -> None:
-    folder = os.open(project.dist, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    ran = project.stop("Note", "build", signal.SIGINT)
-    os.close(folder)
+    with held(project.dist):
+        ran = project.stop("Note", "build", signal.SIGINT)
     assert ran.code == 130
     assert verify(project.dist / "bundle") and (project.dist / "tiny.zip").exists()
 
@@ -257,7 +282,7 @@ def test_the_python_examples_in_the_bundle_answer_as_its_selftest(first: tuple[P
     cases = json.loads((bundle / "selftest/cases.json").read_bytes())["cases"]
     for runtime, format in (("onnxruntime", "onnx"), ("executorch", "executorch")):
         command = [sys.executable, "-B", str(bundle / f"examples/{runtime}/load.py")]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode == 0, done.stderr
         answers = [logits.index(max(logits)) for logits in (case["expected"][format] for case in cases)]
         found = [line for line in done.stdout.splitlines() if "case-" in line]
@@ -428,7 +453,12 @@ def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(proj
     )
     environment = {**os.environ, "EDGEPACK_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=project.folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        cwd=project.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
     assert ran.returncode == 5, ran.stderr
     assert "prune failed: SystemExit" in ran.stderr and "Traceback" not in ran.stderr
@@ -497,5 +527,5 @@ def test_the_library_can_be_used_as_its_documentation_says(project: Project) -> 
     )
     environment = {**os.environ, "EDGEPACK_THREADS": "1"}
     command = [sys.executable, "-c", script]
-    ran = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -73,7 +73,9 @@ def test_threads_and_processors_are_pinned(job: dict[str, Any]) -> None:
     tasks = {}
     for threads in (1, 3):
         command = [sys.executable, "-c", TELL, json.dumps({**job, "mode": "tell", "threads": threads})]
-        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        answer = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()[-1]
+        )
         assert answer["cpus"] == job["cpus"]
         tasks[threads] = answer["tasks"]
     assert tasks[3] == tasks[1] + 2
@@ -166,7 +168,7 @@ def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
     """What is asked of it would take half an hour."""
     slow = {**PROTOCOL, "seconds": 1800.0, "most_runs": 10**9, "most_seconds": 1800.0}
     command = [sys.executable, "worker.py", json.dumps({**job, "mode": "time", "leash": True, **slow})]
-    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (1, "")
 
 
