@@ -224,7 +224,8 @@ def gate(
     """Judge builds again from what they recorded, as of today; no model is run, and the exit code is the verdict.
 
     BUILD is a build.json, the folder it lies in, or the name of a recipe that was built. It is judged by the budgets it
-    was built with, or those of --recipe. The reports beside it stay as they are; --reports writes others.
+    was built with, or those of --recipe, and against what it recorded of its baseline unless --baseline or --history
+    says otherwise. The reports beside it stay as they are; --reports writes others.
     """
     from edgepack.rejudge import rejudge
     from edgepack.reports import github, report_again
@@ -654,7 +655,7 @@ class _Unheeding(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
 

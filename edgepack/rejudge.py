@@ -44,7 +44,7 @@ def rejudge(
     if build.error or build.exit_code is None or not build.shipped():
         raise _unfinished(path, build)
     _check_bundle(path, build)
-    recorded = {} if against or history else _looked_up(build)
+    recorded = {} if against or (history and _name_of(build) == LAST) else _looked_up(build)
     document = _given(recipe) if recipe else _recorded(path, build)
     for text in overrides:
         _change(document, text)

@@ -711,6 +711,7 @@ def test_a_baseline_that_is_gone_is_remembered() -> None:
     Path("old.json").unlink()
     assert edgepack("gate", str(path)).code == 1
     assert "size of onnx 400 kB +2 %" in edgepack("gate", str(path)).out
+    assert edgepack("gate", str(path), "--history", "other.jsonl").code == 1  # which says nothing of it
     assert "there is no old.json any more" in reasons("budgets.relative.latency.p50=5 %")
     assert edgepack("gate", str(path), "--baseline", "old.json").code == 2
 
