@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from edgepack.config import Frozen, Moment
 from edgepack.errors import DeviceError
 
@@ -49,6 +51,12 @@ class Measurement(Frozen):
     samples: tuple[tuple[float, ...], ...] = ()
     environment: dict[str, Any] = {}
     detail: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _within_its_interval(self) -> "Measurement":
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.metric} of {self.artifact}: {self.value} is not within its interval")
+        return self
 
 
 # Runs a process must have timed before a percentile of them says anything: MLPerf's early-stopping minima at a

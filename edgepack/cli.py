@@ -208,6 +208,7 @@ _signature = click.option(
 @click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
 @click.option("--recipe", metavar="RECIPE", help="Judge by the budgets and waivers of this recipe.")
 @click.option("--baseline", metavar="BUILD", help="Hold relative budgets against this build or bundle.")
+@click.option("--reports", type=click.Path(path_type=Path), metavar="DIR", help="Write reports to DIR/RECIPE/.")
 @_set
 @_dist
 @_history
@@ -215,6 +216,7 @@ def gate(
     builds: tuple[str, ...],
     recipe: str | None,
     baseline: str | None,
+    reports: Path | None,
     overrides: tuple[str, ...],
     dist: str,
     history: str | None,
@@ -222,10 +224,11 @@ def gate(
     """Judge builds again from what they recorded, as of today; no model is run, and the exit code is the verdict.
 
     BUILD is a build.json, the folder it lies in, or the name of a recipe that was built. It is judged by the budgets it
-    was built with, or those of --recipe.
+    was built with, or those of --recipe, and against what it recorded of its baseline unless --baseline or --history
+    says otherwise. The reports beside it stay as they are; --reports writes others.
     """
     from edgepack.rejudge import rejudge
-    from edgepack.reports import github
+    from edgepack.reports import github, report_again
     from edgepack.reports.console import show
     from edgepack.result import find_build
 
@@ -236,7 +239,8 @@ def gate(
             path = find_build(named, Path(dist))
             result = rejudge(path, history=past, recipe=limits, overrides=overrides, against=baseline)
             codes.append(result.exit_code or 0)
-            show(result, sys.stdout, str(path.parent))
+            written = str(report_again(result, reports, path)) if reports else ""
+            show(result, sys.stdout, written, bundle=False)
             with suppress(OSError):
                 github.tell(result, sys.stdout)
         except EdgepackError as error:
@@ -657,7 +661,7 @@ class _Unheeding(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
 
@@ -700,7 +704,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="edgepack", standalone_mode=False)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()

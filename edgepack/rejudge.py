@@ -44,7 +44,7 @@ def rejudge(
     if build.error or build.exit_code is None or not build.shipped():
         raise _unfinished(path, build)
     _check_bundle(path, build)
-    recorded = {} if against or history else _looked_up(build)
+    recorded = {} if against or (history and _name_of(build) == LAST) else _looked_up(build)
     document = _given(recipe) if recipe else _recorded(path, build)
     for text in overrides:
         _change(document, text)
@@ -102,10 +102,20 @@ def _unfinished(path: Path, build: Build) -> EdgepackError:
 
 
 def _check_bundle(path: Path, build: Build) -> None:
-    """What lies beside the build is what would be released by its verdict."""
-    bundle = path.parent / (build.bundle or f"{build.name}.zip")
-    there = bundle.is_file() and hashlib.sha256(bundle.read_bytes()).hexdigest()
-    if build.bundle_sha256 and there not in (False, build.bundle_sha256):
+    """What lies beside the build, packed and unpacked, is what would be released by its verdict."""
+    if not build.bundle_sha256:
+        return
+    packed, folder = path.parent / (build.bundle or f"{build.name}.zip"), path.parent / "bundle"
+    if packed.is_file():
+        _same(packed, packed.read_bytes(), path, build)
+    if folder.is_dir():
+        from edgepack import bundle
+
+        _same(folder, bundle.pack(bundle.read(folder)[1]), path, build)
+
+
+def _same(bundle: Path, content: bytes, path: Path, build: Build) -> None:
+    if hashlib.sha256(content).hexdigest() != build.bundle_sha256:
         raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
 
 

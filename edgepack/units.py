@@ -3,7 +3,9 @@
 A bare number is an error, and kB (1000 bytes) and KiB (1024 bytes) differ, so a budget never means two things.
 """
 
+import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -30,14 +32,22 @@ class Quantity:
         if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
             number, unit = float(match[1]), match[2]
             if unit in self.units:
-                return round(number * self.units[unit], 12)
+                return self._finite(round(number * self.units[unit], 12), value)
             raise ValueError(self._wrong_unit(value, unit))
         given = "nothing" if value is None else repr(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
+            number = self._finite(value, value)
             if "" in self.units:
-                return float(value)
+                return number
             raise ValueError(f"{given} has no unit: write {self.suggest(value)}")
         raise ValueError(f"{given} is not {self.name}: write it as {self.example}")
+
+    def _finite(self, number: float, given: object) -> float:
+        """A limit of .inf or .nan would let everything pass, or nothing."""
+        with suppress(OverflowError):  # of an integer of 309 digits and more
+            if math.isfinite(number):
+                return float(number)
+        raise ValueError(f"{given!s:.40} is not finite: write {self.name} as {self.example}")
 
     def suggest(self, number: float) -> str:
         """The bare number with the unit it most likely lacks.

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, build, edgepack, measurement, recipe_file, runtime, sealed, verdict
+from factories import budget, build, bundle_files, edgepack, measurement, recipe_file, runtime, sealed, verdict
 
 from edgepack import gate
 from edgepack.budgets import Budget, Waiver, read_budgets
 from edgepack.bundle import pack
+from edgepack.bundle.archive import swap
 from edgepack.config import Document
 from edgepack.errors import ExitCode, most_decisive
 from edgepack.gate import Base, NoBase, Verdict, compare, judge, waive
@@ -478,6 +479,7 @@ def test_only_what_was_not_built_can_be_changed() -> None:
         (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": "x"'), "at started_at"),
         (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": 1e300'), "at started_at"),
         (lambda text: text.replace('"exit_code": 0', '"exit_code": 9'), "9 is not a valid ExitCode"),
+        (lambda text: text.replace('"high": 500000.0', '"high": 0.0'), "size of onnx: 500000.0 is not within its"),
     ],
 )
 def test_a_build_that_cannot_be_read(damage: Any, said: str) -> None:
@@ -538,6 +540,60 @@ def test_another_bundle_than_the_one_that_was_judged_does_not_pass() -> None:
     ran = edgepack("gate", "tiny")
     assert ran.code == 1
     assert "is not the bundle that dist/tiny/build.json is about" in ran.err
+
+
+@pytest.mark.parametrize("damage", ["another", "changed", "more", "less"])
+def test_an_unpacked_bundle_must_be_the_one_that_was_judged_too(damage: str) -> None:
+    files = bundle_files()
+    path = recorded(bundle="tiny.zip", bundle_sha256=hashlib.sha256(pack(files)).hexdigest())
+    swap(files, path.parent / "bundle")
+    assert edgepack("gate", "tiny").code == 0
+    if damage == "another":  # that is whole in itself
+        swap(bundle_files(tiny=b"another"), path.parent / "bundle")
+    (path.parent / "bundle/models/more.onnx").write_bytes(b"") if damage == "more" else None
+    (path.parent / "bundle/models/tiny.onnx").unlink() if damage == "less" else None
+    (path.parent / "bundle/models/tiny.onnx").write_bytes(b"changed") if damage == "changed" else None
+    ran = edgepack("gate", "tiny")
+    assert (ran.code, ran.out) == (1, "")
+    assert "dist/tiny/bundle" in ran.err
+
+
+def test_the_gate_points_to_no_report_that_says_something_else() -> None:
+    recorded(bundle="tiny.zip", bundle_sha256="0" * 64)
+    assert "report" not in edgepack("gate", "tiny").out and "tiny.zip" not in edgepack("gate", "tiny").out
+
+
+def test_the_gate_writes_reports_of_its_own() -> None:
+    path = recorded()
+    (path.parent / "report.md").write_text("as it was")
+    ran = edgepack("gate", "tiny", "--set", "budgets.size=100 kB", "--reports", "again")
+    assert ran.code == 1
+    assert "report again/tiny/report.html" in ran.out
+    written = sorted(each.name for each in Path("again/tiny").iterdir())
+    assert written == ["junit.xml", "report.html", "report.md", "report.sarif"]
+    assert "a budget failed" in Path("again/tiny/report.md").read_text()
+    assert (path.parent / "report.md").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(("reports", "name"), [("dist", "tiny"), ("a", ".."), ("a", "/srv/x"), ("a", "b/c")])
+def test_reports_go_nowhere_else(reports: str, name: str) -> None:
+    path = recorded()
+    path.write_text(path.read_text().replace('"name": "tiny"', f'"name": "{name}"'))
+    ran = edgepack("gate", str(path), "--reports", reports)
+    assert (ran.code, "is no place for reports" in ran.err) == (2, True)
+
+
+def test_reports_that_cannot_be_written() -> None:
+    recorded()
+    Path("again").write_text("a file")
+    assert edgepack("gate", "tiny", "--reports", "again").code == 4
+
+
+def test_a_name_is_no_markup() -> None:
+    path = recorded()
+    path.write_text(path.read_text().replace('"name": "tiny"', '"name": "[/]"'))
+    ran = edgepack("gate", str(path))
+    assert (ran.code, "[/]: every budget met" in ran.out) == (0, True)
 
 
 RELATIVE = {"relative": {"size": "2 %", "latency.p50": "5 %"}}
@@ -655,6 +711,7 @@ def test_a_baseline_that_is_gone_is_remembered() -> None:
     Path("old.json").unlink()
     assert edgepack("gate", str(path)).code == 1
     assert "size of onnx 400 kB +2 %" in edgepack("gate", str(path)).out
+    assert edgepack("gate", str(path), "--history", "other.jsonl").code == 1  # which says nothing of it
     assert "there is no old.json any more" in reasons("budgets.relative.latency.p50=5 %")
     assert edgepack("gate", str(path), "--baseline", "old.json").code == 2
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edgepack.units import DURATION, SHARE, SIZE, Quantity
+from edgepack.units import DURATION, NUMBER, SHARE, SIZE, Quantity
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,10 @@ def test_a_quantity_is_a_number_with_its_unit(quantity: Quantity, text: str, val
         (SHARE, 0.5, "0.5 has no unit"),
         (SHARE, "0.5", "has no unit"),
         (SHARE, "95 percent", "unknown unit 'percent'"),
+        (SIZE, float("inf"), 'inf is not finite: write a size as "600 kB"'),
+        (SIZE, f"{'9' * 400} B", "is not finite"),
+        (NUMBER, float("nan"), 'nan is not finite: write a number as "0.05"'),
+        (NUMBER, 10**400, "is not finite"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_allowed(quantity: Quantity, value: object, why: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepack import plugins
+from edgepack.errors import RecipeError
 from edgepack.result import Build
-from edgepack.store import write_atomic
+from edgepack.store import disk_error, write_atomic
 
 
 class Report(Protocol):
@@ -24,6 +25,23 @@ class Report(Protocol):
 def write_reports(build: Build, folder: Path) -> None:
     for report in _with_files():
         write_atomic(folder / report.FILE, report.render(build).encode())
+
+
+def report_again(build: Build, reports: Path, judged: Path) -> Path:
+    """Write the reports of the build, judged again from the file `judged`, to a folder of its name in `reports`.
+
+    What the build itself left stays what it said then. Raises RecipeError and DeviceError.
+    """
+    folder = reports / build.name
+    real = folder.resolve()
+    if real.parent != reports.resolve() or real == judged.parent.resolve():
+        raise RecipeError(f"{folder} is no place for reports of {judged}", "name another folder with --reports")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_reports(build, folder)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return folder
 
 
 def remove_reports(folder: Path) -> None:

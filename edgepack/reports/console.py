@@ -135,8 +135,11 @@ def watcher(stream: TextIO, *, as_json: bool) -> Watcher:
     return Live(Console(file=stream, emoji=False))
 
 
-def show(build: Build, stream: TextIO, folder: str) -> None:
-    """The end of a build: what was gained, every budget with its verdict, and where the bundle lies."""
+def show(build: Build, stream: TextIO, reports: str, *, bundle: bool = True) -> None:
+    """The end of a build: what was gained, every budget with its verdict, and where the bundle and the reports lie.
+
+    `reports` is the folder of the reports that say the same, "" where there is none.
+    """
     console = _console(stream)
     console.print()
     if build.verdicts:
@@ -146,14 +149,24 @@ def show(build: Build, stream: TextIO, folder: str) -> None:
     for warning in words.warnings(build):
         console.print(words.printable(warning), style="bold yellow", markup=False, soft_wrap=True)
     if doubts := [words.printable(doubt) for doubt in words.doubts(build)]:
-        count = "1 doubt" if len(doubts) == 1 else f"{len(doubts)} doubts, all in {folder}/report.md, the first"
-        console.print(f"{count}: {doubts[0]}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{_counted(len(doubts), reports)}: {doubts[0]}", style="yellow", markup=False, soft_wrap=True)
     if note := words.reused(build):
         console.print(note, markup=False, soft_wrap=True)
-    console.print(f"{build.name}: {words.headline(build)}", style="bold green" if build.exit_code == 0 else "bold red")
+    style = "bold green" if build.exit_code == 0 else "bold red"
+    console.print(words.printable(f"{build.name}: {words.headline(build)}"), style=style, markup=False)
+    if places := _places(build, reports, bundle):
+        console.print(places, markup=False, soft_wrap=True)
+
+
+def _counted(doubts: int, reports: str) -> str:
+    where = f", all in {reports}/report.md" if reports else ""
+    return "1 doubt" if doubts == 1 else f"{doubts} doubts{where}, the first"
+
+
+def _places(build: Build, reports: str, bundle: bool) -> str:
     kind = "bundle" if build.exit_code == 0 else "not for release:"
-    bundle = f"{kind} {folder}/{build.bundle}   " if build.bundle else ""
-    console.print(f"{bundle}report {folder}/report.html", markup=False, soft_wrap=True)
+    packed = f"{kind} {reports}/{build.bundle}" if bundle and build.bundle else ""
+    return "   ".join(filter(None, (packed, f"report {reports}/report.html" if reports else "")))
 
 
 def _console(stream: TextIO) -> "Console":
