@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from edgepack import bundle, plugins, tokenizer
-from edgepack.bundle.manifest import Line, Runtime
+from edgepack.bundle.manifest import Line, Runtime, printable
 from edgepack.config import Frozen
 from edgepack.device import Controls
 from edgepack.errors import DeviceError, RecipeError, SelftestError, VerifyError
@@ -197,9 +197,8 @@ def _tokenized(
     try:
         reader = tokenizer.read(files[f"io/{tokenizer.FILE}"])
     except (KeyError, ValueError) as error:
-        raise VerifyError(
-            f"io/{tokenizer.FILE} is not there, or no tokenizer: {_printable(str(error))}", _AGAIN
-        ) from None
+        why = printable(str(error))
+        raise VerifyError(f"io/{tokenizer.FILE} is not there, or no tokenizer: {why}", _AGAIN) from None
     for i, text in texts.items():
         made = tokenizer.encode(reader, [text]).inputs()
         for spec, column in zip(interface.inputs, columns, strict=True):
@@ -227,7 +226,7 @@ def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
 
 def _unknown(format: str, told: Cases) -> str:
     why = told.not_run.get(format)
-    return f"nothing is known of its answers: where it was built, {_printable(why)}" if why else ""
+    return f"nothing is known of its answers: where it was built, {printable(why)}" if why else ""
 
 
 def _answers(
@@ -249,7 +248,7 @@ def _answers(
         before = numpy.array(case.expected[facts.format])
         if logits.shape != before.shape or len(labels) < before.size:
             raise VerifyError(f"{file} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
-        label, expected = (_printable(labels[int(decide(each[None])[0])]) for each in (logits, before))
+        label, expected = (printable(labels[int(decide(each[None])[0])]) for each in (logits, before))
         sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
         distance = _distance(logits, before)
         yield Answer(
@@ -296,10 +295,5 @@ def _logits(file: str, files: bundle.Files, columns: "list[Array]", runtime: str
 
 def _shown(text: str) -> str:
     """The beginning of a text on one line, in quotes."""
-    line = " ".join(_printable(text).split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return f'"{line}"' if len(line) <= _SHOWN else f'"{line[:_SHOWN].rstrip()} ..."'
-
-
-def _printable(text: str) -> str:
-    """A space for whatever a terminal or a CI log might obey: anybody may have made the bundle."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -54,7 +54,7 @@ def swap(files: Mapping[str, bytes], folder: Path) -> None:
         fresh.replace(folder)
     finally:
         if old.exists() and not folder.exists():
-            old.replace(folder)
+            old.replace(folder)  # where that fails too it stays aside: nothing that was there is lost
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -151,7 +151,7 @@ def _parsed(files: Mapping[str, bytes]) -> Manifest:
         manifest = Manifest.model_validate_json(files[MANIFEST])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(_shown(str(part)) for part in first["loc"])  # keys of the bundle's own too
+        place = ".".join(printable(str(part)) for part in first["loc"])  # keys of the bundle's own too
         raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
     paths = [each.path for each in manifest.files]
     if not all(safe(path) for path in paths):
@@ -178,12 +178,12 @@ def _differences(manifest: Manifest, files: Files) -> Iterator[str]:
         elif (len(files[path]), _sha(files[path])) != (facts.bytes, facts.sha256):
             yield f"changed: {path}"
     for path in sorted({*files} - {*listed, MANIFEST, SUMS}):
-        yield f"not in the manifest: {_shown(path)}"
+        yield f"not in the manifest: {printable(path)}"
     if _content_digest(manifest.files) != manifest.content_digest:
         yield "changed: the content digest of manifest.json"
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
     """As it stands where a terminal can print it, else as a literal, which no terminal and no CI log obeys."""
     return text if text.isprintable() else repr(text)
 
