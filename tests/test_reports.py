@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from builds import AWKWARD, BUILDS, CONTROLS, full
-from factories import artifact, build, edgepack, measurement, recipe_file, verdict
+from factories import artifact, budget, build, edgepack, measurement, recipe_file, verdict
 from junitparser import Error, Failure, JUnitXml
 
 from edgepack import plugins
@@ -25,6 +25,7 @@ from edgepack.events import (
     StepProgress,
     StepStarted,
 )
+from edgepack.gate import judge
 from edgepack.reports import _charts as charts
 from edgepack.reports import _words as words
 from edgepack.reports import console, github, write_reports
@@ -300,8 +301,8 @@ def test_a_drop_is_worth_as_much_as_the_weaker_of_its_figures() -> None:
         measurement("accuracy", 0.97),
         measurement("accuracy", 0.98, artifact="teacher (onnx)", evidence="estimated"),
     )
-    drop = verdict("accuracy", 0.97, "1 %").model_copy(update={"bound": "max_drop", "value": 0.01})
-    assert words.value(build(measurements=figures), drop) == "1 % ESTIMATED"
+    (drop,) = judge([budget("accuracy", "1 %", "max_drop", evidence="estimated")], ["onnx"], figures)
+    assert words.value(drop) == "1 % ESTIMATED"
 
 
 @pytest.mark.parametrize("report", ["html", "markdown", "junit"])
@@ -311,12 +312,7 @@ def test_a_device_that_was_not_reached_is_told_loudly(report: str) -> None:
 
 @pytest.mark.parametrize("report", ["markdown", "html"])
 def test_a_relative_budget_tells_what_it_is_held_against(report: str) -> None:
-    told = {
-        "bound": "max_increase",
-        "relative": 0.02,
-        "baseline": 490e3,
-        "against": "the build of a day",
-    }
+    told = {"bound": "max_increase", "relative": 0.02, "baseline": 490e3, "against": "the build of a day"}
     text = _render(report, build(verdicts=(verdict("size").model_copy(update=told),)))
     assert "elative to the build of a day: size of onnx 490 kB +2 %" in text
 
@@ -383,6 +379,22 @@ def test_sarif_names_the_line_of_the_recipe_that_sets_the_limit() -> None:
     assert first["message"]["text"] == "latency.p50 of onnx: FAIL: 9.6 ms, at most 8 ms: over by 1.6 ms (20%)"
     assert waived["suppressions"] == [{"kind": "external", "justification": "until 2027-01-31: the old app"}]
     assert run["invocations"][0]["executionSuccessful"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "place", "uri"),
+    [
+        ("", "recipes/tiny.yaml:9", "recipes/tiny.yaml"),
+        ("ml/phone models/", "recipes/tiny.yaml:9", "ml/phone%20models/recipes/tiny.yaml"),
+        ("ml/", "../recipes/tiny.yaml:9", "recipes/tiny.yaml"),
+        ("ml/", "../../elsewhere/tiny.yaml:9", "../../elsewhere/tiny.yaml"),
+        ("ml/", "/elsewhere/tiny.yaml:9", "file:///elsewhere/tiny.yaml"),
+    ],
+)
+def test_sarif_names_files_from_the_root_of_the_repository(prefix: str, place: str, uri: str) -> None:
+    over = verdict("size", 9e9).model_copy(update={"place": place})
+    run = _sarif(build(verdicts=(over,), provenance={"git": {"commit": "ab" * 20, "prefix": prefix}}))
+    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"] == {"uri": uri}
 
 
 def test_a_limit_of_the_command_line_stands_at_the_top_of_the_recipe() -> None:
