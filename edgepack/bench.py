@@ -173,9 +173,10 @@ def _check_whole(file: Path) -> None:
 
 def _holds(file: Path, words: bytes) -> bool:
     """A file may be larger than the memory."""
-    with file.open("rb") as content:
-        size = file.stat().st_size
-        return size > 0 and mmap(content.fileno(), 0, access=ACCESS_READ).find(words) >= 0
+    if file.stat().st_size == 0:  # of which there is no map
+        return False
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:
+        return mapped.find(words) >= 0
 
 
 def _external(file: Path) -> str:

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy
@@ -342,6 +345,30 @@ def test_a_runner_that_fails_gives_its_reason(
     with connected(pixel()) as phone, fails(DeviceError, message):
         phone.run(job())
     assert not stand.left()
+
+
+def test_what_a_killed_build_left_goes_days_later(stand: Stand) -> None:
+    """Not what is in use, nor what others put there."""
+    there, days = stand.folder / "data/local/tmp", 86400
+    names = {"edgepack-0123456789ab": 3, "edgepack-ba9876543210": 0, "edgepack-notes": 3, "app": 3}
+    for name, age in names.items():
+        (there / name).mkdir()
+        (there / name / "model.pte").touch()
+        os.utime(there / name, times=(time.time() - age * days,) * 2)
+    command = [sys.executable, "-c", "import time; time.sleep(3600)", "/data/local/tmp/edgepack-0123456789ab/runner"]
+    with Popen(command) as left, connected(pixel()) as phone:
+        phone.run(job())
+        assert left.wait() == -9
+    assert {each.name for each in stand.left()} == {"edgepack-ba9876543210", "edgepack-notes", "app"}
+
+
+def test_a_folder_is_young_as_long_as_it_is_used(stand: Stand) -> None:
+    with connected(pixel()) as phone:
+        phone.run(job())
+        [folder] = stand.left()
+        os.utime(folder, times=(0, 0))
+        phone.run(job())
+        assert folder.stat().st_mtime > 1e9
 
 
 def test_a_library_that_is_missing_is_named(stand: Stand, tmp_path: Path) -> None:

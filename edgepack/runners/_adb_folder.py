@@ -15,6 +15,8 @@ from edgepack.runners._adb_tools import Tool
 from edgepack.store import file_digest
 
 _PLACE = "/data/local/tmp"  # the one folder whose programs Android lets adb start
+_NAME = "edgepack-"
+_OLD = 1  # days without a process: no session that goes on waits so long between two
 _TIMEOUT = 300.0  # seconds for one process
 
 
@@ -31,7 +33,7 @@ class Folder:
 
     def __init__(self, link: Link, tools: dict[str, Tool], cores: list[int]) -> None:
         self.link, self.tools, self.cores = link, tools, cores
-        self.path = f"{_PLACE}/edgepack-{secrets.token_hex(6)}"
+        self.path = f"{_PLACE}/{_NAME}{secrets.token_hex(6)}"
         self._sent: set[str] = set()
         self._made = False
         self._numbers = itertools.count()
@@ -70,7 +72,7 @@ class Folder:
         program = ["taskset", mask, f"{folder}/{tool.program.name}", *arguments]
         start = shlex.join(["sh", "-c", 'echo $$; exec "$@"', "sh", *program])  # exec keeps the number of the process
         place, libraries = shlex.quote(self.path), shlex.quote(folder)
-        script = f"cd {place} && {{ logcat -b main -c; LD_LIBRARY_PATH={libraries} {start}; }}"
+        script = f"cd {place} && touch . && {{ logcat -b main -c; LD_LIBRARY_PATH={libraries} {start}; }}"
         try:
             done = self.link.shell(script, _TIMEOUT)
         except HangsError:
@@ -109,11 +111,19 @@ class Folder:
     def _send(self, name: str, files: list[Path]) -> str:
         folder = f"{self.path}/{name}"
         if name not in self._sent:
+            if not self._made:
+                self._remove_old()
             self._made = True  # before it is: what is half there must go too
             self._must(["mkdir", "-p", folder])
             self.link.push(files, folder)
             self._sent.add(name)
         return folder
+
+    def _remove_old(self) -> None:
+        """What sessions left that were killed, with what still runs there. Who is at work touches its folder."""
+        found = f"find {_PLACE} -maxdepth 1 -type d -name '{_NAME}????????????' -mtime +{_OLD}"
+        name = f"[{_NAME[0]}]${{old##*/{_NAME[0]}}}"
+        self.link.shell(f'{found} | while read -r old; do pkill -9 -f "{name}"; rm -rf "$old"; done')
 
     def _must(self, command: list[str]) -> None:
         done = self.link.shell(shlex.join(command))
