@@ -16,7 +16,10 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,6 +104,18 @@ def _exported(name: str, device: Device, folder: Path) -> dict[tuple[str, str], 
         made = files(_MODELS[name](), device, home)
         known.write_text(json.dumps([[*key, str(path)] for key, path in made.items()]))
     return {(runtime, dtype): Path(path) for runtime, dtype, path in json.loads(known.read_text())}
+
+
+def _export(folder: Path) -> None:
+    """The files of every model, as many models at once as there are cores: nothing is timed yet."""
+    with ProcessPoolExecutor(provenance.threads(), mp_context=get_context("spawn")) as pool:
+        list(pool.map(_exported_apart, _MODELS, repeat(folder)))
+
+
+def _exported_apart(name: str, folder: Path) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    _exported(name, load_device("host-1t"), folder)
 
 
 def _told(event: Event) -> None:
@@ -213,9 +228,8 @@ def main() -> None:
     device = load_device("host-1t")
     with TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
+        _export(folder)
         if given.export:
-            for name in _MODELS:
-                _exported(name, device, folder)
             return
         Path(__file__).with_suffix(".md").write_text(_page(_found(device, folder), load))
 

@@ -45,6 +45,11 @@ def test_a_device_loads_and_says_what_it_is(file: Path) -> None:
     assert file.read_text().startswith("# ")
 
 
+def test_every_device_has_a_recipe() -> None:
+    """`make DEVICE`, which `make help` lists, builds those that name it."""
+    assert {file.stem for file in DEVICES} <= {load_recipe(file).device for file in RECIPES}
+
+
 @EVERY_RECIPE
 @pytest.mark.parametrize("device", [file.stem for file in DEVICES])
 def test_every_recipe_can_be_asked_for_on_every_device(file: Path, device: str) -> None:
