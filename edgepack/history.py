@@ -233,7 +233,7 @@ def baseline(
         passed = [each for each in released if each.passed and each.started_at < before]
         return Baseline(
             lines=tuple(sorted(passed, key=lambda each: -each.started_at)),
-            partial=_not_there(history) if again and all(each.started_at != before for each in lines) else "",
+            partial=_partial(history, before, lines, damaged) if again else "",
             damaged=f"{damaged} of the lines in {history} cannot be read" if damaged else "",
         )
     line = _named(Path(name))
@@ -246,9 +246,14 @@ def baseline(
     return Baseline(lines=(line,), named=name, unfit=unfit)
 
 
-def _not_there(history: Path) -> str:
-    what = "there is no history at" if not history.exists() else "the build itself is not in the history"
-    return f"{what} {history}: name a baseline, or give its own --history"
+def _partial(history: Path, before: float, lines: Iterable[Line], damaged: int) -> str:
+    """Why the line of a baseline may be missing, or "": a history that was whole holds the build itself."""
+    advice = "name a baseline, or give its own --history"
+    if not history.exists():
+        return f"there is no history at {history}: {advice}"
+    if all(each.started_at != before for each in lines):
+        return f"the build itself is not in the history {history}: {advice}"
+    return f"the baseline may be in what cannot be read: {advice}" if damaged else ""
 
 
 def looked_up(recipe: "Recipe", device: str, history: Path, before: float) -> "Recipe":

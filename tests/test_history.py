@@ -162,6 +162,11 @@ def test_of_a_build_that_is_judged_again_no_beginning_is_believed_without_its_ow
         assert isinstance(found, NoBase)
         assert found.beginning == beginning
         assert beginning or "the build itself is not in the history dist/history.jsonl" in found.reason
+    with PAST.open("a") as file:
+        file.write("{\n")
+    found = find(baseline("last", "other", "board", PAST, 1.7e9 + 86400, again=True))
+    assert isinstance(found, NoBase)
+    assert not found.beginning and found.reason.startswith("the baseline may be in what cannot be read")
 
 
 def test_a_trend_marks_steps_beyond_the_intervals() -> None:
