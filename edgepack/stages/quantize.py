@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 3
+VERSION = 4
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 
