@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
 
 
