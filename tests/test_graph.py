@@ -97,12 +97,13 @@ def test_three_is_told_at_hardly_any_cost(low: float, high: float) -> None:
     zero = round(-128 - low / scale)
     step, origin = with_three(scale, zero, -128, 127)
     assert (3 / step) == pytest.approx(round(3 / step))
-    assert -128 <= origin - round(3 / step)
+    assert origin - round(3 / step) >= -128
     assert scale * (1 - 1e-6) <= step <= 1.05 * scale
     assert (-128 - origin) * step <= (-128 - zero) * scale + step / 2
     assert (127 - origin) * step >= (127 - zero) * scale - step / 2
-    again = with_three(float(torch.tensor(step)), origin, -128, 127)  # as it is found in float32
-    assert again == (pytest.approx(step), origin)
+    again, same = with_three(float(torch.tensor(step)), origin, -128, 127)  # as it is found in float32
+    assert again == pytest.approx(step)
+    assert same == origin
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 1), (-0.5, 0.5), (-2, 4), (-2.7, 2.7), (0, 6), (-60, 60), (0.0, 0.1)])
