@@ -67,14 +67,10 @@ def _versions() -> Iterator[Finding]:
 def _processor() -> Finding:
     cores = len(os.sched_getaffinity(0))
     features = provenance.cpu_features()
-    int8 = sorted(features & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+    int8 = sorted(features & provenance.INT8)
     text = f"{provenance.cpu()['name']}, {cores} cores, int8 instructions: {', '.join(int8) or 'none'}"
-    if not int8 and "avx2" in features:
-        return Finding(
-            True,
-            text,
-            "int8 products saturate here: put `quantization: {int8_saturates: true}` into the device profile",
-        )
+    if provenance.int8_saturates(features):
+        return Finding(True, text, f"int8 products saturate here: {provenance.SATURATING}")
     return Finding(
         True, text, "" if int8 else "int8 files gain little speed here; another device's figures will differ"
     )

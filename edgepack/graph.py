@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -22,6 +22,7 @@ from edgepack.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 
     from edgepack.candidate import Candidate
 
@@ -32,6 +33,9 @@ _LAYERS = (*_CONVOLUTIONS, aten.linear.default, _TABLE)
 EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
 _SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.default)
 _HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
+_HARDTANH = (-1.0, 1.0)  # its limits where none are given
+_COARSER = 1.05  # times as large a step is given for a HardSwish in integers
+_ROUNDED = 1e-6  # a share by which a scale in float32 is off
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
 
 
@@ -122,19 +126,32 @@ def _quantizer(scheme: Scheme, training: bool) -> "XNNPACKQuantizer":
 def _whole_ranges(graph: fx.GraphModule) -> fx.GraphModule:
     """What lies between 0 and 1 by its nature is given all of that, seen in calibration or not.
 
-    For HardSigmoid the limits of the range then are those of the function, and integer kernels need no other.
+    For HardSigmoid the limits of the range then are those of the function, and integer kernels need no other. Where an
+    operator such as cat wants one range for several tensors, it is found by calibration: the others may be wider.
     """
-    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationSpec
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     whole = FixedQParamsQuantizationSpec(
         dtype=torch.int8, scale=1 / 255, zero_point=-128, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
     )
-    for node in graph.graph.nodes:
-        feeds = node.meta[Q_ANNOTATION_KEY].input_qspec_map if Q_ANNOTATION_KEY in node.meta else {}
-        for feed in [feed for feed in feeds if feed.target in _SQUASHED]:
-            feeds[feed] = whole
+    notes = {node: node.meta[Q_ANNOTATION_KEY] for node in graph.graph.nodes if Q_ANNOTATION_KEY in node.meta}
+    shared = {each for note in notes.values() for each in _shared_from(note)}
+    for node, note in notes.items():
+        for feed, spec in note.input_qspec_map.items():
+            alone = isinstance(spec, QuantizationSpec) and not shared & {feed, (feed, node)}
+            if feed.target in _SQUASHED and alone:
+                note.input_qspec_map[feed] = whole
     return graph
+
+
+def _shared_from(note: "QuantizationAnnotation") -> Iterator[fx.Node | tuple[fx.Node, fx.Node]]:
+    """The nodes and edges whose range an operator takes for its own."""
+    from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
+
+    for spec in (*note.input_qspec_map.values(), note.output_qspec):
+        if isinstance(spec, SharedQuantizationSpec):
+            yield spec.edge_or_node
 
 
 def _annotate_tables(graph: fx.GraphModule) -> None:
@@ -169,6 +186,8 @@ def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
             _set_range(fake, *observer.calculate_qparams())
             if modules.count(fake) > 1:
                 fake.disable_observer()
+    for fake in _asked_by_hard_swishes(prepared):
+        _set_range(fake, *_with_three(fake))
 
 
 def _set_range(fake: nn.Module, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
@@ -183,6 +202,8 @@ def freeze_ranges(prepared: fx.GraphModule) -> None:
     """Those that the device will find out anew in each inference go on doing so."""
     from torchao.quantization.pt2e import FakeQuantizeBase
 
+    for fake in _asked_by_hard_swishes(prepared):
+        _set_range(fake, *_with_three(fake))  # what is trained from here on is what is kept
     for fake in prepared.modules():
         if isinstance(fake, FakeQuantizeBase) and not fake.is_dynamic:
             fake.disable_observer()
@@ -194,39 +215,61 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
 
     observed = _copied(prepared)
     _measure_tables(observed)
+    _tell_three(observed)
     module: fx.GraphModule = convert_pt2e(observed)
     for node in module.graph.nodes:
         if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
             node.replace_all_uses_with(node.args[0])
-    _tell_three(module)
     drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
 
 
-def _tell_three(module: fx.GraphModule) -> None:
-    """Let -3 and 3, where HardSwish has its corners, be among the numbers that it may be asked for.
+def _tell_three(observed: fx.GraphModule) -> None:
+    """Let -3, where HardSwish has a corner, be among the numbers that it may be asked for, and 3 in as many steps.
 
-    Its scale becomes 3 / n, a few per cent coarser: integer kernels then compute HardSwish itself, not nearly so.
+    Integer kernels then compute HardSwish itself, not nearly so. Only where that makes the steps hardly coarser.
     """
-    for node in module.graph.nodes:
-        if node.target is decomposed.quantize_per_tensor.default:
-            read = [user for user in node.users if user.target is decomposed.dequantize_per_tensor.default]
-            if any(user.target in _HARD_SWISHES for each in read for user in each.users):
-                found = with_three(*node.args[1:5])
-                for each in (node, *read):
-                    each.args = (each.args[0], *found, *each.args[3:])
+    for observer in _asked_by_hard_swishes(observed):
+        found = _with_three(observer)
+        observer.calculate_qparams = lambda found=found: found
+
+
+def _asked_by_hard_swishes(prepared: fx.GraphModule) -> "list[Any]":
+    """The observers of what HardSwish reads. Where other tensors have the same range by need (the input of a MaxPool,
+    what is put side by side) it is theirs too, and kept.
+    """
+    calls = [node for node in prepared.graph.nodes if node.op == "call_module"]
+    modules = [prepared.get_submodule(node.target) for node in calls]
+    return [
+        module
+        for node, module in zip(calls, modules, strict=True)
+        if any(user.target in _HARD_SWISHES for user in node.users)
+        and modules.count(module) == 1
+        and not module.is_dynamic
+    ]
+
+
+def _with_three(observer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    scale, zero = observer.calculate_qparams()
+    step, origin = with_three(float(scale), int(zero), observer.quant_min, observer.quant_max)
+    return torch.full_like(scale, step), torch.full_like(zero, origin)
 
 
 def with_three(scale: float, zero: int, least: int, most: int) -> tuple[float, int]:
-    """A scale and a zero point that hold the same range, and -3 and 0 and 3 exactly where the range goes beyond 3.
+    """A scale of 3 / n and a zero point that hold the same range to half a step, and -3.
+
+    What they were where the range ends above -3, or the steps would be more than a twentieth coarser.
 
     >>> with_three(0.07, -40, -128, 127)
-    (0.07142857142857142, -41)
+    (0.07142857142857142, -42)
+    >>> with_three(1 / 128, 0, -128, 127)
+    (0.0078125, 0)
     """
     low, high = (least - zero) * scale, (most - zero) * scale
-    for steps in range(int(3 / scale), 0, -1):
+    fewest = math.ceil(3 / (scale * _COARSER))
+    for steps in range(int(3 / scale * (1 + _ROUNDED)), fewest - 1, -1):
         step = 3 / steps
-        origin = max(math.ceil(least - low / step), least + steps)
+        origin = max(round(least - low / step), least + steps)
         if origin <= most and (most - origin) * step >= high - step / 2:
             return step, origin
     return scale, zero
@@ -366,12 +409,17 @@ def _clamp(prepared: fx.GraphModule, relu: fx.Node) -> None:
 
 
 def _is_met_by_rounding(clamp: fx.Node) -> bool:
-    """Whether every int8 tensor made of it ends at its limit anyway."""
-    rounding = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    """Whether every int8 tensor made of it ends at its limits anyway, but for a thousandth."""
+    low, high = (*clamp.args[1:], *_HARDTANH[len(clamp.args) - 1 :])
+    low = -math.inf if low <= 0 and clamp.args[0].target is aten.relu.default else low  # it has met that one
     return bool(clamp.users) and all(
-        user.target is rounding and (user.args[4] - user.args[2]) * user.args[1] <= clamp.args[2] * 1.001
-        for user in clamp.users
+        user.target is decomposed.quantize_per_tensor.default and _ends_within(user, low, high) for user in clamp.users
     )
+
+
+def _ends_within(rounding: fx.Node, low: float, high: float) -> bool:
+    scale, zero, least, most = rounding.args[1:5]
+    return bool((least - zero) * scale >= low - 1e-3 * abs(low) and (most - zero) * scale <= high + 1e-3 * abs(high))
 
 
 def drop_unused(graph: fx.GraphModule) -> None:

@@ -93,11 +93,26 @@ def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split",
 
 def _watched(graph: fx.GraphModule, samples: "Split") -> "tuple[dict[fx.Node, Array], list[fx.Node]]":
     """What each operator gives in torch, and behind which of them the graph can be cut."""
-    seen = _Recorder(graph)
-    with torch.no_grad():
-        seen.run(*samples.head(len(samples)))
-    fed, values = _fed(graph), seen.lasting()
-    return values, [node for node in values if node in fed and not _rounded(node) and len(values[node]) == len(samples)]
+    values = _seen(graph, samples)
+    return values, [node for node in values if not _rounded(node) and len(values[node]) == len(samples)]
+
+
+def _seen(graph: fx.GraphModule, samples: "Split") -> "dict[fx.Node, Array]":
+    """One sample after the other where ranges are measured in each inference, as the file does: of several they are
+    others.
+    """
+    import numpy
+
+    from edgepack.train import measures_ranges
+
+    found, fed = [], _fed(graph)
+    for batch in samples.batches(1 if measures_ranges(graph) else len(samples)):
+        seen = _Recorder(graph)
+        with torch.no_grad():
+            seen.run(*batch.inputs)
+        found.append({node: value for node, value in seen.lasting().items() if node in fed})
+    kept = [node for node in found[0] if all(node in each for each in found)]
+    return {node: numpy.concatenate([each[node] for each in found]) for node in kept}
 
 
 def _fed(graph: fx.GraphModule) -> set[fx.Node]:

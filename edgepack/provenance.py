@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Set
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,6 +57,15 @@ def cpu() -> dict[str, str]:
 
 def cpu_features() -> frozenset[str]:
     return frozenset(cpu()["features"].split())
+
+
+INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})  # they sum products in 32 bits
+SATURATING = "put `quantization: {int8_saturates: true}` into the device profile"
+
+
+def int8_saturates(features: Set[str]) -> bool:
+    """Whether a processor with these features sums products of u8 x s8 in 16 bits, so that large ones are cut off."""
+    return "avx2" in features and not features & INT8
 
 
 @cache

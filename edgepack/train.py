@@ -187,7 +187,7 @@ def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: 
     _train_mode(module, False)
     logits = []
     with torch.no_grad():
-        for batch in split.batches(1 if _measures_ranges(module) else _EVALUATION_BATCH):
+        for batch in split.batches(1 if measures_ranges(module) else _EVALUATION_BATCH):
             logits.append(module(*batch.inputs).float())
             told()
     return torch.cat(logits)
@@ -210,7 +210,7 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 _ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # by the teacher's weights
 
 
-def _measures_ranges(module: nn.Module) -> bool:
+def measures_ranges(module: nn.Module) -> bool:
     """Whether int8 activations get the range of all that comes with them: on the device that is one sample."""
     nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
     return any("choose_qparams" in str(node.target) for node in nodes)

@@ -89,6 +89,7 @@ class Work:
         self.rehearsed = True
         if any(getattr(stage.config, "measures", False) for stage in self.recipe.stages):
             self._check_timed()
+        self._doubt_products()
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
@@ -97,6 +98,15 @@ class Work:
                 act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
                 candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
         self._rehearse_exports(candidate)
+
+    def _doubt_products(self) -> None:
+        """Weights of 8 bits lose accuracy on a processor that wants 7, and only its profile can say so."""
+        heeded = any("int8_saturates" in getattr(stage.module, "READS", ()) for stage in self.recipe.stages)
+        features = frozenset(str(self.reach.facts.get("features", "")).split())
+        unknown = not self.reach.absent and not self.device.quantization.int8_saturates
+        if heeded and unknown and provenance.int8_saturates(features):
+            told = f"int8 products saturate on {self.device.name}, and weights of 8 bits lose accuracy by that"
+            self.emit(Note(text=f"warning: {told}: {provenance.SATURATING}"))
 
     def _rehearse_exports(self, candidate: "Candidate") -> None:
         """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
@@ -239,12 +249,23 @@ class Work:
         exporters.write(candidate, step.choice, path)
         contents = None
         if step.subject == "model":
-            contents = _contents(exporter, path, candidate)
+            contents = self._contents(exporter, path, candidate)
             self._keep_runtime_files(step.choice, path)
         artifact = Artifact.of(
             path, format=step.choice.name, runtime=exporter.RUNTIME, subject=step.subject, contents=contents
         )
         return artifact.model_dump(mode="json")
+
+    def _contents(self, exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
+        """What is in a file, for people: where that cannot be read the file is none the worse."""
+        try:
+            found: Contents | None = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+        except Exception as error:
+            logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
+            told = f"what is in {path.name} could not be read ({type(error).__name__}; build.log has the traceback)"
+            self.emit(Note(text=f"warning: {told}: no bytes by layer, no delegation and no arena will be told of it"))
+            return None
+        return found
 
     def _keep_runtime_files(self, exporter: Choice, path: Path) -> None:
         """Beside the exported file, for the bundle."""
@@ -463,16 +484,6 @@ def _written(exporter: Choice, candidate: "Candidate") -> bytes:
         path = Path(folder) / f"trial{exporters.suffix(exporter)}"
         exporters.write(candidate, exporter, path)
         return path.read_bytes()
-
-
-def _contents(exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
-    """What is in a file, for people: where that cannot be read the file is none the worse."""
-    try:
-        found: Contents | None = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
-    except Exception:
-        logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
-        return None
-    return found
 
 
 def _guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:

@@ -14,7 +14,7 @@ from edgepack.recipe import load_recipe
 from edgepack.store import Entry, Store, digest
 
 NAN, INF = float("nan"), float("inf")
-REFERENCE = numpy.float32([[1, 0], [1, 0], [1, 0], [0, 1]])
+REFERENCE = numpy.array([[1, 0], [1, 0], [1, 0], [0, 1]], "float32")
 
 
 def judged(logits: Any, reference: Any = REFERENCE) -> tuple[dict[str, Any], dict[str, Verdict]]:

@@ -128,20 +128,3 @@ def test_activations_as_uint8_are_the_same_numbers_and_fuse(tmp_path: Path) -> N
     assert answers[0] == answers[1]
     assert fused["uint8"].count("QLinearConv") == 5
     assert "Conv" not in fused["uint8"]
-
-
-def test_a_hard_swish_is_asked_for_numbers_that_both_runtimes_take_exactly(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from torch import nn
-
-    from edgepack.graph import Scheme, capture, converted, prepare
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3))
-    start = replace(made("eager"), module=net.eval())
-    observed = prepare(capture(start, ()), Scheme(), training=False)
-    observed(torch.randn(64, 1, 8, 8) * 4)
-    small = replace(start, module=converted(observed), form="exported")
-    count = [node.op_type for node in onnx.load_from_string(write(small, "onnx", tmp_path / "m")).graph.node]
-    assert (count.count("Clip"), count.count("HardSwish")) == (1, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from factories import at_work, budget, build, device, measurement
 from torch import nn
-from torch_factories import How, context, data, made
+from torch_factories import How, context, data, learned, made
 from torch_factories import tiny_models as tiny_models
 
 from edgepack import evaluate, locate, pipeline, plugins, worker
@@ -82,6 +82,18 @@ def test_what_is_overwritten_in_place_is_looked_at_behind_that(tmp_path: Path) -
         made("eager", "mlp"), ONNX, lambda job: job, samples, lambda done, total: None, tmp_path, graph, values, cuts
     )
     assert [search.culprit(node).name for node in cuts] == ["flatten", "linear", "linear_1"]
+
+
+def test_ranges_that_each_inference_measures_are_those_of_one_sample() -> None:
+    from edgepack.stages import quantize
+
+    dynamic = quantize.run(learned("mlp"), quantize.Config(mode="ptq", activations="dynamic"), context())
+    samples = locate.rows(data().test, [0, 1])
+    samples.inputs[0][1] *= 20  # beside it the other one would have a coarse step
+    values, cuts = locate._watched(dynamic.module, samples)
+    alone = torch.cat([dynamic.module(row) for row in samples.inputs[0].split(1)])
+    assert (values[cuts[-1]] == alone.detach().numpy()).all()
+    assert (alone != dynamic.module(samples.inputs[0])).any()
 
 
 def test_a_file_that_answers_alike_has_no_such_operator() -> None:

@@ -104,6 +104,31 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     assert (roles["io/tokenizer.json"], roles["selftest/case-2.txt"]) == ("deploy", "test")
 
 
+@pytest.mark.parametrize(
+    ("features", "saturates", "warned"),
+    [("avx2 fma", False, True), ("avx2 fma", True, False), ("avx2 avx_vnni", False, False), ("neon", False, False)],
+)
+def test_products_that_saturate_are_told_unless_the_profile_knows(
+    work: Work, features: str, saturates: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    work.emit = told.append
+    monkeypatch.setitem(work.reach.facts, "features", features)
+    knows = work.device.quantization.model_copy(update={"int8_saturates": saturates})
+    work.device = replace(work.device, quantization=knows)
+    work._doubt_products()
+    assert ["int8 products saturate on " in str(event) for event in told] == [True] * warned
+
+
+def test_a_file_that_cannot_be_looked_into_is_told(work: Work, tmp_path: Path) -> None:
+    told: list[Event] = []
+    work.emit = told.append
+    assert work._contents(SimpleNamespace(inspect=None), tmp_path / "model.pte", work._untrained()) is None
+    assert "what is in model.pte could not be read (TypeError; build.log has the traceback)" in str(told[0])
+    assert work._contents(SimpleNamespace(), tmp_path / "model.pte", work._untrained()) is None
+    assert len(told) == 1  # an exporter need not have it
+
+
 def test_what_stages_decide_by_timing_ends_before_any_training_where_nothing_can_be_timed() -> None:
     what = recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"fp32": "auto"}}], device="raspberry-pi-5")
     work = at_work(what, load_device("raspberry-pi-5"), Store("store"))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgepack.exporters._names import Array, Names
 
 XNNPACK = "XnnpackBackend"
+RUNTIME = "executorch_prim::"  # what moves no numbers
 TORCH = {
     0: "uint8",
     1: "int8",
@@ -97,13 +98,14 @@ def _kernels(program: Any, plan: Any, constants: Constants, names: "Names") -> I
                 names,
             )
             operator = plan.operators[call.op_index]
-            yield f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
+            if not operator.name.startswith(RUNTIME):
+                yield f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
 def _stored(program: Any, value: Any) -> "Iterator[tuple[int | str, Array]]":
     index = getattr(value, "data_buffer_idx", 0)
     if index and value.allocation_info is None:
-        dtype = numpy.dtype(TORCH[int(value.scalar_type)])
+        dtype = numpy.dtype(TORCH.get(int(value.scalar_type), "uint8"))  # others are told in bytes, as many as numbers
         size = dtype.itemsize * prod(value.sizes)  # what follows is padding
         yield index, numpy.frombuffer(program.constant_buffer[index].storage[:size], dtype)
 

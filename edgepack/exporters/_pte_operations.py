@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import DeviceError
-from edgepack.exporters._pte_contents import TORCH, XNN, XNNPACK, xnnpack_graph, xnnpack_tensor
+from edgepack.exporters._pte_contents import RUNTIME, TORCH, XNN, XNNPACK, xnnpack_graph, xnnpack_tensor
 from edgepack.operators import Dtype, Kind, Operation, Shape, convolution
 
 _BYTES = {"float64": 8, "int64": 8, "float16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 _LEFT = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}  # where the left matrix stands
 _LOOKUPS = ("aten::embedding", "quantized_decomposed::embedding_byte", "aten::slice_copy", "aten::select_copy")
-_RUNTIME = "executorch_prim::"  # what moves no numbers
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _of_plan(program: Any, plan: Any) -> Iterator[Operation]:
             yield from _delegated(program, plan.delegates[call.delegate_index])
         elif type(call).__name__ == "KernelCall":
             operator = plan.operators[call.op_index].name
-            if not operator.startswith(_RUNTIME):
+            if not operator.startswith(RUNTIME):
                 yield _kernel(operator, [each for arg in call.args for each in _tensors(plan.values, arg)])
 
 

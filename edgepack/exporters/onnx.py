@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
 
 
@@ -54,7 +54,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from edgepack.exporters._names import name_initializers, named
     from edgepack.exporters._onnx_int8 import TRANSLATIONS, spelled
 
-    names = named(candidate)
+    names = named(candidate) if candidate.form == "exported" else None  # an eager model's tensors have them already
     if candidate.form == "exported":
         candidate = replace(candidate, module=spelled(candidate.module))
     program = torch.onnx.export(
@@ -69,7 +69,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
     for rewrite in _rewrites(config):
         rewrite(program.model)
-    if candidate.form == "exported":
+    if names is not None:
         name_initializers(program.model, names)
     _forget_sources(program.model)
     if config.format == "onnx":

@@ -24,7 +24,8 @@ def show(build: Build, stream: TextIO) -> None:
     for artifact in build.shipped():
         console.print(f"{artifact.label}: {artifact.file}, {artifact.bytes:,} bytes", style="bold", markup=False)
         if artifact.contents is None:
-            console.print("  nobody looked into it: its exporter cannot, or an earlier edgepack built it", markup=False)
+            why = "its exporter cannot, or an earlier edgepack built it, or build.log tells why not"
+            console.print(f"  nobody looked into it: {why}", markup=False)
             continue
         console.print(_layers(artifact.contents, artifact.bytes))
         for line in facts(artifact, artifact.contents):

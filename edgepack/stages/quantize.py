@@ -2,7 +2,8 @@
 
 `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
 `best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
-tables become int8; LayerNorm, softmax and what adds up stay float. With `fp32: auto` the blocks that are faster in fp32
+tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
+whole tensor in torch and ONNX, and that of each row in XNNPACK. With `fp32: auto` the blocks that are faster in fp32
 are found by timing them on the device, before any training.
 Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, arXiv 1712.05877.
@@ -61,7 +62,8 @@ class Config(Training):
     embeddings: bool = Field(default=True, description="embedding tables in int8 too")
     fp32: Layers = Field(
         default=(),
-        description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format",
+        description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format "
+        "of the recipe alone",
     )
 
     @property

@@ -1,0 +1,183 @@
+"""What the graph is made int8 with: ranges that belong together, corners that must be told, limits that are kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch_factories import made, write
+from torch_factories import tiny_models as tiny_models
+
+from edgepack.candidate import Candidate
+from edgepack.graph import Scheme, capture, converted, freeze_ranges, prepare, take_ranges, with_three
+
+SAMPLES = 4 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):  # type: ignore[misc]
+    """Two convolutions, something in between, another convolution."""
+
+    side = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Conv2d(8, 8, 1)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(8 * self.side**2, 3)
+
+    def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return functional.hardswish(torch.cat([a, b], 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.c(self.between(self.a(x), self.b(x))).flatten(1))
+        return logits
+
+
+class Pooled(Net):
+    side = 3
+
+    def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat([functional.hardswish(self.pool(a)), functional.hardswish(self.pool(b))], 1)
+
+
+class Flat(Net):
+    def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        both = [functional.hardswish(each.flatten(1)).reshape(each.shape) for each in (a, b)]
+        return torch.cat(both, 1)
+
+
+class Gated(Net):
+    def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat([a, torch.sigmoid(b)], 1)
+
+
+class GatedFirst(Net):
+    def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sigmoid(b), functional.silu(a)], 1)
+
+
+def calibrated(net: nn.Module) -> tuple[Candidate, torch.Tensor]:
+    """In int8, and what it answered before."""
+    start = replace(made("eager"), module=net.eval())
+    observed = prepare(capture(start, ()), Scheme(), training=False)
+    observed(SAMPLES)
+    with torch.no_grad():
+        return replace(start, module=converted(observed), form="exported"), net(SAMPLES[:16])
+
+
+def off(answers: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((answers - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("make", [Net, Pooled, Flat, Gated, GatedFirst])
+def test_tensors_of_one_range_keep_it_in_both_files(make: type[Net], tmp_path: Path) -> None:
+    """XNNPACK loads no file in which what is put side by side, pooled or flattened has ranges of its own."""
+    from executorch.runtime import Runtime
+
+    torch.manual_seed(1)
+    small, before = calibrated(make())
+    expected = small.module(SAMPLES[:16])
+    assert off(expected, before) < 0.06
+    for format in ("executorch", "onnx"):
+        write(small, format, tmp_path / format)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx")
+    method = Runtime.get().load_program(tmp_path / "executorch").load_method("forward")
+    rows = SAMPLES[:16].split(1)
+    onnx_ = torch.cat([torch.from_numpy(session.run(None, {"input": row.numpy()})[0]) for row in rows])
+    pte = torch.cat([method.execute([row.contiguous()])[0].clone() for row in rows])
+    assert max(off(onnx_, expected), off(pte, expected)) < 0.03
+
+
+@pytest.mark.parametrize(("low", "high"), [(-4, 4), (-8.26, 6.07), (-3, 3), (-3.4, 3.8), (-3.1, 0.2), (-9, 20)])
+def test_three_is_told_at_hardly_any_cost(low: float, high: float) -> None:
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    step, origin = with_three(scale, zero, -128, 127)
+    assert (3 / step) == pytest.approx(round(3 / step))
+    assert origin - round(3 / step) >= -128
+    assert scale * (1 - 1e-6) <= step <= 1.05 * scale
+    assert (-128 - origin) * step <= (-128 - zero) * scale + step / 2
+    assert (127 - origin) * step >= (127 - zero) * scale - step / 2
+    again, same = with_three(float(torch.tensor(step)), origin, -128, 127)  # as it is found in float32
+    assert again == pytest.approx(step)
+    assert same == origin
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-0.5, 0.5), (-2, 4), (-2.7, 2.7), (0, 6), (-60, 60), (0.0, 0.1)])
+def test_a_range_that_three_would_widen_is_kept(low: float, high: float) -> None:
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    assert with_three(scale, zero, -128, 127) == (scale, zero)
+
+
+def swishing() -> Candidate:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3))
+    return replace(made("eager"), module=net.eval())
+
+
+def test_training_goes_on_with_the_steps_that_are_kept() -> None:
+    graph = capture(swishing(), ())
+    observed, prepared = (prepare(graph, Scheme(), training=training) for training in (False, True))
+    observed(SAMPLES)
+    prepared(SAMPLES[:2])
+    take_ranges(prepared, observed)
+    assert asked(converted(prepared)) == pytest.approx(asked(converted(observed)))
+    prepared(1.3 * SAMPLES)
+    freeze_ranges(prepared)
+    [fake] = [
+        prepared.get_submodule(node.target)
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and any("hardswish" in str(user.target) for user in node.users)
+    ]
+    steps = 3 / float(fake.scale)
+    assert steps == pytest.approx(round(steps))
+    scale = float(fake.scale)
+    prepared(2 * SAMPLES)
+    assert float(fake.scale) == scale
+    assert asked(converted(prepared)) == pytest.approx((scale, int(fake.zero_point)))
+
+
+def asked(module: nn.Module) -> tuple[float, int]:
+    """The scale and the zero point of what the HardSwish of a converted graph reads."""
+    [swish] = [node for node in module.graph.nodes if "hardswish" in str(node.target)]
+    scale, zero = swish.args[0].args[1:3]
+    return scale, zero
+
+
+def test_a_hard_swish_is_asked_for_numbers_that_both_runtimes_take_exactly(tmp_path: Path) -> None:
+    small, _ = calibrated(swishing().module)
+    count = [node.op_type for node in onnx.load_from_string(write(small, "onnx", tmp_path / "m")).graph.node]
+    assert (count.count("Clip"), count.count("HardSwish")) == (1, 0)
+
+
+@pytest.mark.parametrize(("limits", "shift", "kept"), [((), -2, 1), ((-1.0, 1.0), -2, 1), ((-1.0, 1.0), 0, 0)])
+def test_a_limit_stays_unless_rounding_meets_both_of_its_ends(
+    limits: tuple[float, ...], shift: float, kept: int
+) -> None:
+    """Of a convolution that never gives more than the upper limit; shifted, much less than the lower one."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 8, 3)
+    with torch.no_grad():
+        first.weight.mul_(0.1)
+        first.bias.fill_(shift)
+    net = nn.Sequential(first, Limited(*limits), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3))
+    assert first(SAMPLES).max() < 1
+    small, before = calibrated(net)
+    assert off(small.module(SAMPLES[:16]), before) < 0.1
+    assert sum("hardtanh" in str(node.target) for node in small.module.graph.nodes) == kept
+
+
+class Limited(nn.Module):  # type: ignore[misc]
+    """Hardtanh, with its limits left out where none are given."""
+
+    def __init__(self, *limits: float) -> None:
+        super().__init__()
+        self.limits = limits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.ops.aten.hardtanh.default(x, *self.limits)
+        return result
