@@ -32,6 +32,18 @@ def test_every_picture_is_in_exactly_one_split(small: Data) -> None:
     assert {name: len(split) for name, split in parts(small).items()} == {"train": 1077, "validation": 270, "test": 450}
 
 
+def test_augmented_digits_are_shifted_in_training_alone_and_never_mirrored() -> None:
+    data = digits.load(Config(size=16, augment=True))
+    assert data.augmented and data.validation.augment is None and data.test.augment is None
+    one, two = (next(data.train.batches(300, seed=1)) for _ in range(2))
+    assert torch.equal(one.inputs[0], two.inputs[0])
+    plain = data.train.inputs[0][one.indices]
+    assert not torch.equal(one.inputs[0], plain)
+    windows = [plain[:, :, y : y + 14, x : x + 14] for y in range(3) for x in range(3)]
+    found = torch.stack([(window == one.inputs[0][:, :, 1:-1, 1:-1]).flatten(1).all(1) for window in windows])
+    assert found.any(0).all() and found.any(1).all(), "every picture is a shifted one, and every shift comes"
+
+
 def test_every_class_has_the_same_share_of_each_split(small: Data) -> None:
     everything = torch.cat([split.targets for split in parts(small).values()])
     for split in parts(small).values():

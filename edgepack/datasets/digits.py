@@ -3,16 +3,24 @@
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 """
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
+from edgepack.datasets._pictures import moved
 from edgepack.errors import RecipeError
 from edgepack.provenance import versions
 from edgepack.store import digest, file_digest
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from edgepack.datasets import Augment
 
 LICENCE = "CC-BY-4.0"  # https://archive.ics.uci.edu/dataset/80
 _SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
@@ -20,6 +28,7 @@ _SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
 
 class Config(Frozen):
     size: int = Field(default=32, ge=8, le=224, description="side of the square picture in pixels, scaled bilinearly")
+    augment: bool = Field(default=False, description="shift training pictures by up to a sixteenth of their side")
 
 
 def describe(config: Config) -> Signature:
@@ -35,7 +44,7 @@ def describe(config: Config) -> Signature:
 def fingerprint(config: Config) -> str:
     # The versions draw the splits: another one might put today's test samples into training.
     drawn_by = versions("scikit-learn", "numpy")
-    return digest({"file": file_digest(_file()), "splits": _SPLITS, "size": config.size, "versions": drawn_by})
+    return digest({"file": file_digest(_file()), "splits": _SPLITS, **config.model_dump(), "versions": drawn_by})
 
 
 def load(config: Config) -> Data:
@@ -52,10 +61,17 @@ def load(config: Config) -> Data:
     share = _SPLITS["validation"] / (1 - _SPLITS["test"])
     train, validation = train_test_split(rest, test_size=share, stratify=targets[rest], random_state=0)
 
-    def split(part: list[int]) -> Split:
-        return Split(inputs=(pictures[part],), targets=targets[part])
+    def split(part: list[int], augment: "Augment | None" = None) -> Split:
+        return Split(inputs=(pictures[part],), targets=targets[part], augment=augment)
 
-    return Data(train=split(train), validation=split(validation), test=split(test))
+    shifted = partial(_shifted, size=config.size) if config.augment else None
+    return Data(train=split(train, shifted), validation=split(validation), test=split(test))
+
+
+def _shifted(inputs: "tuple[Tensor, ...]", random: "Generator", size: int) -> "tuple[Tensor, ...]":
+    from torch.nn.functional import pad
+
+    return (moved(pad(inputs[0], [max(1, size // 16)] * 4), size, random, mirror=False),)
 
 
 def _file() -> Path:
