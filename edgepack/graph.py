@@ -410,7 +410,7 @@ def _clamp(prepared: fx.GraphModule, relu: fx.Node) -> None:
 
 def _is_met_by_rounding(clamp: fx.Node) -> bool:
     """Whether every int8 tensor made of it ends at its limits anyway, but for a thousandth."""
-    low, high = (*clamp.args[1:], *_HARDTANH[len(clamp.args) - 1 :])
+    low, high = (clamp.args[n] if len(clamp.args) > n else limit for n, limit in enumerate(_HARDTANH, start=1))
     low = -math.inf if low <= 0 and clamp.args[0].target is aten.relu.default else low  # it has met that one
     return bool(clamp.users) and all(
         user.target is decomposed.quantize_per_tensor.default and _ends_within(user, low, high) for user in clamp.users

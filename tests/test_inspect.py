@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -19,6 +20,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack import exporters, plugins
 from edgepack.candidate import Candidate
 from edgepack.contents import OTHER, SEVERAL, Contents, Stored
+from edgepack.exporters import _pte_contents
 from edgepack.exporters._names import Names, named
 
 FORMATS = ("executorch", "onnx")
@@ -77,6 +79,16 @@ def test_what_is_delegated_and_what_is_not_is_told(tmp_path: Path) -> None:
     assert contents.arena_bytes is not None
     assert 0 < contents.arena_bytes < 1000
     assert sum(contents.delegated["XnnpackBackend"][name] for name in ("Conv2d", "DepthwiseConv2d")) == 5
+
+
+def test_types_without_a_name_are_bytes_and_what_moves_no_numbers_is_no_operator() -> None:
+    value = SimpleNamespace(data_buffer_idx=1, allocation_info=None, scalar_type=15, sizes=[3])  # bfloat16
+    program: Any = SimpleNamespace(constant_buffer=[None, SimpleNamespace(storage=b"abcd")])
+    assert [(id, array.tolist()) for id, array in _pte_contents._stored(program, value)] == [(1, [97, 98, 99])]
+    calls = [SimpleNamespace(instr_args=type("KernelCall", (), {"args": [], "op_index": n})()) for n in (0, 1)]
+    operators = [SimpleNamespace(name=name, overload="out") for name in ("executorch_prim::et_view", "aten::add")]
+    plan = SimpleNamespace(values=[], chains=[SimpleNamespace(instructions=calls)], operators=operators)
+    assert [*_pte_contents._kernels(program, plan, {}, Names([]))] == ["aten::add.out"]
 
 
 def test_operators_of_an_onnx_file_are_counted_and_its_tensors_named(tmp_path: Path) -> None:
