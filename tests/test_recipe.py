@@ -117,7 +117,7 @@ def test_set_reaches_every_part_and_the_last_one_wins() -> None:
     assert (changed.seed, changed.name) == (4, "other")
     assert limits == {"size": 1e6, "latency.p50": 5, "accuracy": 0.9, "accuracy.max_drop": 0.01, "memory.peak": 64e6}
     assert changed.exporters[1].plain()["opset"] == 19
-    assert changed.data.plain() == {"size": 16}
+    assert changed.data.plain() == {"size": 16, "augment": False}
     assert changed.model.plain()["width"] == "50 %"
 
 
