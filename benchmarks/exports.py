@@ -5,7 +5,7 @@
     ... --keep FOLDER                             trained models, and what files answer, are kept there and used again
     ... --train                                   stop after training
 
-Three nets on Fashion-MNIST in three channels of 64 x 64, trained here, and MiniLM-L6 fine-tuned on BBC News at 128
+Three nets on Fashion-MNIST in three channels of 64 x 64, trained for this, and MiniLM-L6 fine-tuned on BBC News at 128
 tokens. Everyone quantizes the same fp32 weights with the same 512 training samples: onnxruntime's quantize_static (QDQ,
 per channel, pre-processed; uint8 and int8 activations) or quantize_dynamic, NNCF in an environment of its own, where it
 installs, ExecuTorch's post-training flow as its documentation has it, and edgepack. Files are timed with one thread in
