@@ -1,5 +1,6 @@
 """The command line: parse, call, render, exit. Everything heavy is imported by the command that needs it."""
 
+import errno
 import io
 import os
 import signal
@@ -338,7 +339,18 @@ def sign(bundle: Path, key: Path, signature: Path | None) -> None:
     _there(bundle)
     written = signature or beside(bundle)
     sign(bundle, key, written)
+    _warn_of_verdict(bundle)
     click.echo(f"{bundle}: signed, {written}")
+
+
+def _warn_of_verdict(bundle: Path) -> None:
+    """A signature says whose a bundle is; that it may not ship, only its build.json beside it says."""
+    from edgepack.result import Build
+
+    with suppress(EdgepackError):
+        result = Build.read(bundle.resolve().parent / "build.json")
+        if result.exit_code:
+            _tell(f"it is signed, but its build ended with exit code {result.exit_code}: it did not meet its budgets")
 
 
 @cli.command()
@@ -716,9 +728,18 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted; what was done is kept, the same command goes on from there")
         code = ExitCode.INTERRUPTED
+    except OSError as error:
+        code = _full(error)
     except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
         code = _bug(error)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _full(error: OSError) -> ExitCode:
+    if error.errno != errno.ENOSPC:
+        return _bug(error)
+    _tell("there is no space left for what this command writes\n  make room, or send its output elsewhere")
+    return ExitCode.DEVICE
 
 
 def _bug(error: BaseException) -> ExitCode:

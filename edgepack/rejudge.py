@@ -45,7 +45,7 @@ def rejudge(
         raise _unfinished(path, build)
     _check_bundle(path, build)
     recorded = {} if against or (history and _name_of(build) == LAST) else _looked_up(build)
-    document = _given(recipe) if recipe else _recorded(path, build)
+    document = _given(recipe, build) if recipe else _recorded(path, build)
     for text in overrides:
         _change(document, text)
     if against:
@@ -119,8 +119,8 @@ def _same(bundle: Path, content: bytes, path: Path, build: Build) -> None:
         raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
 
 
-def _given(recipe: Path) -> Document:
-    """What is no recipe, or sets no budget, would let every build pass."""
+def _given(recipe: Path, build: Build) -> Document:
+    """What is no recipe, sets no budget or is for something else would let every build pass."""
     from edgepack.recipe import RecipeFile
 
     document = Document.read(recipe)
@@ -129,6 +129,11 @@ def _given(recipe: Path) -> Document:
     document.raise_problems()
     if not document.data.get("budgets"):
         raise _nothing(recipe)
+    about = _about(document.data)
+    for part, built in {**_about(build.recipe), "device": str(build.device["id"])}.items():
+        if about.get(part, built) != built:
+            message = f"{recipe} is for the {part} {about[part]}, and the build for {built}"
+            raise RecipeError(message, "judge a build by a recipe for the same task, model, data and device")
     return document
 
 
@@ -160,12 +165,9 @@ def _hold_against(document: Document, baseline: str) -> None:
 def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
     """The budgets and waivers of a recipe; the baseline that was `recorded` need not be there any more.
 
-    Raises ConfigError, and RecipeError for a recipe of another task.
+    Raises ConfigError.
     """
-    data, task = document.data, build.recipe.get("task")
-    if data.get("task", task) != task:
-        message = f"{document.file} is for {data['task']}, and the build for {task}"
-        raise RecipeError(message, "judge a build by a recipe for the same task")
+    data = document.data
     for part, kind in zip(_PARTS, (dict, tuple), strict=True):
         if not isinstance(data.get(part, kind()), kind):
             document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
@@ -174,6 +176,23 @@ def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget
     waivers = read_waivers(document, data.get("waivers"), budgets, formats)
     document.raise_problems()
     return budgets, waivers
+
+
+def _about(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What a recipe is for, in a word each; without what it does not say."""
+    return {part: _word(recipe[part]) for part in ("task", "model", "data", "device") if part in recipe}
+
+
+def _word(value: Any) -> str:
+    """The name of a plugin, and what is chosen from it; of a file its name.
+
+    >>> _word({"torchvision": "resnet18", "width": "50 %"}), _word({"digits": {"size": 32}}), _word("devices/host.yaml")
+    ('torchvision resnet18', 'digits', 'host')
+    """
+    if not isinstance(value, Mapping):
+        return Path(str(value)).name.removesuffix(".yaml").removesuffix(".yml")
+    name, chosen = next(iter(value.items()), ("", None))
+    return str(name) if chosen is None or isinstance(chosen, Mapping) else f"{name} {chosen}"
 
 
 def _name(exporter: Any) -> str:

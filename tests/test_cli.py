@@ -168,6 +168,13 @@ def samples(*_):
     assert "Traceback" not in err and "bug" not in err
 
 
+def test_no_space_for_the_output_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", MAIN, "stages"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 4 and "there is no space left" in done.stderr
+
+
 def test_an_output_that_was_closed_from_the_start_changes_no_exit_code() -> None:
     closed = f"import sys; sys.stdout = sys.stderr = None; {MAIN}"
     assert [python(closed, *words).code for words in (("stages",), ("check", "nothing"))] == [0, 2]

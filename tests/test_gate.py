@@ -362,7 +362,8 @@ def test_an_estimate_is_not_compared_either() -> None:
 
 def recorded(folder: str = "dist/tiny", budgets: Any = None, **more: Any) -> Path:
     """A build.json that a build of these budgets left."""
-    said = {"name": "tiny", "task": "image_classification", "device": "board", "export": [{"onnx": {}}]}
+    built = {"model": {"torchvision": "resnet18", "width": "100 %"}, "data": {"digits": {"size": 32}}}
+    said = {"name": "tiny", "task": "image_classification", **built, "device": "board", "export": [{"onnx": {}}]}
     known = (measurement(), measurement(value=40e6, artifact="teacher (onnx)"), measurement("latency.p50", 1.5))
     facts = {"measurements": known, "bundle": "", "bundle_sha256": "", **more}
     path = Path(folder, "build.json")
@@ -427,7 +428,7 @@ def test_a_waiver_counts_until_its_day_and_no_longer(monkeypatch: pytest.MonkeyP
 
 def test_the_budgets_of_another_recipe() -> None:
     recorded()
-    recipe_file("release", budgets={"size": "100 kB"}, export=["onnx"])
+    recipe_file("release", budgets={"size": "100 kB"}, export=["onnx"], device="devices/board.yaml")
     ran = edgepack("gate", "tiny", "--recipe", "release")
     assert ran.code == 1
     assert "recipes/release.yaml:9" in ran.out
@@ -437,7 +438,16 @@ def test_the_budgets_of_another_recipe() -> None:
     ("parts", "said"),
     [
         ({"budgets": {"sise": "1 kB"}}, "did you mean 'size'"),
-        ({"task": "text_classification"}, "is for text_classification"),
+        (
+            {"task": "text_classification"},
+            "is for the task text_classification, and the build for image_classification",
+        ),
+        ({"device": "host-1t"}, "is for the device host-1t, and the build for board"),
+        (
+            {"model": {"torchvision": "vgg11"}},
+            "is for the model torchvision vgg11, and the build for torchvision resnet18",
+        ),
+        ({"data": {"fashion_mnist": {}}}, "is for the data fashion_mnist, and the build for digits"),
         ({"budgets": {"size": {"executorch": "1 kB"}}}, "unknown key 'executorch'"),
         ({"budgets": ["size"]}, "expected a mapping"),
         ({"waivers": 5}, "expected a list"),
@@ -449,7 +459,7 @@ def test_the_budgets_of_another_recipe() -> None:
 )
 def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
     recorded()
-    recipe_file("release", **parts)
+    recipe_file("release", **{"device": "board", **parts})
     ran = edgepack("gate", "tiny", "--recipe", "release")
     assert (ran.code, said in ran.err) == (2, True), ran.err
 

@@ -187,8 +187,9 @@ def test_a_trend_marks_where_a_series_breaks() -> None:
     ]
 
 
-def test_builds_that_found_the_same_are_one_row() -> None:
-    assert [cells[-1] for cells in _trend(made(0), made(1), made(2))] == ["the same 3 times"]
+def test_builds_that_found_the_same_are_one_row_of_the_last() -> None:
+    [cells] = _trend(made(0), made(1), made(2))
+    assert (cells[0], cells[-1]) == (_trend(made(2))[-1][0], "the same 3 times")
 
 
 def test_a_trend_tells_a_try_from_the_recipe() -> None:

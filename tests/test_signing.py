@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from factories import bundle_files, edgepack
+from factories import build, bundle_files, edgepack
 
 from edgepack.bundle import pack, unpack
 from edgepack.bundle.signing import sign
@@ -55,6 +55,13 @@ def test_the_folder_one_stands_in_is_signed_from_outside(
     assert (ran.code, ran.out) == (0, f"{name}: signed, {own_place / 'unpacked.sig'}\n"), ran.err
     ran = edgepack("verify", name, "--public-key", str(own_place / "key.pub"))
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, ""), (1, "its build ended with exit code 1")])
+def test_a_bundle_whose_build_did_not_pass_is_signed_with_a_warning(code: int, said: str) -> None:
+    build(exit_code=code).save(Path("build.json"))
+    ran = edgepack("sign", "tiny.zip", "--key", "key.pem")
+    assert (ran.code, said in ran.err, bool(ran.err)) == (0, True, bool(code))
 
 
 def test_the_tool_of_openssf_checks_it_too(signed: Path) -> None:

@@ -63,17 +63,17 @@ def _newest(found: Sequence[Row], last: int) -> list[Row]:
 
 
 def rows(lines: Sequence[Line]) -> list[Row]:
-    """Of builds that found the same one after the other, the first stands for all."""
+    """Of builds that found the same one after the other, the last stands for all."""
     found: list[Row] = []
     before: Line | None = None
     for _, same in groupby(sorted(lines, key=lambda line: line.started_at), key=_outcome):
         builds = list(same)
-        line = builds[0]
+        line = builds[-1]
         for artifact in line.artifacts:
             tried = (f"--set {each}" for each in line.overrides)
             remarks = (*tried, *(_remarks(before, line, artifact) if before else ()))
             found.append(Row(line=line, artifact=artifact, times=len(builds), remarks=remarks))
-        before = builds[-1]
+        before = line
     return found
 
 

@@ -293,7 +293,8 @@ def reused(build: Build) -> str:
     if not old:
         return ""
     oldest = when(min(old, key=lambda each: each.taken_at))
-    return f"timings were {oldest} (same files, device, protocol and versions); --remeasure takes them again"
+    same = "same files, device, protocol and versions"
+    return f"timings were {oldest} ({same}); `edgepack build --remeasure` takes them again"
 
 
 @dataclass(frozen=True, kw_only=True)
