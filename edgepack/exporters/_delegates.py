@@ -1,8 +1,9 @@
 """The backends that ExecuTorch can hand a model to, and what each asks of this computer and of the runtime."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """`needs` is the delegate that a runtime must have to run the file; "" where every runtime will do."""
+    """`needs` is the delegate that a runtime must have to run the file; "" where every runtime will do.
+
+    Inside `lowering` one model gives one file, and no larger one than it takes.
+    """
 
     needs: str
     source: str  # the lowering, inside the package executorch
     package: str  # what it needs besides
     partitioners: Callable[[], list[Any]]
+    lowering: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def unavailable(self) -> str:
         """Why nothing can be lowered to it here, or "". Looks for files only: importing the lowering imports torch."""
@@ -36,6 +41,19 @@ def _xnnpack() -> list[Any]:
     return [XnnpackPartitioner()]
 
 
+@contextmanager
+def _short_keys() -> Iterator[None]:
+    """Constants under 32 letters each instead of 64: a file holds every key twice, which is 27 kB of a MobileNetV3."""
+    from hashlib import blake2b
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    from executorch.backends.xnnpack.operators import node_visitor
+
+    with patch.object(node_visitor, "hashlib", SimpleNamespace(sha256=partial(blake2b, digest_size=16))):
+        yield
+
+
 def _vulkan() -> list[Any]:
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
@@ -52,23 +70,9 @@ def _coreml() -> list[Any]:
     return [CoreMLPartitioner(compile_specs=specs)]
 
 
-BACKENDS = {
-    # Every build of the runtime that the worker knows has XNNPACK: nobody need be asked.
-    "xnnpack": Backend(needs="", source="backends/xnnpack", package="", partitioners=_xnnpack),
-    "coreml": Backend(
-        needs="CoreMLBackend", source="backends/apple/coreml", package="coremltools", partitioners=_coreml
-    ),
-    "vulkan": Backend(needs="VulkanBackend", source="backends/vulkan", package="", partitioners=_vulkan),
-    "portable": Backend(needs="", source="exir", package="", partitioners=list),
-}
-
-
 @contextmanager
-def reproducible(backend: str) -> Iterator[None]:
-    """Inside, one model gives one file: Core ML's packages else hold random names, the date, and maps in any order."""
-    if backend != "coreml":
-        yield
-        return
+def _reproducible_packages() -> Iterator[None]:
+    """Core ML's packages else hold random names, the date, and maps in any order."""
     from unittest.mock import patch
 
     from executorch.backends.apple.coreml import executorchcoreml
@@ -117,3 +121,18 @@ def _content(folder: Path) -> str:
         if path.is_file() and path.suffix in (".mlmodel", ".bin"):
             found.update(path.read_bytes())
     return found.hexdigest()[:32]
+
+
+BACKENDS = {
+    # Every build of the runtime that the worker knows has XNNPACK: nobody need be asked.
+    "xnnpack": Backend(needs="", source="backends/xnnpack", package="", partitioners=_xnnpack, lowering=_short_keys),
+    "coreml": Backend(
+        needs="CoreMLBackend",
+        source="backends/apple/coreml",
+        package="coremltools",
+        partitioners=_coreml,
+        lowering=_reproducible_packages,
+    ),
+    "vulkan": Backend(needs="VulkanBackend", source="backends/vulkan", package="", partitioners=_vulkan),
+    "portable": Backend(needs="", source="exir", package="", partitioners=list),
+}

@@ -50,8 +50,8 @@ def enforced_limits(model: ir.Model) -> None:
 def average_pools(model: ir.Model) -> None:
     """The mean of a picture as GlobalAveragePool: the one spelling that has an integer operator.
 
-    The two sum in another order: of an even number of pixels some means lie half way between two steps, and go to the
-    other one (of 4 x 4 pixels one in 150, of 7 x 7 none).
+    The two sum in another order: a mean that lies half way between two steps may go to the other one. In the steps that
+    `graph.converted` gives to means there are none of these.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "ReduceMean" else None

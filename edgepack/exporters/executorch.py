@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from edgepack.config import Frozen
-from edgepack.exporters._delegates import BACKENDS, reproducible
+from edgepack.exporters._delegates import BACKENDS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RUNTIME = "executorch"
 SUFFIX = ".pte"
 METHOD = "forward"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
@@ -52,11 +52,11 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
 
     from edgepack.exporters._xnnpack import delegable
 
-    exported = candidate.program(batch=1)
+    backend, exported = BACKENDS[config.backend], candidate.program(batch=1)
     if config.backend == "xnnpack":
         exported = delegable(exported, candidate.example_inputs())
-    with reproducible(config.backend):
-        program = to_edge_transform_and_lower(exported, partitioner=BACKENDS[config.backend].partitioners())
+    with backend.lowering():
+        program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
         program.to_executorch(_settings(passes)).write_to_file(file)
