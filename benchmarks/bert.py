@@ -11,6 +11,7 @@ of the published model, with a new head of five classes: neither size nor speed 
 import statistics
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,7 +79,8 @@ def _timed(files: dict[str, Path]) -> dict[tuple[str, int], float]:
         print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
         for name, threads in found:
             job = {"runtime": _RUNTIMES[files[name].suffix], "file": str(files[name]), **TimingProtocol().job()}
-            answer = host.Host(Controls(threads=threads)).run(job)
+            with closing(host.Host(Controls(threads=threads))) as here:
+                answer = here.run(job)
             found[name, threads].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return {key: statistics.median(each) for key, each in found.items()}
 

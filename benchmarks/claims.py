@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,7 +152,8 @@ def _exported(made: Made, folder: Path) -> Iterator[Path]:
 
 
 def _run(job: Json) -> Json:
-    return host.Host(Controls(threads=1)).run(job)
+    with closing(host.Host(Controls(threads=1))) as here:
+        return here.run(job)
 
 
 def structured_is_faster(lab: Lab) -> Trial:

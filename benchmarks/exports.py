@@ -20,6 +20,7 @@ import venv
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -249,7 +250,8 @@ def _timed(files: dict[str, Path]) -> dict[str, float]:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    return host.Host(Controls(threads=1)).run(job)
+    with closing(host.Host(Controls(threads=1))) as here:
+        return here.run(job)
 
 
 def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:

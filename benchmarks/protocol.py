@@ -199,7 +199,8 @@ def _overhead(file: Path) -> float:
     """Share of its time that the worker's loop adds: whole loops against whole loops, in turns."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
-    runtime = worker.OnnxRuntime(1)
+    runtime = worker.OnnxRuntime()
+    runtime.start(1)
     runtime.load(str(file))
     bound = runtime.bind(worker.noise(runtime.specs))
 

@@ -6,7 +6,7 @@ found.measurements[0].value, pair(Path("a.onnx"), Path("b.onnx"), load_device("h
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -204,8 +204,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 def _check_answers(job: dict[str, Any], connection: Connection) -> None:
     """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
-    here = host.Host(Controls(threads=1))
-    with _noise(job, here) as question:
+    with closing(host.Host(Controls(threads=1))) as here, _noise(job, here) as question:
         others = () if isinstance(connection, host.Host) else (connection,)
         answers = [_answers(question, each) for each in (here, *others)]
     import numpy

@@ -7,7 +7,7 @@ Neither a recipe nor the data is needed, nor torch where the runtime does withou
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf, isfinite, prod
@@ -135,7 +135,8 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
 def _reached(device: "Device | None") -> "Iterator[Connection]":
     if device is None:
         here: Any = host.Host(Controls(threads=1))
-        yield here
+        with closing(here):
+            yield here
         return
     if "predict" not in device.runner.module.EVIDENCE:
         raise RecipeError(f"{device.name} runs nothing, so nothing can be tested there", "name a device that does")

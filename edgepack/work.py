@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -315,7 +316,10 @@ class Work:
         """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,
         {"not_run"}. So a bundle is the same whether its device was there or not.
         """
-        here = host.Host(Controls(threads=1))
+        with closing(host.Host(Controls(threads=1))) as here:
+            return self._answers(label, here)
+
+    def _answers(self, label: str, here: host.Host) -> dict[str, Any]:
         artifact, _ = self.file(label)
         versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
         samples = self.done[_REFERENCE].key

@@ -11,9 +11,12 @@ mode     time       load, run once, warm up, then time every run
          probe      tell what this device is; no runtime is loaded
 
 With "leash": true it ends as soon as its standard input does, so that nothing is left running when a connection breaks.
+With "wait": N it is given no more than the runtime: it imports that, says so on the socket with file descriptor N, and
+gets the job from there as JSON.
 """
 
 import fcntl
+import gc
 import glob
 import json
 import os
@@ -35,14 +38,17 @@ _MS = 1e-6  # one nanosecond in milliseconds
 
 
 class OnnxRuntime:
-    """`run` takes a list of numpy arrays and gives the first output."""
+    """`start` comes before all else; `run` takes a list of numpy arrays and gives the first output."""
 
     packages, suffixes = ("onnxruntime",), (".onnx", ".ort")
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self) -> None:
         import onnxruntime
 
-        self.api, self.threads = onnxruntime, threads
+        self.api = onnxruntime
+
+    def start(self, threads: int) -> None:
+        self.threads = threads
 
     def delegates(self) -> list[str]:
         return list(self.api.get_available_providers())
@@ -75,13 +81,16 @@ _ONNX_TYPES = {
 class ExecuTorch:
     packages, suffixes = ("executorch", "torch"), (".pte",)
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self) -> None:
         import torch  # its libraries and types must be there before the runtime's own
         from executorch.extension.pybindings import _portable_lib  # isort: skip
         import executorch.kernels.quantized  # noqa: F401  (the kernel of int8 embedding tables)
 
         self.torch, self.api = torch, _portable_lib
-        torch.set_num_threads(1)
+
+    def start(self, threads: int) -> None:
+        """Threads run on the cores that the process is pinned to when they are made."""
+        self.torch.set_num_threads(1)
         self.api._unsafe_reset_threadpool(threads)  # before the first load: afterwards it corrupts the heap
 
     def delegates(self) -> list[str]:
@@ -120,10 +129,14 @@ def runtime_of(suffix: str) -> str:
 def main(job: Job) -> Job:
     if job.get("leash"):
         threading.Thread(target=_end_with_input, daemon=True).start()
-    if job["mode"] == "probe":
+    if job.get("mode") == "probe":
         return probe()
-    os.sched_setaffinity(0, job.get("cpus") or os.sched_getaffinity(0))
-    runtime = RUNTIMES[job["runtime"]](job["threads"])
+    _pin(job)
+    runtime = _imported(job["runtime"])
+    if "wait" in job:
+        job = _awaited(job["wait"])
+        _pin(job)
+    runtime.start(job["threads"])
     if job["mode"] == "delegates":
         return {"delegates": runtime.delegates()}
     if job.get("cool_down"):
@@ -135,6 +148,32 @@ def main(job: Job) -> Job:
     load = (time.perf_counter_ns() - started) * _MS
     result = {"load_ms": load, "versions": _versions(runtime.packages)}
     return {**result, **MODES[job["mode"]](runtime, job, baseline)}
+
+
+def _pin(job: Job) -> None:
+    """Every thread there is: a library may have started some as it was imported."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), job.get("cpus") or os.sched_getaffinity(0))
+
+
+def _imported(name: str) -> Any:
+    """The runtime. Without the garbage collector its import takes a tenth less.
+
+    What was imported is frozen: else the next collection, while a file is loaded, would go through all of it.
+    """
+    gc.disable()
+    runtime = RUNTIMES[name]()
+    gc.freeze()
+    gc.enable()
+    return runtime
+
+
+def _awaited(descriptor: int) -> Job:
+    """The job that comes once this process has said that it is ready, and stands still."""
+    os.write(descriptor, b"!")
+    with open(descriptor) as line:
+        job: Job = json.load(line)
+    return job
 
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
@@ -418,3 +457,6 @@ if __name__ == "__main__":
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # runtimes print; the answer must be the only line of output
     print(json.dumps(main(json.loads(sys.argv[1]))), file=answer, flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch down takes 0.4 s, and every file is closed; what fails ends the long way, and says why

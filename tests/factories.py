@@ -18,12 +18,13 @@ from edgepack import cli
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Measurement
 from edgepack.budgets import METRICS, Budget, quantity_of
-from edgepack.device import Device, load_device
+from edgepack.device import Controls, Device, load_device
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Plan, Planner, Step, remember
 from edgepack.reach import Reach, known
 from edgepack.recipe import Recipe, load_recipe
 from edgepack.result import Build, StageRecord
+from edgepack.runners import host
 from edgepack.store import Entry, Store, digest
 from edgepack.work import Work
 
@@ -175,6 +176,12 @@ def _outcome(step: Step, folder: Path, taken: list[dict[str, Any]]) -> dict[str,
     if step.kind == "timing":
         return {"answers": taken, "memory": [{"peak_bytes": 1_000_000}] * 3}
     return {"accuracy": 0.98}
+
+
+def run_here(job: dict[str, Any], controls: Controls | None = None) -> dict[str, Any]:
+    """One job, by itself; on one thread unless controls are given."""
+    with contextlib.closing(host.Host(controls or Controls(threads=1))) as here:
+        return here.run(job)
 
 
 def bundle_files(**models: bytes) -> dict[str, bytes]:

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import at_work, budget, build, built, edgepack, recipe, recipe_file
+from factories import at_work, budget, build, built, edgepack, recipe, recipe_file, run_here
 from torch_factories import How, Kind, context, data, logits, made
 from torch_factories import tiny_models as tiny_models
 
 from edgepack import evaluate, plugins
-from edgepack.device import Controls, load_device
+from edgepack.device import load_device
 from edgepack.exporters import _delegates, executorch, write
 from edgepack.gate import judge
 from edgepack.measure import measurements, tell
 from edgepack.plan import plan
 from edgepack.reports import _words as words
-from edgepack.runners import host
 from edgepack.store import Store
 from edgepack.work import Work
 
@@ -56,7 +55,7 @@ def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
     file = tmp_path / "model.pte"
     assert _delegates_of(_written("portable", file)) == []
     answers = evaluate.outputs(
-        lambda job: host.Host(Controls(threads=1)).run(job),
+        run_here,
         file=file,
         runtime="executorch",
         split=data().test.first(8),
@@ -86,7 +85,7 @@ def test_whether_a_backend_is_installed_is_told_without_importing_it(
 
 def test_a_runtime_tells_what_it_has() -> None:
     job = {"mode": "delegates", "runtime": "executorch", "file": ""}
-    assert "XnnpackBackend" in host.Host(Controls(threads=1)).run(job)["delegates"]
+    assert "XnnpackBackend" in run_here(job)["delegates"]
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from typing import Any
 import numpy
 import onnx
 import pytest
-from factories import device, edgepack
+from factories import device, edgepack, run_here
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
 from edgepack import bench as benches
 from edgepack.bench import bench, pair, read_limits, read_shapes
 from edgepack.benchmark import TimingProtocol
-from edgepack.device import Controls
 from edgepack.errors import AnswerError, RecipeError
 from edgepack.runners import Connection, host
 
@@ -141,7 +140,7 @@ def test_a_device_that_answers_more_or_less_is_told(monkeypatch: pytest.MonkeyPa
 def answered(file: str) -> None:
     """Its answers are checked, by the runtime itself."""
     job = {"runtime": "onnxruntime", "file": file, "shapes": {}}
-    there: Any = SimpleNamespace(run=host.Host(Controls(threads=1)).run)
+    there: Any = SimpleNamespace(run=run_here)
     benches._check_answers(job, there)
 
 

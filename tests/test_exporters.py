@@ -5,12 +5,11 @@ import onnx
 import pytest
 import torch
 from conftest import PROJECT
+from factories import run_here
 from torch_factories import How, context, data, exported, logits, made, reloaded, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack import evaluate, plugins
-from edgepack.device import Controls
-from edgepack.runners import host
 
 FORMATS = plugins.names("exporters")
 HOWS: tuple[How, ...] = ("eager", "quantized")
@@ -23,7 +22,7 @@ def test_the_file_answers_in_a_fresh_process_as_torch_does(format: str, how: How
     file = tmp_path / f"model{exporter.SUFFIX}"
     file.write_bytes(exported(format, how))
     answers = evaluate.outputs(
-        lambda job: host.Host(Controls(threads=1)).run(job),
+        run_here,
         file=file,
         runtime=exporter.RUNTIME,
         split=data().test,

@@ -12,14 +12,13 @@ import onnxruntime
 import pytest
 import text_factories as make
 import torch
+from factories import run_here
 from torch_factories import context, write
 
 from edgepack import evaluate, plugins, train
 from edgepack.candidate import Candidate, parameters
 from edgepack.datasets import Split
-from edgepack.device import Controls
 from edgepack.exporters._onnx_int8 import spelled
-from edgepack.runners import host
 from edgepack.stages import quantize
 
 KINDS = ("bert", "distilbert", "roberta")
@@ -62,7 +61,7 @@ def test_the_file_answers_in_a_fresh_process_as_torch_does(format: str, kind: st
     file.write_bytes(exported(format, kind))
     split = some(kind)
     answers = evaluate.outputs(
-        lambda job: host.Host(Controls(threads=1)).run(job),
+        run_here,
         file=file,
         runtime=exporter.RUNTIME,
         split=split,

@@ -1,11 +1,12 @@
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
-from factories import device
+from factories import device, run_here
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
@@ -15,10 +16,22 @@ from edgepack.runners import connected, host
 from edgepack.worker import TOO_WARM
 
 ONE = Controls(threads=1)
-
-
-def run(job: dict[str, Any], controls: Controls = ONE) -> dict[str, Any]:
-    return host.Host(controls).run(job)
+AWAITED = """
+import json, os, sys, time
+line = json.loads(sys.argv[1])["wait"]
+os.write(line, b"!")
+job = json.load(open(line))
+"""
+WHEN = pytest.mark.parametrize("before", ["", AWAITED], ids=["as it imports its runtime", "at its job"])
+LOGS = """
+import os, time
+def log(what):
+    with open("log", "a") as file:
+        file.write(f"{what} {os.getpid()}\\n")
+log("starts")
+time.sleep(0.1 * open("log").read().count("starts"))  # one is always the last
+log("ready")
+"""
 
 
 @pytest.fixture
@@ -30,12 +43,14 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_job_gets_its_threads_as_many_cores_and_pools_of_that_size(worker: Path) -> None:
     worker.write_text(
-        "import json, os, sys\n"
+        f"{AWAITED}"
         "pools = {name: os.environ[name] for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}\n"
-        "print(json.dumps({**json.loads(sys.argv[1]), 'pools': pools, 'pid': os.getpid()}))\n"
+        "print(json.dumps({**job, 'pools': pools, 'pid': os.getpid()}))\n"
     )
     cores = sorted(os.sched_getaffinity(0))
-    one, all_, more = run({"runtime": "x"}), run({}, Controls()), run({}, Controls(threads=len(cores) + 5))
+    one, all_, more = (
+        run_here({"runtime": "x"}, controls) for controls in (ONE, Controls(), Controls(threads=len(cores) + 5))
+    )
     assert (one["runtime"], one["threads"], one["cpus"]) == ("x", 1, cores[-1:])
     assert set(one["pools"].values()) == {"1"}
     assert (all_["threads"], all_["cpus"]) == (more["threads"], more["cpus"]) == (len(cores), cores)
@@ -51,7 +66,7 @@ def test_a_broken_file_is_a_device_error_with_the_runtimes_reason(
     file = tmp_path / "broken.bin"
     file.write_bytes(exported(format, "quantized")[:-1000][::-1])
     with pytest.raises(DeviceError) as failure:
-        run({"runtime": runtime, "file": str(file), "mode": "memory"})
+        run_here({"runtime": runtime, "file": str(file), "mode": "memory"})
     assert failure.value.code == 4
     assert f"{runtime} failed on {file}" in failure.value.message and reason in failure.value.message
     assert failure.value.hint and "Traceback" not in str(failure.value)
@@ -59,9 +74,10 @@ def test_a_broken_file_is_a_device_error_with_the_runtimes_reason(
 
 def test_a_missing_file_is_a_device_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"(?i)no such file|doesn't exist"):
-        run({"runtime": "onnxruntime", "file": str(tmp_path / "gone.onnx"), "mode": "memory"})
+        run_here({"runtime": "onnxruntime", "file": str(tmp_path / "gone.onnx"), "mode": "memory"})
 
 
+@WHEN
 @pytest.mark.parametrize(
     ("program", "message", "hint"),
     [
@@ -71,33 +87,39 @@ def test_a_missing_file_is_a_device_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_worker_that_dies_is_a_device_error_that_says_how(
-    worker: Path, program: str, message: str, hint: str
+    worker: Path, before: str, program: str, message: str, hint: str
 ) -> None:
-    worker.write_text(program)
+    worker.write_text(before + program)
     with pytest.raises(DeviceError) as failure:
-        run({"runtime": "x", "file": "f"})
+        run_here({"runtime": "x", "file": "f"})
     assert message in failure.value.message and hint in failure.value.hint
 
 
-def test_a_worker_that_hangs_is_stopped(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.write_text("import time; time.sleep(60)")
+@WHEN
+def test_a_worker_that_hangs_is_stopped(before: str, worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.write_text(f"{before}import time; time.sleep(3600)")
     monkeypatch.setattr(host, "_TIMEOUT", 0.2)
     with pytest.raises(DeviceError, match="did not finish"):
-        run({"file": "f"})
+        run_here({"file": "f"})
 
 
-def test_a_worker_that_hangs_goes_with_the_process_that_started_it(worker: Path) -> None:
-    """However that ends: it is killed. What tells of the worker's end is that of what it alone can write to."""
+@pytest.mark.parametrize("imports", ["self.start()", "pass"], ids=["as it imports its runtime", "at its job"])
+def test_workers_go_with_the_process_that_started_them(imports: str, worker: Path) -> None:
+    """However that ends: it is killed. What tells of their end, of those that wait too, is that of what they alone
+    can write to.
+    """
     worker.write_text(
-        "import time\n"
+        "import json, sys, time\n"
         "from edgepack import worker\n"
-        "told = open('fifo', 'w')\n"
-        "def hang():\n"
-        "    told.write('hangs\\n')\n"
-        "    told.flush()\n"
-        "    time.sleep(3600)\n"
-        "worker.probe = hang\n"
-        "import json, sys\n"
+        "class Runtime:\n"
+        "    def __init__(self):\n"
+        "        self.told = open('fifo', 'w')\n"
+        f"        {imports}\n"
+        "    def start(self, *_):\n"
+        "        self.told.write('hangs\\n')\n"
+        "        self.told.flush()\n"
+        "        time.sleep(3600)\n"
+        "worker.RUNTIMES['x'] = Runtime\n"
         "worker.main(json.loads(sys.argv[1]))\n"
     )
     os.mkfifo("fifo")
@@ -107,12 +129,93 @@ def test_a_worker_that_hangs_goes_with_the_process_that_started_it(worker: Path)
         "from edgepack.device import Controls\n"
         "from edgepack.runners import host\n"
         "host._WORKER = Path(sys.argv[1])\n"
-        "host.Host(Controls(threads=1)).run({'mode': 'probe'})\n"
+        "host.Host(Controls(threads=1)).run({'runtime': 'x', 'mode': 'time'})\n"
     )
     with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as told:
         assert told.readline() == "hangs\n"
         build.kill()
-        assert told.read() == "", "it goes on where the worker does"
+        told.read()  # it ends once nobody is left
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many this computer is said to have."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    return 3
+
+
+def log() -> list[tuple[str, str]]:
+    """What happened, and in which process."""
+    lines = (line.split() for line in Path("log").read_text().splitlines())
+    return [(what, process) for what, process in lines]
+
+
+def test_a_process_does_one_job_and_none_begins_while_another_starts(worker: Path, cores: int) -> None:
+    worker.write_text(f"{LOGS}{AWAITED}log('begins')\nprint(json.dumps(job))\nlog('ends')\n")
+    with closing(host.Host(ONE)) as here:
+        assert [here.run({"runtime": "x", "job": i})["job"] for i in range(cores + 1)] == [0, 1, 2, 3]
+    found = log()
+    happened = [what for what, _ in found]
+    one = ["begins", "ends"]
+    for batch, jobs in (happened[: 4 * cores], cores), (happened[4 * cores :], 1):
+        assert sorted(batch[: 2 * cores]) == ["ready"] * cores + ["starts"] * cores
+        assert batch[2 * cores :] == one * jobs
+    assert len({process for what, process in found if what == "begins"}) == cores + 1
+
+
+def test_each_runtime_has_workers_of_its_own(worker: Path, cores: int) -> None:
+    worker.write_text(AWAITED + "print(json.dumps({'imported': json.loads(sys.argv[1])['runtime']}))\n")
+    with closing(host.Host(ONE)) as here:
+        for runtime in ("x", "y", "x"):
+            assert here.run({"runtime": runtime}) == {"imported": runtime}
+
+
+def test_no_more_than_four_start_at_once(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(64)})
+    worker.write_text(f"{LOGS}{AWAITED}print(json.dumps(job))\n")
+    run_here({"runtime": "x"})
+    assert len({process for _, process in log()}) == 4
+
+
+def test_those_that_got_no_job_are_gone_afterwards(worker: Path, cores: int) -> None:
+    worker.write_text(f"{LOGS}{AWAITED}print(json.dumps(job))\n")
+    run_here({"runtime": "x"})
+    processes = {process for _, process in log()}
+    assert len(processes) == cores and not any(Path("/proc", process).exists() for process in processes)
+
+
+def test_those_that_do_not_start_in_time_are_gone_too(
+    worker: Path, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is ready at most."""
+    Path("log").touch()
+    monkeypatch.setattr(host, "_TIMEOUT", 1.0)
+    first = "if open('log').read().count('starts') > 1:\n    time.sleep(3600)\n"
+    worker.write_text(f"{LOGS}{first}{AWAITED}print(json.dumps(job))\n")
+    here = host.Host(ONE)
+    with pytest.raises(DeviceError, match="f did not finish in 1 s"):
+        here.run({"runtime": "x", "file": "f"})
+    assert not any(Path("/proc", process).exists() for _, process in log())
+
+
+def test_one_that_was_killed_as_it_waited_is_no_failure_of_the_next_job(worker: Path, cores: int) -> None:
+    worker.write_text(f"{AWAITED}print(json.dumps(job))\n")
+    with closing(host.Host(ONE)) as here:
+        here.run({"runtime": "x"})
+        for each in here._ready["x"]:
+            each._process.kill()
+            each._process.wait()
+        assert here.run({"runtime": "x", "file": "f"})["file"] == "f"
+
+
+def test_a_worker_that_says_much_hangs_nobody(worker: Path) -> None:
+    """More than a pipe holds, whether it waits or works."""
+    says = "import sys; sys.stderr.write('it warns\\n' * 100_000)\n"
+    worker.write_text(f"{says}{AWAITED}{says}print(json.dumps(job))\n")
+    assert run_here({"runtime": "x", "file": "f"})["file"] == "f"
+    worker.write_text(f"{says}{AWAITED}{says}sys.exit('it fails')\n")
+    with pytest.raises(DeviceError, match="x failed on f: it fails"):
+        run_here({"runtime": "x", "file": "f"})
 
 
 def test_a_timing_depends_on_processor_kernel_and_threads() -> None:
@@ -133,9 +236,9 @@ def test_controls_that_this_computer_cannot_give_are_device_errors(controls: dic
 
 
 def test_the_cores_of_a_profile_are_those_it_runs_on(worker: Path) -> None:
-    worker.write_text("import json, sys; print(sys.argv[1])")
+    worker.write_text(f"{AWAITED}print(json.dumps(job))")
     first = min(os.sched_getaffinity(0))
-    assert run({}, Controls(cores=(first,)))["cpus"] == [first]
+    assert run_here({}, Controls(cores=(first,)))["cpus"] == [first]
 
 
 def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy
 import pytest
-from factories import device, edgepack, recipe
+from factories import device, edgepack, recipe, run_here
 from torch_factories import data, exported
 from torch_factories import tiny_models as tiny_models
 
@@ -205,7 +205,7 @@ def test_answers_are_those_of_this_computer(reached: ssh.Board, server: Server) 
     numpy.save(inputs, data().test.inputs[0].numpy())
     job = {**model(), "mode": "predict", "inputs": [str(inputs)], "rows": 48}
     assert reached.run({**job, "output": "there.npy"})["rows"] == 48
-    host.Host(Controls(threads=1)).run({**job, "output": "here.npy"})
+    run_here({**job, "output": "here.npy"})
     assert Path("there.npy").read_bytes() == Path("here.npy").read_bytes()
     (session,) = server.folders()
     assert {path.suffix for path in session.iterdir()} == {".py", ".onnx", ".npy"}

@@ -1,10 +1,13 @@
 """The worker runs alone on the device: here it is started as a runner would, with nothing of edgepack around it."""
 
+import gc
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +64,49 @@ def test_predict(job: dict[str, Any]) -> None:
 
 
 TELL = """
-import json, os, sys, worker
-tell = lambda *_: {"cpus": sorted(os.sched_getaffinity(0)), "tasks": len(os.listdir("/proc/self/task"))}
-worker.MODES["tell"] = tell
+import gc, json, os, sys, worker
+tasks = lambda: [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+worker.MODES["tell"] = lambda *_: {"tasks": tasks(), "garbage": [gc.isenabled(), gc.get_count()[0]]}
 print(json.dumps(worker.main(json.loads(sys.argv[1]))))
 """
 
 
-def test_threads_and_processors_are_pinned(job: dict[str, Any]) -> None:
+def told(job: dict[str, Any]) -> dict[str, Any]:
+    ran = subprocess.run([sys.executable, "-c", TELL, json.dumps(job)], capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return answer
+
+
+def told_after_waiting(job: dict[str, Any]) -> dict[str, Any]:
+    """Its runtime was imported before it knew the job, on whichever core."""
+    ours, its = socket.socketpair()
+    start = {"runtime": job["runtime"], "wait": its.fileno(), "leash": True}
+    command, pipe = [sys.executable, "-c", TELL, json.dumps(start)], subprocess.PIPE
+    with ours, subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, pass_fds=[its.fileno()]) as process:
+        its.close()
+        assert ours.recv(1)
+        assert os.sched_getaffinity(process.pid) == os.sched_getaffinity(0)
+        ours.sendall(json.dumps(job).encode())
+        ours.shutdown(socket.SHUT_WR)
+        assert process.stdout
+        answer: dict[str, Any] = json.loads(process.stdout.read().splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("tell", [told, told_after_waiting])
+def test_threads_and_processors_are_pinned(job: dict[str, Any], tell: Callable[[dict[str, Any]], Any]) -> None:
     """The runtime's pool has as many threads as were asked for, this one included, however large the machine is."""
     tasks = {}
     for threads in (1, 3):
-        command = [sys.executable, "-c", TELL, json.dumps({**job, "mode": "tell", "threads": threads})]
-        answer = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()[-1]
-        )
-        assert answer["cpus"] == job["cpus"]
-        tasks[threads] = answer["tasks"]
-    assert tasks[3] == tasks[1] + 2
+        tasks[threads] = tell({**job, "mode": "tell", "threads": threads})["tasks"]
+        assert all(cpus == job["cpus"] for cpus in tasks[threads])
+    assert len(tasks[3]) == len(tasks[1]) + 2
+
+
+def test_garbage_is_collected_as_ever_once_the_runtime_is_imported(job: dict[str, Any]) -> None:
+    """What the import made is no part of that: to go through it takes a tenth of a second."""
+    enabled, young = told({**job, "mode": "tell"})["garbage"]
+    assert enabled and young < gc.get_threshold()[0]
 
 
 class Idle:
@@ -170,6 +198,17 @@ def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
     command = [sys.executable, "worker.py", json.dumps({**job, "mode": "time", "leash": True, **slow})]
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (1, "")
+
+
+def test_a_worker_that_waits_ends_with_its_input(job: dict[str, Any]) -> None:
+    ours, its = socket.socketpair()
+    start = {"runtime": job["runtime"], "wait": its.fileno(), "leash": True}
+    command = [sys.executable, "worker.py", json.dumps(start)]
+    with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[its.fileno()]) as process:
+        its.close()
+        assert ours.recv(1) and process.stdin
+        process.stdin.close()
+        assert process.wait() != 0
 
 
 def test_a_device_that_stays_warm_is_not_timed(

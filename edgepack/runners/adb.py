@@ -115,6 +115,7 @@ class Phone:
     def __init__(self, device: Device, link: Link, facts: dict[str, Any], tools: dict[str, Tool]) -> None:
         self.name, self.link, self.facts, self.tools = device.name, link, facts, tools
         self.folder = Folder(link, tools, facts["cores"])
+        self.here = host.Host(Controls())
         self._pace: dict[str, float] = {}  # milliseconds a run, by where the file lies there
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Phone:
                 found: dict[str, Any] = self._again(lambda: self._time(job))
                 return found
             case "predict":
-                answer = host.Host(Controls()).run(job)
+                answer = self.here.run(job)
                 if job["runtime"] == "executorch":
                     self._again(lambda: self._check(job))
                 return answer
@@ -132,6 +133,7 @@ class Phone:
         raise DeviceError(f"the runner adb does not know how to {job['mode']} a file", "name another device")
 
     def close(self) -> None:
+        self.here.close()
         self.folder.close()
 
     def _again(self, act: Callable[[], Any]) -> Any:
@@ -149,7 +151,7 @@ class Phone:
 
     def _delegates(self, job: Job) -> dict[str, Any]:
         """Those that both have: the test split runs here, and the program there."""
-        here = host.Host(Controls()).run(job)["delegates"]
+        here = self.here.run(job)["delegates"]
         return {"delegates": [name for name in here if self.tools[job["runtime"]].holds(name)]}
 
     def _time(self, job: Job) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Estimator:
         return self._time(job) if job["mode"] == "time" else self.host.run(job)
 
     def close(self) -> None:
-        """Nothing was sent anywhere."""
+        self.host.close()
 
     def _time(self, job: Job) -> dict[str, Any]:
         analytic, runtime = self.device.analytic, job["runtime"]

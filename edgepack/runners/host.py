@@ -1,13 +1,21 @@
-"""The computer that runs the build: every job in a fresh process, its threads pinned to as many cores."""
+"""The computer that runs the build: every job in a fresh process, its threads pinned to as many cores.
+
+A runtime takes far longer to import than most files do to be timed. So processes are started several at once, one a
+core, and none begins its job before all have imported the runtime and stand still: then each does one job, and while it
+does, the others wait for theirs.
+"""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from edgepack import provenance, worker
@@ -20,6 +28,7 @@ EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "de
 NEAR = True
 
 _WORKER = Path(worker.__file__)
+_MOST = 4  # processes at once: each takes some 200 MB
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
 _TOO_WARM = "let it cool, or raise `cool_down` in its profile"
@@ -34,9 +43,10 @@ class Config(Frozen):
 
 @dataclass(frozen=True)
 class Host:
-    """This computer, held to the controls of a device profile."""
+    """This computer, held to the controls of a device profile. One job at a time: its caller has one thread."""
 
     controls: Controls
+    _ready: "dict[str, list[_Process]]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,23 +68,86 @@ class Host:
         return pinned(self.controls, os.sched_getaffinity(0))
 
     def run(self, job: Job) -> dict[str, Any]:
-        cores = self._cores
-        whole = {**job, "threads": len(cores), "cpus": cores, "leash": True}
-        # -P: the worker's own folder must not come before the packages that a runtime imports.
-        command = [sys.executable, "-P", str(_WORKER), json.dumps(whole)]
-        timeout = patience(job)
-        environment = {**os.environ, **pools(len(cores)), "PYTHONDONTWRITEBYTECODE": "1"}
+        cores, timeout = self._cores, patience(job)
+        whole = {**job, "threads": len(cores), "cpus": cores}
+        end = time.monotonic() + timeout
         try:
-            with leash() as held:
-                done = subprocess.run(
-                    command, stdin=held, capture_output=True, text=True, timeout=timeout, env=environment
-                )
-        except subprocess.TimeoutExpired:
+            with closing(self._take(job.get("runtime", ""), end)) as process:
+                done = process.do(whole, end)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            self.close()  # others may hang as well
             raise endless(job, timeout) from None
         return answer(done, job)
 
     def close(self) -> None:
-        """Nothing is left: every job was a process of its own."""
+        """End the processes that got no job."""
+        for process in (each for ready in self._ready.values() for each in ready):
+            process.close()
+        self._ready.clear()
+
+    def _take(self, runtime: str, end: float) -> "_Process":
+        """One that has imported the runtime, or failed to. Raises TimeoutError.
+
+        Several are started even for the first job: who has one mostly has more, and the cores are idle meanwhile.
+        """
+        ready = self._ready.setdefault(runtime, [])
+        while ready and ready[-1].ended:  # killed as it waited, say for want of memory: that is no failure of this job
+            ready.pop().close()
+        if not ready:
+            for _ in range(min(len(os.sched_getaffinity(0)), _MOST)):
+                ready.append(_Process(runtime, len(self._cores)))
+            for each in ready:
+                each.wait(end)
+        return ready.pop()
+
+
+class _Process:
+    """A fresh process that imports a runtime, does one job and ends; also as soon as this process does.
+
+    Moments are those of time.monotonic(), in seconds.
+    """
+
+    def __init__(self, runtime: str, threads: int) -> None:
+        self._line, its = socket.socketpair()
+        job = {"runtime": runtime, "wait": its.fileno(), "leash": True}
+        with its, ExitStack() as held:
+            held.enter_context(self._line)
+            # A file: nobody empties a pipe while it waits, and what a runtime prints could fill that.
+            self._said = held.enter_context(TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            self._process = subprocess.Popen(
+                # -P: the worker's own folder must not come before the packages that a runtime imports.
+                [sys.executable, "-P", str(_WORKER), json.dumps(job)],
+                stdin=held.enter_context(leash()),
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                text=True,
+                pass_fds=[its.fileno()],
+                env={**os.environ, **pools(threads), "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+            self._held = held.pop_all()
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self, end: float) -> None:
+        """Until it has imported its runtime and stands still, or has ended. Raises TimeoutError."""
+        self._line.settimeout(max(end - time.monotonic(), 1e-3))  # 0 would be no timeout
+        self._line.recv(1)
+
+    def do(self, job: Job, end: float) -> "subprocess.CompletedProcess[str]":
+        """Raises TimeoutExpired."""
+        with suppress(OSError):  # it has ended, and says why
+            self._line.sendall(json.dumps(job).encode())
+            self._line.shutdown(socket.SHUT_WR)
+        told, _ = self._process.communicate(timeout=end - time.monotonic())
+        self._said.seek(0)
+        return subprocess.CompletedProcess(self._process.args, self._process.returncode, told, self._said.read())
+
+    def close(self) -> None:
+        with self._process:
+            self._process.kill()
+        self._held.close()
 
 
 def connect(device: Device) -> Host:
