@@ -15,6 +15,7 @@ With "wait": N it is given no more than the runtime: it imports that, says so on
 gets the job from there as JSON.
 """
 
+import contextlib
 import fcntl
 import gc
 import glob
@@ -153,7 +154,8 @@ def main(job: Job) -> Job:
 def _pin(job: Job) -> None:
     """Every thread there is: a library may have started some as it was imported."""
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), job.get("cpus") or os.sched_getaffinity(0))
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), job.get("cpus") or os.sched_getaffinity(0))
 
 
 def _imported(name: str) -> Any:

@@ -206,7 +206,7 @@ class Averaged(nn.Module):  # type: ignore[misc]
         lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1),
         lambda x: functional.adaptive_avg_pool2d(x, 1)[..., 0, 0],
         lambda x: x.mean((2, 3)),
-        lambda x: x.mean((2, 3), keepdim=True).reshape(len(x), 64),
+        lambda x: x.mean((2, 3), keepdim=True).reshape(-1, 64),
     ],
     ids=["pooled", "indexed", "mean", "kept"],
 )
