@@ -10,7 +10,9 @@ tokens. Everyone quantizes the same fp32 weights with the same 512 training samp
 per channel, pre-processed; uint8 and int8 activations) or quantize_dynamic, NNCF in an environment of its own, where it
 installs, ExecuTorch's post-training flow as its documentation has it, and edgepack. Files are timed with one thread in
 fresh processes, one after another, round after round, so that drift of the machine hits all alike. Accuracy is the
-file's own, through its runtime, on the whole test split.
+file's own, through its runtime, on the whole test split; divergence, in nats, is how far its probabilities are from
+those of the fp32 file on the same runtime (Kullback and Leibler, the mean of the split): of quantization it tells more,
+for of samples that fall to the other side of a boundary about as many are won as lost.
 """
 
 import statistics
@@ -268,7 +270,7 @@ def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any
 
 def _section(made: Made) -> list[str]:
     lines = [f"## {made.contender.name}", ""]
-    lines += ["| file | size | latency | to fp32 | accuracy |", "|---|---|---|---|---|"]
+    lines += ["| file | size | latency | to fp32 | accuracy | divergence |", "|---|---|---|---|---|---|"]
     lines += [_row(name, made) for name in made.files]
     lines += ["", "| goal | found | |", "|---|---|---|"]
     lines += [f"| {goal} | {found} | {'met' if met else '**missed**'} |" for goal, found, met in _goals(made)]
@@ -278,7 +280,19 @@ def _section(made: Made) -> list[str]:
 def _row(name: str, made: Made) -> str:
     ratio = made.times[f"{_FP32}: {_runtime(name)}"] / made.times[name]
     size, shown = SIZE.format(made.files[name].stat().st_size), DURATION.format(made.times[name])
-    return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {made.right[name].mean():.2%} |"
+    accuracy, apart = made.right[name].mean(), _divergence(made, name)
+    return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {accuracy:.2%} | {apart:.5f} |"
+
+
+def _divergence(made: Made, name: str) -> float:
+    fp32, its = (_log_shares(made.answers[each]) for each in (f"{_FP32}: {_runtime(name)}", name))
+    return float((numpy.exp(fp32) * (fp32 - its)).sum(1).mean())
+
+
+def _log_shares(logits: Any) -> Any:
+    from scipy.special import log_softmax
+
+    return log_softmax(logits.astype("float64"), axis=1)
 
 
 def _goals(made: Made) -> Iterator[tuple[str, str, bool]]:
@@ -307,6 +321,9 @@ def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[st
     apart = 100 * (made.right[ours].astype(float) - made.right[best])
     gap, noise = apart.mean(), 1.96 * apart.std() / len(apart) ** 0.5
     yield f"{runtime}: as accurate as that file", f"{gap:+.2f} points, 95 % within {noise:.2f} of it", gap >= 0
+    if not best.startswith(_FP32):
+        mine, its = (_divergence(made, name) for name in (ours, best))
+        yield f"{runtime}: diverges no more from fp32 than that file", f"{mine:.5f} and {its:.5f}", mine <= its
 
 
 def _runtime(name: str) -> str:
