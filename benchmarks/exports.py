@@ -243,11 +243,12 @@ def _of_executorch(contender: Contender, teacher: Candidate, folder: Path, calib
 def _timed(files: dict[str, Path]) -> dict[str, float]:
     """Milliseconds by name."""
     found: dict[str, list[float]] = {name: [] for name in files}
-    for number in range(_ROUNDS):
-        print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
-        for name, path in files.items():
-            answer = _run({**TimingProtocol().job(), "runtime": _RUNTIMES[path.suffix], "file": str(path)})
-            found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
+    with closing(host.Host(Controls(threads=1))) as here:
+        for number in range(_ROUNDS):
+            print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
+            for name, path in files.items():
+                answer = here.run({**TimingProtocol().job(), "runtime": _RUNTIMES[path.suffix], "file": str(path)})
+                found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return {name: statistics.median(each) for name, each in found.items()}
 
 

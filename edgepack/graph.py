@@ -36,8 +36,7 @@ _SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.d
 _HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
 _HARDTANH = (-1.0, 1.0)  # its limits where none are given
 _MEANS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
-_MOVES = (aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims, aten.dropout.default)
-_OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean
+_OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean as for what it is taken of
 _COARSER = 1.05  # times as large a step is given for a HardSwish in integers
 _ROUNDED = 1e-6  # a share by which a scale in float32 is off
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
@@ -237,19 +236,34 @@ def _avoid_ties(mean: fx.Node) -> None:
     In the same steps every 16th mean of 4 x 4 pixels lies half way between two of them, and each runtime rounds it its
     own way: enough to change one answer in 150 of a MobileNetV3.
     """
-    for rounding in [*mean.users]:
-        if rounding.target is decomposed.quantize_per_tensor.default:
-            scale = rounding.args[1]
-            _set_scale(rounding, scale, scale * _OFF_TIES)
+    source = mean.args[0]
+    if source.target is decomposed.dequantize_per_tensor.default:
+        for rounding in _roundings(mean):
+            for held in _in_step(rounding):
+                for node in (held, *held.users):
+                    node.args = (node.args[0], source.args[1] * _OFF_TIES, *node.args[2:])
 
 
-def _set_scale(rounding: fx.Node, before: float, after: float) -> None:
-    """Also of what only moves the numbers: it has no step of its own."""
-    for node in (rounding, *rounding.users):
-        node.args = (node.args[0], after, *node.args[2:])
-    for moved in [each for real in rounding.users for each in real.users if each.target in _MOVES]:
-        for again in [each for each in moved.users if each.target is rounding.target and each.args[1] == before]:
-            _set_scale(again, before, after)
+def _in_step(rounding: fx.Node) -> list[fx.Node]:
+    """It, and the roundings of what only moves its numbers, which has the same steps by need.
+
+    None where cat puts them beside others: XNNPACK loads no file in which the steps of these differ.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import _is_share_obs_or_fq_op as moves
+
+    found, left = [], [rounding]
+    while left:
+        found.append(each := left.pop())
+        readers = [user for real in each.users for user in real.users]
+        if any(user.target is aten.cat.default for user in readers):
+            return []
+        kept = [user for user in readers if moves(user.target) and user.target not in _MEANS]
+        left += [again for user in kept for again in _roundings(user) if again.args[1:3] == each.args[1:3]]
+    return found
+
+
+def _roundings(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if user.target is decomposed.quantize_per_tensor.default]
 
 
 def _round_biases(module: fx.GraphModule) -> None:
@@ -259,7 +273,7 @@ def _round_biases(module: fx.GraphModule) -> None:
         inputs, weight, bias = layer.args[:3]
         fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
         int8 = fixed and weight.target is decomposed.dequantize_per_channel.default
-        if int8 and bias is not None and held.count(bias.target) == 1:
+        if int8 and bias is not None and held.count(bias.target) == len(bias.users) == 1:
             steps, value = inputs.args[1] * tensor_of(module, weight.args[1]), tensor_of(module, bias)
             if steps.shape == value.shape:  # they are not in a transposed convolution with groups
                 value.copy_((value / steps).round() * steps)

@@ -200,16 +200,27 @@ class Averaged(nn.Module):  # type: ignore[misc]
         return logits
 
 
-@pytest.mark.parametrize(
-    "mean",
-    [
-        lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1),
-        lambda x: functional.adaptive_avg_pool2d(x, 1)[..., 0, 0],
-        lambda x: x.mean((2, 3)),
-        lambda x: x.mean((2, 3), keepdim=True).reshape(-1, 64),
-    ],
-    ids=["pooled", "indexed", "mean", "kept"],
-)
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    return functional.adaptive_avg_pool2d(x, 1)
+
+
+ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pooled": lambda x: pooled(x).flatten(1),
+    "indexed": lambda x: pooled(x)[..., 0, 0],
+    "mean": lambda x: x.mean((2, 3)),
+    "reshaped": lambda x: x.mean((2, 3), keepdim=True).reshape(-1, 64),
+    "permuted": lambda x: pooled(x).permute(0, 2, 3, 1).reshape(-1, 64),
+    "transposed": lambda x: x.mean(3).transpose(1, 2)[:, :1].flatten(1),
+    "of a mean": lambda x: x.mean(3).mean(2),
+}
+BESIDE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "two means": lambda x: torch.cat([pooled(x[:, :32]), pooled(functional.relu(x[:, 32:]))], 1).flatten(1),
+    "flat": lambda x: torch.cat([pooled(x[:, :32]).flatten(1), pooled(x[:, 32:]).flatten(1)], 1),
+    "mean and maximum": lambda x: torch.cat([x.mean(1), x.amax(1)], 1).flatten(1).repeat(1, 2),
+}
+
+
+@pytest.mark.parametrize("mean", ALIKE.values(), ids=ALIKE)
 def test_means_and_sums_are_rounded_alike_everywhere(
     mean: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
 ) -> None:
@@ -221,3 +232,14 @@ def test_means_and_sums_are_rounded_alike_everywhere(
     assert off(expected[:16], before) < 0.06
     for format in ("executorch", "onnx"):
         assert torch.allclose(answered(small, format, SAMPLES, tmp_path), expected, rtol=0, atol=1e-4), format
+
+
+@pytest.mark.parametrize("mean", BESIDE.values(), ids=BESIDE)
+def test_a_mean_beside_others_has_their_steps(mean: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
+    """XNNPACK loads no other file."""
+    torch.manual_seed(3)
+    small, _ = calibrated(Averaged(mean))
+    with torch.no_grad():
+        expected = small.module(SAMPLES)
+    for format in ("executorch", "onnx"):
+        assert off(answered(small, format, SAMPLES, tmp_path), expected) < 0.03, format

@@ -97,10 +97,11 @@ def test_a_worker_that_dies_is_a_device_error_that_says_how(
 
 @WHEN
 def test_a_worker_that_hangs_is_stopped(before: str, worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.write_text(f"{before}import time; time.sleep(3600)")
-    monkeypatch.setattr(host, "_TIMEOUT", 0.2)
+    worker.write_text(f"{before}import time; open('began', 'w'); time.sleep(3600)")
+    monkeypatch.setattr(host, "_TIMEOUT", 5.0)  # within which a Python has started
     with pytest.raises(DeviceError, match="did not finish"):
         run_here({"file": "f"})
+    assert Path("began").exists()
 
 
 @pytest.mark.parametrize("imports", ["self.start()", "pass"], ids=["as it imports its runtime", "at its job"])
@@ -202,10 +203,29 @@ def test_one_that_was_killed_as_it_waited_is_no_failure_of_the_next_job(worker: 
     worker.write_text(f"{AWAITED}print(json.dumps(job))\n")
     with closing(host.Host(ONE)) as here:
         here.run({"runtime": "x"})
-        for each in here._ready["x"]:
+        for each in here._waiting:
             each._process.kill()
             each._process.wait()
         assert here.run({"runtime": "x", "file": "f"})["file"] == "f"
+
+
+def test_one_that_was_killed_as_it_started_is_no_failure_while_there_are_others(worker: Path, cores: int) -> None:
+    killed = "if open('log').read().count('starts') == 1:\n    os.kill(os.getpid(), 9)\n"
+    worker.write_text(f"{LOGS}{killed}{AWAITED}print(json.dumps(job))\n")
+    Path("log").touch()
+    assert [run_here({"runtime": "x", "job": i})["job"] for i in range(2)] == [0, 1]
+
+
+def test_a_start_that_is_interrupted_leaves_nobody(worker: Path, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    worker.write_text(f"{AWAITED}print(json.dumps(job))\n")
+    monkeypatch.setattr(host._Process, "wait", interrupted)
+    here = host.Host(ONE)
+    with pytest.raises(KeyboardInterrupt):
+        here.run({"runtime": "x"})
+    assert here._waiting == []
 
 
 def test_a_worker_that_says_much_hangs_nobody(worker: Path) -> None:

@@ -210,3 +210,12 @@ def test_a_build_of_before_is_still_read() -> None:
     Path("dist/tiny/build.json").write_text(json.dumps(saved))
     ran = edgepack("explain", "--size", "tiny")
     assert (ran.code, "nobody looked into it" in ran.out) == (0, True)
+
+
+def test_a_pte_names_its_constants_in_32_letters() -> None:
+    """XNNPACK's own names have 64, and each is in the file twice."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    content = exported("executorch", "quantized")
+    names = [name.removeprefix("scale_") for name in deserialize_pte_binary(content).named_data.pte_data]
+    assert names and {len(name) for name in names} == {32}

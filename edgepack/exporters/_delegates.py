@@ -13,7 +13,7 @@ from typing import Any
 class Backend:
     """`needs` is the delegate that a runtime must have to run the file; "" where every runtime will do.
 
-    Inside `lowering` one model gives one file, and no larger one than it takes.
+    `lowering` is what mends the backend's own while a model is lowered: one model must give one file, and a small one.
     """
 
     needs: str

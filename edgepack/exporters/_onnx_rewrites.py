@@ -51,7 +51,7 @@ def average_pools(model: ir.Model) -> None:
     """The mean of a picture as GlobalAveragePool: the one spelling that has an integer operator.
 
     The two sum in another order: a mean that lies half way between two steps may go to the other one. In the steps that
-    `graph.converted` gives to means there are none of these.
+    `graph.converted` gives to means none does, but for means that are put beside others.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "ReduceMean" else None

@@ -28,7 +28,7 @@ EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "de
 NEAR = True
 
 _WORKER = Path(worker.__file__)
-_MOST = 4  # processes at once: each takes some 200 MB
+_MOST = 4  # processes of a runtime that are started at once: each of ExecuTorch takes some 200 MB
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
 _TOO_WARM = "let it cool, or raise `cool_down` in its profile"
@@ -46,7 +46,7 @@ class Host:
     """This computer, held to the controls of a device profile. One job at a time: its caller has one thread."""
 
     controls: Controls
-    _ready: "dict[str, list[_Process]]" = field(default_factory=dict, init=False, repr=False, compare=False)
+    _waiting: "list[_Process]" = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -81,24 +81,33 @@ class Host:
 
     def close(self) -> None:
         """End the processes that got no job."""
-        for process in (each for ready in self._ready.values() for each in ready):
-            process.close()
-        self._ready.clear()
+        while self._waiting:
+            self._waiting.pop().close()
 
     def _take(self, runtime: str, end: float) -> "_Process":
         """One that has imported the runtime, or failed to. Raises TimeoutError.
 
-        Several are started even for the first job: who has one mostly has more, and the cores are idle meanwhile.
+        Several are started even for the first job: who has one mostly has more, and the cores are idle meanwhile. One
+        that was killed as it waited, say for want of memory, is no failure of this job as long as there are others.
         """
-        ready = self._ready.setdefault(runtime, [])
-        while ready and ready[-1].ended:  # killed as it waited, say for want of memory: that is no failure of this job
-            ready.pop().close()
-        if not ready:
+        if not any(each.runtime == runtime and not each.ended for each in self._waiting):
+            self._start(runtime, end)
+        mine = [each for each in self._waiting if each.runtime == runtime]
+        taken = next((each for each in mine if not each.ended), mine[-1])
+        self._waiting.remove(taken)
+        return taken
+
+    def _start(self, runtime: str, end: float) -> None:
+        """All of them, or none where that is interrupted: no job may begin while another still imports."""
+        before = len(self._waiting)
+        try:
             for _ in range(min(len(os.sched_getaffinity(0)), _MOST)):
-                ready.append(_Process(runtime, len(self._cores)))
-            for each in ready:
+                self._waiting.append(_Process(runtime, len(self._cores)))
+            for each in self._waiting[before:]:
                 each.wait(end)
-        return ready.pop()
+        except BaseException:
+            self.close()
+            raise
 
 
 class _Process:
@@ -108,6 +117,7 @@ class _Process:
     """
 
     def __init__(self, runtime: str, threads: int) -> None:
+        self.runtime = runtime
         self._line, its = socket.socketpair()
         job = {"runtime": runtime, "wait": its.fileno(), "leash": True}
         with its, ExitStack() as held:
