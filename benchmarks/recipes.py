@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py             writes benchmarks/recipes.md; nothing else may run meanwhile
     python benchmarks/recipes.py RECIPE...   takes the figures of these again, and leaves the others as they are
-    ... --store DIR                          with what is in this store: another recipe's training, say
+    ... --store DIR                          with what is in this store: another recipe's training, say; measured anew
 
 Every figure is read from build.json: sizes of the files, latency of one inference in fresh processes, accuracy on the
 test split through the file's own runtime. Ratios are taken within one build. Peak memory is the largest of any process
@@ -28,25 +28,25 @@ _PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One build: how long it took from nothing, the largest process of it in bytes, and what it found."""
+    """One build: how long it took, the largest process of it in bytes, what it found, and whether it made all of it."""
 
     seconds: float
     peak: int
     build: Build
-    start: str  # what was there before it
+    whole: bool
 
 
 def build(recipe: str, folder: Path, store: str | None) -> Run:
     started = time.monotonic()
     command = [sys.executable, "-m", "edgepack", "build", recipe, "--store", store or str(folder / "store")]
+    command += ["--remeasure"] if store else []
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--dist", str(folder / "dist")], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     result = Build.read(folder / "dist" / recipe / "build.json")
     if os.waitstatus_to_exitcode(status) not in (0, 1, 3):  # a budget that failed is a finding, not a failure
         sys.exit(f"{recipe} failed: {result.error}\n{(folder / 'log').read_text()[-2000:]}")
-    start = "with steps of other builds in the store" if store else "from an empty store"
-    return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result, start=start)
+    return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result, whole=store is None)
 
 
 def _rows(recipe: str, run: Run) -> list[str]:
@@ -84,11 +84,12 @@ def _agreement(build: Build, artifact: str) -> str:
 
 def _about(recipe: str, run: Run) -> str:
     stages = ", ".join(
-        f"{record.stage} {SHARE.format(record.accuracy)} in {record.seconds:.0f} s" for record in run.build.ledger[1:]
+        f"{record.stage} {SHARE.format(record.accuracy)}" + (f" in {record.seconds:.0f} s" if run.whole else "")
+        for record in run.build.ledger[1:]
     )
-    code = run.build.exit_code
-    minutes = f"{run.seconds / 60:.1f} minutes {run.start}"
-    return f"- {recipe}: {minutes}, {SIZE.format(run.peak)} at the peak, exit code {code}; on validation: {stages}"
+    cost = f"{run.seconds / 60:.1f} minutes from an empty store, {SIZE.format(run.peak)} at the peak"
+    made = cost if run.whole else "its stages were made before, when other programs ran, and its files measured now"
+    return f"- {recipe}: {made}, exit code {run.build.exit_code}; on validation: {stages}"
 
 
 def _page(runs: dict[str, Run], before: list[str]) -> str:
@@ -113,7 +114,7 @@ def _page(runs: dict[str, Run], before: list[str]) -> str:
             "",
             "Command: `python benchmarks/recipes.py`",
             "",
-            f"Environment: {provenance.summary(*_PACKAGES)}.",
+            f"Environment: {provenance.summary(*_PACKAGES)}; trained on {provenance.threads()} threads.",
             "",
         ]
     )
