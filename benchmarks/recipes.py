@@ -89,7 +89,8 @@ def _about(recipe: str, run: Run) -> str:
     )
     cost = f"{run.seconds / 60:.1f} minutes from an empty store, {SIZE.format(run.peak)} at the peak"
     made = cost if run.whole else "its stages were made before, when other programs ran, and its files measured now"
-    return f"- {recipe}: {made}, exit code {run.build.exit_code}; on validation: {stages}"
+    where = f"{provenance.summary(*_PACKAGES)}; trained on {provenance.threads()} threads"
+    return f"- {recipe}: {made}, exit code {run.build.exit_code}; on validation: {stages}. Taken on: {where}."
 
 
 def _page(runs: dict[str, Run], before: list[str]) -> str:
@@ -113,8 +114,6 @@ def _page(runs: dict[str, Run], before: list[str]) -> str:
             *(line for recipe in _RECIPES for line in about[recipe]),
             "",
             "Command: `python benchmarks/recipes.py`",
-            "",
-            f"Environment: {provenance.summary(*_PACKAGES)}; trained on {provenance.threads()} threads.",
             "",
         ]
     )
