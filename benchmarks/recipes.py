@@ -89,7 +89,7 @@ def _about(recipe: str, run: Run) -> str:
     )
     cost = f"{run.seconds / 60:.1f} minutes from an empty store, {SIZE.format(run.peak)} at the peak"
     made = cost if run.whole else "its stages were made before, when other programs ran, and its files measured now"
-    where = f"{provenance.summary(*_PACKAGES)}; trained on {provenance.threads()} threads"
+    where = provenance.summary(*_PACKAGES)
     return f"- {recipe}: {made}, exit code {run.build.exit_code}; on validation: {stages}. Taken on: {where}."
 
 
@@ -105,7 +105,8 @@ def _page(runs: dict[str, Run], before: list[str]) -> str:
             "# What the recipes reach",
             "",
             "The exported files against the fp32 teacher's on the same runtime and threads, on the whole test split:",
-            "10,000 pictures of Fashion-MNIST, or the articles of BBC News that were kept for it.",
+            "10,000 pictures of Fashion-MNIST, or the articles of BBC News that were kept for it. Each recipe has the computer",
+            "that its figures were taken on, with the cores that it was trained on; the files run on all cores.",
             "",
             "| recipe | file | size | latency | accuracy | runtimes agree |",
             "|---|---|---|---|---|---|",
