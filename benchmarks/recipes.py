@@ -106,7 +106,7 @@ def _page(runs: dict[str, Run], before: list[str]) -> str:
             "",
             "The exported files against the fp32 teacher's on the same runtime and threads, on the whole test split:",
             "10,000 pictures of Fashion-MNIST, or the articles of BBC News that were kept for it. Each recipe has the",
-            "computer that its figures were taken on, with the cores that it was trained on; the files run on all cores.",
+            "computer that its figures were taken on, with the cores of the training; the files run on all cores.",
             "",
             "| recipe | file | size | latency | accuracy | runtimes agree |",
             "|---|---|---|---|---|---|",
