@@ -9,7 +9,8 @@ Three nets on Fashion-MNIST in three channels of 64 x 64, trained for this, and 
 tokens. Everyone quantizes the same fp32 weights with the same 512 training samples: onnxruntime's quantize_static (QDQ,
 per channel, pre-processed; uint8 and int8 activations) or quantize_dynamic, NNCF in an environment of its own, where it
 installs, ExecuTorch's post-training flow as its documentation has it, and edgepack. Files are timed with one thread in
-fresh processes, one after another, round after round, so that drift of the machine hits all alike. Accuracy is the
+fresh processes, one after another, round after round, there and back, so that drift of the machine hits all alike; a
+ratio of two files is the median of those within the rounds. Accuracy is the
 file's own, through its runtime, on the whole test split; divergence, in nats, is how far its probabilities are from
 those of the fp32 file on the same runtime (Kullback and Leibler, the mean of the split): of quantization it tells more,
 for of samples that fall to the other side of a boundary about as many are won as lost.
@@ -65,19 +66,26 @@ class Contender:
 
 @dataclass(frozen=True)
 class Made:
-    """The files of one model by name, and what was found of them: bytes of tensors in ours, milliseconds, logits, and
-    which samples they get right.
+    """The files of one model by name, and what was found of them: bytes of tensors in ours, milliseconds of each round,
+    logits, and which samples they get right.
     """
 
     contender: Contender
     files: dict[str, Path]
     stored: dict[str, int]
-    times: dict[str, float]
+    rounds: dict[str, list[float]]
     answers: dict[str, Any]
     right: dict[str, Any]
 
     def of_ours(self) -> list[str]:
         return [f"{_OURS}: {runtime}" for runtime in _RUNTIMES.values()]
+
+    def time(self, name: str) -> float:
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """How many times as long as the other one it takes."""
+        return statistics.median(mine / its for mine, its in zip(self.rounds[name], self.rounds[other], strict=True))
 
 
 _PICTURES = train.Config(epochs=3, batch_size=128, learning_rate=2e-3)
@@ -240,16 +248,16 @@ def _of_executorch(contender: Contender, teacher: Candidate, folder: Path, calib
     return made
 
 
-def _timed(files: dict[str, Path]) -> dict[str, float]:
-    """Milliseconds by name."""
+def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
+    """Milliseconds by name, one a round."""
     found: dict[str, list[float]] = {name: [] for name in files}
     with closing(host.Host(Controls(threads=1))) as here:
         for number in range(_ROUNDS):
             print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
-            for name, path in files.items():
+            for name, path in (list if number % 2 else reversed)(files.items()):
                 answer = here.run({**TimingProtocol().job(), "runtime": _RUNTIMES[path.suffix], "file": str(path)})
                 found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
-    return {name: statistics.median(each) for name, each in found.items()}
+    return found
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
@@ -279,10 +287,10 @@ def _section(made: Made) -> list[str]:
 
 
 def _row(name: str, made: Made) -> str:
-    ratio = made.times[f"{_FP32}: {_runtime(name)}"] / made.times[name]
-    size, shown = SIZE.format(made.files[name].stat().st_size), DURATION.format(made.times[name])
+    ratio = made.ratio(f"{_FP32}: {_runtime(name)}", name)
+    size, shown = SIZE.format(made.files[name].stat().st_size), DURATION.format(made.time(name))
     accuracy, apart = made.right[name].mean(), _divergence(made, name)
-    return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {accuracy:.2%} | {apart:.5f} |"
+    return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {accuracy:.2%} | {apart:.3g} |"
 
 
 def _divergence(made: Made, name: str) -> float:
@@ -301,7 +309,7 @@ def _goals(made: Made) -> Iterator[tuple[str, str, bool]]:
     for runtime, slowest in (("onnxruntime", 1.02), ("executorch", 1.0)):
         yield from _beside_peers(made, runtime, slowest)
     if made.contender.name == "ResNet-18":
-        ratio = made.times[f"{_FP32}: onnxruntime"] / made.times[f"{_OURS}: onnxruntime"]
+        ratio = made.ratio(f"{_FP32}: onnxruntime", f"{_OURS}: onnxruntime")
         yield "onnxruntime: int8 at least 4x faster than fp32 (AVX-512 VNNI)", f"{ratio:.2f}x", ratio >= 4
     for name in made.of_ours():
         size, stored = made.files[name].stat().st_size, made.stored[name]
@@ -315,16 +323,16 @@ def _goals(made: Made) -> Iterator[tuple[str, str, bool]]:
 def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[str, str, bool]]:
     """Time against the fastest file of anyone else, and accuracy against that file's, sample by sample."""
     ours = f"{_OURS}: {runtime}"
-    peers = [name for name in made.times if _runtime(name) == runtime and not name.startswith("edgepack")]
-    best = min(peers, key=made.times.__getitem__)
-    ratio = made.times[ours] / made.times[best]
+    peers = [name for name in made.files if _runtime(name) == runtime and not name.startswith("edgepack")]
+    best = min(peers, key=made.time)
+    ratio = made.ratio(ours, best)
     yield f"{runtime}: at most {slowest:g}x the time of {best.rpartition(': ')[0]}", f"{ratio:.2f}x", ratio <= slowest
     apart = 100 * (made.right[ours].astype(float) - made.right[best])
     gap, noise = apart.mean(), 1.96 * apart.std() / len(apart) ** 0.5
     yield f"{runtime}: as accurate as that file", f"{gap:+.2f} points, 95 % within {noise:.2f} of it", gap >= 0
     if not best.startswith(_FP32):
         mine, its = (_divergence(made, name) for name in (ours, best))
-        yield f"{runtime}: diverges no more from fp32 than that file", f"{mine:.5f} and {its:.5f}", mine <= its
+        yield f"{runtime}: diverges no more from fp32 than that file", f"{mine:.3g} and {its:.3g}", mine <= its
 
 
 def _runtime(name: str) -> str:
@@ -339,7 +347,7 @@ def _page(sections: list[list[str]]) -> str:
             "",
             about,
             "",
-            f"One inference, the median of {_ROUNDS} fresh processes; ratios are taken within one run, those to fp32",
+            f"One inference, the median of {_ROUNDS} fresh processes; ratios are those within the rounds, to fp32",
             "with the file that torch.onnx or ExecuTorch's lowering writes as it is, for the same runtime. NNCF is",
             "missing where it failed. Of MiniLM edgepack's files compute the last layer for the token that is read.",
             "",
