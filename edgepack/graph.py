@@ -32,14 +32,17 @@ _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d
 _MULTIPLIED = (*_CONVOLUTIONS, aten.linear.default)
 _LAYERS = (*_MULTIPLIED, _TABLE)
 EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
-_SQUASHED = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.sigmoid.default)
+_HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
+_SQUASHED = (*_HARD_SIGMOIDS, aten.sigmoid.default)
 _HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
 _HARDTANH = (-1.0, 1.0)  # its limits where none are given
+_PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
 _MEANS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
 _OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean as for what it is taken of
 _COARSER = 1.05  # times as large a step is given for a HardSwish in integers
 _ROUNDED = 1e-6  # a share by which a scale in float32 is off
 _CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
+_GATE = "gate"  # a relu that was a HardSigmoid, in a node's meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
         _scale_and_shift(graph, node)
     for node in graph.graph.nodes:
         _plain_relu(node)
+        _plain_gate(graph, node)
     drop_unused(graph)
     return graph
 
@@ -103,6 +107,8 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
     prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(marked, quantizer)
     for node in [node for node in prepared.graph.nodes if _CEILING in node.meta]:
         _clamp(prepared, node)
+    for node in [node for node in prepared.graph.nodes if node.meta.pop(_GATE, False)]:
+        node.target = aten.hardsigmoid.default
     prepared.recompile()
     return prepared
 
@@ -143,8 +149,10 @@ def _whole_ranges(graph: fx.GraphModule) -> fx.GraphModule:
     for node, note in notes.items():
         for feed, spec in note.input_qspec_map.items():
             alone = isinstance(spec, QuantizationSpec) and not shared & {feed, (feed, node)}
-            if feed.target in _SQUASHED and alone:
+            if (feed.target in _SQUASHED or _GATE in feed.meta) and alone:
                 note.input_qspec_map[feed] = whole
+        if _GATE in node.meta and isinstance(note.output_qspec, QuantizationSpec):
+            note.output_qspec = whole
     return graph
 
 
@@ -221,6 +229,9 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     _tell_three(observed)
     module: fx.GraphModule = convert_pt2e(observed)
     for node in module.graph.nodes:
+        if node.target in _HARD_SIGMOIDS:
+            _fold_gate(module, node)
+    for node in module.graph.nodes:
         if node.target is aten.hardtanh.default and _is_met_by_rounding(node):
             node.replace_all_uses_with(node.args[0])
         if node.target in _MEANS:
@@ -228,6 +239,19 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     _round_biases(module)
     drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
+
+
+def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:
+    """HardSigmoid of an int8 layer as the layer itself between 0 and 1: a sixth of its weights, and half more of bias.
+
+    The weights keep their integers, and the range of what comes out their limits: no operator is left of it.
+    """
+    layer = gate.args[0]
+    int8 = layer.target in _MULTIPLIED and layer.args[1].target is decomposed.dequantize_per_channel.default
+    if int8 and len(layer.users) == 1 and _own(module, layer.args[1].args[1], *layer.args[2:3] or [None]):
+        tensor_of(module, layer.args[1].args[1]).div_(6)
+        tensor_of(module, layer.args[2]).div_(6).add_(0.5)
+        gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
 
 
 def _avoid_ties(mean: fx.Node) -> None:
@@ -268,12 +292,11 @@ def _roundings(node: fx.Node) -> list[fx.Node]:
 
 def _round_biases(module: fx.GraphModule) -> None:
     """Biases as integer kernels have them, in steps of a product of input and weight: they add up such products."""
-    held = [node.target for node in module.graph.nodes if node.op == "get_attr"]
     for layer in [node for node in module.graph.nodes if node.target in _MULTIPLIED and len(node.args) > 2]:
         inputs, weight, bias = layer.args[:3]
         fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
         int8 = fixed and weight.target is decomposed.dequantize_per_channel.default
-        if int8 and bias is not None and held.count(bias.target) == len(bias.users) == 1:
+        if int8 and _own(module, bias):
             steps, value = inputs.args[1] * tensor_of(module, weight.args[1]), tensor_of(module, bias)
             if steps.shape == value.shape:  # they are not in a transposed convolution with groups
                 value.copy_((value / steps).round() * steps)
@@ -441,6 +464,24 @@ def _plain_relu(node: fx.Node) -> None:
     if limit is not None:
         node.meta[_CEILING] = limit
         node.target, node.args = aten.relu.default, node.args[:1]
+
+
+def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
+    """So is the HardSigmoid of a layer, where it gates something: then nothing is rounded between the two."""
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    if node.target in _HARD_SIGMOIDS and all(user.target in _PRODUCTS for user in node.users):
+        layer = node.args[0]
+        takes = layer.target in _MULTIPLIED and len(layer.users) == 1 and len(layer.args) > 2
+        int8 = Q_ANNOTATION_KEY not in node.meta and Q_ANNOTATION_KEY not in layer.meta
+        if takes and int8 and _own(graph, *layer.args[1:3]):
+            node.target, node.meta[_GATE] = aten.relu.default, True
+
+
+def _own(graph: fx.GraphModule, *values: fx.Node | None) -> bool:
+    """Whether they are tensors that one operator alone reads."""
+    held = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
+    return all(value is not None and held.count(value.target) == len(value.users) == 1 for value in values)
 
 
 def _upper_limit(node: fx.Node) -> float | None:

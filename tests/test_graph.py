@@ -188,6 +188,23 @@ class Limited(nn.Module):  # type: ignore[misc]
         return result
 
 
+class Excited(nn.Module):  # type: ignore[misc]
+    """Channels weighed by a HardSigmoid, as MobileNetV3 has it."""
+
+    def __init__(
+        self, gate: Callable[[torch.Tensor], torch.Tensor] = functional.hardsigmoid, *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.first, self.squeeze, self.excite = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1, bias=bias)
+        self.gate, self.head = gate, nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        picture = self.first(x)
+        share = self.gate(self.excite(functional.relu(self.squeeze(pooled(picture)))))
+        logits: torch.Tensor = self.head(pooled(share * picture).flatten(1))
+        return logits
+
+
 class Averaged(nn.Module):  # type: ignore[misc]
     """The means of 4 x 4 pixels, in one of the ways to ask for them, and a layer that reads them."""
 
@@ -243,3 +260,51 @@ def test_a_mean_beside_others_has_their_steps(mean: Callable[[torch.Tensor], tor
         expected = small.module(SAMPLES)
     for format in ("executorch", "onnx"):
         assert off(answered(small, format, SAMPLES, tmp_path), expected) < 0.03, format
+
+
+GATES: dict[str, nn.Module] = {
+    "of a layer": Excited(),
+    "in place": Excited(lambda x: functional.hardsigmoid(x, inplace=True)),
+    "without bias": Excited(bias=False),
+    "read twice": Excited(lambda x: functional.hardsigmoid(x) * x),
+}
+
+
+@pytest.mark.parametrize("net", GATES.values(), ids=GATES)
+def test_a_gate_opens_as_far_in_both_files(net: nn.Module, tmp_path: Path) -> None:
+    small, before = calibrated(net)
+    with torch.no_grad():
+        expected = small.module(SAMPLES)
+    assert off(expected[:16], before) < 0.06
+    for format in ("executorch", "onnx"):
+        assert off(answered(small, format, SAMPLES, tmp_path), expected) < 0.03, format
+
+
+def test_the_gate_of_a_layer_costs_no_operator(tmp_path: Path) -> None:
+    """And both files answer as torch does, to the last step."""
+    torch.manual_seed(1)
+    small, _ = calibrated(Excited())
+    assert not [node for node in small.module.graph.nodes if "hard" in node.name]
+    with torch.no_grad():
+        expected = small.module(SAMPLES)
+    for format in ("executorch", "onnx"):
+        assert torch.allclose(answered(small, format, SAMPLES, tmp_path), expected, rtol=0, atol=1e-4), format
+    kinds = {node.op_type for node in onnx.load(tmp_path / "onnx").graph.node}
+    assert not kinds & {"Add", "Clip", "HardSigmoid"}
+
+
+def test_a_gate_of_a_layer_that_stays_float_is_kept() -> None:
+    start = replace(made("eager"), module=Excited().eval())
+    observed = prepare(capture(start, ("excite",)), Scheme(), training=False)
+    observed(SAMPLES)
+    assert [node for node in converted(observed).graph.nodes if node.target is torch.ops.aten.hardsigmoid.default]
+
+
+def test_a_gate_is_trained_as_it_will_be() -> None:
+    """Its layer learns with its own weights: what is folded into them would make them move six times as fast."""
+    start = replace(made("eager"), module=Excited().eval())
+    trained = prepare(capture(start, ()), Scheme(), training=True)
+    trained(SAMPLES)
+    assert [node for node in trained.graph.nodes if node.target is torch.ops.aten.hardsigmoid.default]
+    with torch.no_grad():
+        assert off(converted(trained)(SAMPLES), start.module(SAMPLES)) < 0.06

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 5
+VERSION = 6
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 
