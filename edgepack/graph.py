@@ -247,10 +247,12 @@ def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:
     The weights keep their integers, and the range of what comes out their limits: no operator is left of it.
     """
     layer = gate.args[0]
-    int8 = layer.target in _MULTIPLIED and layer.args[1].target is decomposed.dequantize_per_channel.default
-    if int8 and len(layer.users) == 1 and _own(module, layer.args[1].args[1], *layer.args[2:3] or [None]):
-        tensor_of(module, layer.args[1].args[1]).div_(6)
-        tensor_of(module, layer.args[2]).div_(6).add_(0.5)
+    if layer.target not in _MULTIPLIED or len(layer.users) > 1 or len(layer.args) < 3:
+        return
+    weight, bias = layer.args[1:3]
+    if weight.target is decomposed.dequantize_per_channel.default and _own(module, weight.args[1], bias):
+        tensor_of(module, weight.args[1]).div_(6)
+        tensor_of(module, bias).div_(6).add_(0.5)
         gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
 
 
@@ -467,7 +469,10 @@ def _plain_relu(node: fx.Node) -> None:
 
 
 def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
-    """So is the HardSigmoid of a layer, where it gates something: then nothing is rounded between the two."""
+    """The HardSigmoid of a layer that gates something is a ReLU, too, until the quantizer has seen it.
+
+    Then nothing is rounded between the two, and `_fold_gate` can take it into the layer.
+    """
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     if node.target in _HARD_SIGMOIDS and all(user.target in _PRODUCTS for user in node.users):
