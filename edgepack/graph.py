@@ -17,7 +17,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from edgepack.equality import check_equal
 from edgepack.errors import StageError
+from edgepack.folding import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    WEIGHTED,
+    check_norm,
+    drop_unused,
+    fold,
+    fold_weights,
+    norms,
+    own,
+    scale_and_shift,
+    tensor_of,
+)
 from edgepack.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
@@ -28,9 +42,7 @@ if TYPE_CHECKING:
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 _TABLE = aten.embedding.default
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
-_MULTIPLIED = (*_CONVOLUTIONS, aten.linear.default)
-_LAYERS = (*_MULTIPLIED, _TABLE)
+_LAYERS = (*WEIGHTED, _TABLE)
 EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
 _HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
 _SQUASHED = (*_HARD_SIGMOIDS, aten.sigmoid.default)
@@ -65,21 +77,28 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
     So are its embedding tables, without `embeddings`. Raises StageError when the model cannot be exported, or a pattern
     matches no layer.
     """
-    from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
-
     graph = _exported(candidate)
     layers = _layers(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
-    # prepare_qat_pt2e would rewrite the eps and momentum of batch norm (torchao issue 4107).
-    _fuse_conv_bn_(graph)
-    _fuse_linear_bn_(graph)
+    fold_weights(graph)
+    for norm in norms(graph):  # prepare_qat_pt2e would rewrite its eps and momentum (torchao issue 4107)
+        check_norm(norm)
+        fold(graph, norm)
     _leave_float(graph, layers, fp32, embeddings)
-    for node in [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]:
-        _scale_and_shift(graph, node)
+    for norm in norms(graph):
+        for node in scale_and_shift(graph, norm):
+            _keep_from_quantizer(node)
+    drop_unused(graph)
+    check_equal(graph, candidate, lambda: _exported(candidate), _without)
     for node in graph.graph.nodes:
         _plain_relu(node)
         _plain_gate(graph, node)
     drop_unused(graph)
     return graph
+
+
+def _without(graph: fx.GraphModule, norm: fx.Node) -> None:
+    if not fold(graph, norm):
+        scale_and_shift(graph, norm)
 
 
 def layers_with_weights(candidate: "Candidate") -> tuple[str, ...]:
@@ -96,7 +115,7 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
     """
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
-    if scheme.dynamic and any(node.target in _CONVOLUTIONS for node in graph.graph.nodes):
+    if scheme.dynamic and any(node.target in CONVOLUTIONS for node in graph.graph.nodes):
         raise StageError(
             "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
             "leave `activations` out, or make it static",
@@ -105,12 +124,37 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
     _annotate_tables(marked)
     quantizer = _quantizer(scheme, training)
     prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(marked, quantizer)
+    if training:
+        _scale_along_outputs(prepared)
     for node in [node for node in prepared.graph.nodes if _CEILING in node.meta]:
         _clamp(prepared, node)
     for node in [node for node in prepared.graph.nodes if node.meta.pop(_GATE, False)]:
         node.target = aten.hardsigmoid.default
     prepared.recompile()
     return prepared
+
+
+def _scale_along_outputs(prepared: fx.GraphModule) -> None:
+    """Train the weights of transposed convolutions with a scale for each output, which lie along their second
+    dimension: what torchao puts there takes the first (0.18), and a file with one scale for each input does not load.
+    """
+    from torchao.quantization.pt2e import FakeQuantize
+
+    layers = [node for node in prepared.graph.nodes if node.target in TRANSPOSED and node.args[1].op == "call_module"]
+    for name in {node.args[1].target for node in layers}:
+        along_inputs = prepared.get_submodule(name)
+        observer = along_inputs.activation_post_process
+        fake = FakeQuantize(
+            observer=type(observer),
+            quant_min=along_inputs.quant_min,
+            quant_max=along_inputs.quant_max,
+            dtype=observer.dtype,
+            qscheme=observer.qscheme,
+            averaging_constant=observer.averaging_constant,
+            eps=float(observer.eps),
+            ch_axis=1,
+        )
+        prepared.set_submodule(name, fake)
 
 
 def _quantizer(scheme: Scheme, training: bool) -> "XNNPACKQuantizer":
@@ -247,10 +291,10 @@ def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:
     The weights keep their integers, and the range of what comes out their limits: no operator is left of it.
     """
     layer = gate.args[0]
-    if layer.target not in _MULTIPLIED or len(layer.users) > 1 or len(layer.args) < 3:
+    if layer.target not in WEIGHTED or len(layer.users) > 1 or len(layer.args) < 3:
         return
     weight, bias = layer.args[1:3]
-    if weight.target is decomposed.dequantize_per_channel.default and _own(module, weight.args[1], bias):
+    if weight.target is decomposed.dequantize_per_channel.default and own(module, weight.args[1], bias):
         tensor_of(module, weight.args[1]).div_(6)
         tensor_of(module, bias).div_(6).add_(0.5)
         gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
@@ -294,11 +338,11 @@ def _roundings(node: fx.Node) -> list[fx.Node]:
 
 def _round_biases(module: fx.GraphModule) -> None:
     """Biases as integer kernels have them, in steps of a product of input and weight: they add up such products."""
-    for layer in [node for node in module.graph.nodes if node.target in _MULTIPLIED and len(node.args) > 2]:
+    for layer in [node for node in module.graph.nodes if node.target in WEIGHTED and len(node.args) > 2]:
         inputs, weight, bias = layer.args[:3]
         fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
         int8 = fixed and weight.target is decomposed.dequantize_per_channel.default
-        if int8 and _own(module, bias):
+        if int8 and own(module, bias):
             steps, value = inputs.args[1] * tensor_of(module, weight.args[1]), tensor_of(module, bias)
             if steps.shape == value.shape:  # they are not in a transposed convolution with groups
                 value.copy_((value / steps).round() * steps)
@@ -417,49 +461,6 @@ def _keep_from_quantizer(node: fx.Node) -> None:
     node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
 
 
-def _scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> None:
-    """What a batch norm that follows no convolution does (DenseNet): a depthwise 1 x 1 convolution.
-
-    Per-channel int8 holds its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it.
-    """
-    inputs, *names = norm.args[:5]
-    weight, bias, mean, variance = (None if name is None else tensor_of(graph, name) for name in names)
-    scale = (1.0 if weight is None else weight) / (variance + norm.args[7]).sqrt()
-    shift = (0.0 if bias is None else bias) - mean * scale
-    pictures = norm.meta["val"].dim() == 4
-    shape = (-1, 1, 1, 1) if pictures else (-1, *[1] * (norm.meta["val"].dim() - 2))
-    with graph.graph.inserting_before(norm):
-        factor = _parameter(graph, norm, "scale", scale.reshape(shape))
-        offset = _parameter(graph, norm, "shift", shift if pictures else shift.reshape(shape))
-        if pictures:
-            settings = ([1, 1], [0, 0], [1, 1], len(scale))
-            result = graph.graph.call_function(aten.conv2d.default, (inputs, factor, offset, *settings))
-        else:
-            product = graph.graph.call_function(aten.mul.Tensor, (inputs, factor))
-            result = graph.graph.call_function(aten.add.Tensor, (product, offset))
-            product.meta = copy.copy(norm.meta)
-            _keep_from_quantizer(product)
-    result.meta = copy.copy(norm.meta)
-    if not pictures:
-        _keep_from_quantizer(result)
-    norm.replace_all_uses_with(result)
-    graph.graph.erase_node(norm)
-
-
-def tensor_of(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    """The weight or buffer that a node of kind get_attr stands for."""
-    parent, _, leaf = str(node.target).rpartition(".")
-    value: torch.Tensor = getattr(graph.get_submodule(parent), leaf)
-    return value.detach()
-
-
-def _parameter(graph: fx.GraphModule, of: fx.Node, what: str, value: torch.Tensor) -> fx.Node:
-    graph.register_parameter(f"{of.name}_{what}", nn.Parameter(value))
-    node = graph.graph.get_attr(f"{of.name}_{what}")
-    node.meta["val"] = of.meta["val"].fake_mode.from_tensor(value, static_shapes=True)  # the quantizer asks its shape
-    return node
-
-
 def _plain_relu(node: fx.Node) -> None:
     """ReLU6 is not fused by the quantizer, ReLU is: it is one until the quantizer has seen it."""
     limit = _upper_limit(node)
@@ -477,16 +478,10 @@ def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
 
     if node.target in _HARD_SIGMOIDS and all(user.target in _PRODUCTS for user in node.users):
         layer = node.args[0]
-        takes = layer.target in _MULTIPLIED and len(layer.users) == 1 and len(layer.args) > 2
+        takes = layer.target in WEIGHTED and len(layer.users) == 1 and len(layer.args) > 2
         int8 = Q_ANNOTATION_KEY not in node.meta and Q_ANNOTATION_KEY not in layer.meta
-        if takes and int8 and _own(graph, *layer.args[1:3]):
+        if takes and int8 and own(graph, *layer.args[1:3]):
             node.target, node.meta[_GATE] = aten.relu.default, True
-
-
-def _own(graph: fx.GraphModule, *values: fx.Node | None) -> bool:
-    """Whether they are tensors that one operator alone reads."""
-    held = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-    return all(value is not None and held.count(value.target) == len(value.users) == 1 for value in values)
 
 
 def _upper_limit(node: fx.Node) -> float | None:
@@ -521,18 +516,3 @@ def _is_met_by_rounding(clamp: fx.Node) -> bool:
 def _ends_within(rounding: fx.Node, low: float, high: float) -> bool:
     scale, zero, least, most = rounding.args[1:5]
     return bool((least - zero) * scale >= low - 1e-3 * abs(low) and (most - zero) * scale <= high + 1e-3 * abs(high))
-
-
-def drop_unused(graph: fx.GraphModule) -> None:
-    """Take out the operators that nothing reads, and then the weights."""
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in _tensors(graph) if name not in used]:
-        parent, _, leaf = name.rpartition(".")
-        delattr(graph.get_submodule(parent), leaf)
-
-
-def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from graph.named_parameters(remove_duplicate=False)
-    yield from graph.named_buffers(remove_duplicate=False)

@@ -242,7 +242,7 @@ class _Search:
 
 def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
     """A copy that gives what `node` gives."""
-    from edgepack.graph import drop_unused
+    from edgepack.folding import drop_unused
 
     piece = copy.deepcopy(graph)
     [end] = piece.graph.find_nodes(op="output")

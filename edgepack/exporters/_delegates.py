@@ -54,6 +54,37 @@ def _short_keys() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _own_layouts() -> Iterator[None]:
+    """Where a convolution wants a tensor in another order, only it is given that (1.4.1 gives it to all that read the
+    int8 tensor, among them what runs outside of XNNPACK, and the file fails as it runs or is not written at all).
+    """
+    from unittest.mock import patch
+
+    from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
+
+    insert = ChannelsLastTaggedReshapePass.insert_copy_q_dq
+
+    def inserted(self: Any, graph_module: Any, before: Any, after: Any, *rest: Any, **named: Any) -> None:
+        copy = named.get("copy", rest[0] if rest else None)
+        others = [user for user in before.users if user not in (after, copy)]
+        if others:
+            with graph_module.graph.inserting_after(before):
+                own = graph_module.graph.node_copy(before)
+            for user in others:
+                user.replace_input_with(before, own)
+        insert(self, graph_module, before, after, *rest, **named)
+
+    with patch.object(ChannelsLastTaggedReshapePass, "insert_copy_q_dq", inserted):
+        yield
+
+
+@contextmanager
+def _xnnpack_lowering() -> Iterator[None]:
+    with _short_keys(), _own_layouts():
+        yield
+
+
 def _vulkan() -> list[Any]:
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
@@ -125,7 +156,9 @@ def _content(folder: Path) -> str:
 
 BACKENDS = {
     # Every build of the runtime that the worker knows has XNNPACK: nobody need be asked.
-    "xnnpack": Backend(needs="", source="backends/xnnpack", package="", partitioners=_xnnpack, lowering=_short_keys),
+    "xnnpack": Backend(
+        needs="", source="backends/xnnpack", package="", partitioners=_xnnpack, lowering=_xnnpack_lowering
+    ),
     "coreml": Backend(
         needs="CoreMLBackend",
         source="backends/apple/coreml",

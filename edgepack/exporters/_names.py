@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from edgepack.contents import OTHER, SEVERAL
-from edgepack.graph import tensor_of
+from edgepack.folding import tensor_of
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate

@@ -17,7 +17,7 @@ import torch
 from onnxscript import opset18 as onnx
 from torch import Tensor, fx
 
-from edgepack.graph import drop_unused, tensor_of
+from edgepack.folding import drop_unused, tensor_of
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed

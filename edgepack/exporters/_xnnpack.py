@@ -1,40 +1,143 @@
-"""A program as XNNPACK takes it whole, where ExecuTorch's own lowering would leave some of it to slow kernels."""
+"""A program as XNNPACK takes it whole, where ExecuTorch's own lowering would leave some of it to slow kernels, or write
+a file that does not load or answers otherwise.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from edgepack.folding import WEIGHTED, drop_unused, fold_weights, tensor_of
+
 aten = torch.ops.aten
-_HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
+_LINEAR_FROM = 20.0  # from here on torch's softplus is the identity, unless it is given another threshold
+_INDISTINCT = 15.0  # log(1 + exp(-15)) is less than float32 tells of 15
 
 
 def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    """HardSigmoid as clamp(x + 3, 0, 6) / 6 with float constants.
+    """The same program where nothing stands in the way, else exported anew.
 
-    ExecuTorch's own form of it has whole numbers, and turns them into floats in every inference (1.4.1).
+    Each layer gets a weight and bias of its own: of an int8 bias that two layers share ExecuTorch keeps one copy, in the
+    steps of the first (1.4.1). Weights made of other weights are computed here.
     """
-    if not any(node.target in _HARD_SIGMOIDS for node in program.graph.nodes):
-        return program
     module = program.module(check_guards=False)
-    for node in [node for node in module.graph.nodes if node.target in _HARD_SIGMOIDS]:
-        _spell_out(module, node)
-    module.recompile()
+    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _give_own, _spell_out)
+    if not any([each(module) for each in passes]):
+        return program
+    drop_unused(module)
     return torch.export.export(module, inputs)
 
 
-def _spell_out(module: fx.GraphModule, node: fx.Node) -> None:
-    with module.graph.inserting_before(node):
-        added = module.graph.call_function(aten.add.Tensor, (node.args[0], _number(module, "three", 3.0)))
-        clamped = module.graph.call_function(aten.hardtanh.default, (added, 0.0, 6.0))
-        result = module.graph.call_function(aten.div.Tensor, (clamped, _number(module, "six", 6.0)))
-    for each in (added, clamped, result):
-        each.meta = {key: value for key, value in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
-    node.replace_all_uses_with(result)
-    module.graph.erase_node(node)
+def _give_own(module: fx.GraphModule) -> bool:
+    """A copy of what another layer has taken already, with what makes it float on its way; the file holds equal bytes
+    once all the same.
+    """
+    taken: set[int] = set()
+    found = False
+    for layer in [node for node in module.graph.nodes if node.target in WEIGHTED]:
+        for place, value in enumerate(layer.args[1:3], start=1):
+            held = _held(value)
+            if held is None:
+                continue
+            if (memory := tensor_of(module, held).untyped_storage().data_ptr()) in taken:
+                with module.graph.inserting_before(layer):
+                    layer.update_arg(place, _copied(module, value, held, f"_{layer.name}_{place}"))
+                found = True
+            taken.add(memory)
+    return found
 
 
-def _number(module: fx.GraphModule, name: str, value: float) -> fx.Node:
-    own = f"_edgepack_{name}"  # no name of the model's
-    if not hasattr(module, own):
-        module.register_buffer(own, torch.tensor([value]))
-    return module.graph.get_attr(own)
+def _held(value: object) -> fx.Node | None:
+    """The node of the tensor that a layer's weight or bias is, directly or in int8."""
+    while isinstance(value, fx.Node) and "dequantize" in str(value.target):
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
+def _copied(module: fx.GraphModule, value: fx.Node, held: fx.Node, name: str) -> fx.Node:
+    if value is held:
+        own = f"_edgepack{name}"  # no name of the model's
+        module.register_buffer(own, tensor_of(module, held).clone())
+        copy = module.graph.get_attr(own)
+    else:
+        inner = _copied(module, value.args[0], held, name)
+        copy = module.graph.call_function(value.target, (inner, *value.args[1:]), dict(value.kwargs))
+    copy.meta = dict(value.meta)
+    return copy
+
+
+def _spell_out(module: fx.GraphModule) -> bool:
+    """Operators that XNNPACK lacks, in those that it has."""
+    found = False
+    for node in [node for node in module.graph.nodes if node.target in _SPELLINGS]:
+        with module.graph.inserting_before(node):
+            made = _SPELLINGS[node.target](_Speller(module, node), *node.args)
+        if made is not None:
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+            found = True
+    return found
+
+
+class _Speller:
+    """Writes operators in the place of a node; they lie in its layer."""
+
+    def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
+        self.module = module
+        self.meta = {key: value for key, value in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
+
+    def __call__(self, operator: Callable[..., object], *args: object) -> fx.Node:
+        node = self.module.graph.call_function(operator, args)
+        node.meta = dict(self.meta)
+        return node
+
+    def number(self, name: str, value: float) -> fx.Node:
+        own = f"_edgepack_{name}"  # no name of the model's
+        if not hasattr(self.module, own):
+            self.module.register_buffer(own, torch.tensor([value]))
+        return self.module.graph.get_attr(own)
+
+
+def _hard_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
+    """clamp(x + 3, 0, 6) / 6 with float constants: ExecuTorch's own form has whole numbers, and turns them into floats
+    in every inference (1.4.1).
+    """
+    added = call(aten.add.Tensor, x, call.number("three", 3.0))
+    return call(aten.div.Tensor, call(aten.hardtanh.default, added, 0.0, 6.0), call.number("six", 6.0))
+
+
+def _softplus(call: _Speller, x: fx.Node, beta: float = 1.0, threshold: float = _LINEAR_FROM) -> fx.Node | None:
+    """max(x, 0) + log(1 + exp(-|x|)): ExecuTorch's own form chooses by a comparison, which XNNPACK lacks."""
+    if threshold < _INDISTINCT:
+        return None
+    scaled = x if beta == 1 else call(aten.mul.Tensor, x, call.number(f"beta_{beta}", beta))
+    inner = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, scaled)))
+    rest = call(aten.log.default, call(aten.add.Tensor, inner, call.number("one", 1.0)))
+    result = call(aten.add.Tensor, call(aten.relu.default, scaled), rest)
+    return result if beta == 1 else call(aten.div.Tensor, result, call.number(f"beta_{beta}", beta))
+
+
+def _mish(call: _Speller, x: fx.Node) -> fx.Node:
+    softplus = _softplus(call, x)
+    return call(aten.mul.Tensor, x, call(aten.tanh.default, softplus))
+
+
+def _log_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
+    return call(aten.neg.default, _softplus(call, call(aten.neg.default, x)))
+
+
+def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None, *rest: object) -> fx.Node | None:
+    """With its stride, which is the size where none is given: XNNPACK's partitioner reads it without asking (1.4.1)."""
+    return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
+
+
+_SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
+    aten.hardsigmoid.default: _hard_sigmoid,
+    aten.hardsigmoid_.default: _hard_sigmoid,
+    aten.softplus.default: _softplus,
+    aten.mish.default: _mish,
+    aten.mish_.default: _mish,
+    aten.log_sigmoid.default: _log_sigmoid,
+    aten.max_pool2d.default: _max_pool,
+}

@@ -19,7 +19,6 @@ from edgepack.stages import Context, Place, Training
 from edgepack.units import SHARE
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.fx import GraphModule
 
     from edgepack.candidate import Candidate
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 
@@ -99,7 +98,7 @@ def rehearse(
 
     graph = capture(candidate, config.named, embeddings=config.embeddings)
     observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
-    observed(*_anything(candidate))
+    observed(*candidate.random_inputs(2))
     return replace(candidate, module=converted(observed), form="exported")
 
 
@@ -171,17 +170,6 @@ def _notes(config: Config, scheme: "Scheme") -> list[str]:
     between = ["left in fp32: all but Linear layers and embedding tables"] * scheme.linear_only
     tables = ["left in fp32: embedding tables"] * (not config.embeddings)
     return [*saturates, *dynamic, *between, *tables, *(f"left in fp32: {pattern}" for pattern in config.fp32)]
-
-
-def _anything(candidate: "Candidate") -> "tuple[Tensor, ...]":
-    """Inputs of no meaning, but with a range."""
-    import torch
-
-    random = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.rand(tensor.shape, generator=random) if tensor.is_floating_point() else tensor
-        for tensor in candidate.example_inputs(2)
-    )
 
 
 def _calibrate(prepared: "GraphModule", samples: "Split") -> None:
