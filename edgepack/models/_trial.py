@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
-    """The module itself. Raises StageError unless it turns inputs of these shapes into one number a class."""
+    """The module itself. Raises StageError unless it turns inputs of these shapes into one float32 a class."""
     import torch
 
     from edgepack import sources
@@ -31,6 +31,11 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
             at = f", at {place}" if (place := sources.of_answer(module, inputs)) else ""
             message = f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class{at}"
             raise StageError(message, _MEND)
+        if given.dtype != torch.float32:
+            at = f", at {place}" if (place := sources.of_answer(module, inputs)) else ""
+            kind = str(given.dtype).removeprefix("torch.")
+            advice = "let forward return logits in float32: logits.float()"
+            raise StageError(f"{name} gives outputs in {kind}, not in float32{at}", advice)
     return module.train(training)
 
 
