@@ -221,7 +221,11 @@ def _normed(size: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
 
 
 def _asked(matches: list[Match], key: str | None) -> list[Match]:
-    return [match for match in matches if key is None or key.rstrip(".") in match.keys]
+    """Those that the recipe names: by their place before their prefix, where the same word is both."""
+    if key is None:
+        return matches
+    named = ([match for match in matches if match.keys[i] == key.rstrip(".")] for i in range(3))
+    return next((found for found in named if found), [])
 
 
 def _chosen(matches: list[Match], path: Path, key: str | None) -> Match:
@@ -281,12 +285,23 @@ def _refuse(best: Match, path: Path) -> None:
 
 def _check_kinds(match: Match, own: State, path: Path) -> None:
     """Raises StageError for integers, and whatever else is no plain number, in place of weights."""
-    wrong = [name for name, tensor in match.tensors.items() if not _is_kind(tensor, own[name])]
+    _refuse_kinds({name: _kind(each) for name, each in match.tensors.items() if not _is_kind(each, own[name])}, path)
+
+
+def check_floats(path: Path) -> None:
+    """Raises StageError where weights and biases in a .safetensors file are no plain floats."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.endswith((".weight", ".bias"))]  # noqa: SIM118  (it is no dict)
+        kinds = {name: file.get_slice(name).get_dtype() for name in names}
+    _refuse_kinds({name: kind for name, kind in kinds.items() if kind not in ("F64", "F32", "F16", "BF16")}, path)
+
+
+def _refuse_kinds(wrong: Mapping[str, str], path: Path) -> None:
     if wrong:
-        kinds = ", ".join(sorted({_kind(match.tensors[name]) for name in wrong}))
         raise StageError(
-            f"{path.name} is not made of float weights: {_listed(wrong)} in {kinds}, where the model has "
-            f"{_kind(own[wrong[0]])}",
+            f"{path.name} is not made of float weights: {_listed(wrong)} in {', '.join(sorted({*wrong.values()}))}",
             "save the weights as they were before they were quantized: `stages: [quantize: ...]` makes int8 of them",
         )
 

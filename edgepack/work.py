@@ -327,7 +327,21 @@ class Work:
             first = self.recipe.exporters[0].name
             if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
+        else:  # what a model may lose is judged by the teacher's file: two that are wrong alike would pass
+            evaluate.check_same(self.task, logits, self.taught, f"the {artifact.format} file of the teacher")
         return outcome
+
+    @cached_property
+    def taught(self) -> Any:
+        """What the torch teacher answers on the test split."""
+        from edgepack import train
+
+        assert self.planner.teacher is not None, "a plan begins with the model, the first teacher"
+        key = self.planner.teacher.key
+        if key == self.done[_REFERENCE].ingredients["parent"]:
+            return evaluate.load(self.entry(_REFERENCE).path / "logits.npy")
+        with train.deterministic(self.recipe.seed, provenance.threads()):
+            return train.predict(self.candidate(self._made(key)).module, self.data.test).numpy()
 
     def answers(self, label: str) -> dict[str, Any]:
         """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,

@@ -191,6 +191,7 @@ def _fresh(config: Config, signature: Signature) -> "nn.Module":
 def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models._transformers import transformers
     from edgepack.models._trial import reason
+    from edgepack.weights import check_floats
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:
@@ -206,6 +207,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
         )
     except Exception as error:  # damaged files fail in many ways
         raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them anew") from error
+    check_floats(path.parent / hub.WEIGHTS[0])
     lost = sorted(key for key in told["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
     if lost:
         raise StageError(
