@@ -13,6 +13,7 @@ from torch import nn
 
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
+from edgepack.models._trial import EACH, without_statistics
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -20,7 +21,6 @@ _ROUNDING = 1e-3  # of the largest output: sums of other batches come in another
 _SAMPLES = 3
 _KEEP = "keep it in the state dict, self.register_buffer(name, tensor), or make it without chance"
 _ONCE = "let it answer alike in eval(): F.dropout(x, training=self.training), no noise, nothing counted"
-_EACH = "let forward treat each sample by itself; a batch norm needs track_running_stats=True"
 
 
 @contextmanager
@@ -62,9 +62,9 @@ def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
     for row in range(count):
         alone = tuple(tensor[row : row + 1] for tensor in inputs)
         if not same(first[row : row + 1], _answer(module, alone), float(first.abs().max())):
-            part = _statistics(module) or _part(module, inputs, alone, row)
+            part = without_statistics(module) or _part(module, inputs, alone, row)
             raise StageError(
-                f"{name} gives a sample other outputs alone than beside others{part}: on a device it is alone", _EACH
+                f"{name} gives a sample other outputs alone than beside others{part}: on a device it is alone", EACH
             )
 
 
@@ -117,12 +117,6 @@ def _disturb(module: nn.Module) -> None:
         for weight in module.parameters():
             if weight.numel() and weight.is_floating_point() and bool((weight == weight.flatten()[0]).all()):
                 weight.add_(0.1 * torch.randn(weight.shape, generator=chance))
-
-
-def _statistics(module: nn.Module) -> str:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    found = [name for name, part in module.named_modules() if isinstance(part, kinds) and part.running_mean is None]
-    return f": the batch norm '{found[0]}' keeps no statistics" if found else ""
 
 
 def _part(module: nn.Module, first: Inputs, second: Inputs, row: int | None = None) -> str:

@@ -25,6 +25,8 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
                 given = module.eval()(*inputs)
         except Exception as error:
             logging.getLogger(__name__).exception("%s cannot take zeros", name)
+            if batch == 1 and (norm := without_statistics(module)):
+                raise StageError(f"{name} gives no answer to a single sample{norm}", EACH) from error
             at = f", at {place}" if (place := sources.of_error(error, module)) else ""
             raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
         if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
@@ -39,6 +41,16 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
     return module.train(training)
 
 
+def without_statistics(module: "nn.Module") -> str:
+    """The first batch norm that normalises by the samples beside, in words, or ""."""
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    found = [name for name, part in module.named_modules() if isinstance(part, kinds) and part.running_mean is None]
+    return f": the batch norm '{found[0]}' keeps no statistics" if found else ""
+
+
+EACH = "let forward treat each sample by itself; a batch norm needs track_running_stats=True"
 _MEND = "mend the model, or name one that fits the data's shape and number of classes"
 
 
