@@ -10,7 +10,7 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,13 +24,18 @@ from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.groups import Score
+from edgepack.models._notes import collected
+from edgepack.models._steady import own_random
 from edgepack.plugins import Choice
 from edgepack.surgery import Edit, apply, first, resizes, shrink, sizes
+from edgepack.weights import load_weights
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Form = Literal["eager", "exported"]
+
+_STARTS = ("checkpoint", "checkpoint_key", "weights")  # what a model's settings say of the weights it starts from
 
 
 class Factory(Frozen):
@@ -43,7 +48,7 @@ class Factory(Frozen):
     @classmethod
     def of(cls, choice: Choice, signature: Signature) -> "Factory":
         """Without the weights that a model may start from: a saved candidate has its own."""
-        config = {key: None if key in ("checkpoint", "weights") else value for key, value in choice.plain().items()}
+        config = {key: None if key in _STARTS else value for key, value in choice.plain().items()}
         return cls(model=choice.name, config=config, signature=signature)
 
     def build(self) -> nn.Module:
@@ -56,7 +61,7 @@ class Factory(Frozen):
         except ValidationError as error:
             why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
             raise StageError(f"a saved model cannot be built again: {why}", "put back what made it") from error
-        with torch.random.fork_rng(devices=[]):
+        with own_random():
             built: nn.Module = module.build(config, self.signature)
         return built
 
@@ -79,7 +84,9 @@ class Candidate:
     @classmethod
     def start(cls, choice: Choice, signature: Signature) -> "Candidate":
         """The model that a recipe names, with its trained weights where it has any."""
-        return cls(module=choice.module.build(choice.config, signature), factory=Factory.of(choice, signature))
+        with collected() as told:
+            module = choice.module.build(choice.config, signature)
+        return cls(module=module, factory=Factory.of(choice, signature), notes=tuple(told))
 
     @property
     def signature(self) -> Signature:
@@ -196,64 +203,6 @@ class Candidate:
             module = rebuild(factory, surgery)
             load_weights(module, folder / "weights.safetensors")
         return cls(module=module, factory=factory, form=facts["form"], surgery=surgery)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a checkpoint. Raises StageError when it cannot be read or is of another model."""
-    own = module.state_dict()
-    state = _unwrapped(read_weights(path), own)
-    state._metadata = own._metadata  # type: ignore[attr-defined]  # versions of layers, which safetensors does not keep
-    wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
-    given = {own[name].data_ptr() for name in state if name in own}
-    missing = [
-        name
-        for name, tensor in own.items()
-        # Tensors that share memory are stored once, and batch norms counted no batches in the early days of torch.
-        if name not in state and tensor.data_ptr() not in given and not name.endswith("num_batches_tracked")
-    ]
-    if wrong or missing:
-        raise StageError(
-            f"{path.name} is of another model: {len(missing)} tensors are missing and {len(wrong)} do not fit, "
-            f"the first is '{[*missing, *wrong][0]}'",
-            "name the model that the checkpoint was saved from, with its width and number of classes",
-        )
-    module.load_state_dict(state, strict=False)
-
-
-def read_weights(path: Path) -> "OrderedDict[str, torch.Tensor]":
-    """The tensors of a .safetensors file, or of a state dict that torch.save wrote; no code of the file runs."""
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return OrderedDict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no checkpoint can fail in any way
-        raise StageError(  # torch's own advice, to load it with its code, is no advice
-            f"{path.name} cannot be read as weights ({type(error).__name__}): damaged, or more than tensors in it",
-            "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_model(model, ...)",
-        ) from error
-    return _state_dict(found, path)
-
-
-def _state_dict(found: Any, path: Path) -> "OrderedDict[str, torch.Tensor]":
-    """The state dict itself, out of what a training script put around it."""
-    inside = (found.get(key) for key in ("state_dict", "model_state_dict", "model")) if isinstance(found, dict) else ()
-    found = next((value for value in inside if isinstance(value, dict)), found)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        what = f"a dict of {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
-        raise StageError(
-            f"{path.name} holds no state dict, but {what}", "torch.save(model.state_dict(), ...) makes one"
-        )
-    return OrderedDict(found)
-
-
-def _unwrapped(state: "OrderedDict[str, torch.Tensor]", own: Collection[str]) -> "OrderedDict[str, torch.Tensor]":
-    """Without the prefix that DataParallel or torch.compile put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state) and not any(name in own for name in state):
-            state = OrderedDict((name.removeprefix(prefix), tensor) for name, tensor in state.items())
-    return state
 
 
 def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:

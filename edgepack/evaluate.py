@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.benchmark import Run
+from edgepack.errors import StageError
 from edgepack.tasks import Task
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ _BATCH = 256  # samples
 # stands at the edge between two numbers of eight bits, by one step of it. A few such steps, in shares of the largest
 # output; what is broken is off by far more.
 ROUNDING = 0.05
+
+# Rounding turns few decisions, those between two nearly equal outputs: of int8 files one or two in a hundred. A file
+# that turns more than this share of them, by more than rounding, computes something else than the model.
+_TURNED = 0.05
+# So does one whose differences are more than this share of what tells the samples apart (mean squares), whether or not
+# the largest output is another: of a class that nearly every sample has, decisions tell little.
+_UNLIKE = 0.5
 
 
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
@@ -97,3 +105,39 @@ def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
         "largest_difference": float(numpy.abs(logits - reference).max()),
         "cosine": float((logits * reference).sum() / (norms + 1e-30)),
     }
+
+
+def check_same(task: Task, logits: "Array", reference: "Array", of: str) -> None:
+    """Raises StageError where a file is far from the torch model that it was written from: it is broken, whatever the
+    budgets ask. What rounding and int8 do to outputs is below these limits, and is left to the budgets.
+    """
+    turned, unlike = _distance(task, logits, reference)
+    rows = len(logits)
+    if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
+        return
+    decided = f"decides {turned:,} of {rows:,} test samples otherwise" if turned else "gives other outputs"
+    raise StageError(
+        f"{of} {decided} than the torch model that it was written from, by more than rounding: the file is broken",
+        "leave this format out of `export`, or the layers it gets wrong in fp32; if int8 products saturate on "
+        "the device, its profile must say so: quantization.int8_saturates",
+    )
+
+
+def _distance(task: Task, logits: "Array", reference: "Array") -> tuple[int, float]:
+    """How many rows are decided otherwise by more than rounding, and the share of the reference's spread between its
+    rows that the differences make up, 0 where rounding explains them all.
+    """
+    import numpy
+
+    ours, theirs = logits.astype("float64"), reference.astype("float64")
+    same = (ours == theirs) | (numpy.isnan(ours) & numpy.isnan(theirs))
+    finite = numpy.isfinite(ours).all(axis=-1) & numpy.isfinite(theirs).all(axis=-1)
+    with numpy.errstate(invalid="ignore"):
+        far = numpy.where(same, 0.0, numpy.nan_to_num(numpy.abs(ours - theirs), nan=numpy.inf)).max(axis=-1)
+    limit = ROUNDING * float(numpy.abs(theirs[finite]).max(initial=0.0))
+    other = task.decide(logits) != task.decide(reference)
+    turned = int((numpy.where(finite, other, far > 0) & (far > limit)).sum())
+    if not (far[finite] > limit).any():
+        return turned, 0.0
+    spread = ((theirs[finite] - theirs[finite].mean(axis=0)) ** 2).sum()
+    return turned, float(((ours[finite] - theirs[finite]) ** 2).sum() / (spread + 1e-30))

@@ -9,6 +9,7 @@ and gives the same weights on the same processor type and number of threads.
 
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
+import numpy
 import torch
 from torch import nn
 
@@ -197,6 +199,8 @@ def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: 
 def deterministic(seed: int, threads: int) -> Iterator[None]:
     """The same numbers every time: one seed, one number of threads, no operator whose result depends on timing."""
     torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)  # of these two draw functions and models of users
+    random.seed(seed)
     torch.set_num_threads(threads)
     torch.utils.deterministic.fill_uninitialized_memory = False
     before = torch.are_deterministic_algorithms_enabled()
@@ -336,6 +340,11 @@ def _train_mode(module: nn.Module, training: bool) -> None:
     """An exported program has no train and eval modes: how it behaves was fixed when it was exported."""
     if not isinstance(module, torch.fx.GraphModule):
         module.train(training)
+
+
+def eval_mode(module: nn.Module) -> nn.Module:
+    _train_mode(module, False)
+    return module
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

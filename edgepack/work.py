@@ -38,6 +38,7 @@ _CHANCE = 1.5  # times the score of a blind guess, up to which trained weights a
 _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
+_COMPARED = 8  # samples on which a saved model is compared with what it was saved from
 _SEARCH = 2  # bump when locate would tell another sentence of the same file
 
 
@@ -93,11 +94,14 @@ class Work:
         self._doubt_products()
         self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
+        _guarded("model, untrained", partial(_check_steady, candidate), self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
                 act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
-                candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
+                before, candidate = candidate, _guarded(f"{name}, rehearsed before any training", act, self.store.root)
+                if candidate.factory != before.factory:  # a student
+                    _guarded(f"{name}, untrained", partial(_check_steady, candidate), self.store.root)
         self._rehearse_exports(candidate)
 
     def _doubt_products(self) -> None:
@@ -111,7 +115,7 @@ class Work:
 
     def _rehearse_exports(self, candidate: "Candidate") -> None:
         """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
-        if not getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False):
+        if not _is_foreign(candidate):
             return
         for exporter in self.recipe.exporters:
             act = partial(_written, exporter, candidate)
@@ -133,6 +137,7 @@ class Work:
         candidate = self._initial() if step.choice is self.recipe.model else self._staged(step)
         check_finite(candidate.module)
         candidate.save(folder)
+        self._check_saved(candidate, folder)
         seconds = time.monotonic() - started
         figures = self._figures(candidate)
         if step.choice is self.recipe.model:
@@ -143,6 +148,18 @@ class Work:
             "notes": candidate.notes,
             "decided": candidate.decided,
         }
+
+    def _check_saved(self, candidate: "Candidate", folder: Path) -> None:
+        """Before it is believed: what is loaded again must answer as what was saved, and each sample by itself."""
+        from edgepack import train
+        from edgepack.candidate import Candidate
+        from edgepack.models import _steady
+
+        samples = self.data.validation.head(_COMPARED)
+        saved = train.eval_mode(candidate.module)
+        if candidate.form == "eager" and _is_foreign(candidate):
+            _steady.check_calls(saved, samples, "the model")
+        _steady.check_alike(saved, train.eval_mode(Candidate.load(folder).module), samples, "the saved model")
 
     def _doubt_chance(self, score: float) -> None:
         """Weights that came trained and say nothing of this data are the usual accident with one's own."""
@@ -310,7 +327,21 @@ class Work:
             first = self.recipe.exporters[0].name
             if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
+        else:  # what a model may lose is judged by the teacher's file: two that are wrong alike would pass
+            evaluate.check_same(self.task, logits, self.taught, f"the {artifact.format} file of the teacher")
         return outcome
+
+    @cached_property
+    def taught(self) -> Any:
+        """What the torch teacher answers on the test split."""
+        from edgepack import train
+
+        assert self.planner.teacher is not None, "a plan begins with the model, the first teacher"
+        key = self.planner.teacher.key
+        if key == self.done[_REFERENCE].ingredients["parent"]:
+            return evaluate.load(self.entry(_REFERENCE).path / "logits.npy")
+        with train.deterministic(self.recipe.seed, provenance.threads()):
+            return train.predict(self.candidate(self._made(key)).module, self.data.test).numpy()
 
     def answers(self, label: str) -> dict[str, Any]:
         """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,
@@ -478,6 +509,22 @@ class Work:
     def signature(self) -> "Signature":
         found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
         return found
+
+
+def _is_foreign(candidate: "Candidate") -> bool:
+    return bool(getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False))
+
+
+def _check_steady(candidate: "Candidate") -> None:
+    """Raises StageError for a model of others that answers otherwise each time it is called, or made again."""
+    from edgepack.candidate import rebuild
+    from edgepack.models import _steady
+
+    if candidate.form == "eager" and _is_foreign(candidate):
+        inputs = _steady.some_inputs(candidate.signature)
+        _steady.check_calls(candidate.module, inputs, "the model")
+        make = partial(rebuild, candidate.factory, candidate.surgery)
+        _steady.check_made_again(candidate.copy().module, make, inputs, "the model")
 
 
 def _written(exporter: Choice, candidate: "Candidate") -> bytes:

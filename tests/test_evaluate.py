@@ -8,6 +8,7 @@ from factories import at_work, budget, build, device
 from torch_factories import context
 
 from edgepack import evaluate, measure
+from edgepack.errors import StageError
 from edgepack.gate import Verdict, judge
 from edgepack.plan import Step
 from edgepack.recipe import load_recipe
@@ -55,3 +56,56 @@ def test_where_torch_gives_no_number_either_the_file_agrees() -> None:
 
 def test_large_outputs_are_still_numbers() -> None:
     assert judged(REFERENCE * numpy.float32(1e30), REFERENCE * numpy.float32(1e30))[0]["cosine"] == pytest.approx(1)
+
+
+ROWS = numpy.random.default_rng(0).normal(size=(200, 5)).astype("float32")
+
+
+def turned(share: float) -> Any:
+    """The first rows, so many of them, answered backwards."""
+    logits = ROWS.copy()
+    count = round(share * len(logits))
+    logits[:count] = logits[:count, ::-1]
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("logits", "reference"),
+    [
+        (ROWS, ROWS),
+        (ROWS + 0.01 * numpy.random.default_rng(1).normal(size=ROWS.shape), ROWS),
+        (ROWS * 1.2, ROWS),
+        (turned(0.04), ROWS),
+        (turned(0.005)[:8], ROWS[:8]),  # one is not many, of few samples neither
+        (ROWS[::-1] * 1e-3 + 1, ROWS * 1e-3 + 1),  # nothing but rounding tells these samples apart
+        (numpy.full((4, 2), NAN), numpy.full((4, 2), NAN)),
+    ],
+    ids=["equal", "noise", "larger", "few", "one", "a flat model", "no numbers in either"],
+)
+def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logits: Any, reference: Any) -> None:
+    evaluate.check_same(context().task, logits, reference, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("logits", "told"),
+    [
+        (ROWS[::-1], "of 200 test samples otherwise"),
+        (turned(0.3), "of 200 test samples otherwise"),
+        (ROWS * 0, "of 200 test samples otherwise"),
+        (ROWS * NAN, "decides 200 of 200 test samples otherwise"),
+        (ROWS * 3, "gives other outputs"),
+    ],
+    ids=["other samples", "a third", "nothing", "no numbers", "another scale"],
+)
+def test_a_file_far_from_torch_is_broken(logits: Any, told: str) -> None:
+    with pytest.raises(StageError) as failure:
+        evaluate.check_same(context().task, logits, ROWS, "model.onnx")
+    assert failure.value.message.startswith("model.onnx ")
+    assert told in failure.value.message
+    assert failure.value.hint
+
+
+def test_a_file_of_which_only_the_decisions_are_right_is_broken() -> None:
+    reference = ROWS + numpy.array([6, 0, 0, 0, 0], "float32")  # nearly every sample is of one class
+    with pytest.raises(StageError, match="gives other outputs"):
+        evaluate.check_same(context().task, reference[::-1], reference, "model.onnx")

@@ -12,13 +12,14 @@ FOREIGN = False                            whether its models are anybody's, so 
 LIBRARIES = ()                             packages besides torch whose version changes the model
 files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
 
-What `checkpoint` and `weights` say in a Config are weights to start from: a saved candidate is rebuilt without them.
+What `checkpoint`, `checkpoint_key` and `weights` say in a Config are weights to start from: a saved candidate is
+rebuilt without them.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
@@ -36,13 +37,14 @@ ModelChoice = Annotated[
     WithJsonSchema(_REF),
 ]
 
-_WEIGHTS = (".safetensors", ".pt", ".pth")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
 def _readable(checkpoint: str) -> str:
     if Path(checkpoint).suffix not in _WEIGHTS:
         raise ValueError(
-            f"a checkpoint is a .safetensors file, or a state dict in a .pt or .pth file; got {checkpoint!r}"
+            "a checkpoint is a .safetensors file, or a state dict in a .pt, .pth, .ckpt, .bin or .tar file; "
+            f"got {checkpoint!r}"
         )
     if not Path(checkpoint).is_file():
         raise ValueError(f"there is no file {checkpoint!r}")
@@ -50,6 +52,19 @@ def _readable(checkpoint: str) -> str:
 
 
 Checkpoint = Annotated[str, AfterValidator(_readable)]
+
+
+def _of_checkpoint(key: str | None, info: ValidationInfo) -> str | None:
+    if key is not None and info.data.get("checkpoint", "") is None:
+        raise ValueError("it says which weights of a checkpoint are meant, and there is no checkpoint")
+    return key
+
+
+CheckpointKey = Annotated[
+    str | None,
+    AfterValidator(_of_checkpoint),
+    Field(description="which weights, where a file holds several: state_dict_ema, or what their names begin with"),
+]
 
 
 class ModelSource(Protocol):

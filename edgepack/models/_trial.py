@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
-    """The module itself. Raises StageError unless it turns inputs of these shapes into one number a class."""
+    """The module itself. Raises StageError unless it turns inputs of these shapes into one float32 a class."""
     import torch
 
     from edgepack import sources
@@ -25,15 +25,32 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
                 given = module.eval()(*inputs)
         except Exception as error:
             logging.getLogger(__name__).exception("%s cannot take zeros", name)
+            if batch == 1 and (norm := without_statistics(module)):
+                raise StageError(f"{name} gives no answer to a single sample{norm}", EACH) from error
             at = f", at {place}" if (place := sources.of_error(error, module)) else ""
             raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
         if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
             at = f", at {place}" if (place := sources.of_answer(module, inputs)) else ""
             message = f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class{at}"
             raise StageError(message, _MEND)
+        if given.dtype != torch.float32:
+            at = f", at {place}" if (place := sources.of_answer(module, inputs)) else ""
+            kind = str(given.dtype).removeprefix("torch.")
+            advice = "let forward return logits in float32: logits.float()"
+            raise StageError(f"{name} gives outputs in {kind}, not in float32{at}", advice)
     return module.train(training)
 
 
+def without_statistics(module: "nn.Module") -> str:
+    """The first batch norm that normalises by the samples beside, in words, or ""."""
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    found = [name for name, part in module.named_modules() if isinstance(part, kinds) and part.running_mean is None]
+    return f": the batch norm '{found[0]}' keeps no statistics" if found else ""
+
+
+EACH = "let forward treat each sample by itself; a batch norm needs track_running_stats=True"
 _MEND = "mend the model, or name one that fits the data's shape and number of classes"
 
 

@@ -15,7 +15,7 @@ from edgepack import hub, tokenizer
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import RecipeError, StageError
-from edgepack.models import Checkpoint
+from edgepack.models import Checkpoint, CheckpointKey
 from edgepack.patterns import chosen
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Config(Frozen):
     )
     weights: Literal["pretrained"] | None = Field(default="pretrained", description="null: start from random weights")
     checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint_key: CheckpointKey = None
 
     @field_validator("huggingface")
     @classmethod
@@ -156,34 +157,27 @@ def files(config: Config) -> tuple[Path, ...]:
 
 def build(config: Config, signature: Signature) -> "nn.Module":
     """A module that turns input_ids and attention_mask, [n, length] both, into logits [n, classes]."""
-    from edgepack.candidate import load_weights
     from edgepack.encoder import TextClassifier, keep_layers, shorten
     from edgepack.models._trial import tried
+    from edgepack.weights import fits, load_weights
 
     if message := misfit(config, signature):
         raise StageError(message)
     checkpoint = Path(config.checkpoint) if config.checkpoint else None
     pretrained = config.weights is not None and checkpoint is None
     model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
-    ours = checkpoint is not None and _is_ours(checkpoint)
-    if checkpoint and not ours:
-        load_weights(model, checkpoint)
+    theirs = checkpoint is not None and fits(model, checkpoint, config.checkpoint_key)
+    if checkpoint and theirs:
+        load_weights(model, checkpoint, config.checkpoint_key)
     length, offset = signature.inputs[0].shape[0], facts(config.huggingface).offset
     shorten(model, length + offset)
     module = TextClassifier(model, length, offset)
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)
-    if checkpoint and ours:
-        load_weights(module, checkpoint)
+    if checkpoint and not theirs:  # it holds the module that is built here, not that of transformers inside of it
+        load_weights(module, checkpoint, config.checkpoint_key)
     return module.eval()
-
-
-def _is_ours(checkpoint: Path) -> bool:
-    """Whether it holds the module that is built here; else the model of transformers inside of it, whole."""
-    from edgepack.candidate import read_weights
-
-    return all(name.startswith("model.") for name in read_weights(checkpoint))
 
 
 def _fresh(config: Config, signature: Signature) -> "nn.Module":
@@ -197,6 +191,7 @@ def _fresh(config: Config, signature: Signature) -> "nn.Module":
 def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models._transformers import transformers
     from edgepack.models._trial import reason
+    from edgepack.weights import check_floats
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:
@@ -212,6 +207,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
         )
     except Exception as error:  # damaged files fail in many ways
         raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them anew") from error
+    check_floats(path.parent / hub.WEIGHTS[0])
     lost = sorted(key for key in told["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
     if lost:
         raise StageError(

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
-from edgepack.models import Checkpoint
+from edgepack.models import Checkpoint, CheckpointKey
 from edgepack.references import Reference, resolve, sources
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Config(Frozen):
     python: Reference = Field(description='"module:function" that gives the model, for example shop.nets:make')
     args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")
     checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint_key: CheckpointKey = None
 
     @field_validator("args")
     @classmethod
@@ -54,18 +55,26 @@ def files(config: Config) -> tuple[Path, ...]:
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":
-    from edgepack.candidate import load_weights
+    from edgepack.models._plain import folded, is_plain
+    from edgepack.models._steady import some_inputs
     from edgepack.models._trial import tried
+    from edgepack.weights import fits, load_weights
 
     module = tried(_made(config), signature, f"the model of '{config.python}'")
-    if config.checkpoint:
-        load_weights(module, Path(config.checkpoint))
+    checkpoint, key = Path(config.checkpoint) if config.checkpoint else None, config.checkpoint_key
+    computed = checkpoint is not None and not is_plain(module) and fits(module, checkpoint, key)
+    if checkpoint and computed:  # saved before anything was folded
+        load_weights(module, checkpoint, key)
+    folded(module, some_inputs(signature))
+    if checkpoint and not computed:
+        load_weights(module, checkpoint, key)
     return module
 
 
 def _made(config: Config) -> "nn.Module":
     from torch import nn
 
+    from edgepack.models._plain import plain
     from edgepack.models._trial import reason
 
     make = resolve(config.python)
@@ -78,4 +87,4 @@ def _made(config: Config) -> "nn.Module":
         raise StageError(message, "build.log has the traceback") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
-    return copy.deepcopy(module)  # what a function keeps and gives again must not be changed under its hands
+    return plain(module)  # a copy: what a function keeps and gives again must not be changed under its hands

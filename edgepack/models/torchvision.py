@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from edgepack.config import Frozen, unknown
 from edgepack.datasets import Signature
 from edgepack.errors import DeviceError, StageError
-from edgepack.models import Checkpoint
+from edgepack.models import Checkpoint, CheckpointKey
 from edgepack.units import SHARE, Share
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Config(Frozen):
     in_channels: int | None = Field(default=None, ge=1, description="default: as many as the data has")
     weights: str | None = Field(default=None, description="trained on ImageNet, for example DEFAULT; downloaded once")
     checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint_key: CheckpointKey = None
 
     @field_validator("torchvision")
     @classmethod
@@ -95,8 +96,8 @@ def files(config: Config) -> tuple[Path, ...]:
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":
-    from edgepack.candidate import load_weights
     from edgepack.models._trial import tried
+    from edgepack.weights import load_weights
 
     if message := misfit(config, signature):
         raise StageError(message)
@@ -107,7 +108,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if config.width < 1:
         _narrow(module, config, signature)
     if config.checkpoint:
-        load_weights(module, Path(config.checkpoint))
+        load_weights(module, Path(config.checkpoint), config.checkpoint_key)
     return module
 
 

@@ -1,0 +1,25 @@
+"""What is worth telling of a model while it is built: it stands in the ledger, beside the step `model`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_told: ContextVar[list[str] | None] = ContextVar("told", default=None)
+
+
+def note(text: str) -> None:
+    """Outside of `collected`, as when a saved candidate is loaded, nobody wants to know."""
+    told = _told.get()
+    if told is not None and text not in told:
+        told.append(text)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """The notes of what is built inside."""
+    told: list[str] = []
+    token = _told.set(told)
+    try:
+        yield told
+    finally:
+        _told.reset(token)

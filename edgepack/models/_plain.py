@@ -1,0 +1,138 @@
+"""A user's module as the stages need it: without wrappers, its weights plain tensors in float32."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from edgepack.errors import StageError
+from edgepack.models._notes import note
+
+# What runs a model otherwise, and which attribute is the model itself. Known by name: not all of them are installed.
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_original_module",
+}
+_SAME = 1e-4  # of the largest output: rounding
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy without wrappers, in float32. Raises StageError for state that is in no tensor."""
+    own = copy.deepcopy(inner := _unwrapped(module), _values(inner))
+    _unwrap_parts(own)
+    _check_tensors(own)
+    return _in_float32(own)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    kinds = {kind.__name__ for kind in type(module).__mro__} & _WRAPPERS.keys()
+    if not kinds:
+        return module
+    kind = type(module).__name__
+    note(f"taken out of its {kind}: what is compressed is the model inside")
+    return _unwrapped(getattr(module, _WRAPPERS[kinds.pop()]))
+
+
+def _unwrap_parts(module: nn.Module) -> None:
+    for name, part in module.named_children():
+        inside = _unwrapped(part)
+        if inside is not part:
+            setattr(module, name, inside)
+        _unwrap_parts(inside)
+
+
+def _values(module: nn.Module) -> dict[int, Any]:
+    """Attributes that were computed from weights, which Python's copy refuses, as plain tensors by their identity."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    return {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}
+
+
+def _check_tensors(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            where = f"'{name}', a {type(part).__name__}," if name else f"the model, a {type(part).__name__},"
+            raise StageError(
+                f"{where} keeps state besides tensors (get_extra_state), which is not saved with the weights",
+                "keep it in buffers: self.register_buffer(name, tensor)",
+            )
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    kept = [*module.parameters(), *module.buffers()]
+    others = {str(each.dtype).removeprefix("torch.") for each in kept if each.is_floating_point()} - {"float32"}
+    if others:
+        note(f"weights in {', '.join(sorted(others))} were made float32")
+    return module.float()
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether every weight is a tensor of its own, and none is computed from others each time."""
+    return not any(True for _ in _computed(module))
+
+
+def folded(module: nn.Module, inputs: Sequence[torch.Tensor]) -> nn.Module:
+    """The module itself, weights that are computed each time (weight norm, spectral norm, a mask) made plain ones.
+
+    Raises StageError where it would answer otherwise afterwards.
+    """
+    found = [*_computed(module)]
+    if not found:
+        return module
+    training = module.training
+    before = _answer(module.eval(), inputs)
+    for told, fold in found:
+        try:
+            fold()
+        except Exception as error:
+            raise StageError(f"the {told} cannot be folded into plain weights: {error}", _BY_HAND) from error
+    after = _answer(module, inputs)
+    if not torch.allclose(before, after, rtol=0, atol=_SAME * float(before.abs().max()), equal_nan=True):
+        raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
+    shown = ", ".join(told for told, _ in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    note(f"folded into plain weights: {shown}")
+    return module.train(training)
+
+
+def _answer(module: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        given: torch.Tensor = module(*inputs)
+    return given
+
+
+_BY_HAND = "let the function return the model with plain weights: parametrize.remove_parametrizations(layer, name)"
+
+
+def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each weight that is computed, in words, and what makes it plain."""
+    for name, part in module.named_modules():
+        of = f" of '{name}'" if name else ""
+        if parametrize.is_parametrized(part):
+            for weight, steps in part.parametrizations.items():
+                kinds = " and ".join(type(step).__name__.lstrip("_") for step in steps)
+                yield f"{kinds}{of}", partial(_settle, part, weight)
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield f"WeightNorm{of}", partial(remove_weight_norm, part, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                yield f"SpectralNorm{of}", partial(remove_spectral_norm, part, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                yield f"mask{of}", partial(prune.remove, part, hook._tensor_name)
+
+
+def _settle(part: nn.Module, weight: str) -> None:
+    """What was computed from parameters becomes one; of frozen ones torch leaves a buffer."""
+    learned = any(True for _ in part.parametrizations[weight].parameters(recurse=False))
+    parametrize.remove_parametrizations(part, weight)
+    if learned and weight in part._buffers:
+        frozen = part._buffers.pop(weight)
+        part.register_parameter(weight, nn.Parameter(frozen.detach(), requires_grad=False))
