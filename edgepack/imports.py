@@ -41,7 +41,7 @@ class Imports:
 def find(name: str) -> Place | None:
     """The module of this name. No code of it runs, nor of the packages around it."""
     invalidate_caches()  # a folder that was listed before may hold the file by now
-    return _Search([str(Path.cwd()), *sys.path]).place(name)
+    return _Search(_path()).place(name)
 
 
 def of(name: str) -> Imports:
@@ -52,12 +52,18 @@ def of(name: str) -> Imports:
     first: list[str] = []
     last: list[str] = []
     while True:
-        walk = _Walk([*first, str(Path.cwd()), *sys.path, *last])
+        walk = _Walk([*first, *_path(), *last])
         walk.follow(name)
         new = [folder for folder in walk.first if folder not in first], [each for each in walk.last if each not in last]
         if not any(new):
             return walk.imports()
         first, last = [*new[0], *first], [*last, *new[1]]
+
+
+def _path() -> list[str]:
+    """Where a module is searched, whole; what is no folder nor archive is a name that a hook knows."""
+    whole = ((entry, os.path.normpath(Path.cwd() / entry)) for entry in sys.path)
+    return [str(Path.cwd()), *(there if Path(there).exists() else entry for entry, there in whole)]
 
 
 class _Search:

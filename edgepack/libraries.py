@@ -44,18 +44,30 @@ def version_of(file: Path) -> tuple[str, str] | None:
 @cache
 def _owner(site: Path, name: str) -> Path | None:
     top = name.partition("/")[0].partition(".")[0]
-    infos = [*site.glob("*.dist-info"), *site.glob("*.egg-info")]
-    named = [info for info in infos if (found := _INFO.fullmatch(info.name)) and _plain(found["name"]) == _plain(top)]
+    infos = _infos(site)
+    named = [info for info, plain in infos if plain == _plain(top)]
     if named and (site / top / "__init__.py").exists():  # folders without one are shared by several
         return named[0]
-    return next((info for info in (*named, *infos) if _lists(info, name, top)), None)
+    telling = [info for info, _ in infos if top in _content(info / "top_level.txt").split()]
+    return next((info for info in (*named, *telling, *(each for each, _ in infos)) if _lists(info, name, top)), None)
+
+
+@cache
+def _infos(site: Path) -> tuple[tuple[Path, str], ...]:
+    """What tells of each distribution, with its name; those last whose record is long to read."""
+    infos = [*site.glob("*.dist-info"), *site.glob("*.egg-info")]
+    matches = [(info, found) for info in infos if (found := _INFO.fullmatch(info.name))]
+    return tuple((info, _plain(found["name"])) for info, found in sorted(matches, key=lambda each: _size(each[0])))
 
 
 def _lists(info: Path, name: str, top: str) -> bool:
     record = _content(info / "RECORD")
-    if record:
-        return f"\n{name}," in f"\n{record}"
-    return top in _content(info / "top_level.txt").split()
+    return f"\n{name}," in f"\n{record}" if record else top in _content(info / "top_level.txt").split()
+
+
+def _size(info: Path) -> int:
+    record = info / "RECORD"
+    return record.stat().st_size if record.exists() else 0
 
 
 def _code(info: Path) -> str:

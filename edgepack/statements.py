@@ -170,7 +170,7 @@ class _Folders:
         if isinstance(node.func, ast.Attribute) and _called(node) in _METHODS:
             given = [self.value(node.func.value), *given]
         act = _FUNCTIONS.get(_called(node))
-        if act is None or (not given and act is not Path.cwd):
+        if act is None or (not given and act != Path.cwd):
             raise ValueError("its value cannot be told")
         return act(*given)
 

@@ -97,7 +97,9 @@ class Work:
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
-                act: Callable[[], Candidate] = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
+                act: Callable[[], Candidate] = partial(
+                    rehearse, candidate, stage.config, self.device.quantization, **timed
+                )
                 for model in (value for _, value in stage.config if isinstance(value, Choice)):
                     act = self._watched(model, f"the function of {name}'s model", act)
                 candidate = _guarded(f"{name}, rehearsed before any training", act, self.store.root)
