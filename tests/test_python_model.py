@@ -183,7 +183,7 @@ def test_the_versions_of_what_its_code_imports_are_part_of_the_key(where: str, m
         (info / "RECORD").write_text("own_lib.py,,\n")
         mine = {"python": "nets:make"}
         stages: list[Any] = ["train", {"distill": {"student": mine}}] if where == "student" else ["train"]
-        models = {} if where == "student" else {"model": mine}
+        models: dict[str, Any] = {} if where == "student" else {"model": mine}
         found = plan(recipe(stages=stages, **models), load_device("host"), Store("store")).steps[len(stages)].key
         shutil.rmtree(info)
         return found
