@@ -17,13 +17,15 @@ from edgepack.benchmark import Answers, Measurement, TimingProtocol
 from edgepack.budgets import METRICS, Budget, read_budgets
 from edgepack.config import Document, Frozen
 from edgepack.device import Controls, Device
-from edgepack.errors import AnswerError, DeviceError, RecipeError
+from edgepack.errors import AnswerError, DeviceError, RecipeError, RefusedError
 from edgepack.evaluate import ROUNDING
 from edgepack.events import Emit, StepProgress
 from edgepack.gate import Verdict, compare, judge
 from edgepack.measure import timed
 from edgepack.runners import Connection, connected, host, lacking
+from edgepack.shapes import fixed, too_large
 from edgepack.store import file_digest
+from edgepack.worker import Spec
 
 if TYPE_CHECKING:
     import numpy
@@ -37,10 +39,11 @@ _LOCATION = b"\n\x08location\x12"  # how an entry of a tensor's external data sa
 
 
 class Bench(Frozen):
-    """What was found out about one file. `device` is the id of the profile."""
+    """What was found out about one file. `device` is the id of the profile, `inputs` the shapes it was timed with."""
 
     file: str
     device: str
+    inputs: dict[str, tuple[int, ...]] = {}
     measurements: tuple[Measurement, ...]
     verdicts: tuple[Verdict, ...] = ()
 
@@ -56,21 +59,6 @@ class Pair(Frozen):
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         return ()
-
-
-def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """
-    >>> read_shapes(["ids=1,128"])
-    {'ids': (1, 128)}
-    """
-    found = {}
-    for text in texts:
-        name, _, sizes = text.rpartition("=")
-        parts = sizes.split(",")
-        if not name or not all(part.strip().isdecimal() and int(part) for part in parts):
-            raise RecipeError(f"--shape {text!r}: write it as INPUT=1,3,224,224")
-        found[name] = tuple(int(part) for part in parts)
-    return found
 
 
 def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
@@ -104,9 +92,10 @@ def bench(
     if "time" not in device.evidence:
         raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
     with connected(device) as connection:
-        job = _job(file, device, connection, budgets, shapes)
+        job = _job(file, device, connection, budgets)
+        [specs] = _inputs([job], shapes)
         emit(StepProgress(doing="checking its answers", done=0, total=1))
-        _check_answers(job, connection)
+        _check_answers(job, specs, connection)
         progress = _told("timing in fresh processes", emit)
 
         def decided(answers: Answers) -> bool:
@@ -119,7 +108,7 @@ def bench(
             )
 
         outcome = benchmark.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
-        return _found(job, device, connection, outcome, budgets)
+        return _found(job, specs, device, connection, outcome, budgets)
 
 
 def pair(
@@ -134,34 +123,43 @@ def pair(
     if device.evidence.get("time") != "measured":
         raise DeviceError(f"{device.name} times nothing: two files are compared by measuring", "name another device")
     with connected(device) as connection:
-        jobs = [_job(file, device, connection, (), shapes) for file in (first, second)]
-        for job in jobs:
+        jobs = [_job(file, device, connection, ()) for file in (first, second)]
+        inputs = _inputs(jobs, shapes)
+        for job, specs in zip(jobs, inputs, strict=True):
             emit(StepProgress(doing=f"checking the answers of {job['file']}", done=0, total=1))
-            _check_answers(job, connection)
+            _check_answers(job, specs, connection)
         taken = benchmark.time_pair(connection.run, jobs, _told("timing in turns", emit))
         files = [
-            _found(job, device, connection, {"answers": answers, "memory": []}, ())
-            for job, answers in zip(jobs, taken, strict=True)
+            _found(job, specs, device, connection, {"answers": answers, "memory": []}, ())
+            for job, specs, answers in zip(jobs, inputs, taken, strict=True)
         ]
     ratio, low, high = benchmark.interval(benchmark.ratios(*taken))
     return Pair(files=(files[0], files[1]), ratio=ratio, low=low, high=high)
 
 
-def _job(
-    file: Path, device: Device, connection: Connection, budgets: Sequence[Budget], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[Budget]) -> dict[str, Any]:
     runtime = worker.runtime_of(file.suffix)
     if not runtime:
         known = ", ".join(suffix for each in worker.RUNTIMES.values() for suffix in each.suffixes)
         raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
-    if not file.is_file():
-        raise RecipeError(f"there is no file {file}")
+    _check_readable(file)
     _check_whole(file)
     if runtime not in connection.facts["versions"]:
         raise lacking(device, runtime, file.name)
     protocol = TimingProtocol.of(budget.metric for budget in budgets)
-    given = {name: list(shape) for name, shape in shapes.items()}
-    return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": given}
+    return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": {}}
+
+
+def _check_readable(file: Path) -> None:
+    if not file.is_file():
+        raise RecipeError(f"{file} is a folder" if file.is_dir() else f"there is no file {file}")
+    try:
+        with file.open("rb") as content:
+            empty = not content.read(1)
+    except OSError as error:
+        raise RecipeError(f"cannot read {file}: {error.strerror}") from None
+    if empty:
+        raise RecipeError(f"{file} is empty")
 
 
 def _check_whole(file: Path) -> None:
@@ -202,14 +200,14 @@ def _tensors(graph: Any) -> Iterator[Any]:
             yield from _tensors(inner)
 
 
-def _check_answers(job: dict[str, Any], connection: Connection) -> None:
+def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection) -> None:
     """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
-    with closing(host.Host(Controls(threads=1))) as here, _noise(job, here) as question:
-        others = () if isinstance(connection, host.Host) else (connection,)
-        answers = [_answers(question, each) for each in (here, *others)]
+    with closing(host.Host(Controls(threads=1))) as here, _noise(job, specs) as question:
+        with _by_the_user(job):
+            ours = _answers(question, here)
+        theirs = ours if isinstance(connection, host.Host) else _answers(question, connection)
     import numpy
 
-    ours, theirs = answers[0], answers[-1]
     if not numpy.isfinite(ours).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
     otherwise = f"{job['file']}: the device answers otherwise than this computer"
@@ -222,28 +220,62 @@ def _check_answers(job: dict[str, Any], connection: Connection) -> None:
 
 
 @contextmanager
-def _noise(job: dict[str, Any], here: host.Host) -> Iterator[dict[str, Any]]:
+def _by_the_user(job: dict[str, Any]) -> Iterator[None]:
+    """What a runtime refuses on this computer is a mistake of the file or of its shapes, which no other try mends."""
+    try:
+        yield
+    except RefusedError as error:
+        hint = (
+            f"is the file whole, and made for this version of {job['runtime']}?"
+            if "it does not" in error.message
+            else ""
+        )
+        raise RecipeError(error.message, f"do the shapes fit? {hint}" if job["shapes"] and hint else hint) from error
+
+
+@contextmanager
+def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any]]:
     """A job that asks for the answers to a few rows of noise, each a whole input; its files are gone afterwards."""
     import numpy
 
-    described = {key: job[key] for key in ("runtime", "file", "shapes")}
-    inputs = here.run({**described, "mode": "describe"})["inputs"]
-    specs = [(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
-    rows = [worker.noise(specs, seed) for seed in range(_ROWS)]
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
-        for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
-            numpy.save(path, numpy.stack(arrays), allow_pickle=False)
+        try:
+            rows = [worker.noise([*specs], seed) for seed in range(_ROWS)]
+            for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
+                numpy.save(path, numpy.stack(arrays), allow_pickle=False)
+        except MemoryError:
+            raise too_large(job["file"], specs) from None
+        described = {key: job[key] for key in ("runtime", "file", "shapes")}
         names = [str(path) for path in paths]
         yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
 
 
-def _answers(question: dict[str, Any], connection: Connection) -> "Array":
+def _answers(question: dict[str, Any], connection: Connection | host.Host) -> "Array":
     import numpy
 
     connection.run(question)
     answers: Array = numpy.load(question["output"], allow_pickle=False)
     return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
+
+
+def _inputs(jobs: Sequence[dict[str, Any]], shapes: Mapping[str, Sequence[int]]) -> list[list[Spec]]:
+    """What each file is fed, in shapes of numbers; each job learns those that are given for its file.
+
+    Raises RecipeError with what is wrong in the shapes, DeviceError where there is no memory for them.
+    """
+    with closing(host.Host(Controls(threads=1))) as here:
+        told = [_described(job, here) for job in jobs]
+    for job, specs in zip(jobs, told, strict=True):
+        job["shapes"] = {name: [*shapes[name]] for name, _, _ in specs if name in shapes}
+    return fixed([Path(job["file"]) for job in jobs], told, shapes)
+
+
+def _described(job: dict[str, Any], here: host.Host) -> list[Spec]:
+    question = {**{key: job[key] for key in ("runtime", "file", "shapes")}, "mode": "describe"}
+    with _by_the_user(job):
+        inputs = here.run(question)["inputs"]
+    return [(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
 
 
 def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
@@ -255,7 +287,12 @@ def _versions(job: dict[str, Any], connection: Connection) -> dict[str, str]:
 
 
 def _found(
-    job: dict[str, Any], device: Device, connection: Connection, outcome: dict[str, Any], budgets: Sequence[Budget]
+    job: dict[str, Any],
+    specs: Sequence[Spec],
+    device: Device,
+    connection: Connection,
+    outcome: dict[str, Any],
+    budgets: Sequence[Budget],
 ) -> Bench:
     file, evidence = Path(job["file"]), device.evidence["time"]
     about: dict[str, Any] = {
@@ -272,6 +309,7 @@ def _found(
     return Bench(
         file=str(file),
         device=device.id,
+        inputs={name: tuple(shape) for name, shape, _ in specs},
         measurements=measurements,
         verdicts=judge(budgets, [file.name], measurements),
     )

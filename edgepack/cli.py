@@ -421,10 +421,11 @@ def bench(
     from edgepack.events import placed
     from edgepack.reports import _bench
     from edgepack.reports.console import watcher
+    from edgepack.shapes import read_shapes
 
     if len(files) > 2 or (len(files) == 2 and budgets):
         raise RecipeError("give one file, or two without a budget", "edgepack bench A B")
-    where, given, limits = load_device(device), benches.read_shapes(shapes), benches.read_limits(budgets)
+    where, given, limits = load_device(device), read_shapes(shapes), benches.read_limits(budgets)
     watch = watcher(sys.stderr, as_json=False)
     emit = placed(watch, 1, 1, where.name)
     found: Bench | Pair

@@ -5,7 +5,8 @@ EdgepackError
 ├── StageError     5   a stage or an export failed; what was done before it stays
 ├── SelftestError  5   an exported file answers otherwise than when it was built
 ├── DeviceError    4   device or infrastructure: no space, no runtime, not reachable
-│   └── AbsentError    there is no such device here: what needs none can still be done
+│   ├── AbsentError    there is no such device here: what needs none can still be done
+│   └── RefusedError   a runtime cannot run a file, or not on what it is given
 ├── AnswerError    1   a file answers otherwise on the device than it does here
 └── VerifyError    1   a bundle is not what its manifest says
 
@@ -81,6 +82,10 @@ class DeviceError(EdgepackError):
 
 
 class AbsentError(DeviceError):
+    pass
+
+
+class RefusedError(DeviceError):
     pass
 
 

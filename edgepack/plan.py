@@ -238,20 +238,26 @@ class Planner:
             "data": self.fingerprint,
             "seed": recipe.seed,
             "compute": provenance.compute(),
-            "versions": provenance.versions(*provenance.CORE, *getattr(recipe.model.module, "LIBRARIES", ())),
+            "versions": {
+                **provenance.versions(*provenance.CORE, *getattr(recipe.model.module, "LIBRARIES", ())),
+                **_installed([recipe.model]),
+            },
         }
 
     def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
+        own = plugin_facts(stage)
+        models = [value for _, value in stage.config if isinstance(value, Choice)]
         return {
-            **plugin_facts(stage),
+            **own,
+            "versions": {**own["versions"], **_installed(models)},
             **measured,
             **self._heeded(stage),
             "parent": parent,
             "device": facts,
-            "files": _files(value for _, value in stage.config if isinstance(value, Choice)),
+            "files": _files(models),
             "teacher": self.teacher.key if self.teacher else "",
         }
 
@@ -360,6 +366,12 @@ def _because(step: Step, reason: str) -> Step:
 def _files(models: Iterable[Choice]) -> list[str]:
     """The hashes of what models are made of: another file under the same name is another model."""
     return [file_digest(path) for model in models for path in _read_by(model)]
+
+
+def _installed(models: Iterable[Choice]) -> dict[str, str]:
+    """The versions of what the code of models imports, where that is a user's."""
+    with_code = (model for model in models if hasattr(model.module, "installed"))
+    return {name: version for model in with_code for name, version in model.module.installed(model.config).items()}
 
 
 def _read_by(model: Choice) -> tuple[Path, ...]:

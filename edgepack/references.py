@@ -2,23 +2,24 @@
 
     source("shop.data:load")            -> the file shop/data.py
     sources("shop.data:load")           -> that, and what of the user's code it imports
+    libraries("shop.data:load")         -> {"pandas": "2.2.3"}: installed packages that these import
+    named(["data/*.npz"])               -> {"data/a.npz": Path("data/a.npz"), ...}
     resolve("shop.data:load")           -> the function
 
 The current folder is searched first, as `python -m` does. No code of the user runs before `resolve`.
 """
 
 import ast
-import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import import_module, invalidate_caches
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from edgepack import imports
 from edgepack.config import unknown
 from edgepack.errors import RecipeError
 
@@ -26,49 +27,37 @@ from edgepack.errors import RecipeError
 def source(reference: str) -> Path:
     """The file of the module. Raises ValueError when there is none, or it is no Python source."""
     module = reference.partition(":")[0]
-    top, *rest = module.split(".")
-    invalidate_caches()  # a folder that was listed before may hold the file by now
-    spec = PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) or _installed(top)
-    # Submodules are looked up as files: to ask the import system for a.b would run the code of a.
-    found = _below([Path(folder) for folder in spec.submodule_search_locations or ()], rest) if spec and rest else None
-    if spec and not rest and spec.origin:
-        found = Path(spec.origin)
-    if found is None:
-        expected = "/".join((top, *rest))
+    place = imports.find(module)
+    if place is None or place.file is None:
+        expected = module.replace(".", "/")
         raise ValueError(f"there is no module '{module}': neither {expected}.py in this folder nor an installed one")
-    if found.suffix != ".py":
-        raise ValueError(f"the module '{module}' is no Python file, but {found.name}")
-    return found
+    if place.file.suffix != ".py":
+        raise ValueError(f"the module '{module}' is no Python file, but {place.file.name}")
+    return place.file
 
 
 def sources(reference: str) -> tuple[Path, ...]:
-    """The module's file, the rest of its package, and what of this folder these import, and so on: a change in any of
-    them may change what the function gives. Installed libraries that it imports are not followed.
+    """The module's file, the rest of its package, and what of the user's these import, wherever that lies, and so on:
+    a change in any of them may change what the function gives. Installed packages are not followed.
     """
-    own = source(reference)
-    found, todo, seen = {own}, [reference.partition(":")[0].partition(".")[0]], set()
-    if not own.is_relative_to(Path.cwd()):
-        found.update(file for folder in own.parents if folder.name == todo[0] for file in folder.rglob("*.py"))
-    while todo:
-        top = todo.pop()
-        if top in seen:
-            continue
-        seen.add(top)
-        files = [*Path.cwd().glob(f"{top}.py"), *Path.cwd().glob(f"{top}/**/*.py")]
-        found.update(files)
-        todo += [name for file in files for name in _imported(file)]
-    return tuple(sorted(found))
+    return imports.of(reference.partition(":")[0]).files
 
 
-def _imported(file: Path) -> set[str]:
-    """The top names of the modules that a file imports; none where it is no valid Python."""
-    try:
-        nodes = [*ast.walk(ast.parse(file.read_bytes()))]
-    except (SyntaxError, ValueError):
-        return set()
-    whole = {alias.name.partition(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    parts = {node.module.partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    return whole | parts
+def libraries(reference: str) -> dict[str, str]:
+    """The versions of the installed packages that these files import."""
+    return imports.of(reference.partition(":")[0]).libraries
+
+
+def named(patterns: Iterable[str]) -> dict[str, Path]:
+    """The files that patterns such as "data/*.npz" name. Raises RecipeError for one that names none."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        here, inside = (Path("/"), pattern[1:]) if pattern.startswith("/") else (Path(), pattern)
+        matches = [path for path in sorted(here.glob(inside or ".")) if path.is_file()]
+        if not matches:
+            raise RecipeError(f"no file matches {pattern!r}", "files are named from the folder that edgepack runs in")
+        found |= {str(path): path for path in matches}
+    return found
 
 
 def resolve(reference: str) -> Callable[..., Any]:
@@ -103,19 +92,15 @@ def _exists(reference: str) -> str:
 Reference = Annotated[str, AfterValidator(_exists)]
 
 
-def _installed(top: str) -> ModuleSpec | None:
-    """A module that only an import hook knows, as editable installs have them."""
+def _found(patterns: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return importlib.util.find_spec(top)
-    except ValueError:  # a module without a spec, such as __main__
-        return None
+        named(patterns)
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+    return patterns
 
 
-def _below(folders: list[Path], parts: list[str]) -> Path | None:
-    *packages, last = parts
-    places = [folder.joinpath(*packages) for folder in folders]
-    files = [file for place in places for file in (place / last / "__init__.py", place / f"{last}.py")]
-    return next((file for file in files if file.is_file()), None)
+Files = Annotated[tuple[str, ...], AfterValidator(_found)]  # patterns, each of which names a file
 
 
 @cache

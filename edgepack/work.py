@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgepack import benchmark, bundle, evaluate, exporters, plugins, provenance
+from edgepack import benchmark, bundle, evaluate, exporters, opened, plugins, provenance
 from edgepack.artifact import Artifact
 from edgepack.budgets import strictest
 from edgepack.datasets import EXAMPLES
@@ -56,6 +56,7 @@ class Work:
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
         self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
+        self.warned: list[str] = []  # what the user's functions read that no key covers
 
     def ensure(self, step: Step) -> Entry:
         """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
@@ -98,7 +99,11 @@ class Work:
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
-                act = partial(rehearse, candidate, stage.config, self.device.quantization, **timed)
+                act: Callable[[], Candidate] = partial(
+                    rehearse, candidate, stage.config, self.device.quantization, **timed
+                )
+                for model in (value for _, value in stage.config if isinstance(value, Choice)):
+                    act = self._watched(model, f"the function of {name}'s model", act)
                 before, candidate = candidate, _guarded(f"{name}, rehearsed before any training", act, self.store.root)
                 if candidate.factory != before.factory:  # a student
                     _guarded(f"{name}, untrained", partial(_check_steady, candidate), self.store.root)
@@ -126,9 +131,23 @@ class Work:
         from edgepack.sources import check_finite
 
         factory = Factory.of(self.recipe.model, self.signature)
-        candidate = Candidate(module=factory.build(), factory=factory)
+        build = self._watched(self.recipe.model, "the model's function", factory.build)
+        candidate = Candidate(module=build(), factory=factory)
         check_finite(candidate.module)
         return candidate
+
+    def _watched(self, choice: Choice, whose: str, act: Callable[[], Result]) -> Callable[[], Result]:
+        """`act` that warns of the files which a user's function reads and no key covers."""
+
+        def watched() -> Result:
+            with opened.warned(choice, whose, self._warn):
+                return act()
+
+        return watched
+
+    def _warn(self, text: str) -> None:
+        self.warned.append(text)
+        self.emit(Note(text=f"warning: {text}"))
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
         from edgepack.sources import check_finite
@@ -145,7 +164,7 @@ class Work:
         return {
             **figures,
             "seconds": round(seconds, 2),
-            "notes": candidate.notes,
+            "notes": (*candidate.notes, *(self.warned if step.choice is self.recipe.model else ())),
             "decided": candidate.decided,
         }
 
@@ -500,7 +519,8 @@ class Work:
 
     @cached_property
     def data(self) -> "Data":
-        data: Data = self.recipe.data.module.load(self.recipe.data.config)
+        load = partial(self.recipe.data.module.load, self.recipe.data.config)
+        data: Data = self._watched(self.recipe.data, "the data's function", load)()
         for note in data.notes:
             self.emit(Note(text=note))
         return data

@@ -6,7 +6,7 @@ mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
          predict    run every row of `inputs` (one .npy a model input), write the outputs to `output`; a row is a whole
                     input where it has the shape of one, else it is run at batch 1
-         describe   tell the names, shapes and types of the inputs
+         describe   tell the names, shapes and types of the inputs as the file has them
          delegates  tell what the runtime can hand a model to; no file is loaded
          probe      tell what this device is; no runtime is loaded
 
@@ -27,15 +27,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 Job = dict[str, Any]
 Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
-TOO_WARM = 75  # the exit code of a device that did not cool down
+# Exit codes besides 1, which says that this device or its installation fails.
+REFUSED = 65  # the runtime cannot run this file, or not on what it is given: the last line of stderr says why
+NO_MEMORY = 71
+TOO_WARM = 75  # the device did not cool down
 _TICKS = os.sysconf("SC_CLK_TCK")  # of /proc/stat, a second
 _FEW = 20  # ticks; shares of fewer are chance
 _FIRMWARE = 10.0  # seconds in which that of a Raspberry Pi must answer
 _MS = 1e-6  # one nanosecond in milliseconds
+
+
+class Refused(Exception):
+    """What is wrong with the file, or with what it is given."""
 
 
 class OnnxRuntime:
@@ -61,7 +69,10 @@ class OnnxRuntime:
         options.log_severity_level = 3
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()
-        self.specs = [(value.name, tuple(value.shape), _ONNX_TYPES[value.type]) for value in self.inputs]
+        self.specs = [(value.name, tuple(value.shape), _fed(value)) for value in self.inputs]
+        first = self.session.get_outputs()[0]
+        if first.type not in _ONNX_TYPES:
+            raise Refused(f"its output {first.name} is a {first.type}, which cannot be compared: {_TYPES_FED}")
 
     def bind(self, arrays: list[Any]) -> Any:
         return {value.name: arrays[i] for i, value in enumerate(self.inputs)}
@@ -74,9 +85,17 @@ class OnnxRuntime:
 
 
 _ONNX_TYPES = {
-    **{f"tensor({name})": name for name in ("float16", "int64", "int32", "int16", "int8", "uint8", "bool")},
+    **{f"tensor({name})": name for name in ("float16", "bool")},
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{"tensor(float)": "float32", "tensor(double)": "float64"},
 }
+_TYPES_FED = "only tensors of float16, float32, float64, whole numbers and truth values are"
+
+
+def _fed(value: Any) -> str:
+    if value.type not in _ONNX_TYPES:
+        raise Refused(f"its input {value.name} is a {value.type}, which cannot be fed: {_TYPES_FED}")
+    return _ONNX_TYPES[value.type]
 
 
 class ExecuTorch:
@@ -101,8 +120,17 @@ class ExecuTorch:
         self.program = self.api._load_program(file)  # kept: the method lives in its memory
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
-        tensors = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
-        self.specs = [(f"input {i}", tuple(each.sizes()), _TORCH_TYPES[each.dtype()]) for i, each in enumerate(tensors)]
+        self.specs = [self.spec(meta, i) for i in range(meta.num_inputs())]
+
+    def spec(self, meta: Any, i: int) -> Spec:
+        try:
+            tensor = meta.input_tensor_meta(i)
+        except IndexError:
+            raise Refused(f"its input {i} is no tensor, which cannot be fed: {_TYPES_FED}") from None
+        if tensor.dtype() not in _TORCH_TYPES:
+            named = {15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"}.get(tensor.dtype(), "of another type")
+            raise Refused(f"its input {i} is {named}, which cannot be fed: {_TYPES_FED}")
+        return f"input {i}", tuple(tensor.sizes()), _TORCH_TYPES[tensor.dtype()]
 
     def bind(self, arrays: list[Any]) -> Any:
         return [self.torch.from_numpy(array) for array in arrays]
@@ -111,6 +139,8 @@ class ExecuTorch:
         return self.method(bound)[0]
 
     def array(self, output: Any) -> Any:
+        if not isinstance(output, self.torch.Tensor):
+            raise Refused(f"its first output is no tensor, but {type(output).__name__}, which cannot be compared")
         return output.numpy()
 
 
@@ -145,10 +175,29 @@ def main(job: Job) -> Job:
     baseline = _memory("VmRSS") + _memory("VmSwap")
     _forget_peak()
     started = time.perf_counter_ns()
-    runtime.load(job["file"])
+    with _refusing("it does not load"):
+        runtime.load(job["file"])
     load = (time.perf_counter_ns() - started) * _MS
     result = {"load_ms": load, "versions": _versions(runtime.packages)}
-    return {**result, **MODES[job["mode"]](runtime, job, baseline)}
+    with _refusing("it does not run"):
+        return {**result, **MODES[job["mode"]](runtime, job, baseline)}
+
+
+@contextlib.contextmanager
+def _refusing(why: str) -> Iterator[None]:
+    """What a runtime raises is about the file; where a disk is full or a file is gone, it is about the device."""
+    try:
+        yield
+    except (Refused, MemoryError, OSError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if any(words in said for words in _OF_MEMORY):
+            raise MemoryError(said) from error
+        raise Refused(f"{why}: {type(error).__name__}: {said}") from error
+
+
+_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "error: 0x:21", "error 0x21", "not enough memory")
 
 
 def _pin(job: Job) -> None:
@@ -204,7 +253,7 @@ def predict(runtime: Any, job: Job, _baseline: int) -> Job:
     columns = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
     shapes = [shape for _, shape, _ in _given(runtime.specs, job)]
     pairs = list(zip(columns, shapes, strict=True))
-    rows = range(len(columns[0]))
+    rows = range(len(columns[0]) if columns else job["rows"])  # a file without inputs is run as often
     outputs = [_row(runtime, [_input(column, i, shape) for column, shape in pairs]) for i in rows]
     numpy.save(job["output"], _joined(outputs), allow_pickle=False)
     return {"rows": len(outputs)}
@@ -212,7 +261,7 @@ def predict(runtime: Any, job: Job, _baseline: int) -> Job:
 
 def describe(runtime: Any, job: Job, _baseline: int) -> Job:
     keys = ("name", "shape", "dtype")
-    return {"inputs": [dict(zip(keys, spec, strict=True)) for spec in _fixed(runtime.specs, job)]}
+    return {"inputs": [dict(zip(keys, spec, strict=True)) for spec in runtime.specs]}
 
 
 MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
@@ -286,7 +335,7 @@ def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
     fixed = _given(specs, job)
     for name, shape, _ in fixed:
         if not all(isinstance(size, int) and size > 0 for size in shape):
-            sys.exit(f"the shape of {name} is open: {', '.join(map(str, shape))}")
+            raise Refused(f"the shape of {name} is open: {', '.join(map(str, shape))}")
     return fixed
 
 
@@ -458,7 +507,15 @@ def _installed(*packages: str) -> dict[str, str]:
 if __name__ == "__main__":
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # runtimes print; the answer must be the only line of output
-    print(json.dumps(main(json.loads(sys.argv[1]))), file=answer, flush=True)
+    try:
+        found = main(json.loads(sys.argv[1]))
+    except Refused as error:
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
+    except MemoryError as error:
+        print(" ".join(str(error).split()) or "MemoryError", file=sys.stderr)
+        sys.exit(NO_MEMORY)
+    print(json.dumps(found), file=answer, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # taking torch down takes 0.4 s, and every file is closed; what fails ends the long way, and says why

@@ -15,10 +15,11 @@ from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
 from edgepack import bench as benches
-from edgepack.bench import bench, pair, read_limits, read_shapes
+from edgepack.bench import bench, pair, read_limits
 from edgepack.benchmark import TimingProtocol
 from edgepack.errors import AnswerError, RecipeError
 from edgepack.runners import Connection, host
+from edgepack.shapes import read_shapes
 
 Takes = Callable[[str], float]  # ms of one inference of this file
 
@@ -139,9 +140,10 @@ def test_a_device_that_answers_more_or_less_is_told(monkeypatch: pytest.MonkeyPa
 
 def answered(file: str) -> None:
     """Its answers are checked, by the runtime itself."""
-    job = {"runtime": "onnxruntime", "file": file, "shapes": {}}
+    job: dict[str, Any] = {"runtime": "onnxruntime", "file": file, "shapes": {}}
     there: Any = SimpleNamespace(run=run_here)
-    benches._check_answers(job, there)
+    [specs] = benches._inputs([job], {})
+    benches._check_answers(job, specs, there)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_drift_of_the_machine_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) ->
         (["a.onnx", "--budget", "accuracy.max_drop=1%"], 2, "bench measures no accuracy"),
         (["a.onnx", "--shape", "x"], 2, "write it as INPUT=1,3,224,224"),
         (["a.onnx", "--device", "nowhere"], 2, "unknown device 'nowhere'"),
-        (["a.onnx"], 4, "onnxruntime failed on a.onnx"),
+        (["a.onnx"], 2, "onnxruntime failed on a.onnx: it does not load: InvalidProtobuf"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], code: int, message: str) -> None:

@@ -81,7 +81,7 @@ def test_a_missing_file_is_a_device_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "message", "hint"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "ended with code -9", "memory"),
+        ("import os; os.kill(os.getpid(), 9)", "x failed on f: it died of SIGKILL", "memory"),
         ("raise SystemExit(3)", "ended with code 3 and said nothing", "doctor"),
         ("import sys; sys.exit('the model wants\\n\\nmore')", "x failed on f: more", "doctor"),
     ],

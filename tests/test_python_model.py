@@ -1,5 +1,6 @@
 """A model that a user's own function gives."""
 
+import shutil
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -12,7 +13,7 @@ from safetensors.torch import save_model
 from torch import nn
 from torch_factories import SIGNATURE, reloaded
 
-from edgepack import plugins
+from edgepack import libraries, plugins
 from edgepack.candidate import Candidate
 from edgepack.device import load_device
 from edgepack.errors import RecipeError, StageError
@@ -149,3 +150,43 @@ def test_the_function_is_not_run_until_the_model_is_built() -> None:
     assert not Path("ran").exists()
     build()
     assert Path("ran").exists()
+
+
+def test_files_that_the_function_reads_are_part_of_the_key() -> None:
+    def first_key(*files: str) -> str:
+        what = recipe(model={"python": "nets:make", "files": list(files)}, stages=["train"])
+        return plan(what, load_device("host"), Store("store")).steps[0].key
+
+    nets()
+    for name in ("a.npz", "b.npz"):
+        Path(name).write_text("1")
+    keys = [first_key(), first_key("a.npz"), first_key("*.npz")]
+    Path("b.npz").write_text("2")
+    keys.append(first_key("*.npz"))
+    assert len({*keys}) == 4 and first_key("a.npz") == keys[1]
+    Path("a.npz").unlink()
+    with pytest.raises(RecipeError, match=r"no file matches 'a.npz'"):
+        first_key("a.npz")
+
+
+@pytest.mark.parametrize("where", ["model", "student"])
+def test_the_versions_of_what_its_code_imports_are_part_of_the_key(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets("import own_lib\n" + NETS)
+    monkeypatch.syspath_prepend(str(Path("site-packages").resolve()))
+
+    def key(version: str) -> str:
+        for cached in (libraries.version_of, libraries._owner, libraries._infos, libraries._content):
+            cached.cache_clear()
+        info = Path(f"site-packages/own_lib-{version}.dist-info")
+        info.mkdir(parents=True)
+        Path("site-packages/own_lib.py").touch()
+        (info / "RECORD").write_text("own_lib.py,,\n")
+        mine = {"python": "nets:make"}
+        stages: list[Any] = ["train", {"distill": {"student": mine}}] if where == "student" else ["train"]
+        models: dict[str, Any] = {} if where == "student" else {"model": mine}
+        found = plan(recipe(stages=stages, **models), load_device("host"), Store("store")).steps[len(stages)].key
+        shutil.rmtree(info)
+        return found
+
+    one, two = key("1.0"), key("2.0")
+    assert one == key("1.0") != two

@@ -230,7 +230,7 @@ def test_inputs_are_made_from_the_files_own_facts() -> None:
 
 def test_a_shape_that_the_file_leaves_open_is_given() -> None:
     specs: list[edgepack.worker.Spec] = [("x", ("batch", 3, 4, 4), "float32")]
-    with pytest.raises(SystemExit, match="the shape of x is open: batch, 3, 4, 4"):
+    with pytest.raises(edgepack.worker.Refused, match="the shape of x is open: batch, 3, 4, 4"):
         edgepack.worker._fixed(specs, {})
     assert edgepack.worker._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
 

@@ -9,6 +9,11 @@ and, where an app needs more than shapes and labels to make the inputs,
 
 attachments(config) -> dict[str, bytes]     files for the bundle's io/, such as a tokenizer; instant, no torch
 
+and, where it runs code of the user's,
+
+FOREIGN = True
+files(config) -> tuple[Path, ...]       that code, and what it is said to read
+
 and, where it is known,
 
 LICENCE                                 what may be done with its samples, of which a bundle holds some

@@ -19,11 +19,13 @@ from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.datasets._digests import digests
 from edgepack.errors import RecipeError, StageError
-from edgepack.references import Reference, resolve, sources
+from edgepack.references import Files, Reference, libraries, named, resolve, sources
 from edgepack.store import digest, file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FOREIGN = True
 
 _PARTS = ("train", "validation", "test")
 _BATCH = 256  # samples
@@ -37,7 +39,7 @@ class Config(Frozen):
     labels: Annotated[tuple[str, ...], Field(min_length=2)] = Field(description="the name of target 0, 1, ...")
     dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
     args: dict[str, Any] = Field(default={}, description="what the function is called with")
-    files: tuple[str, ...] = Field(
+    files: Files = Field(
         default=(),
         description='what it reads, for example ["data/*.npz", "shop/*.py"]: when they change, so does the data',
     )
@@ -60,17 +62,21 @@ class Config(Frozen):
 
 
 def describe(config: Config) -> Signature:
-    """As the recipe says, for nothing of the user's runs yet. Raises RecipeError when one of `files` is missing."""
-    _files(config)
+    """As the recipe says, for nothing of the user's runs yet."""
     sample = TensorSpec(name="input", shape=config.shape, dtype=config.dtype)
     return Signature(inputs=(sample,), labels=config.labels, preprocessing=config.preprocessing)
 
 
 def fingerprint(config: Config) -> str:
-    """Of the function's module and what of the user's it imports, its arguments, and the files the recipe names."""
-    files = digests(_files(config), of=f"{Path.cwd()} {config.function}")
+    """Of the function's module and what it imports, its arguments, and the files the recipe names."""
+    found = digests(named(config.files), of=f"{Path.cwd()} {config.function}")
     code = [file_digest(file) for file in sources(config.function)]
-    return digest({"config": config.model_dump(mode="json"), "code": code, "files": files})
+    settings = config.model_dump(mode="json")
+    return digest({"config": settings, "code": code, "files": found, "versions": libraries(config.function)})
+
+
+def files(config: Config) -> tuple[Path, ...]:
+    return (*sources(config.function), *named(config.files).values())
 
 
 def load(config: Config) -> Data:
@@ -165,17 +171,6 @@ def _shuffled(split: Split) -> Split:
 
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return replace(split, inputs=tuple(tensor[order] for tensor in split.inputs), targets=split.targets[order])
-
-
-def _files(config: Config) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for pattern in config.files:
-        here, inside = (Path("/"), pattern[1:]) if pattern.startswith("/") else (Path(), pattern)
-        matches = [path for path in sorted(here.glob(inside or ".")) if path.is_file()]
-        if not matches:
-            raise RecipeError(f"no file matches {pattern!r}", "files are named from the folder that edgepack runs in")
-        found |= {str(path): path for path in matches}
-    return found
 
 
 def _odd(value: object) -> Iterator[str]:

@@ -11,6 +11,7 @@ ENCODER = False                            whether its models are transformer en
 FOREIGN = False                            whether its models are anybody's, so that exporting them is rehearsed
 LIBRARIES = ()                             packages besides torch whose version changes the model
 files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
+installed(config) -> dict[str, str]        versions of the packages that a user's own code imports: others, other model
 
 What `checkpoint`, `checkpoint_key` and `weights` say in a Config are weights to start from: a saved candidate is
 rebuilt without them.

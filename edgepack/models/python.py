@@ -16,7 +16,7 @@ from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.models import Checkpoint, CheckpointKey
-from edgepack.references import Reference, resolve, sources
+from edgepack.references import Files, Reference, libraries, named, resolve, sources
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,10 @@ class Config(Frozen):
     args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")
     checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
     checkpoint_key: CheckpointKey = None
+    files: Files = Field(
+        default=(),
+        description='what the function reads, for example ["weights/*.npz"]: when they change, so does the model',
+    )
 
     @field_validator("args")
     @classmethod
@@ -51,7 +55,13 @@ def misfit(config: Config, signature: Signature) -> str:
 
 
 def files(config: Config) -> tuple[Path, ...]:
-    return (*sources(config.python), *([Path(config.checkpoint)] if config.checkpoint else []))
+    """Its code, what that imports, and what the recipe names."""
+    checkpoint = [Path(config.checkpoint)] if config.checkpoint else []
+    return (*sources(config.python), *named(config.files).values(), *checkpoint)
+
+
+def installed(config: Config) -> dict[str, str]:
+    return libraries(config.python)
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":

@@ -47,6 +47,8 @@ def _table(console: "Console", files: Sequence[Bench]) -> None:
             table.add_row(*_cells(each))
         console.print(f"{found.file} on {found.device}, {_environment(found.measurements[-1])}", markup=False)
         console.print(table)
+        if fed := "  ".join(f"{name}={','.join(map(str, shape))}" for name, shape in found.inputs.items()):
+            console.print(f"fed with noise of {fed}", markup=False)
 
 
 def _cells(each: Measurement) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ does, the others wait for theirs.
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from typing import Any
 from edgepack import provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import RUNTIMES, Controls, Device
-from edgepack.errors import DeviceError
+from edgepack.errors import DeviceError, RefusedError
 from edgepack.runners import Job
 
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
@@ -33,6 +35,7 @@ _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
 _TOO_WARM = "let it cool, or raise `cool_down` in its profile"
 _KILLED = "the system killed it, most likely for want of memory"
+_SMALLER = "give it smaller inputs, or a device with more memory"
 _DOCTOR = "run `edgepack doctor` to check that the runtime is installed and loads"
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -212,15 +215,39 @@ def endless(job: Job, timeout: float) -> DeviceError:
 
 
 def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> dict[str, Any]:
-    """What a worker said. Raises DeviceError when it failed."""
-    if done.returncode != 0:
-        where = job.get("file", "its check of the runtime")
-        hint = {-9: _KILLED, 137: _KILLED, worker.TOO_WARM: _TOO_WARM}.get(done.returncode, advice)
-        raise DeviceError(f"{job['runtime']} failed on {where}: {_reason(done)}", hint)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """What a worker said. Raises RefusedError where the file is to blame, DeviceError when it failed otherwise."""
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    what, reason = f"{job['runtime']} failed on {job.get('file', 'its check of the runtime')}", _reason(done)
+    died = _signal(done.returncode)
+    if done.returncode == worker.REFUSED or died in _CRASHES:
+        raise RefusedError(f"{what}: {reason}", advice)
+    if done.returncode == worker.NO_MEMORY:
+        raise DeviceError(f"{what}, for want of memory: {reason}", _SMALLER)
+    hint = {signal.SIGKILL: _KILLED}.get(died, advice) if died else advice
+    raise DeviceError(f"{what}: {reason}", _TOO_WARM if done.returncode == worker.TOO_WARM else hint)
+
+
+def _signal(code: int) -> signal.Signals | None:
+    """What ended a process with this exit code; a shell adds 128 to it."""
+    number = -code if code < 0 else code - 128
+    return signal.Signals(number) if number in {*signal.Signals} else None
+
+
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:
+    """The last line; where the runtime has said more before that, its first words too."""
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else f"it ended with code {done.returncode} and said nothing"
+    if died := _signal(done.returncode):
+        return f"it died of {died.name}" + (f" after saying: {lines[-1]}" if lines else "")
+    if not lines:
+        return f"it ended with code {done.returncode} and said nothing"
+    said = next((found[2] for line in lines if (found := _SAID.match(line)) and found[1] not in _IDLE), "")
+    return f"{lines[-1]} ({said})" if said and done.returncode == worker.REFUSED else lines[-1]
+
+
+_SAID = re.compile(r"\[(\w+\.\w+):\d+\] (.*)")  # as ExecuTorch logs: [method.cpp:85] Backend X is not registered.
+_IDLE = ("cpuinfo_utils.cpp", "threadpool.cpp")
