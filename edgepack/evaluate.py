@@ -31,6 +31,11 @@ _TURNED = 0.05
 # the largest output is another: of a class that nearly every sample has, decisions tell little.
 _UNLIKE = 0.5
 
+BROKEN = (
+    "leave this format out of `export`, or the layers it gets wrong in fp32; if int8 products saturate on the device, "
+    "its profile must say so: quantization.int8_saturates"
+)
+
 
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
     """The file's logits, [n, classes]; `folder` is left with logits.npy."""
@@ -118,8 +123,7 @@ def check_same(task: Task, logits: "Array", reference: "Array", of: str) -> None
     decided = f"decides {turned:,} of {rows:,} test samples otherwise" if turned else "gives other outputs"
     raise StageError(
         f"{of} {decided} than the torch model that it was written from, by more than rounding: the file is broken",
-        "leave this format out of `export`, or the layers it gets wrong in fp32; if int8 products saturate on "
-        "the device, its profile must say so: quantization.int8_saturates",
+        BROKEN,
     )
 
 

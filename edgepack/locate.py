@@ -20,7 +20,7 @@ from torch import fx
 
 from edgepack import evaluate
 from edgepack.benchmark import Run
-from edgepack.errors import DeviceError
+from edgepack.errors import DeviceError, RefusedError
 from edgepack.exporters import suffix, write
 from edgepack.sources import of_node
 from edgepack.units import SHARE
@@ -91,6 +91,18 @@ def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split",
         return search.sentence()
 
 
+def first_refused(
+    candidate: "Candidate", exporter: "Choice", run: Run | None, samples: "Split", told: Told
+) -> fx.Node | None:
+    """The first operator with which a file cannot be written, loaded or run, or None where pieces tell nothing."""
+    import torchao.quantization.pt2e  # noqa: F401
+
+    graph = candidate.module if candidate.form == "exported" else candidate.program().module(check_guards=False)
+    with TemporaryDirectory() as folder:
+        seen = _watched(graph, samples)
+        return _Search(candidate, exporter, run, samples, told, Path(folder), graph, *seen).first_refused()
+
+
 def _watched(graph: fx.GraphModule, samples: "Split") -> "tuple[dict[fx.Node, Array], list[fx.Node]]":
     """What each operator gives in torch, and behind which of them the graph can be cut."""
     values = _seen(graph, samples)
@@ -151,7 +163,7 @@ def _rounded(node: fx.Node) -> bool:
 class _Search:
     candidate: "Candidate"
     exporter: "Choice"
-    run: Run
+    run: Run | None
     samples: "Split"
     told: Told
     folder: Path
@@ -185,6 +197,19 @@ class _Search:
             if len(self.known) >= _MOST:
                 break
         return node
+
+    def first_refused(self) -> fx.Node | None:
+        """Bisection: what a runtime refuses it refuses in every longer piece too."""
+        if not self.cuts or self.runs(self.cuts[-1]):
+            return None
+        low, high = -1, len(self.cuts) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.runs(self.cuts[middle]) else (low, middle)
+        return self.culprit(self.cuts[high])
+
+    def runs(self, node: fx.Node) -> bool:
+        return self.at(node) is not None
 
     def leading(self, node: fx.Node) -> list[fx.Node]:
         """The nearest operators before this one behind which the graph can be cut."""
@@ -231,7 +256,12 @@ class _Search:
         runtime = self.exporter.module.RUNTIME
         try:
             write(piece, self.exporter, path)
+            if self.run is None:
+                return Difference(share=0.0, largest=0.0, cosine=1.0)
             values = evaluate.outputs(self.run, file=path, runtime=runtime, split=self.samples, folder=self.folder)
+        except RefusedError:
+            logging.getLogger(__name__).exception("the file of the piece up to %s is refused", node)
+            return None
         except (DeviceError, MemoryError):  # says nothing of the model
             raise
         except Exception:

@@ -15,7 +15,7 @@ from edgepack import bundle, history, provenance
 from edgepack.artifact import Artifact, deflated
 from edgepack.config import shown
 from edgepack.device import Device
-from edgepack.errors import EdgepackError, ExitCode
+from edgepack.errors import EdgepackError, ExitCode, StageError
 from edgepack.events import (
     BuildFinished,
     BuildStarted,
@@ -76,9 +76,8 @@ def build(
                     _withdraw(result, folder)
                 steps.append(step)
                 work.emit = placed(emit, number, planner.count, step.name)
-                result = _with(result, step, _do(work, step))
-                if not step.cached:
-                    result.save(folder / "build.json")
+                result = _after(result, work, step, folder)
+            work.check_files()
             remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
             result = _judged(_weighed(result, recipe, work), recipe)
             result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
@@ -127,6 +126,22 @@ def output_folder(dist: Path, recipe: Recipe) -> Path:
     except OSError as error:
         raise disk_error(error, folder) from error
     return folder
+
+
+def _after(result: Build, work: Work, step: Step, folder: Path) -> Build:
+    """The build after one more step. A file that fails as it runs keeps no other from being evaluated."""
+    if step.kind in ("evaluation", "timing") and step.artifact in work.broken:
+        return result
+    try:
+        result = _with(result, step, _do(work, step))
+    except StageError as error:
+        if step.kind != "evaluation":
+            raise
+        work.broken[step.artifact] = error
+        return result
+    if not step.cached:
+        result.save(folder / "build.json")
+    return result
 
 
 def _do(work: Work, step: Step) -> Entry:

@@ -133,6 +133,10 @@ def check_shapes(program: "torch.export.ExportedProgram") -> None:
             raise StageError(message, _SHAPES)
 
 
+class UnplacedError(StageError):
+    """An exporter's failure of which it is not known where in the model it stands."""
+
+
 @contextmanager
 def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]") -> Iterator[None]:
     """Inside, an operator that an exporter cannot write is a StageError that names it, its module and its line."""
@@ -144,7 +148,9 @@ def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]")
         logging.getLogger(__name__).exception("the export to %s failed", format)
         node = _blamed(error, program())
         if node is None:
-            raise StageError(f"{format} cannot take this model{_why(error)}", "build.log has the traceback") from error
+            raise UnplacedError(
+                f"{format} cannot take this model{_why(error)}", "build.log has the traceback"
+            ) from error
         advice = f"write it with other operators, or leave {format} out of `export`; build.log has the traceback"
         raise StageError(
             f"{format} has nothing for the operator '{node.target}'{_at(of_node(node))}", advice

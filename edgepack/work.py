@@ -15,7 +15,7 @@ from edgepack.artifact import Artifact
 from edgepack.budgets import strictest
 from edgepack.datasets import EXAMPLES
 from edgepack.device import Controls
-from edgepack.errors import DeviceError, EdgepackError, StageError
+from edgepack.errors import DeviceError, EdgepackError, RefusedError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
@@ -56,6 +56,7 @@ class Work:
         self.seen: dict[str, str] = {}  # the sha256 of each exported file that was looked at
         self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
+        self.broken: dict[str, StageError] = {}  # by the label of the file: it is not run again
         self.warned: list[str] = []  # what the user's functions read that no key covers
 
     def ensure(self, step: Step) -> Entry:
@@ -122,9 +123,37 @@ class Work:
         """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
         if not _is_foreign(candidate):
             return
-        for exporter in self.recipe.exporters:
-            act = partial(_written, exporter, candidate)
-            _guarded(f"export {exporter.name}, rehearsed before any training", act, self.store.root)
+        with closing(host.Host(Controls(threads=1))) as here:
+            for exporter in self.recipe.exporters:
+                act = partial(self._try_file, candidate, exporter, here)
+                _guarded(f"export {exporter.name}, dry run before any training", act, self.store.root)
+
+    def _try_file(self, candidate: "Candidate", exporter: Choice, here: host.Host) -> None:
+        """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""
+        from edgepack import dry_run
+
+        def told(done: int, total: int) -> None:
+            self.emit(StepProgress(doing=f"looking for what {exporter.name} cannot take", done=done, total=total))
+
+        dry_run.check(candidate, exporter, here.run if self._runs_here(exporter, here) else None, told)
+
+    def _runs_here(self, exporter: Choice, here: host.Host) -> bool:
+        runtime = exporter.module.RUNTIME
+        if runtime not in here.facts["versions"]:
+            return False
+        needed = self._needed(exporter.name)
+        return not needed or needed in here.run({"mode": "delegates", "runtime": runtime})["delegates"]
+
+    def _refused(self, label: str, error: RefusedError) -> EdgepackError:
+        """What to raise where a device refuses a file: the file is to blame if this computer refuses it too."""
+        step = self.done[f"export {label}"]
+        assert step.choice is not None, "an export has an exporter"
+        with closing(host.Host(Controls(threads=1))) as here:
+            try:
+                self._try_file(self.candidate(self._made(step.ingredients["parent"])), step.choice, here)
+            except StageError as found:
+                return found
+        return error
 
     def _untrained(self) -> "Candidate":
         from edgepack.candidate import Candidate, Factory
@@ -338,17 +367,41 @@ class Work:
             return {"not_run": why}
         self.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
         split = self.data.test
-        logits = evaluate.outputs(self.reach.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        try:
+            logits = evaluate.outputs(self.reach.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        except RefusedError as error:
+            raise self._refused(step.artifact, error) from error
         outcome: dict[str, Any] = {"score": self.task.score(logits, split.targets.numpy()), "rows": len(logits)}
         if artifact.subject == "model":
             outcome["cases"] = logits[:EXAMPLES].tolist()
             outcome["parity"] = self._parity(logits, _REFERENCE)
             first = self.recipe.exporters[0].name
-            if artifact.format != first and "not_run" not in self.entry(f"evaluate {first}").outcome:
+            outcome["broken"] = self._broken(logits, artifact)
+            if artifact.format != first and self._answered(first):
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         else:  # what a model may lose is judged by the teacher's file: two that are wrong alike would pass
             evaluate.check_same(self.task, logits, self.taught, f"the {artifact.format} file of the teacher")
         return outcome
+
+    def _answered(self, label: str) -> bool:
+        return label not in self.broken and "not_run" not in self.entry(f"evaluate {label}").outcome
+
+    def _broken(self, logits: Any, artifact: Artifact) -> str:
+        """Why the file that would ship is broken, or "": its outputs are kept, to find where that begins."""
+        reference = evaluate.load(self.entry(_REFERENCE).path / "logits.npy")
+        try:
+            evaluate.check_same(self.task, logits, reference, f"the {artifact.format} file")
+        except StageError as error:
+            return error.message
+        return ""
+
+    def check_files(self) -> None:
+        """Raises StageError where a file failed as it ran, or is broken, after all others were evaluated."""
+        for error in self.broken.values():
+            raise error
+        for step in [step for step in self.done.values() if step.kind == "evaluation"]:
+            if why := self.entry(step.name).outcome.get("broken"):
+                raise StageError(f"{step.name}: {why}: {self.difference(step.artifact)}", evaluate.BROKEN)
 
     @cached_property
     def taught(self) -> Any:

@@ -18,8 +18,8 @@ _INDISTINCT = 15.0  # log(1 + exp(-15)) is less than float32 tells of 15
 def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """The same program where nothing stands in the way, else exported anew.
 
-    Each layer gets a weight and bias of its own: of an int8 bias that two layers share ExecuTorch keeps one copy, in the
-    steps of the first (1.4.1). Weights made of other weights are computed here.
+    Each layer gets a weight and bias of its own: of an int8 bias that two layers share, ExecuTorch keeps one copy, in
+    the steps of the first (1.4.1). Weights made of other weights are computed here.
     """
     module = program.module(check_guards=False)
     passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _give_own, _spell_out)
