@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from edgepack.datasets import Data, image_folder
+from edgepack.datasets._decoding import decoded
 from edgepack.datasets.image_folder import Config, describe, fingerprint, load
 from edgepack.errors import RecipeError
 
@@ -22,7 +23,7 @@ def _picture(file: str | Path, color: tuple[int, int, int] = COLORS["ant"], size
     """Noise around one colour, written by the ending of the file's name."""
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = numpy.random.default_rng(crc32(path.name.encode())).integers(-10, 10, (size[1], size[0], 3))
+    noise = numpy.random.default_rng(crc32(str(path).encode())).integers(-10, 10, (size[1], size[0], 3))
     Image.fromarray((numpy.array(color) + noise).clip(0, 255).astype(numpy.uint8)).save(path)
 
 
@@ -40,6 +41,11 @@ def pets() -> str:
 
 def _config(folder: str = "pets", **settings: Any) -> Config:
     return Config(folder=folder, **{"size": 16, **settings})
+
+
+def _pixels(file: str, **settings: Any) -> Any:
+    """What is stored of a picture that is not augmented."""
+    return decoded(Path(file), _config(augment=False, **settings).frame).pixels
 
 
 def _colors(data: Data) -> None:
@@ -111,7 +117,7 @@ def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:
     mean, std = numpy.array((0.485, 0.456, 0.406)), numpy.array((0.229, 0.224, 0.225))
     resized = numpy.array(Image.open("one.png").resize((32, 18), Image.Resampling.BILINEAR))
     expected = (resized[1:17, 8:24] / 255 - mean) / std
-    pixels = numpy.array(image_folder._picture(Path("one.png"), _config(), 16))
+    pixels = _pixels("one.png")
     stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     (prepared,) = image_folder._prepared((stored,), _config())
     assert numpy.abs(prepared[0].permute(1, 2, 0).numpy() - expected).max() < 1.01 / 255 / 0.2  # a rounding step
@@ -136,7 +142,7 @@ def test_pictures_are_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn right by 90 degrees: blue comes to the top
     lying.save("turned.jpg", exif=exif)
-    pixels = numpy.array(image_folder._picture(Path("turned.jpg"), _config(), 16))
+    pixels = _pixels("turned.jpg")
     assert pixels[2, 8, 2] > 200 > 50 > pixels[2, 8, 0]
     assert pixels[13, 8, 0] > 200 > 50 > pixels[13, 8, 2]
 
@@ -144,13 +150,13 @@ def test_pictures_are_turned_upright() -> None:
 def test_long_thin_and_small_pictures_can_be_used() -> None:
     for size in ((1, 3000), (3000, 1), (3, 3)):
         _picture("one.png", size=size)
-        assert image_folder._picture(Path("one.png"), _config(), 16).size == (16, 16)
+        assert _pixels("one.png").shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "CMYK", "1"])
 def test_pictures_of_any_colours_are_converted(mode: str) -> None:
     Image.new("RGB", (20, 20)).convert(mode).save("one.tif")
-    assert image_folder._picture(Path("one.tif"), _config(), 16).mode == "RGB"
+    assert _pixels("one.tif").shape == (16, 16, 3)
 
 
 def test_the_fingerprint_is_that_of_names_and_contents(pets: str) -> None:

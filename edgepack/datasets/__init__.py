@@ -14,6 +14,10 @@ and, where it runs code of the user's,
 FOREIGN = True
 files(config) -> tuple[Path, ...]       that code, and what it is said to read
 
+and, where a look at the files tells what a person should know,
+
+notes(config) -> tuple[str, ...]            what `check` prints, such as files that are left out; instant, no torch
+
 and, where it is known,
 
 LICENCE                                 what may be done with its samples, of which a bundle holds some
@@ -24,7 +28,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import field_validator
+
 from edgepack.config import Frozen
+from edgepack.errors import RecipeError
+from edgepack.labels import problem
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -48,11 +56,21 @@ class TensorSpec(Frozen):
 
 
 class Signature(Frozen):
-    """What goes into a model and what comes out: enough to build one, and for an app to call it."""
+    """What goes into a model and what comes out: enough to build one, and for an app to call it.
+
+    Raises RecipeError for a label that an app could not read from a line of text.
+    """
 
     inputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
     preprocessing: dict[str, Any] = {}  # how raw data becomes the inputs, exactly as trained
+
+    @field_validator("labels")
+    @classmethod
+    def _usable(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if why := problem(labels):
+            raise RecipeError(why, "give the class another name")
+        return labels
 
 
 @dataclass(frozen=True, kw_only=True)

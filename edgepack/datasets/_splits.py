@@ -1,8 +1,6 @@
-"""How splits are drawn, and how a folder that holds a folder for each class is read and checked."""
+"""How splits are drawn, and what has to be there for it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import RecipeError
@@ -12,20 +10,7 @@ if TYPE_CHECKING:
 
     Indices = numpy.typing.NDArray[numpy.int64]
 
-_PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _NAMED = 5  # samples, in an error about many
-
-Files = dict[str, tuple[Path, ...]]  # the files of each class
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What the samples are called, and which files hold one."""
-
-    noun: str
-    example: str  # a class and a file of it
-    known: str  # the endings, for people
-    accepts: Callable[[Path], bool]
 
 
 def drawn(classes: Sequence[int], shares: Mapping[str, float]) -> "dict[str, Indices]":
@@ -66,16 +51,6 @@ def missing(found: Iterable[str], shares: Mapping[str, float]) -> dict[str, floa
     return {part: share for part, share in shares.items() if part not in found}
 
 
-def listed(root: Path, kind: Kind) -> dict[str, Files]:
-    """The files by split and class, sorted. Raises RecipeError for the first thing that is wrong with the folders."""
-    if not root.is_dir():
-        raise RecipeError(f"there is no folder '{root}'", "name the folder that holds a folder for each class")
-    found = {part: _classes(folder, kind) for part, folder in _part_folders(root).items()}
-    for part, classes in found.items():
-        same_classes(f"of {root}", part, found["train"], classes)
-    return found
-
-
 def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str) -> None:
     """Whether every class of train has a sample for each split that is still to be drawn, and one to train on."""
     for name, count in counts.items():
@@ -100,41 +75,3 @@ def unreadable(problems: Sequence[str], noun: str, what: str, advice: str) -> Re
     count = f"one {noun}" if len(problems) == 1 else f"{len(problems)} {noun}s"
     lines = "\n  ".join([*problems[:_NAMED], *more])
     return RecipeError(f"{count} {what}:\n  {lines}", advice)
-
-
-def _part_folders(root: Path) -> dict[str, Path]:
-    """A folder `train` that holds folders itself is no class: the splits are made already."""
-    if not (root / "train").is_dir() or not _folders(root / "train"):
-        return {"train": root}
-    present = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _PARTS.items()}
-    for part, folders in present.items():
-        if len(folders) > 1:
-            raise RecipeError(
-                f"both {folders[0]} and {folders[1]} may be the {part} split", "keep one of them, or rename it"
-            )
-    return {part: folders[0] for part, folders in present.items() if folders}
-
-
-def _classes(folder: Path, kind: Kind) -> Files:
-    names = _folders(folder)
-    if not names:
-        raise RecipeError(
-            f"{folder} holds no folders: each class needs one with its {kind.noun}s",
-            f"for example {folder}/{kind.example}",
-        )
-    if len(names) == 1:
-        raise RecipeError(f"{folder} holds one class only, {names[0]!r}: there is nothing to tell apart")
-    found = {name: _files(folder / name, kind) for name in names}
-    for name, files in found.items():
-        if not files:
-            raise RecipeError(f"there is no {kind.noun} in {folder / name}", f"known are {kind.known}")
-    return found
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(folder: Path, kind: Kind) -> tuple[Path, ...]:
-    files = (file for file in folder.rglob("*") if kind.accepts(file) and not file.name.startswith("."))
-    return tuple(sorted(file for file in files if file.is_file()))

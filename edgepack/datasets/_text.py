@@ -1,5 +1,6 @@
 """What data sets of texts share: the tokenizer, what a document must be, splits that share none, and the inputs."""
 
+import codecs
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgepack import tokenizer
 from edgepack.config import Frozen
 from edgepack.datasets import EXAMPLES, Data, Signature, Split, TensorSpec
+from edgepack.datasets._folders import NOT_FETCHED, POINTERS
 from edgepack.datasets._splits import drawn, enough, missing, possible, unreadable
 from edgepack.errors import RecipeError
 from edgepack.provenance import versions
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST = 1_000_000  # characters, or bytes of a file: a longer one is no single document
+# The longer ones first: that of UTF-32 begins as that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8",
+}
 _PARTS = ("test", "validation", "train")  # a document that stands in two stays in the first of these
 
 
@@ -121,12 +131,17 @@ def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
     )
 
 
-def decoded(file: Path, encoding: str) -> str:
-    """Raises UnicodeError when the file is of another encoding."""
+def decoded(file: Path, encoding: str, errors: str = "strict") -> str:
+    """The text without its byte order mark, which says the encoding where there is one.
+
+    Raises UnicodeError when the file is of another encoding.
+    """
     try:
-        return file.read_bytes().decode(encoding).removeprefix("\ufeff")  # a byte order mark is no text
+        content = file.read_bytes()
     except OSError as error:
         raise RecipeError(f"cannot read {file}: {error.strerror}") from error
+    marked = next((known for mark, known in _MARKS.items() if content.startswith(mark)), encoding)
+    return content.decode(marked, errors).removeprefix("\ufeff")
 
 
 def undecodable(error: UnicodeError, encoding: str) -> str:
@@ -183,6 +198,8 @@ def refuse(documents: Documents) -> None:
     for each in (each for part in documents.values() for each in part):
         if not each.text.strip():
             problems.append(f"{each.place}: it is empty")
+        elif each.text.startswith(POINTERS):
+            problems.append(f"{each.place}: {NOT_FETCHED}")
         elif len(each.text) > LONGEST:
             problems.append(f"{each.place}: it has {len(each.text)} characters, more than {LONGEST}")
     if problems:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from edgepack.datasets import Data, Signature, _text
 from edgepack.datasets._digests import digests
-from edgepack.datasets._splits import Files, Kind, listed
+from edgepack.datasets._folders import Files, Kind, listed
 from edgepack.datasets._text import Document, Settings, attachments, decoded
 from edgepack.errors import RecipeError
 from edgepack.units import Share
@@ -21,7 +21,7 @@ __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 
 LICENCE = "copyright of the BBC, for research that is not commercial"
 _ARTICLES = Kind(
-    noun="article", example="business/001.txt", known="files named .txt", accepts=lambda file: file.suffix == ".txt"
+    noun="article", example="business/001.txt", known="files named .txt", accepts=lambda ending: ending == ".txt"
 )
 
 
@@ -57,7 +57,7 @@ def _read(file: Path) -> str:
 
 
 def _articles() -> Files:
-    return listed(_root(), _ARTICLES)["train"]
+    return listed(_root(), _ARTICLES).parts["train"]
 
 
 def _root() -> Path:

@@ -16,8 +16,11 @@ from edgepack.datasets._digests import digests
 from edgepack.datasets._splits import enough, missing, same_classes
 from edgepack.datasets._text import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 from edgepack.errors import RecipeError
+from edgepack.labels import flaw
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
+
+_VERSION = 2  # bump when the same files would give other documents
 
 Rows = dict[str, list[Document]]  # of each part that has a file
 
@@ -48,7 +51,7 @@ def fingerprint(config: Config) -> str:
     files = config.files
     for file in files.values():
         _there(file)
-    columns = {"text": config.text, "label": config.label, "encoding": config.encoding}
+    columns = {"text": config.text, "label": config.label, "encoding": config.encoding, "version": _VERSION}
     return _text.fingerprint(config, digests(files, of=" ".join(map(str, files.values()))), **columns)
 
 
@@ -89,8 +92,8 @@ def _documents(file: Path, config: Config) -> Iterator[Document]:
             raise RecipeError(f"{file}:{line}: the row has {len(row)} values for {len(header)} columns", _QUOTES)
         values = dict(zip(header, row, strict=True))
         label = values[config.label].strip()
-        if not label or not label.isprintable():
-            raise RecipeError(f"{file}:{line}: {f'{label!r} is no label' if label else 'the label is empty'}")
+        if why := flaw(label):
+            raise RecipeError(f"{file}:{line}: {f'{label!r} is no label: {why}' if label else 'the label is empty'}")
         yield Document(text=values[config.text], label=label, place=f"{file}:{line}")
 
 

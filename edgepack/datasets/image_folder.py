@@ -4,8 +4,9 @@ pets/cat/1.jpg pets/dog/1.jpg   or   pets/train/cat/1.jpg pets/validation/cat/2.
 """
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,25 +15,28 @@ from pydantic import Field, model_validator
 
 from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
+from edgepack.datasets._decoding import ENDINGS, Decoded, Frame, all_decoded, libraries, needed, reads
 from edgepack.datasets._digests import digests
+from edgepack.datasets._folders import Kind, Listing, counted, listed, shown
 from edgepack.datasets._pictures import moved
-from edgepack.datasets._splits import Files, Kind, drawn, enough, listed, missing, possible, unreadable
+from edgepack.datasets._splits import drawn, enough, missing, possible
 from edgepack.errors import RecipeError
-from edgepack.provenance import threads, versions
+from edgepack.provenance import versions
 from edgepack.store import digest
 from edgepack.units import SIZE, Share
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Generator, Tensor
 
-_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_VERSION = 2  # bump when the same files would give other splits or pixels
+_PARTS = ("test", "validation", "train")  # a picture that stands in two stays in the first of these
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
 _PICTURES = Kind(
     noun="picture",
     example="cat/1.jpg",
-    known=", ".join(ending.removeprefix(".") for ending in _ENDINGS),
-    accepts=lambda file: file.suffix.lower() in _ENDINGS,
+    known=", ".join(ending.removeprefix(".") for ending in ENDINGS),
+    accepts=reads,
+    advice=needed,
 )
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
@@ -76,6 +80,12 @@ class Config(Frozen):
         return self.resize or round(self.size * 256 / 224)
 
     @property
+    def frame(self) -> Frame:
+        """What is kept of each picture: more than the model takes where it is cut at random places."""
+        side = self.shorter_side if self.augment else self.size
+        return Frame(mode="RGB" if self.color == "rgb" else "L", shorter_side=self.shorter_side, side=side)
+
+    @property
     def normal(self) -> tuple[Sequence[float], Sequence[float]]:
         mean, std = _NORMAL[self.color]
         return self.mean or mean, self.std or std
@@ -83,7 +93,7 @@ class Config(Frozen):
 
 def describe(config: Config) -> Signature:
     """Raises RecipeError for all that is wrong with the folders; the pictures themselves are opened when loaded."""
-    found = _listed(config)
+    found = _listed(config).parts
     mean, std = config.normal
     steps = {
         "orientation": "as the picture's EXIF data says",
@@ -97,38 +107,47 @@ def describe(config: Config) -> Signature:
     return Signature(inputs=(picture,), labels=tuple(found["train"]), preprocessing=steps)
 
 
+def notes(config: Config) -> tuple[str, ...]:
+    """What the folders hold that is left out."""
+    return _listed(config).notes
+
+
 def fingerprint(config: Config) -> str:
     """Of the names and contents of all pictures; where the folder is and when it was written do not matter."""
-    root = Path(config.folder)
-    files = {
-        str(file.relative_to(root).as_posix()): file
-        for classes in _listed(config).values()
-        for pictures in classes.values()
-        for file in pictures
-    }
     settings = config.model_dump(mode="json", exclude={"folder"})
-    return digest({"files": digests(files, of=str(root.resolve())), "config": settings, "versions": versions("pillow")})
+    files = _digests(config, _listed(config))
+    made_by = {"versions": versions(*libraries(files)), "version": _VERSION}
+    return digest({"files": files, "config": settings, **made_by})
 
 
 def load(config: Config) -> Data:
-    """Every picture decoded and resized once, held as bytes. Raises RecipeError naming those that cannot be read."""
-    labels, files = _split(config)
-    room = config.shorter_side if config.augment else config.size
-    sides = {"train": room, "validation": config.size, "test": config.size}
-    _fits_in_memory(sum(len(files[part]) * side * side * config.channels for part, side in sides.items()))
-    unread: list[str] = []
-    pictures = {part: _decoded(files[part], config, side, unread) for part, side in sides.items()}
-    if unread:
-        raise unreadable(unread, "picture", "cannot be read", "mend, convert or remove them")
+    """Every picture decoded and resized once, held as bytes, of copies one.
+
+    Raises RecipeError naming those that cannot be read.
+    """
+    listing = _listed(config)
+    pictures = _pictures(listing, _digests(config, listing), Path(config.folder))
+    files = {picture.file: picture.sha for picture in pictures}
+    _fits_in_memory(len({*files.values()}) * config.frame.side**2 * config.channels)
+    read = all_decoded(files, config.frame)
+    kept, told = _different(pictures, read)
+    parts = _drawn(config, kept, listing)
 
     def split(part: str, augment: Any = None) -> Split:
         import torch
 
-        prepare = partial(_prepared, config=config)
-        return Split(inputs=(pictures[part],), targets=torch.tensor(labels[part]), prepare=prepare, augment=augment)
+        labels = torch.tensor([picture.label for picture in parts[part]])
+        side = config.frame.side if part == "train" else config.size
+        stored = _stacked((read.pop(picture.sha) for picture in parts[part]), len(parts[part]), config, side)
+        return Split(inputs=(stored,), targets=labels, prepare=partial(_prepared, config=config), augment=augment)
 
     augment = partial(_augmented, size=config.size) if config.augment else None
-    return Data(train=split("train", augment), validation=split("validation"), test=split("test"))
+    return Data(
+        train=split("train", augment),
+        validation=split("validation"),
+        test=split("test"),
+        notes=(*listing.notes, *told),
+    )
 
 
 def _prepared(inputs: "tuple[Tensor, ...]", config: Config) -> "tuple[Tensor, ...]":
@@ -144,19 +163,78 @@ def _augmented(inputs: "tuple[Tensor, ...]", random: "Generator", size: int) -> 
     return (moved(inputs[0], size, random),)
 
 
-def _split(config: Config) -> tuple[dict[str, list[int]], dict[str, list[Path]]]:
-    """The labels and files of each part, shuffled: what needs only some samples takes the first ones."""
-    found = _listed(config)
-    shares = missing(found, config.shares)
-    labels: dict[str, list[int]] = {}
-    files: dict[str, list[Path]] = {}
-    for part, classes in found.items():
-        pictures = [(label, file) for label, group in enumerate(classes.values()) for file in group]
-        for name, chosen in drawn([label for label, _ in pictures], shares if part == "train" else {}).items():
-            where = name if part == "train" else part
-            labels[where] = [pictures[i][0] for i in chosen]
-            files[where] = [pictures[i][1] for i in chosen]
-    return labels, files
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    part: str
+    label: int
+    file: Path
+    sha: str  # of the file
+
+
+def _digests(config: Config, listing: Listing) -> dict[str, str]:
+    """The sha256 of every picture by its name below the folder."""
+    root = Path(config.folder)
+    every = (file for classes in listing.parts.values() for files in classes.values() for file in files)
+    return digests({file.relative_to(root).as_posix(): file for file in every}, of=str(root.resolve()))
+
+
+def _pictures(listing: Listing, shas: Mapping[str, str], root: Path) -> list[_Picture]:
+    """All of them, those first that stay where copies stand in two parts."""
+    return [
+        _Picture(part=part, label=label, file=file, sha=shas[file.relative_to(root).as_posix()])
+        for part in _PARTS
+        for label, files in enumerate(listing.parts.get(part, {}).values())
+        for file in files
+    ]
+
+
+def _different(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tuple[list[_Picture], list[str]]:
+    """One of all that have the same pixels, none where their labels differ, and what is told of the others."""
+    same: dict[str, list[_Picture]] = {}
+    for picture in pictures:
+        same.setdefault(read[picture.sha].content, []).append(picture)
+    clear = [group for group in same.values() if len({each.label for each in group}) == 1]
+    doubtful = [group for group in same.values() if len({each.label for each in group}) > 1]
+    kept = [group[0] for group in clear]
+    return kept, [
+        *_copies(sum(map(len, clear)) - len(kept), len(pictures)),
+        *_contradictions(doubtful, len(pictures)),
+        *_transparent(sum(read[each.sha].transparent for each in kept)),
+    ]
+
+
+def _copies(count: int, of: int) -> Iterator[str]:
+    if count:
+        yield f"{count} of {of} pictures are copies of others: one of each is kept"
+
+
+def _contradictions(groups: Sequence[Sequence[_Picture]], of: int) -> Iterator[str]:
+    if groups:
+        first = groups[0][0]
+        other = next(each for each in groups[0] if each.label != first.label)
+        which = f"such as {shown(first.file)} and {shown(other.file)}"
+        yield f"{sum(map(len, groups))} of {of} pictures have copies with another label, {which}: none of them is used"
+
+
+def _transparent(count: int) -> Iterator[str]:
+    if count:
+        yield f"{counted(count, 'picture')} transparent in places: the colours that are stored there are taken"
+
+
+def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing) -> dict[str, list[_Picture]]:
+    """The pictures of each part, shuffled: what needs only some samples takes the first ones."""
+    given = {part: [each for each in pictures if each.part == part] for part in listing.parts}
+    shares = missing(given, config.shares)
+    counts = Counter(picture.label for picture in given["train"])
+    enough({name: counts[i] for i, name in enumerate(listing.parts["train"])}, shares, "different picture")
+    parts: dict[str, list[_Picture]] = {}
+    for part, members in given.items():
+        if not members:
+            raise RecipeError(f"the {part} split has no picture of its own: each stands in another split too")
+        chosen = drawn([each.label for each in members], shares if part == "train" else {})
+        # With nothing to be drawn from it, all of a part comes back under the name of train.
+        parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}
+    return parts
 
 
 def _fits_in_memory(needed: int) -> None:
@@ -168,46 +246,22 @@ def _fits_in_memory(needed: int) -> None:
         )
 
 
-def _decoded(files: Sequence[Path], config: Config, side: int, unread: list[str]) -> "Tensor":
-    """[n, channels, side, side] of bytes; why a file cannot be read is added to `unread`."""
-    import numpy
+def _stacked(pictures: Iterator[Decoded], count: int, config: Config, side: int) -> "Tensor":
+    """[n, channels, side, side] of bytes: of each picture the middle as it would be cut at once."""
     import torch
 
-    pixels = torch.empty((len(files), config.channels, side, side), dtype=torch.uint8)
-
-    def decode(place: int) -> str:
-        try:
-            picture = numpy.array(_picture(files[place], config, side))
-        except Exception as error:  # each decoder fails in its own way
-            return f"{files[place]}: {error}"
-        pixels[place] = torch.from_numpy(picture.reshape(side, side, config.channels)).permute(2, 0, 1)
-        return ""
-
-    with ThreadPoolExecutor(threads()) as pool:
-        unread += [problem for problem in pool.map(decode, range(len(files))) if problem]
-    return pixels
+    stored = torch.empty((count, config.channels, side, side), dtype=torch.uint8)
+    for place, picture in enumerate(pictures):
+        inner, outer = replace(config.frame, side=side).start(picture.size), config.frame.start(picture.size)
+        left, top = inner[0] - outer[0], inner[1] - outer[1]
+        window = picture.pixels[top : top + side, left : left + side]
+        stored[place] = torch.from_numpy(window).permute(2, 0, 1)
+    return stored
 
 
-def _picture(file: Path, config: Config, side: int) -> "Image.Image":
-    """Upright, in the wanted colours, its shorter side as asked, the middle `side` x `side` of it."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
-        picture = ImageOps.exif_transpose(opened).convert("RGB" if config.color == "rgb" else "L")
-    scale = config.shorter_side / min(picture.size)
-    shape = [max(config.shorter_side, round(length * scale)) for length in picture.size]
-    start = [(length - side) // 2 for length in shape]
-    # The crop is said in pixels of the original, so that a long, thin picture is not blown up to be cut.
-    per_pixel = [length / scaled for length, scaled in zip(picture.size, shape, strict=True)]
-    left, top, right, bottom = ((start[axis] + end) * per_pixel[axis] for end in (0, side) for axis in (0, 1))
-    return picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-
-
-def _listed(config: Config) -> dict[str, Files]:
+def _listed(config: Config) -> Listing:
     """The pictures by split and class, sorted. Raises RecipeError for the first thing that is wrong."""
-    found = listed(Path(config.folder), _PICTURES)
-    counts = {name: len(pictures) for name, pictures in found["train"].items()}
-    enough(counts, missing(found, config.shares), "picture")
-    return found
+    listing = listed(Path(config.folder), _PICTURES)
+    counts = {name: len(pictures) for name, pictures in listing.parts["train"].items()}
+    enough(counts, missing(listing.parts, config.shares), "picture")
+    return listing

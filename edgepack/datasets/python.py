@@ -19,6 +19,7 @@ from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.datasets._digests import digests
 from edgepack.errors import RecipeError, StageError
+from edgepack.labels import problem
 from edgepack.references import Files, Reference, libraries, named, resolve, sources
 from edgepack.store import digest, file_digest
 
@@ -47,9 +48,9 @@ class Config(Frozen):
 
     @field_validator("labels")
     @classmethod
-    def _different(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := [label for label in labels if labels.count(label) > 1]:
-            raise ValueError(f"the label {twice[0]!r} is given twice")
+    def _usable(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if why := problem(labels):
+            raise ValueError(why)
         return labels
 
     @field_validator("args", "preprocessing")

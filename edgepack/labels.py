@@ -1,0 +1,80 @@
+"""What a label may be: each stands on a line of a bundle's io/labels.txt, where an app finds it by its number.
+
+Every data set's labels are held to this, wherever they come from: `Signature` asks for it. A line end in one label
+would give every later class the name of another.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+_JOINERS = "\u200c\u200d"  # not printable, but words of Persian and Hindi, and emoji, are written with them
+_LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python, Java and Swift take for one
+_REPLACED = "\ufffd"  # stands for what could not be decoded
+
+
+def flaw(label: str) -> str:
+    """Why an app could not read or show the label as it is, or "".
+
+    >>> flaw("T-shirt/top"), flaw("cat ")
+    ('', 'it begins or ends with a blank')
+    >>> print(flaw("a" + chr(10) + "b"))
+    it holds a line end (U+000A)
+    """
+    odd = next((letter for letter in label if _is_odd(letter)), "")
+    if odd:
+        return f"it holds {_named(odd)}"
+    if not label.strip().strip(_JOINERS):
+        return "it is blank" if label else "it is empty"
+    return "it begins or ends with a blank" if label != label.strip() else ""
+
+
+def problem(labels: Sequence[str]) -> str:
+    """The first thing that is wrong with the labels of a data set, or "".
+
+    >>> problem(["cat", "dog", "cat"])
+    "the label 'cat' is given twice"
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        if why := flaw(label):
+            return f"{label!r} is no label: {why}"
+        if (first := seen.get(_look(label))) == label:
+            return f"the label {label!r} is given twice"
+        if first is not None:
+            return f"two labels look the same, {first!a} and {label!a}: nobody could tell them apart"
+        seen[_look(label)] = label
+    return ""
+
+
+def lines(labels: Iterable[str]) -> bytes:
+    """The content of io/labels.txt."""
+    return "".join(f"{label}\n" for label in labels).encode()
+
+
+def read(content: bytes) -> list[str]:
+    """The labels in the content of io/labels.txt. Raises ValueError where not every reader of lines finds the same."""
+    text = content.decode()
+    found = text.splitlines()
+    if lines(found) != content:
+        raise ValueError("its lines do not end in one line feed each")
+    if why := problem(found):
+        raise ValueError(why)
+    return found
+
+
+def _is_odd(letter: str) -> bool:
+    return letter == _REPLACED or not (letter.isprintable() or letter in _JOINERS)
+
+
+def _named(letter: str) -> str:
+    if unicodedata.category(letter) == "Cs":
+        return "bytes that are not UTF-8"
+    code = f"U+{ord(letter):04X}"
+    if letter in _LINE_ENDS:
+        return f"a line end ({code})"
+    return f"{unicodedata.name(letter, 'a control character')} ({code})"
+
+
+def _look(label: str) -> str:
+    """The same for labels that look the same: accents composed or not, with joiners that nobody sees or without."""
+    return unicodedata.normalize("NFC", label.translate({ord(letter): None for letter in _JOINERS}))
