@@ -5,7 +5,8 @@ would give every later class the name of another.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 _JOINERS = "\u200c\u200d"  # not printable, but words of Persian and Hindi, and emoji, are written with them
 _LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python, Java and Swift take for one
@@ -44,6 +45,25 @@ def problem(labels: Sequence[str]) -> str:
             return f"two labels look the same, {first!a} and {label!a}: nobody could tell them apart"
         seen[_look(label)] = label
     return ""
+
+
+def doubts(labels: Iterable[str]) -> Iterator[str]:
+    """Labels that are rather one class written in two ways; single letters in both cases are classes of their own.
+
+    >>> list(doubts(["A", "a", "Cat", "cat", "dog"]))
+    ["the labels 'Cat' and 'cat' differ in case alone"]
+    """
+    written = defaultdict(list)
+    for label in labels:
+        written[_look(label).casefold()].append(label)
+    for same in written.values():
+        if len(same) > 1 and len(same[0]) > 1:
+            yield f"the labels {' and '.join(map(repr, same))} differ in case alone"
+
+
+def twin(label: str, others: Iterable[str]) -> str | None:
+    """The other that is this label written otherwise: in another case, or with accents composed or not."""
+    return next((other for other in others if _look(other).casefold() == _look(label).casefold()), None)
 
 
 def lines(labels: Iterable[str]) -> bytes:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from edgepack import bundle, plugins, tokenizer
+from edgepack import bundle, labels, plugins, tokenizer
 from edgepack.bundle.manifest import Line, Runtime, printable
 from edgepack.config import Frozen
 from edgepack.device import Controls
@@ -242,14 +242,14 @@ def _answers(
     import numpy
 
     facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
-    labels = files.get("io/labels.txt", b"").decode(errors="replace").split("\n")[:-1]
+    names = _names(files)
     file = facts.entry.file
     now = _logits(file, files, columns, runtime, connection)
     for case, logits in zip(told.cases, now, strict=True):
         before = numpy.array(case.expected[facts.format])
-        if logits.shape != before.shape or len(labels) < before.size:
+        if logits.shape != before.shape or len(names) != before.size:
             raise VerifyError(f"{file} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
-        label, expected = (printable(labels[int(decide(each[None])[0])]) for each in (logits, before))
+        label, expected = (printable(names[int(decide(each[None])[0])]) for each in (logits, before))
         sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
         distance = _distance(logits, before)
         yield Answer(
@@ -260,6 +260,13 @@ def _answers(
             distance=distance,
             allowed=told.tolerance.logits,
         )
+
+
+def _names(files: bundle.Files) -> list[str]:
+    try:
+        return labels.read(files["io/labels.txt"])
+    except (KeyError, ValueError):
+        raise VerifyError("io/labels.txt is not there, or not a label on each line", _AGAIN) from None
 
 
 def _distance(logits: "Array", before: "Array") -> float:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack import labels
 from edgepack.budgets import METRICS
 from edgepack.bundle import RUNTIME_FILE, card, examples, sbom
 from edgepack.bundle._text import as_json, as_yaml
@@ -73,7 +74,7 @@ def _io(recipe: "Recipe", signature: "Signature") -> Files:
     made: Files = attachments(recipe.data.config) if attachments else {}
     return {
         "io/signature.json": as_json(interface),
-        "io/labels.txt": "".join(f"{label}\n" for label in signature.labels).encode(),
+        "io/labels.txt": labels.lines(signature.labels),
         **{f"io/{name}": content for name, content in made.items()},
     }
 

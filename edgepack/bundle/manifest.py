@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from edgepack import labels
 from edgepack.bundle._text import as_json
 from edgepack.bundle.archive import MANIFEST, SUMS, Files, clash, read_folder, read_zip, safe
 from edgepack.config import Frozen
@@ -94,7 +95,7 @@ def read(bundle: Path) -> tuple[Manifest, Files]:
     """The manifest and every file of a bundle, a zip or its folder, that is whole. Raises VerifyError as `verify`."""
     files = read_folder(bundle, _sizes) if bundle.is_dir() else read_zip(bundle)
     manifest = _parsed(files)
-    problems = [*_differences(manifest, files), *_sums(manifest, files), *_loose_ends(manifest)]
+    problems = [*_differences(manifest, files), *_sums(manifest, files), *_loose_ends(manifest), *_labels(files)]
     if problems:
         listed = "\n".join(f"  {each}" for each in problems)
         raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it: build it again")
@@ -208,6 +209,28 @@ def _loose_ends(manifest: Manifest) -> Iterator[str]:
             yield f"nothing for {name!r} to load: {runtime.entry.file!r}"
     if manifest.deploy_only and {*roles.values()} - {"deploy"}:
         yield "more than an app ships, in a bundle of what it ships alone"
+
+
+def _labels(files: Files) -> Iterator[str]:
+    """What would give an app other names than the model's, though nothing was changed since."""
+    if "io/labels.txt" not in files or "io/signature.json" not in files:
+        return
+    try:
+        found = labels.read(files["io/labels.txt"])
+    except ValueError as error:
+        yield f"not a label on each line: io/labels.txt: {printable(str(error))}"
+        return
+    if (outputs := _outputs(files["io/signature.json"])) not in (None, len(found)):
+        yield f"{len(found)} labels for {outputs} outputs: io/labels.txt"
+
+
+def _outputs(signature: bytes) -> int | None:
+    """How many logits the model gives, if the file says so."""
+    try:
+        count = json.loads(signature)["outputs"][0]["shape"][-1]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return count if isinstance(count, int) else None
 
 
 def _sum_lines(hashes: Mapping[str, str]) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgepack.datasets._splits import same_classes, unreadable
 from edgepack.errors import RecipeError
-from edgepack.labels import flaw
+from edgepack.labels import doubts, flaw
 
 _PARTS = {
     "train": ("train", "training"),
@@ -74,7 +74,10 @@ def listed(root: Path, kind: Kind) -> Listing:
     for part, classes in found.items():
         same_classes(f"of {root}", part, found["train"], classes)
     beside = [name for name in names[root] if root / name not in folders.values()] if len(names) > 1 else []
-    return Listing(parts=found, notes=(*_notes(kind, seen, beside), *_doubts(folders["train"], found["train"])))
+    return Listing(
+        parts=found,
+        notes=(*_notes(kind, seen, beside), *_doubts(folders["train"], found["train"]), *doubts(found["train"])),
+    )
 
 
 def shown(path: Path | str) -> str:
@@ -228,11 +231,11 @@ def _ending(name: str) -> str:
 
 def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
     if count := seen.left_out.total():
-        yield f"{counted(count, 'file')} left out, by ending no {kind.noun}: {_endings(kind, seen.left_out)}"
+        yield f"{counted(count, 'file')} left out by ending: {_endings(kind, seen.left_out)}"
     if seen.loose:
-        yield f"{counted(seen.loose, kind.noun)} left out, for beside the folders of the classes there is no label"
+        yield f"{counted(seen.loose, kind.noun)} in no folder of a class, and left out"
     if seen.again:
-        yield f"{counted(seen.again, 'link')} not followed, for the folder is read already"
+        yield f"{counted(seen.again, 'link')} not followed, for what they lead to is read already"
     if beside:
         yield f"{counted(len(beside), 'folder')} left out, beside those of the splits: {', '.join(map(shown, beside))}"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import RecipeError
+from edgepack.labels import twin
 
 if TYPE_CHECKING:
     import numpy
@@ -63,9 +64,13 @@ def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str) ->
 
 
 def same_classes(whose: str, part: str, train: Iterable[str], classes: Iterable[str]) -> None:
-    if lacking := sorted({*train} - {*classes}):
+    lacking, extra = sorted({*train} - {*classes}), sorted({*classes} - {*train})
+    for label in lacking:
+        if other := twin(label, extra):
+            raise RecipeError(f"the {part} split {whose} has the class {label!a} as {other!a}", "write both the same")
+    if lacking:
         raise RecipeError(f"the {part} split {whose} lacks the class {lacking[0]!r}, which train has")
-    if extra := sorted({*classes} - {*train}):
+    if extra:
         raise RecipeError(f"the {part} split {whose} has the class {extra[0]!r}, which train lacks")
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -16,9 +17,9 @@ from edgepack.datasets._digests import digests
 from edgepack.datasets._splits import enough, missing, same_classes
 from edgepack.datasets._text import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 from edgepack.errors import RecipeError
-from edgepack.labels import flaw
+from edgepack.labels import doubts, flaw
 
-__all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
+__all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 
 _VERSION = 2  # bump when the same files would give other documents
 
@@ -46,6 +47,11 @@ def describe(config: Config) -> Signature:
     return _text.describe(config, _labels(rows))
 
 
+def notes(config: Config) -> tuple[str, ...]:
+    """What is odd about the labels. Reads every row."""
+    return tuple(doubts(_labels(_rows(config))))
+
+
 def fingerprint(config: Config) -> str:
     """Of the files' contents and how they are read; where they are does not matter."""
     files = config.files
@@ -57,7 +63,8 @@ def fingerprint(config: Config) -> str:
 
 def load(config: Config) -> Data:
     rows = _rows(config)
-    return _text.load(config, rows, _labels(rows))
+    data = _text.load(config, rows, _labels(rows))
+    return replace(data, notes=(*doubts(_labels(rows)), *data.notes))
 
 
 def _labels(rows: Rows) -> list[str]:
