@@ -3,104 +3,70 @@
 import os
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy
 import pytest
 import torch
+from picture_factories import COLORS, check_colors, configured, read_pixels, write_folder, write_picture
 from PIL import Image
 from pydantic import ValidationError
 
-from edgepack.datasets import Data, image_folder
-from edgepack.datasets._decoding import decoded
-from edgepack.datasets.image_folder import Config, describe, fingerprint, load
+from edgepack.datasets import image_folder
+from edgepack.datasets.image_folder import describe, fingerprint, load
 from edgepack.errors import RecipeError
-
-COLORS = {"ant": (250, 10, 10), "bee": (10, 250, 10), "cow": (10, 10, 250)}
-
-
-def _picture(file: str | Path, color: tuple[int, int, int] = COLORS["ant"], size: tuple[int, int] = (40, 30)) -> None:
-    """Noise around one colour, written by the ending of the file's name."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = numpy.random.default_rng(crc32(str(path).encode())).integers(-10, 10, (size[1], size[0], 3))
-    Image.fromarray((numpy.array(color) + noise).clip(0, 255).astype(numpy.uint8)).save(path)
-
-
-def _folder(root: str, count: int = 10, classes: tuple[str, ...] = ("ant", "bee", "cow")) -> str:
-    for name in classes:
-        for i in range(count):
-            _picture(Path(root, name, f"{i}.{'jpg' if i % 2 else 'png'}"), COLORS[name], (30 + i, 40))
-    return root
 
 
 @pytest.fixture
 def pets() -> str:
-    return _folder("pets")
-
-
-def _config(folder: str = "pets", **settings: Any) -> Config:
-    return Config(folder=folder, **{"size": 16, **settings})
-
-
-def _pixels(file: str, **settings: Any) -> Any:
-    """What is stored of a picture that is not augmented."""
-    return decoded(Path(file), _config(augment=False, **settings).frame).pixels
-
-
-def _colors(data: Data) -> None:
-    """Every target is that of its picture's colour."""
-    for split in (data.train, data.validation, data.test):
-        means = split.head(len(split))[0].mean((2, 3))
-        assert torch.equal(means.argmax(1), split.targets)
+    return write_folder("pets")
 
 
 def test_every_class_is_split_and_labelled_by_its_folder(pets: str) -> None:
-    assert describe(_config()).labels == ("ant", "bee", "cow")
-    data = load(_config(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    assert describe(configured()).labels == ("ant", "bee", "cow")
+    data = load(configured(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     assert [split.targets.bincount().tolist() for split in (data.train, data.validation, data.test)] == [
         [6, 6, 6],
         [2, 2, 2],
         [2, 2, 2],
     ]
-    _colors(data)
+    check_colors(data)
     assert len({*data.train.targets[:6].tolist()}) > 1  # shuffled: calibration takes the first ones
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_splits_that_are_made_already_are_kept(name: str) -> None:
     for part, count in (("train", 4), (name, 2), ("test", 3)):
-        _folder(f"pets/{part}", count)
-    data = load(_config())
+        write_folder(f"pets/{part}", count)
+    data = load(configured())
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 9)
-    _colors(data)
+    check_colors(data)
 
 
 def test_a_split_that_no_folder_holds_is_drawn_from_train() -> None:
-    _folder("pets/train", 10), _folder("pets/val", 3)
-    data = load(_config(test="30 %"))
+    write_folder("pets/train", 10), write_folder("pets/val", 3)
+    data = load(configured(test="30 %"))
     assert (len(data.train), len(data.validation), len(data.test)) == (21, 9, 9)
 
 
 def test_a_class_may_be_named_train() -> None:
-    _folder("pets", classes=("ant", "bee"))
+    write_folder("pets", classes=("ant", "bee"))
     for i in range(3):
-        _picture(f"pets/train/{i}.png")
-    assert describe(_config()).labels == ("ant", "bee", "train")
+        write_picture(f"pets/train/{i}.png")
+    assert describe(configured()).labels == ("ant", "bee", "train")
 
 
 def test_what_is_no_picture_is_left_alone(pets: str) -> None:
-    before = fingerprint(_config())
+    before = fingerprint(configured())
     for name in ("pets/notes.txt", "pets/ant/Thumbs.db", "pets/ant/._1.jpg", "pets/.git/x.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("no picture")
-    assert len(load(_config()).train) == 18
-    assert fingerprint(_config()) == before
+    assert len(load(configured()).train) == 18
+    assert fingerprint(configured()) == before
 
 
 @pytest.mark.parametrize("color", ["rgb", "grey"])
 def test_pictures_come_as_described(pets: str, color: str) -> None:
-    config = _config(color=color)
+    config = configured(color=color)
     (spec,), told = describe(config).inputs, describe(config).preprocessing
     data = load(config)
     assert data.train.inputs[0].shape[1:] == (spec.shape[0], 18, 18)  # with room to cut at random places
@@ -113,73 +79,75 @@ def test_pictures_come_as_described(pets: str, color: str) -> None:
 
 def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:
     """Resize, crop, scale, normalize: what `preprocessing` says, done with Pillow and numpy."""
-    _picture("one.png", size=(90, 50))
+    write_picture("one.png", size=(90, 50))
     mean, std = numpy.array((0.485, 0.456, 0.406)), numpy.array((0.229, 0.224, 0.225))
     resized = numpy.array(Image.open("one.png").resize((32, 18), Image.Resampling.BILINEAR))
     expected = (resized[1:17, 8:24] / 255 - mean) / std
-    pixels = _pixels("one.png")
+    pixels = read_pixels("one.png")
     stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    (prepared,) = image_folder._prepared((stored,), _config())
+    (prepared,) = image_folder._prepared((stored,), configured())
     assert numpy.abs(prepared[0].permute(1, 2, 0).numpy() - expected).max() < 1.01 / 255 / 0.2  # a rounding step
 
 
 def test_training_pictures_differ_by_seed_and_evaluated_ones_never(pets: str) -> None:
-    data = load(_config())
+    data = load(configured())
     assert data.augmented and data.validation.augment is data.test.augment is None
     one, again, other = (next(data.train.batches(18, seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(one.inputs[0], again.inputs[0])
     assert not torch.equal(one.inputs[0][one.indices.argsort()], other.inputs[0][other.indices.argsort()])
-    plain = load(_config(augment=False))
+    plain = load(configured(augment=False))
     assert not plain.augmented
     step = 1.01 / 255 / 0.224  # Pillow rounds to bytes
     torch.testing.assert_close(plain.train.head(18)[0], data.train.head(18)[0], atol=step, rtol=0)
 
 
 def test_pictures_are_turned_upright() -> None:
-    _folder("pets", classes=("ant", "bee"))
+    write_folder("pets", classes=("ant", "bee"))
     lying = Image.new("RGB", (40, 40), (255, 0, 0))
     lying.paste((0, 0, 255), (0, 0, 20, 40))  # blue on the left
     exif = Image.Exif()
     exif[0x0112] = 6  # turn right by 90 degrees: blue comes to the top
     lying.save("turned.jpg", exif=exif)
-    pixels = _pixels("turned.jpg")
+    pixels = read_pixels("turned.jpg")
     assert pixels[2, 8, 2] > 200 > 50 > pixels[2, 8, 0]
     assert pixels[13, 8, 0] > 200 > 50 > pixels[13, 8, 2]
 
 
 def test_long_thin_and_small_pictures_can_be_used() -> None:
     for size in ((1, 3000), (3000, 1), (3, 3)):
-        _picture("one.png", size=size)
-        assert _pixels("one.png").shape == (16, 16, 3)
+        write_picture("one.png", size=size)
+        assert read_pixels("one.png").shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "CMYK", "1"])
 def test_pictures_of_any_colours_are_converted(mode: str) -> None:
     Image.new("RGB", (20, 20)).convert(mode).save("one.tif")
-    assert _pixels("one.tif").shape == (16, 16, 3)
+    assert read_pixels("one.tif").shape == (16, 16, 3)
 
 
 def test_the_fingerprint_is_that_of_names_and_contents(pets: str) -> None:
-    before = fingerprint(_config())
+    before = fingerprint(configured())
     Path(pets).rename("elsewhere")
     os.utime("elsewhere/ant/1.jpg", (1, 1))
-    assert fingerprint(_config("elsewhere")) == before
-    _picture("elsewhere/ant/1.jpg", (1, 2, 3))
-    changed = fingerprint(_config("elsewhere"))
+    assert fingerprint(configured("elsewhere")) == before
+    write_picture("elsewhere/ant/1.jpg", (1, 2, 3))
+    changed = fingerprint(configured("elsewhere"))
     Path("elsewhere/ant/1.jpg").rename("elsewhere/bee/new.jpg")
-    assert len({before, changed, fingerprint(_config("elsewhere")), fingerprint(_config("elsewhere", size=17))}) == 4
+    assert (
+        len({before, changed, fingerprint(configured("elsewhere")), fingerprint(configured("elsewhere", size=17))}) == 4
+    )
 
 
 def test_contents_are_read_once(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgepack.datasets import _digests
 
-    before = fingerprint(_config())
+    before = fingerprint(configured())
     with monkeypatch.context() as patch:
         patch.setattr(_digests, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
-        assert fingerprint(_config()) == before
+        assert fingerprint(configured()) == before
     for memory in Path(".edgepack/data").iterdir():
         memory.write_text("[damaged")
-    assert fingerprint(_config()) == before
+    assert fingerprint(configured()) == before
 
 
 def _remove(*files: str) -> None:
@@ -200,10 +168,10 @@ def _two_pictures_left() -> None:
     ],
 )
 def test_folders_that_will_not_do_are_refused_before_a_picture_is_opened(spoil: Any, why: str) -> None:
-    _folder("pets")
+    write_folder("pets")
     spoil()
     with pytest.raises(RecipeError, match=why):
-        describe(_config())
+        describe(configured())
 
 
 @pytest.mark.parametrize(
@@ -224,27 +192,27 @@ def test_folders_that_will_not_do_are_refused_before_a_picture_is_opened(spoil: 
 def test_classes_that_do_not_fit_are_named(folders: list[str], why: str) -> None:
     for folder in folders:
         for i in range(4):
-            _picture(f"{folder}/{i}.png", size=(4, 4))
+            write_picture(f"{folder}/{i}.png", size=(4, 4))
     with pytest.raises(RecipeError, match=why):
-        describe(_config())
+        describe(configured())
 
 
 def test_pictures_that_cannot_be_read_are_named(pets: str) -> None:
     whole = Path("pets/ant/1.jpg").read_bytes()
     Path("pets/ant/1.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecipeError, match=r"one picture cannot be read:\n  pets/ant/1.jpg: .*[Tt]runcated"):
-        load(_config())
+        load(configured())
     for i in range(0, 8, 2):
         Path(f"pets/bee/{i}.png").write_text("not a picture")
     Image.new("I;16", (9, 9)).save("pets/cow/deep.png")
     with pytest.raises(RecipeError, match="6 pictures cannot be read") as caught:
-        load(_config())
+        load(configured())
     assert len([line for line in caught.value.message.splitlines() if "pets/" in line]) == 5
     assert caught.value.message.endswith("and 1 more")
     for file in ("pets/ant/1.jpg", *(f"pets/bee/{i}.png" for i in range(0, 8, 2))):
         Path(file).unlink()
     with pytest.raises(RecipeError, match=r"deep.png: it has more than 8 bits a channel"):
-        load(_config())
+        load(configured())
 
 
 @pytest.mark.parametrize(
@@ -261,18 +229,18 @@ def test_pictures_that_cannot_be_read_are_named(pets: str) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        _config(**settings)
+        configured(**settings)
 
 
 def test_more_pictures_than_memory_are_refused(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 10)
     with pytest.raises(RecipeError, match=r"need .* kB of memory, and this machine has 100 B"):
-        load(_config())
+        load(configured())
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_that_would_fill_the_memory_is_not_opened(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 38 * 40 // 2)
     with pytest.raises(RecipeError, match="3 pictures cannot be read") as caught:
-        load(_config())
+        load(configured())
     assert "decompression bomb" in caught.value.message
