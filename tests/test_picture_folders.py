@@ -57,7 +57,7 @@ def test_links_are_followed_and_loops_cut(pets: str) -> None:
         Path("pets", link).symlink_to(target)
     data = load(configured(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     assert sum(_sizes(data).values()) == 32
-    assert data.notes == ("3 links are not followed, for what they lead to is read already",)
+    assert data.notes == ("3 links are not followed, to what is read already",)
     check_colors(data)
 
 

@@ -255,9 +255,75 @@ def test_another_encoding_can_be_named_and_a_byte_order_mark_is_no_text() -> Non
     assert _text.decoded(Path("mark.txt"), "utf-8") == "the bank"
 
 
+def test_mixed_encodings_are_refused_or_replaced_and_counted() -> None:
+    folder = texts()
+    Path("news/sport/new.txt").write_bytes(b"the caf\xe9 won")
+    Path("news/sport/other.txt").write_bytes(b"the team\x92s goal")
+    with pytest.raises(
+        RecipeError, match=r"2 documents cannot be read:\n  news/sport/new\.txt: it is not utf-8"
+    ) as caught:
+        text_folder.load(_folder(folder))
+    assert "encoding_errors: replace" in caught.value.hint
+    config = _folder(folder, encoding_errors="replace", test="70 %")
+    data = text_folder.load(config)
+    assert sum(len(split) for split in _splits(data).values()) == 22
+    told = "2 documents are not utf-8, such as news/sport/new.txt: U+FFFD stands for what cannot be read"
+    assert data.notes == (told,)
+    assert text_folder.fingerprint(config) != text_folder.fingerprint(_folder(folder, test="70 %"))
+    assert text_folder.load(_folder(texts("clean"), encoding_errors="replace")).notes == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(encoding: str) -> None:
+    Path("mark.txt").write_bytes("the café won".encode(encoding))
+    for named in ("utf-8", "cp1252", "utf-16"):
+        assert _text.decoded(Path("mark.txt"), named) == "the café won"
+    with pytest.raises(UnicodeError):
+        Path("mark.txt").write_bytes("x".encode(encoding) + b"\xff")
+        _text.decoded(Path("mark.txt"), "utf-8")
+
+
+def test_litter_is_no_text_links_are_followed_and_what_is_left_out_is_counted() -> None:
+    texts("news/Train"), texts("news/TEST", 3), texts("more", 1)
+    for part, word in (("Train", "goal"), ("TEST", "ball")):
+        for file in Path("news", part).rglob("*.txt"):
+            file.write_text(f"{word} {file.read_text()}")
+    for name in ("sport/.ipynb_checkpoints/1.txt", "__MACOSX/sport/._1.txt", "sport/@eaDir/1.txt"):
+        Path("news/Train", name).parent.mkdir(parents=True)
+        Path("news/Train", name).write_text("left behind")
+    Path("more/sport/0.txt").rename("more/sport/ZERO.TXT").write_text("another goal")
+    Path("news/Train/sport/linked").symlink_to("../../../more/sport")
+    Path("news/Train/sport/loop").symlink_to("..")
+    for name in ("news.csv", "notes.md", "sport.MD"):
+        Path("news/Train/sport", name).write_text("no document")
+    config = _folder(max_length=64)
+    data = text_folder.load(config)
+    assert [len(split) for split in _splits(data).values()] == [17, 4, 6]
+    told = (
+        "3 files are left out by ending: .md 2, .csv 1",
+        "1 link is not followed, to what is read already",
+    )
+    assert data.notes == text_folder.notes(config) == told
+
+
+@pytest.mark.parametrize(
+    "begin", ["version https://git-lfs.github.com/spec/v1\noid sha256:0", "/annex/objects/SHA256-s1"]
+)
+def test_what_stands_for_a_text_that_was_not_fetched_is_no_text(begin: str) -> None:
+    config = _folder(texts())
+    Path("news/sport/1.txt").write_text(begin)
+    with pytest.raises(RecipeError, match=r"news/sport/1\.txt: it only says where its content is: fetch that"):
+        text_folder.load(config)
+    Path("news/sport/1.txt").unlink()
+    Path("news/sport/1.txt").symlink_to("/annex/objects/1")
+    with pytest.raises(RecipeError, match=r"one link leads nowhere:\n  news/sport/1\.txt -> /annex"):
+        text_folder.describe(config)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        {"encoding_errors": "ignore"},
         {"encoding": "utf-99"},
         {"encoding": "undefined"},
         {"encoding": "base64"},

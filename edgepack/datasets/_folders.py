@@ -235,7 +235,7 @@ def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
     if seen.loose:
         yield f"{counted(seen.loose, kind.noun)} in no folder of a class, and left out"
     if seen.again:
-        yield f"{counted(seen.again, 'link')} not followed, for what they lead to is read already"
+        yield f"{counted(seen.again, 'link')} not followed, to what is read already"
     if beside:
         yield f"{counted(len(beside), 'folder')} left out, beside those of the splits: {', '.join(map(shown, beside))}"
 
