@@ -166,13 +166,13 @@ def _walked(folder: Path, kind: Kind, seen: _Seen, been: set[tuple[int, int]]) -
         return
     been.add(here)
     for entry in _entries(folder):
-        path, ending = folder / entry.name, _ending(entry.name)
+        ending = _ending(entry.name)
         if _is_folder(entry):
-            yield from _walked(path, kind, seen, been)
+            yield from _walked(folder / entry.name, kind, seen, been)
         elif _is_broken(entry, kind):
-            seen.broken.append(path)
-        elif kind.accepts(ending) and (entry.is_file(follow_symlinks=False) or path.is_file()):
-            yield path
+            seen.broken.append(folder / entry.name)
+        elif kind.accepts(ending) and entry.is_file():
+            yield folder / entry.name
         else:
             seen.left_out[ending] += 1
 
@@ -215,8 +215,10 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _is_broken(entry: "os.DirEntry[str]", kind: Kind) -> bool:
     """Whether it is a link that leads nowhere, of a name that could be a folder's or that of a file of the kind."""
-    wanted = not (ending := _ending(entry.name)) or kind.accepts(ending)
-    return wanted and entry.is_symlink() and not Path(entry.path).exists()
+    if not entry.is_symlink() or Path(entry.path).exists():
+        return False
+    ending = _ending(entry.name)
+    return not ending or kind.accepts(ending)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -226,7 +228,8 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _ending(name: str) -> str:
-    return Path(name).suffix.lower()
+    stem, _, ending = name.rpartition(".")  # as Path.suffix gives it, without the time that a Path takes
+    return f".{ending.lower()}" if stem and ending else ""
 
 
 def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
@@ -252,7 +255,8 @@ def _endings(kind: Kind, endings: Counter[str]) -> str:
 
 def _doubts(folder: Path, classes: Files) -> Iterator[str]:
     """Splits of names that mean nothing here look like classes that all hold the same folders."""
-    if any(file.parent == folder / name for name, files in classes.items() for file in files):
+    direct = len(folder.parts) + 2
+    if any(len(file.parts) == direct for files in classes.values() for file in files):
         return
     inside = {tuple(_subfolders(folder / name)) for name in classes}
     same = next(iter(inside)) if len(inside) == 1 else ()
