@@ -3,6 +3,7 @@
 device = load_device("host")          # devices/host.yaml of the project, else the profile shipped with edgepack
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +15,11 @@ from edgepack.analytic import Analytic
 from edgepack.config import Document, Frozen, Nested, unknown
 from edgepack.errors import RecipeError
 from edgepack.plugins import Choice
+from edgepack.provenance import int8_saturates
 from edgepack.units import SIZE, Duration, Size
 
 RUNTIMES = ("executorch", "onnxruntime")
+_X86 = ("x86_64", "amd64", "AMD64")  # the only ones on which int8 products saturate
 Core = Annotated[int, Field(ge=0)]
 
 
@@ -61,9 +64,10 @@ class Quantization(Frozen):
     channel_multiple: int = Field(
         default=8, ge=1, description="channels left by pruning and ranks are multiples of this"
     )
-    int8_saturates: bool = Field(
-        default=False,
-        description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then",
+    int8_saturates: bool | None = Field(
+        default=None,
+        description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then; "
+        "default: as the features of its processor say",
     )
     activations: Literal["uint8", "int8"] = Field(
         default="uint8",
@@ -150,6 +154,21 @@ class Device:
     def run_by(self, runner: str, settings: dict[str, Any]) -> "Device":
         """This device, its files run in another way: where they then run is not it, and has versions of its own."""
         return replace(self, runner=plugins.choose("runners", {runner: settings}), match={}, runtimes={})
+
+    def settled(self, facts: Mapping[str, Any]) -> "Device":
+        """Its profile with what that leaves to its processor: the one it names, else the one that runs the files, of
+        which `facts` tell. As it is while nothing is known of either.
+        """
+        if self.quantization.int8_saturates is not None:
+            return self
+        named = self.cpu.features if self.cpu else ()
+        features = frozenset(named or str(facts.get("features", "")).split())
+        foreign = self.cpu is not None and self.cpu.architecture not in ("", *_X86)
+        if not (features or foreign):
+            return self
+        saturates = not foreign and int8_saturates(features)
+        known = self.quantization.model_copy(update={"int8_saturates": saturates})
+        return replace(self, quantization=known)
 
     def resolved(self) -> dict[str, Any]:
         told = {

@@ -70,7 +70,7 @@ def _processor() -> Finding:
     int8 = sorted(features & provenance.INT8)
     text = f"{provenance.cpu()['name']}, {cores} cores, int8 instructions: {', '.join(int8) or 'none'}"
     if provenance.int8_saturates(features):
-        return Finding(True, text, f"int8 products saturate here: {provenance.SATURATING}")
+        return Finding(True, text, "int8 products saturate here: weights get 7 bits")
     return Finding(
         True, text, "" if int8 else "int8 files gain little speed here; another device's figures will differ"
     )

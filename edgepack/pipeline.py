@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def build(
                 reach.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
             planner = Planner(recipe, reach.device, store, facts=reach.facts, remeasure=remeasure)
             work = Work(recipe, reach, store, planner)
+            device = replace(device, quantization=planner.device.quantization)
+            result = result.model_copy(update={"device": {"id": device.id, **device.resolved()}})
             if reach.absent:
                 placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
             for number, step in enumerate(planner.steps(), start=1):

@@ -85,7 +85,8 @@ class Planner:
     def __init__(
         self, recipe: Recipe, device: Device, store: Store, *, facts: Facts | None, remeasure: bool = False
     ) -> None:
-        self.recipe, self.device = recipe.suited(device.quantization), device
+        self.device = device.settled(facts or {})
+        self.recipe = recipe.suited(self.device.quantization)
         self.store, self.facts, self.remeasure = store, facts, remeasure
         self.protocol = TimingProtocol.of(budget.metric for budget in recipe.budgets)
         self.previous = _previous(store, recipe, device)

@@ -74,7 +74,7 @@ def test_a_build_of_a_version_is_that_version(fine: None, monkeypatch: pytest.Mo
     assert about("torch 2.13").fine
 
 
-@pytest.mark.parametrize(("features", "advice"), [("avx2", "int8_saturates: true"), ("", "gain little speed")])
+@pytest.mark.parametrize(("features", "advice"), [("avx2", "weights get 7 bits"), ("", "gain little speed")])
 def test_a_processor_without_int8_is_no_fault(
     fine: None, monkeypatch: pytest.MonkeyPatch, features: str, advice: str
 ) -> None:
