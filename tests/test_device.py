@@ -1,6 +1,7 @@
 """Where a bundle must run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import device
@@ -49,3 +50,23 @@ def test_the_resolved_profile_is_the_same_profile(own_place: Path) -> None:
     board = device(controls={"threads": 1})
     Path("again.yaml").write_bytes(as_yaml(board.resolved()))
     assert load_device("again.yaml").resolved() == board.resolved()
+
+
+@pytest.mark.parametrize(
+    ("profile", "features", "saturates"),
+    [
+        ({}, "avx2 fma", True),
+        ({}, "avx2 avx_vnni", False),
+        ({}, "asimd asimddp", False),
+        ({}, "", None),  # not reached yet
+        ({"cpu": {"name": "N100", "architecture": "x86_64", "features": ["avx_vnni"]}}, "avx2 fma", False),
+        ({"cpu": {"name": "Cortex-A55", "architecture": "aarch64"}}, "avx2 fma", False),  # this computer stands in
+        ({"quantization": {"int8_saturates": False}}, "avx2 fma", False),
+        ({"quantization": {"int8_saturates": True}}, "avx2 avx_vnni", True),
+    ],
+)
+def test_whether_int8_saturates_is_up_to_the_profile_then_to_the_processor(
+    profile: dict[str, Any], features: str, saturates: bool | None
+) -> None:
+    settled = device(**profile).settled({"features": features})
+    assert settled.quantization.int8_saturates is saturates

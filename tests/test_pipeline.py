@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from edgepack import pipeline
+from edgepack import evaluate, pipeline
+from edgepack.benchmark import Run
 from edgepack.bundle import verify
 from edgepack.device import load_device
+from edgepack.errors import RefusedError, StageError
 from edgepack.events import BuildFinished, BuildStarted, Event
 from edgepack.history import read
 from edgepack.plan import plan
@@ -419,6 +421,48 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     assert "did not finish" in explained and "nothing was removed" in explained
     assert sound(project.store)
     assert project.build("--set", "stages.prune.ratio=1 %").code == 5  # a failure is never stored
+
+
+def test_a_file_that_is_refused_keeps_no_other_from_being_evaluated(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = evaluate.outputs
+
+    def refused(run: Run, *, runtime: str, **rest: Any) -> Any:
+        if runtime == "executorch":
+            raise RefusedError("executorch failed: it does not load", "run `edgepack doctor`")
+        return outputs(run, runtime=runtime, **rest)
+
+    monkeypatch.setattr(evaluate, "outputs", refused)
+    with pytest.raises(StageError, match=r"evaluate executorch: .*does not load; it begins with the operator 'aten"):
+        evaluated_again(project, monkeypatch)
+    result = project.result()
+    assert result.exit_code == 5
+    assert {each.artifact for each in result.measurements if each.metric == "accuracy"} == {"onnx", "teacher (onnx)"}
+    assert not (project.dist / "tiny.zip").exists()
+
+
+@pytest.mark.parametrize("subject", ["model", "teacher"])
+def test_a_file_far_from_the_torch_model_fails_the_build_whatever_the_budgets_ask(
+    project: Project, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = evaluate.outputs
+
+    def wrong(run: Run, *, file: Path, **rest: Any) -> Any:
+        found = outputs(run, file=file, **rest)
+        return -found if file.name == f"{subject}.onnx" else found
+
+    monkeypatch.setattr(evaluate, "outputs", wrong)
+    with pytest.raises(StageError, match=r"the onnx file .*than the torch model .*: the file is broken"):
+        evaluated_again(project, monkeypatch)
+    assert project.result().exit_code == 5
+
+
+def evaluated_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("EDGEPACK_THREADS", "1")
+    shutil.rmtree(project.store / "entries/evaluation")
+    pipeline.build(load_recipe("tiny"), load_device("desk"), Store(".edgepack/store"), dist="dist")
 
 
 def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> None:

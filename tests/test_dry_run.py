@@ -1,0 +1,111 @@
+"""What cannot be loaded or run is told before anything is trained, with the operator at fault and a way out."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch_factories import made
+from torch_factories import tiny_models as tiny_models
+
+from edgepack import dry_run, evaluate, plugins
+from edgepack.benchmark import Run
+from edgepack.candidate import Candidate
+from edgepack.device import Controls
+from edgepack.errors import RefusedError, StageError
+from edgepack.exporters import _xnnpack
+from edgepack.runners import host
+from edgepack.stages import quantize
+
+
+class Twice(nn.Module):  # type: ignore[misc]
+    """One convolution for two passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = self.again(functional.relu(self.again(functional.relu(self.stem(x)))))
+        logits: torch.Tensor = self.head(inside.mean((2, 3)))
+        return logits
+
+
+def start(net: nn.Module) -> Candidate:
+    torch.manual_seed(1)
+    return replace(made("eager"), module=net.eval())
+
+
+def int8(candidate: Candidate) -> Candidate:
+    from edgepack.device import Quantization
+
+    return quantize.rehearse(candidate, quantize.Config(mode="ptq"), Quantization(int8_saturates=True))
+
+
+def checked(candidate: Candidate, format: str, run: Run | None = None) -> list[int]:
+    told: list[int] = []
+    with closing(host.Host(Controls(threads=1))) as here:
+        dry_run.check(
+            candidate, plugins.choose("exporters", format), run or here.run, lambda done, total: told.append(done)
+        )
+    return told
+
+
+@pytest.mark.parametrize("format", ["executorch", "onnx"])
+def test_a_file_that_runs_is_let_pass(format: str) -> None:
+    assert checked(int8(start(Twice())), format) == []
+
+
+def test_a_file_that_its_runtime_refuses_is_told_with_the_layer_and_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ExecuTorch writes it of itself: with one bias, in the steps of the first of two passes."""
+    monkeypatch.setattr(_xnnpack, "_give_own", lambda module: False)
+    with pytest.raises(
+        StageError, match=r"aten\.conv2d\.default' at 'again', .*test_dry_run.py:\d+: inside ="
+    ) as caught:
+        checked(int8(start(Twice())), "executorch")
+    assert "it does not load" in caught.value.message and "the executorch file" in caught.value.message
+    assert "quantize: {fp32: ['again']}" in caught.value.hint
+
+
+def test_a_file_that_answers_otherwise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = evaluate.outputs
+
+    def halved(*arguments: Any, **named: Any) -> Any:
+        return outputs(*arguments, **named) / 2
+
+    monkeypatch.setattr(evaluate, "outputs", halved)
+    with pytest.raises(StageError, match="the onnx file does not answer like the torch model: on noise it is 50 % off"):
+        checked(start(Twice()), "onnx")
+
+
+def test_a_failure_that_names_no_operator_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = plugins.choose("exporters", "onnx").module
+    export = exporter.export
+
+    def failing(candidate: Candidate, config: Any, path: Path) -> None:
+        if sum("conv2d" in str(node.target) for node in candidate.program(batch=1).graph.nodes) > 2:
+            raise RuntimeError("a pass failed")
+        export(candidate, config, path)
+
+    monkeypatch.setattr(exporter, "export", failing)
+    with pytest.raises(StageError, match=r"RuntimeError: a pass failed\); it begins with .*conv2d.default' at 'again'"):
+        checked(start(Twice()), "onnx")
+
+
+def test_where_pieces_tell_nothing_the_reason_still_is() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def first_refused(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job)
+        if len(asked) == 1:
+            raise RefusedError("it died of SIGSEGV")
+        numpy.save(job["output"], numpy.zeros((job["rows"], 3), "float32"))
+        return {"rows": job["rows"]}
+
+    with pytest.raises(StageError, match=r"^it died of SIGSEGV$"):
+        checked(start(Twice()), "onnx", first_refused)

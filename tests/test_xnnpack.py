@@ -1,0 +1,123 @@
+"""What ExecuTorch's own lowering gets wrong is mended: the .pte loads, runs and answers as the torch model does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch_factories import made, write
+from torch_factories import tiny_models as tiny_models
+
+from edgepack.candidate import Candidate
+from edgepack.graph import Scheme, capture, converted, prepare, take_ranges
+
+RANDOM = torch.Generator().manual_seed(0)
+SAMPLES = torch.randn(16, 1, 8, 8, generator=RANDOM) + 2 * torch.randn(16, 1, 1, 1, generator=RANDOM)
+
+
+class Net(nn.Module):  # type: ignore[misc]
+    """A stem, something in between, a convolution and a classifier."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.middle, self.last = nn.Conv2d(1, 8, 3, padding=1), middle, nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = self.middle(functional.relu(self.stem(x)))
+        logits: torch.Tensor = self.head(self.last(inside).mean((2, 3)) if inside.dim() == 4 else inside)
+        return logits
+
+
+class Repeated(nn.Module):  # type: ignore[misc]
+    """One layer for several steps, whose inputs grow."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = 0.05 * (x if isinstance(self.layer, nn.Conv2d) else x.mean((2, 3)))
+        for _ in range(3):
+            x = x + 2 * torch.tanh(self.layer(x))
+        return x
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """Goes back with the weight it came with, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(functional.relu(self.encoder(x.mean((2, 3)))), self.encoder.weight.t())
+
+
+class Pooled(nn.Module):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.max_pool2d(x, 2)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "linear, three times": lambda: Repeated(nn.Linear(8, 8)),
+    "convolution, three times": lambda: Repeated(nn.Conv2d(8, 8, 3, padding=1)),
+    "no bias, three times": lambda: Repeated(nn.Conv2d(8, 8, 3, padding=1, bias=False)),
+    "transposed weight": Decoder,
+    "pooling without a stride": Pooled,
+    "mish": nn.Mish,
+    "softplus": lambda: nn.Softplus(beta=2),
+    "softplus, linear early": lambda: nn.Softplus(threshold=1),
+    "log sigmoid": nn.LogSigmoid,
+    "hard shrink": nn.Hardshrink,
+    "transposed convolution": lambda: nn.ConvTranspose2d(8, 8, 3, stride=2),
+}
+
+
+def quantized(net: nn.Module, how: str) -> Candidate:
+    start = replace(made("eager"), module=net.eval())
+    if how == "fp32":
+        return start
+    captured = capture(start, ())
+    observed = prepare(captured, Scheme(), training=False)
+    with torch.no_grad():
+        observed(SAMPLES)
+        if how == "qat":
+            trained = prepare(captured, Scheme(), training=True)
+            trained(SAMPLES)
+            take_ranges(trained, observed)
+            observed = trained
+    return replace(start, module=converted(observed), form="exported")
+
+
+def answered(small: Candidate, folder: Path) -> torch.Tensor:
+    from executorch.runtime import Runtime
+
+    write(small, "executorch", folder / "model.pte")
+    method = Runtime.get().load_program(folder / "model.pte").load_method("forward")
+    return torch.cat([method.execute([row.contiguous()])[0].clone() for row in SAMPLES.split(1)])
+
+
+@pytest.mark.parametrize("how", ["fp32", "ptq"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_file_answers_as_the_torch_model(name: str, how: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = Net(NETS[name]())
+    small = quantized(net, how)
+    with torch.no_grad():
+        expected, eager = small.module(SAMPLES), net(SAMPLES)
+    spread = (eager - eager.mean(0)).norm()
+    assert (answered(small, tmp_path) - expected).norm() < (1e-4 if how == "fp32" else 0.03) * spread
+    assert (expected - eager).norm() < 0.1 * spread
+
+
+def test_a_transposed_convolution_that_was_trained_in_int8_has_a_scale_for_each_output(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = Net(nn.ConvTranspose2d(8, 8, 3, stride=2))
+    small = quantized(net, "qat")
+    with torch.no_grad():
+        expected = small.module(SAMPLES)
+    assert (answered(small, tmp_path) - expected).norm() < 0.03 * (expected - expected.mean(0)).norm()
