@@ -242,7 +242,7 @@ def _reason(done: "subprocess.CompletedProcess[str]") -> str:
     """The last line; where the runtime has said more before that, its first words too."""
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     if died := _signal(done.returncode):
-        return f"it died of {died.name}" + (f" after saying: {lines[-1]}" if lines else "")
+        return f"{lines[-1]} (it died of {died.name})" if lines else f"it died of {died.name}"
     if not lines:
         return f"it ended with code {done.returncode} and said nothing"
     said = next((found[2] for line in lines if (found := _SAID.match(line)) and found[1] not in _IDLE), "")
