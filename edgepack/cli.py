@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 import click
 
@@ -49,12 +49,22 @@ def cli() -> None:
     """
 
 
+def _as_utf8(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """What was typed: a system that knows no UTF-8 gives its bytes one by one, and "250 µs" has such."""
+    return tuple(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts)
+
+
 _recipes = click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
 _device = click.option(
     "--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it."
 )
 _set = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value: budgets.size=400kB."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_as_utf8,
+    help="Change one value: budgets.size=400kB.",
 )
 _store = click.option(
     "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache."
@@ -405,7 +415,14 @@ def _there(bundle: Path) -> None:
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
 @click.option("--device", default="host", show_default=True, metavar="ID", help="Where to time it.")
-@click.option("--budget", "budgets", multiple=True, metavar="METRIC=LIMIT", help="Judge it too: latency.p50=2ms.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="METRIC=LIMIT",
+    callback=_as_utf8,
+    help="Judge it too: latency.p50=2ms.",
+)
 @click.option(
     "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Of an input whose shape the file leaves open."
 )
@@ -647,7 +664,8 @@ class Screen:
             self._kept = tuple(os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr))
         except (OSError, AttributeError, ValueError):  # captured in memory, as tests do: there is nothing to keep apart
             return self
-        self.out, self.err = (_unheeding(os.dup(fd), "utf-8") for fd in self._kept)
+        out, err = self._kept
+        self.out, self.err = _unheeding(os.dup(out), "utf-8"), _unheeding(os.dup(err), "utf-8", counts=False)
         return self
 
     def send_libraries_to(self, log: Path) -> None:
@@ -661,37 +679,49 @@ class Screen:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None and self._kept and not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)  # into the log
-        for stream in {self.out, self.err, sys.stdout, sys.stderr}:
-            stream.flush()
-        for fd, copy in zip((1, 2), self._kept, strict=False):
-            os.dup2(copy, fd)
-            os.close(copy)
+        try:
+            for stream in {self.out, self.err, sys.stdout, sys.stderr}:
+                stream.flush()
+        finally:
+            for fd, copy in zip((1, 2), self._kept, strict=False):
+                os.dup2(copy, fd)
+                os.close(copy)
 
 
 class _Unheeding(io.FileIO):
     """A file that forgets what nobody reads any more, as in `edgepack gate x | head -1`: the verdict stands.
 
-    A broken pipe would end the command before its exit code is known: rich and click both leave the program for it.
+    A broken pipe would end the command before its exit code is known: rich and click both leave the program for it. So
+    would a full disk, and a build would take it for that of its store: what could not be written is told at the end.
     """
+
+    lost: ClassVar[list[OSError]] = []  # of what was meant for the standard output
+    counts = True
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
+        except OSError as error:
+            if self.counts:
+                self.lost.append(error)
+            return memoryview(data).nbytes
 
 
-def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False) -> TextIO:
-    file = io.BufferedWriter(_Unheeding(fd, "w", closefd=False))
-    return io.TextIOWrapper(file, encoding, errors, line_buffering=lines)
+def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False, counts: bool = True) -> TextIO:
+    file = _Unheeding(fd, "w", closefd=False)
+    file.counts = counts
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, errors, line_buffering=lines)
 
 
-def _of(stream: Any) -> TextIO:
+def _of(stream: Any, *, counts: bool) -> TextIO:
     """The standard stream so, where it is a file; one in memory, as in tests, breaks no pipe."""
     if stream is None:  # closed from the start: `edgepack gate x >&-`
         return Path(os.devnull).open("w", encoding="utf-8")
     try:
-        return _unheeding(stream.fileno(), stream.encoding, stream.errors, lines=stream.line_buffering)
+        errors = stream.errors if stream.encoding.lower() == "utf-8" else "backslashreplace"  # of µs in ASCII
+        return _unheeding(stream.fileno(), stream.encoding, errors, lines=stream.line_buffering, counts=counts)
     except (OSError, AttributeError, ValueError):
         return stream  # type: ignore[no-any-return]
 
@@ -699,7 +729,7 @@ def _of(stream: Any) -> TextIO:
 @contextmanager
 def _unheeding_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_of, before)
+    sys.stdout, sys.stderr = _of(sys.stdout, counts=True), _of(sys.stderr, counts=False)
     try:
         yield
     finally:
@@ -712,9 +742,10 @@ def _unheeding_streams() -> Iterator[None]:
 def main() -> NoReturn:
     """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _Unheeding.lost.clear()
     with _unheeding_streams():
         code = _run()
-    sys.exit(code)
+    sys.exit(most_decisive([code, _full(_Unheeding.lost[0])]) if _Unheeding.lost else code)
 
 
 def _run() -> int:
@@ -732,16 +763,18 @@ def _run() -> int:
         _tell("interrupted; what was done is kept, the same command goes on from there")
         code = ExitCode.INTERRUPTED
     except OSError as error:
-        code = _full(error)
+        code = _full(error) if error.errno == errno.ENOSPC else _bug(error)
+    except MemoryError:
+        _tell("this command ran out of memory\n  close other programs, or use a computer with more")
+        code = ExitCode.DEVICE
     except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
         code = _bug(error)
     return code if isinstance(code, int) else ExitCode.OK
 
 
 def _full(error: OSError) -> ExitCode:
-    if error.errno != errno.ENOSPC:
-        return _bug(error)
-    _tell("there is no space left for what this command writes\n  make room, or send its output elsewhere")
+    why = "there is no space left for it" if error.errno == errno.ENOSPC else error.strerror
+    _tell(f"not all that this command writes could be written: {why}\n  make room, or send its output elsewhere")
     return ExitCode.DEVICE
 
 

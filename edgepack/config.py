@@ -21,6 +21,8 @@ from edgepack.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 _LONG_LIST = 20  # names; a longer list would bury the suggestion
+ASIDE = "x-"  # what keys at the top begin with that only hold what others merge
+_MERGE = "tag:yaml.org,2002:merge"  # of a plain <<
 _MAX_NODES = 10_000  # more is not a recipe but an attack on the reader (aliases of aliases)
 
 
@@ -128,6 +130,7 @@ class Document:
             raise _fatal(path, 0, "nested too deeply: this is not a recipe or device file") from None
         if not isinstance(document.data, dict):
             raise _fatal(path, 1, "expected a mapping (key: value) at the top of the file")
+        document.data = {key: value for key, value in document.data.items() if not key.startswith(ASIDE)}
         return document
 
     def came_from(self, option: str, path: KeyPath) -> None:
@@ -184,12 +187,8 @@ class _Reader:
     def read(self, node: Any, path: KeyPath) -> Any:
         from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-        self.nodes += 1
+        self._count()
         self.document.lines.setdefault(path, node.start_mark.line + 1)
-        if self.nodes > _MAX_NODES:
-            raise _fatal(
-                Path(self.document.file), 0, f"more than {_MAX_NODES} values: this is not a recipe or device file"
-            )
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -201,19 +200,49 @@ class _Reader:
             return None
 
     def _mapping(self, node: Any, path: KeyPath) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+        pairs = self._pairs(node, path)
+        self.document.lines.update({(*path, key): line.start_mark.line + 1 for key, (line, _) in pairs.items()})
+        return {key: self.read(value, (*path, key)) for key, (_, value) in pairs.items()}
+
+    def _pairs(self, node: Any, path: KeyPath) -> dict[str, tuple[Any, Any]]:
+        """The nodes of each key and its value: the mapping's own, then those it merges (`<<: *base`)."""
+        pairs: dict[str, tuple[Any, Any]] = {}
+        lines: dict[str, int] = {}
+        merged: list[Any] = []
         for key_node, value_node in node.value:
-            if not isinstance(key_node.value, str):
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str):
                 self.document.problem(path, "a key is plain text, not a list or mapping")
-                continue
-            key = key_node.value
-            here = (*path, key)
-            if key in result:
-                self.document.problem(here, f"the key '{key}' is given twice (line {key_node.start_mark.line + 1} too)")
-                continue
-            self.document.lines[here] = key_node.start_mark.line + 1
-            result[key] = self.read(value_node, here)
-        return result
+            elif key in lines:
+                self.document.lines.setdefault((*path, key), lines[key])
+                self.document.problem((*path, key), f"the key '{key}' is given twice (line {line} too)")
+            elif key_node.tag == _MERGE:
+                lines[key], merged = line, self._bases(value_node, path)
+            else:
+                lines[key], pairs[key] = line, (key_node, value_node)
+        for base in merged:
+            self._count()
+            for key, pair in self._pairs(base, path).items():
+                self._count()
+                pairs.setdefault(key, pair)
+        return pairs
+
+    def _bases(self, node: Any, path: KeyPath) -> list[Any]:
+        from ruamel.yaml.nodes import MappingNode, SequenceNode
+
+        bases = node.value if isinstance(node, SequenceNode) else [node]
+        if all(isinstance(base, MappingNode) for base in bases):
+            return list(bases)
+        self.document.lines.setdefault((*path, "<<"), node.start_mark.line + 1)
+        self.document.problem((*path, "<<"), "expected a mapping to merge, as <<: *base, or a list of such")
+        return []
+
+    def _count(self) -> None:
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise _fatal(
+                Path(self.document.file), 0, f"more than {_MAX_NODES} values: this is not a recipe or device file"
+            )
 
 
 def read_value(text: str) -> Any:

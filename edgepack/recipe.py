@@ -122,13 +122,15 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
 
 
 def find_recipe(path: str | Path) -> Path:
-    """`path` itself, or `recipes/<path>.yaml`."""
+    """`recipes/<path>.yaml`, or `path` itself: what else is called like a recipe, as a folder of its data, is none."""
     file = Path(path)
-    if file.exists() or file.suffix in (".yaml", ".yml"):
+    if file.suffix in (".yaml", ".yml"):
         return file
     known = {found.stem: found for found in all_recipes()}
     if str(path) in known:
         return known[str(path)]
+    if file.exists():
+        return file
     raise RecipeError(unknown("recipe", path, known), "name a YAML file, or one in the folder recipes/")
 
 

@@ -151,10 +151,10 @@ def find_build(named: str, dist: Path) -> Path:
     path = Path(named)
     if path.suffix == ".zip":
         raise RecipeError(f"{named} is a bundle, and a bundle holds no timings", "name the build.json beside it")
-    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+    built = dist / _recipe_name(path) / "build.json"
+    if path.is_file() and path.suffix not in (".yaml", ".yml") and not (named == path.stem and built.is_file()):
         return path
-    choices = (path / "build.json", dist / _recipe_name(path) / "build.json")
-    found = next((choice for choice in choices if choice.is_file()), None)
+    found = next((choice for choice in (path / "build.json", built) if choice.is_file()), None)
     if found is None:
         known = ", ".join(sorted(each.parent.name for each in dist.glob("*/build.json"))) or "none"
         hint = f"name a build.json, the folder it lies in, or a recipe that was built (in {dist}: {known})"

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from edgepack import budgets, plugins
+from edgepack.config import ASIDE
 from edgepack.device import DeviceFile
 from edgepack.recipe import RecipeFile
 
@@ -21,13 +22,18 @@ def recipe() -> dict[str, Any]:
     properties["export"] = {"type": "array", "items": _one_of("exporters"), "minItems": 1}
     properties["budgets"] = budgets.schema(plugins.names("exporters"))
     properties["waivers"] = {"type": "array", "items": _inlined(budgets.Waiver.model_json_schema())}
-    return {"$schema": _DRAFT, "title": "edgepack recipe", **schema}
+    return {"$schema": _DRAFT, "title": "edgepack recipe", **schema, **_aside()}
 
 
 def device() -> dict[str, Any]:
     schema = DeviceFile.model_json_schema()
     schema["properties"]["runner"] = _one_of("runners")
-    return {"$schema": _DRAFT, "title": "edgepack device profile", **schema}
+    return {"$schema": _DRAFT, "title": "edgepack device profile", **schema, **_aside()}
+
+
+def _aside() -> dict[str, Any]:
+    """Keys that only hold what others merge."""
+    return {"patternProperties": {f"^{ASIDE}": {}}}
 
 
 def _one_of(kind: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+_MICRO, _MU = "\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"  # keyboards have one or the other, and they look the same
 _TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(\S*)\s*")
 
 
@@ -30,7 +31,7 @@ class Quantity:
     def parse(self, value: object) -> float:
         """The value in the base unit. Raises ValueError saying what is allowed."""
         if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
-            number, unit = float(match[1]), match[2]
+            number, unit = float(match[1]), match[2].replace(_MU, _MICRO)
             if unit in self.units:
                 return self._finite(round(number * self.units[unit], 12), value)
             raise ValueError(self._wrong_unit(value, unit))
@@ -99,7 +100,7 @@ SIZE = Quantity(
 )
 DURATION = Quantity(
     name="a duration",
-    units={"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3, "min": 6e4},
+    units={"us": 1e-3, f"{_MICRO}s": 1e-3, "ms": 1, "s": 1e3, "min": 6e4},
     shown=("us", "ms", "s"),
     example='"8 ms"',
 )

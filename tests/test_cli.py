@@ -168,11 +168,76 @@ def samples(*_):
     assert "Traceback" not in err and "bug" not in err
 
 
-def test_no_space_for_the_output_is_no_bug() -> None:
+@pytest.mark.parametrize("arguments", [("stages",), ("--version",), ("check", "quickstart"), ("gate", "kept")])
+def test_an_output_without_space_is_told(arguments: tuple[str, ...]) -> None:
+    """However little it is: what is said last waits for the end of the program to be written."""
+    build(exit_code=0).save(_folder("kept") / "build.json")
+    code, err = _with_full_output(MAIN, *arguments)
+    assert code == 4 and err.count("there is no space left") == 1 and "Traceback" not in err
+    assert "send its output elsewhere" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("verdict", "wanted", "more"), [(0, 4, ()), (3, 4, ("--json",)), (1, 1, ("--json",))])
+def test_a_build_whose_output_has_no_space_goes_on_to_its_verdict(
+    verdict: int, wanted: int, more: tuple[str, ...]
+) -> None:
+    instead = f"""
+import sys; sys.path[:0] = [{str(PROJECT / "tests")!r}, {str(PROJECT)!r}]
+import factories, edgepack.pipeline, edgepack.events as events
+def instead(recipe, *arguments, emit, **options):
+    for _ in range(10_000):
+        emit(events.BuildStarted(recipe=recipe.name, device="the board"))
+    return factories.build(exit_code={verdict})
+edgepack.pipeline.build = instead
+{MAIN}"""
+    code, err = _with_full_output(instead, "build", str(recipe_file()), *more)
+    assert code == wanted and err.count("there is no space left") == 1
+
+
+def test_an_error_stream_without_space_changes_no_exit_code() -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-c", MAIN, "stages"]
+        command = [sys.executable, "-c", MAIN]
+        codes = [
+            subprocess.run([*command, "check", name], stdout=subprocess.PIPE, stderr=full, timeout=120).returncode
+            for name in ("quickstart", "nothing")
+        ]
+    assert codes == [0, 2]
+
+
+def _with_full_output(code: str, *arguments: str) -> tuple[int, str]:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.returncode == 4 and "there is no space left" in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_memory_that_runs_out_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.recipe.load_recipe", _fails_with(MemoryError()))
+    ran = edgepack("check", "quickstart")
+    assert ran.code == ExitCode.DEVICE and "ran out of memory" in ran.err
+
+
+def test_what_is_called_like_a_recipe_or_build_hides_neither() -> None:
+    for name in ("pets", "tool"):
+        recipe_file(name).rename(Path("recipes", f"{name}.yaml"))
+        build(recipe={"name": name}).save(_folder(f"dist/{name}") / "build.json")
+    Path("pets").mkdir()
+    Path("tool").write_bytes(b"\x7fELF")
+    for name in ("pets", "tool"):
+        assert edgepack("check", name).out.startswith(f"{name}: fine")
+        assert edgepack("check", f"./{name}").code == 2
+        assert edgepack("gate", name).code == edgepack("explain", name).code == 0
+    assert "recipes/pets.yaml is for the device" in edgepack("gate", "pets", "--recipe", "pets").err
+
+
+@pytest.mark.parametrize("micro", ["\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"])
+@pytest.mark.parametrize("utf8", [True, False])
+def test_a_micro_sign_is_read_however_it_was_typed(micro: str, utf8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that knows no UTF-8 gives the bytes of it one by one."""
+    value = f"250 {micro}s" if utf8 else f"250 {micro}s".encode().decode("ascii", "surrogateescape")
+    assert edgepack("check", str(recipe_file()), "--set", f"budgets.latency.p50={value}").code == 0
+    ran = edgepack("check", str(recipe_file()), "--set", f"budgets.latency.p50={value.replace('s', 'x')}")
+    assert "unknown unit" in ran.err
 
 
 def test_an_output_that_was_closed_from_the_start_changes_no_exit_code() -> None:
@@ -181,7 +246,7 @@ def test_an_output_that_was_closed_from_the_start_changes_no_exit_code() -> None
 
 
 def _folder(name: str) -> Path:
-    Path(name).mkdir()
+    Path(name).mkdir(parents=True)
     return Path(name)
 
 

@@ -92,6 +92,46 @@ def test_plain_data_comes_out(text: str, data: dict[str, Any]) -> None:
     assert Document.parse(text, Path("x.yaml")).data == data
 
 
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("x-b: &b {count: 1, kind: one}\ninner:\n  <<: *b\n", {"count": 1, "kind": "one"}),
+        ("x-b: &b {count: 1, kind: one}\ninner:\n  kind: two\n  <<: *b\n", {"kind": "two", "count": 1}),
+        ("x-a: &a {p: 1}\nx-b: &b {p: 2, q: 3}\ninner: {<<: [*a, *b], r: 4}\n", {"p": 1, "q": 3, "r": 4}),
+        ("x-a: &a {p: 1}\nx-b: &b {<<: *a, q: {s: 3}}\ninner: {<<: *b}\n", {"p": 1, "q": {"s": 3}}),
+        ("x-a: &a [{p: 1}, {q: 2}]\ninner: {<<: *a}\n", {"p": 1, "q": 2}),
+        ('inner: {"<<": 1}\n', {"<<": 1}),
+    ],
+)
+def test_mappings_are_merged_and_their_own_keys_win(text: str, data: dict[str, Any]) -> None:
+    assert Document.parse(text, Path("x.yaml")).data == {"inner": data}
+    from ruamel.yaml import YAML
+
+    plain = YAML(typ="safe", pure=True).load(text)["inner"]  # by the reader of YAML itself
+    assert dict(plain) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x-b: &b\n  count: x\ninner:\n  <<: *b\n", (2, "inner.count", "expected a whole number, got 'x'")),
+        ("x-b: &b {count: x}\ninner:\n  <<: *b\n  count: y\n", (4, "inner.count", "expected a whole number, got 'y'")),
+        ("inner:\n  <<: 3\n", (2, "inner.<<", "expected a mapping to merge, as <<: *base, or a list of such")),
+        ("x-b: &b {}\nmaybe:\n  <<: *b\n  <<: *b\n", (3, "maybe.<<", "the key '<<' is given twice (line 4 too)")),
+        ("name: &b a\nname: c\n", (1, "name", "the key 'name' is given twice (line 2 too)")),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_what_is_merged_is_told_where_it_stands(text: str, expected: tuple[int, str, str]) -> None:
+    assert _problems(text) == [expected]
+
+
+def test_merges_of_merges_end_before_the_memory_does() -> None:
+    levels = (f"x-{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12))
+    for text in (f"x-0: &a0 {{k: 1}}\n{''.join(levels)}", "a: &a\n  <<: *a\n"):
+        with pytest.raises(ConfigError, match=r"more than 10000 values|nested too deeply"):
+            Document.parse(text, Path("x.yaml"))
+
+
 def test_a_file_cannot_run_code(own_place: Path) -> None:
     for text in ("a: !!python/object/apply:os.mkdir [ran]\n", "a: !!python/name:os.system\n", "a: !ran x\n"):
         try:

@@ -1,12 +1,13 @@
 """The JSON schemas that editors use say what `check` says."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import PROJECT, RECIPE, edgepack, recipe
+from factories import PROJECT, RECIPE, edgepack, recipe, recipe_file
 
 from edgepack import plugins, schema
 from edgepack.budgets import METRICS
@@ -52,11 +53,17 @@ def _fits(value: Any, rule: Any, whole: Any) -> bool:
         ),
         "additionalProperties": lambda other: (
             not isinstance(value, dict)
-            or all(_fits(item, other, whole) for key, item in value.items() if key not in rule.get("properties", {}))
+            or all(_fits(item, other, whole) for key, item in value.items() if not _is_named(key, rule))
         ),
+        "patternProperties": lambda patterns: True,  # which allow anything
     }
     silent = {"$schema", "$defs", "title", "description", "default", "examples"}
     return all(checks[keyword](argument) for keyword, argument in rule.items() if keyword not in silent)
+
+
+def _is_named(key: str, rule: Any) -> bool:
+    patterns = rule.get("patternProperties", {})
+    return key in rule.get("properties", {}) or any(re.search(pattern, key) for pattern in patterns)
 
 
 def _recipe_fits(**parts: Any) -> bool:
@@ -149,3 +156,12 @@ def test_the_command_prints_json_for_an_editor(what: str) -> None:
     ran = edgepack("schema", what)
     assert ran.code == 0
     assert json.loads(ran.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_keys_that_hold_what_others_merge_fit_both() -> None:
+    rules = schema.recipe()
+    text = recipe_file().read_text() + "x-base: &base {epochs: 1}\n"
+    Path("whole.yaml").write_text(text)
+    assert load_recipe("whole.yaml").stages
+    assert _fits({**Document.read(Path("whole.yaml")).data, "x-base": {"epochs": 1}}, rules, rules)
+    assert not _fits({**Document.read(Path("whole.yaml")).data, "y-base": {}}, rules, rules)
