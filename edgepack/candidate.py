@@ -146,12 +146,10 @@ class Candidate:
         )
 
     def random_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
-        """Inputs of no meaning, but with a range: numbers from 0 to 1, drawn alike every time; whole ones are 0."""
-        random = torch.Generator().manual_seed(0)
-        return tuple(
-            torch.rand(tensor.shape, generator=random) if tensor.is_floating_point() else tensor
-            for tensor in self.example_inputs(batch)
-        )
+        """Inputs of no meaning, but with a range, drawn alike every time."""
+        from edgepack.models._steady import some_inputs
+
+        return some_inputs(self.signature, batch)
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
         """The model as a torch.export program, at a fixed batch size or with a dynamic one.
