@@ -274,7 +274,7 @@ def test_what_is_drawn_on_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     check_in_process(steady, INPUTS, "the model")
     with pytest.raises(StageError, match="loaded in another process, gives other outputs"):
         check_in_process(drawn, INPUTS, "the model")
-    Path("imported_nets.py").write_text("raise RuntimeError('not twice')")
+    Path("imported_nets.py").write_text(f"{IMPORTED}\nraise RuntimeError('not twice')")
     with pytest.raises(StageError, match=r"cannot be loaded in another process: .*not twice"):
         check_in_process(steady, INPUTS, "the model")
 
