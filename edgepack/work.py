@@ -603,11 +603,14 @@ def _check_steady(candidate: "Candidate") -> None:
     from edgepack.candidate import rebuild
     from edgepack.models import _steady
 
-    if candidate.form == "eager" and _is_foreign(candidate):
-        inputs = _steady.some_inputs(candidate.signature)
-        _steady.check_calls(candidate.module, inputs, "the model")
-        make = partial(rebuild, candidate.factory, candidate.surgery)
-        _steady.check_made_again(candidate.copy().module, make, inputs, "the model")
+    if candidate.form == "exported" or not _is_foreign(candidate):
+        return
+    inputs, tried = _steady.some_inputs(candidate.signature), candidate.copy()
+    _steady.disturb(tried.module)
+    _steady.check_calls(tried.module, inputs, "the model")
+    make = partial(rebuild, candidate.factory, candidate.surgery)
+    _steady.check_made_again(tried.module, make, inputs, "the model")
+    _steady.check_in_process(tried, inputs, "the model")
 
 
 def _written(exporter: Choice, candidate: "Candidate") -> bytes:

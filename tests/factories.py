@@ -148,7 +148,7 @@ def entry(store: Store, key: str = digest("a step"), kind: str = "candidate", **
 def at_work(what: Recipe, where: Device, store: Store) -> Work:
     """As a build begins: the device reached, nothing done."""
     reach = Reach(where, store, lambda facts: True)
-    return Work(what, reach, store, Planner(what, where, store, facts=reach.facts))
+    return Work(what, reach, store, Planner(what, reach.device, store, facts=reach.facts))
 
 
 def built(

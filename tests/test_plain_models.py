@@ -83,14 +83,14 @@ PICTURES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def nets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if not Path(each, "nets.py").exists()])
+    monkeypatch.delitem(sys.modules, "wrapped_nets", raising=False)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not Path(each, "wrapped_nets.py").exists()])
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    Path("nets.py").write_text(SOURCE)
+    Path("wrapped_nets.py").write_text(SOURCE)
 
 
 def start(how: str, **settings: Any) -> Candidate:
-    model = {"python": "nets:make", "args": {"how": how}, **settings}
+    model = {"python": "wrapped_nets:make", "args": {"how": how}, **settings}
     return Candidate.start(plugins.choose("models", model), SIGNATURE)
 
 

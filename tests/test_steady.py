@@ -1,6 +1,7 @@
 """Models whose answers depend on chance, on the samples beside, or on what no state dict holds."""
 
 import random
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch.nn import functional
 from torch_factories import SIGNATURE, learned
 from torch_factories import tiny_models as tiny_models
 
-from edgepack import train
+from edgepack import plugins, train
 from edgepack.candidate import Candidate
 from edgepack.errors import StageError
-from edgepack.models._steady import check_calls, check_made_again, own_random, some_inputs
+from edgepack.models._plain import plain
+from edgepack.models._steady import check_calls, check_in_process, check_made_again, own_random, some_inputs
 from edgepack.models._trial import tried
 from edgepack.store import Store
 
@@ -242,3 +244,50 @@ def test_a_candidate_that_does_not_come_back_as_it_was_saved_is_not_believed(
     monkeypatch.setattr(Candidate, "load", damaged)
     with pytest.raises(StageError, match="the saved model gives other outputs than before"):
         work._check_saved(good, tmp_path / "good")
+
+
+IMPORTED = """
+import torch
+from torch import nn
+DRAWN = torch.rand(3)
+class Net(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.head, self.scale = nn.Linear(64, 3), scale
+    def forward(self, x):
+        return self.head(x.flatten(1)) * self.scale
+def steady():
+    return Net(torch.arange(3))
+def drawn():
+    return Net(DRAWN)
+"""
+
+
+def test_what_is_drawn_on_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process the same numbers come back; in the next, which goes on with the build, others do."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "imported_nets", raising=False)
+    Path("imported_nets.py").write_text(IMPORTED)
+
+    choices = (plugins.choose("models", {"python": f"imported_nets:{each}"}) for each in ("steady", "drawn"))
+    steady, drawn = (Candidate.start(choice, SIGNATURE) for choice in choices)
+    check_in_process(steady, INPUTS, "the model")
+    with pytest.raises(StageError, match="loaded in another process, gives other outputs"):
+        check_in_process(drawn, INPUTS, "the model")
+    Path("imported_nets.py").write_text(f"{IMPORTED}\nraise RuntimeError('not twice')")
+    with pytest.raises(StageError, match=r"cannot be loaded in another process: .*not twice"):
+        check_in_process(steady, INPUTS, "the model")
+
+
+def test_lazy_layers_learn_their_size_before_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("lazy_nets.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))"
+    )
+    made = Candidate.start(plugins.choose("models", {"python": "lazy_nets:net"}), SIGNATURE)
+    assert made.module.state_dict()["1.weight"].shape == (3, 64)
+
+
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(StageError, match="the model is TorchScript"):
+        plain(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)))

@@ -1,18 +1,21 @@
 """What a build does beside its steps: times models that are only tried, doubts weights, lets the tokenizer travel."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from factories import at_work, build, recipe, recipe_file, texts, tokenizer
+from factories import artifact, at_work, build, recipe, recipe_file, texts, tokenizer
 
+from edgepack import evaluate
 from edgepack.bundle.contents import contents
 from edgepack.device import load_device
-from edgepack.errors import DeviceError
+from edgepack.errors import DeviceError, StageError
 from edgepack.events import Event, Note
 from edgepack.plan import Step
 from edgepack.recipe import load_recipe
@@ -134,3 +137,60 @@ def test_what_stages_decide_by_timing_ends_before_any_training_where_nothing_can
     work = at_work(what, load_device("raspberry-pi-5"), Store("store"))
     with pytest.raises(DeviceError, match="cannot be decided: Raspberry Pi 5 is not configured"):
         work._rehearse()
+
+
+DRAWN = """
+import numpy, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.head = order, nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)[:, self.order])
+
+def drawn():
+    return Net(torch.tensor(numpy.random.permutation(64)))
+
+def fixed():
+    return Net(torch.arange(64).flip(0))
+"""
+
+
+@pytest.mark.parametrize("place", ["model", "distill"])
+def test_a_model_that_is_another_each_time_is_refused_before_any_training(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("drawn_nets.py").write_text(DRAWN)
+    monkeypatch.delitem(sys.modules, "drawn_nets", raising=False)
+    drawn: dict[str, Any] = {"python": "drawn_nets:drawn"}
+    student = {"distill": {"student": drawn, "epochs": 1}}
+    model, stages = (drawn, []) if place == "model" else ({"torchvision": "resnet18"}, [student])
+    data = {"digits": {"size": 8 if place == "model" else 32}}
+    if place == "distill":
+        Path("drawn_nets.py").write_text(DRAWN.replace("x.flatten(1)", "x[:, :, ::4, ::4].flatten(1)"))
+    what = recipe(model=model, data=data, stages=[{"train": {"epochs": 1}}, *stages], export=["onnx"], budgets=None)
+    with pytest.raises(StageError) as failure:
+        at_work(what, load_device("host"), Store("store"))._rehearse()
+    assert failure.value.message.startswith(f"{place}, untrained: the model, made again with the same weights, gives")
+    assert "'order' of the Net, is in no state dict and differs" in failure.value.message
+
+
+def test_a_teachers_file_is_held_against_the_torch_teacher(
+    work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = numpy.eye(10, dtype="float32")[work.data.test.targets.numpy()]
+    monkeypatch.setattr(work, "file", lambda label: (artifact("onnx", "teacher"), tmp_path / "teacher.onnx"))
+    monkeypatch.setattr(work, "_not_run", lambda format: "")
+    step = Step(kind="evaluation", name="evaluate", key="", ingredients={}, artifact="teacher (onnx)")
+    for answers, taught in ((right, right), (right[::-1], right)):
+        work.__dict__["taught"] = taught
+        monkeypatch.setattr(evaluate, "outputs", lambda *_, answers=answers, **__: answers)
+        if answers is taught:
+            assert work._do_evaluation(step, tmp_path)["score"] == 1
+            continue
+        with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples otherwise"):
+            work._do_evaluation(step, tmp_path)

@@ -8,7 +8,7 @@ build(config, signature) -> nn.Module      the model, with the right inputs and 
 and, where they differ from these defaults,
 
 ENCODER = False                            whether its models are transformer encoders
-FOREIGN = False                            whether its models are anybody's, so that exporting them is rehearsed
+FOREIGN = False                            whether its models are anybody's: tried, and exported, before training
 LIBRARIES = ()                             packages besides torch whose version changes the model
 files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
 installed(config) -> dict[str, str]        versions of the packages that a user's own code imports: others, other model

@@ -23,12 +23,16 @@ _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "_FabricModule": "_original_module",
 }
+_UNSCRIPTED = "let the function return the module that it was made from, and give its weights as a checkpoint"
 _SAME = 1e-4  # of the largest output: rounding
 
 
 def plain(module: nn.Module) -> nn.Module:
     """A copy without wrappers, in float32. Raises StageError for state that is in no tensor."""
-    own = copy.deepcopy(inner := _unwrapped(module), _values(inner))
+    inner = _unwrapped(module)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise StageError("the model is TorchScript, which can neither be trained nor exported", _UNSCRIPTED)
+    own = copy.deepcopy(inner, _values(inner))
     _unwrap_parts(own)
     _check_tensors(own)
     return _in_float32(own)

@@ -2,10 +2,16 @@
 and whatever other samples are in the batch. A device gives it one sample at a time, and a saved one is made again.
 """
 
+import logging
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -15,10 +21,14 @@ from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.models._trial import EACH, without_statistics
 
+if TYPE_CHECKING:
+    from edgepack.candidate import Candidate
+
 Inputs = tuple[torch.Tensor, ...]
 
+ANSWERS = "answers.npy"
+
 _ROUNDING = 1e-3  # of the largest output: sums of other batches come in another order
-_SAMPLES = 3
 _KEEP = "keep it in the state dict, self.register_buffer(name, tensor), or make it without chance"
 _ONCE = "let it answer alike in eval(): F.dropout(x, training=self.training), no noise, nothing counted"
 
@@ -39,29 +49,37 @@ def own_random(seed: int | None = None) -> Iterator[None]:
             numpy.random.set_state(arrays)
 
 
-def some_inputs(signature: Signature, samples: int = _SAMPLES) -> Inputs:
-    """Noise in the shapes of the data; of whole numbers only 0 and 1, which every vocabulary and mask has."""
+def some_inputs(signature: Signature) -> Inputs:
+    """Three samples of noise that have little in common; of whole numbers only 0 and 1, which every vocabulary and mask
+    has.
+    """
     chance = torch.Generator().manual_seed(0)
-    shapes = [((samples, *spec.shape), getattr(torch, spec.dtype)) for spec in signature.inputs]
+    shapes = [((3, *spec.shape), getattr(torch, spec.dtype)) for spec in signature.inputs]
     return tuple(
-        torch.rand(shape, generator=chance)
+        _unlike(torch.rand(shape, generator=chance))
         if kind.is_floating_point
         else torch.randint(0, 2, shape, generator=chance, dtype=kind)
         for shape, kind in shapes
     )
 
 
+def _unlike(noise: torch.Tensor) -> torch.Tensor:
+    """Numbers of 0 to 1, of -1 to 2, and around 0.5."""
+    each = (-1, *[1] * (noise.dim() - 1))
+    return noise * torch.tensor([1.0, 3.0, 0.2]).view(each) + torch.tensor([0.0, -1.0, 0.4]).view(each)
+
+
 def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
     """Raises StageError where the same samples get other answers, when asked again or one by one."""
     module.eval()
     count = len(inputs[0])
-    first = _answer(module, inputs)
-    if not same(first, _answer(module, inputs)):
+    first = answer(module, inputs)
+    if not same(first, answer(module, inputs)):
         part = _part(module, inputs, inputs)
         raise StageError(f"{name} gives other outputs each time for the same samples{part}", _ONCE)
     for row in range(count):
         alone = tuple(tensor[row : row + 1] for tensor in inputs)
-        if not same(first[row : row + 1], _answer(module, alone), float(first.abs().max())):
+        if not same(first[row : row + 1], answer(module, alone), float(first.abs().max())):
             part = without_statistics(module) or _part(module, inputs, alone, row)
             raise StageError(
                 f"{name} gives a sample other outputs alone than beside others{part}: on a device it is alone", EACH
@@ -75,8 +93,8 @@ def check_made_again(module: nn.Module, make: Callable[[], nn.Module], inputs: I
     nothing is hidden behind a zero.
     """
     with own_random(), suppress(Exception):  # a model that cannot be trained is told of by the stage that trains
-        _answer(module.train(), inputs)
-    _disturb(module)
+        answer(module.train(), inputs)
+    disturb(module)
     with own_random(seed=(torch.initial_seed() + 1) % 2**32):
         again = make()
     try:
@@ -87,9 +105,31 @@ def check_made_again(module: nn.Module, make: Callable[[], nn.Module], inputs: I
     check_alike(module.eval(), again.eval(), inputs, f"{name}, made again with the same weights,")
 
 
+def check_in_process(candidate: "Candidate", inputs: Inputs, name: str) -> None:
+    """Raises StageError where the model, saved and loaded in another process, answers otherwise: what its code draws
+    when it is imported, and the order of a set of names, are others there.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "random"}
+    with TemporaryDirectory() as folder:
+        candidate.save(Path(folder))
+        command = [sys.executable, "-m", "edgepack.models._again", folder]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+        if done.returncode:
+            logging.getLogger(__name__).error("%s", done.stderr)
+            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            raise StageError(f"{name} cannot be loaded in another process: {last}", "build.log has the traceback")
+        again = torch.from_numpy(numpy.load(Path(folder, ANSWERS), allow_pickle=False))
+    if not same(answer(candidate.module.eval(), inputs), again):
+        raise StageError(
+            f"{name}, loaded in another process, gives other outputs: its code draws numbers when it is imported, or "
+            "goes by the order of a set",
+            _KEEP,
+        )
+
+
 def check_alike(one: nn.Module, two: nn.Module, inputs: Inputs, name: str) -> None:
     """Raises StageError where two models of the same weights answer otherwise, with what they hold besides."""
-    if not same(_answer(one, inputs), _answer(two, inputs)):
+    if not same(answer(one, inputs), answer(two, inputs)):
         programs = any(isinstance(module, torch.fx.GraphModule) for module in (one, two))
         why = "" if programs else unsaved(one, two)
         raise StageError(f"{name} gives other outputs than before{why}", _KEEP)
@@ -104,13 +144,13 @@ def same(one: torch.Tensor, two: torch.Tensor, reach: float | None = None) -> bo
     return bool(torch.allclose(one, two, rtol=0, atol=limit, equal_nan=True))
 
 
-def _answer(module: nn.Module, inputs: Inputs) -> torch.Tensor:
+def answer(module: nn.Module, inputs: Inputs) -> torch.Tensor:
     with torch.no_grad():
         given: torch.Tensor = module(*inputs)
     return given.float()
 
 
-def _disturb(module: nn.Module) -> None:
+def disturb(module: nn.Module) -> None:
     """A weight that starts as zeros or ones, as of the last norm in a block, would hide what comes before it."""
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -145,7 +185,7 @@ def _trace(module: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
 
     hooks = [part.register_forward_hook(noted(name)) for name, part in module.named_modules()]
     try:
-        _answer(module, inputs)
+        answer(module, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,7 +1,7 @@
 """A model of your own: what a function of your code gives, named "module:function".
 
 The function is called with `args`, when the recipe is built and again whenever a saved candidate is loaded: the same
-arguments must give the same structure.
+arguments must give the same structure. Wrappers are taken off, and weights that are computed each time are folded.
 """
 
 import copy
@@ -70,7 +70,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models._trial import tried
     from edgepack.weights import fits, load_weights
 
-    module = tried(_made(config), signature, f"the model of '{config.python}'")
+    module = tried(_made(config, signature), signature, f"the model of '{config.python}'")
     checkpoint, key = Path(config.checkpoint) if config.checkpoint else None, config.checkpoint_key
     computed = checkpoint is not None and not is_plain(module) and fits(module, checkpoint, key)
     if checkpoint and computed:  # saved before anything was folded
@@ -81,11 +81,12 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     return module
 
 
-def _made(config: Config) -> "nn.Module":
+def _made(config: Config, signature: Signature) -> "nn.Module":
     from torch import nn
+    from torch.nn.parameter import is_lazy
 
     from edgepack.models._plain import plain
-    from edgepack.models._trial import reason
+    from edgepack.models._trial import reason, tried
 
     make = resolve(config.python)
     try:
@@ -97,4 +98,6 @@ def _made(config: Config) -> "nn.Module":
         raise StageError(message, "build.log has the traceback") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
+    if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before they know their size
+        tried(module, signature, f"the model of '{config.python}'")
     return plain(module)  # a copy: what a function keeps and gives again must not be changed under its hands

@@ -182,7 +182,7 @@ def net():
 
 
 def test_the_bundle_says_what_was_decided_and_is_built_again_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("nets.py").write_text(NET)
+    Path("precise_nets.py").write_text(NET)
     timed: list[set[str]] = []
 
     def clock(work: Work, made: Candidate) -> float:
@@ -192,7 +192,7 @@ def test_the_bundle_says_what_was_decided_and_is_built_again_from_it(monkeypatch
     monkeypatch.setattr(Work, "_latency", clock)
     monkeypatch.setattr(Work, "_do_timing", lambda *_: {"answers": answers(), "memory": [{"peak_bytes": 1}] * 3})
     stages = [{"train": {"epochs": 1}}, {"quantize": {"epochs": 1, "fp32": "auto"}}]
-    net: dict[str, Any] = {"model": {"python": "nets:net"}, "data": {"digits": {"size": 8}}, "export": ["onnx"]}
+    net: dict[str, Any] = {"model": {"python": "precise_nets:net"}, "data": {"digits": {"size": 8}}, "export": ["onnx"]}
     made = _bundle(recipe_file(**net, stages=stages, budgets={"size": "13 kB"}), "dist")
     assert timed
     timed.clear()

@@ -1,0 +1,23 @@
+"""A saved candidate answers in a process of its own: `python -m edgepack.models._again FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import numpy
+
+from edgepack.candidate import Candidate
+from edgepack.errors import EdgepackError
+from edgepack.models._steady import ANSWERS, answer, some_inputs
+
+
+def main(folder: Path) -> None:
+    try:
+        candidate = Candidate.load(folder)
+    except EdgepackError as error:
+        sys.exit(error.message)
+    given = answer(candidate.module.eval(), some_inputs(candidate.signature))
+    numpy.save(folder / ANSWERS, given.numpy(), allow_pickle=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
