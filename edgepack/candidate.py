@@ -145,11 +145,11 @@ class Candidate:
             torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs
         )
 
-    def random_inputs(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
-        """Inputs of no meaning, but with a range, drawn alike every time."""
+    def noise(self) -> tuple[torch.Tensor, ...]:
+        """Two samples of no meaning, but with a range, drawn alike every time."""
         from edgepack.models._steady import some_inputs
 
-        return some_inputs(self.signature, batch)
+        return tuple(tensor[:2] for tensor in some_inputs(self.signature))
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
         """The model as a torch.export program, at a fixed batch size or with a dynamic one.

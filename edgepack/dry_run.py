@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     Told = Callable[[int, int], None]
 
-_ROWS = 2
 # The error of a file's outputs on noise, as a share of them, in the sense of least squares. Int8 rounds to some
 # hundredths, and to somewhat more where its products saturate; a layer with the constants of another is far off.
 _BROKEN = 0.25
@@ -68,7 +67,8 @@ def _off(candidate: "Candidate", exporter: "Choice", run: Run, path: Path) -> fl
 
 
 def noise(candidate: "Candidate") -> Split:
-    return Split(inputs=candidate.random_inputs(_ROWS), targets=torch.zeros(_ROWS, dtype=torch.long))
+    inputs = candidate.noise()
+    return Split(inputs=inputs, targets=torch.zeros(len(inputs[0]), dtype=torch.long))
 
 
 def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", reason: str) -> StageError:

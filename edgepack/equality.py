@@ -27,7 +27,7 @@ def check_equal(
 
     `captured` makes the graph once more without any rewriting, and `rewrite` is then done to one norm after the other.
     """
-    inputs = candidate.random_inputs(2)
+    inputs = candidate.noise()
     with torch.no_grad():
         expected = candidate.module.eval()(*inputs)
         if _same(graph(*inputs), expected):

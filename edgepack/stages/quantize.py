@@ -98,7 +98,7 @@ def rehearse(
 
     graph = capture(candidate, config.named, embeddings=config.embeddings)
     observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
-    observed(*candidate.random_inputs(2))
+    observed(*candidate.noise())
     return replace(candidate, module=converted(observed), form="exported")
 
 
