@@ -136,7 +136,7 @@ class Candidate:
                 kind, where = type(self.module.get_submodule(layer)).__name__, f" '{layer}'" if layer else ""
                 raise StageError(
                     f"losing channels changed '{parameter}' of the {kind}{where}, which edgepack cannot rebuild",
-                    "channels may pass through convolutions, Linear, batch norm, GroupNorm and PReLU",
+                    "channels may pass through convolutions, Linear, norms, PReLU and scales of one number a channel",
                 )
         tried(self.module, self.signature, "the model with fewer channels")
 

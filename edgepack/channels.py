@@ -7,7 +7,8 @@ Source of the idea: G. Fang et al., DepGraph: Towards Any Structural Pruning, CV
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +209,7 @@ def _traced(module: nn.Module, inputs: Inputs, *, trailing: bool) -> Flow:
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), flow.watching():
+        with torch.no_grad(), _in_parts(), flow.watching():
             answer = module(*inputs)
         for each in tree_leaves(answer):
             flow.hold(flow.canonical(flow.labels[each]), OUTPUT)
@@ -223,6 +224,17 @@ def _traced(module: nn.Module, inputs: Inputs, *, trailing: bool) -> Flow:
     return flow
 
 
+@contextmanager
+def _in_parts() -> Iterator[None]:
+    """Inside, layers of transformers run as what they are made of, and not as one operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def _sorted(flow: Flow) -> Channels:
     """What goes together, in strands of like pieces."""
     found = Channels(flow.module, flow.slots)
@@ -235,13 +247,17 @@ def _sorted(flow: Flow) -> Channels:
     for slots, pieces in sorted(alike.items()):
         strand = _strand(found, slots[0], [*pieces.values()])
         reasons = [held[label] for label in pieces if label in held]
-        if why := next(iter(reasons), "") or _too_thick(strand):
+        idle = "" if found.slots[strand.root].start in flow.ran else "it does not run when the model answers"
+        if why := next(iter(reasons), "") or idle or _too_thick(strand):
             _stay(found, strand, why)
         elif frozen := _frozen(found, strand):
             _stay(found, strand, f"'{frozen}', which it goes with, is frozen (requires_grad is False)")
             found.whole |= {frozen: FROZEN} if frozen in found.makers(strand) else {}
         else:
             found.strands.append(strand)
+    for name, layer in flow.module.named_modules():
+        if isinstance(layer, _ConvNd | nn.Linear) and "weight" not in layer._parameters:
+            found.whole[name] = "its weight is computed, as by a parametrization"
     return found
 
 
@@ -306,7 +322,7 @@ def _fault(found: Channels, strands: Sequence[Strand], inputs: Inputs) -> str:
         return ""
     tried = Channels(_lively(found.module), found.slots)
     tried.mute(gone)
-    with torch.no_grad(), _Unmixed(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), _in_parts(), _Unmixed(), torch.random.fork_rng(devices=[]):
         expected = tree_leaves(tried.module(*inputs))
         tried.cut(gone)
         try:
@@ -315,7 +331,23 @@ def _fault(found: Channels, strands: Sequence[Strand], inputs: Inputs) -> str:
             at = sources.of_error(error, tried.module)
             reason = str(error).strip().partition("\n")[0]
             return f"the model's code counts on its channels{f', at {at}' if at else ''} ({reason})"
-    return "" if all(map(_alike, answers, expected)) else "what is left of the model would answer otherwise"
+        if not all(map(_alike, answers, expected)):
+            return "what is left of the model would answer otherwise"
+        return _fault_in_training(found, tried.module, inputs)
+
+
+def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
+    """Why a model could not be trained any more: some have parts that run in training alone."""
+    try:
+        cut.train()(*inputs)
+    except Exception as error:
+        try:
+            copy.deepcopy(found.module).train()(*inputs)
+        except Exception:  # nor could it before, as with too few samples for a batch norm
+            return ""
+        at = sources.of_error(error, cut)
+        return f"the model's code counts on its channels in training{f', at {at}' if at else ''}"
+    return ""
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

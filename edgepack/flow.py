@@ -78,7 +78,9 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         self.module, self.trailing = module, trailing
         self.has_cut = False  # whether a view has cut channels into parts
         self.names = {id(part): name for name, part in module.named_modules()}
-        self.parameters = {id(each): name for name, each in module.named_parameters()}
+        self.tensors = {id(each): f"buffer '{name}'" for name, each in module.named_buffers()}
+        self.tensors |= {id(each): f"parameter '{name}'" for name, each in module.named_parameters()}
+        self.ran: set[int] = set()  # layers that make channels, by the first of their labels
         self.slots: list[Slot] = []
         self.held: dict[int, str] = {}
         self.parents = torch.zeros(1, dtype=torch.int64)  # of each label one that stands for all that go with it

@@ -61,8 +61,8 @@ def elementwise(flow: Flow, tensors: Sequence[Tensor], shape: Sequence[int]) -> 
 
 
 def beside(flow: Flow, tensor: Tensor) -> str:
-    name = flow.parameters.get(id(tensor))
-    return f"its channels meet the parameter '{name}', which is in no layer that can be resized" if name else ""
+    name = flow.tensors.get(id(tensor))
+    return f"its channels meet the {name}, which is in no layer that can be resized" if name else ""
 
 
 def one_for_all(flow: Flow, tensor: Tensor, shape: Sequence[int], others: Sequence[Tensor], *, still: bool) -> bool:
@@ -159,6 +159,7 @@ def convolves(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> N
         return
     transposed, channels = bool(given.get("transposed", False)), given["input"].shape[1]
     makes, takes = (sides[1], sides[0]) if transposed else sides[:2]
+    flow.ran.add(int(makes[0]))
     if 1 < groups == channels:
         gives = depthwise(flow, labels, makes, takes, transposed)
     else:
@@ -195,9 +196,11 @@ def multiplies(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> 
         return
     if other is not None:
         flow.takes(flow.of(left), 1, other[0])
+        flow.ran.add(int(other[1][0]))
         labels = other[1].expand(answer.shape)
     else:
         flow.takes(flow.of(right), 0, one[1])
+        flow.ran.add(int(one[0][0]))
         labels = one[0][:, None].expand(answer.shape)
     if "mat1" in given:
         flow.join(flow.of(given["self"]), labels)

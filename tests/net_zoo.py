@@ -301,6 +301,37 @@ def over_channels(*middle: nn.Module) -> nn.Module:
     return Run(lambda m, x: m.inside(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), inside=nn.Sequential(*middle))
 
 
+class Standardised(nn.Conv2d):  # type: ignore[misc]
+    """Convolves with what it makes of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+class Positions(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(1, 16, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class Auxiliary(nn.Module):  # type: ignore[misc]
+    """Has a second head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(1, 16), conv(16, 16), nn.Linear(16, 3)
+        self.aside, self.second = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = torch.relu(self.a(x))
+        logits = self.head(torch.relu(self.b(middle)).mean((2, 3)))
+        return logits + 0.1 * self.second(torch.relu(self.aside(middle.mean((2, 3))))) if self.training else logits
+
+
 SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound")
 TEXTS = ("words",)
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -374,6 +405,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "frozen": lambda: frozen("stem", "m0"),
     "all frozen": frozen,
     "words": words,
+    "auxiliary": Auxiliary,
+    "standardised": lambda: net(Standardised(16, 16, 3), nn.ReLU(), conv(16, 16)),
+    "positions": lambda: net(Positions(), conv(16, 16), nn.ReLU()),
     "circular": lambda: net(nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), nn.ReLU(), conv(16, 16)),
     "mean of channels": lambda: net(
         conv(16, 16), Run(lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True))), conv(16, 16)
