@@ -27,7 +27,7 @@ from edgepack.groups import Score
 from edgepack.models._notes import collected
 from edgepack.models._steady import own_random
 from edgepack.plugins import Choice
-from edgepack.surgery import Edit, apply, first, resizes, shrink, sizes
+from edgepack.surgery import Edit, apply, first, repeat, resizes, shrink, sizes
 from edgepack.weights import load_weights
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Candidate:
     ) -> "Candidate":
         """A copy with this share of the channels of every layer, or of each group. Raises what `shrink` does."""
         narrow, before = self.copy(), sizes(self.module)
-        inputs = self.example_inputs(2)[0]
+        inputs = self.example_inputs(2)
         shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)
         return narrow.changed(*resizes(before, narrow.module))
 
@@ -136,7 +136,7 @@ class Candidate:
                 kind, where = type(self.module.get_submodule(layer)).__name__, f" '{layer}'" if layer else ""
                 raise StageError(
                     f"losing channels changed '{parameter}' of the {kind}{where}, which edgepack cannot rebuild",
-                    "channels may pass through convolutions, Linear, batch norm, GroupNorm and PReLU",
+                    "channels may pass through convolutions, Linear, norms, PReLU and scales of one number a channel",
                 )
         tried(self.module, self.signature, "the model with fewer channels")
 
@@ -206,8 +206,7 @@ class Candidate:
 def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:
     """The structure of a candidate, weights not yet filled in."""
     module = factory.build()
-    for edit in surgery:
-        apply(module, edit)
+    repeat(module, surgery)
     return module
 
 

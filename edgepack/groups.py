@@ -1,23 +1,25 @@
 """What of a model can only go together: channels that flow through layers, attention heads, feed-forward neurons.
 
-for group in groups(module, example):
-    group.prune([0, 3])     # the first and the fourth, in place, with all that depends on them
+for group in survey(module, inputs).groups:
+    group.remove([0, 3])     # the first and the fourth, in place, with all that depends on them
 
-Of a convolutional model torch-pruning follows the channels from layer to layer. Of an encoder it is known which rows
-and columns belong to a head or a neuron, so they are named here: a trace would cut across heads.
+Of most models the channels are followed from layer to layer (see channels.py). Of an encoder it is known which rows and
+columns belong to a head or a neuron, so they are named here: a trace would cut across heads.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
+from edgepack.channels import Channels, Inputs, Strand, channels
 from edgepack.encoder import Block, blocks
-from edgepack.errors import StageError
+from edgepack.flow import is_depthwise, makes_channels, takes_channels
 from edgepack.patterns import matches
 
 # A torch-pruning group -> one number a channel, the least important lowest.
@@ -28,36 +30,73 @@ Score = Callable[[Any], torch.Tensor]
 class Group:
     """Pieces of a model, each of which can go with all that depends on it.
 
-    A head of 8 channels: name "...attention.self.query", unit 8, loses_outputs query, key and value, and `members` has
+    A head of 8 channels: name "...attention.self.query", width 8, loses_outputs query, key and value, and `members` has
     the same channels as inputs of the layer after the heads.
     """
 
     name: str  # of its first layer
     members: Any  # as torch-pruning has it: layers, with the channels of each
     loses_outputs: tuple[str, ...]
-    remove: Callable[[list[int]], None]  # channels of the first layer, and what belongs to them
-    unit: int = 1  # channels of a piece, side by side
-    branches: int = 1  # equal parts that the pieces come in, each of which must lose as many
+    remove: Callable[[Collection[int]], None]  # pieces, by their numbers before any went
+    pieces: torch.Tensor  # [pieces, channels]: the channels of each, among those of the first member
+    width: int = 1  # channels of the first layer in a piece
+    is_heads: bool = False  # these need not leave a multiple of a device's block
 
     @property
     def size(self) -> int:
-        return len(self.members[0].idxs) // self.unit
+        """In channels of the first layer."""
+        return len(self.pieces) * self.width
 
     def worth(self, score: Score) -> torch.Tensor:
         """One number a piece."""
-        return score(self.members).reshape(-1, self.unit).sum(1)
+        return score(self.members)[self.pieces].sum(1)
 
-    def prune(self, pieces: Collection[int]) -> None:
-        self.remove([piece * self.unit + channel for piece in sorted(pieces) for channel in range(self.unit)])
+    def left(self, share: float, multiple: int, was: float) -> int:
+        """How many channels stay for this share of those that were, in whole pieces and blocks of the device."""
+        block = self.width if self.is_heads else math.lcm(multiple, self.width)
+        return nearest(was * share, block, most=self.size) if share < 1 else self.size
+
+    def least(self, score: Score, left: int) -> list[int]:
+        """The pieces that go for so many channels to stay: those that are worth least."""
+        order: list[int] = self.worth(score).argsort(stable=True).tolist()
+        return order[: (self.size - left) // self.width]
 
 
-def groups(module: nn.Module, example: torch.Tensor, spare: Collection[str] = ()) -> Iterator[Group]:
+def nearest(channels: float, multiple: int, most: int) -> int:
+    """Channels rounded to the nearest multiple, at least one block, never more than there are.
+
+    >>> nearest(27, 8, 64), nearest(2, 8, 64), nearest(3, 8, 6)
+    (24, 8, 6)
+    """
+    return min(most, max(multiple, round(channels / multiple) * multiple))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What of a model can go, and why layers that give channels of their own keep all of them."""
+
+    groups: tuple[Group, ...]
+    whole: dict[str, str]
+
+
+SPARED = "it is spared"  # a reason
+
+
+def survey(module: nn.Module, inputs: Inputs, spare: Collection[str] = ()) -> Survey:
     """Every group but those that give the model's output or touch a layer to spare.
 
     Raises StageError for a structure that cannot be followed.
     """
-    found = _of_encoder(module) if blocks(module) else _traced(module, example)
-    return (group for group in found if not any(matches(name, spare) for name in group.loses_outputs))
+    if blocks(module):
+        every, whole = [*_of_encoder(module)], {}
+    else:
+        found = channels(module, inputs)
+        every, whole = [*_traced(found)], dict(found.whole)
+    kept = [group for group in every if any(matches(name, spare) for name in group.loses_outputs)]
+    whole |= {name: SPARED for group in kept for name in group.loses_outputs}
+    able = tuple(group for group in every if group not in kept)
+    in_part = {name for group in able for name in group.loses_outputs}  # other channels of theirs may have to stay
+    return Survey(groups=able, whole={name: why for name, why in whole.items() if name not in in_part})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +129,11 @@ def _heads(module: nn.Module, block: Block) -> Group:
     size, attention = block.head_size(module), module.get_submodule(block.attention)
     group = _between(module, (block.query, block.key, block.value), block.output)
 
-    def remove(channels: list[int]) -> None:
-        group.remove(channels)
-        _tell(attention, len(group.members[0].idxs) - len(channels), size)
+    def remove(heads: Collection[int]) -> None:
+        group.remove([head * size + channel for head in sorted(heads) for channel in range(size)])
+        _tell(attention, group.size - len(heads) * size, size)
 
-    return replace(group, remove=remove, unit=size)
+    return replace(group, remove=remove, pieces=group.pieces.reshape(-1, size), width=size, is_heads=True)
 
 
 def _neurons(module: nn.Module, block: Block) -> Group:
@@ -118,23 +157,27 @@ def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
 
     members, names = Members(), tuple(_maker(module, name) for name in makers)
     last: Any = module.get_submodule(end(module, taker, 0))
+    every = list(range(last.in_features))
     for name in names:
-        _join(members, module.get_submodule(name), prune_linear_out_channels, last.in_features)
-    _join(members, last, prune_linear_in_channels, last.in_features)
+        _join(members, module.get_submodule(name), prune_linear_out_channels, every, every)
+    _join(members, last, prune_linear_in_channels, every, every)
 
-    def remove(channels: list[int]) -> None:
+    def remove(channels: Collection[int]) -> None:
         for dependency, _ in members.items:
-            dependency(channels)
+            dependency(sorted(channels))
 
-    return Group(name=names[0], members=members, loses_outputs=names, remove=remove)
+    return Group(
+        name=names[0], members=members, loses_outputs=names, pieces=torch.arange(len(every))[:, None], remove=remove
+    )
 
 
-def _join(members: Any, layer: Any, cut: Any, width: int) -> None:
+def _join(members: Any, layer: Any, cut: Any, channels: list[int], of_first: list[int]) -> None:
+    """`of_first` are the channels of the first member that these belong to."""
     from torch_pruning.dependency import Dependency, Node
 
-    node, channels = Node(layer, None), list(range(width))
+    node = Node(layer, None)
     members.add_dep(Dependency(cut, cut, node, node), channels)
-    members[-1].root_idxs = channels
+    members[-1].root_idxs = of_first
 
 
 def _maker(module: nn.Module, name: str) -> str:
@@ -150,79 +193,61 @@ def end(module: nn.Module, name: str, place: int) -> str:
     return name
 
 
-def _traced(module: nn.Module, example: torch.Tensor) -> Iterator[Group]:
-    graph, names = _graph(module, example), {layer: name for name, layer in module.named_modules()}
-    outputs = _output_layers(graph, module)
-    for members in graph.get_all_groups(ignored_layers=outputs, root_module_types=list(_ROOTS)):
+def _traced(found: Channels) -> Iterator[Group]:
+    for strand in found.strands:
         yield Group(
-            name=names[members[0].dep.target.module],
-            members=members,
-            loses_outputs=tuple(names[layer] for layer in _losing(graph, members) if layer in names),
-            remove=_remover(graph, members[0].dep),
-            branches=_branches(members),
+            name=found.slots[strand.root].layer,
+            members=_members(found, strand),
+            loses_outputs=found.makers(strand),
+            pieces=_positions(strand),
+            width=strand.width,
+            remove=_remover(found, strand),
         )
 
 
-def _graph(module: nn.Module, example: torch.Tensor) -> Any:
+def _remover(found: Channels, strand: Strand) -> Callable[[Collection[int]], None]:
+    return lambda pieces: found.cut([strand.pieces[piece] for piece in pieces])
+
+
+def _positions(strand: Strand) -> torch.Tensor:
+    """Of each piece, where the channels of the first layer stand among all of the strand's."""
+    places = torch.tensor([piece[strand.root] for piece in strand.pieces])
+    return places.flatten().argsort().argsort().reshape(places.shape)
+
+
+def _members(found: Channels, strand: Strand) -> Any:
+    """The strand as a group of torch-pruning's, the first layer first."""
+    from torch_pruning.dependency import Group as Members
+
+    members, positions = Members(), _positions(strand).tolist()
+    for slot in sorted(strand.pieces[0], key=lambda slot: slot != strand.root):
+        layer = found.layers[slot]
+        if cut := _cutter(found, slot):
+            times = layer.groups if isinstance(layer, _ConvNd) and takes_channels(layer, found.slots[slot]) else 1
+            times = 1 if getattr(layer, "transposed", False) else times
+            step = found.slots[slot].size
+            pairs = sorted(
+                (place + step * turn, positions[number][at % len(positions[number])])
+                for number, piece in enumerate(strand.pieces)
+                for at, place in enumerate(piece[slot])
+                for turn in range(times)
+            )
+            _join(members, layer, cut, [place for place, _ in pairs], [position for _, position in pairs])
+    return members
+
+
+def _cutter(found: Channels, slot: int) -> Any:
+    """What torch-pruning calls losing the channels of a slot; None of what no importance is measured by."""
     import torch_pruning as tp
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parameters outside of layers: Candidate.check_rebuilt refuses them
-            return tp.DependencyGraph().build_dependency(module, example_inputs=example)
-    except Exception as error:  # it fails in many ways on what it cannot follow: shuffles, unbound tensors
-        raise StageError(
-            f"torch-pruning cannot follow how channels flow through this model ({type(error).__name__}: {error})",
-            "prune and width work on models of convolutions, linear layers, sums and concatenations",
-        ) from error
-
-
-def _losing(graph: Any, members: Any) -> Iterator[Any]:
-    """The layers that lose outputs when this group loses channels."""
-    for item in members:
-        if graph.is_out_channel_pruning_fn(item.dep.handler):
-            yield item.dep.target.module
-
-
-def _remover(graph: Any, root: Any) -> Callable[[list[int]], None]:
-    return lambda channels: graph.get_pruning_group(root.target.module, root.handler, channels).prune()
-
-
-_ROOTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-
-
-def _branches(members: Any) -> int:
-    """How many equal parts the channels of a group come in, each of which must lose as many."""
-    counts = [1]
-    for item in members:
-        layer = item.dep.target.module
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not _depthwise(layer):
-            counts.append(layer.groups)
-        if isinstance(layer, nn.GroupNorm):
-            counts.append(layer.num_groups)
-    return math.lcm(*counts)
-
-
-def _depthwise(layer: nn.Module) -> bool:
-    return bool(layer.groups == layer.in_channels == layer.out_channels)
-
-
-def _output_layers(graph: Any, module: nn.Module) -> Collection[nn.Module]:
-    """Layers whose channels no other layer takes in."""
-    return [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _ROOTS) and layer in graph.module2node and not _reaches_other(graph, layer)
-    ]
-
-
-def _reaches_other(graph: Any, layer: nn.Module) -> bool:
-    """Whether a layer that mixes channels comes after this one; a depthwise convolution only passes them on."""
-    todo, seen = list(graph.module2node[layer].outputs), set()
-    while todo:
-        node = todo.pop()
-        if isinstance(node.module, _ROOTS) and (isinstance(node.module, nn.Linear) or not _depthwise(node.module)):
-            return True
-        todo += [after for after in node.outputs if after not in seen]
-        seen.update(node.outputs)
-    return False
+    layer, place = found.layers[slot], found.slots[slot]
+    if place.tensor != "weight" or is_depthwise(layer):
+        return None
+    convolution = isinstance(layer, _ConvNd)
+    if makes_channels(layer, place):
+        return tp.prune_conv_out_channels if convolution else tp.prune_linear_out_channels
+    if takes_channels(layer, place):
+        return tp.prune_conv_in_channels if convolution else tp.prune_linear_in_channels
+    if isinstance(layer, _BatchNorm):
+        return tp.prune_batchnorm_out_channels
+    return tp.prune_layernorm_out_channels if isinstance(layer, nn.LayerNorm) else None

@@ -15,8 +15,8 @@ from torch import nn
 from edgepack.candidate import Candidate, parameters
 from edgepack.encoder import Block, blocks
 from edgepack.errors import StageError
-from edgepack.groups import end
-from edgepack.surgery import Edit, apply, nearest, sizes
+from edgepack.groups import end, nearest
+from edgepack.surgery import Edit, apply, sizes
 
 Weights = dict[str, torch.Tensor]
 Along = tuple[str, int]  # the name of a tensor, and one of its dimensions

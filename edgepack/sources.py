@@ -32,14 +32,14 @@ def of_error(error: BaseException, module: nn.Module) -> str:
     names = {id(part): name for name, part in module.named_modules()}
     inside = [names.get(id(frame.f_locals.get("self"))) for frame, _ in walk_tb(error.__traceback__)]
     part = next((name for name in reversed(inside) if name is not None), None)
-    return "" if part is None else _place(part, _line(extract_tb(error.__traceback__)))
+    return "" if part is None else place(part, extract_tb(error.__traceback__))
 
 
 def of_node(node: fx.Node) -> str:
     """Where the operator of an exported graph comes from, or ""."""
     traced = _FRAME.findall(node.meta.get("stack_trace") or "")
     frames = [FrameSummary(file, int(line), "", line=code, lookup_line=False) for file, line, code in traced]
-    return _place(part_of(node), _line(frames))
+    return place(part_of(node), frames)
 
 
 def part_of(node: fx.Node) -> str:
@@ -51,7 +51,12 @@ def part_of(node: fx.Node) -> str:
     return (named or [""])[-1].removeprefix("model." if wrapped else "")
 
 
-def _place(part: str, line: str) -> str:
+def place(part: str, frames: Sequence[FrameSummary]) -> str:
+    """A part of the model, and the innermost line of its code among these frames, the innermost last."""
+    return _listed(part, _line(frames))
+
+
+def _listed(part: str, line: str) -> str:
     return ", ".join(filter(None, (f"'{part}'" if part else "", line)))
 
 
@@ -92,7 +97,7 @@ def of_answer(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
         for hook in hooks:
             hook.remove()
     part = next(name for name, each in made if each is answer)
-    return _place(part, _returning(module.get_submodule(part)))
+    return _listed(part, _returning(module.get_submodule(part)))
 
 
 def _returning(module: nn.Module) -> str:

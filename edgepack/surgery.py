@@ -4,15 +4,15 @@ Four things are done to structures: `shrink` removes channels, `split` puts two 
 takes a block out, and `apply` repeats on a fresh model what an `Edit` says was done.
 """
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from edgepack.config import Frozen
-from edgepack.groups import Score, groups
+from edgepack.flow import long_dimension
+from edgepack.groups import Score, survey
 
 
 class Edit(Frozen):
@@ -22,6 +22,7 @@ class Edit(Frozen):
     split           the layer became two thin ones of this rank     {"rank": 24}
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
     resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
+    resize          ... of a parameter in no layer, its length      {"gamma": 40}
     drop            the block passes on what it is given            {}
     zeros           the zeros among the weights are there to stay   {}
     """
@@ -32,6 +33,37 @@ class Edit(Frozen):
     was: dict[str, int] = {}
 
 
+def repeat(module: nn.Module, edits: Iterable[Edit]) -> None:
+    """Do to a fresh model all that the log says; what layers shared before, and still can, they share afterwards."""
+    tied = [[*owners] for owners in _tied(module)]
+    for edit in edits:
+        apply(module, edit)
+    for (name, key), *others in tied:
+        first = getattr(_found(module, name), key, None)
+        for other, own in others:
+            layer = _found(module, other)
+            there = getattr(layer, own, None)
+            if isinstance(first, nn.Parameter) and there is not None and there.shape == first.shape:
+                setattr(layer, own, first)
+
+
+def _found(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:  # two thin layers stand there now
+        return None
+
+
+def _tied(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Parameters that stand in several layers: where each does."""
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for name, layer in module.named_modules():
+        for key, parameter in layer._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, key))
+    return (each for each in owners.values() if len(each) > 1)
+
+
 def apply(module: nn.Module, edit: Edit) -> None:
     """Do to `module` what the log says; its weights are fresh afterwards."""
     layer = module.get_submodule(edit.layer)
@@ -39,13 +71,22 @@ def apply(module: nn.Module, edit: Edit) -> None:
         case "resize":
             _resize(module, edit.layer, edit.to)
         case "split":
-            replace_layer(module, edit.layer, split(layer, edit.to["rank"]))
+            replace_layer(module, edit.layer, _as_frozen(layer, split(layer, edit.to["rank"])))
         case "split_spatial":
-            replace_layer(module, edit.layer, split_spatial(layer, edit.to["rank"]))
+            replace_layer(module, edit.layer, _as_frozen(layer, split_spatial(layer, edit.to["rank"])))
         case "drop":
             replace_layer(module, edit.layer, PassOn())
         case "zeros":
             layer.keeps_zeros = True
+
+
+def _as_frozen(layer: nn.Module, pair: nn.Sequential) -> nn.Sequential:
+    """The two thin layers learn where the one did."""
+    for thin in pair:
+        thin.weight.requires_grad_(layer.weight.requires_grad)
+    if getattr(layer, "bias", None) is not None:
+        pair[-1].bias.requires_grad_(layer.bias.requires_grad)
+    return pair
 
 
 class PassOn(nn.Module):  # type: ignore[misc]
@@ -56,14 +97,27 @@ class PassOn(nn.Module):  # type: ignore[misc]
 
 
 def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
+    """In place: a layer may stand in several parts of a model, and its code may hold on to it."""
     layer = module.get_submodule(name)
-    if type(layer) not in _SIZES:  # attention: its layers are resized on their own
+    if not _kind(layer):  # attention: its layers are resized on their own; or parameters of a model's own code
         for attribute, value in to.items():
-            setattr(layer, attribute, value)
+            row = layer._parameters.get(attribute)
+            setattr(layer, attribute, value if row is None else _shortened(row, value))
         return
     fresh = resized(layer, to)
-    fresh.keeps_zeros = keeps_zeros(layer)
-    replace_layer(module, name, fresh)
+    for attribute in to:
+        setattr(layer, attribute, getattr(fresh, attribute))
+    for kept, tensors in ((layer._parameters, fresh._parameters), (layer._buffers, fresh._buffers)):
+        for key, tensor in tensors.items():
+            if (old := kept.get(key)) is not None:
+                kept[key] = tensor.requires_grad_(old.requires_grad)
+
+
+def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
+    """The first numbers of a parameter that has them in a row."""
+    dimension = long_dimension(row)
+    assert dimension is not None, "it had a width"
+    return nn.Parameter(row.detach().narrow(dimension, 0, length).clone(), requires_grad=row.requires_grad)
 
 
 def keeps_zeros(layer: nn.Module) -> bool:
@@ -76,13 +130,15 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FEATURES = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 # What can be resized: the widths of a layer, and what else it is made of.
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: ("in_channels", "out_channels", "groups"),
-    nn.ConvTranspose2d: ("in_channels", "out_channels", "groups"),
+    **dict.fromkeys((*_CONVOLUTIONS, *_TRANSPOSED), ("in_channels", "out_channels", "groups")),
     nn.Linear: ("in_features", "out_features"),
-    nn.BatchNorm1d: ("num_features",),
-    nn.BatchNorm2d: ("num_features",),
+    **dict.fromkeys(_FEATURES, ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
     nn.LayerNorm: ("normalized_shape",),
@@ -91,15 +147,19 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 # What the attention modules of transformers know of their own size, besides the layers in them.
 _HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
 _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: _CONVOLUTION,
-    nn.ConvTranspose2d: (*_CONVOLUTION, "output_padding"),
-    nn.BatchNorm1d: ("eps", "momentum", "affine", "track_running_stats"),
-    nn.BatchNorm2d: ("eps", "momentum", "affine", "track_running_stats"),
+    **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
+    **dict.fromkeys(_TRANSPOSED, (*_CONVOLUTION, "output_padding")),
+    **dict.fromkeys(_FEATURES, ("eps", "momentum", "affine", "track_running_stats")),
     nn.GroupNorm: ("num_groups", "eps", "affine"),
     nn.LayerNorm: ("eps", "elementwise_affine"),
     nn.Embedding: ("padding_idx",),
 }
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)  # these have a bias or not as they are affine or not
+_NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias or not as they are affine or not
+
+
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    """What of torch's a layer is, or is made from, that can be resized."""
+    return next((kind for kind in type(layer).__mro__ if kind in _SIZES), None)
 
 
 def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
@@ -110,7 +170,12 @@ def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
 
 def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
     heads = hasattr(layer, "attention_head_size")
-    for attribute in _SIZES.get(type(layer), _HEADS if heads else ()):
+    kind = _kind(layer)
+    if not (kind or heads or type(layer).__module__.startswith("torch.nn.")):
+        for key, parameter in layer._parameters.items():
+            if parameter is not None and long_dimension(parameter) is not None:
+                yield key, parameter.numel()
+    for attribute in _SIZES[kind] if kind else _HEADS if heads else ():
         if hasattr(layer, attribute):
             value = getattr(layer, attribute)
             yield attribute, int(value[-1] if isinstance(value, tuple) else value)
@@ -132,10 +197,10 @@ def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit,
 
 
 def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
-    """A fresh layer like `layer` with other widths."""
-    kind = type(layer)
-    if kind not in _SIZES:
-        raise TypeError(f"surgery cannot resize a {kind.__name__}")
+    """A fresh layer like `layer` with other widths; of one that was made from torch's, torch's."""
+    kind = _kind(layer)
+    if kind is None:
+        raise TypeError(f"surgery cannot resize a {type(layer).__name__}")
     keep = {name: getattr(layer, name) for name in _KEPT.get(kind, ())}
     if hasattr(layer, "bias") and kind not in _NORMS:
         keep["bias"] = layer.bias is not None
@@ -192,18 +257,9 @@ def first(group: Any) -> torch.Tensor:
     return -torch.arange(len(group[0].idxs), dtype=torch.float32)
 
 
-def nearest(channels: float, multiple: int, most: int) -> int:
-    """Channels rounded to the nearest multiple, at least one block, never more than there are.
-
-    >>> nearest(27, 8, 64), nearest(2, 8, 64), nearest(3, 8, 6)
-    (24, 8, 6)
-    """
-    return min(most, max(multiple, round(channels / multiple) * multiple))
-
-
 def shrink(
     module: nn.Module,
-    example: torch.Tensor,
+    example: torch.Tensor | Sequence[torch.Tensor],
     *,
     keep: float | Mapping[str, float],
     score: Score,
@@ -221,15 +277,18 @@ def shrink(
     group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
     """
-    goals = {}
-    for group in groups(module, example, spare):
+    inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    goals: dict[str, int] = {}
+    cuts, now = [], outputs(module)
+    for group in survey(module, inputs, spare).groups:
         share = keep.get(group.name, 1.0) if isinstance(keep, Mapping) else keep
-        was = (original or {}).get(group.name, group.size * group.unit) / group.unit
-        block = math.lcm(1 if group.unit > 1 else multiple, group.branches)
-        left = nearest(was * share, block, most=group.size) if share < 1 else group.size
-        goals[group.name] = left * group.unit
+        was = group.size * (original or now).get(group.name, now[group.name]) / now[group.name]
+        left = group.left(share, multiple, was)
+        goals[group.name] = goals.get(group.name, now[group.name]) - group.size + left
         if left < group.size:
-            group.prune(_least(group.worth(score), group.size - left, group.branches))
+            cuts.append((group, group.least(score, left)))
+    for group, pieces in cuts:  # all are judged before any goes
+        group.remove(pieces)
     return goals
 
 
@@ -280,15 +339,3 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield f"{prefix}{leaf}", child
         else:
             yield from _blocks(child, f"{prefix}{leaf}.")
-
-
-def _least(worth: torch.Tensor, number: int, branches: int) -> list[int]:
-    """The `number` least important channels, as many in each of the equal parts: the same places in every part.
-
-    >>> _least(torch.tensor([3.0, 1.0, 9.0, 2.0, 7.0, 8.0]), 2, branches=2)
-    [1, 4]
-    """
-    parts = worth.reshape(branches, -1)
-    places = parts.mean(0).argsort(stable=True)[: number // branches]
-    starts = torch.arange(branches)[:, None] * parts.shape[1]
-    return [int(channel) for channel in (starts + places).flatten()]

@@ -121,11 +121,17 @@ def fit(
     `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
     called before each epoch with its number from 0.
     """
+    if settings.epochs:
+        check_trainable(module)
     accelerator = _accelerator()
     how = numerics(module)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
     loss = _Loss(module, context, distillation, accelerator.device, how)
-    trained = [*module.parameters(), *loss.parameters()]
+    trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
+    if not trained:  # all is frozen, and no epoch asked for
+        loss.close()
+        module.to("cpu", memory_format=torch.contiguous_format)
+        return judged(snapshot(module), context)
     optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
     per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
     steps = settings.epochs * per_epoch
@@ -162,6 +168,18 @@ def fit(
     module.to("cpu", memory_format=torch.contiguous_format)
     _train_mode(module, False)
     return fitted
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Raises StageError where all that could be learned is frozen."""
+    every = [*module.parameters()]
+    if every and not any(each.requires_grad for each in every):
+        raise StageError(
+            f"there is nothing to train: all {len(every)} parameters are frozen (requires_grad is False)",
+            "let the function that makes the model unfreeze some: parameter.requires_grad_(True)",
+        )
+    if not every:
+        raise StageError("there is nothing to train: the model has no parameters", "leave the stages that train out")
 
 
 def _as_good(now: Fitted, best: Fitted, samples: int) -> bool:

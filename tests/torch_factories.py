@@ -94,11 +94,11 @@ def depthwise(width: int) -> nn.Module:
 
 
 class Scaled(nn.Module):  # type: ignore[misc]
-    """Its scale is of no layer, so the surgery log cannot tell of its width, and it cannot be pruned."""
+    """Its scale, one number a channel and place, is of no layer: its channels cannot go."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv, self.scale = nn.Conv2d(1, width, 3), nn.Parameter(torch.ones(1, width, 1, 1))
+        self.conv, self.scale = nn.Conv2d(1, width, 3), nn.Parameter(torch.ones(1, width, 6, 6))
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

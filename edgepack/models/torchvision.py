@@ -6,7 +6,6 @@ ends are changed: the first convolution keeps what it has learned, summed or rep
 """
 
 import re
-import warnings
 from functools import cache
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -256,21 +255,33 @@ def _resize_positions(state: "dict[str, Tensor]", module: Any) -> None:
     state.update(interpolate_embeddings(module.image_size, module.patch_size, state))
 
 
+_FOLLOWED: dict[Any, Any] = {}  # what can go of a model, by its name: one build makes it several times
+
+
 def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
     """Keep the first share of the channels of every layer; which ones does not matter before training."""
     import torch
 
+    from edgepack.channels import recall, recalled, told
+    from edgepack.flow import OUTPUT
+    from edgepack.groups import survey
     from edgepack.models._trial import reason, tried
     from edgepack.surgery import first, shrink
 
     picture = torch.zeros(2, *signature.inputs[0].shape)
+    key = (config.torchvision, picture.shape)
+    recall(module, _FOLLOWED.get(key))
     try:
-        with warnings.catch_warnings(action="ignore"):  # what torch-pruning guesses right is nothing to tell
-            shrink(module, picture, keep=config.width, score=first, multiple=1)
+        whole = survey(module, (picture,)).whole
+        if stay := {name: why for name, why in whole.items() if why != OUTPUT}:
+            raise StageError(f"not every layer can lose channels ({told(stay)})")
+        _FOLLOWED[key] = recalled(module)
+        shrink(module, picture, keep=config.width, score=first, multiple=1)
         tried(module, signature, config.torchvision)
     except Exception as error:
+        why = error.message if isinstance(error, StageError) else reason(error)
         raise StageError(
-            f"{config.torchvision} cannot be narrowed to {SHARE.format(config.width)}: {reason(error)}",
-            "nets of plain convolutions can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, SqueezeNet, GoogLeNet; "
+            f"{config.torchvision} cannot be narrowed to {SHARE.format(config.width)}: {why}",
+            "nets of convolutions can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "
             "or name a smaller model and leave width out",
         ) from error

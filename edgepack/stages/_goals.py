@@ -7,9 +7,9 @@ from typing import Protocol
 
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
 from edgepack.errors import StageError
+from edgepack.groups import nearest
 from edgepack.lowrank import Curve, Scheme, needed
 from edgepack.stages._sites import PAYS, Site, Survey
-from edgepack.surgery import nearest
 from edgepack.targets import NOUNS, Metric, Target
 from edgepack.units import SHARE
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_pruning import importance as known
 
 from edgepack.events import StepProgress
-from edgepack.groups import Score, groups
+from edgepack.groups import Score, survey
 from edgepack.stages import Context
 from edgepack.surgery import shrink
 from edgepack.train import predict, refresh_batch_norm
@@ -41,18 +41,26 @@ def _by_norm(group: Any) -> Tensor:
 
 
 def _accumulate_gradients(module: nn.Module, context: Context) -> None:
-    """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model."""
+    """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model.
+
+    Of frozen layers too: what they hear from a channel is part of its worth.
+    """
     module.zero_grad(set_to_none=True)
+    frozen = [each for each in module.parameters() if not each.requires_grad and each.is_floating_point()]
+    for each in frozen:
+        each.requires_grad_(True)
     for i, batch in enumerate(context.data.train.batches(64, seed=context.seed)):
         if i == _TAYLOR_BATCHES:
             break
         context.task.loss(module(*batch.inputs), batch.targets).backward()
+    for each in frozen:
+        each.requires_grad_(False)
 
 
 def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:
     """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
-    example = context.data.train.head(2)[0]
-    names = [group.name for group in groups(module.eval(), example, config.spare)]
+    example = context.data.train.head(2)
+    names = list(dict.fromkeys(group.name for group in survey(module.eval(), example, config.spare).groups))
     whole = _trial(copy.deepcopy(module), {}, config, context)
     notes = []
     for i, name in enumerate(names):
@@ -67,7 +75,7 @@ def sensitivities(module: nn.Module, config: "Config", context: Context) -> list
 def _trial(module: nn.Module, keep: dict[str, float], config: "Config", context: Context) -> float:
     shrink(
         module.eval(),
-        context.data.train.head(2)[0],
+        context.data.train.head(2),
         keep=keep,
         score=score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from edgepack.candidate import Candidate, macs, parameters, stored_bytes
+from edgepack.channels import told
 from edgepack.device import Quantization
 from edgepack.errors import StageError
-from edgepack.groups import parts
+from edgepack.groups import parts, survey
 from edgepack.stages import Latency
+from edgepack.stages._whole import no_groups, reasons, way_out
 from edgepack.surgery import widest
 from edgepack.targets import Target
 from edgepack.units import SHARE
@@ -57,9 +59,16 @@ class Search:
     def _out_of_reach(self, target: Target, candidate: Candidate, closest: float, whole: float) -> StageError:
         share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be in reach itself
         spared = " that is not spared" if self.config.spare else ""
+        found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.spare)
+        if not found.groups:
+            return StageError(
+                f"pruning cannot reach {target.words()}: {no_groups(candidate.module, found)}", way_out(found)
+            )
+        also = reasons(found.whole)
+        able = f"{spared} that can lose any" if also else spared
         return StageError(
-            f"pruning cannot reach {target.words()}: with {self._least(candidate.module)} in every layer{spared} "
-            f"there is still {target.tell(closest)}, {share} of now",
+            f"pruning cannot reach {target.words()}: with {self._least(candidate.module)} in every layer{able} "
+            f"there is still {target.tell(closest)}, {share} of now{f'; {told(also)}' if also else ''}",
             f"ask for that or more{', spare fewer layers' * bool(spared)}, or begin with a smaller student",
         )
 

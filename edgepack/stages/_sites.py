@@ -14,6 +14,7 @@ from edgepack.encoder import first_token_only
 from edgepack.errors import StageError
 from edgepack.lowrank import Scheme, break_even, schemes, shape
 from edgepack.patterns import matches
+from edgepack.surgery import replace_layer, split
 from edgepack.targets import Metric
 
 PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
@@ -73,6 +74,7 @@ def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Sche
     module = candidate.module.eval()
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _KINDS)}
     unfit = _unfit(module, layers)
+    unfit |= _read_by_hand(candidate, [name for name in layers if name not in unfit])
     able = [name for name in layers if name not in unfit]
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in able):
@@ -114,6 +116,30 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
         elif names[id(layer)] > 1 or users[id(layer.weight)] > 1:
             reasons[name] = "its weight stands in the model twice"
     return reasons
+
+
+def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:
+    """Layers of which the model's code wants more than to call them: a pair in their place has no weight or width."""
+    if not _fault(candidate, names):
+        return {}
+    faults = {name: _fault(candidate, [name]) for name in names}
+    return {name: f"the model's code uses it otherwise than by calling it{why}" for name, why in faults.items() if why}
+
+
+def _fault(candidate: Candidate, names: Sequence[str]) -> str:
+    """Where the model fails with pairs in the place of these layers, or ""."""
+    from edgepack.sources import of_error
+
+    tried = candidate.copy().module.eval()
+    for name in names:
+        replace_layer(tried, name, split(tried.get_submodule(name), 1))
+    try:
+        with torch.no_grad():
+            tried(*candidate.example_inputs(_BATCH))
+    except Exception as error:
+        place = of_error(error, tried)
+        return f", at {place}" if place else ", and fails"
+    return ""
 
 
 def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 
@@ -106,10 +106,13 @@ class Config(Training):
 
 def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
     """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
+    from edgepack.train import check_trainable
+
     student = _student(candidate, config, quantization)
     _check_smaller(candidate, student)
     _between(candidate, student, config, quantization)
     _check_inside(candidate, student, config)
+    check_trainable(student.module)
     return student
 
 
@@ -230,16 +233,23 @@ def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
     """Of a convolutional net: see `_narrower`."""
     from torch_pruning import importance
 
+    from edgepack.stages._whole import cannot_be_narrower
     from edgepack.surgery import widest
 
     def narrowed(keep: float) -> "Candidate":
         return teacher.narrowed(keep, multiple=multiple, score=importance.GroupMagnitudeImportance(p=2))
 
     smallest = _size(narrowed(0.0))
+    why = cannot_be_narrower(teacher.module.eval(), teacher.example_inputs(2)) if smallest > size else ""
+    if smallest == _size(teacher):
+        raise StageError(
+            f"no narrower student can be derived in blocks of {multiple} channels{why}",
+            "use scale: depth, or name a student",
+        )
     if smallest > size:
         raise StageError(
             f"no student of {size:,.0f} parameters: with one block of {multiple} channels in "
-            f"every layer it still has {smallest:,}",
+            f"every layer it still has {smallest:,}{why}",
             f"ask for a compression of at most {_size(teacher) / smallest:.3g}, or name a student of another kind",
         )
     narrower = narrowed(widest(lambda keep: _size(narrowed(keep)), size))

@@ -84,7 +84,10 @@ class Config(StageConfig):
 def rehearse(candidate: "Candidate", config: Config, quantization: Quantization) -> "Candidate":
     """What can be known before anything is trained: fails where `run` would, and splits where the rank is given."""
     from edgepack.surgery import apply
+    from edgepack.train import check_trainable
 
+    if config.recover.epochs:
+        check_trainable(candidate.module)
     edits = [_edit(name, scheme, rank) for name, (scheme, rank) in _goal(candidate, config, quantization).known.items()]
     for edit in edits:
         apply(candidate.module, edit)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgepack.stages._search import Search
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 5
+VERSION = 6
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 
@@ -174,9 +174,12 @@ def rehearse(
     from edgepack.stages import _depth
     from edgepack.stages._search import Search, kept
     from edgepack.surgery import outputs
+    from edgepack.train import check_trainable
 
     _check(candidate.module, config, sure=False)
     if config.pattern != "channels":
+        if config.recover.epochs:
+            check_trainable(candidate.module)
         return candidate
     search = Search(config=config, quantization=quantization, latency=latency)
     whole = search.amount(candidate)
@@ -191,7 +194,7 @@ def rehearse(
         return candidate
     keep = kept(candidate.module, ratio, config)
     cut = candidate.narrowed(keep, multiple=quantization.channel_multiple, spare=config.spare)
-    _check_removed(outputs(candidate.module), cut.module, ratio, config, quantization)
+    _check_removed(outputs(candidate.module), cut, ratio, config, quantization)
     cut.check_rebuilt()
     return cut
 
@@ -220,22 +223,25 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 def _narrowed(
     candidate: "Candidate", ratio: float, notes: list[str], search: "Search", context: Context
 ) -> "Candidate":
+    from edgepack.groups import survey
     from edgepack.stages._search import kept
+    from edgepack.stages._whole import reasons
     from edgepack.surgery import outputs, resizes, sizes
 
     config, module = search.config, candidate.module
     before, had = sizes(module), outputs(module)
+    whole = survey(module.eval(), candidate.example_inputs(2), config.spare).whole
     for step in range(1, config.steps + 1):
         _cut(module, kept(module, ratio, config, step / config.steps), had, config, context)
         if step == 1:
             candidate.changed(*resizes(before, module)).check_rebuilt()
         recover(module, f"cut {step} of {config.steps}", config.recover, context)
-    _check_removed(had, module, ratio, config, context.quantization)
+    _check_removed(had, candidate, ratio, config, context.quantization)
     pruned = candidate.changed(*resizes(before, module))
     notes = [*notes, _asked(module, ratio, config, context)]
     if config.target:  # a latency is timed once more
         notes.append(f"reached {config.target.tell(search.amount(pruned))}")
-    notes += _notes(had, module)
+    notes += _notes(had, module, reasons(whole))
     settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder's heads may do by the share that they have
     decided = {**settled, "target": None} if config.measures else {}
     return replace(pruned, notes=tuple(notes), decided=decided)
@@ -297,19 +303,22 @@ def _rule(module: "nn.Module", quantization: "Quantization") -> str:
 
 
 def _check_removed(
-    had: Mapping[str, int], module: "nn.Module", ratio: float, config: Config, quantization: "Quantization"
+    had: Mapping[str, int], cut: "Candidate", ratio: float, config: Config, quantization: "Quantization"
 ) -> None:
-    from edgepack.groups import parts
+    """Raises StageError where the cut removed nothing, with the reason."""
+    from edgepack.stages._search import kept
+    from edgepack.stages._whole import nothing_removed
     from edgepack.surgery import outputs
 
-    if outputs(module) != had:
+    if outputs(cut.module) != had:
         return
-    multiple = quantization.channel_multiple
-    spare = f"head, nor a block of {multiple} neurons," if parts(module) else f"block of {multiple} channels"
-    raise StageError(
-        f"nothing was removed: at {_fewer(module, ratio, config)} no layer has a whole {spare} to spare",
-        "ask for a larger ratio, spare fewer layers, or set channel_multiple lower in the device profile",
-    )
+    keep, fewer = kept(cut.module, ratio, config), _fewer(cut.module, ratio, config)
+    inputs, multiple = cut.example_inputs(2), quantization.channel_multiple
+
+    def share(name: str) -> float:
+        return keep.get(name, 1.0) if isinstance(keep, dict) else keep
+
+    raise nothing_removed(cut.module.eval(), inputs, fewer, config.spare, multiple, share)
 
 
 def _cut(
@@ -320,7 +329,7 @@ def _cut(
 
     goals = shrink(
         module.eval(),
-        context.data.train.head(2)[0],
+        context.data.train.head(2),
         keep=keep,
         score=score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,
@@ -335,8 +344,8 @@ def _cut(
         raise StageError(f"the cut missed its target: {words}", "other layers depend on these: try another ratio")
 
 
-def _notes(had: Mapping[str, int], module: "nn.Module") -> list[str]:
-    """Every layer with channels of its own, or heads and neurons, before and after."""
+def _notes(had: Mapping[str, int], module: "nn.Module", whole: Mapping[str, str]) -> list[str]:
+    """Every layer with channels of its own, or heads and neurons, before and after; `whole`: why some keep theirs."""
     from edgepack.groups import parts
     from edgepack.surgery import outputs
 
@@ -348,6 +357,10 @@ def _notes(had: Mapping[str, int], module: "nn.Module") -> list[str]:
     else:
         counts = [(name, was, now[name], "channels") for name, was in had.items()]
     return [
-        f"{name}: {was} -> {left} {noun}" if was != left else f"{name}: {was} {noun} as before"
+        f"{name}: {was} -> {left} {noun}" if was != left else _as_before(name, f"{was} {noun}", whole)
         for name, was, left, noun in counts
     ]
+
+
+def _as_before(name: str, channels: str, whole: Mapping[str, str]) -> str:
+    return f"{name}: {channels} as before" + (f": {whole[name]}" if name in whole else "")

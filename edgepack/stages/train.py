@@ -8,6 +8,7 @@ from edgepack.stages import Context, Training
 
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
+    from edgepack.device import Quantization
 
 TAKES, GIVES = "eager", "eager"
 VERSION = 3
@@ -16,6 +17,14 @@ MAKES_TEACHER = True
 
 class Config(Training):
     epochs: int = Field(default=8, ge=1, le=10_000, description="passes over the training split")
+
+
+def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+    """Raises StageError where there is nothing to train."""
+    from edgepack.train import check_trainable
+
+    check_trainable(candidate.module)
+    return candidate
 
 
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":

@@ -133,14 +133,14 @@ def test_assistants_that_cannot_be_made_are_done_without_or_refused_early() -> N
     scaled = candidate("scaled", width=64)
     far = {"student": {"tiny": "scaled", "width": 4}, "epochs": 1, "batch_size": 16}
     student = run(scaled, Config.model_validate(far), context())
-    assert any("teacher assistants: none (losing channels changed 'scale'" in note for note in student.notes)
+    assert any("teacher assistants: none (no narrower student can be derived" in note for note in student.notes)
     with pytest.raises(StageError, match="no teacher assistant") as failure:
         rehearse(scaled, Config.model_validate({**far, "progressive": 1}), Quantization(channel_multiple=4))
     assert "progressive: 0" in failure.value.hint
 
 
-def test_a_derived_student_that_could_not_be_loaded_again_is_refused_early() -> None:
-    with pytest.raises(StageError, match="losing channels changed 'scale'"):
+def test_a_derived_student_that_cannot_be_narrower_is_refused_early() -> None:
+    with pytest.raises(StageError, match=r"no narrower student .*; conv: its channels meet the parameter 'scale'"):
         rehearse(candidate("scaled", width=64), derived(compression=2), Quantization(channel_multiple=4))
 
 

@@ -249,7 +249,10 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
     assert widths(start) == {32}
 
 
-def test_what_cannot_be_rebuilt_is_refused_early() -> None:
+def test_what_cannot_lose_channels_is_refused_early() -> None:
     config = prune.Config.model_validate({"ratio": "50 %"})
-    with pytest.raises(StageError, match="losing channels changed 'scale' of the Scaled, which"):
+    with pytest.raises(StageError, match="conv: its channels meet the parameter 'scale'"):
+        prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
+    config = prune.Config.model_validate({"target": {"params": "50 %"}})
+    with pytest.raises(StageError, match=r"cannot reach 50 % .*: conv: its channels meet the parameter 'scale'"):
         prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
