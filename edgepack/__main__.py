@@ -1,3 +1,19 @@
-from edgepack.cli import main
+"""The command `edgepack`: signals are answered before anything else is imported."""
 
-main()
+from typing import NoReturn
+
+from edgepack import interrupts
+
+
+def main() -> NoReturn:
+    interrupts.install()
+    try:
+        from edgepack.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:  # before the command line could answer it, or after
+        interrupts.end()
+
+
+if __name__ == "__main__":
+    main()
