@@ -63,6 +63,7 @@ _START, _END = "start", "verdict, bundle, reports"  # the phases before the firs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}
 _LIMIT = 15.0  # seconds that a build may take to end once it is asked to
+_LEAVING = 2.0  # seconds that a process takes to leave whose exit code is known: no signal changes it any more
 _TWICE = 0.1  # share of stops that are two signals, one right after the other
 _FRESH = 0.12  # share of builds that are fresh processes
 _FLOOR = 0.5  # seconds that every phase counts for at least, as a moment is chosen
@@ -81,7 +82,7 @@ class Stop:
     fresh: bool
     code: int
     seconds: float
-    late: bool = False  # the build had ended, with its verdict told, before the signal came
+    late: bool = False  # its exit code was known before the signal came
     wrong: list[str] = field(default_factory=list)
 
 
@@ -255,9 +256,9 @@ def _stop(
         fresh=fresh,
         code=code,
         seconds=round(time.monotonic() - sent, 2),
-        late=any(told == "BuildFinished" and at < sent for told, _, at in run.events),
     )
-    if code != _CODES[how] and not (stop.late and code == 0) and not (phase == _START and code == -how):
+    stop.late = code == 0 and phase == _END and stop.seconds < _LEAVING
+    if code != _CODES[how] and not stop.late and not (phase == _START and code == -how):
         stop.wrong.append(f"exit code {code}")
     if stop.seconds > _LIMIT:
         stop.wrong.append("it did not end in time")

@@ -3,6 +3,7 @@
 from typing import NoReturn
 
 from edgepack import interrupts
+from edgepack.errors import ExitCode
 
 
 def main() -> NoReturn:
@@ -13,6 +14,10 @@ def main() -> NoReturn:
         command_line()
     except KeyboardInterrupt:  # before the command line could answer it, or after
         interrupts.end()
+    except SystemExit as done:
+        if done.code == ExitCode.INTERRUPTED:
+            interrupts.end()  # what torch takes to be taken down nobody waits for
+        raise
 
 
 if __name__ == "__main__":

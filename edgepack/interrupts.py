@@ -163,8 +163,9 @@ def end() -> NoReturn:
     for pid in _descendants("self"):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    with suppress(Exception):
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
     os._exit(ExitCode.INTERRUPTED)
 
 
