@@ -36,13 +36,14 @@ format: setup               ## put the code in form
 	$(BIN)/ruff format .
 
 test: setup                 ## every test, the whole quickstart among them
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
 
 quick: setup                ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'
 
 bench: setup                ## take the figures in benchmarks/ again (nothing else may run)
 	$(BIN)/python benchmarks/numerics.py
+	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/exports.py
@@ -50,6 +51,7 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/interrupts.py
 
 clean:                      ## remove bundles and the cache, keep .venv and the history of builds
 	rm -rf .edgepack

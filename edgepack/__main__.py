@@ -1,3 +1,24 @@
-from edgepack.cli import main
+"""The command `edgepack`: signals are answered before anything else is imported."""
 
-main()
+from typing import NoReturn
+
+from edgepack import interrupts
+from edgepack.errors import ExitCode
+
+
+def main() -> NoReturn:
+    interrupts.install()
+    try:
+        from edgepack.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:  # before the command line could answer it, or after
+        interrupts.end()
+    except SystemExit as done:
+        if done.code == ExitCode.INTERRUPTED:
+            interrupts.end()  # what torch takes to be taken down nobody waits for
+        raise
+
+
+if __name__ == "__main__":
+    main()

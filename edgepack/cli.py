@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 import click
 
-from edgepack import __version__
+from edgepack import __version__, interrupts, openmp
 from edgepack.errors import EdgepackError, ExitCode, RecipeError, most_decisive
 
 if TYPE_CHECKING:
@@ -105,6 +104,7 @@ def build(
     codes = []
     with Screen() as screen:
         for recipe in chosen:
+            interrupts.check()
             watch = watcher(screen.out, as_json=as_json)
             try:
                 codes.append(_build_one(recipe, Path(dist), Store(store), history, remeasure, watch, screen))
@@ -741,16 +741,32 @@ def _unheeding_streams() -> Iterator[None]:
 
 def main() -> NoReturn:
     """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.install()
+    openmp.wait_asleep()
     _Unheeding.lost.clear()
     with _unheeding_streams():
         code = _run()
+        interrupts.close()
     sys.exit(most_decisive([code, _full(_Unheeding.lost[0])]) if _Unheeding.lost else code)
 
 
 def _run() -> int:
     try:
         code = cli.main(prog_name="edgepack", standalone_mode=False)
+        interrupts.check()
+    except BaseException as error:
+        return _failed(error)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _failed(error: BaseException) -> int:
+    """Say why the command failed; gives the exit code of that."""
+    if interrupts.behind(error) or isinstance(error, click.Abort):
+        interrupts.heard()
+        _tell("interrupted; what was done is kept, the same command goes on from there")
+        return ExitCode.INTERRUPTED
+    try:
+        raise error
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
@@ -759,9 +775,6 @@ def _run() -> int:
         _tell(str(error))
         _annotate(error, sys.stdout)
         code = error.code
-    except (click.Abort, KeyboardInterrupt):
-        _tell("interrupted; what was done is kept, the same command goes on from there")
-        code = ExitCode.INTERRUPTED
     except OSError as error:
         code = _full(error) if error.errno == errno.ENOSPC else _bug(error)
     except MemoryError:
@@ -769,7 +782,7 @@ def _run() -> int:
         code = ExitCode.DEVICE
     except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
         code = _bug(error)
-    return code if isinstance(code, int) else ExitCode.OK
+    return code
 
 
 def _full(error: OSError) -> ExitCode:

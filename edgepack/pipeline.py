@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import bundle, history, provenance
+from edgepack import bundle, history, interrupts, openmp, provenance
 from edgepack.artifact import Artifact, deflated
 from edgepack.config import shown
 from edgepack.device import Device
@@ -21,6 +21,7 @@ from edgepack.events import (
     BuildFinished,
     BuildStarted,
     Emit,
+    Event,
     Note,
     StepCached,
     StepFailed,
@@ -35,7 +36,7 @@ from edgepack.reach import Facts, Reach
 from edgepack.recipe import Recipe
 from edgepack.reports import remove_reports, write_reports
 from edgepack.result import Build, StageRecord
-from edgepack.store import Entry, Store, disk_error, full_disk
+from edgepack.store import Entry, Store, clear_temporaries, disk_error, full_disk
 from edgepack.work import Work
 
 
@@ -53,12 +54,28 @@ def build(
 
     The build is added to the history in the file `record`, `dist/history.jsonl` unless it is given.
     Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
+    Ctrl-C raises KeyboardInterrupt, also where a library swallowed it.
     """
+    openmp.wait_asleep()
+    with interrupts.heeded():
+        return _build(recipe, device, store, Path(dist), emit, remeasure, record)
+
+
+def _build(
+    recipe: Recipe,
+    device: Device,
+    store: Store,
+    dist: Path,
+    emit: Emit,
+    remeasure: bool,
+    record: str | Path | None,
+) -> Build:
     recipe = recipe.suited(device.quantization)
-    folder = output_folder(Path(dist), recipe)
-    past = Path(record or Path(dist) / history.FILE)
+    folder = output_folder(dist, recipe)
+    past = Path(record or dist / history.FILE)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     with _alone(folder, emit), ExitStack() as stack:  # an end of the wait withdraws nothing
+        clear_temporaries(folder)
         recipe = history.looked_up(recipe, device.id, past, time.time())
         result = _begin(recipe, device)
         steps: list[Step] = []
@@ -78,17 +95,20 @@ def build(
                 if not step.cached and all(before.cached for before in steps):
                     _withdraw(result, folder)
                 steps.append(step)
-                work.emit = placed(emit, number, planner.count, step.name)
+                interrupts.check()
+                work.emit = placed(_checked(emit), number, planner.count, step.name)
                 result = _after(result, work, step, folder)
             work.check_files()
             remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
             result = _judged(_weighed(result, recipe, work), recipe)
-            result = _explained(result, work, placed(emit, planner.count, planner.count, "parity"))
+            result = _explained(result, work, placed(_checked(emit), planner.count, planner.count, "parity"))
             result = bundle.write(result, recipe, device, work, folder)
             write_reports(result, folder)
+            interrupts.check()
+            stack.enter_context(interrupts.deferred())  # too late now: a build in the history has its bundle
             history.append(past, result)
         except BaseException as error:
-            failure = full_disk(error, folder) or error
+            failure = _reason(error, folder)
             result = _failed(result, failure, folder)
             emit(
                 BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder), error=result.error)
@@ -98,6 +118,24 @@ def build(
             raise failure from error
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
+
+
+def _checked(emit: Emit) -> Emit:
+    """`emit` that raises again what a library has swallowed meanwhile."""
+
+    def tell(event: Event) -> None:
+        interrupts.check()
+        emit(event)
+
+    return tell
+
+
+def _reason(error: BaseException, folder: Path) -> BaseException:
+    """What ended a build, whatever a library has made of it; from here on it is tidied undisturbed."""
+    if interrupts.behind(error):
+        interrupts.heard()
+        return error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+    return full_disk(error, folder) or error
 
 
 _WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"

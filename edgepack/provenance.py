@@ -68,6 +68,9 @@ def int8_saturates(features: Set[str]) -> bool:
     return "avx2" in features and not features & INT8
 
 
+BF16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # features that multiply bfloat16; the last is Arm's
+
+
 @cache
 def threads() -> int:
     """Threads that training uses: EDGEPACK_THREADS, or the cores this process may run on."""

@@ -10,6 +10,7 @@ An entry appears by one rename, so a reader sees all of it or nothing; it is che
 a failure is never stored.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from edgepack import interrupts
 from edgepack.errors import DeviceError
 
 DEFAULT = Path(".edgepack/store")
@@ -108,20 +110,34 @@ class Store:
         """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored when it raises."""
         with self._writing():
             self._prepare()
-            folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}"
-            folder.mkdir(parents=True)
+            folder, held = self._new_folder(key)
         try:
             outcome = fill(folder)
+            interrupts.check()  # what was made around an interrupt that a library swallowed may be anything
             with self._writing():
                 self._publish(folder, self._path(kind, key), ingredients, outcome)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
         entry = self.peek(kind, key)
         if entry is None:
             raise DeviceError(
                 f"the store lost {kind}/{key[:12]} right after it was written", f"check the disk of {self.root}"
             )
         return entry
+
+    def _new_folder(self, key: str) -> tuple[Path, int]:
+        """A folder in tmp/ and a handle that holds it until it is closed: what nobody holds, a killed build left."""
+        while True:
+            folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}"
+            folder.mkdir(parents=True)
+            with suppress(FileNotFoundError):
+                handle = os.open(folder, os.O_RDONLY)
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                if folder.exists():
+                    return folder, handle
+                os.close(handle)  # another build took it for left behind before it was held
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -159,15 +175,28 @@ class Store:
         for entry in gone:
             with self.lock(entry.key):
                 shutil.rmtree(entry.path, ignore_errors=True)
-        self._clear_leftovers()
+        self._clear_folders()
+        for file in [*self.root.glob("plans/.*.tmp"), *self.root.glob("devices/.*.tmp")]:
+            if not _runs(file.name.split(".")[-2]):
+                file.unlink(missing_ok=True)
+        self._clear_entries()
         return tuple(gone)
 
-    def _clear_leftovers(self) -> None:
-        """What a killed build left behind: folders in tmp/ whose process is gone, entries without a readable record."""
+    def _clear_folders(self) -> None:
+        """Folders in tmp/ that a killed build left behind, which may be large."""
         for folder in self.root.glob("tmp/*"):
-            pid = folder.name.split("-")[1] if folder.name.count("-") == 2 else ""
-            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            with suppress(OSError), _opened(folder) as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:  # a file system without locks: its process may still run
+                    if _runs(folder.name.partition("-")[2].partition("-")[0]):
+                        continue
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _clear_entries(self) -> None:
+        """Entries without a readable record."""
         for path in self.root.glob("entries/*/*"):
             if self.peek(path.parent.name, path.name) is None:
                 shutil.rmtree(path, ignore_errors=True)
@@ -178,6 +207,7 @@ class Store:
     def _prepare(self) -> None:
         for name in ("tmp", "locks", "entries"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
+        self._clear_folders()
         if not (self.root / "CACHEDIR.TAG").exists():
             (self.root / "README.txt").write_text(_README)
             (self.root / "CACHEDIR.TAG").write_text(_TAG)
@@ -210,6 +240,28 @@ def _intact(path: Path, facts: dict[str, Any]) -> bool:
         return (path.stat().st_size, file_digest(path)) == (facts["bytes"], facts["sha256"])
     except OSError:
         return False
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _runs(pid: str) -> bool:
+    """Whether there is such a process on this computer."""
+    return pid.isdigit() and Path("/proc", pid).exists()
+
+
+def clear_temporaries(folder: Path) -> None:
+    """What a killed build left beside the files that it wrote into `folder`, which nobody else writes to now."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    for left in folder.glob(".bundle.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -26,8 +26,8 @@ from edgepack.datasets import Batch, Split
 from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
 from edgepack.features import Inside
-from edgepack.provenance import cpu_features
-from edgepack.stages import Context
+from edgepack.provenance import BF16, cpu_features
+from edgepack.stages import Context, Precision
 from edgepack.surgery import keeps_zeros
 from edgepack.tasks import Task
 
@@ -50,6 +50,8 @@ class Settings(Protocol):
     def learning_rate(self) -> float: ...
     @property
     def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """How tensors are laid out and multiplied while training: chosen by `numerics`, never by a timing."""
+    """How tensors are laid out and multiplied while training: by `numerics`, never by a timing or the processor."""
 
     channels_last: bool
     bfloat16: bool
@@ -79,22 +81,28 @@ class Numerics:
         return "+".join(["channels_last"] * self.channels_last + ["bf16"] * self.bfloat16) or "default"
 
 
-def numerics(module: nn.Module, features: frozenset[str] | None = None) -> Numerics:
-    """The fastest way to train `module` on a CPU with these features (as /proc/cpuinfo names them).
+def numerics(module: nn.Module, precision: Precision = "fp32") -> Numerics:
+    """How `module` is trained on a CPU. Raises StageError where the recipe asks for what cannot be.
 
-    A rule, so that two builds of one recipe compute the same. benchmarks/numerics.md has the figures: channels_last is
-    never slower for convolutions and up to twice as fast for depthwise ones; with AVX-512 BF16 alone bf16 loses
-    everywhere. With AMX, whose tiles multiply nothing but bf16 and int8, it is taken for dense models; that part is not
-    measured, no such machine was at hand. Fake quantizers compute in fp32 only.
+    A rule of the model alone, so that two builds of one recipe compute the same. Figures: benchmarks/numerics.md.
+    channels_last is never slower for convolutions and up to twice as fast for depthwise ones. With AVX-512 BF16 alone
+    bf16 loses everywhere, and with AMX trainings of narrow nets have ended in NaN: a recipe has to ask for it.
     """
-    features = cpu_features() if features is None else features
-    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     program = isinstance(module, torch.fx.GraphModule)
-    depthwise = any(layer.groups > 1 for layer in convolutions)
-    return Numerics(
-        channels_last=bool(convolutions) or program,
-        bfloat16="amx_bf16" in features and not depthwise and not program,
-    )
+    if precision == "bf16":
+        check_bf16()
+        if program:
+            raise StageError("an exported program is trained in fp32 only", "use precision: fp32")
+    convolutions = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+    return Numerics(channels_last=convolutions or program, bfloat16=precision == "bf16")
+
+
+def check_bf16() -> None:
+    """Raises StageError where the processor would imitate it, which is slow."""
+    if not cpu_features() & BF16:
+        raise StageError(
+            f"this processor does not multiply bf16: it has none of {', '.join(sorted(BF16))}", "use precision: fp32"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +132,7 @@ def fit(
     if settings.epochs:
         check_trainable(module)
     accelerator = _accelerator()
-    how = numerics(module)
+    how = numerics(module, settings.precision)
     module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
     loss = _Loss(module, context, distillation, accelerator.device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
@@ -156,7 +164,7 @@ def fit(
         if not math.isfinite(now.loss):
             raise StageError(
                 f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
-                f"use a learning_rate below {settings.learning_rate:g}",
+                f"use {'precision: fp32, or ' * how.bfloat16}a learning_rate below {settings.learning_rate:g}",
             )
         best = max(best, now, key=lambda each: each.score)
         if _as_good(now, best, len(context.data.validation)):
@@ -332,7 +340,9 @@ class _Progress:
 def _accelerator() -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(cpu=True, mixed_precision="no")  # bf16 is ours to choose, whatever the user's settings say
+    return Accelerator(
+        cpu=True, mixed_precision="no"
+    )  # bf16 is the recipe's to choose, whatever the user's settings say
 
 
 def _rate(step: int, steps: int) -> float:

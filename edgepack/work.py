@@ -22,7 +22,7 @@ from edgepack.plugins import Choice
 from edgepack.reach import Reach
 from edgepack.recipe import Recipe
 from edgepack.runners import host
-from edgepack.stages import Context
+from edgepack.stages import Context, trainings
 from edgepack.store import Entry, Store, digest, full_disk
 from edgepack.tasks import Task
 from edgepack.units import SHARE
@@ -98,6 +98,8 @@ class Work:
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
         _guarded("model, untrained", partial(_check_steady, candidate), self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
+            if any(each.precision == "bf16" for each in trainings(stage.config)):
+                _guarded(name, _check_bf16, self.store.root)
             if rehearse := getattr(stage.module, "rehearse", None):
                 timed = {"latency": self._latency} if getattr(stage.config, "measures", False) else {}
                 act: Callable[[], Candidate] = partial(
@@ -611,6 +613,12 @@ def _check_steady(candidate: "Candidate") -> None:
     make = partial(rebuild, candidate.factory, candidate.surgery)
     _steady.check_made_again(tried.module, make, inputs, "the model")
     _steady.check_in_process(tried, inputs, "the model")
+
+
+def _check_bf16() -> None:
+    from edgepack import train
+
+    train.check_bf16()
 
 
 def _written(exporter: Choice, candidate: "Candidate") -> bytes:

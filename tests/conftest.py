@@ -1,6 +1,11 @@
-"""Every test runs in a folder of its own, with a store, seed and thread of its own; nothing reaches the user's."""
+"""Every test runs in a folder of its own, with a store, seed and thread of its own; nothing reaches the user's.
+
+EDGEPACK_TEST_CPU_FEATURES="amx_tile amx_int8 amx_bf16 avx512_bf16" make test    runs them as on a processor with these
+features besides its own: /proc/cpuinfo says so, in the processes that tests start too. None of them may be needed.
+"""
 
 import os
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +13,14 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
+SIMULATED = Path(__file__).parent / "cpu_features"
+pytest_plugins = ["limits"]
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
+if features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", ""):
+    os.environ["CPU_FEATURES_ADDED"] = features
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SIMULATED), os.environ.get("PYTHONPATH", ""))))
+    runpy.run_path(str(SIMULATED / "sitecustomize.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -289,7 +289,8 @@ def edgepack(*arguments: str) -> Ran:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["edgepack", *arguments]),
-        mock.patch("signal.signal"),
+        mock.patch("edgepack.interrupts.install"),
+        mock.patch("edgepack.interrupts.close"),
         mock.patch("tempfile.tempdir", str(Path.cwd())),
     ):
         try:
@@ -301,7 +302,8 @@ def edgepack(*arguments: str) -> Ran:
 
 def python(code: str, *arguments: str, path: Sequence[Path] = ()) -> Ran:
     """A fresh Python process running `code`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, PROJECT)))}
+    places = [*map(str, (*path, PROJECT)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     return Ran(done.returncode, done.stdout, done.stderr)

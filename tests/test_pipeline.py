@@ -406,6 +406,87 @@ def test_an_interrupted_build_ends_with_130_and_leaves_a_sound_store(project: Pr
     assert (result.exit_code, [record.stage for record in result.ledger]) == (130, STAGES[:3])
 
 
+def _scripted(project: Project, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`edgepack build tiny`, with a library changed first."""
+    start = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    end = f"from edgepack.cli import main\nsys.argv = {['edgepack', 'build', 'tiny', *arguments]!r}\nmain()\n"
+    environment = {**os.environ, "EDGEPACK_THREADS": "1"}
+    command = [sys.executable, "-c", start + script + end]
+    return subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("how", "instead"),
+    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error"), ("SIGINT", "sys.exit(0)")],
+)
+def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project, instead: str, how: str) -> None:
+    before = {path.name for path in project.store.glob("entries/*/*")}
+    script = (
+        "from edgepack.stages import prune\n"
+        "real = prune.run\n"
+        "def run(candidate, config, context):\n"
+        "    made = real(candidate, config, context)\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), signal.{how})\n"
+        "    except BaseException as error:\n"
+        f"        {instead}\n"
+        "    return made\n"
+        "prune.run = run\n"
+    )
+    ran = _scripted(project, script, "--set", "stages.prune.ratio=60 %")
+    assert ran.returncode == 130, ran.stderr
+    assert ran.stderr.strip().endswith("the same command goes on from there") and "failed" not in ran.stderr
+    result = project.result()
+    assert (result.exit_code, result.error) == (130, "interrupted")
+    assert [record.stage for record in result.ledger] == STAGES[:3]
+    assert not (project.dist / "tiny.zip").exists()
+    assert {path.name for path in project.store.glob("entries/*/*")} == before
+    assert sound(project.store)
+
+
+def test_an_interrupt_as_a_build_is_added_to_the_history_leaves_both_or_neither(project: Project) -> None:
+    builds = len(read(project.folder / "dist/history.jsonl")[0])
+    script = (
+        "from edgepack import history\n"
+        "real = history.append\n"
+        "history.append = lambda *of: [real(*of), os.kill(os.getpid(), signal.SIGINT)]\n"
+    )
+    ran = _scripted(project, script)
+    assert ran.returncode == 130, ran.stderr
+    assert len(read(project.folder / "dist/history.jsonl")[0]) == builds + 1
+    assert project.result().exit_code == 0 and verify(project.dist / "tiny.zip")
+
+
+def test_a_build_clears_away_what_one_that_was_killed_left(project: Project) -> None:
+    left = [project.dist / ".build.json.123.tmp", project.dist / ".bundle.x1y2/new", project.store / "tmp/0-123-0"]
+    for folder in left:
+        folder.mkdir(parents=True) if folder.suffix != ".tmp" else folder.touch()
+    assert project.build("--set", "stages.quantize.epochs=0").code == 0
+    assert [folder for folder in left if folder.exists()] == []
+
+
+def test_ctrl_c_reaches_who_builds_from_a_program(project: Project) -> None:
+    """Also where a stage swallows it; and the program goes on."""
+    script = (
+        "from edgepack import Store, build, load_device, load_recipe\n"
+        "from edgepack.stages import prune\n"
+        "def run(candidate, config, context):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException:\n"
+        "        return candidate\n"
+        "prune.run = run\n"
+        "recipe = load_recipe('tiny', overrides=['stages.prune.ratio=60 %'])\n"
+        "try:\n"
+        "    build(recipe, load_device(recipe.device), Store('.edgepack/store'), dist='dist')\n"
+        "except KeyboardInterrupt:\n"
+        "    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "    os._exit(17)\n"
+    )
+    assert _scripted(project, script).returncode == 17
+    assert project.result().exit_code == 130
+
+
 def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(project: Project) -> None:
     ran = project.build("--set", "stages.prune.ratio=1 %")
     assert ran.code == 5

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from factories import PROJECT, python
 
 from edgepack.provenance import git_state
 
@@ -41,3 +42,16 @@ def test_where_files_are_named_from_is_kept(
 
 def test_outside_of_a_repository_there_is_nothing_to_tell() -> None:
     assert git_state(Path("/")) == {}
+
+
+def test_the_tests_can_be_run_as_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EDGEPACK_TEST_CPU_FEATURES comes to this (see conftest.py): what plans and what runs files are told the same."""
+    monkeypatch.setenv("CPU_FEATURES_ADDED", "avx2 amx_bf16 amx_int8")
+    code = (
+        "from edgepack import provenance, worker\n"
+        "found = provenance.cpu_features()\n"
+        "assert {*worker.probe()['features'].split()} == found\n"
+        "print(provenance.int8_saturates(found), 'amx_bf16' in found, 'amx_int8' in provenance.summary())"
+    )
+    ran = python(code, path=[PROJECT / "tests/cpu_features"])
+    assert ran.out == "False True True\n", ran.err

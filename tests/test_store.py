@@ -258,16 +258,53 @@ def test_using_an_entry_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch) 
     assert store.collect(unused_days=30) == ()
 
 
+def _left(store: Store) -> Path:
+    """What a killed build leaves; another process may have its number by now, on this computer or another."""
+    folder = store.root / "tmp" / f"{KEY[:16]}-{os.getpid()}-00000000"
+    folder.mkdir(parents=True)
+    (folder / "weights.bin").write_text("half")
+    return folder
+
+
 def test_gc_clears_what_killed_builds_left_and_nothing_that_is_being_written(store: Store) -> None:
     entry(store)
-    dead, alive = (store.root / "tmp" / f"{KEY[:16]}-{pid}-00000000" for pid in (2**22 + 1, os.getpid()))
     half = store.root / "entries" / "candidate" / digest("half")
-    for folder in (dead, alive, half):
-        folder.mkdir()
-        (folder / "weights.bin").write_text("half")
-    store.collect(unused_days=30)
-    assert [folder.exists() for folder in (dead, alive, half)] == [False, True, False]
+    half.mkdir()
+    dead, gone, runs = (store.root / "plans" / f".x.json.{pid}.tmp" for pid in ("x", 2**22 + 1, os.getpid()))
+    left = [_left(store), half, dead, gone]
+    dead.parent.mkdir()
+    for file in (dead, gone, runs):
+        file.touch()
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "weights.bin").write_text("some weights")
+        Store(store.root).collect(unused_days=30)
+        return {}
+
+    assert store.make("candidate", digest("another step"), {}, fill).files.keys() == {"weights.bin"}
+    assert [path for path in left if path.exists()] == []
+    assert runs.exists()
     assert store.get("candidate", KEY) is not None
+
+
+def test_what_killed_builds_left_is_cleared_as_soon_as_something_is_made(store: Store) -> None:
+    left = _left(store)
+    entry(store)
+    assert not left.exists()
+
+
+def test_where_files_have_no_locks_what_a_running_process_writes_is_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    left = _left(store)
+    dead = left.rename(left.with_name(f"{KEY[:16]}-{2**22 + 1}-00000000"))
+    left = _left(store)
+    store.collect(unused_days=30)
+    assert (left.exists(), dead.exists()) == (True, False)
 
 
 def test_a_file_in_the_way_is_a_clear_error(own_place: Path) -> None:

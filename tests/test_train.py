@@ -9,11 +9,11 @@ from torch import nn
 from torch_factories import Kind, accuracy, candidate, context, data, learned
 from torch_factories import tiny_models as tiny_models
 
-from edgepack import train
+from edgepack import provenance, train
 from edgepack.datasets import Split
 from edgepack.errors import StageError
 from edgepack.events import Event, StepProgress
-from edgepack.stages import Training
+from edgepack.stages import Training, quantize
 from edgepack.train import Distillation, Numerics, fit, numerics
 
 
@@ -145,39 +145,86 @@ def test_remembered_answers_are_those_of_the_right_samples() -> None:
         torch.testing.assert_close(tensor, asked[name], rtol=1e-3, atol=1e-4)
 
 
-NONE: frozenset[str] = frozenset()
-AMX, AVX512 = frozenset({"amx_bf16", "avx512_bf16"}), frozenset({"avx512_bf16"})
+AMX = "avx2 avx512f avx512_bf16 amx_tile amx_int8 amx_bf16"
+FEATURES = {"none": "", "avx512": "avx2 avx512f avx512_bf16", "amx": AMX, "arm": "asimd asimddp bf16 i8mm"}
 
 
+def on(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the processor had these features."""
+    monkeypatch.setattr(provenance, "cpu", lambda: {"name": "a processor", "features": features})
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.mark.parametrize(
-    ("kind", "features", "name"),
-    [
-        ("residual", NONE, "channels_last"),
-        ("residual", AVX512, "channels_last"),
-        ("residual", AMX, "channels_last+bf16"),
-        ("depthwise", NONE, "channels_last"),
-        ("depthwise", AMX, "channels_last"),
-        ("mlp", NONE, "default"),
-        ("mlp", AVX512, "default"),
-        ("mlp", AMX, "bf16"),
-    ],
+    ("kind", "name"), [("residual", "channels_last"), ("depthwise", "channels_last"), ("mlp", "default")]
 )
-def test_numerics_follow_from_the_operators_and_the_processor(kind: Kind, features: frozenset[str], name: str) -> None:
-    assert numerics(candidate(kind).module, features).name == name
+def test_every_processor_trains_in_fp32(kind: Kind, name: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(features, monkeypatch)
+    assert numerics(candidate(kind).module).name == name
 
 
-def test_quantizers_are_never_trained_in_bfloat16() -> None:
-    graph = candidate("residual").program().module(check_guards=False)
-    assert numerics(graph, AMX) == Numerics(channels_last=True, bfloat16=False)
+def test_a_training_gives_the_same_weights_with_and_without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(features: str) -> dict[str, torch.Tensor]:
+        on(features, monkeypatch)
+        module, seen = candidate("residual").module, set[torch.dtype]()
+        module.head.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+        fit(module, context(), settings(epochs=1), doing="")
+        assert seen == {torch.float32}
+        return weights(module)
+
+    assert equal(trained(""), trained(AMX))
 
 
-def test_bfloat16_learns_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "numerics", lambda module: Numerics(channels_last=True, bfloat16=True))
-    module = candidate("residual").module
-    fit(module, context(), settings(epochs=8), doing="")
-    assert accuracy(module) > 0.9
+def bf16(kind: Kind, *, epochs: int = 8, learning_rate: float = 1e-2, **lesson: Any) -> nn.Module:
+    module, computed = candidate(kind).module, set[torch.dtype]()
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    hook = layers[-1].register_forward_hook(lambda layer, inputs, output: computed.add(output.dtype))
+    how = settings(epochs=epochs, learning_rate=learning_rate, precision="bf16")
+    distillation = Distillation(teacher=learned(kind).module, **lesson) if lesson else None
+    fit(module, context(), how, doing="", distillation=distillation)
+    hook.remove()
+    assert torch.bfloat16 in computed
+    return module
+
+
+@pytest.mark.parametrize("kind", ["residual", "mlp", "depthwise"])
+def test_bf16_learns_as_well_where_a_recipe_asks_for_it(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(AMX, monkeypatch)
+    module = bf16(kind)
+    full = candidate(kind).module
+    fit(full, context(), settings(epochs=8), doing="")
+    assert accuracy(module) >= accuracy(full) - 0.05
     assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
-    assert module.stem[0].weight.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in module.parameters())
+    assert equal(weights(module), weights(bf16(kind)))  # bit for bit, as fp32
+
+
+def test_bf16_is_taught_by_what_goes_on_inside_a_teacher_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(AMX, monkeypatch)
+    assert accuracy(bf16("residual", inside={"features": 10.0})) > 0.9
+
+
+@pytest.mark.parametrize("features", ["", "avx2 avx512f avx512_vnni", "asimd asimddp"])
+def test_bf16_is_refused_where_the_processor_has_none(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(features, monkeypatch)
+    with pytest.raises(StageError, match=r"does not multiply bf16.*\n.*precision: fp32"):
+        fit(candidate("mlp").module, context(), settings(precision="bf16"), doing="")
+
+
+def test_quantizers_are_never_trained_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(AMX, monkeypatch)
+    graph = candidate("residual").program().module(check_guards=False)
+    assert numerics(graph) == Numerics(channels_last=True, bfloat16=False)
+    with pytest.raises(StageError, match="fp32 only"):
+        numerics(graph, "bf16")
+    with pytest.raises(ValueError, match="precision is fp32 here"):
+        quantize.Config(precision="bf16")
+
+
+def test_a_loss_that_is_not_finite_in_bf16_says_to_use_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(AMX, monkeypatch)
+    with pytest.raises(StageError, match="precision: fp32, or a learning_rate below"):
+        bf16("residual", epochs=1, learning_rate=1e30)
 
 
 def test_batch_norm_forgets_what_it_saw_and_averages_over_all_batches() -> None:

@@ -14,6 +14,7 @@ from factories import artifact, at_work, build, recipe, recipe_file, texts, toke
 
 from edgepack import evaluate
 from edgepack.bundle.contents import contents
+from edgepack.config import ConfigError
 from edgepack.device import load_device
 from edgepack.errors import DeviceError, StageError
 from edgepack.events import Event, Note
@@ -194,3 +195,27 @@ def test_a_teachers_file_is_held_against_the_torch_teacher(
             continue
         with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples otherwise"):
             work._do_evaluation(step, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{"train": {"epochs": 1, "precision": "bf16"}}],
+        [{"train": {"epochs": 1}}, {"prune": {"ratio": "50 %", "recover": {"precision": "bf16"}}}],
+    ],
+    ids=["of a training", "of a recovery"],
+)
+def test_bf16_where_the_processor_has_none_ends_before_any_training(
+    stages: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepack.train.cpu_features", lambda: frozenset({"avx2", "avx512_vnni"}))
+    small = {"torchvision": "resnet18", "width": "15 %"}
+    work = at_work(recipe(model=small, stages=stages), load_device("host"), Store("store"))
+    (name,) = [*stages[-1]]
+    with pytest.raises(StageError, match=rf"{name}: this processor does not multiply bf16"):
+        work._rehearse()
+
+
+def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> None:
+    with pytest.raises(ConfigError, match=r"at stages.1..quantize.precision\n.*precision is fp32 here, got bf16"):
+        recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"precision": "bf16"}}])

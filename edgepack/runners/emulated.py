@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from edgepack import provenance, worker
+from edgepack import openmp, provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import Device
 from edgepack.errors import AbsentError, DeviceError
@@ -74,7 +74,7 @@ class Emulated:
     def run(self, job: Job) -> dict[str, Any]:
         whole = {**job, "threads": self.facts["threads"], "leash": True}
         timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
-        own = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+        own = {name: value for name, value in openmp.of_the_user(os.environ).items() if not name.startswith(_FOREIGN)}
         environment = {**own, "PYTHONPATH": str(_arm64.site(self.root)), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             with leash() as held, self._system() as system:

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from edgepack import provenance, worker
+from edgepack import openmp, provenance, worker
 from edgepack.config import Frozen
 from edgepack.device import RUNTIMES, Controls, Device
 from edgepack.errors import DeviceError, RefusedError
@@ -135,7 +135,7 @@ class _Process:
                 stderr=self._said,
                 text=True,
                 pass_fds=[its.fileno()],
-                env={**os.environ, **pools(threads), "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**openmp.of_the_user(os.environ), **pools(threads), "PYTHONDONTWRITEBYTECODE": "1"},
             )
             self._held = held.pop_all()
 

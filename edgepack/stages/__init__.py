@@ -18,11 +18,11 @@ and, where they differ from these defaults,
                                       `measures`
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from edgepack.config import Frozen
 from edgepack.device import Quantization
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Latency = Callable[["Candidate"], float]  # the median of one inference of its exported file on the device, ms
 Size = Callable[["Candidate"], float]  # of its largest exported file, bytes
+
+
+Precision = Literal["fp32", "bf16"]
 
 
 class StageConfig(Frozen):
@@ -58,6 +61,16 @@ class Training(StageConfig):
     epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")
     batch_size: int = Field(default=64, ge=2, description="samples a step")
+    precision: Precision = Field(
+        default="fp32", description="bf16: mixed precision, on processors that multiply bf16; measure what it gains"
+    )
+
+
+def trainings(config: BaseModel) -> Iterator[Training]:
+    """The settings of the trainings that a stage does: its own, or those after its cuts."""
+    for each in (config, getattr(config, "recover", None)):
+        if isinstance(each, Training):
+            yield each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from edgepack.stages import Context, Place, Training
+from edgepack.stages import Context, Place, Precision, Training
 from edgepack.units import SHARE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgepack.device import Quantization
     from edgepack.graph import Scheme
     from edgepack.stages import Latency
-    from edgepack.stages._precision import Precision
+    from edgepack.stages._precision import Precision as Found
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "exported"
@@ -64,6 +64,13 @@ class Config(Training):
         description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format "
         "of the recipe alone",
     )
+
+    @field_validator("precision")
+    @classmethod
+    def _full(cls, precision: Precision) -> Precision:
+        if precision != "fp32":
+            raise ValueError(f"precision is fp32 here, got {precision}: what stands in for int8 computes in fp32 only")
+        return precision
 
     @property
     def measures(self) -> bool:
@@ -129,7 +136,7 @@ def _mixed(candidate: "Candidate", config: Config, context: Context) -> "Candida
     return replace(made, notes=(*found.notes, *made.notes), decided={**made.decided, "fp32": [*found.fp32]})
 
 
-def _precision(candidate: "Candidate", config: Config, context: Context) -> "Precision":
+def _precision(candidate: "Candidate", config: Config, context: Context) -> "Found":
     import torch
 
     from edgepack.graph import capture, converted, layers_with_weights, prepare
