@@ -157,15 +157,13 @@ class Device:
 
     def settled(self, facts: Mapping[str, Any]) -> "Device":
         """Its profile with what that leaves to its processor: the one it names, else the one that runs the files, of
-        which `facts` tell. As it is while nothing is known of either.
+        which `facts` tell. While nothing is known of either, nothing saturates.
         """
         if self.quantization.int8_saturates is not None:
             return self
         named = self.cpu.features if self.cpu else ()
         features = frozenset(named or str(facts.get("features", "")).split())
         foreign = self.cpu is not None and self.cpu.architecture not in ("", *_X86)
-        if not (features or foreign):
-            return self
         saturates = not foreign and int8_saturates(features)
         known = self.quantization.model_copy(update={"int8_saturates": saturates})
         return replace(self, quantization=known)

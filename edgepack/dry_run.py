@@ -17,7 +17,8 @@ from edgepack import evaluate, exporters
 from edgepack.benchmark import Run
 from edgepack.datasets import Split
 from edgepack.errors import RefusedError, StageError
-from edgepack.locate import difference, first_refused
+from edgepack.folding import WEIGHTED
+from edgepack.locate import difference, find, first_refused
 from edgepack.sources import UnplacedError, of_node, part_of
 from edgepack.units import SHARE
 
@@ -34,16 +35,17 @@ if TYPE_CHECKING:
 _BROKEN = 0.25
 
 
-def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told") -> None:
+def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", *, compare: bool = True) -> None:
     """Raises StageError with the operator at fault unless the file can be written, loaded and run, and answers noise as
-    the torch model does. Without `run` it is only written. `told` is called while the operator is searched for.
+    the torch model does. Without `run` it is only written, and without `compare` it may answer anything. `told` is
+    called while the operator is searched for.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"trial{exporters.suffix(exporter)}"
         try:
             exporters.write(candidate, exporter, path)
         except UnplacedError as error:
-            raise _refused(candidate, exporter, run, told, error.message) from error
+            raise _refused(candidate, exporter, run, told, f"{error.message}, build.log has the traceback") from error
         if run is None:
             return
         try:
@@ -51,11 +53,11 @@ def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "To
         except RefusedError as error:
             reason = error.message.replace(str(path), f"the {exporter.name} file")
             raise _refused(candidate, exporter, run, told, reason) from error
-    if off > _BROKEN:
-        message = (
-            f"the {exporter.name} file does not answer like the torch model: on noise it is {SHARE.format(off)} off"
-        )
-        raise StageError(message, _way_out(candidate, exporter, None))
+        if not compare or off <= _BROKEN:
+            return
+        where = find(candidate, exporter, run, noise(candidate), told)
+    message = f"the {exporter.name} file does not answer like the torch model: on noise it is {SHARE.format(off)} off"
+    raise StageError(f"{message}; {where}", _way_out(candidate, exporter, None))
 
 
 def _off(candidate: "Candidate", exporter: "Choice", run: Run, path: Path) -> float:
@@ -83,6 +85,6 @@ def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: 
 
 
 def _way_out(candidate: "Candidate", exporter: "Choice", node: "fx.Node | None") -> str:
-    layer = part_of(node) if node is not None else ""
-    fp32 = f"leave it in fp32 (quantize: {{fp32: ['{layer}']}}), " if candidate.form == "exported" and layer else ""
-    return f"{fp32}write it with other operators, or leave {exporter.name} out of `export`; build.log has the traceback"
+    weighted = candidate.form == "exported" and node is not None and node.target in WEIGHTED
+    fp32 = f"leave it in fp32 (quantize: {{fp32: ['{part_of(node)}']}}), " if weighted and part_of(node) else ""
+    return f"{fp32}write it with other operators, or leave {exporter.name} out of `export`"

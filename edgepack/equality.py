@@ -35,7 +35,8 @@ def check_equal(
         place = _exported_otherwise(captured(), candidate, inputs) or _rewritten(captured(), rewrite, inputs, expected)
     raise StageError(
         f"the graph to be quantized does not answer like the model{place}",
-        "this is a mistake of the export or of edgepack: leave the stage out, or write that part in another way",
+        "write that part of the model with other operators, or leave the stage out; please report it, the model is not "
+        "at fault",
     )
 
 

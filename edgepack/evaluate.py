@@ -35,6 +35,7 @@ BROKEN = (
     "leave this format out of `export`, or the layers it gets wrong in fp32; if int8 products saturate on the device, "
     "its profile must say so: quantization.int8_saturates"
 )
+BROKEN_FLOAT = "leave this format out of `export`, or write that part of the model with other operators"
 
 
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
@@ -112,7 +113,7 @@ def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
     }
 
 
-def check_same(task: Task, logits: "Array", reference: "Array", of: str) -> None:
+def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: str = BROKEN) -> None:
     """Raises StageError where a file is far from the torch model that it was written from: it is broken, whatever the
     budgets ask. What rounding and int8 do to outputs is below these limits, and is left to the budgets.
     """
@@ -123,7 +124,7 @@ def check_same(task: Task, logits: "Array", reference: "Array", of: str) -> None
     decided = f"decides {turned:,} of {rows:,} test samples otherwise" if turned else "gives other outputs"
     raise StageError(
         f"{of} {decided} than the torch model that it was written from, by more than rounding: the file is broken",
-        BROKEN,
+        hint,
     )
 
 

@@ -40,14 +40,12 @@ class _Watch:
 
     def strike(self, number: int, frame: Any) -> None:
         """The handler of the signals."""
-        now = time.monotonic()
-        if self.again:
-            self.again = False
-        elif not self.came:
+        now, ours, self.again = time.monotonic(), self.again, False
+        if not self.came:  # also where the thread's own is told with it: Python makes one call of the two
             self.came = now
             with suppress(OSError):
                 os.write(self.written, bytes([number]))
-        elif self.ends and now - self.came > _BOUNCE:
+        elif not ours and self.ends and now - self.came > _BOUNCE:
             end()  # a second one says: at once
         if not self.deferred and not self.heard:
             raise KeyboardInterrupt
@@ -90,6 +88,20 @@ def install() -> None:
             signal.signal(number, _now.strike)
 
 
+def _in_child() -> None:
+    """A forked process, as of a pool of the user's, has signals of its own and nothing to tell its parent."""
+    global _now
+    watch, _now = _now, _Watch(ends=False)
+    if watch.ends:
+        signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) == watch.strike:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def close() -> None:
     """The command is over and its exit code known: a signal changes it no more."""
     for number in SIGNALS:
@@ -110,14 +122,20 @@ def heeded() -> Iterator[None]:
     before, _now = _now, _Watch(ends=False)
     _now.start()
     signal.signal(signal.SIGINT, _now.strike)
+    watch, unheard = _now, False
     try:
         yield
+        unheard = bool(watch.came) and not watch.heard  # one that came while nothing could be raised
     finally:
-        with _now.lock:
-            _now.heard = time.monotonic()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        with watch.lock:
+            watch.heard = time.monotonic()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.close(_now.written)
+        os.close(watch.written)
         _now = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if unheard:
+        raise KeyboardInterrupt
 
 
 def asked() -> bool:

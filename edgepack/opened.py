@@ -103,7 +103,12 @@ def _source(file: Path) -> Path:
 
 
 def _counts(file: Path, folders: list[Path], relative: bool) -> bool:
-    """Whether it is one of the project's: not installed, nor hidden, nor what edgepack wrote."""
+    """Whether it is one of the project's: not installed, nor hidden, nor what edgepack wrote.
+
+    Of Python's sources all others are: what the key covers is left out before, so that it is told what was missed.
+    """
+    if file.suffix == ".py" and not (is_installed(file) or file.is_relative_to(_PACKAGE)):
+        return True
     around = [folder for folder in folders if file.is_relative_to(folder)]
     if not around and not relative:
         return False

@@ -113,8 +113,11 @@ class Planner:
             yield export
             exports.append(export)
         yield self.outputs(last)
+        first = None
         for export in exports:
-            yield self.evaluation(export, exports, last)
+            step = self.evaluation(export, exports, last)
+            first = first or step
+            yield _because(step, "the first file was not run then") if _lacks_runtimes(step, first) else step
         for export in exports:
             yield self.timing(export)
 
@@ -283,6 +286,14 @@ class Planner:
         if name not in self.previous:
             return "first time" if not self.previous else "new step"
         return ", ".join(differences(self.previous[name], ingredients)) or "no longer in the store"
+
+
+def _lacks_runtimes(step: Step, first: Step) -> bool:
+    """Whether what is known of a file does not compare it with the first one, which can be run by now."""
+    if step is first or step.subject == "teacher" or step.entry is None or not step.cached:
+        return False
+    known = first.entry.outcome if first.entry and first.cached else {}
+    return not {"runtimes", "not_run"} & step.entry.outcome.keys() and "not_run" not in known
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -70,7 +70,8 @@ class Reach:
         except AbsentError as error:
             if self.device.runner.name == STAND_IN:
                 raise
-            self.device, self.absent = self.device.run_by(STAND_IN, {}), error.message
+            # The processor that stands in for it says nothing of its own.
+            self.device, self.absent = self.device.settled({}).run_by(STAND_IN, {}), error.message
             return self._connect()
         _remember(self.device, self.store, self._connection.facts)
         return self._connection

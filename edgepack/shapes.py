@@ -119,10 +119,12 @@ def _free() -> float:
     free = math.inf
     with suppress(OSError, IndexError, ValueError):  # a system without that file
         free = float(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
-    with suppress(OSError, ValueError):  # no container, or one without a limit
+    with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = sum(int(facts[name]) for name in ("inactive_file", "active_file"))  # given back when it is needed
+        free = min(free, max(limit - used + cached, 0))
     return free
 
 

@@ -64,7 +64,7 @@ def _read(file: Path, _changed: int, _size: int) -> Statements:
         packages=tuple(each for each, whole in found if each and not whole),
         dynamic=any(each is None for each, _ in found) or any(_called(node) in _LISTING for node in calls),
         spread=any(_called(node) in _SPREADING for node in calls),
-        first=tuple(written.added(calls, "insert")),
+        first=(*written.added(calls, "insert"), *written.assigned(nodes)),
         last=tuple(written.added(calls, "append", "extend", "addsitedir")),
     )
 
@@ -137,6 +137,16 @@ class _Folders:
                     with suppress(ValueError, TypeError, IndexError, RecursionError):
                         yield str(self.value(item).resolve())
 
+    def assigned(self, nodes: list[ast.AST]) -> Iterator[str]:
+        """Those of `sys.path += [...]`, `sys.path[:0] = [...]` and `sys.path = [...] + sys.path`."""
+        for node in nodes:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if isinstance(node, ast.Assign | ast.AugAssign) and any(_is_sys_path(target) for target in targets):
+                lists = [each for each in ast.walk(node.value) if isinstance(each, ast.List | ast.Tuple)]
+                for item in (item for each in lists for item in each.elts):
+                    with suppress(ValueError, TypeError, IndexError, RecursionError):
+                        yield str(self.value(item).resolve())
+
     def value(self, node: ast.expr) -> Path:
         """The path that an expression gives. Raises ValueError where only running it would tell."""
         match node:
@@ -183,6 +193,13 @@ _FUNCTIONS: dict[str, Callable[..., Path]] = {
     "dirname": lambda path: path.parent,
     "expanduser": Path.expanduser,
 }
+
+
+def _is_sys_path(target: ast.expr | None) -> bool:
+    """Whether this is `sys.path`, or a slice of it."""
+    if isinstance(target, ast.Subscript):
+        target = target.value
+    return isinstance(target, ast.Attribute) and target.attr == "path" and ast.unparse(target.value) == "sys"
 
 
 def _of_sys_path(function: ast.expr) -> bool:

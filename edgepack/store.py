@@ -27,6 +27,7 @@ from edgepack import interrupts
 from edgepack.errors import DeviceError
 
 DEFAULT = Path(".edgepack/store")
+_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]  # tells computers apart that share a store
 _README = """This folder is edgepack's cache. It is safe to delete: the next build makes again what it needs.
 `edgepack cache ls` lists it, `edgepack cache gc` removes what was not used lately.
 """
@@ -129,7 +130,7 @@ class Store:
     def _new_folder(self, key: str) -> tuple[Path, int]:
         """A folder in tmp/ and a handle that holds it until it is closed: what nobody holds, a killed build left."""
         while True:
-            folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}"
+            folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}-{_HOST}"
             folder.mkdir(parents=True)
             with suppress(FileNotFoundError):
                 handle = os.open(folder, os.O_RDONLY)
@@ -183,8 +184,11 @@ class Store:
         return tuple(gone)
 
     def _clear_folders(self) -> None:
-        """Folders in tmp/ that a killed build left behind, which may be large."""
-        for folder in self.root.glob("tmp/*"):
+        """Folders in tmp/ that a killed build of this computer left behind, which may be large.
+
+        Of another computer's, where the store is shared, neither locks nor processes can be seen from here.
+        """
+        for folder in self.root.glob(f"tmp/*-{_HOST}"):
             with suppress(OSError), _opened(folder) as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

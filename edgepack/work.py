@@ -19,7 +19,7 @@ from edgepack.errors import DeviceError, EdgepackError, RefusedError, StageError
 from edgepack.events import Emit, Note, StepProgress
 from edgepack.plan import Planner, Step, numbered, plugin_facts
 from edgepack.plugins import Choice
-from edgepack.reach import Reach
+from edgepack.reach import Facts, Reach
 from edgepack.recipe import Recipe
 from edgepack.runners import host
 from edgepack.stages import Context, trainings
@@ -137,7 +137,9 @@ class Work:
         def told(done: int, total: int) -> None:
             self.emit(StepProgress(doing=f"looking for what {exporter.name} cannot take", done=done, total=total))
 
-        dry_run.check(candidate, exporter, here.run if self._runs_here(exporter, here) else None, told)
+        run = here.run if self._runs_here(exporter, here) else None
+        alike = not self._cut_off(exporter.module.RUNTIME, here.facts)
+        dry_run.check(candidate, exporter, run, told, compare=alike)
 
     def _runs_here(self, exporter: Choice, here: host.Host) -> bool:
         runtime = exporter.module.RUNTIME
@@ -382,7 +384,9 @@ class Work:
             if artifact.format != first and self._answered(first):
                 outcome["runtimes"] = {"with": first, **self._parity(logits, f"evaluate {first}")}
         else:  # what a model may lose is judged by the teacher's file: two that are wrong alike would pass
-            evaluate.check_same(self.task, logits, self.taught, f"the {artifact.format} file of the teacher")
+            evaluate.check_same(
+                self.task, logits, self.taught, f"the {artifact.format} file of the teacher", evaluate.BROKEN_FLOAT
+            )
         return outcome
 
     def _answered(self, label: str) -> bool:
@@ -407,13 +411,16 @@ class Work:
                 raise StageError(f"{step.name}: {why}: {self.difference(step.artifact)}", evaluate.BROKEN)
 
     def _saturates_here(self, label: str) -> bool:
-        """Whether this computer stands in for a device whose int8 products do not saturate, and its own do: what its
-        answers are worth is told as a doubt, and says nothing of the file.
-        """
+        """Whether this computer stands in for a device, and what its own products cut off says nothing of the file."""
         artifact, _ = self.file(label)
-        emulated = self.device.evidence.get("predict") != "measured" and artifact.runtime == "onnxruntime"
-        here = frozenset(str(self.reach.facts.get("features", "")).split())
-        return emulated and not self.device.quantization.int8_saturates and provenance.int8_saturates(here)
+        emulated = self.device.evidence.get("predict") != "measured"
+        return emulated and self._cut_off(artifact.runtime, self.reach.facts)
+
+    def _cut_off(self, runtime: str, facts: Facts) -> bool:
+        """Whether int8 products saturate where these are the facts, and not on the device."""
+        features = frozenset(str(facts.get("features", "")).split())
+        saturates = runtime == "onnxruntime" and provenance.int8_saturates(features)
+        return saturates and not self.device.quantization.int8_saturates
 
     @cached_property
     def taught(self) -> Any:

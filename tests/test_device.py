@@ -58,7 +58,7 @@ def test_the_resolved_profile_is_the_same_profile(own_place: Path) -> None:
         ({}, "avx2 fma", True),
         ({}, "avx2 avx_vnni", False),
         ({}, "asimd asimddp", False),
-        ({}, "", None),  # not reached yet
+        ({}, "", False),  # not reached yet
         ({"cpu": {"name": "N100", "architecture": "x86_64", "features": ["avx_vnni"]}}, "avx2 fma", False),
         ({"cpu": {"name": "Cortex-A55", "architecture": "aarch64"}}, "avx2 fma", False),  # this computer stands in
         ({"quantization": {"int8_saturates": False}}, "avx2 fma", False),
@@ -66,7 +66,7 @@ def test_the_resolved_profile_is_the_same_profile(own_place: Path) -> None:
     ],
 )
 def test_whether_int8_saturates_is_up_to_the_profile_then_to_the_processor(
-    profile: dict[str, Any], features: str, saturates: bool | None
+    profile: dict[str, Any], features: str, saturates: bool
 ) -> None:
     settled = device(**profile).settled({"features": features})
     assert settled.quantization.int8_saturates is saturates

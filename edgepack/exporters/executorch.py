@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RUNTIME = "executorch"
 SUFFIX = ".pte"
 METHOD = "forward"
-VERSION = 7
+VERSION = 8
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
