@@ -88,6 +88,16 @@ def install() -> None:
             signal.signal(number, _now.strike)
 
 
+def _before_fork() -> None:
+    """None comes to a child that still has its parent's handlers."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _after_fork() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
 def _in_child() -> None:
     """A forked process, as of a pool of the user's, has signals of its own and nothing to tell its parent."""
     global _now
@@ -97,9 +107,11 @@ def _in_child() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) == watch.strike:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_masks: list[set[signal.Signals | int]] = []  # of the thread that forks
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 def close() -> None:

@@ -95,6 +95,9 @@ def test_modules_that_are_imported_in_any_way_from_another_folder(
     "says",
     [
         "import sys\nsys.path.insert(0, '../lib')",
+        "import sys\nsys.path += ['../lib']",
+        "import sys\nsys.path[:0] = ['../lib']",
+        "import sys\nsys.path = ['../lib'] + sys.path",
         "import sys, os\nsys.path.append(os.path.join(os.path.dirname(__file__), '..', 'lib'))",
         "import sys, os\nsys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + '/../lib')",
         "import sys\nROOT = Path(__file__).resolve().parent.parent\nsys.path.append(str(ROOT / 'lib'))",

@@ -171,6 +171,45 @@ main()
     assert "Traceback" not in ran.err
 
 
+def test_the_end_of_a_forked_process_is_no_signal_to_its_parent() -> None:
+    """A pool of the user's ends its workers by SIGTERM."""
+    ran = command("""
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+time.sleep(0.6)
+raise StageError(f"the child ended with {child.exitcode}")
+""")
+    assert ran.code == ExitCode.STAGE and "the child ended with -15" in ran.err
+
+
+def test_a_signal_inside_a_long_call_of_a_library_is_remembered() -> None:
+    """It comes together with the thread's own, and Python makes one call of the two."""
+    ran = command(
+        """
+import threading
+threading.Timer(0.1, strike).start()
+try:
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 3_000_000)
+    time.sleep(1)
+except BaseException:
+    pass
+print(interrupts.asked())
+sys.exit(0)
+""",
+        patience=5.0,
+    )
+    assert (ran.code, ran.out.strip()) == (ExitCode.INTERRUPTED, "True")
+
+
+def test_a_signal_at_the_very_end_of_a_build_is_told_to_the_program(plain_handler: None) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded(), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     """As under nohup."""
     code = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + COMMAND.format(
