@@ -1,7 +1,7 @@
 """What a user's module is made of: the files of hers that it imports, and theirs, found without running any of them.
 
     of("shop.nets").files          # shop/__init__.py, shop/nets.py, ../common/blocks.py, ...
-    of("shop.nets").libraries      # {"timm": "1.0.3"}: installed packages that these import
+    of("shop.nets").libraries      # {"timm": "1.0.3"}: installed packages that it imports, or what it imports
 
 A name is searched for as the interpreter would: from the current folder, `sys.path` with what PYTHONPATH and .pth files
 add, and the hooks that packages installed in development mode have. Of what is installed only the version counts.
@@ -129,14 +129,23 @@ class _Walk(_Search):
         self.last: list[str] = []
         self._todo: list[str] = []
         self._seen: set[str] = set()
+        self._reached = True
 
     def imports(self) -> Imports:
         """Files in the order of the names of their modules: where they lie does not matter."""
         return Imports(tuple(dict.fromkeys(file for _, file in sorted(self.files.items()))), self.libraries)
 
     def follow(self, name: str) -> None:
+        """First what is imported; then the rest of the package, which counts by its content alone: it may never be
+        imported, and what it needs need not be installed.
+        """
         self._add(name)
+        self._visit_all()
+        self._reached = False
         self._add_all(name.partition(".")[0])
+        self._visit_all()
+
+    def _visit_all(self) -> None:
         while self._todo:
             self._visit(self._todo.pop())
 
@@ -167,7 +176,7 @@ class _Walk(_Search):
         if is_standard(file):
             return False
         library = version_of(file)
-        if library and library[0] not in _IN_KEYS:
+        if self._reached and library and library[0] not in _IN_KEYS:
             self.libraries.update([library])
         return library is None
 

@@ -4,12 +4,16 @@ Every data set's labels are held to this, wherever they come from: `Signature` a
 would give every later class the name of another.
 """
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 _JOINERS = "\u200c\u200d"  # not printable, but words of Persian and Hindi, and emoji, are written with them
 _LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python, Java and Swift take for one
+# Never a character, or set aside for such that nobody sees (Unicode's Noncharacter and Default_Ignorable_Code_Point).
+_NEVER = re.compile("[\u2065\ufdd0-\ufdef\ufff0-\uffff\U000e0000-\U000e0fff]")
+_UNNAMED = {"Cc": "a control character", "Co": "a character of private use"}
 _REPLACED = "\ufffd"  # stands for what could not be decoded
 
 
@@ -83,7 +87,13 @@ def read(content: bytes) -> list[str]:
 
 
 def _is_odd(letter: str) -> bool:
-    return letter == _REPLACED or not (letter.isprintable() or letter in _JOINERS)
+    return letter == _REPLACED or not (letter.isprintable() or letter in _JOINERS or _may_be_new(letter))
+
+
+def _may_be_new(letter: str) -> bool:
+    """Whether Unicode may have given it a character after Python's tables were made, as each year to some emoji."""
+    never = ord(letter) & 0xFFFE == 0xFFFE or _NEVER.match(letter)  # the last two of every 65536 are none
+    return unicodedata.category(letter) == "Cn" and not never
 
 
 def _named(letter: str) -> str:
@@ -92,7 +102,7 @@ def _named(letter: str) -> str:
     code = f"U+{ord(letter):04X}"
     if letter in _LINE_ENDS:
         return f"a line end ({code})"
-    return f"{unicodedata.name(letter, 'a control character')} ({code})"
+    return f"{unicodedata.name(letter, _UNNAMED.get(unicodedata.category(letter), 'no character'))} ({code})"
 
 
 def _look(label: str) -> str:

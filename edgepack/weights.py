@@ -23,7 +23,10 @@ State = Mapping[str, torch.Tensor]
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # anywhere in a name
 # Of no layer: what losses and metrics keep, the count of torch's AveragedModel, what profilers leave behind.
-_NO_LAYER = re.compile(r"loss|criteri|metric|(^|\.)n_averaged$|(^|[._])total_(ops|params)$|(^|\.)_extra_state$")
+_NO_LAYER = re.compile(r"(^|\.)n_averaged$|(^|[._])total_(ops|params)$|(^|\.)_extra_state$")
+_LOSS = r"(loss(es)?|criteri(a|on|ons)|metrics?)"
+_LOSSES = re.compile(rf"(^|\.)((train|val|valid|validation|test)_)?{_LOSS}(_(fn|func|function))?(\.|$)")
+_OF_A_LOSS = re.compile(rf"(^|[._]){_LOSS}([._]|$)")  # may be a layer too: `loss_head.weight`
 _METRIC = re.compile(r"(^|[._])(acc|accuracy|auc|auroc|f1|confmat|precision|recall)([._]|$)")
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -189,10 +192,11 @@ def _match(own: State, state: State, entry: str, prefix: str) -> Match:
 
 def _of_no_layer(name: str, tensor: torch.Tensor, inside: bool) -> bool:
     """Whether a tensor that the model does not have is nothing that it computes with."""
-    if _NO_LAYER.search(name.lower()):
+    lower = name.lower()
+    if _NO_LAYER.search(lower) or _LOSSES.search(lower) or (tensor.dim() < 2 and _OF_A_LOSS.search(lower)):
         return True
     small = tensor.dim() < 2 and name.rpartition(".")[2] not in _OF_LAYERS
-    return not inside and (small or bool(_METRIC.search(name.lower())))
+    return not inside and (small or bool(_METRIC.search(lower)))
 
 
 def _folded(state: State) -> dict[str, torch.Tensor] | None:
@@ -247,8 +251,8 @@ def _chosen(matches: list[Match], path: Path, key: str | None) -> Match:
     if len(found) > 1:
         listed = " and ".join(map(repr, names))
         raise StageError(
-            f"{path.name} holds weights of this model {len(names)} times, {listed}: which are meant?",
-            f"say so beside checkpoint, for example {advice}",
+            f"{path.name} contains {len(names)} sets of weights that fit this model: {listed}",
+            f"say which beside checkpoint, for example {advice}",
         )
     raise StageError(
         f"{path.name} holds more than this model, whose weights are under '{names[0]}': {_listed(found[0].others)}",

@@ -7,6 +7,7 @@ features besides its own: /proc/cpuinfo says so, in the processes that tests sta
 import os
 import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         shutil.copytree(PROJECT / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path: Path) -> Iterator[None]:
+    """What a test imports from its own folder is unknown to the next one, which may have a module of the same name."""
+    before, path = {*sys.modules}, [*sys.path]
+    yield
+    sys.path[:] = path
+    for name in {*sys.modules} - before:
+        held = vars(sys.modules[name])
+        places = [held.get("__file__") or "", *(held.get("__path__") or ())]
+        if any(Path(place).is_relative_to(tmp_path) for place in places):
+            del sys.modules[name]
 
 
 def pytest_report_header() -> str:

@@ -38,7 +38,8 @@ def configured(folder: str = "pets", **settings: Any) -> Config:
 
 def read_pixels(file: str, **settings: Any) -> Any:
     """What is stored of a picture that is not augmented."""
-    return decoded(Path(file), configured(augment=False, **settings).frame).pixels
+    _, pixels = decoded(Path(file), configured(augment=False, **settings).frame)
+    return pixels.transpose(1, 2, 0)
 
 
 def check_colors(data: Data) -> None:

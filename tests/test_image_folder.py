@@ -1,6 +1,7 @@
 """A folder of real pictures becomes a data set, and what is wrong with it is said before anything is trained."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,63 @@ def test_pictures_that_cannot_be_read_are_named(pets: str) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         configured(**settings)
+
+
+def test_pictures_are_held_once_and_need_what_is_checked(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy("pets/ant/1.jpg", "pets/ant/copy.jpg")
+    asked: list[int] = []
+    monkeypatch.setattr(image_folder, "_fits_in_memory", asked.append)
+    data = load(configured())
+    pictures = [split.inputs[0] for split in (data.train, data.validation, data.test)]
+    starts = [each.data_ptr() for each in pictures]
+    ends = [each.data_ptr() + each.untyped_storage().nbytes() for each in pictures]
+    assert asked == [30 * 3 * 18 * 18] and max(ends) - min(starts) <= asked[0]  # all in one piece of memory
+
+
+def test_each_row_is_the_picture_that_its_label_says() -> None:
+    """Cut as if each was resized whole and then cut, of odd and even sizes, in all splits, with a copy among them."""
+    for i in range(12):
+        for label in range(2):
+            write_picture(f"pets/{'ab'[label]}/{i}.png", (20 * i, 0, 200 * label), (18 + i, 41 - i))
+    files = [(_middle(file), "ab".index(file.parent.name)) for file in sorted(Path("pets").rglob("*.png"))]
+    shutil.copy("pets/a/3.png", "pets/a/copy.png")
+    data, seen = load(configured()), set()
+    for split in (data.train, data.validation, data.test):
+        start = (split.inputs[0].shape[-1] - 16) // 2
+        cut = split.inputs[0][:, :, start : start + 16, start : start + 16].numpy().astype(float)
+        for row, target in zip(cut, split.targets.tolist(), strict=True):
+            off = [numpy.abs(row - pixels).mean() for pixels, _ in files]
+            assert min(off) < 0.6 and files[int(numpy.argmin(off))][1] == target  # a rounding step, or another
+            seen.add(int(numpy.argmin(off)))
+    assert len(seen) == 24
+
+
+def _middle(file: Path) -> Any:
+    """Resized whole, and then cut."""
+    picture = Image.open(file)
+    scale = 18 / min(picture.size)
+    width, height = (max(18, round(length * scale)) for length in picture.size)
+    resized = numpy.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - 16) // 2, (width - 16) // 2
+    return resized[top : top + 16, left : left + 16].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("what", ["is_dir", "exists", "stat"])
+def test_what_a_link_leads_to_and_may_not_be_read_is_told(
+    what: str, pets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("elsewhere").mkdir()
+    Path("pets/ant/more").symlink_to(Path("elsewhere" if what == "stat" else "elsewhere/x.jpg").resolve())
+    real = getattr(Path, what)
+
+    def refused(path: Path, **how: Any) -> Any:
+        if path.name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, what, refused)
+    with pytest.raises(RecipeError, match=r"^cannot read pets/ant/more: Permission denied$"):
+        describe(configured())
 
 
 def test_more_pictures_than_memory_are_refused(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:

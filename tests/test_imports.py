@@ -251,6 +251,28 @@ def test_of_what_is_installed_the_version_counts(monkeypatch: pytest.MonkeyPatch
     assert imports.of("own_net").libraries == {"distribution-of-another-name": "3"}
 
 
+def test_versions_count_only_of_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the package may need what is not installed everywhere; its files count all the same."""
+    write({"site-packages/own_lib": "", "site-packages/own_plots": "", "site-packages/own_named": ""})
+    for name in ("own_lib", "own_plots", "own_named"):
+        install(name, "1", f"{name}.py,,\n")
+    monkeypatch.syspath_prepend(str(Path("../site-packages").resolve()))
+    write(
+        {
+            "here/own_pkg/__init__": "",
+            "here/own_pkg/nets": "from .blocks import x",
+            "here/own_pkg/blocks": "import own_lib",
+        }
+    )
+    write({"here/own_pkg/plots": "import own_plots, own_far", "here/own_far": "import own_plots"})
+    files = {f"here/own_pkg/{name}.py" for name in ("__init__", "nets", "blocks", "plots")} | {"here/own_far.py"}
+    assert found("own_pkg.nets") == files
+    assert imports.of("own_pkg.nets").libraries == {"own-lib": "1"}
+    assert imports.of("own_pkg.plots").libraries == {"own-plots": "1"}
+    write({"here/own_pkg/blocks": "import importlib\ndef f(name): importlib.import_module(name)"})  # any of them
+    assert imports.of("own_pkg.nets").libraries == {"own-plots": "1"}
+
+
 def test_of_what_was_installed_from_a_folder_the_code_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """`pip install .` again, after a change that left the version as it was."""
     write({"site-packages/own_lib/__init__": "", "here/own_net": "import own_lib"})

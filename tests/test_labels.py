@@ -17,13 +17,34 @@ from edgepack.errors import RecipeError, VerifyError
 ODD = {
     **{f"a{end}b": "a line end" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"},
     **{"a\0b": "a control character (U+0000)", "a\tb": "a control character (U+0009)", "cat\x1b[31m": "U+001B"},
+    **{
+        "\ue000": "a character of private use (U+E000)",
+        "a\ufffe": "no character (U+FFFE)",
+        "a\U0001ffff": "no character",
+    },
+    **{"\U000e0080": "no character (U+E0080)", "\u2065a": "no character (U+2065)"},
     "caf\udce9": "bytes that are not UTF-8",
     "\ufffdcaf": "REPLACEMENT CHARACTER",
     **{"\ufeffcat": "U+FEFF", "a\u202eb": "RIGHT-TO-LEFT OVERRIDE", "a\u00a0b": "NO-BREAK SPACE", "\u200b": "U+200B"},
     **{"": "it is empty", "  ": "it is blank", "\u200d": "it is blank"},
     **{" cat": "begins or ends with a blank", "cat ": "begins or ends with a blank"},
 }
-FINE = ("T-shirt/top", "crème brûlée", "犬", "👨‍👩‍👧", "می‌روم", "#1", "A", "a", "two words", "0", "null", "🏴‍☠️")
+FINE = (
+    "T-shirt/top",
+    "crème brûlée",
+    "犬",
+    "👨‍👩‍👧",
+    "می‌روم",
+    "#1",
+    "A",
+    "a",
+    "two words",
+    "0",
+    "null",
+    "🏴‍☠️",
+    "\U0001fae8",
+    "\U0001faef",
+)
 
 
 def _signature(*names: str) -> Signature:

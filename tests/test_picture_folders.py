@@ -163,11 +163,11 @@ def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsR
     picture.quantize(4).save("three.gif", transparency=0)
     for file in ("one.png", "two.png", "three.gif"):
         assert read_pixels(file)[8, 8].tolist() == [250, 20, 90]
-        assert decoded(Path(file), configured().frame).transparent
+        assert decoded(Path(file), configured().frame)[0].transparent
     assert not [each for each in recwarn if "ransparency" in str(each.message)]
     see_through.putalpha(255)
     see_through.save("one.png")
-    assert not decoded(Path("one.png"), configured().frame).transparent
+    assert not decoded(Path("one.png"), configured().frame)[0].transparent
 
 
 def test_transparent_pictures_are_counted(pets: str) -> None:

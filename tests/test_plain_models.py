@@ -1,6 +1,5 @@
 """Models of users that come wrapped, or with weights that are computed each time."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,6 @@ PICTURES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def nets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "wrapped_nets", raising=False)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if not Path(each, "wrapped_nets.py").exists()])
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("wrapped_nets.py").write_text(SOURCE)
 
@@ -189,7 +186,7 @@ class Parts(nn.Module):  # type: ignore[misc]
 
 
 def _distributed(module: nn.Module) -> nn.Module:
-    return type("DistributedDataParallel", (Wrapper,), {})(module)
+    return type("DistributedDataParallel", (Wrapper,), {"__module__": "torch.nn.parallel.distributed"})(module)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +207,77 @@ def test_wrappers_are_taken_off_with_a_note(wrap: Any, kind: str, names: str) ->
     assert next(iter(inside.state_dict())) == names
     assert torch.equal(answers(inside), answers(net()))
     assert told[0] == f"taken out of its {kind}: what is compressed is the model inside"
+
+
+class Doubled(nn.DataParallel):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.module(x)
+
+
+class Averaged(nn.Module):  # type: ignore[misc]
+    """A user's own class, called as one of torch's."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * next(self.children())(x)
+
+
+def _replaced(module: nn.Module) -> nn.Module:
+    wrapped = nn.DataParallel(module)
+    wrapped.forward = lambda x: 2 * net()(x)
+    return wrapped
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Doubled,
+        _replaced,
+        lambda model: type("AveragedModel", (Averaged,), {})(model=model),
+        lambda model: type("DataParallel", (Averaged,), {})(module=model),
+    ],
+    ids=["a subclass", "its forward replaced", "without .module", "with .module"],
+)
+def test_what_computes_by_a_forward_of_its_own_is_no_wrapper(wrap: Any, part: bool) -> None:
+    with collected() as told:
+        inside = plain(Parts(wrap(net())) if part else wrap(net()))
+    torch.testing.assert_close(answers(inside), 2 * answers(net()))
+    assert told == []
+
+
+def test_a_subclass_without_a_forward_of_its_own_is_a_wrapper() -> None:
+    inside = plain(type("Mine", (nn.DataParallel,), {})(net()))
+    assert next(iter(inside.state_dict())) == "0.weight"
+
+
+def test_a_wrapped_part_of_two_names_is_taken_out_under_both() -> None:
+    model = nn.Sequential(net(), nn.Linear(3, 3))
+    wrapped = torch.compile(model[1])
+    model[1] = wrapped
+    model.append(wrapped)
+    model[0][0].register_module("none", None)
+    inside = plain(model)
+    assert inside[1] is inside[2] and type(inside[1]) is nn.Linear
+    torch.testing.assert_close(answers(inside), inside[1](inside[1](answers(net()))).detach())
+
+
+def test_what_cannot_be_copied_is_told_by_its_class() -> None:
+    with pytest.raises(StageError, match="the model, a Wrapper, cannot be copied: TypeError: cannot pickle Process"):
+        plain(Wrapper(net()))
+
+
+def test_not_numbers_are_no_matter_when_weights_are_folded() -> None:
+    class Root(nn.Module):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x[:, :1].abs().neg().sqrt(), x[:, 1:2] - torch.inf, x[:, 2:]], 1)
+
+    model = nn.Sequential(*new(), Root())
+    assert not folded(model, (PICTURES,))[0].state_dict().keys() - {"weight", "bias"}
 
 
 def test_a_model_compiled_in_place_is_as_it_was() -> None:

@@ -35,8 +35,6 @@ def make(width=8, depths=(1,)):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has its own module of this name in its own folder."""
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if not Path(each, "nets.py").exists()])
     monkeypatch.syspath_prepend(str(Path.cwd()))
 
 

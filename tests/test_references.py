@@ -1,7 +1,6 @@
 """A user's function is found by its name without running any of her code."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,6 @@ from edgepack.errors import RecipeError
 from edgepack.references import Reference, resolve, source, sources
 
 RUNS = "raise RuntimeError('this ran')\n"
-
-
-@pytest.fixture(autouse=True)
-def own_modules() -> Iterator[None]:
-    """Modules of one test's folder are unknown to the next."""
-    before, path = {*sys.modules}, [*sys.path]
-    yield
-    sys.path[:] = path
-    for name in {*sys.modules} - before:
-        del sys.modules[name]
 
 
 def _write(file: str, text: str) -> Path:

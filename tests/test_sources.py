@@ -1,7 +1,6 @@
 """A model that cannot be used is told with the module and the line of its own code where it stands."""
 
 import logging
-import sys
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -43,7 +42,6 @@ FORWARD = "return self.head(self.blocks[0](x))"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has its own module of this name in its own folder."""
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
     monkeypatch.syspath_prepend(str(Path.cwd()))
 
 
@@ -211,7 +209,7 @@ def test_the_layers_of_a_bare_sequence_have_their_own_names() -> None:
     [
         (
             "return torch.special.bessel_j0(x)",
-            "export onnx, rehearsed before any training: onnx has nothing for the operator "
+            "export onnx, dry run before any training: onnx has nothing for the operator "
             "'aten.special_bessel_j0.default', at 'blocks.0', nets.py:6: return torch.special.bessel_j0(x)",
         ),
         (

@@ -1,7 +1,7 @@
 """Models whose answers depend on chance, on the samples beside, or on what no state dict holds."""
 
 import random
-import sys
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from torch_factories import tiny_models as tiny_models
 from edgepack import plugins, train
 from edgepack.candidate import Candidate
 from edgepack.errors import StageError
+from edgepack.models import _steady
 from edgepack.models._plain import plain
-from edgepack.models._steady import check_calls, check_in_process, check_made_again, own_random, some_inputs
+from edgepack.models._steady import check_calls, check_in_process, check_made_again, own_random, same, some_inputs
 from edgepack.models._trial import tried
 from edgepack.store import Store
 
@@ -127,6 +128,40 @@ def test_norms_over_one_sample_are_none_of_these() -> None:
         check_calls(net, INPUTS, "the model")
     check_calls(Net(nn.LayerNorm(16)), INPUTS, "the model")
     check_calls(Net(nn.Dropout(0.5)), INPUTS, "the model")
+
+
+class Odd(nn.Module):  # type: ignore[misc]
+    """Its outputs are odd in the first place, and are made from the pixels."""
+
+    def __init__(self, odd: Callable[[torch.Tensor], torch.Tensor], between: nn.Module = nn.Identity()) -> None:  # noqa: B008
+        super().__init__()
+        self.net, self.odd = Net(between), odd
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = self.net(x)
+        return torch.cat([self.odd(given[:, :1]), given[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("odd", [lambda x: x * torch.nan, lambda x: x - torch.inf, lambda x: x + torch.inf])
+def test_numbers_that_are_not_finite_neither_stop_a_check_nor_hide_anything(odd: Any) -> None:
+    check_calls(Odd(odd), INPUTS, "the model")
+    check_made_again(Odd(odd), lambda: Odd(odd), INPUTS, "the model")
+    with pytest.raises(StageError, match="the output for a sample depends on the rest of the batch"):
+        check_calls(Odd(odd, Between(lambda x: x - x.mean(0))), INPUTS, "the model")
+    with pytest.raises(StageError, match="gives other outputs each time"):
+        check_calls(Odd(odd, Between(lambda x: x + torch.randn_like(x))), INPUTS, "the model")
+
+
+@pytest.mark.parametrize("do", [torch.sqrt, lambda x: torch.log(x + 1e-6), lambda x: x**2.2])
+def test_what_is_done_to_pixels_gives_numbers_for_noise(do: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    assert all(bool(do(each).isfinite().all()) for each in INPUTS)
+
+
+def test_outputs_that_are_not_finite_at_other_places_are_others() -> None:
+    one, two = torch.tensor([1.0, torch.nan]), torch.tensor([torch.nan, 1.0])
+    assert same(one, one) and not same(one, two)
+    assert not same(torch.tensor([1.0, torch.inf]), torch.tensor([1.0, -torch.inf]))
+    assert not same(torch.tensor([1.0, torch.inf]), torch.tensor([2.0, torch.inf]))
 
 
 def shuffled(draw: Callable[[], Any], **more: Any) -> Net:
@@ -266,7 +301,6 @@ def drawn():
 def test_what_is_drawn_on_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one process the same numbers come back; in the next, which goes on with the build, others do."""
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    monkeypatch.delitem(sys.modules, "imported_nets", raising=False)
     Path("imported_nets.py").write_text(IMPORTED)
 
     choices = (plugins.choose("models", {"python": f"imported_nets:{each}"}) for each in ("steady", "drawn"))
@@ -277,6 +311,27 @@ def test_what_is_drawn_on_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     Path("imported_nets.py").write_text(f"{IMPORTED}\nraise RuntimeError('not twice')")
     with pytest.raises(StageError, match=r"cannot be loaded in another process: .*not twice"):
         check_in_process(steady, INPUTS, "the model")
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by SIGSEGV"),
+        ("os._exit(3)", "the process ended with the exit status 3"),
+        ("time.sleep(60)", "gave no outputs within 1 s"),
+    ],
+)
+def test_a_process_that_does_not_come_to_its_end_is_told_as_such(
+    does: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it printed last is not the reason."""
+    run = f"import os, signal, sys, time; print('UserWarning: a stray one', file=sys.stderr, flush=True); {does}"
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: real([command[0], "-c", run], **how))
+    monkeypatch.setattr(_steady, "_PATIENCE", 1 if "sleep" in does else 60)
+    with pytest.raises(StageError) as failure:
+        check_in_process(learned("mlp"), INPUTS, "the model")
+    assert why in failure.value.message and "stray" not in failure.value.message
 
 
 def test_lazy_layers_learn_their_size_before_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,15 +89,39 @@ def test_an_average_of_weights_is_loaded_without_its_count() -> None:
     [
         {"loss.weight": torch.ones(3)},
         {"criterion.weight": torch.ones(3, 4), "criterion.centers": torch.ones(3, 8)},
+        {
+            "loss_fn.centers": torch.ones(3, 8),
+            "val_metrics.confmat": torch.ones(3, 3),
+            "losses.0.weight": torch.ones(3),
+        },
+        {"ce_loss.weight": torch.ones(3), "model.loss.weight": torch.ones(3)},
         {"val_acc.tp": torch.zeros(3, dtype=torch.int64), "val_acc.confmat": torch.zeros(3, 3)},
         {"total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
     ],
-    ids=["class weights", "a loss with parameters", "metrics", "a profiler"],
+    ids=["class weights", "a loss with parameters", "by other names", "a named loss", "metrics", "a profiler"],
 )
 def test_what_a_training_script_keeps_beside_the_model_is_left_out_and_told(beside: dict[str, Any]) -> None:
     after, told = loaded({"state_dict": {**under("model.", net()), **beside}, "epoch": 3})
     assert equal(after, net())
     assert told[1].startswith(f"weights.pth: left out, as nothing of the model: '{next(iter(beside))}'")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "geometric.conv.weight",
+        "glossary.weight",
+        "lossless.weight",
+        "loss_head.weight",
+        "metric_fc.weight",
+        "0.criterial",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_layer_whose_name_only_sounds_like_a_loss_is_of_another_model(extra: str, prefix: str) -> None:
+    failure = refused(under(prefix, net()) | {f"{prefix}{extra}": torch.ones(3, 3)})
+    assert "weights.pth is of another model" in failure.message
+    assert f"'{prefix}{extra}'" in failure.message
 
 
 def test_layers_beside_the_model_are_asked_about() -> None:
@@ -123,7 +147,7 @@ def test_layers_beside_the_model_are_asked_about() -> None:
 )
 def test_of_two_sets_of_weights_the_recipe_says_which(content: dict[str, Any], keys: tuple[str, str]) -> None:
     failure = refused(content)
-    assert f"holds weights of this model 2 times, '{keys[0]}' and '{keys[1]}': which are meant?" in failure.message
+    assert f"contains 2 sets of weights that fit this model: '{keys[0]}' and '{keys[1]}'" in failure.message
     assert f"checkpoint_key: {keys[1]}" in failure.hint
     for seed, key in enumerate(keys):
         assert equal(loaded(content, key)[0], net(seed))

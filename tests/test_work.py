@@ -1,7 +1,6 @@
 """What a build does beside its steps: times models that are only tried, doubts weights, lets the tokenizer travel."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +165,6 @@ def test_a_model_that_is_another_each_time_is_refused_before_any_training(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("drawn_nets.py").write_text(DRAWN)
-    monkeypatch.delitem(sys.modules, "drawn_nets", raising=False)
     drawn: dict[str, Any] = {"python": "drawn_nets:drawn"}
     student = {"distill": {"student": drawn, "epochs": 1}}
     model, stages = (drawn, []) if place == "model" else ({"torchvision": "resnet18"}, [student])

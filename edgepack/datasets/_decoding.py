@@ -50,9 +50,8 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """`pixels` [side, side, channels] are what the frame cut; `content` is the same for pictures of the same pixels."""
+    """`content` is the same for pictures of the same pixels."""
 
-    pixels: "Bytes"
     size: tuple[int, int]  # width and height, resized and not yet cut
     content: str
     transparent: bool
@@ -77,15 +76,17 @@ def _is_there(ending: str) -> bool:
     return bool(features.check("avif"))
 
 
-def all_decoded(files: Mapping[Path, str], frame: Frame) -> dict[str, Decoded]:
+def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dict[str, Decoded]:
     """What is in files of these contents, told by their hash: each content is decoded once.
 
+    Their pixels are written into `stored` [contents, channels, side, side], in the order of what is returned.
     Raises RecipeError that names the files which cannot be read.
     """
     _add_heif(files)
     one = {content: file for file, content in files.items()}
     with ThreadPoolExecutor(threads()) as pool:
-        found = dict(zip(one, pool.map(lambda file: _attempt(file, frame), one.values()), strict=True))
+        told = pool.map(lambda file, row: _attempt(file, frame, row), one.values(), stored)
+        found = dict(zip(one, told, strict=True))
     if unread := [f"{shown(file)}: {why}" for file, sha in files.items() if isinstance(why := found[sha], str)]:
         raise unreadable(unread, "picture", "cannot be read", "mend, convert or remove them")
     return {content: each for content, each in found.items() if isinstance(each, Decoded)}
@@ -102,16 +103,18 @@ def _add_heif(files: Iterable[Path]) -> None:
         import_module(_HEIF).register_heif_opener()
 
 
-def _attempt(file: Path, frame: Frame) -> "Decoded | str":
-    """The picture, or why it cannot be read."""
+def _attempt(file: Path, frame: Frame, row: "Bytes") -> "Decoded | str":
+    """The picture, with its pixels in the row, or why it cannot be read."""
     try:
-        return decoded(file, frame)
+        picture, pixels = decoded(file, frame)
+        row[:] = pixels
+        return picture
     except Exception as error:  # each decoder fails in its own way
         return NOT_FETCHED if _is_pointer(file) else str(error)
 
 
-def decoded(file: Path, frame: Frame) -> Decoded:
-    """Upright, in the wanted colours, its shorter side as asked, the middle square of it."""
+def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
+    """Upright, in the wanted colours, its shorter side as asked, the middle square of it: [channels, side, side]."""
     import numpy
     from PIL import Image, ImageOps
 
@@ -128,7 +131,7 @@ def decoded(file: Path, frame: Frame) -> Decoded:
     left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
     cut = picture.resize((frame.side, frame.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     pixels = numpy.array(cut).reshape(frame.side, frame.side, -1)
-    return Decoded(pixels=pixels, size=size, content=_content(picture), transparent=transparent)
+    return Decoded(size=size, content=_content(picture), transparent=transparent), pixels.transpose(2, 0, 1)
 
 
 def _is_transparent(picture: "Image.Image") -> bool:

@@ -7,6 +7,7 @@ nowhere is an error, for nobody knows how much is missing.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,9 @@ class _Seen:
 
 def listed(root: Path, kind: Kind) -> Listing:
     """Raises RecipeError for the first thing that is wrong with the folders."""
-    if not root.is_dir():
+    with _readable(root):
+        there = root.is_dir()
+    if not there:
         raise RecipeError(f"there is no folder '{root}'", "name the folder that holds a folder for each class")
     seen = _Seen()
     names = {root: _folders(root, kind, seen)}
@@ -196,12 +199,18 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
     """What is in a folder, sorted, but for what is hidden. Raises RecipeError when it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            there = [entry for entry in entries if not _is_hidden(entry.name)]
-    except OSError as error:
-        raise RecipeError(f"cannot read {shown(folder)}: {error.strerror}") from error
+    with _readable(folder), os.scandir(folder) as entries:
+        there = [entry for entry in entries if not _is_hidden(entry.name)]
     return sorted(there, key=lambda entry: entry.name)
+
+
+@contextmanager
+def _readable(path: Path | str) -> Iterator[None]:
+    """Raises RecipeError when what is done inside may not be done with this path, or where it leads to."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(f"cannot read {shown(path)}: {error.strerror}") from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -210,20 +219,27 @@ def _is_hidden(name: str) -> bool:
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     """Only links are looked up on the disk: there may be a million files."""
-    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir())
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    with _readable(entry.path):
+        return Path(entry.path).is_dir()
 
 
 def _is_broken(entry: "os.DirEntry[str]", kind: Kind) -> bool:
     """Whether it is a link that leads nowhere, of a name that could be a folder's or that of a file of the kind."""
-    if not entry.is_symlink() or Path(entry.path).exists():
+    if not entry.is_symlink():
         return False
+    with _readable(entry.path):
+        if Path(entry.path).exists():
+            return False
     ending = _ending(entry.name)
     return not ending or kind.accepts(ending)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     """The same for a folder by whatever links it is reached."""
-    status = folder.stat()
+    with _readable(folder):
+        status = folder.stat()
     return status.st_dev, status.st_ino
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +29,8 @@ from edgepack.units import SIZE, Share
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from edgepack.datasets._decoding import Bytes
 
 _VERSION = 2  # bump when the same files would give other splits or pixels
 _PARTS = ("test", "validation", "train")  # a picture that stands in two stays in the first of these
@@ -128,18 +132,23 @@ def load(config: Config) -> Data:
     listing = _listed(config)
     pictures = _pictures(listing, _digests(config, listing), Path(config.folder))
     files = {picture.file: picture.sha for picture in pictures}
-    _fits_in_memory(len({*files.values()}) * config.frame.side**2 * config.channels)
-    read = all_decoded(files, config.frame)
+    stored = _allocated(len({*files.values()}), config)
+    read = all_decoded(files, config.frame, stored)
     kept, told = _different(pictures, read)
     parts = _drawn(config, kept, listing)
+    rows = {sha: row for row, sha in enumerate(read)}
+    bring_forward(stored, [rows[picture.sha] for part in parts.values() for picture in part])
+    ends = dict(zip(parts, accumulate(map(len, parts.values())), strict=True))
 
     def split(part: str, augment: Any = None) -> Split:
         import torch
 
         labels = torch.tensor([picture.label for picture in parts[part]])
-        side = config.frame.side if part == "train" else config.size
-        stored = _stacked((read.pop(picture.sha) for picture in parts[part]), len(parts[part]), config, side)
-        return Split(inputs=(stored,), targets=labels, prepare=partial(_prepared, config=config), augment=augment)
+        own = stored[ends[part] - len(labels) : ends[part]]
+        if part != "train":
+            own = _cut(own, [read[picture.sha].size for picture in parts[part]], config)
+        inputs = (torch.from_numpy(own),)
+        return Split(inputs=inputs, targets=labels, prepare=partial(_prepared, config=config), augment=augment)
 
     augment = partial(_augmented, size=config.size) if config.augment else None
     return Data(
@@ -237,6 +246,15 @@ def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing) -> di
     return parts
 
 
+def _allocated(count: int, config: Config) -> "Bytes":
+    """Room for the pixels of so many pictures. All splits are parts of it: nothing is held twice."""
+    import numpy
+
+    shape = (count, config.channels, config.frame.side, config.frame.side)
+    _fits_in_memory(prod(shape))
+    return numpy.empty(shape, dtype=numpy.uint8)
+
+
 def _fits_in_memory(needed: int) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
@@ -246,17 +264,31 @@ def _fits_in_memory(needed: int) -> None:
         )
 
 
-def _stacked(pictures: Iterator[Decoded], count: int, config: Config, side: int) -> "Tensor":
-    """[n, channels, side, side] of bytes: of each picture the middle as it would be cut at once."""
-    import torch
+def bring_forward(stored: "Bytes", rows: Sequence[int]) -> None:
+    """Sorts an array in place, so that it begins with these rows, each named once, in this order.
 
-    stored = torch.empty((count, config.channels, side, side), dtype=torch.uint8)
-    for place, picture in enumerate(pictures):
-        inner, outer = replace(config.frame, side=side).start(picture.size), config.frame.start(picture.size)
+    >>> import numpy
+    >>> letters = numpy.array(["a", "b", "c", "d"])
+    >>> bring_forward(letters, [3, 0, 1])
+    >>> print(letters)
+    ['d' 'a' 'b' 'c']
+    """
+    held = [*range(len(stored))]  # which row a place holds by now
+    places = [*range(len(stored))]  # where a row is by now
+    for place, row in enumerate(rows):
+        there, other = places[row], held[place]
+        stored[[place, there]] = stored[[there, place]]
+        held[there], places[other] = other, there
+
+
+def _cut(stored: "Bytes", sizes: Sequence[tuple[int, int]], config: Config) -> "Bytes":
+    """Of each picture [channels, side, side] the middle as it would be cut at once, moved to the corner of its row."""
+    side = config.size
+    for row, size in zip(stored, sizes, strict=True):
+        inner, outer = replace(config.frame, side=side).start(size), config.frame.start(size)
         left, top = inner[0] - outer[0], inner[1] - outer[1]
-        window = picture.pixels[top : top + side, left : left + side]
-        stored[place] = torch.from_numpy(window).permute(2, 0, 1)
-    return stored
+        row[:, :side, :side] = row[:, top : top + side, left : left + side]
+    return stored[:, :, :side, :side]
 
 
 def _listed(config: Config) -> Listing:

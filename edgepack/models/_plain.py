@@ -1,7 +1,7 @@
 """A user's module as the stages need it: without wrappers, its weights plain tensors in float32."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,19 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from edgepack.errors import StageError
 from edgepack.models._notes import note
+from edgepack.models._steady import answer, same
+from edgepack.models._trial import reason
 
-# What runs a model otherwise, and which attribute is the model itself. Known by name: not all of them are installed.
+# What runs a model otherwise, and which attribute is the model itself. Known by name, for not all of them are
+# installed, and only where the class is of these libraries: a user's own may be called the same.
+_LIBRARIES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
+_COMPILED = "OptimizedModule"  # each has a forward of its own, given by torch
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "FullyShardedDataParallel": "module",
     "AveragedModel": "module",
-    "OptimizedModule": "_orig_mod",
+    _COMPILED: "_orig_mod",
     "_FabricModule": "_original_module",
 }
 _UNSCRIPTED = "let the function return the module that it was made from, and give its weights as a checkpoint"
@@ -32,27 +37,51 @@ def plain(module: nn.Module) -> nn.Module:
     inner = _unwrapped(module)
     if isinstance(inner, torch.jit.ScriptModule):
         raise StageError("the model is TorchScript, which can neither be trained nor exported", _UNSCRIPTED)
-    own = copy.deepcopy(inner, _values(inner))
+    own = _copied(inner)
     _unwrap_parts(own)
     _check_tensors(own)
     return _in_float32(own)
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module, _values(module))
+    except Exception as error:  # whatever its attributes make of it
+        message = f"the model, a {type(module).__name__}, cannot be copied: {reason(error)}"
+        raise StageError(
+            message, "let the function return the model without what runs it, such as model.module"
+        ) from error
+
+
 def _unwrapped(module: nn.Module) -> nn.Module:
-    kinds = {kind.__name__ for kind in type(module).__mro__} & _WRAPPERS.keys()
-    if not kinds:
+    inside = _inside(module)
+    if inside is None:
         return module
-    kind = type(module).__name__
-    note(f"taken out of its {kind}: what is compressed is the model inside")
-    return _unwrapped(getattr(module, _WRAPPERS[kinds.pop()]))
+    note(f"taken out of its {type(module).__name__}: what is compressed is the model inside")
+    return _unwrapped(inside)
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a library's wrapper runs; None of any other module, and of a wrapper with a forward of the user's."""
+    of: Any = next(filter(_is_wrapper, type(module).__mro__), None)
+    if of is None or type(module).forward is not of.forward:
+        return None
+    if "forward" in vars(module) and of.__name__ != _COMPILED:
+        return None
+    inside = getattr(module, _WRAPPERS[of.__name__], None)
+    return inside if isinstance(inside, nn.Module) else None
+
+
+def _is_wrapper(kind: type) -> bool:
+    return kind.__name__ in _WRAPPERS and kind.__module__.partition(".")[0] in _LIBRARIES
 
 
 def _unwrap_parts(module: nn.Module) -> None:
-    for name, part in module.named_children():
-        inside = _unwrapped(part)
-        if inside is not part:
-            setattr(module, name, inside)
-        _unwrap_parts(inside)
+    """A part may stand under several names."""
+    for name, part in module._modules.items():
+        if part is not None:
+            module._modules[name] = inside = _unwrapped(part)
+            _unwrap_parts(inside)
 
 
 def _values(module: nn.Module) -> dict[int, Any]:
@@ -84,7 +113,7 @@ def is_plain(module: nn.Module) -> bool:
     return not any(True for _ in _computed(module))
 
 
-def folded(module: nn.Module, inputs: Sequence[torch.Tensor]) -> nn.Module:
+def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
     """The module itself, weights that are computed each time (weight norm, spectral norm, a mask) made plain ones.
 
     Raises StageError where it would answer otherwise afterwards.
@@ -93,24 +122,18 @@ def folded(module: nn.Module, inputs: Sequence[torch.Tensor]) -> nn.Module:
     if not found:
         return module
     training = module.training
-    before = _answer(module.eval(), inputs)
+    before = answer(module.eval(), inputs)
     for told, fold in found:
         try:
             fold()
         except Exception as error:
             raise StageError(f"the {told} cannot be folded into plain weights: {error}", _BY_HAND) from error
-    after = _answer(module, inputs)
-    if not torch.allclose(before, after, rtol=0, atol=_SAME * float(before.abs().max()), equal_nan=True):
+    after = answer(module, inputs)
+    if not same(before, after, rounding=_SAME):
         raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
     shown = ", ".join(told for told, _ in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     note(f"folded into plain weights: {shown}")
     return module.train(training)
-
-
-def _answer(module: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        given: torch.Tensor = module(*inputs)
-    return given
 
 
 _BY_HAND = "let the function return the model with plain weights: parametrize.remove_parametrizations(layer, name)"
