@@ -18,9 +18,10 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import plugins, train
 from edgepack.candidate import Candidate
+from edgepack.chance import own_random
 from edgepack.errors import StageError
 from edgepack.models._plain import plain
-from edgepack.models._steady import check_calls, check_in_process, check_made_again, own_random, some_inputs
+from edgepack.models._steady import check_calls, check_in_process, check_made_again, some_inputs
 from edgepack.models._trial import tried
 from edgepack.store import Store
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.models._notes import note
 
 # What runs a model otherwise, and which attribute is the model itself. Known by name: not all of them are installed.
@@ -102,7 +102,7 @@ def folded(module: nn.Module, inputs: Sequence[torch.Tensor]) -> nn.Module:
     after = _answer(module, inputs)
     if not torch.allclose(before, after, rtol=0, atol=_SAME * float(before.abs().max()), equal_nan=True):
         raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
-    shown = ", ".join(told for told, _ in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    shown = listed([told for told, _ in found], 3)
     note(f"folded into plain weights: {shown}")
     return module.train(training)
 
