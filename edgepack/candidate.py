@@ -20,12 +20,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from edgepack import plugins
+from edgepack.chance import own_random
+from edgepack.channels import recall, recalled
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.groups import Score
 from edgepack.models._notes import collected
-from edgepack.models._steady import own_random
 from edgepack.plugins import Choice
 from edgepack.surgery import Edit, apply, first, repeat, resizes, shrink, sizes
 from edgepack.weights import load_weights
@@ -116,6 +117,8 @@ class Candidate:
         narrow, before = self.copy(), sizes(self.module)
         inputs = self.example_inputs(2)
         shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)
+        if known := recalled(narrow.module):  # of the shapes before: the next width need not be traced
+            recall(self.module, known)
         return narrow.changed(*resizes(before, narrow.module))
 
     def forgotten(self) -> "Candidate":

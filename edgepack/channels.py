@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgepack import sources
-from edgepack.errors import StageError
+from edgepack.chance import own_random
+from edgepack.errors import StageError, listed
 from edgepack.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, takes_channels
+from edgepack.trials import OVERFLOWS, Unmixed, difference, lively, separated
 
 Places = dict[int, list[int]]  # of slots, by their numbers
 Inputs = tuple[Tensor, ...]
@@ -148,7 +149,8 @@ def channels(module: nn.Module, inputs: Inputs) -> Channels:
     shapes = _shapes(module, inputs)
     known = recalled(module)
     if known is None or known.shapes != shapes:
-        found = _found(module, inputs)
+        with own_random(seed=0):  # the model's code may draw, and what comes after shall not differ for it
+            found = _found(module, inputs)
         known = Known(shapes, found.slots, tuple(found.strands), dict(found.whole))
         recall(module, known)
     remembered = Channels(module, known.slots)
@@ -212,10 +214,13 @@ def _traced(module: nn.Module, inputs: Inputs, *, trailing: bool) -> Flow:
         with torch.no_grad(), _in_parts(), flow.watching():
             answer = module(*inputs)
         for each in tree_leaves(answer):
-            flow.hold(flow.canonical(flow.labels[each]), OUTPUT)
+            if isinstance(each, Tensor):
+                flow.hold(flow.canonical(flow.of(each)), OUTPUT)
     except Exception as error:
+        at = sources.of_error(error, module)
+        why = f"{type(error).__name__}: {error}"
         raise StageError(
-            f"how channels flow through this model cannot be followed ({type(error).__name__}: {error}){flow.place()}",
+            f"how channels flow through this model cannot be followed{f', at {at}' if at else ''} ({why})",
             "train a model that is smaller from the start, or use factorize or quantize",
         ) from error
     finally:
@@ -251,7 +256,7 @@ def _sorted(flow: Flow) -> Channels:
         if why := next(iter(reasons), "") or idle or _too_thick(strand):
             _stay(found, strand, why)
         elif frozen := _frozen(found, strand):
-            _stay(found, strand, f"'{frozen}', which it goes with, is frozen (requires_grad is False)")
+            _stay(found, strand, f"'{frozen}', which must lose the same channels, is frozen (requires_grad is False)")
             found.whole |= {frozen: FROZEN} if frozen in found.makers(strand) else {}
         else:
             found.strands.append(strand)
@@ -296,44 +301,52 @@ def _frozen(found: Channels, strand: Strand) -> str:
 
 def _too_thick(strand: Strand) -> str:
     if len({len(piece[strand.root]) for piece in strand.pieces}) > 1:
-        return "its channels hang together in pieces of unlike sizes"
-    return "its channels can only go all together" if len(strand.pieces) == 1 and strand.width > 1 else ""
+        return "its channels form groups of different sizes"
+    return "all its channels depend on each other" if len(strand.pieces) == 1 and strand.width > 1 else ""
 
 
 def _keep_tried(found: Channels, inputs: Inputs) -> None:
-    """Only what can really go: where not all can at once, one after another."""
-    given = tuple(torch.randn_like(each) if each.is_floating_point() else each for each in inputs)
-    if not _fault(found, found.strands, given):
-        return
+    """Only what can really go: where not all can at once, those that can beside each other."""
+    chance = torch.Generator().manual_seed(0)
+    given = tuple(
+        torch.randn(each.shape, generator=chance).to(each) if each.is_floating_point() else each for each in inputs
+    )
     good: list[Strand] = []
-    for strand in found.strands:
-        why = _fault(found, [strand], given) or (good and _fault(found, [*good, strand], given))
+    try:
+        with _in_parts(), Unmixed():
+            random = lively(found.module, given)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        why = f"with random weights the model fails ({reason}), so a cut cannot be checked"
+        reasons = [why] * len(found.strands)
+    else:
+        good, reasons = separated(found.strands, lambda some: _fault(found, random, some, given))
+    for strand, why in zip(found.strands, reasons, strict=True):
         if why:
             _stay(found, strand, why)
-        else:
-            good.append(strand)
     found.strands[:] = good
 
 
-def _fault(found: Channels, strands: Sequence[Strand], inputs: Inputs) -> str:
+def _fault(found: Channels, random: nn.Module, strands: Sequence[Strand], inputs: Inputs) -> str:
     """What is wrong when every second piece of these goes, or ""."""
     gone = [piece for strand in strands for piece in strand.pieces[1::2]]
     if not gone:
         return ""
-    tried = Channels(_lively(found.module), found.slots)
+    tried = Channels(copy.deepcopy(random), found.slots)
     tried.mute(gone)
-    with torch.no_grad(), _in_parts(), _Unmixed(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), _in_parts(), Unmixed() as watched:
         expected = tree_leaves(tried.module(*inputs))
+        if watched.has_overflown:
+            return OVERFLOWS
         tried.cut(gone)
         try:
             answers = tree_leaves(tried.module(*inputs))
         except Exception as error:
             at = sources.of_error(error, tried.module)
             reason = str(error).strip().partition("\n")[0]
-            return f"the model's code counts on its channels{f', at {at}' if at else ''} ({reason})"
-        if not all(map(_alike, answers, expected)):
-            return "what is left of the model would answer otherwise"
-        return _fault_in_training(found, tried.module, inputs)
+            return f"the model's code assumes this number of channels{f', at {at}' if at else ''} ({reason})"
+        wrong = filter(None, map(difference, answers, expected))
+        return next(wrong, "") or _fault_in_training(found, tried.module, inputs)
 
 
 def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
@@ -346,51 +359,8 @@ def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
         except Exception:  # nor could it before, as with too few samples for a batch norm
             return ""
         at = sources.of_error(error, cut)
-        return f"the model's code counts on its channels in training{f', at {at}' if at else ''}"
+        return f"the model's code assumes this number of channels in training{f', at {at}' if at else ''}"
     return ""
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    limit = _ROUNDING * max(float(other.abs().nan_to_num().max()), 1e-30)
-    return bool(torch.allclose(one, other, rtol=0.0, atol=limit, equal_nan=True))
-
-
-_ROUNDING = 1e-4  # of the largest answer, in float32
-
-
-def _lively(module: nn.Module) -> nn.Module:
-    """A copy in which nothing is zero that may be learned: layers that begin at zero would hide what they do."""
-    lively, random = copy.deepcopy(module).eval(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in lively.parameters():
-            if tensor.dim() > 1 and tensor.is_floating_point():
-                tensor.normal_(0.0, (2 / max(1, tensor[0].numel())) ** 0.5, generator=random)
-            elif tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=random)
-        for name, tensor in lively.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                tensor.uniform_(0.5, 1.5, generator=random)
-    return lively
-
-
-class _Unmixed(TorchDispatchMode):  # type: ignore[misc]
-    """Norms over several channels scale and shift alone: what they measure changes with the channels that are there."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        name = func._schema.name
-        if name not in ("aten::native_layer_norm", "aten::native_group_norm"):
-            return answer
-        x, weight, bias = (args[0], args[2], args[3]) if "layer" in name else args[:3]
-        shape = [1, -1, *[1] * (x.dim() - 2)] if "group" in name else [-1]
-        shape = [*weight.shape] if weight is not None and "layer" in name else shape
-        for each, turn in ((weight, torch.mul), (bias, torch.add)):
-            x = x if each is None else turn(x, each.reshape(shape))
-        return (x.clone(), *answer[1:])
 
 
 def told(whole: Mapping[str, str]) -> str:
@@ -399,11 +369,3 @@ def told(whole: Mapping[str, str]) -> str:
     return "; ".join(
         f"{listed([name for name, each in whole.items() if each == why])}: {why}" for why, _ in counts.most_common()
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-_SHOWN = 4

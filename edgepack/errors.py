@@ -13,8 +13,17 @@ EdgepackError
 A budget that failed (1) or could not be decided (3) is a verdict of a build, not an error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """
+    >>> listed(["conv1", "conv2", "fc"], 2)
+    'conv1, conv2 and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class ExitCode(IntEnum):

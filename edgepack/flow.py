@@ -249,8 +249,8 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
     def meets(self, what: str = "") -> str:
         part = self.part()
         if self.foreign(part):
-            return f"it goes with the {type(self.module.get_submodule(part)).__name__} '{part}', which keeps its width"
-        return f"its channels meet {what or 'what keeps its width'}{self.place()}"
+            return f"it feeds the {type(self.module.get_submodule(part)).__name__} '{part}', which cannot be resized"
+        return f"its channels are {what or 'combined with numbers of a fixed width'}{self.place()}"
 
     def part(self) -> str:
         """The innermost part of the model that runs now."""

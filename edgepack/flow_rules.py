@@ -34,7 +34,7 @@ def unknown(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 def stop(flow: Flow, func: Any, given: dict[str, Any], answer: Any, what: str = "") -> None:
     """Nothing of what is given can go, nor of what comes of it."""
-    why = flow.meets(what or f"'{func._schema.name.removeprefix('aten::')}'")
+    why = flow.meets(what or f"mixed by '{func._schema.name.removeprefix('aten::')}'")
     for each in tree_leaves(given):
         if isinstance(each, Tensor):
             flow.hold(flow.canonical(flow.of(each)), why)
@@ -52,7 +52,7 @@ def elementwise(flow: Flow, tensors: Sequence[Tensor], shape: Sequence[int]) -> 
         still = not bool((labels > 0).any())
         if one_for_all(flow, tensor, shape, others, still=still):
             if not still:
-                flow.hold(labels, flow.meets("a tensor with more channels"))
+                flow.hold(labels, flow.meets("combined with a tensor of more channels"))
             if others:
                 continue
         flow.join(found, labels, beside(flow, tensor))
@@ -62,7 +62,7 @@ def elementwise(flow: Flow, tensors: Sequence[Tensor], shape: Sequence[int]) -> 
 
 def beside(flow: Flow, tensor: Tensor) -> str:
     name = flow.tensors.get(id(tensor))
-    return f"its channels meet the {name}, which is in no layer that can be resized" if name else ""
+    return f"its channels are combined with the {name}, which is in no layer that can be resized" if name else ""
 
 
 def one_for_all(flow: Flow, tensor: Tensor, shape: Sequence[int], others: Sequence[Tensor], *, still: bool) -> bool:
@@ -85,7 +85,10 @@ def moves(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     moved = tree_map_only(Tensor, lambda each: each if id(each) in keep else before[id(each)], given)
     fill = {"value": FREE} if func._schema.name == "aten::constant_pad_nd" else {}
     moved.pop("dtype", None)
-    labels = _moved(func, {**moved, **fill})
+    if func._schema.name == "aten::im2col":  # pads with zeros, which here are to be read as constants
+        labels = _moved(func, {**moved, "self": moved["self"] - FREE}) + FREE
+    else:
+        labels = _moved(func, {**moved, **fill})
     for each, one in zip(tree_leaves(answer), tree_leaves(labels), strict=True):
         if one.untyped_storage().data_ptr() in {b.untyped_storage().data_ptr() for b in before.values()}:
             flow.labels[each] = one  # a view: what is written to one is written to the other
@@ -97,7 +100,9 @@ def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     """A weight seen from another side is still one."""
     weight = next(iter(given.values()))
     sides, name = flow.matrices[weight], func._schema.name.removeprefix("aten::")
-    if name == "t" or (name == "transpose" and weight.dim() == 2):
+    if not isinstance(answer, Tensor):  # pieces of it
+        stop(flow, func, given, answer)
+    elif name == "t" or (name == "transpose" and weight.dim() == 2):
         flow.matrices[answer] = sides[::-1]
     elif name in ("detach", "alias", "clone", "_to_copy", "lift_fresh", "contiguous"):
         flow.matrices[answer] = sides
@@ -153,8 +158,9 @@ def parts(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 def convolves(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> None:
     weight, bias, groups = given["weight"], given.get("bias"), given.get("groups", 1)
     labels, sides = flow.of(given["input"]), flow.matrices.get(weight)
-    if sides is None or sides[0] is None:
-        what = "a weight that is in no layer" if isinstance(weight, nn.Parameter) else "a weight that is computed"
+    if sides is None or sides[0] is None or sides[1] is None:
+        of = "is in no layer" if isinstance(weight, nn.Parameter) else "is computed"
+        what = f"mixed by a weight that {of}"
         stop(flow, func, {"input": given["input"]}, answer, what)
         return
     transposed, channels = bool(given.get("transposed", False)), given["input"].shape[1]
@@ -191,7 +197,8 @@ def multiplies(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> 
         return
     left, right = given["mat1" if "mat1" in given else "self"], given["mat2"]
     one, other = flow.matrices.get(left), flow.matrices.get(right)
-    if (one is None) == (other is None):
+    sides = one or other
+    if (one is None) == (other is None) or sides is None or sides[0] is None or sides[1] is None:
         stop(flow, func, given, answer)
         return
     if other is not None:
@@ -209,9 +216,11 @@ def multiplies(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> 
 
 def looks_up(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> None:
     sides = flow.matrices.get(given["weight"])
-    if sides is None:
+    if sides is None or sides[1] is None:
         stop(flow, func, given, answer)
         return
+    if sides[0] is not None:
+        flow.hold(flow.canonical(sides[0]), flow.meets("looked up by their number"))
     flow.give(answer, sides[1])
 
 

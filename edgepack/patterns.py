@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 
 _SHOWN = 8  # names in an error
 
@@ -30,8 +30,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, 
         if not inside and not any(matches(name, [pattern]) for name in known):
             close = get_close_matches(pattern, known, n=1, cutoff=0.6)
             hint = f"did you mean '{close[0]}'? " if close else ""
-            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-            raise StageError(f"no layer matches '{pattern}'", f"{hint}{what}: {', '.join(known[:_SHOWN])}{more}")
+            raise StageError(f"no layer matches '{pattern}'", f"{hint}{what}: {listed(known, _SHOWN)}")
 
 
 def chosen(layers: int | tuple[int, ...], known: int, of: str) -> int | tuple[int, ...]:

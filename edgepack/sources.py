@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from edgepack.errors import EdgepackError, StageError
+from edgepack.errors import EdgepackError, StageError, listed
 
 _SHAPES = "what is computed must not depend on the values in tensors, nor on the number of samples: torch.where masks"
 _NAMED = re.compile(r"OpOverload\(op='(\w+)\.(\w+)'|torch\._?ops\.(\w+)\.(\w+)|\b(\w+)::(\w+)|\b(aten|prims)\.(\w+)")
@@ -222,10 +222,9 @@ def check_finite(module: nn.Module) -> None:
         and not bool((~tensor.isnan() if name in buffers and "running" not in name else tensor.isfinite()).all())
     ]
     if wrong:
-        listed = ", ".join(_spoiled(module, name, tensor) for name, tensor in wrong[:3])
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        spoiled = listed([_spoiled(module, name, tensor) for name, tensor in wrong], 3)
         advice = "mend the checkpoint, or what makes the weights; after a stage that trains: a lower learning_rate"
-        raise StageError(f"not every weight is a finite number afterwards: {listed}{more}", advice)
+        raise StageError(f"not every weight is a finite number afterwards: {spoiled}", advice)
 
 
 def _spoiled(module: nn.Module, name: str, tensor: torch.Tensor) -> str:

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import nn
 
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.models._notes import note
 
 State = Mapping[str, torch.Tensor]
@@ -336,5 +336,4 @@ def _told(match: Match, path: Path) -> Iterator[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    shown = [repr(name) for name in names]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return listed([repr(name) for name in names], 3)

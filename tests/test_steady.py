@@ -18,10 +18,11 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack import plugins, train
 from edgepack.candidate import Candidate
+from edgepack.chance import own_random
 from edgepack.errors import StageError
 from edgepack.models import _steady
 from edgepack.models._plain import plain
-from edgepack.models._steady import check_calls, check_in_process, check_made_again, own_random, same, some_inputs
+from edgepack.models._steady import check_calls, check_in_process, check_made_again, same, some_inputs
 from edgepack.models._trial import tried
 from edgepack.store import Store
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.models._notes import note
 from edgepack.models._steady import answer, same
 from edgepack.models._trial import reason
@@ -131,7 +131,7 @@ def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
     after = answer(module, inputs)
     if not same(before, after, rounding=_SAME):
         raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
-    shown = ", ".join(told for told, _ in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    shown = listed([told for told, _ in found], 3)
     note(f"folded into plain weights: {shown}")
     return module.train(training)
 

@@ -4,12 +4,11 @@ and whatever other samples are in the batch. A device gives it one sample at a t
 
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy
 import torch
 from torch import nn
 
+from edgepack.chance import own_random
 from edgepack.datasets import Signature
 from edgepack.errors import StageError
 from edgepack.models._trial import EACH, without_statistics
@@ -33,22 +33,6 @@ _PATIENCE = 900  # seconds, for a process that loads a model and runs it once
 _ROUNDING = 1e-3  # of the largest output: sums of other batches come in another order
 _KEEP = "keep it in the state dict, self.register_buffer(name, tensor), or make it without chance"
 _ONCE = "let it answer alike in eval(): F.dropout(x, training=self.training), no noise, nothing counted"
-
-
-@contextmanager
-def own_random(seed: int | None = None) -> Iterator[None]:
-    """Inside, chance is that of others: what comes after draws as if nothing had been drawn here."""
-    python, arrays = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            if seed is not None:
-                random.seed(seed)
-                numpy.random.seed(seed)
-                torch.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(arrays)
 
 
 def some_inputs(signature: Signature) -> Inputs:

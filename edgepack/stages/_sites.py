@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from edgepack.candidate import Candidate
+from edgepack.chance import own_random
 from edgepack.encoder import first_token_only
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.lowrank import Scheme, break_even, schemes, shape
 from edgepack.patterns import matches
 from edgepack.surgery import replace_layer, split
 from edgepack.targets import Metric
+from edgepack.trials import separated
 
 PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
 _KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)
@@ -120,10 +122,10 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
 
 def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:
     """Layers of which the model's code wants more than to call them: a pair in their place has no weight or width."""
-    if not _fault(candidate, names):
-        return {}
-    faults = {name: _fault(candidate, [name]) for name in names}
-    return {name: f"the model's code uses it otherwise than by calling it{why}" for name, why in faults.items() if why}
+    with own_random():
+        _, faults = separated(names, lambda some: _fault(candidate, some))
+    found = zip(names, faults, strict=True)
+    return {name: f"the model's code uses it otherwise than by calling it{why}" for name, why in found if why}
 
 
 def _fault(candidate: Candidate, names: Sequence[str]) -> str:
@@ -147,13 +149,8 @@ def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[s
         return why
     kind = next((type(layer).__name__ for name, layer in module.named_modules() if name and fnmatch(name, pattern)), "")
     close = difflib.get_close_matches(pattern, able, n=_NAMES, cutoff=0.5)
-    known = f"did you mean {', '.join(close)}?" if close else f"there are {_some(able)}"
+    known = f"did you mean {', '.join(close)}?" if close else f"there are {listed(able, _NAMES)}"
     return f"it is a {kind}: only Conv2d, Linear and Embedding are split" if kind else known
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return ", ".join(names[:_NAMES]) + more
 
 
 def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import nn
 
-from edgepack.channels import FROZEN, Inputs, listed, told
+from edgepack.channels import FROZEN, Inputs, told
 from edgepack.encoder import blocks
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.flow import OUTPUT
 from edgepack.groups import SPARED, Group, Survey, survey
 from edgepack.surgery import outputs
@@ -57,7 +57,7 @@ def no_groups(module: nn.Module, found: Survey) -> str:
         for name, layer in module.named_modules()
         if name not in outputs(module) and [*layer.parameters(recurse=False)]
     ]
-    stay = f" ({listed(others)}, which keeps its width)" if others else ""
+    stay = f" ({listed(others)}, which cannot be resized)" if others else ""
     return f"{answers} gives the model's output, and there is no other convolution or Linear{stay}"
 
 

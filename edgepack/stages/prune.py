@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgepack.stages._search import Search
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 

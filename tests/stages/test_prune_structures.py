@@ -25,32 +25,32 @@ BLOCKS_OF_4 = Quantization(channel_multiple=4)
 
 # Layers that keep all their channels besides the last one, and why.
 WHOLE = {
-    "gru": {"b": "it goes with the GRU 'rnn', which keeps its width"},
-    "lstm": {"b": "it goes with the LSTM 'rnn', which keeps its width"},
-    "parts by number": {"stem": r"the model's code counts on its channels, at 'm0', .*net_zoo.py:\d+: .*split"},
-    "slices by number": {"m0": r"the model's code counts on its channels, at 'm1', .*net_zoo.py:\d+"},
-    "view by number": {"m0": "the model's code counts on its channels"},
-    "channel shuffle": {"m0": "its channels can only go all together"},
-    "own norm": {"m0": "it goes with the Scaled 'm1', which keeps its width"},
-    "mean of channels": {"m0": "its channels meet 'mean' at 'm1'"},
+    "gru": {"b": "it feeds the GRU 'rnn', which cannot be resized"},
+    "lstm": {"b": "it feeds the LSTM 'rnn', which cannot be resized"},
+    "parts by number": {"stem": r"the model's code assumes this number of channels, at 'm0', .*py:\d+: .*split"},
+    "slices by number": {"m0": r"the model's code assumes this number of channels, at 'm1', .*net_zoo.py:\d+"},
+    "view by number": {"m0": "the model's code assumes this number of channels"},
+    "channel shuffle": {"m0": "all its channels depend on each other"},
+    "own norm": {"m0": "it feeds the Scaled 'm1', which cannot be resized"},
+    "mean of channels": {"m0": "its channels are mixed by 'mean' at 'm1'"},
     "frozen": dict.fromkeys(("stem", "m0"), "it is frozen"),
     "vit": {
-        **dict.fromkeys(("patch", "out", "thin"), "its channels meet the parameter 'place'"),
-        "qkv": r"its channels meet 'bmm' at .*net_zoo.py:\d+",
+        **dict.fromkeys(("patch", "out", "thin"), "its channels are combined with the parameter 'place'"),
+        "qkv": r"its channels are mixed by 'bmm' at .*net_zoo.py:\d+",
     },
     "multi head": dict.fromkeys(
-        ("patch", "layer.self_attn.out_proj", "layer.linear2"), "it goes with the MultiheadAttention 'layer.self_attn'"
+        ("patch", "layer.self_attn.out_proj", "layer.linear2"), "it feeds the MultiheadAttention 'layer.self_attn'"
     ),
     "auxiliary": {
-        "a": r"the model's code counts on its channels in training, at 'aside', .*net_zoo.py:\d+",
+        "a": r"the model's code assumes this number of channels in training, at 'aside', .*net_zoo.py:\d+",
         **dict.fromkeys(("aside", "second"), "it does not run when the model answers"),
     },
     "standardised": {
-        "stem": "its channels meet a weight that is computed at 'm0'",
+        "stem": "its channels are mixed by a weight that is computed at 'm0'",
         "m0": r"its weight is read by other code at 'm0', .*net_zoo.py:\d+",
     },
-    "positions": {"stem": "its channels meet the buffer 'm0.table'"},
-    "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "its channels can only go all together"),
+    "positions": {"stem": "its channels are combined with the buffer 'm0.table'"},
+    "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "all its channels depend on each other"),
 }
 REFUSED = {
     "gru alone": "head gives the model's output, and there is no other convolution or Linear ('rnn' is a GRU",

@@ -251,8 +251,8 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
 
 def test_what_cannot_lose_channels_is_refused_early() -> None:
     config = prune.Config.model_validate({"ratio": "50 %"})
-    with pytest.raises(StageError, match="conv: its channels meet the parameter 'scale'"):
+    with pytest.raises(StageError, match="conv: its channels are combined with the parameter 'scale'"):
         prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
     config = prune.Config.model_validate({"target": {"params": "50 %"}})
-    with pytest.raises(StageError, match=r"cannot reach 50 % .*: conv: its channels meet the parameter 'scale'"):
+    with pytest.raises(StageError, match=r"cannot reach 50 % .*: conv: .* combined with the parameter 'scale'"):
         prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
