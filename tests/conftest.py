@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -44,11 +45,14 @@ def own_modules(tmp_path: Path) -> Iterator[None]:
     before, path = {*sys.modules}, [*sys.path]
     yield
     sys.path[:] = path
-    for name in {*sys.modules} - before:
-        held = vars(sys.modules[name])
-        places = [held.get("__file__") or "", *(held.get("__path__") or ())]
-        if any(Path(place).is_relative_to(tmp_path) for place in places):
-            del sys.modules[name]
+    for name in [name for name in {*sys.modules} - before if _is_below(sys.modules[name], tmp_path)]:
+        del sys.modules[name]
+
+
+def _is_below(module: ModuleType, folder: Path) -> bool:
+    held = getattr(module, "__dict__", {})  # anything may stand there, None too
+    places = [held.get("__file__") or "", *(held.get("__path__") or ())]
+    return any(Path(place).is_relative_to(folder) for place in places)
 
 
 def pytest_report_header() -> str:
