@@ -100,4 +100,4 @@ def _passed_over(module: nn.Module, name: str) -> nn.Module:
 
 def _worth(without: Fitted, whole: Fitted) -> str:
     points = 100 * (without.score - whole.score)
-    return f"without it {points:+.1f} points and {without.loss - whole.loss:+.4f} of loss on validation"
+    return f"without it {points:+z.1f} points and {without.loss - whole.loss:+z.4f} of loss on validation"
