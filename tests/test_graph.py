@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch_factories import made, write
+from torch_factories import BITS, made, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.candidate import Candidate
@@ -63,7 +63,7 @@ class GatedFirst(Net):
 def calibrated(net: nn.Module) -> tuple[Candidate, torch.Tensor]:
     """In int8, and what it answered before."""
     start = replace(made("eager"), module=net.eval())
-    observed = prepare(capture(start, ()), Scheme(), training=False)
+    observed = prepare(capture(start, ()), Scheme(bits=BITS), training=False)
     observed(SAMPLES)
     with torch.no_grad():
         return replace(start, module=converted(observed), form="exported"), net(SAMPLES[:16])
@@ -126,7 +126,7 @@ def swishing() -> Candidate:
 
 def test_training_goes_on_with_the_steps_that_are_kept() -> None:
     graph = capture(swishing(), ())
-    observed, prepared = (prepare(graph, Scheme(), training=training) for training in (False, True))
+    observed, prepared = (prepare(graph, Scheme(bits=BITS), training=training) for training in (False, True))
     observed(SAMPLES)
     prepared(SAMPLES[:2])
     take_ranges(prepared, observed)
@@ -297,7 +297,7 @@ def test_the_gate_of_a_layer_costs_no_operator(tmp_path: Path) -> None:
 def test_a_gate_of_a_layer_that_stays_float_is_kept() -> None:
     torch.manual_seed(1)
     start = replace(made("eager"), module=Excited().eval())
-    observed = prepare(capture(start, ("excite",)), Scheme(), training=False)
+    observed = prepare(capture(start, ("excite",)), Scheme(bits=BITS), training=False)
     observed(SAMPLES)
     assert [node for node in converted(observed).graph.nodes if node.target is torch.ops.aten.hardsigmoid.default]
 
@@ -306,7 +306,7 @@ def test_a_gate_is_trained_as_it_will_be() -> None:
     """Its layer learns with its own weights: what is folded into them would make them move six times as fast."""
     torch.manual_seed(1)
     start = replace(made("eager"), module=Excited().eval())
-    trained = prepare(capture(start, ()), Scheme(), training=True)
+    trained = prepare(capture(start, ()), Scheme(bits=BITS), training=True)
     trained(SAMPLES)
     assert [node for node in trained.graph.nodes if node.target is torch.ops.aten.hardsigmoid.default]
     with torch.no_grad():

@@ -22,9 +22,12 @@ from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec, TrainingData
 from edgepack.device import Quantization
 from edgepack.events import Event
+from edgepack.provenance import cpu_features, int8_saturates
 from edgepack.stages import Context
 from edgepack.stages import train as stage
 
+SATURATES = int8_saturates(cpu_features())  # here: weights of eight bits are then cut off in ONNX Runtime's sums
+BITS = 7 if SATURATES else 8
 SIGNATURE = Signature(inputs=(TensorSpec(name="input", shape=(1, 8, 8)),), labels=("rows", "columns", "squares"))
 Kind = Literal["residual", "mlp", "depthwise", "scaled"]
 How = Literal["eager", "quantized"]
@@ -158,7 +161,7 @@ def context(*, teacher: Candidate | None = None, events: list[Event] | None = No
     basic = Context(
         data=data(),
         task=plugins.load("tasks", "image_classification"),
-        quantization=Quantization(channel_multiple=4),
+        quantization=Quantization(channel_multiple=4, int8_saturates=SATURATES),
         seed=0,
         teacher=teacher,
         emit=told.append,
