@@ -12,7 +12,7 @@ import pytest
 from factories import Ran, edgepack, entry, python, recipe_file
 
 from edgepack.errors import DeviceError, ExitCode
-from edgepack.store import Store, digest, write_atomic
+from edgepack.store import _HOST, Store, digest, write_atomic
 
 KEY = digest("a step")
 DAY = 86_400.0
@@ -260,7 +260,7 @@ def test_using_an_entry_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch) 
 
 def _left(store: Store) -> Path:
     """What a killed build leaves; another process may have its number by now, on this computer or another."""
-    folder = store.root / "tmp" / f"{KEY[:16]}-{os.getpid()}-00000000"
+    folder = store.root / "tmp" / f"{KEY[:16]}-{os.getpid()}-00000000-{_HOST}"
     folder.mkdir(parents=True)
     (folder / "weights.bin").write_text("half")
     return folder
@@ -301,10 +301,18 @@ def test_where_files_have_no_locks_what_a_running_process_writes_is_left_alone(
 
     monkeypatch.setattr("fcntl.flock", none)
     left = _left(store)
-    dead = left.rename(left.with_name(f"{KEY[:16]}-{2**22 + 1}-00000000"))
+    dead = left.rename(left.with_name(f"{KEY[:16]}-{2**22 + 1}-00000000-{_HOST}"))
     left = _left(store)
     store.collect(unused_days=30)
     assert (left.exists(), dead.exists()) == (True, False)
+
+
+def test_what_another_computer_is_writing_into_a_shared_store_is_left_alone(store: Store) -> None:
+    """Neither its locks nor its processes can be seen from here."""
+    left = _left(store)
+    theirs = left.rename(left.with_name(f"{KEY[:16]}-1-00000000-another"))
+    store.collect(unused_days=30)
+    assert theirs.exists()
 
 
 def test_a_file_in_the_way_is_a_clear_error(own_place: Path) -> None:
