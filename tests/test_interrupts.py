@@ -22,6 +22,7 @@ SAID = "interrupted; what was done is kept, the same command goes on from there"
 COMMAND = """
 import ctypes, hashlib, os, signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does
 from edgepack import interrupts
 interrupts._AGAIN, interrupts._PATIENCE = {again}, {patience}
 import edgepack.recipe
