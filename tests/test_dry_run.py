@@ -93,7 +93,9 @@ def test_a_failure_that_names_no_operator_is_searched_for(monkeypatch: pytest.Mo
         export(candidate, config, path)
 
     monkeypatch.setattr(exporter, "export", failing)
-    with pytest.raises(StageError, match=r"RuntimeError: a pass failed\); it begins with .*conv2d.default' at 'again'"):
+    with pytest.raises(
+        StageError, match=r"RuntimeError: a pass failed\), build.log .*; it begins with .*conv2d.default' at 'again'"
+    ):
         checked(start(Twice()), "onnx")
 
 
