@@ -94,7 +94,7 @@ class Work:
         if any(getattr(stage.config, "measures", False) for stage in self.recipe.stages):
             self._check_timed()
         self._doubt_products()
-        self.emit(StepProgress(doing="rehearsing the stages on an untrained model", done=0, total=1))
+        self.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
         _guarded("model, untrained", partial(_check_steady, candidate), self.store.root)
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
@@ -107,7 +107,7 @@ class Work:
                 )
                 for model in (value for _, value in stage.config if isinstance(value, Choice)):
                     act = self._watched(model, f"the function of {name}'s model", act)
-                before, candidate = candidate, _guarded(f"{name}, rehearsed before any training", act, self.store.root)
+                before, candidate = candidate, _guarded(f"{name}, dry run before any training", act, self.store.root)
                 if candidate.factory != before.factory:  # a student
                     _guarded(f"{name}, untrained", partial(_check_steady, candidate), self.store.root)
         self._rehearse_exports(candidate)

@@ -553,7 +553,7 @@ def evaluated_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> None:
     ran = project.build("--set", "stages.train.epochs=10000", "--set", "stages.prune={target: {params: 10}, steps: 1}")
     assert ran.code == 5
-    assert "prune, rehearsed before any training: pruning cannot reach 10 parameters" in ran.err
+    assert "prune, dry run before any training: pruning cannot reach 10 parameters" in ran.err
     assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model"], ["train"])
 
 

@@ -69,7 +69,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "transposed weight": Decoder,
     "pooling without a stride": Pooled,
     "mish": nn.Mish,
-    "softplus": lambda: nn.Softplus(beta=2),
+    "softplus": lambda: nn.Softplus(beta=0.5),
     "softplus, linear early": lambda: nn.Softplus(threshold=1),
     "log sigmoid": nn.LogSigmoid,
     "hard shrink": nn.Hardshrink,

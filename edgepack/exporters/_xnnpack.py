@@ -2,6 +2,7 @@
 a file that does not load or answers otherwise.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -92,10 +93,10 @@ class _Speller:
         node.meta = dict(self.meta)
         return node
 
-    def number(self, name: str, value: float) -> fx.Node:
-        own = f"_edgepack_{name}"  # no name of the model's
+    def number(self, value: float) -> fx.Node:
+        own = f"_edgepack_{re.sub(r'[^0-9e]', '_', repr(float(value)))}"  # no name of the model's
         if not hasattr(self.module, own):
-            self.module.register_buffer(own, torch.tensor([value]))
+            self.module.register_buffer(own, torch.tensor([float(value)]))
         return self.module.graph.get_attr(own)
 
 
@@ -103,19 +104,19 @@ def _hard_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
     """clamp(x + 3, 0, 6) / 6 with float constants: ExecuTorch's own form has whole numbers, and turns them into floats
     in every inference (1.4.1).
     """
-    added = call(aten.add.Tensor, x, call.number("three", 3.0))
-    return call(aten.div.Tensor, call(aten.hardtanh.default, added, 0.0, 6.0), call.number("six", 6.0))
+    added = call(aten.add.Tensor, x, call.number(3))
+    return call(aten.div.Tensor, call(aten.hardtanh.default, added, 0.0, 6.0), call.number(6))
 
 
 def _softplus(call: _Speller, x: fx.Node, beta: float = 1.0, threshold: float = _LINEAR_FROM) -> fx.Node | None:
     """max(x, 0) + log(1 + exp(-|x|)): ExecuTorch's own form chooses by a comparison, which XNNPACK lacks."""
     if threshold < _INDISTINCT:
         return None
-    scaled = x if beta == 1 else call(aten.mul.Tensor, x, call.number(f"beta_{beta}", beta))
+    scaled = x if beta == 1 else call(aten.mul.Tensor, x, call.number(beta))
     inner = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, scaled)))
-    rest = call(aten.log.default, call(aten.add.Tensor, inner, call.number("one", 1.0)))
+    rest = call(aten.log.default, call(aten.add.Tensor, inner, call.number(1)))
     result = call(aten.add.Tensor, call(aten.relu.default, scaled), rest)
-    return result if beta == 1 else call(aten.div.Tensor, result, call.number(f"beta_{beta}", beta))
+    return result if beta == 1 else call(aten.div.Tensor, result, call.number(beta))
 
 
 def _mish(call: _Speller, x: fx.Node) -> fx.Node:
