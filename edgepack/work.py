@@ -113,13 +113,16 @@ class Work:
         self._rehearse_exports(candidate)
 
     def _doubt_products(self) -> None:
-        """Weights of 8 bits lose accuracy on a processor that wants 7, and only its profile can say so."""
+        """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
         heeded = any("int8_saturates" in getattr(stage.module, "READS", ()) for stage in self.recipe.stages)
-        features = frozenset(str(self.reach.facts.get("features", "")).split())
-        denied = not self.reach.absent and self.device.quantization.int8_saturates is False
-        if heeded and denied and provenance.int8_saturates(features):
+        if not heeded or self.reach.absent or not self._cut_off("onnxruntime", self.reach.facts):
+            return
+        if self.device.evidence.get("predict") == "measured":
             told = f"int8 products saturate on {self.device.name}, and weights of 8 bits lose accuracy by that"
             self.emit(Note(text=f"warning: {told}: {provenance.SATURATING}"))
+        else:
+            told = f"int8 products saturate on this computer, which runs the files for {self.device.name}"
+            self.emit(Note(text=f"warning: {told}: int8 files of ONNX Runtime lose accuracy here that they keep there"))
 
     def _rehearse_exports(self, candidate: "Candidate") -> None:
         """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""

@@ -123,6 +123,18 @@ def test_products_that_saturate_are_told_unless_the_profile_knows(
     assert ["int8 products saturate on " in str(event) for event in told] == [True] * warned
 
 
+def test_products_that_saturate_on_what_stands_in_for_a_device_say_nothing_of_its_profile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = at_work(load_recipe("quickstart"), load_device("cortex-a55"), Store("store"))
+    told: list[Event] = []
+    work.emit = told.append
+    monkeypatch.setitem(work.reach.facts, "features", "avx2 fma")
+    work._doubt_products()
+    assert "this computer, which runs the files for Cortex-A55, estimated: int8 files" in str(told[0])
+    assert "device profile" not in str(told[0])
+
+
 def test_a_file_that_cannot_be_looked_into_is_told(work: Work, tmp_path: Path) -> None:
     told: list[Event] = []
     work.emit = told.append
