@@ -22,7 +22,7 @@ SAID = "interrupted; what was done is kept, the same command goes on from there"
 COMMAND = """
 import ctypes, hashlib, os, signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does
+signal.signal(signal.SIGHUP, signal.{hangup})  # nohup ignores it
 from edgepack import interrupts
 interrupts._AGAIN, interrupts._PATIENCE = {again}, {patience}
 import edgepack.recipe
@@ -41,8 +41,8 @@ main()
 """
 
 
-def command(work: str, name: str = "SIGINT", again: float = 0.2, patience: float = 1.0) -> Ran:
-    code = COMMAND.format(work=indent(work, "    "), name=name, again=again, patience=patience)
+def command(work: str, name: str = "SIGINT", hangup: str = "SIG_DFL", again: float = 0.2, patience: float = 1.0) -> Ran:
+    code = COMMAND.format(work=indent(work, "    "), name=name, hangup=hangup, again=again, patience=patience)
     return python(code, "check", "quickstart")
 
 
@@ -213,10 +213,7 @@ def test_a_signal_at_the_very_end_of_a_build_is_told_to_the_program(plain_handle
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
     """As under nohup."""
-    code = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + COMMAND.format(
-        work="    strike()\n    sys.exit('went on')", name="SIGHUP", again=60, patience=60
-    )
-    ran = python(code, "check", "quickstart")
+    ran = command("strike()\nsys.exit('went on')", "SIGHUP", hangup="SIG_IGN", again=60, patience=60)
     assert ran.code == ExitCode.BUG
     assert "went on" in ran.err
 
