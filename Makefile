@@ -36,7 +36,7 @@ format: setup               ## put the code in form
 	$(BIN)/ruff format .
 
 test: setup                 ## every test, the whole quickstart among them
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 quick: setup                ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'

@@ -17,6 +17,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 SIMULATED = Path(__file__).parent / "cpu_features"
 pytest_plugins = ["limits"]
+LONGEST = ("test_quickstart", "test_pipeline", "test_graph", "test_quantize", "test_xnnpack", "test_families")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
 if features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", ""):
@@ -53,6 +54,12 @@ def _is_below(module: ModuleType, folder: Path) -> bool:
     held = getattr(module, "__dict__", {})  # anything may stand there, None too
     places = [held.get("__file__") or "", *(held.get("__path__") or ())]
     return any(Path(place).is_relative_to(folder) for place in places)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: with several processes none of them is waited for at the end."""
+    last = len(LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else last)
 
 
 def pytest_report_header() -> str:

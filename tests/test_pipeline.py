@@ -31,12 +31,12 @@ from edgepack.store import _HOST, Store
 RECIPE = """\
 edgepack: 1
 task: image_classification
-model: {torchvision: resnet18, width: 15 %}
+model: {python: "nets:make", args: {channels: 64}}
 data: {digits: {size: 8}}
 device: desk
 stages:
   - train:     {epochs: 1, learning_rate: 5e-3, batch_size: 32}
-  - distill:   {student: {torchvision: resnet18, width: 12.5 %}, epochs: 1, learning_rate: 5e-3, batch_size: 32}
+  - distill:   {student: {python: "nets:make", args: {channels: 48}}, epochs: 1, learning_rate: 5e-3, batch_size: 32}
   - prune:     {ratio: 50 %, steps: 1, recover: {epochs: 1}}
   - factorize: {energy: 60 %, recover: {epochs: 1}}
   - quantize:  {epochs: 1}
@@ -47,6 +47,37 @@ budgets:
   memory.peak: 1 GB
   accuracy: {min: 1 %}
   parity: {min: 50 %}
+"""
+NETS = """\
+from collections import OrderedDict
+
+from torch import nn
+
+
+class Residual(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
+
+
+def make(channels):
+    layers = {
+        "stem": nn.Conv2d(1, channels, 3, padding=1, bias=False),
+        "norm": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(),
+        "block": Residual(channels),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(),
+        "head": nn.Linear(channels, 10),
+    }
+    return nn.Sequential(OrderedDict(layers))
 """
 DEVICE = """\
 edgepack: 1
@@ -75,7 +106,7 @@ class Project:
 
     @classmethod
     def at(cls, folder: Path) -> "Project":
-        for name, text in {"recipes/tiny.yaml": RECIPE, "devices/desk.yaml": DEVICE}.items():
+        for name, text in {"recipes/tiny.yaml": RECIPE, "nets.py": NETS, "devices/desk.yaml": DEVICE}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         return cls(folder=folder)
@@ -238,7 +269,7 @@ def test_what_is_in_the_files_is_explained(first: tuple[Project, Ran], no_torch:
     project, _ = first
     assert [artifact.contents is not None for artifact in project.result().artifacts] == [True, True, False, False]
     ran = project.run("explain", "--size", "tiny", **no_torch)
-    assert ran.code == 0 and "delegated to XnnpackBackend" in ran.out and "layer4.0.conv2" in ran.out
+    assert ran.code == 0 and "delegated to XnnpackBackend" in ran.out and "block.conv2" in ran.out
 
 
 def test_a_bundle_that_changed_is_noticed(project: Project) -> None:
@@ -295,7 +326,7 @@ def test_the_python_examples_in_the_bundle_answer_as_its_selftest(first: tuple[P
 def test_the_ledger_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
     ran = first[0].run("explain", "tiny", **no_torch)
     assert ran.code == 0
-    for words in ("prune: layer4.0.conv1: 64 -> 32 channels", "split at rank", "kept epoch", "every budget met"):
+    for words in ("prune: block.conv1: 48 -> 24 channels", "split at rank", "kept epoch", "every budget met"):
         assert words in ran.out
 
 

@@ -1,6 +1,7 @@
 """What ExecuTorch's own lowering gets wrong is mended: the .pte loads, runs and answers as the torch model does."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch_factories import made, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.candidate import Candidate
+from edgepack.exporters import _delegates
 from edgepack.graph import Scheme, capture, converted, prepare, take_ranges
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -60,6 +62,23 @@ class Decoder(nn.Module):  # type: ignore[misc]
 class Pooled(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.max_pool2d(x, 2)
+
+
+class Everything(nn.Module):  # type: ignore[misc]
+    """What the passes of the lowering look for: interpolation, attention, concatenation, pooling, activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.grow, self.last = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(16, 8, 3, padding=1)
+        self.mix, self.act, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.PReLU(), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.norm(self.stem(x)))
+        x = torch.cat((self.grow(functional.max_pool2d(x, 2, 2)), functional.hardswish(x)), 1)
+        x = self.act(self.last(functional.pad(x, (0, 1, 0, 1)))).flatten(2).transpose(1, 2)
+        logits: torch.Tensor = self.head(self.mix(x, x, x)[0].mean(1))
+        return logits
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -121,3 +140,14 @@ def test_a_transposed_convolution_that_was_trained_in_int8_has_a_scale_for_each_
     with torch.no_grad():
         expected = small.module(SAMPLES)
     assert (answered(small, tmp_path) - expected).norm() < 0.03 * (expected - expected.mean(0)).norm()
+
+
+@pytest.mark.parametrize("how", ["fp32", "ptq"])
+def test_passes_that_change_nothing_are_left_out_and_the_file_is_the_same(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, paths = quantized(Everything(), how), (tmp_path / "ours.pte", tmp_path / "theirs.pte")
+    write(small, "executorch", paths[0])
+    monkeypatch.setattr(_delegates, "_changes_only", nullcontext)
+    write(small, "executorch", paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
