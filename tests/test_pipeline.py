@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import edgepack
 
 from edgepack import evaluate, pipeline
 from edgepack.benchmark import Run
@@ -26,6 +27,7 @@ from edgepack.history import read
 from edgepack.plan import plan
 from edgepack.recipe import load_recipe
 from edgepack.result import Build
+from edgepack.stages import prune
 from edgepack.store import _HOST, Store
 
 RECIPE = """\
@@ -86,6 +88,33 @@ runner: host
 controls: {threads: 1}
 quantization: {channel_multiple: 4}
 """
+NO_TORCH = """\
+import os, runpy, sys
+from importlib.machinery import PathFinder
+
+
+class NoTorch:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path) if name == "torch" else None
+        if spec:
+            spec.loader = NoTorch
+        return spec
+
+    @staticmethod
+    def create_module(spec):
+        raise ImportError("torch was imported")
+
+    @staticmethod
+    def exec_module(module): ...
+
+
+sys.meta_path.insert(0, NoTorch)
+for folder in os.environ["PYTHONPATH"].split(os.pathsep)[1:]:
+    if os.path.exists(other := os.path.join(folder, "sitecustomize.py")):
+        runpy.run_path(other)
+"""
+pytestmark = pytest.mark.slow
 LIMIT = 600.0  # seconds after which a command is ended
 STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
 FILES = ["executorch", "onnx", "teacher (executorch)", "teacher (onnx)"]
@@ -149,13 +178,23 @@ class Project:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
-    def run(self, *arguments: str, **environment: str) -> "Ran":
+    def run(self, *arguments: str) -> "Ran":
+        """In this process, which has imported most of it already."""
+        with chdir(self.folder):
+            ran = edgepack(*arguments)
+        return Ran(code=ran.code, out=ran.out, err=ran.err)
+
+    def run_alone(self, *arguments: str, **environment: str) -> "Ran":
+        """In a process of its own, as a user does."""
         with self.started(*arguments, **environment) as process:
             out, err = process.communicate()
         return Ran(code=process.returncode, out=out, err=err)
 
-    def build(self, *arguments: str, **environment: str) -> "Ran":
-        return self.run("build", "tiny", "--json", *arguments, **environment)
+    def build(self, *arguments: str) -> "Ran":
+        return self.run("build", "tiny", "--json", *arguments)
+
+    def build_alone(self, *arguments: str, **environment: str) -> "Ran":
+        return self.run_alone("build", "tiny", "--json", *arguments, **environment)
 
     def stop(self, event: str, step: str, with_: signal.Signals, *arguments: str) -> "Ran":
         """Build, and send a signal as soon as this event of this step is told."""
@@ -192,7 +231,7 @@ class Ran:
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
     """The one undisturbed build; not to be changed."""
     project = Project.at(tmp_path_factory.mktemp("first"))
-    return project, project.build()
+    return project, project.build_alone()
 
 
 @pytest.fixture
@@ -203,9 +242,9 @@ def project(first: tuple[Project, Ran], tmp_path: Path) -> Project:
 
 @pytest.fixture
 def no_torch(tmp_path: Path) -> dict[str, str]:
-    """An environment in which importing torch fails."""
-    (tmp_path / "poison/torch").mkdir(parents=True)
-    (tmp_path / "poison/torch/__init__.py").write_text("raise ImportError('torch was imported')")
+    """An environment in which importing torch fails, though it is found where it is installed."""
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison/sitecustomize.py").write_text(NO_TORCH)
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "poison"), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -268,7 +307,7 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
 def test_what_is_in_the_files_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
     project, _ = first
     assert [artifact.contents is not None for artifact in project.result().artifacts] == [True, True, False, False]
-    ran = project.run("explain", "--size", "tiny", **no_torch)
+    ran = project.run_alone("explain", "--size", "tiny", **no_torch)
     assert ran.code == 0 and "delegated to XnnpackBackend" in ran.out and "block.conv2" in ran.out
 
 
@@ -324,7 +363,7 @@ def test_the_python_examples_in_the_bundle_answer_as_its_selftest(first: tuple[P
 
 
 def test_the_ledger_is_explained(first: tuple[Project, Ran], no_torch: dict[str, str]) -> None:
-    ran = first[0].run("explain", "tiny", **no_torch)
+    ran = first[0].run_alone("explain", "tiny", **no_torch)
     assert ran.code == 0
     for words in ("prune: block.conv1: 48 -> 24 channels", "split at rank", "kept epoch", "every budget met"):
         assert words in ran.out
@@ -332,7 +371,7 @@ def test_the_ledger_is_explained(first: tuple[Project, Ran], no_torch: dict[str,
 
 def test_a_second_build_runs_nothing_and_needs_no_torch(project: Project, no_torch: dict[str, str]) -> None:
     before = project.bundle()
-    ran = project.build(**no_torch)
+    ran = project.build_alone(**no_torch)
     assert (ran.code, ran.err) == (0, "")
     assert ran.steps("StepCached") == STEPS
     assert project.bundle() == before
@@ -343,7 +382,7 @@ def test_a_second_build_runs_nothing_and_needs_no_torch(project: Project, no_tor
 def test_a_budget_that_is_missed_ends_with_1_and_runs_nothing(
     project: Project, no_torch: dict[str, str], change: str
 ) -> None:
-    ran = project.build("--set", change, **no_torch)
+    ran = project.build_alone("--set", change, **no_torch)
     assert (ran.code, ran.steps("StepStarted")) == (1, [])
     result = project.result()
     metric = change.split("=")[0].removeprefix("budgets.").removesuffix(".min")
@@ -356,7 +395,10 @@ def test_every_build_that_was_judged_is_in_the_history_and_can_be_judged_again(
 ) -> None:
     past = project.folder / "dist/history.jsonl"
     relative = "--set=budgets.relative={size: 2 %, latency.p50: 900 %, accuracy: 0 %}"
-    codes = [project.build(relative, **no_torch).code, project.build("--set=budgets.size=1 kB", **no_torch).code]
+    codes = [
+        project.build_alone(relative, **no_torch).code,
+        project.build_alone("--set=budgets.size=1 kB", **no_torch).code,
+    ]
     ended = project.build(
         "--set", "stages.prune={target: {params: 10}, steps: 1}", "--set", "stages.train.epochs=10000"
     )
@@ -365,11 +407,11 @@ def test_every_build_that_was_judged_is_in_the_history_and_can_be_judged_again(
     assert (codes, [line.exit_code for line in lines], damaged) == ([0, 1], [0, 0, 1], 0)
     assert len({line.figures for line in lines}) == 1
     assert project.run("gate", "tiny").code == 5
-    assert project.build(relative, **no_torch).code == 0
-    ran = project.run("gate", "tiny", **no_torch)
+    assert project.build_alone(relative, **no_torch).code == 0
+    ran = project.run_alone("gate", "tiny", **no_torch)
     assert ran.code == 0
     assert "relative.latency.p50" in ran.out
-    assert "size.deploy" in project.run("compare", "tiny", "tiny", **no_torch).out
+    assert "size.deploy" in project.run_alone("compare", "tiny", "tiny", **no_torch).out
 
 
 def test_people_see_where_a_budget_is_missed_and_by_how_much(project: Project) -> None:
@@ -379,7 +421,7 @@ def test_people_see_where_a_budget_is_missed_and_by_how_much(project: Project) -
 
 
 def test_only_what_comes_after_a_change_runs(project: Project, no_torch: dict[str, str]) -> None:
-    ran = project.run("plan", "tiny", "--set", "stages.quantize.epochs=2", **no_torch)
+    ran = project.run_alone("plan", "tiny", "--set", "stages.quantize.epochs=2", **no_torch)
     runs = [line.strip().split("  ")[0] for line in ran.out.splitlines() if "run:" in line]
     later = ["quantize", "export executorch", "export onnx", "reference outputs"]
     assert runs == [*later, "evaluate executorch", "evaluate onnx", "time executorch", "time onnx"]
@@ -413,7 +455,7 @@ def test_a_build_killed_again_and_again_gives_the_same_bundle(first: tuple[Proje
         assert project.stop(event, step, signal.SIGKILL).code == -signal.SIGKILL
         told = project.result()
         assert (len(told.ledger), len(told.artifacts), told.exit_code) == (candidates, files, None)
-    ran = project.build()
+    ran = project.build_alone()
     assert ran.code == 0
     assert ran.steps("StepStarted") == []
     assert project.bundle() == undisturbed.bundle()
@@ -448,12 +490,14 @@ def _scripted(project: Project, script: str, *arguments: str) -> "subprocess.Com
 
 @pytest.mark.parametrize(
     ("how", "instead"),
-    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error"), ("SIGINT", "sys.exit(0)")],
+    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error")],
 )
 def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project, instead: str, how: str) -> None:
     before = {path.name for path in project.store.glob("entries/*/*")}
     script = (
         "from edgepack.stages import prune\n"
+        "from edgepack.work import Work\n"
+        "Work._rehearse = lambda self, *rest: None\n"  # imports for half a minute
         "real = prune.run\n"
         "def run(candidate, config, context):\n"
         "    made = real(candidate, config, context)\n"
@@ -505,6 +549,8 @@ def test_ctrl_c_reaches_who_builds_from_a_program(project: Project) -> None:
     script = (
         "from edgepack import Store, build, load_device, load_recipe\n"
         "from edgepack.stages import prune\n"
+        "from edgepack.work import Work\n"
+        "Work._rehearse = lambda self, *rest: None\n"
         "def run(candidate, config, context):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -601,27 +647,16 @@ def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Proj
     assert project.bundle() == first
 
 
-def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:
-    script = (
-        "import sys\n"
-        "from edgepack.stages import prune\n"
-        "def run(candidate, config, context): sys.exit(0)\n"
-        "prune.run = run\n"
-        "from edgepack.cli import main\n"
-        "sys.argv = ['edgepack', 'build', 'tiny', '--set', 'stages.prune.ratio=60 %']\n"
-        "main()\n"
-    )
-    environment = {**os.environ, "EDGEPACK_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=project.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    assert ran.returncode == 5, ran.stderr
-    assert "prune failed: SystemExit" in ran.stderr and "Traceback" not in ran.stderr
+def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(candidate: Any, config: Any, context: Any) -> Any:
+        sys.exit(0)
+
+    monkeypatch.setattr(prune, "run", run)
+    ran = project.run("build", "tiny", "--set", "stages.prune.ratio=60 %")
+    assert ran.code == 5, ran.err
+    assert "prune failed: SystemExit" in ran.err and "Traceback" not in ran.err
     assert ", in run\n" in (project.folder / "dist/tiny/build.log").read_text()
     assert not (project.folder / "dist/tiny/tiny.zip").exists()
 
