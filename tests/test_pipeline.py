@@ -27,7 +27,6 @@ from edgepack.history import read
 from edgepack.plan import plan
 from edgepack.recipe import load_recipe
 from edgepack.result import Build
-from edgepack.stages import prune
 from edgepack.store import _HOST, Store
 
 RECIPE = """\
@@ -480,8 +479,11 @@ def test_an_interrupted_build_ends_with_130_and_leaves_a_sound_store(project: Pr
 
 
 def _scripted(project: Project, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`edgepack build tiny`, with a library changed first."""
-    start = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    """`edgepack build tiny`, with a library changed first; without the dry run, which imports for half a minute."""
+    start = (
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from edgepack.work import Work\nWork._rehearse = lambda self, *rest: None\n"
+    )
     end = f"from edgepack.cli import main\nsys.argv = {['edgepack', 'build', 'tiny', *arguments]!r}\nmain()\n"
     environment = {**os.environ, "EDGEPACK_THREADS": "1"}
     command = [sys.executable, "-c", start + script + end]
@@ -496,8 +498,6 @@ def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project,
     before = {path.name for path in project.store.glob("entries/*/*")}
     script = (
         "from edgepack.stages import prune\n"
-        "from edgepack.work import Work\n"
-        "Work._rehearse = lambda self, *rest: None\n"  # imports for half a minute
         "real = prune.run\n"
         "def run(candidate, config, context):\n"
         "    made = real(candidate, config, context)\n"
@@ -549,8 +549,6 @@ def test_ctrl_c_reaches_who_builds_from_a_program(project: Project) -> None:
     script = (
         "from edgepack import Store, build, load_device, load_recipe\n"
         "from edgepack.stages import prune\n"
-        "from edgepack.work import Work\n"
-        "Work._rehearse = lambda self, *rest: None\n"
         "def run(candidate, config, context):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -647,18 +645,13 @@ def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Proj
     assert project.bundle() == first
 
 
-def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(candidate: Any, config: Any, context: Any) -> Any:
-        sys.exit(0)
-
-    monkeypatch.setattr(prune, "run", run)
-    ran = project.run("build", "tiny", "--set", "stages.prune.ratio=60 %")
-    assert ran.code == 5, ran.err
-    assert "prune failed: SystemExit" in ran.err and "Traceback" not in ran.err
-    assert ", in run\n" in (project.folder / "dist/tiny/build.log").read_text()
-    assert not (project.folder / "dist/tiny/tiny.zip").exists()
+def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:
+    script = "from edgepack.stages import prune\ndef run(candidate, config, context): sys.exit(0)\nprune.run = run\n"
+    ran = _scripted(project, script, "--set", "stages.prune.ratio=60 %")
+    assert ran.returncode == 5, ran.stderr
+    assert "prune failed: SystemExit" in ran.stderr and "Traceback" not in ran.stderr
+    assert ", in run\n" in (project.dist / "build.log").read_text()
+    assert not (project.dist / "tiny.zip").exists()
 
 
 @pytest.mark.parametrize("option", ["--dist", "--store"])
