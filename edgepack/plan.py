@@ -324,7 +324,21 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
         return ["a step before it changed"] if name == "parent" else []
     if name in ("files", "data"):
         return ["another file"] if name == "files" else ["the data changed"]
+    if name == "features":
+        return [_processor(str(before or ""), str(after or ""))]
     return [f"{name} {_brief(before)} -> {_brief(after)}"]
+
+
+def _processor(before: str, after: str) -> str:
+    """What a processor has that the one before had not, and the other way round.
+
+    >>> _processor("sse avx avx2", "sse avx avx2 avx512f")
+    'another processor, with avx512f'
+    """
+    one, other = ({*features.split()} for features in (before, after))
+    told = (("with", sorted(other - one)), ("without", sorted(one - other)))
+    listed = (f"{word} {', '.join(some[:3])}{' and others' if some[3:] else ''}" for word, some in told if some)
+    return ", ".join(["another processor", *listed])
 
 
 def _brief(value: Any) -> str:

@@ -22,7 +22,8 @@ LONGEST = ("test_quickstart", "test_pipeline", "test_graph", "test_quantize", "t
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
 if features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", ""):
     os.environ["CPU_FEATURES_ADDED"] = features
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SIMULATED), os.environ.get("PYTHONPATH", ""))))
+    folders = [str(SIMULATED), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, folders)))  # once: workers inherit it
     runpy.run_path(str(SIMULATED / "sitecustomize.py"))
 
 

@@ -109,7 +109,7 @@ class NoTorch:
 
 
 sys.meta_path.insert(0, NoTorch)
-for folder in os.environ["PYTHONPATH"].split(os.pathsep)[1:]:
+for folder in {*os.environ["PYTHONPATH"].split(os.pathsep)[1:]}:
     if os.path.exists(other := os.path.join(folder, "sitecustomize.py")):
         runpy.run_path(other)
 """
