@@ -20,10 +20,10 @@ pytest_plugins = ["limits"]
 LONGEST = ("test_quickstart", "test_pipeline", "test_graph", "test_quantize", "test_xnnpack", "test_families")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
-if features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", ""):
+# What this process starts inherits it, a worker of xdist among them.
+if (features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", "")) and "CPU_FEATURES_ADDED" not in os.environ:
     os.environ["CPU_FEATURES_ADDED"] = features
-    folders = [str(SIMULATED), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, folders)))  # once: workers inherit it
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SIMULATED), os.environ.get("PYTHONPATH", ""))))
     runpy.run_path(str(SIMULATED / "sitecustomize.py"))
 
 
