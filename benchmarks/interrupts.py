@@ -173,6 +173,8 @@ def main() -> None:
     arguments.add_argument("--folder", type=Path, help="where to work, and to go on")
     arguments.add_argument("--seed", type=int, default=0)
     asked = arguments.parse_args()
+    # One thread: a fork of a process that has run OpenMP's threads would wait for them for ever.
+    os.environ.update(OMP_NUM_THREADS="1", EDGEPACK_THREADS="1")
     folder = (asked.folder or Path(mkdtemp(prefix="edgepack-interrupts-"))).resolve()
     for name, text in _FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
