@@ -1,7 +1,8 @@
 """Every test runs in a folder of its own, with a store, seed and thread of its own; nothing reaches the user's.
 
-EDGEPACK_TEST_CPU_FEATURES="amx_tile amx_int8 amx_bf16 avx512_bf16" make test    runs them as on a processor with these
-features besides its own: /proc/cpuinfo says so, in the processes that tests start too. None of them may be needed.
+EDGEPACK_TEST_CPU_FEATURES="amx_tile amx_bf16 avx512_bf16" make test    runs them as on a processor with these features
+besides its own: /proc/cpuinfo says so, in the processes that tests start too. None of them may be needed. With
+avx512_vnni or amx_int8 weights get 8 bits, which only a processor that has it, or another of its kind, multiplies right.
 """
 
 import os
