@@ -2,7 +2,7 @@
 
 EDGEPACK_TEST_CPU_FEATURES="amx_tile amx_bf16 avx512_bf16" make test    runs them as on a processor with these features
 besides its own: /proc/cpuinfo says so, in the processes that tests start too. None of them may be needed. With
-avx512_vnni or amx_int8 weights get 8 bits, which only a processor that has it, or another of its kind, multiplies right.
+avx512_vnni or amx_int8 weights get 8 bits, which only a processor with one of these multiplies right.
 """
 
 import os
