@@ -38,7 +38,7 @@ format: setup               ## put the code in form
 test: setup                 ## every test, the whole quickstart among them
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-quick: setup                ## the tests that take seconds
+quick: setup                ## the tests that take seconds each
 	$(BIN)/pytest -m 'not slow'
 
 bench: setup                ## take the figures in benchmarks/ again (nothing else may run)

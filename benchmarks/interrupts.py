@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -22,7 +23,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import mkdtemp
+from threading import Thread
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -63,7 +66,7 @@ _START, _END = "start", "verdict, bundle, reports"  # the phases before the firs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}
 _LIMIT = 15.0  # seconds that a build may take to end once it is asked to
-_LEAVING = 2.0  # seconds that a process takes to leave whose exit code is known: no signal changes it any more
+_TELLING = 0.2  # seconds that a verdict may take to be read here, after which no signal changes it any more
 _TWICE = 0.1  # share of stops that are two signals, one right after the other
 _FRESH = 0.12  # share of builds that are fresh processes
 _FLOOR = 0.5  # seconds that every phase counts for at least, as a moment is chosen
@@ -108,7 +111,8 @@ class Run:
         if self.pid == 0:
             self._become(write, fresh)
         os.close(write)
-        self.told = os.fdopen(read)
+        self.told: SimpleQueue[tuple[str, str] | None] = SimpleQueue()  # None at the end
+        Thread(target=self._listen, args=(read,), daemon=True).start()
 
     def _become(self, write: int, fresh: bool) -> NoReturn:
         """In the new process: the command, its events on `write`."""
@@ -128,12 +132,20 @@ class Run:
         finally:
             os._exit(99)  # neither more of the campaign, nor its tidying, in this process
 
+    def _listen(self, read: int) -> None:
+        """Note when each event came, whoever waits for it."""
+        with os.fdopen(read) as lines:
+            for line in lines:
+                event = json.loads(line)
+                self.events.append((event["event"], event["name"], time.monotonic()))
+                self.told.put((event["event"], event["name"]))
+        self.told.put(None)
+
     def tell(self) -> Iterator[tuple[str, str]]:
         """Each event and its step, as they come."""
-        for line in self.told:
-            event = json.loads(line)
-            self.events.append((event["event"], event["name"], time.monotonic()))
-            yield event["event"], event["name"]
+        while (told := self.told.get()) is not None:
+            yield told
+        self.told.put(None)  # for whoever asks again
 
     def until(self, phase: str, last: str) -> None:
         """Wait for a phase to begin, or for the end of the process."""
@@ -144,11 +156,14 @@ class Run:
     def end(self) -> int:
         for _ in self.tell():
             pass
-        self.told.close()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def names(self, event: str) -> list[str]:
         return [name for told, name, _ in self.events if told == event]
+
+    def moment(self, event: str) -> float:
+        """When an event of this kind came first, or never."""
+        return next((at for told, _, at in self.events if told == event), math.inf)
 
     def strays(self) -> list[int]:
         """Its processes that are left, after a moment."""
@@ -260,7 +275,7 @@ def _stop(
         code=code,
         seconds=round(time.monotonic() - sent, 2),
     )
-    stop.late = code == 0 and (over or (phase == _END and stop.seconds < _LEAVING))
+    stop.late = code == 0 and (over or run.moment("BuildFinished") < sent + _TELLING)
     if code != _CODES[how] and not stop.late and not (phase == _START and code == -how):
         stop.wrong.append(f"exit code {code}")
     if stop.seconds > _LIMIT:

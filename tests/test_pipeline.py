@@ -492,7 +492,7 @@ def _scripted(project: Project, script: str, *arguments: str) -> "subprocess.Com
 
 @pytest.mark.parametrize(
     ("how", "instead"),
-    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error")],
+    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error"), ("SIGINT", "sys.exit(0)")],
 )
 def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project, instead: str, how: str) -> None:
     before = {path.name for path in project.store.glob("entries/*/*")}

@@ -142,6 +142,15 @@ def test_a_transposed_convolution_that_was_trained_in_int8_has_a_scale_for_each_
     assert (answered(small, tmp_path) - expected).norm() < 0.03 * (expected - expected.mean(0)).norm()
 
 
+def test_what_a_left_out_pass_looks_for_has_the_operator_it_is_known_by() -> None:
+    from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
+
+    for source, word in ((bilinear_2d, _delegates.BILINEAR), (sdpa, _delegates.ATTENTION)):
+        assert source.get_graphs()
+        for example in source.get_graphs():
+            assert any(word in str(node.target) for node in example.graph.nodes), example.graph
+
+
 def test_passes_that_change_nothing_are_left_out_and_the_file_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
