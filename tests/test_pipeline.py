@@ -479,10 +479,11 @@ def test_an_interrupted_build_ends_with_130_and_leaves_a_sound_store(project: Pr
 
 
 def _scripted(project: Project, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`edgepack build tiny`, with a library changed first; without the dry run, which imports for half a minute."""
+    """`edgepack build tiny`, with a library changed first, and without the dry run."""
     start = (
         "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from edgepack.work import Work\nWork._rehearse = lambda self, *rest: None\n"
+        "from unittest import mock\nfrom edgepack.work import Work\n"
+        "mock.patch.object(Work, '_rehearse', lambda self, *rest: None).start()\n"
     )
     end = f"from edgepack.cli import main\nsys.argv = {['edgepack', 'build', 'tiny', *arguments]!r}\nmain()\n"
     environment = {**os.environ, "EDGEPACK_THREADS": "1"}
