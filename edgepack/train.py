@@ -22,6 +22,7 @@ import numpy
 import torch
 from torch import nn
 
+from edgepack import taps
 from edgepack.datasets import Batch, Split
 from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
@@ -114,6 +115,7 @@ class Fitted:
     loss: float
 
 
+@taps.used_only()
 def fit(
     module: nn.Module,
     context: Context,
