@@ -2,8 +2,9 @@
 
     python benchmarks/numerics.py            writes benchmarks/numerics.md; nothing else may run meanwhile
 
-Every model is trained in all four ways in turn, and in the chosen one without the taps that edgepack/taps.py leaves out, round after round, so that drift of the machine hits all alike; the
-table gives the median over rounds of each way's time divided by the default's in the same round.
+Every model is trained in all four ways in turn, and in the chosen one without the taps that edgepack/taps.py leaves
+out, round after round, so that drift of the machine hits all alike; the table gives the median over rounds of each
+way's time divided by the default's in the same round.
 """
 
 import statistics
@@ -133,8 +134,8 @@ def _page(rows: list[str]) -> str:
             "# How fast one training step is, by layout and precision",
             "",
             f"Time of a step of {_BATCH} samples relative to the default, median of {_ROUNDS} interleaved rounds of",
-            f"{_STEPS} steps; below 1 is faster. Bold is what `edgepack.train.numerics` chooses, and training is as fast",
-            "as the last column: that without the taps of convolutions that meet padding only (`edgepack.taps`).",
+            f"{_STEPS} steps; below 1 is faster. Bold is what `edgepack.train.numerics` chooses. Last stands the same",
+            "without the taps of convolutions that meet padding only (`edgepack.taps`), as all is trained.",
             "",
             "| model | a default step | " + " | ".join(way.name for way in _WAYS) + " | used taps |",
             "|---|---|---|---|---|---|---|",
