@@ -221,13 +221,29 @@ def test_copies_leave_enough_of_every_class_or_are_refused(pets: str) -> None:
     for i in range(1, 10):
         Path(f"pets/bee/{i}.{'jpg' if i % 2 else 'png'}").unlink()
         shutil.copy("pets/bee/0.png", f"pets/bee/copy-{i}.png")
-    with pytest.raises(RecipeError, match="'bee' has 1 different picture, too few to be split"):
+    with pytest.raises(RecipeError, match="'bee' has 1 different picture, too few to be split") as caught:
         load(configured())
+    assert caught.value.message.endswith(": 9 of 10 pictures are there more than once")
     shutil.rmtree("pets")
     write_folder("pets/train", 6), write_folder("pets/test", 2)
     shutil.copytree("pets/test", "pets/val")
-    with pytest.raises(RecipeError, match="the validation split has no picture of its own"):
+    told = "the validation split has no picture of its own: all 6 pictures are in the test split too"
+    with pytest.raises(RecipeError, match=told):
         load(configured())
+
+
+def test_where_the_pictures_of_a_class_went_is_told() -> None:
+    shutil.copytree(write_folder("pets/train", 6), "pets/test")
+    with pytest.raises(RecipeError, match=r"'ant' has 0 different pictures, .*: all 6 .* are in the test split too"):
+        load(configured())
+    shutil.rmtree("pets")
+    write_folder("pets", 6, ("bee", "cow"))
+    Path("pets/ant").symlink_to("bee")
+    with pytest.raises(
+        RecipeError, match=r"'ant' has 0 different .*: all 6 pictures are under the label 'bee' too"
+    ) as caught:
+        load(configured())
+    assert caught.value.hint.startswith("remove copies, so that each stands in one split and one class")
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "TESTING"), ("TRAIN", "Dev")])
