@@ -18,7 +18,7 @@ def stand_in(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(64).lower()
     if not head:
-        return "empty: it has no bytes"
+        return "empty"
     return next((words for start, words in _STAND_INS.items() if head.startswith(start)), "")
 
 
@@ -37,6 +37,13 @@ def is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER
+
+
+def is_executorch(path: Path) -> bool:
+    """Whether it has the mark of a .pte file behind its first four bytes: ET, and two digits."""
+    with path.open("rb") as file:
+        mark = file.read(8)[4:]
+    return mark[:2] == b"ET" and mark[2:].isdigit()
 
 
 def _whole_safetensors(path: Path) -> int:
