@@ -210,6 +210,7 @@ def _different(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tup
         *_copies(sum(map(len, clear)) - len(kept), len(pictures)),
         *_contradictions(doubtful, len(pictures)),
         *_transparent(sum(read[each.sha].transparent for each in kept)),
+        *_several(sum(read[each.sha].several for each in kept)),
     ]
 
 
@@ -229,6 +230,11 @@ def _contradictions(groups: Sequence[Sequence[_Picture]], of: int) -> Iterator[s
 def _transparent(count: int) -> Iterator[str]:
     if count:
         yield f"{counted(count, 'picture')} transparent in places: the colours that are stored there are taken"
+
+
+def _several(count: int) -> Iterator[str]:
+    if count:
+        yield f"{counted(count, 'picture')} of several frames or pages: the first is taken"
 
 
 def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Sequence[str]) -> Lost:
