@@ -332,7 +332,47 @@ class Auxiliary(nn.Module):  # type: ignore[misc]
         return logits + 0.1 * self.second(torch.relu(self.aside(middle.mean((2, 3))))) if self.training else logits
 
 
-SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound")
+def gated() -> nn.Module:
+    """WaveNet's gates: nothing reads the residual of the last block."""
+
+    def block(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = torch.tanh(m.f(x)) * torch.sigmoid(m.g(x))
+        return x + m.residual(inside), m.skip(inside)
+
+    def whole(m: nn.Module, x: Tensor) -> Tensor:
+        x, first = m.one(m.start(x))
+        return m.head(torch.relu(first + m.two(x)[1]).mean(-1))
+
+    names = ("f", "g", "residual", "skip")
+    one, two = (Run(block, **{name: nn.Conv1d(16, 16, 3, padding=1) for name in names}) for _ in range(2))
+    return Run(whole, start=nn.Conv1d(1, 16, 1), one=one, two=two, head=nn.Linear(16, 3))
+
+
+def watched(m: nn.Module, x: Tensor) -> Tensor:
+    """A layer runs beside, and is not read."""
+    m.seen = m.aside(x)
+    return m.b(x)
+
+
+def without_gradient(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = torch.relu(m.a(x))
+    return m.b(x)
+
+
+def chosen(m: nn.Module, x: Tensor) -> Tensor:
+    """One of two experts, by the larger number: that has no gradient."""
+    which = functional.one_hot(m.gate(x.mean((2, 3))).argmax(1), 2).float()[..., None, None, None]
+    return m.a(x) * which[:, 0] + m.b(x) * which[:, 1]
+
+
+SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound", "gated")
+WITHOUT_GRADIENT = {  # layers, by the net
+    "gated": ("two.residual",),
+    "watched": ("m0.aside",),
+    "backbone held": ("stem", "m0.a"),
+    "experts": ("m0.gate",),
+}
 TEXTS = ("words",)
 NETS: dict[str, Callable[[], nn.Module]] = {
     "keywords": lambda: sound(nn.Conv1d(16, 16, 3, stride=2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 3)),
@@ -404,6 +444,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     ),
     "frozen": lambda: frozen("stem", "m0"),
     "all frozen": frozen,
+    "gated": gated,
+    "watched": lambda: net(Run(watched, aside=conv(16, 16), b=conv(16, 16)), nn.ReLU()),
+    "backbone held": lambda: net(Run(without_gradient, a=conv(16, 16), b=conv(16, 16)), nn.ReLU()),
+    "experts": lambda: net(Run(chosen, gate=nn.Linear(16, 2), a=conv(16, 16), b=conv(16, 16)), conv(16, 16)),
     "words": words,
     "auxiliary": Auxiliary,
     "standardised": lambda: net(Standardised(16, 16, 3), nn.ReLU(), conv(16, 16)),

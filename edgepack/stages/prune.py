@@ -172,6 +172,7 @@ def rehearse(
 ) -> "Candidate":
     """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
     from edgepack.stages import _depth
+    from edgepack.stages._importance import rehearsed
     from edgepack.stages._search import Search, kept
     from edgepack.surgery import outputs
     from edgepack.train import check_trainable
@@ -192,8 +193,13 @@ def rehearse(
     ratio = config.ratio or search.ratio(candidate, whole)
     if not config.cuts(ratio):
         return candidate
-    keep = kept(candidate.module, ratio, config)
-    cut = candidate.narrowed(keep, multiple=quantization.channel_multiple, spare=config.spare)
+    keep, inputs = kept(candidate.module, ratio, config), candidate.noise()
+    cut = candidate.narrowed(
+        keep,
+        multiple=quantization.channel_multiple,
+        scored=lambda module: rehearsed(module, config.importance, inputs),
+        spare=config.spare,
+    )
     _check_removed(outputs(candidate.module), cut, ratio, config, quantization)
     cut.check_rebuilt()
     return cut

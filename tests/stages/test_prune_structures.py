@@ -50,6 +50,7 @@ WHOLE = {
         "m0": r"its weight is read by other code at 'm0', .*net_zoo.py:\d+",
     },
     "positions": {"stem": "its channels are combined with the buffer 'm0.table'"},
+    "experts": {"m0.gate": r"its channels are mixed by 'argmax' at 'm0', .*net_zoo.py:\d+"},
     "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "all its channels depend on each other"),
 }
 REFUSED = {
