@@ -366,6 +366,14 @@ def chosen(m: nn.Module, x: Tensor) -> Tensor:
     return m.a(x) * which[:, 0] + m.b(x) * which[:, 1]
 
 
+def there_and_back(m: nn.Module, x: Tensor) -> Tensor:
+    """One weight to encode and, turned round, to decode; of a Linear and of a convolution."""
+    flat, picture = x.flatten(1), torch.relu(m.b(x))
+    one = functional.linear(torch.relu(m.a(flat)), m.a.weight.t()) - flat
+    other = functional.conv_transpose2d(picture, m.b.weight, padding=1) - x
+    return m.head(torch.cat([one, other.flatten(1)], 1))
+
+
 SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound", "gated")
 WITHOUT_GRADIENT = {  # layers, by the net
     "gated": ("two.residual",),
@@ -453,6 +461,18 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "standardised": lambda: net(Standardised(16, 16, 3), nn.ReLU(), conv(16, 16)),
     "positions": lambda: net(Positions(), conv(16, 16), nn.ReLU()),
     "circular": lambda: net(nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), nn.ReLU(), conv(16, 16)),
+    "rolled channels": lambda: net(conv(16, 16), Run(lambda m, x: x + x.roll(4, 1)), conv(16, 16)),
+    "sorted channels": lambda: net(conv(16, 16), Run(lambda m, x: x.sort(1).values), conv(16, 16)),
+    "some shifted": lambda: net(
+        conv(16, 16), Run(lambda m, x: torch.cat([x[:, :8].roll(1, 2), x[:, 8:]], 1)), conv(16, 16)
+    ),
+    "largest": lambda: nn.Sequential(
+        conv(1, 16), nn.ReLU(), Run(lambda m, x: x.flatten(2).topk(3).values.mean(-1)), nn.Linear(16, 3)
+    ),
+    "spread out": lambda: nn.Sequential(
+        nn.Conv2d(1, 16, 8), Run(lambda m, x: x.sort(1).values), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "there and back": lambda: Run(there_and_back, a=nn.Linear(64, 16), b=conv(1, 16), head=nn.Linear(128, 3)),
     "mean of channels": lambda: net(
         conv(16, 16), Run(lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True))), conv(16, 16)
     ),

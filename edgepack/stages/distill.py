@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 
