@@ -14,7 +14,7 @@ from torch_factories import made, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.candidate import Candidate
-from edgepack.exporters import _delegates
+from edgepack.exporters import _delegates, executorch
 from edgepack.graph import Scheme, capture, converted, prepare, take_ranges
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -173,4 +173,15 @@ def test_a_pass_with_nothing_to_find_is_left_out_and_the_file_is_the_same(
     monkeypatch.setattr(_delegates, "_skip_idle_passes", nullcontext)
     write(small, "executorch", paths[1])
     assert all(examples.called for examples in asked)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("how", ["fp32", "ptq"])
+def test_a_file_is_the_same_however_its_nodes_were_traced(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, paths = quantized(Everything(), how), (tmp_path / "ours.pte", tmp_path / "theirs.pte")
+    write(small, "executorch", paths[0])
+    monkeypatch.setattr(executorch, "light_tracing", nullcontext)
+    write(small, "executorch", paths[1])
     assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from edgepack.config import Frozen
-from edgepack.exporters._delegates import BACKENDS
+from edgepack.exporters._delegates import BACKENDS, light_tracing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,7 +55,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     backend, exported = BACKENDS[config.backend], candidate.program(batch=1)
     if config.backend == "xnnpack":
         exported = delegable(exported, candidate.example_inputs())
-    with backend.lowering():
+    with light_tracing(), backend.lowering():
         program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
     with path.open("wb") as file:
