@@ -44,6 +44,8 @@ def read(path: Path) -> Any:
 
 
 def _unread(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(?:class|Unsupported \w+) (\S+\.\S+)", str(error))
     return f"it holds a {found[1]}, which only code can make" if found else "damaged, or no file of weights"
 
@@ -58,7 +60,10 @@ def _numpy_internals() -> Iterator[Any]:
 
 def state_dicts(found: Any, path: Path) -> dict[str, State]:
     """Every dict of tensors in a file, by where it lies in it: "" where the file is one, "folds.0" in a list."""
-    states = dict(_walked(found, "", _DEEPEST, set()))
+    dicts = ((place, each) for place, each in _containers(found, "", _DEEPEST, set()) if isinstance(each, dict))
+    tensors: dict[str, State]
+    tensors = {place: {name: each for name, each in inside.items() if _is_named(name, each)} for place, inside in dicts}
+    states = {place: state for place, state in tensors.items() if state or found == {}}
     if not states:
         what = f"a dict of {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
         raise StageError(
@@ -67,20 +72,23 @@ def state_dicts(found: Any, path: Path) -> dict[str, State]:
     return states
 
 
-def _walked(found: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, State]]:
-    """The tensors of each dict, then what lies inside of it, or of a list: once, though it were its own part."""
-    if isinstance(found, dict):
-        tensors = {name: each for name, each in found.items() if _is_tensor(name, each)}
-        if tensors or not (place or found):
-            yield place, tensors
-        if len(tensors) == len(found):
-            return
-    if not isinstance(found, dict | list | tuple) or not depth or id(found) in seen:
+def nameless(found: Any) -> dict[str, list[torch.Tensor]]:
+    """Every list of tensors alone, by where it lies: averages of weights are kept so."""
+    every = _containers(found, "", _DEEPEST, set())
+    lists = {place: [*inside] for place, inside in every if isinstance(inside, list | tuple) and inside}
+    return {place: inside for place, inside in lists.items() if all(isinstance(each, torch.Tensor) for each in inside)}
+
+
+def _containers(found: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Each dict and list, then those in it, but once, though it were its own part."""
+    if not isinstance(found, dict | list | tuple):
         return
-    seen.add(id(found))
-    for name, inside in found.items() if isinstance(found, dict) else enumerate(found):
-        yield from _walked(inside, f"{place}.{name}".lstrip("."), depth - 1, seen)
+    yield place, found
+    if depth and id(found) not in seen:
+        seen.add(id(found))
+        for name, inside in found.items() if isinstance(found, dict) else enumerate(found):
+            yield from _containers(inside, f"{place}.{name}".lstrip("."), depth - 1, seen)
 
 
-def _is_tensor(name: object, value: object) -> bool:
+def _is_named(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor) and not name.endswith("_extra_state")

@@ -63,8 +63,8 @@ def doubts(labels: Iterable[str]) -> Iterator[str]:
     ['the labels are numbers in the order of their text, not of their values: 1, 10, 2']
     """
     labels = [*labels]
-    if all(label.isdecimal() for label in labels) and sorted(labels) != sorted(labels, key=int):
-        taken, other = ("text", "values") if labels == sorted(labels) else ("values", "text")
+    if taken := order_of_numbers(labels):
+        other = {"text": "values", "values": "text"}[taken]
         yield f"the labels are numbers in the order of their {taken}, not of their {other}: {listed(labels)}"
     written = defaultdict(list)
     for label in labels:
@@ -72,6 +72,15 @@ def doubts(labels: Iterable[str]) -> Iterator[str]:
     for same in written.values():
         if len(same) > 1 and len(same[0]) > 1:
             yield f"the labels {' and '.join(map(repr, same))} differ in case alone"
+
+
+def order_of_numbers(labels: Sequence[str]) -> str:
+    """Of labels that are all numbers, whether they stand in the order of their "text" or their "values"; "" where these
+    are the same.
+    """
+    if not all(label.isdecimal() for label in labels) or sorted(labels) == sorted(labels, key=int):
+        return ""
+    return "text" if [*labels] == sorted(labels) else "values"
 
 
 def twin(label: str, others: Iterable[str]) -> str | None:

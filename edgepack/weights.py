@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgepack.checkpoints import State, read, state_dicts
+from edgepack.checkpoints import State, nameless, read, state_dicts
 from edgepack.errors import StageError
 from edgepack.models._notes import note
 from edgepack.weight_kinds import SPARSE, check_kinds, check_names, kind, quoted
@@ -77,15 +77,16 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
     """Fill `module` from a checkpoint; `key` says which weights in it. Raises StageError when it cannot be read, is of
     another model, holds several sets of weights that fit, or integers in place of weights.
     """
-    own = _tensors(module)
-    matches = _matches(own, state_dicts(read(path), path))
+    own, found = _tensors(module), read(path)
+    matches = _matches(own, state_dicts(found, path))
     match = _chosen(matches, own, path, key)
     check_kinds(match.tensors, own, path)
     state = OrderedDict((name, _for(own[name], tensor)) for name, tensor in match.tensors.items())
     state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # which safetensors does not keep
     module.load_state_dict(state, strict=False)
-    for told in (*_told(match, path), *(_passed_over(matches, match, own, path) if key is None else ())):
-        note(told)
+    left = (*_passed_over(matches, match, own), *_without_names(module, nameless(found))) if key is None else ()
+    for told in (*_told(match), *left):
+        note(f"{path.name}: {told}")
 
 
 def fits(module: nn.Module, path: Path, key: str | None = None) -> bool:
@@ -308,8 +309,15 @@ def _names(matches: list[Match]) -> list[str]:
 def _alike(matches: list[Match]) -> bool:
     first, *rest = (match.tensors for match in matches)
     return all(
-        first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first) for other in rest
+        first.keys() == other.keys() and all(_equal(first[name], other[name]) for name in first) for other in rest
     )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    try:
+        return bool(torch.equal(one, other))
+    except RuntimeError:  # of kinds that cannot be compared, or without numbers
+        return False
 
 
 def _refuse(best: Match, own: State, path: Path) -> None:
@@ -323,22 +331,29 @@ def _refuse(best: Match, own: State, path: Path) -> None:
     )
 
 
-def _told(match: Match, path: Path) -> Iterator[str]:
+def _told(match: Match) -> Iterator[str]:
     own, there = next(iter(match.names.items()), ("", ""))
     if there != own:
-        yield f"{path.name}: '{there}' was taken for '{own}', and so on"
+        yield f"'{there}' was taken for '{own}', and so on"
     if match.folded:
-        yield f"{path.name}: computed from the two tensors that the file has of each: {quoted(match.folded)}"
+        yield f"computed from the two tensors that the file has of each: {quoted(match.folded)}"
     if left := (*match.aside, *match.others):
-        yield f"{path.name}: left out, as no part of these weights: {quoted(left)}"
+        yield f"left out, as no part of these weights: {quoted(left)}"
     kinds = {kind(tensor) for tensor in match.tensors.values() if tensor.is_floating_point()} - {"float32"}
     if kinds:
-        yield f"{path.name}: weights in {', '.join(sorted(kinds))} were made float32"
+        yield f"weights in {', '.join(sorted(kinds))} were made float32"
 
 
-def _passed_over(matches: list[Match], taken: Match, own: State, path: Path) -> Iterator[str]:
+def _passed_over(matches: list[Match], taken: Match, own: State) -> Iterator[str]:
     """Sets that were no choice, with most of the model's tensors but not all, as averages without statistics are."""
     for match in matches:
         shared = len(match.names) - len(match.misshapen)
         if match.entry != taken.entry and not match.fits and shared > len(own) / 2:
-            yield f"{path.name}: '{match.keys[1]}' has {shared} of the model's {len(own)} tensors, and was left out"
+            yield f"'{match.keys[1]}' has {shared} of the model's {len(own)} tensors, and was left out"
+
+
+def _without_names(module: nn.Module, lists: Mapping[str, list[torch.Tensor]]) -> Iterator[str]:
+    shapes = [each.shape for each in module.parameters()]
+    for place, tensors in lists.items():
+        if shapes == [each.shape for each in tensors]:
+            yield f"'{place}' has a tensor for each of the model's {len(shapes)} weights, but no names: left out"

@@ -62,3 +62,14 @@ def test_check_tells_a_checkpoint_that_is_none(content: bytes) -> None:
     assert ended.code == 2
     assert "recipes/of-a-file.yaml:3" in ended.err
     assert stand_in(Path("weights.pth")) in ended.err
+
+
+def test_a_checkpoint_that_may_not_be_read_is_a_mistake_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    Path("weights.pth").write_bytes(b"some")
+    monkeypatch.setattr("edgepack.models.not_weights", refuses)
+    recipe_file("of-a-file", model={"torchvision": "resnet18", "checkpoint": "weights.pth"})
+    ended = edgepack("check", "of-a-file")
+    assert (ended.code, "cannot read 'weights.pth': Permission denied" in ended.err) == (2, True)

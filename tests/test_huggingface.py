@@ -16,6 +16,7 @@ from edgepack import hub, plugins
 from edgepack.candidate import Candidate
 from edgepack.config import Nested
 from edgepack.errors import DeviceError, RecipeError, StageError
+from edgepack.models._notes import collected
 from edgepack.models._transformers import transformers
 from edgepack.plugins import Choice
 
@@ -207,6 +208,26 @@ def test_a_classifier_answers_as_transformers_has_it_answer() -> None:
     theirs = transformers().BertForSequenceClassification.from_pretrained(name).eval()
     with torch.no_grad():
         torch.testing.assert_close(made.module(ids, mask), theirs(input_ids=ids, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "doubted"),
+    [
+        (("1", "10", "2"), {}, True),
+        (("0", "1", "2"), {}, False),
+        (("1", "2", "10"), {}, False),
+        (("1", "10", "2"), {"id2label": {0: "1", 1: "10", 2: "2"}}, False),
+    ],
+    ids=["by their text", "in one order", "by their values", "named by the model too"],
+)
+def test_outputs_by_number_and_labels_by_text_are_doubted(
+    labels: tuple[str, ...], own: dict[str, Any], doubted: bool
+) -> None:
+    name = saved(3, **own)
+    choice = choose(huggingface=name)
+    with collected() as told:
+        choice.module.build(choice.config, make.signature().model_copy(update={"labels": labels}))
+    assert [f"'{name}' names its outputs by number, and" in each for each in told] == [True] * doubted
 
 
 def test_weights_of_another_model_are_refused() -> None:

@@ -225,6 +225,22 @@ def test_an_average_without_statistics_is_told_as_left_out() -> None:
     assert told == ["weights.pth: 'ema.shadow' has 6 of the model's 9 tensors, and was left out"]
 
 
+def test_an_average_without_names_is_told_as_left_out() -> None:
+    shadow = [each.detach() for each in net(1).parameters()]
+    after, told = loaded({"model": under("", net()), "ema": {"decay": 0.9, "shadow_params": shadow}})
+    assert equal(after, net())
+    assert told == [
+        "weights.pth: 'ema.shadow_params' has a tensor for each of the model's 6 weights, but no names: left out"
+    ]
+    assert "holds no state dict, but list" in refused(shadow).message
+
+
+def test_two_sets_that_cannot_be_compared_are_two() -> None:
+    empty = {name: tensor.to("meta") for name, tensor in net().state_dict().items()}
+    assert "contains 2 sets of weights" in refused({"a": empty, "b": {**empty}}).message
+    assert "without numbers" in refused({"a": empty, "b": {**empty}}, "b").message
+
+
 def test_a_key_that_is_not_there_names_those_that_are() -> None:
     content = {"state_dict": under("model.", net()), "epoch": 3}
     assert "has nothing under 'ema', but 'model', 'state_dict'" in refused(content, "ema").message

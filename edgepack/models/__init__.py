@@ -50,7 +50,11 @@ def _readable(checkpoint: str) -> str:
         )
     if not Path(checkpoint).is_file():
         raise ValueError(f"there is no file {checkpoint!r}")
-    if problem := not_weights(Path(checkpoint)):
+    try:
+        problem = not_weights(Path(checkpoint))
+    except OSError as error:
+        raise ValueError(f"cannot read {checkpoint!r}: {error.strerror}") from None
+    if problem:
         raise ValueError(f"{checkpoint!r} is {problem}")
     return checkpoint
 

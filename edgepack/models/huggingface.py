@@ -15,6 +15,7 @@ from edgepack import hub, tokenizer
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
 from edgepack.errors import RecipeError, StageError
+from edgepack.labels import order_of_numbers
 from edgepack.models import Checkpoint, CheckpointKey
 from edgepack.patterns import chosen
 
@@ -158,6 +159,7 @@ def files(config: Config) -> tuple[Path, ...]:
 def build(config: Config, signature: Signature) -> "nn.Module":
     """A module that turns input_ids and attention_mask, [n, length] both, into logits [n, classes]."""
     from edgepack.encoder import TextClassifier, keep_layers, shorten
+    from edgepack.models._notes import note
     from edgepack.models._trial import tried
     from edgepack.weights import fits, load_weights
 
@@ -165,6 +167,8 @@ def build(config: Config, signature: Signature) -> "nn.Module":
         raise StageError(message)
     checkpoint = Path(config.checkpoint) if config.checkpoint else None
     pretrained = config.weights is not None and checkpoint is None
+    if pretrained and _counts_otherwise(config, signature):
+        note(f"'{config.huggingface}' names its outputs by number, and {_ORDER}: was it trained so?")
     model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
     theirs = checkpoint is not None and fits(model, checkpoint, config.checkpoint_key)
     if checkpoint and theirs:
@@ -178,6 +182,15 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if checkpoint and not theirs:  # it holds the module that is built here, not that of transformers inside of it
         load_weights(module, checkpoint, config.checkpoint_key)
     return module.eval()
+
+
+_ORDER = "the labels of the data are numbers in the order of their text"
+
+
+def _counts_otherwise(config: Config, signature: Signature) -> bool:
+    """Whether LABEL_1 may be the class "1" where the data's second label is "10"."""
+    named = facts(config.huggingface).labels == list(signature.labels)
+    return trained(config, signature) and not named and order_of_numbers(signature.labels) == "text"
 
 
 def _fresh(config: Config, signature: Signature) -> "nn.Module":
