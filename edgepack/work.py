@@ -58,10 +58,17 @@ class Work:
         self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
         self.broken: dict[str, StageError] = {}  # by the label of the file: it is not run again
-        self.warned: list[str] = []  # what the user's functions read that no key covers
+        self.read: list[str] = []  # what the user's functions read besides what they name
 
     def ensure(self, step: Step) -> Entry:
-        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
+        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read.
+
+        It is done under the key that it has when the functions of a user have run, and told what they read.
+        """
+        if step.kind == "candidate" and not step.cached:
+            self._rehearse()
+            self._load_foreign(step.name)
+            step = self.planner.renewed(step)
         self.done[step.name] = step
         if step.cached and step.entry:
             self.store.touch(step.entry)
@@ -77,6 +84,14 @@ class Work:
             if step.entry is None and (found := self.store.get(step.kind, step.key)):
                 return found  # another build made it while this one waited
             return self.store.make(step.kind, step.key, step.ingredients, lambda folder: self._do(step, folder))
+
+    def _load_foreign(self, name: str) -> None:
+        """Data that a user's function makes, which draws as it would if nothing came before."""
+        from edgepack import train
+
+        if getattr(self.recipe.data.module, "FOREIGN", False):
+            with train.deterministic(self.recipe.seed, provenance.threads()):
+                _guarded(name, lambda: self.data, self.store.root)
 
     def _do(self, step: Step, folder: Path) -> dict[str, Any]:
         do = partial(getattr(self, f"_do_{step.kind}"), step, folder)
@@ -174,17 +189,21 @@ class Work:
         return candidate
 
     def _watched(self, choice: Choice, whose: str, act: Callable[[], Result]) -> Callable[[], Result]:
-        """`act` that warns of the files which a user's function reads and no key covers."""
+        """`act` that remembers what a user's function reads besides the files that its key covers, and tells of it."""
+        if not getattr(choice.module, "FOREIGN", False):
+            return act
 
         def watched() -> Result:
-            with opened.warned(choice, whose, self._warn):
-                return act()
+            with opened.watched(choice.module.files(choice.config)) as read:
+                result = act()
+            names = read()
+            self.planner.note_read(choice, names)
+            if there := [name for name in names if name.startswith("$") or Path(name).exists()]:
+                self.read.append(f"{whose} {opened.told(there)}")
+                self.emit(Note(text=self.read[-1]))
+            return result
 
         return watched
-
-    def _warn(self, text: str) -> None:
-        self.warned.append(text)
-        self.emit(Note(text=f"warning: {text}"))
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
         from edgepack.sources import check_finite
@@ -201,7 +220,7 @@ class Work:
         return {
             **figures,
             "seconds": round(seconds, 2),
-            "notes": (*candidate.notes, *(self.warned if step.choice is self.recipe.model else ())),
+            "notes": (*candidate.notes, *(self.read if step.choice is self.recipe.model else ())),
             "decided": candidate.decided,
         }
 
