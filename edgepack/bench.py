@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edgepack import benchmark, worker
+from edgepack import benchmark, file_kinds, worker
 from edgepack.benchmark import Answers, Measurement, TimingProtocol
 from edgepack.budgets import METRICS, Budget, read_budgets
 from edgepack.config import Document, Frozen
@@ -138,7 +138,7 @@ def pair(
 
 
 def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[Budget]) -> dict[str, Any]:
-    runtime = worker.runtime_of(file.suffix)
+    runtime = worker.runtime_of(file.suffix.lower())
     if not runtime:
         known = ", ".join(suffix for each in worker.RUNTIMES.values() for suffix in each.suffixes)
         raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
@@ -154,17 +154,19 @@ def _check_readable(file: Path) -> None:
     if not file.is_file():
         raise RecipeError(f"{file} is a folder" if file.is_dir() else f"there is no file {file}")
     try:
-        with file.open("rb") as content:
-            empty = not content.read(1)
+        problem = file_kinds.stand_in(file)
+        foreign = file.suffix.lower() == ".pte" and not file_kinds.is_executorch(file)
     except OSError as error:
         raise RecipeError(f"cannot read {file}: {error.strerror}") from None
-    if empty:
-        raise RecipeError(f"{file} is empty")
+    if problem:
+        raise RecipeError(f"{file} is {problem}")
+    if foreign:
+        raise RecipeError(f"{file} is no .pte: it does not begin as files of ExecuTorch do", "is it of another format?")
 
 
 def _check_whole(file: Path) -> None:
     """Raises RecipeError where weights of an ONNX file lie beside it: there they are neither weighed nor sent along."""
-    if file.suffix == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
+    if file.suffix.lower() == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
         hint = "save it as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), OTHER)"
         raise RecipeError(f"{file} keeps weights in another file, {beside}, which bench takes none of", hint)
 
@@ -202,12 +204,11 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection) -> None:
     """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
-    with closing(host.Host(Controls(threads=1))) as here, _noise(job, specs) as question:
-        with _by_the_user(job):
-            ours = _answers(question, here)
-        theirs = ours if isinstance(connection, host.Host) else _answers(question, connection)
     import numpy
 
+    with closing(host.Host(Controls(threads=1))) as here, _by_the_user(job):
+        ours = _answers_here(job, specs, here)
+    theirs = ours if isinstance(connection, host.Host) else _answers(job, specs, connection)
     if not numpy.isfinite(ours).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
     otherwise = f"{job['file']}: the device answers otherwise than this computer"
@@ -217,6 +218,20 @@ def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Conne
     reach, far = (float(numpy.abs(each).max(initial=0.0)) for each in (ours, ours - theirs))
     if not far <= ROUNDING * reach:
         raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
+
+
+def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: host.Host) -> "Array":
+    """Whole numbers are ones, or zeros where the file takes no ones, as a table of one row: the job learns which."""
+    try:
+        return _answers(job, specs, here)
+    except RefusedError as error:
+        if not any(dtype.startswith(("int", "uint")) for _, _, dtype in specs):
+            raise
+        try:
+            job["whole"] = 0
+            return _answers(job, specs, here)
+        except RefusedError:
+            raise error from None
 
 
 @contextmanager
@@ -241,7 +256,7 @@ def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
         try:
-            rows = [worker.noise([*specs], seed) for seed in range(_ROWS)]
+            rows = [worker.noise([*specs], seed, job.get("whole", 1)) for seed in range(_ROWS)]
             for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
                 numpy.save(path, numpy.stack(arrays), allow_pickle=False)
         except MemoryError:
@@ -251,11 +266,12 @@ def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any
         yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
 
 
-def _answers(question: dict[str, Any], connection: Connection | host.Host) -> "Array":
+def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection | host.Host) -> "Array":
     import numpy
 
-    connection.run(question)
-    answers: Array = numpy.load(question["output"], allow_pickle=False)
+    with _noise(job, specs) as question:
+        connection.run(question)
+        answers: Array = numpy.load(question["output"], allow_pickle=False)
     return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
 
 

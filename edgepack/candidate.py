@@ -10,7 +10,7 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,13 +110,16 @@ class Candidate:
         keep: float | Mapping[str, float],
         *,
         multiple: int,
-        score: Score = first,
+        scored: Callable[[nn.Module], Score] = lambda module: first,
         spare: tuple[str, ...] = (),
     ) -> "Candidate":
-        """A copy with this share of the channels of every layer, or of each group. Raises what `shrink` does."""
+        """A copy with this share of the channels of every layer, or of each group; `scored` is asked with the copy.
+
+        Raises what `shrink` does.
+        """
         narrow, before = self.copy(), sizes(self.module)
-        inputs = self.example_inputs(2)
-        shrink(narrow.module.eval(), inputs, keep=keep, score=score, multiple=multiple, spare=spare)
+        inputs, score = self.example_inputs(2), scored(narrow.module.eval())
+        shrink(narrow.module, inputs, keep=keep, score=score, multiple=multiple, spare=spare)
         if known := recalled(narrow.module):  # of the shapes before: the next width need not be traced
             recall(self.module, known)
         return narrow.changed(*resizes(before, narrow.module))

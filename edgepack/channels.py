@@ -22,8 +22,9 @@ from edgepack import sources
 from edgepack.chance import own_random
 from edgepack.errors import StageError, listed
 from edgepack.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, takes_channels
-from edgepack.trials import OVERFLOWS, Unmixed, difference, lively, separated
+from edgepack.trials import CHANGED, OVERFLOWS, Unmixed, difference, lively, separated
 
+_BLAMED = 2  # operators, at most, that a reason names
 Places = dict[int, list[int]]  # of slots, by their numbers
 Inputs = tuple[Tensor, ...]
 
@@ -35,6 +36,7 @@ class Strand:
     root: int  # the slot of its first layer
     pieces: tuple[Places, ...]
     width: int  # channels of the first layer in a piece
+    suspects: tuple[str, ...] = ()  # what may be to blame where it turns out that it cannot go
 
 
 class Channels:
@@ -45,6 +47,7 @@ class Channels:
         self.strands: list[Strand] = []
         self.whole: dict[str, str] = {}
         self.layers = [module.get_submodule(slot.layer) for slot in slots]
+        self.read: set[int] = set()  # slots that take channels in when the model runs
         self.left = [[*range(slot.size)] for slot in slots]  # the places of each slot that are still there
         # Now, for what has lost channels may look like a depthwise convolution.
         self.ratios = {name: _ratio(layer) for name, layer in module.named_modules()}
@@ -96,7 +99,7 @@ class Channels:
         """Let no layer read these."""
         with torch.no_grad():
             for slot, places in _by_slot(pieces).items():
-                if takes_channels(self.layers[slot], self.slots[slot]):
+                if slot in self.read or takes_channels(self.layers[slot], self.slots[slot]):
                     self._tensor(slot).index_fill_(self.slots[slot].dimension, torch.tensor([*places]), 0.0)
 
 
@@ -244,13 +247,17 @@ def _sorted(flow: Flow) -> Channels:
     """What goes together, in strands of like pieces."""
     found = Channels(flow.module, flow.slots)
     makers = {at for at, slot in enumerate(found.slots) if makes_channels(found.layers[at], slot)}
+    found.read = {at for at, slot in enumerate(found.slots) if slot.start in flow.read}
     held = {int(flow.parents[label]): why for label, why in reversed(flow.held.items())}
+    suspects: dict[int, list[str]] = defaultdict(list)
+    for label, whys in flow.suspects.items():
+        suspects[int(flow.parents[label])] += whys
     alike: dict[tuple[int, ...], dict[int, Places]] = defaultdict(dict)  # by the slots that pieces have places in
     for root, piece in _pieces(flow, found.slots).items():
         if makers & piece.keys():
             alike[*sorted(makers & piece.keys()), *sorted(piece.keys() - makers)][root] = piece
     for slots, pieces in sorted(alike.items()):
-        strand = _strand(found, slots[0], [*pieces.values()])
+        strand = _strand(found, slots[0], [*pieces.values()], [why for label in pieces for why in suspects[label]])
         reasons = [held[label] for label in pieces if label in held]
         idle = "" if found.slots[strand.root].start in flow.ran else "it does not run when the model answers"
         if why := next(iter(reasons), "") or idle or _too_thick(strand):
@@ -283,11 +290,12 @@ def _pieces(flow: Flow, slots: Sequence[Slot]) -> dict[int, Places]:
     return {root: dict(piece) for root, piece in pieces.items()}
 
 
-def _strand(found: Channels, root: int, pieces: list[Places]) -> Strand:
+def _strand(found: Channels, root: int, pieces: list[Places], suspects: list[str]) -> Strand:
     pieces.sort(key=lambda piece: piece[root][0])
     layer = found.layers[root]
     repeated = layer.groups if isinstance(layer, _ConvNd) and layer.transposed else 1
-    return Strand(root=root, pieces=tuple(pieces), width=len(pieces[0][root]) * repeated)
+    width = len(pieces[0][root]) * repeated
+    return Strand(root=root, pieces=tuple(pieces), width=width, suspects=tuple(dict.fromkeys(suspects)))
 
 
 def _frozen(found: Channels, strand: Strand) -> str:
@@ -323,8 +331,14 @@ def _keep_tried(found: Channels, inputs: Inputs) -> None:
         good, reasons = separated(found.strands, lambda some: _fault(found, random, some, given))
     for strand, why in zip(found.strands, reasons, strict=True):
         if why:
-            _stay(found, strand, why)
+            _stay(found, strand, _blamed(strand) if why == CHANGED else why)
     found.strands[:] = good
+
+
+def _blamed(strand: Strand) -> str:
+    """Why outputs change where channels go that nothing reads, as far as it is known."""
+    causes = " or ".join(strand.suspects[:_BLAMED])
+    return f"{CHANGED}, perhaps because {causes}" if causes else CHANGED
 
 
 def _fault(found: Channels, random: nn.Module, strands: Sequence[Strand], inputs: Inputs) -> str:
@@ -333,6 +347,7 @@ def _fault(found: Channels, random: nn.Module, strands: Sequence[Strand], inputs
     if not gone:
         return ""
     tried = Channels(copy.deepcopy(random), found.slots)
+    tried.read = found.read
     tried.mute(gone)
     with torch.no_grad(), _in_parts(), Unmixed() as watched:
         expected = tree_leaves(tried.module(*inputs))

@@ -10,6 +10,7 @@ Knows nothing of edgepack's own nouns. A `Document` is read once and then asked 
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -167,7 +168,7 @@ class Document:
             inner = detail.get("ctx", {}).get("error")
             if isinstance(inner, Nested):
                 self.note(inner.error, inner.model, inner.value, path + loc + inner.path)
-            elif loc not in seen:
+            elif loc not in seen and not _is_echo(detail):
                 self.problem(path + loc, _explain(detail, model, loc))
             seen.add(loc)
 
@@ -304,6 +305,11 @@ _EXPECTED = {
 }
 
 
+def _is_echo(detail: ErrorDetails) -> bool:
+    """Whether a list is only called too short since pydantic left out its wrong items, each told by itself."""
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]
+
+
 def _explain(detail: ErrorDetails, model: type[BaseModel], loc: KeyPath) -> str:
     """One pydantic error in the words of somebody who writes YAML."""
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
@@ -319,7 +325,11 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], loc: KeyPath) -> str:
         return f"expected {allowed[0]}, got {given!r}" if len(allowed) == 1 else unknown("value", given, allowed)
     base = kind.removesuffix("_type").removesuffix("_parsing")
     if base in _EXPECTED and base != kind:
-        return f"expected {_EXPECTED[base]}, got {_show(given)}"
+        quotes = ": put it in quotes" if base == "string" and isinstance(given, int | float | date) else ""
+        return f"expected {_EXPECTED[base]}, got {_show(given)}{quotes}"
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"expected {bound} items, got {len(given)}"
     return f"{detail['msg'].removeprefix('Input ')}, got {_show(given)}"
 
 

@@ -81,8 +81,10 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         self.tensors = {id(each): f"buffer '{name}'" for name, each in module.named_buffers()}
         self.tensors |= {id(each): f"parameter '{name}'" for name, each in module.named_parameters()}
         self.ran: set[int] = set()  # layers that make channels, by the first of their labels
+        self.read: set[int] = set()  # sides of weights that take channels in, by the first of their labels
         self.slots: list[Slot] = []
         self.held: dict[int, str] = {}
+        self.suspects: dict[int, list[str]] = {}  # of labels: what may be to blame where a cut turns out wrong
         self.parents = torch.zeros(1, dtype=torch.int64)  # of each label one that stands for all that go with it
         self.labels = WeakTensorKeyDictionary()  # tensor -> the labels of its elements
         self.matrices = WeakTensorKeyDictionary()  # weight -> the labels of each of its dimensions
@@ -103,6 +105,13 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         for label in labels.unique().tolist():
             if label > 0:
                 self.held.setdefault(int(label), why)
+
+    def suspect(self, labels: Tensor, what: str) -> None:
+        """These can go as far as is known; where a trial says otherwise, this is why."""
+        moving = labels[labels > 0].unique().tolist()
+        told = f"{what}{self.place()}" if moving else ""
+        for label in moving:
+            self.suspects.setdefault(int(label), []).append(told)
 
     def join(self, one: Tensor, other: Tensor, why: str = "") -> None:
         """What stands at the same place can only go together; beside what is fixed nothing can."""
@@ -245,6 +254,14 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             [labels.shape[at] // size if at == dimension else 1 for at in range(labels.dim())]
         )
         self.join(labels, first)
+
+    def reads(self, weight: Tensor) -> None:
+        """An operator takes a layer's weight: the layer itself, or else the model's own code."""
+        layer = self.module.get_submodule(self.part())
+        if id(weight) in self.tensors and all(weight is not own for own in layer._parameters.values()):
+            for labels in self.matrices[weight]:
+                if labels is not None:
+                    self.suspect(labels, "its weight is read by other code")
 
     def meets(self, what: str = "") -> str:
         part = self.part()

@@ -28,13 +28,15 @@ def unknown(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
         stop(flow, func, given, answer)
         return
     labels = elementwise(flow, tensors, shape)
+    if torch.Tag.pointwise not in func.tags:
+        flow.suspect(labels, f"its channels go through '{_name(func)}'")
     for each in answers:
         flow.give(each, labels)
 
 
 def stop(flow: Flow, func: Any, given: dict[str, Any], answer: Any, what: str = "") -> None:
     """Nothing of what is given can go, nor of what comes of it."""
-    why = flow.meets(what or f"mixed by '{func._schema.name.removeprefix('aten::')}'")
+    why = flow.meets(what or f"mixed by '{_name(func)}'")
     for each in tree_leaves(given):
         if isinstance(each, Tensor):
             flow.hold(flow.canonical(flow.of(each)), why)
@@ -99,7 +101,8 @@ def moves(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     """A weight seen from another side is still one."""
     weight = next(iter(given.values()))
-    sides, name = flow.matrices[weight], func._schema.name.removeprefix("aten::")
+    sides, name = flow.matrices[weight], _name(func)
+    flow.reads(weight)
     if not isinstance(answer, Tensor):  # pieces of it
         stop(flow, func, given, answer)
     elif name == "t" or (name == "transpose" and weight.dim() == 2):
@@ -114,20 +117,30 @@ def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
         stop(flow, func, given, answer)
 
 
+def rolls(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
+    """The number of places is written into the code: rolled over channels, fewer of them would meet others."""
+    tensor, dimensions = given["self"], given.get("dims") or [*range(given["self"].dim())]
+    if {at % tensor.dim() for at in dimensions} & {*varying(flow.canonical(flow.of(tensor)))}:
+        stop(flow, func, given, answer)
+    else:
+        moves(flow, func, given, answer)
+
+
 def views(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     moves(flow, func, given, answer)
     tensor = next(iter(given.values()))
     if answer in flow.labels and tensor in flow.labels:
-        cuts(flow, flow.canonical(flow.labels[tensor]), flow.labels[answer])
+        cuts(flow, _name(func), flow.canonical(flow.labels[tensor]), flow.labels[answer])
 
 
-def cuts(flow: Flow, before: Tensor, labels: Tensor) -> None:
+def cuts(flow: Flow, name: str, before: Tensor, labels: Tensor) -> None:
     """Channels cut into rows and columns: one of the two can go, the same in all of the others."""
     moving = varying(flow.canonical(labels))
     if len(moving) < 2 or len(moving) <= len(varying(before)):
         return
     flow.has_cut = True
     goes = moving[0 if flow.trailing else -1]
+    flow.suspect(labels, f"its channels are cut into parts by '{name}'")
     for at in moving:
         if at != goes:
             flow.join(labels, labels.narrow(at, 0, 1))
@@ -144,6 +157,7 @@ def parts(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     if func._schema.name in ("aten::select", "aten::unbind"):
         flow.hold(flow.canonical(labels), f"single channels are picked{flow.place()}")
         return
+    flow.suspect(labels, f"its channels are split by number with '{_name(func)}'")
     size, step = pieces[0].shape[dimension], given.get("step", 1)
     start = given.get("start") or 0
     if step > 1 and labels.shape[dimension] % step == 0:
@@ -163,6 +177,7 @@ def convolves(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> N
         what = f"mixed by a weight that {of}"
         stop(flow, func, {"input": given["input"]}, answer, what)
         return
+    flow.reads(weight)
     transposed, channels = bool(given.get("transposed", False)), given["input"].shape[1]
     makes, takes = (sides[1], sides[0]) if transposed else sides[:2]
     flow.ran.add(int(makes[0]))
@@ -172,6 +187,7 @@ def convolves(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> N
         per_group = channels // groups
         if groups > 1:
             flow.alike(takes if transposed else makes, 0, per_group if transposed else len(makes) // groups)
+        flow.read.add(int(takes[0]))
         flow.takes(labels, 1, takes if transposed else takes.repeat(groups))
         gives = makes.repeat(groups) if transposed else makes
     if bias is not None:
@@ -201,6 +217,8 @@ def multiplies(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> 
     if (one is None) == (other is None) or sides is None or sides[0] is None or sides[1] is None:
         stop(flow, func, given, answer)
         return
+    flow.reads(left if one else right)
+    flow.read.add(int(sides[1 if one else 0][0]))
     if other is not None:
         flow.takes(flow.of(left), 1, other[0])
         flow.ran.add(int(other[1][0]))
@@ -275,14 +293,19 @@ def reduced(
 
 
 def along(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """One after another along a dimension, which may not be that of the channels."""
+    """One after another along a dimension, or some of them, which may not be that of the channels."""
     labels = flow.canonical(flow.of(given["self"]))
-    if given.get("dim", -1) % max(1, labels.dim()) in varying(labels):
+    found = one_label(labels, [given.get("dim", -1) % max(1, labels.dim())], keeps=True)
+    if found is None:
         stop(flow, func, given, answer)
         return
     for each in tree_leaves(answer):
-        if each.shape == labels.shape:
-            flow.give(each, labels)
+        flow.give(each, found)
+
+
+def picks(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
+    """One of those along a dimension: the last, where none is said."""
+    reduces(flow, func, {**given, "dim": given.get("dim", -1)}, answer)
 
 
 def gates(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> None:
@@ -320,6 +343,10 @@ def _moved(func: Any, given: dict[str, Any]) -> Any:
         return torch.ops.aten.reshape(*values)
 
 
+def _name(func: Any) -> str:
+    return str(func._schema.name).removeprefix("aten::")
+
+
 def _dimensions(func: Any) -> int:
     found = re.search(r"(\d)d", func._schema.name)
     return int(found[1]) if found else 2
@@ -328,11 +355,12 @@ def _dimensions(func: Any) -> int:
 _Rule = Callable[[Flow, Any, dict[str, Any], Any], None]
 _BY_RULE: dict[_Rule, str] = {
     moves: (
-        "permute transpose t expand squeeze unsqueeze cat stack flip roll repeat clone detach alias pixel_shuffle "
+        "permute transpose t expand squeeze unsqueeze cat stack flip repeat clone detach alias pixel_shuffle "
         "pixel_unshuffle native_channel_shuffle channel_shuffle constant_pad_nd reflection_pad1d reflection_pad2d "
         "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d index_select index unfold im2col "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d lift_fresh contiguous _to_copy diagonal"
     ),
+    rolls: "roll",
     views: "view _unsafe_view reshape _reshape_alias",
     parts: "split split_with_sizes unsafe_split slice select unbind",
     convolves: "convolution _convolution",
@@ -347,8 +375,12 @@ _BY_RULE: dict[_Rule, str] = {
         "adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices upsample_linear1d upsample_bilinear2d "
         "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa avg_pool1d"
     ),
-    reduces: "mean sum amax amin max min var std var_mean logsumexp linalg_vector_norm norm prod any all argmax",
-    along: "_softmax _log_softmax cumsum cumprod sort topk argsort logcumsumexp",
+    reduces: (
+        "mean sum nansum amax amin max min aminmax var std var_mean logsumexp linalg_vector_norm norm prod any all "
+        "argmax argmin median nanmedian count_nonzero"
+    ),
+    picks: "kthvalue mode",
+    along: "_softmax _log_softmax cumsum cumprod cummax cummin sort topk argsort logcumsumexp",
     gates: "glu",
     writes: "copy",
     constant: (

@@ -124,6 +124,14 @@ def taken(sha256: str, within: Mapping[str, Any]) -> str:
     return digest([sha256, within])[:16]
 
 
+def check_named(path: Path) -> None:
+    """Raises RecipeError where no file can stand, before anything is built."""
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if path.is_dir() or not folder.is_dir():
+        why = f"{path} is a folder" if path.is_dir() else f"{folder} is no folder"
+        raise RecipeError(f"the history is one file, and {why}", "name a file: --history dist/history.jsonl")
+
+
 def append(path: Path, build: Build) -> None:
     """Add the build in one write, so that builds that end at once leave whole lines. Raises DeviceError."""
     text = Line.of(build).model_dump_json(by_alias=True).encode() + b"\n"

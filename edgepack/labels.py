@@ -9,6 +9,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from edgepack.errors import listed
+
 _JOINERS = "\u200c\u200d"  # not printable, but words of Persian and Hindi, and emoji, are written with them
 _LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python, Java and Swift take for one
 # Never a character, or set aside for such that nobody sees (Unicode's Noncharacter and Default_Ignorable_Code_Point).
@@ -52,11 +54,18 @@ def problem(labels: Sequence[str]) -> str:
 
 
 def doubts(labels: Iterable[str]) -> Iterator[str]:
-    """Labels that are rather one class written in two ways; single letters in both cases are classes of their own.
+    """Labels that are rather one class written in two ways; single letters in both cases are classes of their own. And
+    numbers, which a model may have been trained on in either of two orders.
 
     >>> list(doubts(["A", "a", "Cat", "cat", "dog"]))
     ["the labels 'Cat' and 'cat' differ in case alone"]
+    >>> list(doubts(["1", "10", "2"]))
+    ['the labels are numbers in the order of their text, not of their values: 1, 10, 2']
     """
+    labels = [*labels]
+    if all(label.isdecimal() for label in labels) and sorted(labels) != sorted(labels, key=int):
+        taken, other = ("text", "values") if labels == sorted(labels) else ("values", "text")
+        yield f"the labels are numbers in the order of their {taken}, not of their {other}: {listed(labels)}"
     written = defaultdict(list)
     for label in labels:
         written[_look(label).casefold()].append(label)

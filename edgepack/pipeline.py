@@ -53,7 +53,8 @@ def build(
     """Do what the plan says is not done yet, measure the exported files, judge them, and write `dist/<recipe>/`.
 
     The build is added to the history in the file `record`, `dist/history.jsonl` unless it is given.
-    Raises StageError or DeviceError when a step fails; build.json then holds what was done before, and the exit code.
+    Raises RecipeError where that can be no file; StageError or DeviceError when a step fails: build.json then holds
+    what was done before, and the exit code.
     Ctrl-C raises KeyboardInterrupt, also where a library swallowed it.
     """
     openmp.wait_asleep()
@@ -73,6 +74,8 @@ def _build(
     recipe = recipe.suited(device.quantization)
     folder = output_folder(dist, recipe)
     past = Path(record or dist / history.FILE)
+    if record:
+        history.check_named(past)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     with _alone(folder, emit), ExitStack() as stack:  # an end of the wait withdraws nothing
         clear_temporaries(folder)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -369,39 +370,44 @@ def numbered(names: Iterable[str]) -> list[str]:
     return result
 
 
-def differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """What changed between two JSON values, in words.
+def differences(before: Any, after: Any, name: str = "", *, of_machine: bool = False) -> list[str]:
+    """What changed between two JSON values, in words; `of_machine` where they are facts of a computer or device.
 
     >>> differences({"config": {"ratio": "30 %"}}, {"config": {"ratio": "40 %"}})
     ['ratio 30 % -> 40 %']
+    >>> differences({"compute": {"features": "sse avx2"}}, {"compute": {"features": "sse avx2 avx512f"}})
+    ['processor features +avx512f']
     """
     if before == after:
         return []
-    if name == "read":
+    if name == "read" and isinstance(before, dict | None) and isinstance(after, dict | None):
         one, other = before or {}, after or {}
         return [f"{key} changed" for key in sorted({*one} & {*other}) if one[key] != other[key]]
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted({*before, *after})
-        return [text for key in keys for text in differences(before.get(key), after.get(key), key)]
+        changed = [
+            differences(before.get(key), after.get(key), key, of_machine=of_machine or key in ("compute", "where"))
+            for key in sorted({*before, *after})
+        ]
+        return list(chain.from_iterable(changed))
     if name in ("parent", "teacher", "reference"):
         return ["a step before it changed"] if name == "parent" else []
     if name in ("files", "data"):
         return ["another file"] if name == "files" else ["the data changed"]
-    if name == "features":
-        return [_processor(str(before or ""), str(after or ""))]
+    if of_machine and name == "features":
+        return [_features(str(before or ""), str(after or ""))]
     return [f"{name} {_brief(before)} -> {_brief(after)}"]
 
 
-def _processor(before: str, after: str) -> str:
-    """What a processor has that the one before had not, and the other way round.
-
-    >>> _processor("sse avx avx2", "sse avx avx2 avx512f")
-    'another processor, with avx512f'
+def _features(before: str, after: str) -> str:
     """
-    one, other = ({*features.split()} for features in (before, after))
-    told = (("with", sorted(other - one)), ("without", sorted(one - other)))
-    listed = (f"{word} {', '.join(some[:3])}{' and others' if some[3:] else ''}" for word, some in told if some)
-    return ", ".join(["another processor", *listed])
+    >>> _features("sse avx avx2", "sse avx avx512f")
+    'processor features +avx512f -avx2'
+    """
+    had, has = ({*features.split()} for features in (before, after))
+    changed = [*(f"+{each}" for each in sorted(has - had)), *(f"-{each}" for each in sorted(had - has))]
+    return " ".join(
+        ["processor features", *(changed[:6] or ["in another order"]), *(["and others"] * (len(changed) > 6))]
+    )
 
 
 def _brief(value: Any) -> str:

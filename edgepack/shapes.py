@@ -61,6 +61,8 @@ def fixed(
 def _problem(file: Path, spec: Spec, shapes: Mapping[str, Sequence[int]]) -> str:
     name, shape, _ = spec
     given, ranked = shapes.get(name), bool(shape) or not _unranked(file, name)
+    if 0 in shape:
+        return f"a dimension of {name} is 0 ({_shown(shape)}): it holds no numbers, so there is nothing to time"
     if given is None:
         open_ = not ranked or not all(_is_size(size) for size in shape)
         return f"the shape of {name} is open ({_shown(shape, ranked)}): give {_example(name, shape)}" if open_ else ""
@@ -71,7 +73,7 @@ def _problem(file: Path, spec: Spec, shapes: Mapping[str, Sequence[int]]) -> str
 
 def _fits(file: Path) -> Any:
     """Of a .pte the sizes are the largest that it takes: whether smaller ones will do, only running it tells."""
-    largest = file.suffix == ".pte"
+    largest = file.suffix.lower() == ".pte"
     return lambda given, size: not _is_size(size) or given == size or (largest and given < size)
 
 
@@ -100,7 +102,7 @@ def _listed(specs: Sequence[Spec]) -> str:
 
 def _unranked(file: Path, name: str) -> bool:
     """Whether an ONNX file leaves open how many axes an input has, which the runtime does not tell from one number."""
-    if file.suffix != ".onnx":
+    if file.suffix.lower() != ".onnx":
         return False
     import onnx
 

@@ -22,6 +22,7 @@ import numpy
 import torch
 from torch import nn
 
+from edgepack import taps
 from edgepack.datasets import Batch, Split
 from edgepack.errors import StageError
 from edgepack.events import Emit, StepProgress
@@ -114,6 +115,7 @@ class Fitted:
     loss: float
 
 
+@taps.used_only()
 def fit(
     module: nn.Module,
     context: Context,
@@ -133,12 +135,12 @@ def fit(
         check_trainable(module)
     accelerator = _accelerator()
     how = numerics(module, settings.precision)
-    module.to(accelerator.device, memory_format=torch.channels_last if how.channels_last else torch.preserve_format)
+    _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
     loss = _Loss(module, context, distillation, accelerator.device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
     if not trained:  # all is frozen, and no epoch asked for
         loss.close()
-        module.to("cpu", memory_format=torch.contiguous_format)
+        _lay_out(module.to("cpu"), torch.contiguous_format)
         return judged(snapshot(module), context)
     optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
     per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
@@ -173,9 +175,18 @@ def fit(
     for hook in held:
         hook.remove()
     module.load_state_dict(kept)
-    module.to("cpu", memory_format=torch.contiguous_format)
+    _lay_out(module.to("cpu"), torch.contiguous_format)
     _train_mode(module, False)
     return fitted
+
+
+def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
+    """The order in memory of tensors of four dimensions; `Module.to` would ask it of those with five as well."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=order)
+            if tensor.grad is not None:
+                tensor.grad.data = tensor.grad.data.to(memory_format=order)
 
 
 def check_trainable(module: nn.Module) -> None:

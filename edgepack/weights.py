@@ -1,25 +1,23 @@
-"""Weights from files: read without running code, held against the model that they are for, and filled in.
+"""Weights from files, held against the model that they are for, and filled in.
 
 What wrappers put before the names of tensors is left out where all fits without it, and what else a training script
 saved beside the model is left out too; each time a note says so. Which of two sets of weights is meant is asked.
 """
 
-import argparse
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-import numpy
 import torch
 from torch import nn
 
-from edgepack.errors import StageError, listed
+from edgepack.checkpoints import State, read, state_dicts
+from edgepack.errors import StageError
 from edgepack.models._notes import note
-
-State = Mapping[str, torch.Tensor]
+from edgepack.weight_kinds import SPARSE, check_kinds, check_names, kind, quoted
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # anywhere in a name
 # Of no layer: what losses and metrics keep, the count of torch's AveragedModel, what profilers leave behind.
@@ -29,36 +27,50 @@ _LOSSES = re.compile(rf"(^|\.)((train|val|valid|validation|test)_)?{_LOSS}(_(fn|
 _OF_A_LOSS = re.compile(rf"(^|[._]){_LOSS}([._]|$)")  # may be a layer too: `loss_head.weight`
 _METRIC = re.compile(r"(^|[._])(acc|accuracy|auc|auroc|f1|confmat|precision|recall)([._]|$)")
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Besides tensors: what argparse and numpy leave in the files of training scripts. None of it runs code.
-_HARMLESS = [argparse.Namespace, numpy.dtype, numpy.float64, numpy.float32, numpy.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """One set of weights in a file, by the names of the model.
 
-    `entry` is where it lies in the file, "" for all of it; `prefix` stands before each name there.
+    `entry` is where it lies in the file, "" for all of it; `prefix` stands before each name there, and `bare` is the
+    prefix without what wrappers put in. For `ema.module.0.weight` of the model's `0.weight` these are "", "ema.module."
+    and "ema.".
     """
 
     entry: str
     prefix: str
+    bare: str
     tensors: dict[str, torch.Tensor]
-    example: tuple[str, str] = ("", "")  # a name in the file and the model's own
-    missing: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()  # of another shape, or nothing that the model has
-    aside: tuple[str, ...] = ()  # of no layer: left out
-    others: tuple[str, ...] = ()  # layers outside of the prefix: left out when the recipe says so
+    names: dict[str, str]  # in the file, by the model's own
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    foreign: tuple[str, ...]  # under the prefix, and nothing that the model has
+    aside: tuple[str, ...]  # of no layer: left out
+    others: tuple[str, ...]  # layers outside of the prefix: left out when the recipe says so
+    folded: tuple[str, ...]  # computed from what the file has in their place
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        return self.misshapen + self.foreign
+
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.misshapen)
 
     @property
     def fits(self) -> bool:
         return not (self.missing or self.wrong)
 
     @property
-    def keys(self) -> tuple[str, str, str]:
-        """What `checkpoint_key` may call it: its place, its prefix, or both."""
-        prefix = self.prefix.rstrip(".")
-        return self.entry, prefix, f"{self.entry}.{prefix}".strip(".")
+    def prefixes(self) -> tuple[str, str]:
+        return self.bare.rstrip("."), self.prefix.rstrip(".")
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Its place and its prefix, without wrappers and with them: `state_dict.ema`, `state_dict.ema.module`."""
+        short, long = (f"{self.entry}.{prefix}".strip(".") for prefix in self.prefixes)
+        return short, long
 
 
 def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
@@ -66,79 +78,58 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
     another model, holds several sets of weights that fit, or integers in place of weights.
     """
     own = _tensors(module)
-    match = _chosen(_matches(own, _sets(_read(path), path)), path, key)
-    _check_kinds(match, own, path)
-    state = OrderedDict(match.tensors)
+    matches = _matches(own, state_dicts(read(path), path))
+    match = _chosen(matches, own, path, key)
+    check_kinds(match.tensors, own, path)
+    state = OrderedDict((name, _for(own[name], tensor)) for name, tensor in match.tensors.items())
     state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # which safetensors does not keep
     module.load_state_dict(state, strict=False)
-    for told in _told(match, path):
+    for told in (*_told(match, path), *(_passed_over(matches, match, own, path) if key is None else ())):
         note(told)
 
 
 def fits(module: nn.Module, path: Path, key: str | None = None) -> bool:
     """Whether a file holds weights of this very structure."""
-    return any(match.fits for match in _asked(_matches(_tensors(module), _sets(_read(path), path)), key))
+    return any(match.fits for match in _asked(_matches(_tensors(module), state_dicts(read(path), path)), key))
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def _read(path: Path) -> Any:
-    """What is in a .safetensors file, or in one that torch.save wrote; no code of the file runs."""
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([*_HARMLESS, *_numpy_internals()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no checkpoint can fail in any way
-        raise StageError(  # torch's own advice, to load it with its code, is no advice
-            f"{path.name} cannot be read as weights ({type(error).__name__}): damaged, or more than tensors in it",
-            "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_model(model, ...)",
-        ) from error
+def _for(own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Averages of counts are rounded."""
+    return tensor.round() if tensor.is_floating_point() and not own.is_floating_point() else tensor
 
 
-def _numpy_internals() -> Iterator[Any]:
-    """Numbers of numpy, as a best score is one: under their name of today and the one before numpy 2."""
-    scalar = numpy._core.multiarray.scalar  # type: ignore[attr-defined]  # torch's own advice for such files
-    yield scalar
-    yield scalar, "numpy.core.multiarray.scalar"
-    yield from (type(numpy.dtype(kind)) for kind in ("float64", "float32", "int64", "bool"))
-
-
-def _sets(found: Any, path: Path) -> dict[str, State]:
-    """Every state dict of a file, by where it lies in it: "" where the file is one."""
-    sets = dict(_state_dicts(found)) if isinstance(found, dict) else {}
-    if not sets:
-        what = f"a dict of {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
-        raise StageError(
-            f"{path.name} holds no state dict, but {what}", "torch.save(model.state_dict(), ...) makes one"
-        )
-    return sets
-
-
-def _state_dicts(found: Mapping[Any, Any], place: str = "", depth: int = 2) -> Iterator[tuple[str, State]]:
-    kept = {name: value for name, value in found.items() if not str(name).endswith("_extra_state")}
-    if all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in kept.items()):
-        if kept or not place:
-            yield place, kept
-    elif depth:
-        for name, value in found.items():
-            if isinstance(name, str) and isinstance(value, dict):
-                yield from _state_dicts(value, f"{place}.{name}".lstrip("."), depth - 1)
-
-
-def _matches(own: State, sets: Mapping[str, State]) -> list[Match]:
-    """Each set under each prefix that it may have; the plainest first."""
+def _matches(own: State, states: Mapping[str, State]) -> list[Match]:
+    """Each set under each prefix that it may have; the plainest first. What optimizers keep is none."""
+    ends = {_last(name) for name in own}
+    of_layers = {entry: state for entry, state in states.items() if any(_last(name) in ends for name in state)}
     found = []
-    for entry, state in sets.items():
-        tried = [_match(own, state, entry, prefix) for prefix in _prefixes(own, state)]
-        if not any(match.fits for match in tried) and (folded := _folded(state)):
-            tried += [_match(own, folded, entry, prefix) for prefix in _prefixes(own, folded)]
+    for entry, state in (of_layers or states).items():
+        tried = _tried(own, state, entry)
+        if not any(match.fits for match in tried) and (made := _folded(state)):
+            rest = {name: tensor for name, tensor in state.items() if name not in made[1]}
+            tried += _tried(own, rest | made[0], entry, tuple(made[0]))
         found += tried
     return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _tried(own: State, state: State, entry: str, folded: tuple[str, ...] = ()) -> list[Match]:
+    """What another whole set of weights takes up, as an average beside the model, is no mistake of the first."""
+    matches = [_match(own, state, entry, prefix, folded) for prefix in _prefixes(own, state)]
+    apart = []
+    for match in matches:
+        taken = {name for each in matches if each is not match and each.whole for name in each.names.values()}
+        foreign = tuple(name for name in match.foreign if name not in taken)
+        others = match.others + tuple(name for name in match.foreign if name in taken)
+        apart.append(replace(match, foreign=foreign, others=others))
+    return apart
 
 
 def _bare(names: Iterable[str]) -> dict[str, str]:
@@ -158,11 +149,11 @@ def _prefixes(own: State, state: State) -> list[str]:
     return ["", *sorted(found, key=lambda prefix: (len(prefix), prefix))]
 
 
-def _match(own: State, state: State, entry: str, prefix: str) -> Match:
+def _match(own: State, state: State, entry: str, bare: str, folded: tuple[str, ...]) -> Match:
     theirs, ours = _bare(state), _bare(own)
-    named = {f"{prefix}{bare}": name for bare, name in ours.items()}
-    tensors = {named[bare]: state[name] for bare, name in theirs.items() if bare in named}
-    wrong = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
+    named = {f"{bare}{name}": own_name for name, own_name in ours.items()}
+    names = {own_name: theirs[name] for name, own_name in named.items() if name in theirs}
+    tensors = {name: _dense(state[there], own[name]) for name, there in names.items()}
     given = {own[name].data_ptr() for name in tensors}
     missing = [
         name
@@ -170,24 +161,51 @@ def _match(own: State, state: State, entry: str, prefix: str) -> Match:
         # Tensors that share memory are stored once, and batch norms counted no batches in the early days of torch.
         if name not in tensors and tensor.data_ptr() not in given and not name.endswith("num_batches_tracked")
     ]
+    used = {*names.values()}
+    prefix = _with_wrappers(bare, used)
+    foreign: list[str] = []
     aside: list[str] = []
     others: list[str] = []
-    for bare, name in theirs.items():
-        if bare not in named:
-            inside = bare.startswith(prefix)
-            kind = aside if _of_no_layer(name, state[name], inside) else wrong if inside else others
-            kind.append(name)
-    example = next(((theirs[bare], name) for bare, name in named.items() if bare in theirs), ("", ""))
+    for name in theirs.values():
+        if name not in used:
+            inside = name.startswith(prefix)
+            group = aside if _of_no_layer(name, state[name], inside) else foreign if inside else others
+            group.append(name)
     return Match(
         entry=entry,
         prefix=prefix,
+        bare=bare,
         tensors=tensors,
-        example=example,
+        names=names,
         missing=tuple(missing),
-        wrong=tuple(wrong),
+        misshapen=tuple(name for name, tensor in tensors.items() if own[name].shape != tensor.shape),
+        foreign=tuple(foreign),
         aside=tuple(aside),
         others=tuple(others),
+        folded=folded,
     )
+
+
+def _with_wrappers(bare: str, names: Iterable[str]) -> str:
+    """The prefix as it stands in the file: "ema.module." for "ema." and `ema.module.0.weight`."""
+    starts = [_start(name, bare) for name in names] or [bare.split(".")[:-1]]
+    shared = takewhile(lambda parts: len({*parts}) == 1, zip(*starts, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
+
+
+def _start(name: str, bare: str) -> list[str]:
+    parts, left = name.split("."), bare.split(".")[:-1]
+    for i, part in enumerate(parts):
+        if left and part == left[0]:
+            left.pop(0)
+        elif part not in _WRAPPERS:
+            return parts[:i]
+    return parts[:-1]
+
+
+def _dense(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    sparse = tensor.layout in SPARSE and tensor.shape == own.shape and not tensor.is_meta
+    return tensor.to_dense() if sparse else tensor
 
 
 def _of_no_layer(name: str, tensor: torch.Tensor, inside: bool) -> bool:
@@ -199,23 +217,24 @@ def _of_no_layer(name: str, tensor: torch.Tensor, inside: bool) -> bool:
     return not inside and (small or bool(_METRIC.search(lower)))
 
 
-def _folded(state: State) -> dict[str, torch.Tensor] | None:
-    """With one weight in place of the two that weight norm keeps, by its old names and its new ones; None without any.
+def _folded(state: State) -> tuple[dict[str, torch.Tensor], set[str]] | None:
+    """The weights that weight norm, by its old names and its new ones, or a mask of pruning keeps as two tensors each;
+    and the names of these. None without any.
 
     Source: T. Salimans and D. Kingma, Weight Normalization, 2016, arXiv 1602.07868.
     """
-    pairs = {}
-    for name in state:
-        for g, v, of in ((r"(.*)_g$", r"\1_v", r"\1"), (_ORIGINAL + "0$", r"\1parametrizations.\2.original1", r"\1\2")):
-            direction = re.sub(g, v, name)
-            if re.fullmatch(g, name) and direction in state:
-                pairs[re.sub(g, of, name)] = (name, direction)
-    parts = {part for pair in pairs.values() for part in pair}
-    rest = {name: tensor for name, tensor in state.items() if name not in parts}
-    return {**rest, **{name: _normed(state[g], state[v]) for name, (g, v) in pairs.items()}} if pairs else None
-
-
-_ORIGINAL = r"(.*?)parametrizations\.(\w+)\.original"
+    made: dict[str, torch.Tensor] = {}
+    parts: set[str] = set()
+    for first, second, of, together in _PAIRS:
+        for name in state:
+            other = re.sub(first, second, name)
+            if re.fullmatch(first, name) and other in state:
+                try:
+                    made[re.sub(first, of, name)] = together(state[name], state[other])
+                except RuntimeError:  # of shapes that do not go together
+                    continue
+                parts |= {name, other}
+    return (made, parts) if made else None
 
 
 def _normed(size: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -224,52 +243,66 @@ def _normed(size: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     return direction * (size / torch.linalg.vector_norm(direction.float(), dim=over, keepdim=size.dim() > 0))
 
 
+_PAIRS: tuple[tuple[str, str, str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]], ...] = (
+    (r"(.*)_g", r"\1_v", r"\1", _normed),
+    (r"(.*?)parametrizations\.(\w+)\.original0", r"\1parametrizations.\2.original1", r"\1\2", _normed),
+    (r"(.*)_orig", r"\1_mask", r"\1", torch.mul),
+)
+
+
 def _asked(matches: list[Match], key: str | None) -> list[Match]:
-    """Those that the recipe names: by their place before their prefix, where the same word is both."""
+    """Those that the recipe names: by their place before their prefix, before both, before what they lie in; of these
+    those that fit before others.
+    """
     if key is None:
         return matches
-    named = ([match for match in matches if match.keys[i] == key.rstrip(".")] for i in range(3))
-    return next((found for found in named if found), [])
+    named = [
+        [match for match in matches if match.entry == key],
+        [match for match in matches if key in match.prefixes],
+        [match for match in matches if key in match.keys],
+        [match for match in matches if match.keys[1].startswith(f"{key}.")],
+    ]
+    fitting = [[match for match in found if match.fits] for found in named]
+    found = next((found for found in (*fitting, *named) if found), [])
+    exact = [match for match in found if match.fits and key in match.keys]  # not `state_dict.ema`
+    return exact or found
 
 
-def _chosen(matches: list[Match], path: Path, key: str | None) -> Match:
+def _chosen(matches: list[Match], own: State, path: Path, key: str | None) -> Match:
     """The one that fits. Raises StageError where there is none, or where the recipe has to say which."""
-    asked = _asked(matches, key)
+    asked = _asked(matches, key if key is None else key.strip("."))
     if not asked:
-        known = ", ".join(sorted({repr(name) for match in matches for name in match.keys[:2] if name})) or "no names"
+        words = {word for match in matches if match.names for word in (match.entry, *match.prefixes) if word}
+        known = ", ".join(map(repr, sorted(words))) or "no names"
         raise StageError(f"{path.name} has nothing under '{key}', but {known}", "name one of these, or leave it out")
     found = [match for match in asked if match.fits]
     if not found:
-        _refuse(min(asked, key=lambda match: len(match.missing) + len(match.wrong)), path)
-    whole = [match for match in found if not match.others]
-    if len(found) == 1 and key is not None:
+        _refuse(min(asked, key=lambda match: len(match.missing) + len(match.wrong)), own, path)
+    if len(found) == 1 and (key is not None or not found[0].others):
         return found[0]
-    if len(whole) == 1 or (whole and _alike(whole)):
-        return whole[0]
+    if len(found) > 1 and _alike(found) and (alone := [match for match in found if not match.others]):
+        return alone[0]
     names = _names(found)
-    advice = f"checkpoint_key: {names[-1]}"
+    advice = f"checkpoint_key: {names[-1] if _PLAIN.fullmatch(names[-1]) else repr(names[-1])}"
     if len(found) > 1:
-        listed = " and ".join(map(repr, names))
         raise StageError(
-            f"{path.name} contains {len(names)} sets of weights that fit this model: {listed}",
+            f"{path.name} contains {len(names)} sets of weights that fit this model: {' and '.join(map(repr, names))}",
             f"say which beside checkpoint, for example {advice}",
         )
     raise StageError(
-        f"{path.name} holds more than this model, whose weights are under '{names[0]}': {_listed(found[0].others)}",
+        f"{path.name} holds more than this model, whose weights are under '{names[0]}': {quoted(found[0].others)}",
         f"name the whole model; or leave the others out: {advice}",
     )
 
 
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML takes for a text as it stands
+
+
 def _names(matches: list[Match]) -> list[str]:
-    """The shortest that tells them apart."""
-    return next(
-        (names for names in map(list, zip(*(match.keys for match in matches), strict=True)) if _unlike(names)),
-        [match.keys[-1] for match in matches],
-    )
-
-
-def _unlike(names: list[str]) -> bool:
-    return all(names) and len(set(names)) == len(names)
+    """The shortest that tells them apart; "" is what stands in the file under the model's own names."""
+    entries, short, long = ([*names] for names in zip(*((each.entry, *each.prefixes) for each in matches), strict=True))
+    told = (names for names in (entries, short, long) if all(names) and len({*names}) == len(names))
+    return next(told, [match.keys[1] for match in matches])
 
 
 def _alike(matches: list[Match]) -> bool:
@@ -279,7 +312,10 @@ def _alike(matches: list[Match]) -> bool:
     )
 
 
-def _refuse(best: Match, path: Path) -> None:
+def _refuse(best: Match, own: State, path: Path) -> None:
+    """Raises StageError for weights that do not fit, with how they were kept where that shows."""
+    check_kinds(best.tensors, own, path)
+    check_names((*best.foreign, *best.others), path)
     raise StageError(
         f"{path.name} is of another model: {len(best.missing)} tensors are missing and {len(best.wrong)} do not fit, "
         f"the first is '{[*best.missing, *best.wrong][0]}'",
@@ -287,53 +323,22 @@ def _refuse(best: Match, path: Path) -> None:
     )
 
 
-def _check_kinds(match: Match, own: State, path: Path) -> None:
-    """Raises StageError for integers, and whatever else is no plain number, in place of weights."""
-    _refuse_kinds({name: _kind(each) for name, each in match.tensors.items() if not _is_kind(each, own[name])}, path)
-
-
-def check_floats(path: Path) -> None:
-    """Raises StageError where weights and biases in a .safetensors file are no plain floats."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.endswith((".weight", ".bias"))]  # noqa: SIM118  (it is no dict)
-        kinds = {name: file.get_slice(name).get_dtype() for name in names}
-    _refuse_kinds({name: kind for name, kind in kinds.items() if kind not in ("F64", "F32", "F16", "BF16")}, path)
-
-
-def _refuse_kinds(wrong: Mapping[str, str], path: Path) -> None:
-    if wrong:
-        raise StageError(
-            f"{path.name} is not made of float weights: {_listed(wrong)} in {', '.join(sorted({*wrong.values()}))}",
-            "save the weights as they were before they were quantized: `stages: [quantize: ...]` makes int8 of them",
-        )
-
-
-def _is_kind(tensor: torch.Tensor, own: torch.Tensor) -> bool:
-    if tensor.is_quantized or tensor.layout != torch.strided:
-        return False
-    if own.is_floating_point() or own.is_complex():
-        return tensor.dtype in _FLOATS if own.is_floating_point() else tensor.is_complex()
-    if tensor.dtype in _FLOATS:  # an average of counts
-        return bool((tensor == tensor.round()).all())
-    return not tensor.is_complex() and not tensor.is_floating_point()
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _told(match: Match, path: Path) -> Iterator[str]:
-    there, own = match.example
+    own, there = next(iter(match.names.items()), ("", ""))
     if there != own:
         yield f"{path.name}: '{there}' was taken for '{own}', and so on"
+    if match.folded:
+        yield f"{path.name}: computed from the two tensors that the file has of each: {quoted(match.folded)}"
     if left := (*match.aside, *match.others):
-        yield f"{path.name}: left out, as nothing of the model: {_listed(left)}"
-    kinds = {_kind(tensor) for tensor in match.tensors.values() if tensor.is_floating_point()} - {"float32"}
+        yield f"{path.name}: left out, as no part of these weights: {quoted(left)}"
+    kinds = {kind(tensor) for tensor in match.tensors.values() if tensor.is_floating_point()} - {"float32"}
     if kinds:
         yield f"{path.name}: weights in {', '.join(sorted(kinds))} were made float32"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return listed([repr(name) for name in names], 3)
+def _passed_over(matches: list[Match], taken: Match, own: State, path: Path) -> Iterator[str]:
+    """Sets that were no choice, with most of the model's tensors but not all, as averages without statistics are."""
+    for match in matches:
+        shared = len(match.names) - len(match.misshapen)
+        if match.entry != taken.entry and not match.fits and shared > len(own) / 2:
+            yield f"{path.name}: '{match.keys[1]}' has {shared} of the model's {len(own)} tensors, and was left out"

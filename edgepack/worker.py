@@ -67,9 +67,13 @@ class OnnxRuntime:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if file.lower().endswith(".ort"):  # which the runtime itself knows in small letters alone
+            options.add_session_config_entry("session.load_model_format", "ORT")
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()
         self.specs = [(value.name, tuple(value.shape), _fed(value)) for value in self.inputs]
+        if not self.session.get_outputs():
+            raise Refused(_NO_OUTPUTS)
         first = self.session.get_outputs()[0]
         if first.type not in _ONNX_TYPES:
             raise Refused(f"its output {first.name} is a {first.type}, which cannot be compared: {_TYPES_FED}")
@@ -89,6 +93,7 @@ _ONNX_TYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{"tensor(float)": "float32", "tensor(double)": "float64"},
 }
+_NO_OUTPUTS = "it has no outputs: there is nothing that it computes"
 _TYPES_FED = "only tensors of float16, float32, float64, whole numbers and truth values are"
 
 
@@ -120,6 +125,8 @@ class ExecuTorch:
         self.program = self.api._load_program(file)  # kept: the method lives in its memory
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
+        if not meta.num_outputs():
+            raise Refused(_NO_OUTPUTS)
         self.specs = [self.spec(meta, i) for i in range(meta.num_inputs())]
 
     def spec(self, meta: Any, i: int) -> Spec:
@@ -228,7 +235,7 @@ def _awaited(descriptor: int) -> Job:
 
 
 def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
-    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
+    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
     before, others = state(), _others()
     first = _timed(runtime, bound)
     limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
@@ -240,7 +247,7 @@ def measure_time(runtime: Any, job: Job, _baseline: int) -> Job:
 
 
 def measure_memory(runtime: Any, job: Job, baseline: int) -> Job:
-    bound = runtime.bind(noise(_fixed(runtime.specs, job)))
+    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
     for _ in range(3):
         runtime.run(bound)
     peak = max(_memory("VmHWM"), _memory("VmRSS") + _memory("VmSwap"))  # zram hides pages from the high-water mark
@@ -345,13 +352,13 @@ def _given(specs: list[Spec], job: Job) -> list[Spec]:
     return [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
 
 
-def noise(specs: list[Spec], seed: int = 0) -> list[Any]:
-    """Values from 0 to 1 for each input; ones where they are whole numbers, which any embedding table has."""
+def noise(specs: list[Spec], seed: int = 0, whole: int = 1) -> list[Any]:
+    """Values from 0 to 1 for each input; where they are whole numbers ones, of which nearly any table has a row."""
     import numpy
 
     random = numpy.random.default_rng(seed)
     return [
-        random.random(shape, "float32").astype(dtype) if dtype.startswith("float") else numpy.ones(shape, dtype)
+        random.random(shape, "float32").astype(dtype) if dtype.startswith("float") else numpy.full(shape, whole, dtype)
         for _, shape, dtype in specs
     ]
 

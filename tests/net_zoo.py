@@ -332,7 +332,55 @@ class Auxiliary(nn.Module):  # type: ignore[misc]
         return logits + 0.1 * self.second(torch.relu(self.aside(middle.mean((2, 3))))) if self.training else logits
 
 
-SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound")
+def gated() -> nn.Module:
+    """WaveNet's gates: nothing reads the residual of the last block."""
+
+    def block(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = torch.tanh(m.f(x)) * torch.sigmoid(m.g(x))
+        return x + m.residual(inside), m.skip(inside)
+
+    def whole(m: nn.Module, x: Tensor) -> Tensor:
+        x, first = m.one(m.start(x))
+        return m.head(torch.relu(first + m.two(x)[1]).mean(-1))
+
+    names = ("f", "g", "residual", "skip")
+    one, two = (Run(block, **{name: nn.Conv1d(16, 16, 3, padding=1) for name in names}) for _ in range(2))
+    return Run(whole, start=nn.Conv1d(1, 16, 1), one=one, two=two, head=nn.Linear(16, 3))
+
+
+def watched(m: nn.Module, x: Tensor) -> Tensor:
+    """A layer runs beside, and is not read."""
+    m.seen = m.aside(x)
+    return m.b(x)
+
+
+def without_gradient(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = torch.relu(m.a(x))
+    return m.b(x)
+
+
+def chosen(m: nn.Module, x: Tensor) -> Tensor:
+    """One of two experts, by the larger number: that has no gradient."""
+    which = functional.one_hot(m.gate(x.mean((2, 3))).argmax(1), 2).float()[..., None, None, None]
+    return m.a(x) * which[:, 0] + m.b(x) * which[:, 1]
+
+
+def there_and_back(m: nn.Module, x: Tensor) -> Tensor:
+    """One weight to encode and, turned round, to decode; of a Linear and of a convolution."""
+    flat, picture = x.flatten(1), torch.relu(m.b(x))
+    one = functional.linear(torch.relu(m.a(flat)), m.a.weight.t()) - flat
+    other = functional.conv_transpose2d(picture, m.b.weight, padding=1) - x
+    return m.head(torch.cat([one, other.flatten(1)], 1))
+
+
+SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound", "gated")
+WITHOUT_GRADIENT = {  # layers, by the net
+    "gated": ("two.residual",),
+    "watched": ("m0.aside",),
+    "backbone held": ("stem", "m0.a"),
+    "experts": ("m0.gate",),
+}
 TEXTS = ("words",)
 NETS: dict[str, Callable[[], nn.Module]] = {
     "keywords": lambda: sound(nn.Conv1d(16, 16, 3, stride=2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 3)),
@@ -404,11 +452,27 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     ),
     "frozen": lambda: frozen("stem", "m0"),
     "all frozen": frozen,
+    "gated": gated,
+    "watched": lambda: net(Run(watched, aside=conv(16, 16), b=conv(16, 16)), nn.ReLU()),
+    "backbone held": lambda: net(Run(without_gradient, a=conv(16, 16), b=conv(16, 16)), nn.ReLU()),
+    "experts": lambda: net(Run(chosen, gate=nn.Linear(16, 2), a=conv(16, 16), b=conv(16, 16)), conv(16, 16)),
     "words": words,
     "auxiliary": Auxiliary,
     "standardised": lambda: net(Standardised(16, 16, 3), nn.ReLU(), conv(16, 16)),
     "positions": lambda: net(Positions(), conv(16, 16), nn.ReLU()),
     "circular": lambda: net(nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), nn.ReLU(), conv(16, 16)),
+    "rolled channels": lambda: net(conv(16, 16), Run(lambda m, x: x + x.roll(4, 1)), conv(16, 16)),
+    "sorted channels": lambda: net(conv(16, 16), Run(lambda m, x: x.sort(1).values), conv(16, 16)),
+    "some shifted": lambda: net(
+        conv(16, 16), Run(lambda m, x: torch.cat([x[:, :8].roll(1, 2), x[:, 8:]], 1)), conv(16, 16)
+    ),
+    "largest": lambda: nn.Sequential(
+        conv(1, 16), nn.ReLU(), Run(lambda m, x: x.flatten(2).topk(3).values.mean(-1)), nn.Linear(16, 3)
+    ),
+    "spread out": lambda: nn.Sequential(
+        nn.Conv2d(1, 16, 8), Run(lambda m, x: x.sort(1).values), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "there and back": lambda: Run(there_and_back, a=nn.Linear(64, 16), b=conv(1, 16), head=nn.Linear(128, 3)),
     "mean of channels": lambda: net(
         conv(16, 16), Run(lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True))), conv(16, 16)
     ),

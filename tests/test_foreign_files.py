@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy
 import onnx
+import onnxruntime
 import pytest
 from factories import edgepack, measurement, run_here
 
 from edgepack import bench as benches
 from edgepack import worker
 from edgepack.bench import Bench
+from edgepack.device import load_device
 from edgepack.errors import DeviceError, RecipeError, RefusedError
 from edgepack.reports import _bench
-from edgepack.runners import host
+from edgepack.runners import connected, host
 from edgepack.shapes import fixed
 
 
@@ -25,6 +27,15 @@ def answered(file: str) -> None:
     there: Any = SimpleNamespace(run=run_here)
     [specs] = benches._inputs([job], {})
     benches._check_answers(job, specs, there)
+
+
+def saved(name: str, nodes: Any, given: Any, found: Any, weights: Any = ()) -> str:
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(*each) for each in values] for values in (given, found))
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights]
+    graph = onnx.helper.make_graph(nodes, "net", inputs, outputs, tensors)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), f"{name}.onnx")
+    return f"{name}.onnx"
 
 
 def typed(name: str, dtype: int, shape: Any = (1, 4)) -> str:
@@ -41,6 +52,7 @@ def typed(name: str, dtype: int, shape: Any = (1, 4)) -> str:
     return f"{name}.onnx"
 
 
+NOTHING = "m.onnx: a dimension of x is 0 (0,4): it holds no numbers, so there is nothing to time"
 OPEN: list[worker.Spec] = [("x", ("batch", 8), "float32")]
 
 
@@ -49,7 +61,9 @@ OPEN: list[worker.Spec] = [("x", ("batch", 8), "float32")]
     [
         (OPEN, {}, "m.onnx: the shape of x is open (batch,8): give --shape x=1,8"),
         ([("in put", (None, 4), "int64")], {}, "m.onnx: the shape of in put is open (?,4): give --shape 'in put=1,4'"),
-        ([("x", (0, 4), "int64")], {}, "m.onnx: the shape of x is open (0,4): give --shape x=1,4"),
+        ([("x", (-1, 4), "int64")], {}, "m.onnx: the shape of x is open (-1,4): give --shape x=1,4"),
+        ([("x", (0, 4), "int64")], {}, NOTHING),
+        ([("x", (0, 4), "int64")], {"x": (1, 4)}, NOTHING),
         (OPEN, {"x": (1, 9)}, "m.onnx: --shape x=1,9 does not fit: the file has x=batch,8"),
         (OPEN, {"x": (8,)}, "m.onnx: --shape x=8 does not fit: the file has x=batch,8"),
         ([("x", (), "float32")], {"x": (8,)}, "m.onnx: --shape x=8 does not fit: the file has x=one number"),
@@ -92,7 +106,10 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
         ("unranked.onnx", "the shape of x is open (of any number of axes): give --shape x=1,8\n"),
         ("cut.onnx", "failed on cut.onnx: it does not load: InvalidProtobuf"),
         ("cut.ort", "failed on cut.ort: it does not load: Fail"),
-        ("cut.pte", "failed on cut.pte: it does not load: RuntimeError: Failed to load program, error: 0x:12 (File "),
+        ("cut.pte", "failed on cut.pte: it does not load: RuntimeError: Failed to load program, error: 0x:"),
+        ("other.pte", "other.pte is no .pte: it does not begin as files of ExecuTorch do"),
+        ("pointer.onnx", "pointer.onnx is a pointer of git-lfs, not the file: fetch it with `git lfs pull`\n"),
+        ("none.onnx", "failed on none.onnx: it has no outputs: there is nothing that it computes"),
         ("bf16.onnx", "its input x is a tensor(bfloat16), which cannot be fed: only tensors of float16"),
         ("text.onnx", "its input x is a tensor(string), which cannot be fed"),
         ("empty.pte", "empty.pte is empty\n"),
@@ -110,6 +127,10 @@ def test_files_that_cannot_be_timed_are_the_users_mistake(
     for suffix in ("onnx", "ort", "pte"):
         Path(f"cut.{suffix}").write_bytes(Path("open.onnx").read_bytes()[:60])
         Path(f"empty.{suffix}").touch()
+    Path("cut.pte").write_bytes(b"\x3c\0\0\0ET12eh00" + bytes(40))
+    Path("other.pte").write_bytes(Path("open.onnx").read_bytes())
+    Path("pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    saved("none", [onnx.helper.make_node("Relu", ["x"], ["y"])], [("x", onnx.TensorProto.FLOAT, [1, 4])], [])
     Path("folder.onnx").mkdir()
     ran = edgepack("bench", file, "--device", "host-1t")
     assert (ran.code, ran.out) == (2, "") and told in ran.err, ran.err
@@ -130,6 +151,46 @@ def test_a_file_that_fails_as_it_runs_is_told_in_the_whole_sentence() -> None:
 @pytest.mark.parametrize("dtype", [onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.UINT32])
 def test_types_that_numpy_has_are_fed(dtype: int) -> None:
     answered(typed("net", dtype))
+
+
+@pytest.mark.parametrize(("rows", "told"), [(1, 0), (2, None)])
+def test_whole_numbers_are_such_that_a_table_has_a_row_for_them(rows: int, told: int | None) -> None:
+    gather = onnx.helper.make_node("Gather", ["table", "x"], ["y"])
+    table = numpy.arange(rows * 4, dtype="float32").reshape(rows, 4)
+    ids, found = ("x", onnx.TensorProto.INT64, [1, 3]), ("y", onnx.TensorProto.FLOAT, [1, 3, 4])
+    file = saved("ids", [gather], [ids], [found], [("table", table)])
+    job: dict[str, Any] = {"runtime": "onnxruntime", "file": file, "shapes": {}}
+    there: Any = SimpleNamespace(run=run_here)
+    benches._check_answers(job, [("x", (1, 3), "int64")], there)
+    assert job.get("whole") == told
+    timed = {"warm_up_seconds": 0, "seconds": 0, "least_runs": 3, "most_runs": 3, "most_seconds": 9, "mode": "time"}
+    assert len(run_here({**job, **timed})["samples_ns"]) == 3
+
+
+def test_a_file_that_takes_no_whole_numbers_is_told_with_the_first_reason() -> None:
+    gather = onnx.helper.make_node("Gather", ["x", "i"], ["y"])
+    given = [("x", onnx.TensorProto.INT64, [1, 3])]
+    file = saved("far", [gather], given, [("y", onnx.TensorProto.INT64, [3])], [("i", numpy.array(7))])
+    with pytest.raises(RecipeError, match="idx=7 must be within the inclusive range"):
+        answered(file)
+
+
+@pytest.mark.parametrize("ending", ["ONNX", "Onnx", "ORT"])
+def test_endings_are_taken_in_any_case(ending: str) -> None:
+    file = Path(typed("net", onnx.TensorProto.FLOAT, [1, 4]))
+    if ending == "ORT":
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = "net.ort"
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        onnxruntime.InferenceSession(str(file), options)
+        file = Path("net.ort")
+    file.rename(f"NET.{ending}")
+    device = load_device("host-1t")
+    with connected(device) as connection:
+        job = benches._job(Path(f"NET.{ending}"), device, connection, ())
+        [specs] = benches._inputs([job], {})
+        assert specs == [("x", (1, 4), "float32")]
+        benches._check_answers(job, specs, connection)
 
 
 def test_a_file_without_inputs_answers() -> None:

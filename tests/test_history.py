@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import artifact, build, edgepack, measurement, verdict
+from factories import artifact, build, edgepack, measurement, recipe_file, verdict
 
 from edgepack.errors import DeviceError
 from edgepack.gate import Base, NoBase
@@ -195,6 +195,16 @@ def test_builds_that_found_the_same_are_one_row_of_the_last() -> None:
 def test_a_trend_tells_a_try_from_the_recipe() -> None:
     kept(made(0), made(1, overrides=("seed=1",)))
     assert [row.remarks for row in rows(read(PAST)[0])] == [(), ("--set seed=1",)]
+
+
+@pytest.mark.parametrize(("named", "why"), [("recipes", "recipes is a folder"), ("taken/past.jsonl", "is no folder")])
+def test_a_history_that_can_be_no_file_is_told_before_anything_is_built(named: str, why: str) -> None:
+    Path("taken").write_text("")
+    recipe_file()
+    ran = edgepack("build", "tiny", "--device", "host", "--history", named)
+    assert ran.code == 2
+    assert "the history is one file, and " in ran.err and why in ran.err
+    assert not Path("dist/tiny/build.json").exists() and not Path(".edgepack/store").exists()
 
 
 def test_the_command_shows_the_history() -> None:

@@ -134,6 +134,30 @@ def test_labels_that_differ_in_case_alone_are_told() -> None:
     assert csv.notes(rows) == csv.load(rows).notes[:1] == ("the labels 'Yes' and 'yes' differ in case alone",)
 
 
+def test_which_order_labels_that_are_numbers_stand_in_is_told() -> None:
+    """Folders as torchvision's ImageFolder sorts them, rows as those count who write numbers."""
+    for i in range(1, 12):
+        for j in range(4):
+            Path("news", str(i)).mkdir(parents=True, exist_ok=True)
+            Path("news", str(i), f"{j}.txt").write_text(f"number {j} of {i}")
+    folder = text_folder.Config(folder="news", tokenizer=tokenizer())
+    assert text_folder.describe(folder).labels[:4] == ("1", "10", "11", "2")
+    assert text_folder.notes(folder) == (
+        "the labels are numbers in the order of their text, not of their values: 1, 10, 11, 2 and 7 more",
+    )
+    Path("news.csv").write_text("text,label\n" + "".join(f"text {i},{i % 11 + 1}\n" for i in range(44)))
+    rows = csv.Config(file="news.csv", tokenizer="words")
+    assert csv.describe(rows).labels[:4] == ("1", "2", "3", "4")
+    assert csv.notes(rows) == (
+        "the labels are numbers in the order of their values, not of their text: 1, 2, 3, 4 and 7 more",
+    )
+
+
+@pytest.mark.parametrize("named", [["0", "1", "2"], ["01", "02", "10"], ["1", "10", "2", "other"], []])
+def test_of_numbers_in_one_order_nothing_is_told(named: list[str]) -> None:
+    assert list(labels.doubts(named)) == []
+
+
 def test_a_class_that_two_splits_write_otherwise_is_named() -> None:
     texts("news/train"), texts("news/test", 3)
     Path("news/test/sport").rename("news/test/Sport")

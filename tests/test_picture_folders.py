@@ -206,6 +206,28 @@ def test_a_picture_of_the_test_split_is_not_trained_on() -> None:
     assert data.notes == ("3 of 39 pictures are copies of others: one of each is kept",)
 
 
+def test_of_several_frames_or_pages_the_first_is_taken_and_told(pets: str) -> None:
+    frames = [Image.new("RGB", (40, 30), color) for color in (COLORS["ant"], COLORS["bee"])]
+    for i, name in enumerate(("moves.gif", "moves.webp", "pages.tif", "moves.png")):
+        frames[0].putpixel((0, 0), (0, 0, 40 * i))  # no copy of the others
+        frames[0].save(f"pets/ant/{name}", save_all=True, append_images=frames[1:])
+    frames[0].save("pets/ant/photo.mpo.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    frames[1].save("pets/bee/still.gif")
+    frames[1].resize((9, 9)).save("pets/bee/still.tif")
+    data = load(configured(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    check_colors(data)
+    assert "4 pictures are of several frames or pages: the first is taken" in data.notes
+
+
+def test_what_is_no_file_is_told_as_such(pets: str) -> None:
+    for name in ("pipe.png", "pipe.txt"):
+        os.mkfifo(f"pets/ant/{name}")
+    assert load(configured()).notes == (
+        "1 file is left out by ending: .txt 1",
+        "1 thing is left out: named as a picture is, and no file (a pipe, a socket)",
+    )
+
+
 def test_a_picture_under_two_labels_is_not_used(pets: str) -> None:
     shutil.copy("pets/ant/2.png", "pets/bee/like.png")
     Image.open("pets/ant/2.png").save("pets/ant/like.bmp")
@@ -221,13 +243,29 @@ def test_copies_leave_enough_of_every_class_or_are_refused(pets: str) -> None:
     for i in range(1, 10):
         Path(f"pets/bee/{i}.{'jpg' if i % 2 else 'png'}").unlink()
         shutil.copy("pets/bee/0.png", f"pets/bee/copy-{i}.png")
-    with pytest.raises(RecipeError, match="'bee' has 1 different picture, too few to be split"):
+    with pytest.raises(RecipeError, match="'bee' has 1 different picture, too few to be split") as caught:
         load(configured())
+    assert caught.value.message.endswith(": 9 of 10 pictures are there more than once")
     shutil.rmtree("pets")
     write_folder("pets/train", 6), write_folder("pets/test", 2)
     shutil.copytree("pets/test", "pets/val")
-    with pytest.raises(RecipeError, match="the validation split has no picture of its own"):
+    told = "the validation split has no picture of its own: all 6 pictures are in the test split too"
+    with pytest.raises(RecipeError, match=told):
         load(configured())
+
+
+def test_where_the_pictures_of_a_class_went_is_told() -> None:
+    shutil.copytree(write_folder("pets/train", 6), "pets/test")
+    with pytest.raises(RecipeError, match=r"'ant' has 0 different pictures, .*: all 6 .* are in the test split too"):
+        load(configured())
+    shutil.rmtree("pets")
+    write_folder("pets", 6, ("bee", "cow"))
+    Path("pets/ant").symlink_to("bee")
+    with pytest.raises(
+        RecipeError, match=r"'ant' has 0 different .*: all 6 pictures are under the label 'bee' too"
+    ) as caught:
+        load(configured())
+    assert caught.value.hint.startswith("remove copies, so that each stands in one split and one class")
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "TESTING"), ("TRAIN", "Dev")])

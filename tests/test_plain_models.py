@@ -1,5 +1,6 @@
 """Models of users that come wrapped, or with weights that are computed each time."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgepack.candidate import Candidate
 from edgepack.errors import StageError
 from edgepack.models._notes import collected
 from edgepack.models._plain import folded, plain
+from edgepack.models._steady import check_made_again
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of the norms that it replaced
 
@@ -116,6 +118,18 @@ def test_weights_that_are_computed_are_folded_and_the_model_answers_alike(how: s
     torch.testing.assert_close(answers(made.module), answers(MAKERS[how]()))
     assert made.notes[0].startswith("folded into plain weights: ") and "'0'" in made.notes[0]
     assert torch.equal(answers(reloaded(made, tmp_path / "saved").module), answers(made.module))
+
+
+@pytest.mark.parametrize("how", MAKERS)
+def test_what_was_folded_is_made_again_with_the_same_weights(how: str) -> None:
+    def make() -> nn.Module:
+        return folded(plain(MAKERS[how]()), (PICTURES,))
+
+    check_made_again(make(), make, (PICTURES,), "the model")
+    kept = dict(make().state_dict())  # without the versions that torch notes beside the tensors
+    again = make()
+    again.load_state_dict(kept)
+    again.load_state_dict(copy.deepcopy(make()).state_dict())
 
 
 @pytest.mark.usefixtures("nets")

@@ -132,6 +132,42 @@ def test_a_function_that_fails_is_named() -> None:
         load(_config())
 
 
+def _drawn(seed: int, count: int = 6) -> tuple[Any, Any]:
+    return _arrays(count, inputs=numpy.random.default_rng(seed).random((count, 2, 3)))
+
+
+def test_samples_that_stand_in_two_splits_are_told() -> None:
+    train, validation, test = (_drawn(seed) for seed in range(3))
+    assert _loaded({"train": train, "validation": validation, "test": test}).notes == ()
+    test[0][:2] = train[0][3:5]
+    assert _loaded({"train": train, "validation": validation, "test": test}).notes == (
+        "2 of 6 test samples stand in train too: test scores are too good",
+    )
+    copies = _loaded({"train": train, "validation": train, "test": train}).notes
+    assert [told.partition(":")[0] for told in copies] == [
+        "6 of 6 test samples stand in train too",
+        "6 of 6 test samples stand in validation too",
+        "6 of 6 validation samples stand in train too",
+    ]
+
+
+def test_samples_of_several_kinds_are_compared_as_they_are_stored() -> None:
+    inputs = torch.arange(12, dtype=torch.uint8).reshape(6, 2)
+    train = Split(inputs=(inputs,), targets=torch.arange(6) % 2, prepare=lambda given: (given[0].float()[:, :, None],))
+    other = replace(train, inputs=(inputs + 100,))
+    data = _loaded(Data(train=train, validation=other, test=train), shape=(2, 1))
+    assert data.notes == ("6 of 6 test samples stand in train too: test scores are too good",)
+
+
+def test_a_class_that_a_split_lacks_is_told() -> None:
+    given = {"train": _drawn(0), "validation": _drawn(1), "test": _drawn(2, 1)}
+    assert _loaded(given, labels=("cat", "dog", "emu", "fox")).notes == (
+        "the train split has no sample of 'emu', 'fox'",
+        "the validation split has no sample of 'emu', 'fox'",
+        "the test split has no sample of 'dog', 'emu', 'fox'",
+    )
+
+
 BAD = numpy.full((6, 2, 3), numpy.nan)
 
 

@@ -123,8 +123,9 @@ def test_a_text_of_the_test_split_is_not_trained_on() -> None:
 def test_a_split_that_only_repeats_another_is_refused() -> None:
     for part in ("train", "test"):
         texts(f"news/{part}", 4)
-    with pytest.raises(RecipeError, match="'money' has 0 different documents, too few to be split into train"):
+    with pytest.raises(RecipeError, match="'money' has 0 different documents, too few to be split") as caught:
         text_folder.load(_folder())
+    assert caught.value.message.endswith("into train and validation: all 4 documents are in the test split too")
     texts("news/train", 8), texts("news/val", 2)
     with pytest.raises(RecipeError, match="the validation split has no document of its own"):
         text_folder.load(_folder())
@@ -136,6 +137,9 @@ def test_a_text_under_two_labels_is_named() -> None:
     with pytest.raises(RecipeError, match="one document has a copy with another label") as caught:
         text_folder.load(config)
     assert "news/sport/3.txt: 'sport', but the same text in news/money/odd.txt 'money'" in caught.value.message
+    Path("news/money/odd-2.txt").write_text(Path("news/sport/4.txt").read_text())
+    with pytest.raises(RecipeError, match="2 documents have copies with another label"):
+        text_folder.load(config)
 
 
 def test_copies_leave_enough_of_every_class_or_are_refused() -> None:

@@ -109,6 +109,55 @@ def test_one_seed_gives_one_result_bit_for_bit(kind: Kind) -> None:
     assert not equal(trained(1), trained(2))
 
 
+class Volumes(nn.Module):  # type: ignore[misc]
+    """Convolutions in two dimensions, tied and frozen ones too, one in three, and kernels that are mixed (CondConv)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.still = (nn.Conv2d(n, 4, 3, padding=1) for n in (1, 4, 4))
+        self.still.weight = self.again.weight
+        self.frozen = nn.Conv2d(4, 4, 1).requires_grad_(False)
+        self.kernels = nn.Parameter(0.1 * torch.randn(3, 4, 4, 3, 3))
+        self.deep, self.choice, self.head = nn.Conv3d(4, 4, 1), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.frozen(torch.relu(self.still(torch.relu(self.again(torch.relu(self.first(x)))))))
+        x = self.deep(x[:, :, None])[:, :, 0]
+        n, c, h, w = x.shape
+        kernels = (self.choice(x.mean((2, 3))).softmax(1) @ self.kernels.flatten(1)).view(n * c, c, 3, 3)
+        x = nn.functional.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n).view(n, c, h, w)
+        logits: torch.Tensor = self.head(torch.relu(x).mean((2, 3)))
+        return logits
+
+
+def test_weights_of_five_dimensions_beside_convolutions_in_two_are_trained() -> None:
+    module = Volumes()
+    module.kernels.grad = torch.ones_like(module.kernels)
+    before = weights(module)
+    assert numerics(module).channels_last
+    fit(module, context(), settings(), doing="learning")
+    moved = {name for name, tensor in weights(module).items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if not name.startswith("frozen")}
+    assert module.still.weight is module.again.weight and not module.frozen.weight.requires_grad
+    assert all(tensor.is_contiguous() for tensor in module.state_dict().values())
+
+
+class Deep(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.deep, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv3d(4, 4, (1, 3, 3)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.relu(self.deep(torch.relu(self.flat(x))[:, :, None])).mean((2, 3, 4)))
+        return logits
+
+
+def test_convolutions_in_two_and_three_dimensions_are_trained_in_int8() -> None:
+    made = replace(candidate("mlp"), module=Deep())
+    trained = quantize.run(made, quantize.Config(mode="qat", epochs=1), context())
+    assert bool(torch.isfinite(train.predict(trained.module, data().test)).all())
+
+
 class Counted(nn.Module):  # type: ignore[misc]
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -151,11 +152,25 @@ def test_what_a_left_out_pass_looks_for_has_the_operator_it_is_known_by() -> Non
             assert any(word in str(node.target) for node in example.graph.nodes), example.graph
 
 
-def test_passes_that_change_nothing_are_left_out_and_the_file_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("net", "how", "looked"),
+    [(Net(nn.ReLU()), "fp32", 0), (Net(nn.ReLU()), "ptq", 0), (Everything(), "ptq", 2)],
+    ids=["neither, fp32", "neither, int8", "both"],
+)
+def test_a_pass_with_nothing_to_find_is_left_out_and_the_file_is_the_same(
+    net: nn.Module, how: str, looked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small, paths = quantized(Everything(), "ptq"), (tmp_path / "ours.pte", tmp_path / "theirs.pte")
+    from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
+
+    asked: list[MagicMock] = []
+    for source, name in ((bilinear_2d, "get_graphs_dict"), (sdpa, "get_graphs")):
+        examples = MagicMock(side_effect=getattr(source, name))
+        monkeypatch.setattr(source, name, examples)
+        asked.append(examples)
+    small, paths = quantized(net, how), (tmp_path / "ours.pte", tmp_path / "theirs.pte")
     write(small, "executorch", paths[0])
-    monkeypatch.setattr(_delegates, "_changes_only", nullcontext)
+    assert sum(examples.called for examples in asked) == looked
+    monkeypatch.setattr(_delegates, "_skip_idle_passes", nullcontext)
     write(small, "executorch", paths[1])
+    assert all(examples.called for examples in asked)
     assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -55,6 +55,7 @@ class Decoded:
     size: tuple[int, int]  # width and height, resized and not yet cut
     content: str
     transparent: bool
+    several: bool  # frames or pages, of which this is the first
 
 
 def reads(ending: str) -> bool:
@@ -121,6 +122,8 @@ def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
     with Image.open(file) as opened:
         if opened.mode.startswith(("I", "F")):
             raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
+        # A photo of the kind MPO is one, with smaller versions of itself.
+        several = getattr(opened, "is_animated", False) and opened.format != "MPO"
         upright = ImageOps.exif_transpose(opened)
         transparent = _is_transparent(upright)
         upright.info.pop("transparency", None)  # Pillow would keep or warn of it
@@ -131,7 +134,8 @@ def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
     left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
     cut = picture.resize((frame.side, frame.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     pixels = numpy.array(cut).reshape(frame.side, frame.side, -1)
-    return Decoded(size=size, content=_content(picture), transparent=transparent), pixels.transpose(2, 0, 1)
+    found = Decoded(size=size, content=_content(picture), transparent=transparent, several=several)
+    return found, pixels.transpose(2, 0, 1)
 
 
 def _is_transparent(picture: "Image.Image") -> bool:

@@ -59,6 +59,7 @@ class _Seen:
     broken: list[Path] = field(default_factory=list)  # links
     again: int = 0  # links to folders that were read already
     loose: int = 0  # files that are in no class
+    no_files: int = 0  # of the kind by their names: pipes, sockets, devices
 
 
 def listed(root: Path, kind: Kind) -> Listing:
@@ -176,6 +177,8 @@ def _walked(folder: Path, kind: Kind, seen: _Seen, been: set[tuple[int, int]]) -
             seen.broken.append(folder / entry.name)
         elif kind.accepts(ending) and entry.is_file():
             yield folder / entry.name
+        elif kind.accepts(ending):
+            seen.no_files += 1
         else:
             seen.left_out[ending] += 1
 
@@ -251,6 +254,8 @@ def _ending(name: str) -> str:
 def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
     if count := seen.left_out.total():
         yield f"{counted(count, 'file')} left out by ending: {_endings(kind, seen.left_out)}"
+    if seen.no_files:
+        yield f"{counted(seen.no_files, 'thing')} left out: named as a {kind.noun} is, and no file (a pipe, a socket)"
     if seen.loose:
         yield f"{counted(seen.loose, kind.noun)} in no folder of a class, and left out"
     if seen.again:

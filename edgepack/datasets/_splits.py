@@ -1,5 +1,6 @@
 """How splits are drawn, and what has to be there for it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     Indices = numpy.typing.NDArray[numpy.int64]
 
+ONCE = "remove copies, so that each stands in one split and one class"
 _NAMED = 5  # samples, in an error about many
 
 
@@ -52,15 +54,40 @@ def missing(found: Iterable[str], shares: Mapping[str, float]) -> dict[str, floa
     return {part: share for part, share in shares.items() if part not in found}
 
 
-def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str) -> None:
-    """Whether every class of train has a sample for each split that is still to be drawn, and one to train on."""
+def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str, gone: Mapping[str, str] = {}) -> None:
+    """Whether every class of train has a sample for each split that is still to be drawn, and one to train on; `gone`
+    says of a class where others of its samples went.
+    """
+    into = f"{', '.join(['train', *shares][:-1])} and {[*shares][-1]}" if shares else ""
     for name, count in counts.items():
         if count <= sum(quota(count, share) for share in shares.values()):
             raise RecipeError(
                 f"the class {name!r} has {count} {noun if count == 1 else f'{noun}s'}, "
-                + (f"too few to be split into train, {' and '.join(shares)}" if shares else "too few to train on"),
-                f"add {noun}s, or remove the class",
+                + (f"too few to be split into {into}" if shares else "too few to train on")
+                + (f": {gone[name]}" if name in gone else ""),
+                f"{f'{ONCE}; or ' if name in gone else ''}add {noun}s, or remove the class",
             )
+
+
+def whereabouts(fates: Sequence[str], of: int, noun: str) -> str:
+    """What became of copies, each with its fate, among so many samples.
+
+    >>> whereabouts(["in the test split too", "in the test split too"], 2, "picture")
+    'all 2 pictures are in the test split too'
+    >>> whereabouts(["in the test split too", "there more than once"], 3, "picture")
+    '1 of 3 pictures is in the test split too, 1 of 3 pictures is there more than once'
+    """
+
+    def which(count: int) -> str:
+        share = f"all {count}" if count == of else f"{count} of {of}"
+        return f"the only {noun} is" if of == 1 else f"{share} {noun}s {'is' if count == 1 else 'are'}"
+
+    return ", ".join(f"{which(count)} {fate}" for fate, count in Counter(fates).items())
+
+
+def copied(part: str, kept: str) -> str:
+    """The fate of a copy that stands in one part, of a sample that is kept in another."""
+    return "there more than once" if part == kept else f"in the {kept} split too"
 
 
 def same_classes(whose: str, part: str, train: Iterable[str], classes: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from edgepack import tokenizer
 from edgepack.config import Frozen
 from edgepack.datasets import EXAMPLES, Data, Signature, Split, TensorSpec
 from edgepack.datasets._folders import NOT_FETCHED, POINTERS
-from edgepack.datasets._splits import drawn, enough, missing, possible, unreadable
+from edgepack.datasets._splits import ONCE, copied, drawn, enough, missing, possible, unreadable, whereabouts
 from edgepack.errors import RecipeError
 from edgepack.provenance import versions
 from edgepack.store import digest
@@ -76,6 +76,7 @@ class Document:
 
 
 Documents = Mapping[str, Sequence[Document]]  # of each part that is there; the others are drawn from train
+Lost = dict[tuple[str, str], list[str]]  # by part and label
 
 
 def describe(config: Settings, labels: Iterable[str]) -> Signature:
@@ -107,7 +108,7 @@ def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
     import torch
 
     refuse(documents)
-    parts = _drawn(config, _different(documents), labels)
+    parts = _drawn(config, documents, labels)
     fixed = tokenizer.load(config.tokenizer, config.max_length)
     windows = {"train": config.windows}
     encoded = {
@@ -206,35 +207,49 @@ def refuse(documents: Documents) -> None:
         raise unreadable(problems, "document", "cannot be used", "mend or remove them")
 
 
-def _different(documents: Documents) -> dict[str, list[Document]]:
-    """One copy of each text, so that none that is trained on is in the test split. Spaces make no difference."""
-    seen: dict[str, Document] = {}
+def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
+    """One copy of each text, so that none that is trained on is in the test split, and what became of the others.
+    Spaces make no difference.
+    """
+    seen: dict[str, tuple[str, Document]] = {}
     kept: dict[str, list[Document]] = {}
+    lost: Lost = {}
     contradictions = []
     for part in (part for part in _PARTS if part in documents):
         kept[part] = []
         for each in documents[part]:
-            first = seen.setdefault(" ".join(each.text.split()), each)
+            where, first = seen.setdefault(" ".join(each.text.split()), (part, each))
             if first is each:
                 kept[part].append(each)
-            elif first.label != each.label:
+            elif first.label == each.label:
+                lost.setdefault((part, each.label), []).append(copied(part, where))
+            else:
                 contradictions.append(
                     f"{each.place}: {each.label!r}, but the same text in {first.place} {first.label!r}"
                 )
     if contradictions:
-        raise unreadable(contradictions, "document", "has a copy with another label", "keep the one that is right")
-    return kept
+        what = "has a copy" if len(contradictions) == 1 else "have copies"
+        raise unreadable(contradictions, "document", f"{what} with another label", "keep the one that is right")
+    return kept, lost
 
 
-def _drawn(config: Settings, documents: Documents, labels: Sequence[str]) -> dict[str, list[Document]]:
+def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[str, list[Document]]:
     """Every part shuffled, what is missing drawn from train: what needs only some samples takes the first ones."""
+    documents, lost = _different(given)
     shares = missing(documents, config.shares)
     counts = Counter(each.label for each in documents["train"])
-    enough({label: counts[label] for label in labels}, shares, "different document")
+    gone = {
+        label: whereabouts(fates, len(fates) + counts[label], "document")
+        for (part, label), fates in lost.items()
+        if part == "train"
+    }
+    enough({label: counts[label] for label in labels}, shares, "different document", gone)
     parts: dict[str, list[Document]] = {}
     for part, members in documents.items():
         if not members:
-            raise RecipeError(f"the {part} split has no document of its own: each stands in another split too")
+            fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
+            told = whereabouts(fates, len(fates), "document")
+            raise RecipeError(f"the {part} split has no document of its own: {told}", ONCE)
         chosen = drawn([labels.index(each.label) for each in members], shares if part == "train" else {})
         # With nothing to be drawn from it, all of a part comes back under the name of train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

@@ -21,7 +21,7 @@ from edgepack.datasets._decoding import ENDINGS, Decoded, Frame, all_decoded, li
 from edgepack.datasets._digests import digests
 from edgepack.datasets._folders import Kind, Listing, counted, listed, shown
 from edgepack.datasets._pictures import moved
-from edgepack.datasets._splits import drawn, enough, missing, possible
+from edgepack.datasets._splits import ONCE, copied, drawn, enough, missing, possible, whereabouts
 from edgepack.errors import RecipeError
 from edgepack.provenance import versions
 from edgepack.store import digest
@@ -43,6 +43,7 @@ _PICTURES = Kind(
     advice=needed,
 )
 
+Lost = dict[tuple[str, int], list[str]]  # by part and label
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
 
@@ -135,7 +136,7 @@ def load(config: Config) -> Data:
     stored = _allocated(len({*files.values()}), config)
     read = all_decoded(files, config.frame, stored)
     kept, told = _different(pictures, read)
-    parts = _drawn(config, kept, listing)
+    parts = _drawn(config, kept, listing, _lost(pictures, read, [*listing.parts["train"]]))
     rows = {sha: row for row, sha in enumerate(read)}
     bring_forward(stored, [rows[picture.sha] for part in parts.values() for picture in part])
     ends = dict(zip(parts, accumulate(map(len, parts.values())), strict=True))
@@ -209,6 +210,7 @@ def _different(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tup
         *_copies(sum(map(len, clear)) - len(kept), len(pictures)),
         *_contradictions(doubtful, len(pictures)),
         *_transparent(sum(read[each.sha].transparent for each in kept)),
+        *_several(sum(read[each.sha].several for each in kept)),
     ]
 
 
@@ -230,16 +232,43 @@ def _transparent(count: int) -> Iterator[str]:
         yield f"{counted(count, 'picture')} transparent in places: the colours that are stored there are taken"
 
 
-def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing) -> dict[str, list[_Picture]]:
+def _several(count: int) -> Iterator[str]:
+    if count:
+        yield f"{counted(count, 'picture')} of several frames or pages: the first is taken"
+
+
+def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Sequence[str]) -> Lost:
+    """What became of those that are not kept."""
+    same: dict[str, list[_Picture]] = {}
+    for picture in pictures:
+        same.setdefault(read[picture.sha].content, []).append(picture)
+    lost: Lost = {}
+    for group in same.values():
+        known = {each.label for each in group}
+        for each in group if len(known) > 1 else group[1:]:
+            other = min(known - {each.label}, default=None)
+            fate = copied(each.part, group[0].part) if other is None else f"under the label {labels[other]!r} too"
+            lost.setdefault((each.part, each.label), []).append(fate)
+    return lost
+
+
+def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost: Lost) -> dict[str, list[_Picture]]:
     """The pictures of each part, shuffled: what needs only some samples takes the first ones."""
     given = {part: [each for each in pictures if each.part == part] for part in listing.parts}
     shares = missing(given, config.shares)
-    counts = Counter(picture.label for picture in given["train"])
-    enough({name: counts[i] for i, name in enumerate(listing.parts["train"])}, shares, "different picture")
+    counts, classes = Counter(picture.label for picture in given["train"]), listing.parts["train"]
+    gone = {
+        name: whereabouts(lost["train", i], len(files), "picture")
+        for i, (name, files) in enumerate(classes.items())
+        if ("train", i) in lost
+    }
+    enough({name: counts[i] for i, name in enumerate(classes)}, shares, "different picture", gone)
     parts: dict[str, list[_Picture]] = {}
     for part, members in given.items():
         if not members:
-            raise RecipeError(f"the {part} split has no picture of its own: each stands in another split too")
+            fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
+            told = whereabouts(fates, len(fates), "picture")
+            raise RecipeError(f"the {part} split has no picture of its own: {told}", ONCE)
         chosen = drawn([each.label for each in members], shares if part == "train" else {})
         # With nothing to be drawn from it, all of a part comes back under the name of train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

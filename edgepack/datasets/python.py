@@ -7,8 +7,9 @@ Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their lab
 `edgepack.datasets.Data`, whose splits may also hold bytes to `prepare` and `augment`.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator
 from edgepack.config import Frozen
 from edgepack.datasets import Data, Signature, Split, TensorSpec
 from edgepack.datasets._digests import digests
-from edgepack.errors import RecipeError, StageError
+from edgepack.errors import RecipeError, StageError, listed
 from edgepack.labels import problem
 from edgepack.references import Files, Reference, libraries, named, resolve, sources
 from edgepack.store import digest, file_digest
@@ -84,7 +85,8 @@ def load(config: Config) -> Data:
     """What the function returns, looked through. Raises RecipeError naming the split that is not as described."""
     given = _parts(config.function, _called(config))
     splits = {part: _checked(part, _split(part, given[part]), config) for part in _PARTS}
-    return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"])
+    told = (*_lacking(splits, config.labels), *_shared(splits))
+    return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=told)
 
 
 def _called(config: Config) -> object:
@@ -164,6 +166,31 @@ def _wrong(part: str, problem: str) -> RecipeError:
     return RecipeError(
         f"the split '{part}' of the data is not as it should be: {problem}", "mend the function, or the recipe's data"
     )
+
+
+def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str]:
+    for part, split in splits.items():
+        there = {*split.targets.unique().tolist()}
+        if absent := [repr(label) for target, label in enumerate(labels) if target not in there]:
+            yield f"the {part} split has no sample of {listed(absent)}"
+
+
+def _shared(splits: Mapping[str, Split]) -> Iterator[str]:
+    """Samples that are the same as they are stored. None is left out: it is the function that says what is split."""
+    contents = {part: [*map(_content, zip(*split.inputs, strict=True))] for part, split in splits.items()}
+    for part, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
+        known = {*contents[other]}
+        if count := sum(each in known for each in contents[part]):
+            yield f"{count} of {len(contents[part])} {part} samples stand in {other} too: {part} scores are too good"
+
+
+def _content(sample: "tuple[Tensor, ...]") -> bytes:
+    import torch
+
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in sample:
+        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.digest()
 
 
 def _shuffled(split: Split) -> Split:

@@ -79,62 +79,38 @@ def _own_layouts() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _changes_only() -> Iterator[None]:
-    """Passes that change nothing cost nothing: two fifths of the time that a small int8 ResNet-18 takes to be lowered.
+BILINEAR, ATTENTION = "upsample_bilinear2d", "softmax"  # operators of what two passes look for
 
-    Each pass runs the whole graph once more on shapes when it is done, and two of them export examples of what they
-    look for first (1.4.1): bilinear interpolation, and attention, which has a softmax.
+
+@contextmanager
+def _skip_idle_passes() -> Iterator[None]:
+    """Two passes export examples of what they look for before they look (1.4.1), which takes as long as lowering a
+    small net: where nothing in a graph can be such an interpolation or attention, they are left out.
     """
     from unittest.mock import patch
 
     from executorch.backends.xnnpack._passes.convert_to_sdpa import ConvertToSDPAPass
     from executorch.backends.xnnpack._passes.convert_to_upsample_bilinear2d import ConvertToUpsampleBilinear2d
-    from executorch.exir.pass_base import ExportPass
     from torch.fx.passes.infra.pass_base import PassResult
 
-    trace = ExportPass.call
-    inherited = {name for kind in ExportPass.__mro__ for name in vars(kind) if not name.startswith("__")} - {"call"}
-
-    def traced(self: Any, graph_module: Any) -> Any:
-        own = {name for kind in type(self).__mro__ if not issubclass(ExportPass, kind) for name in vars(kind)}
-        if not own & inherited and graph_module.meta.get(_TRACED) == _written(graph_module):
-            return PassResult(graph_module, False)
-        result = trace(self, graph_module)
-        result.graph_module.meta[_TRACED] = _written(result.graph_module)
-        return result
-
-    def unless_without(word: str, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def only_with(operator: str, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def called(self: Any, graph_module: Any) -> Any:
-            if any(word in str(node.target) for node in graph_module.graph.nodes):
+            if any(operator in str(node.target) for node in graph_module.graph.nodes):
                 return call(self, graph_module)
             return PassResult(graph_module, False)
 
         return called
 
     with (
-        patch.object(ExportPass, "call", traced),
-        patch.object(ConvertToUpsampleBilinear2d, "call", unless_without(BILINEAR, ConvertToUpsampleBilinear2d.call)),
-        patch.object(ConvertToSDPAPass, "call", unless_without(ATTENTION, ConvertToSDPAPass.call)),
+        patch.object(ConvertToUpsampleBilinear2d, "call", only_with(BILINEAR, ConvertToUpsampleBilinear2d.call)),
+        patch.object(ConvertToSDPAPass, "call", only_with(ATTENTION, ConvertToSDPAPass.call)),
     ):
         yield
 
 
-BILINEAR, ATTENTION = "upsample_bilinear2d", "softmax"  # in the name of an operator of every example
-_TRACED = "edgepack_traced"  # the graph as it was when it was last run on shapes
-
-
-def _written(graph_module: Any) -> list[tuple[str, ...]]:
-    """All that such a run depends on, and what it gave."""
-    return [
-        tuple(map(str, (node.name, node.op, node.target, node.args, node.kwargs, node.meta.get("val"))))
-        for node in graph_module.graph.nodes
-    ]
-
-
 @contextmanager
 def _xnnpack_lowering() -> Iterator[None]:
-    with _short_keys(), _own_layouts(), _changes_only():
+    with _short_keys(), _own_layouts(), _skip_idle_passes():
         yield
 
 

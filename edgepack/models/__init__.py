@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Val
 
 from edgepack.config import Frozen
 from edgepack.datasets import Signature
+from edgepack.file_kinds import not_weights
 from edgepack.plugins import Choice, choose
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
 def _readable(checkpoint: str) -> str:
-    if Path(checkpoint).suffix not in _WEIGHTS:
+    if Path(checkpoint).suffix.lower() not in _WEIGHTS:
         raise ValueError(
             "a checkpoint is a .safetensors file, or a state dict in a .pt, .pth, .ckpt, .bin or .tar file; "
             f"got {checkpoint!r}"
         )
     if not Path(checkpoint).is_file():
         raise ValueError(f"there is no file {checkpoint!r}")
+    if problem := not_weights(Path(checkpoint)):
+        raise ValueError(f"{checkpoint!r} is {problem}")
     return checkpoint
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from edgepack.errors import StageError, listed
@@ -151,9 +151,19 @@ def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
             if isinstance(hook, WeightNorm):
                 yield f"WeightNorm{of}", partial(remove_weight_norm, part, hook.name)
             elif isinstance(hook, SpectralNorm):
-                yield f"SpectralNorm{of}", partial(remove_spectral_norm, part, hook.name)
+                yield f"SpectralNorm{of}", partial(_settle_spectral_norm, part, hook)
             elif isinstance(hook, prune.BasePruningMethod):
                 yield f"mask{of}", partial(prune.remove, part, hook._tensor_name)
+
+
+def _settle_spectral_norm(part: nn.Module, norm: SpectralNorm) -> None:
+    """torch wraps hooks on loading, and so does not find this one's: it would ask a state dict for "weight_orig"."""
+    remove_spectral_norm(part, norm.name)
+    hooks = part._load_state_dict_pre_hooks
+    for key, hook in [*hooks.items()]:
+        inner = getattr(hook, "hook", hook)
+        if isinstance(inner, SpectralNormLoadStateDictPreHook) and inner.fn is norm:
+            del hooks[key]
 
 
 def _settle(part: nn.Module, weight: str) -> None:

@@ -191,7 +191,7 @@ def _fresh(config: Config, signature: Signature) -> "nn.Module":
 def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models._transformers import transformers
     from edgepack.models._trial import reason
-    from edgepack.weights import check_floats
+    from edgepack.weight_kinds import check_floats
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:

@@ -1,11 +1,15 @@
 """What channels, heads and neurons are worth, and what it costs to cut each group of layers alone."""
 
 import copy
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch_pruning import importance as known
 
+from edgepack.datasets import Batch
 from edgepack.events import StepProgress
 from edgepack.groups import Score, survey
 from edgepack.stages import Context
@@ -21,8 +25,21 @@ _TRIAL_SAMPLES = 1024  # of the validation split
 
 
 def score(module: nn.Module, importance: str, context: Context) -> Score:
+    def loss(batch: Batch) -> Tensor:
+        return context.task.loss(module(*batch.inputs), batch.targets)
+
+    batches = islice(context.data.train.batches(64, seed=context.seed), _TAYLOR_BATCHES)
+    return _score(module, importance, map(loss, batches))
+
+
+def rehearsed(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
+    """Of a dry run, which has no data: how large the outputs are stands for the loss."""
+    return _score(module, importance, (module(*each).float().square().mean() for each in (inputs,)))
+
+
+def _score(module: nn.Module, importance: str, losses: Iterator[Tensor]) -> Score:
     if importance == "taylor":
-        _accumulate_gradients(module, context)
+        _accumulate_gradients(module, losses)
     scores: dict[str, Score] = {
         "taylor": known.GroupTaylorImportance(),
         "l1": known.GroupMagnitudeImportance(p=1),
@@ -40,21 +57,24 @@ def _by_norm(group: Any) -> Tensor:
     return known.GroupMagnitudeImportance(p=2)(group) if worth is None else worth
 
 
-def _accumulate_gradients(module: nn.Module, context: Context) -> None:
+def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:
     """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model.
 
-    Of frozen layers too: what they hear from a channel is part of its worth.
+    Of frozen layers too: what they hear from a channel is part of its worth. What the loss does not depend on, as a
+    layer that nothing reads or that runs under `torch.no_grad`, is worth nothing.
     """
     module.zero_grad(set_to_none=True)
-    frozen = [each for each in module.parameters() if not each.requires_grad and each.is_floating_point()]
+    learned = [each for each in module.parameters() if each.is_floating_point()]
+    frozen = [each for each in learned if not each.requires_grad]
     for each in frozen:
         each.requires_grad_(True)
-    for i, batch in enumerate(context.data.train.batches(64, seed=context.seed)):
-        if i == _TAYLOR_BATCHES:
-            break
-        context.task.loss(module(*batch.inputs), batch.targets).backward()
+    for loss in losses:
+        if loss.requires_grad:
+            loss.backward()
     for each in frozen:
         each.requires_grad_(False)
+    for each in learned:
+        each.grad = torch.zeros_like(each) if each.grad is None else each.grad
 
 
 def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:

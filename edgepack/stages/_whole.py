@@ -67,7 +67,8 @@ def way_out(found: Survey) -> str:
         return "let the function that makes the model unfreeze them (requires_grad), or leave prune out"
     if SPARED in found.whole.values():
         return "spare fewer layers"
-    return "only convolutions and Linear lose channels: use quantize or factorize, a smaller model, or leave prune out"
+    others = "use quantize or factorize, a smaller model, or leave prune out"
+    return others if reasons(found.whole) else f"only convolutions and Linear lose channels: {others}"
 
 
 def _larger(found: Survey, multiple: int) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgepack.train import Fitted
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 
@@ -237,7 +237,7 @@ def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
     from edgepack.surgery import widest
 
     def narrowed(keep: float) -> "Candidate":
-        return teacher.narrowed(keep, multiple=multiple, score=importance.GroupMagnitudeImportance(p=2))
+        return teacher.narrowed(keep, multiple=multiple, scored=lambda _: importance.GroupMagnitudeImportance(p=2))
 
     smallest = _size(narrowed(0.0))
     why = cannot_be_narrower(teacher.module.eval(), teacher.example_inputs(2)) if smallest > size else ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgepack.surgery import Edit
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 5
+VERSION = 6
 READS = ("channel_multiple",)
 
 _ENERGY = "95 %"  # where no goal is given

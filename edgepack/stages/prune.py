@@ -5,13 +5,13 @@ P. Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
 al., Are Sixteen Heads Really Better than One?, NeurIPS 2019, arXiv 1905.10650.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from edgepack.errors import StageError
+from edgepack.errors import StageError, listed
 from edgepack.events import Emit, Note
 from edgepack.patterns import check_patterns
 from edgepack.stages import Context, Place, StageConfig
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from edgepack.candidate import Candidate
     from edgepack.device import Quantization
+    from edgepack.groups import Group
     from edgepack.stages import Latency
     from edgepack.stages._search import Search
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 7
+VERSION = 8
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 
@@ -172,6 +173,7 @@ def rehearse(
 ) -> "Candidate":
     """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
     from edgepack.stages import _depth
+    from edgepack.stages._importance import rehearsed
     from edgepack.stages._search import Search, kept
     from edgepack.surgery import outputs
     from edgepack.train import check_trainable
@@ -192,8 +194,13 @@ def rehearse(
     ratio = config.ratio or search.ratio(candidate, whole)
     if not config.cuts(ratio):
         return candidate
-    keep = kept(candidate.module, ratio, config)
-    cut = candidate.narrowed(keep, multiple=quantization.channel_multiple, spare=config.spare)
+    keep, inputs = kept(candidate.module, ratio, config), candidate.noise()
+    cut = candidate.narrowed(
+        keep,
+        multiple=quantization.channel_multiple,
+        scored=lambda module: rehearsed(module, config.importance, inputs),
+        spare=config.spare,
+    )
     _check_removed(outputs(candidate.module), cut, ratio, config, quantization)
     cut.check_rebuilt()
     return cut
@@ -230,7 +237,7 @@ def _narrowed(
 
     config, module = search.config, candidate.module
     before, had = sizes(module), outputs(module)
-    whole = survey(module.eval(), candidate.example_inputs(2), config.spare).whole
+    found = survey(module.eval(), candidate.example_inputs(2), config.spare)
     for step in range(1, config.steps + 1):
         _cut(module, kept(module, ratio, config, step / config.steps), had, config, context)
         if step == 1:
@@ -238,10 +245,11 @@ def _narrowed(
         recover(module, f"cut {step} of {config.steps}", config.recover, context)
     _check_removed(had, candidate, ratio, config, context.quantization)
     pruned = candidate.changed(*resizes(before, module))
-    notes = [*notes, _asked(module, ratio, config, context)]
+    rule = _rule(module, had, found.groups, context.quantization)
+    notes = [*notes, f"{_asked(module, ratio, config)}; {rule}"]
     if config.target:  # a latency is timed once more
         notes.append(f"reached {config.target.tell(search.amount(pruned))}")
-    notes += _notes(had, module, reasons(whole))
+    notes += _notes(had, module, reasons(found.whole))
     settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder's heads may do by the share that they have
     decided = {**settled, "target": None} if config.measures else {}
     return replace(pruned, notes=tuple(notes), decided=decided)
@@ -280,9 +288,9 @@ def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:
         _depth.check_layers(module, config.layers)
 
 
-def _asked(module: "nn.Module", ratio: float, config: Config, context: Context) -> str:
+def _asked(module: "nn.Module", ratio: float, config: Config) -> str:
     goal = f"{config.target.words()} takes" if config.target else "asked for"
-    return f"{goal} {_fewer(module, ratio, config)}; {_rule(module, context.quantization)}"
+    return f"{goal} {_fewer(module, ratio, config)}"
 
 
 def _fewer(module: "nn.Module", ratio: float, config: Config) -> str:
@@ -293,13 +301,21 @@ def _fewer(module: "nn.Module", ratio: float, config: Config) -> str:
     return " and ".join(f"{SHARE.format(share)} fewer {noun}" for noun, share in shares.items() if share)
 
 
-def _rule(module: "nn.Module", quantization: "Quantization") -> str:
+def _rule(module: "nn.Module", had: Mapping[str, int], groups: "Sequence[Group]", quantization: "Quantization") -> str:
+    """How widths were rounded; a layer that has a part of the channels of a wider one goes by that."""
     from edgepack.groups import parts
+    from edgepack.surgery import outputs
 
     multiple = quantization.channel_multiple
     if parts(module):
         return f"every layer keeps a head, and a multiple of {multiple} neurons"
-    return f"every layer keeps a multiple of {multiple}"
+    odd = [name for name, left in outputs(module).items() if left < had[name] and left % multiple]
+    led = {name: group.name for group in groups for name in group.loses_outputs if name in odd and name != group.name}
+    rule = f"every layer keeps a multiple of {multiple}"
+    if not odd:
+        return rule
+    wider = listed([*dict.fromkeys(led.values())])
+    return f"{rule} but {listed(odd)}" + (f", whose channels go with those of {wider}" if len(led) == len(odd) else "")
 
 
 def _check_removed(

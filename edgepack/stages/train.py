@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgepack.device import Quantization
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 3
+VERSION = 4
 MAKES_TEACHER = True
 
 

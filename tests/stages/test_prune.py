@@ -1,18 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import net_zoo
 import pytest
 import torch
+from net_zoo import zoo as zoo
 from pydantic import ValidationError
-from torch_factories import KINDS, Kind, accuracy, candidate, context, learned, logits, reloaded
+from torch_factories import KINDS, Kind, accuracy, candidate, context, data, learned, logits, reloaded
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.candidate import parameters
+from edgepack.datasets import Split
 from edgepack.device import Quantization
 from edgepack.errors import StageError
 from edgepack.events import Event, StepProgress
-from edgepack.stages.prune import Config, run
-from edgepack.surgery import sizes
+from edgepack.stages import _importance
+from edgepack.stages.prune import Config, rehearse, run
+from edgepack.surgery import outputs, sizes
 
 IMPORTANCES = ["taylor", "l1", "l2", "lamp", "bn_scale", "random"]
 
@@ -20,6 +25,10 @@ IMPORTANCES = ["taylor", "l1", "l2", "lamp", "bn_scale", "random"]
 def config(**changes: Any) -> Config:
     recover = {"epochs": 3, "learning_rate": 1e-2, "batch_size": 16}
     return Config.model_validate({"ratio": "50 %", "steps": 2, "recover": recover, **changes})
+
+
+def shaped(split: Split, shape: tuple[int, ...]) -> Split:
+    return replace(split, inputs=tuple(each.reshape(len(each), *shape) for each in split.inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,6 +63,34 @@ def test_important_channels_are_kept() -> None:
     before = logits(start.module)
     result = run(start, config(recover={"epochs": 0}, steps=1), context())
     torch.testing.assert_close(logits(result.module), before)
+
+
+@pytest.mark.parametrize("sensitivity", [False, True])
+@pytest.mark.parametrize("name", net_zoo.WITHOUT_GRADIENT)
+def test_what_the_loss_does_not_depend_on_is_worth_nothing(name: str, sensitivity: bool) -> None:
+    start = net_zoo.candidate(name)
+    had = outputs(start.module)
+    tiny, shape = data(), start.signature.inputs[0].shape
+    there = context(data=replace(tiny, train=shaped(tiny.train, shape), validation=shaped(tiny.validation, shape)))
+    result = run(start, config(recover={"epochs": 1}, steps=2, sensitivity=sensitivity), there)
+    now = outputs(result.module)
+    assert all(now[layer] == had[layer] / 2 for layer in had if had[layer] == 16)
+    assert all(torch.isfinite(weight).all() for weight in result.module.parameters())
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_the_dry_run_scores_as_the_recipe_asks(importance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def noted(module: Any, importance: str, losses: Any) -> Any:
+        asked.append(importance)
+        return scored(module, importance, losses)
+
+    scored = _importance._score
+    monkeypatch.setattr(_importance, "_score", noted)
+    for name in net_zoo.WITHOUT_GRADIENT:
+        rehearse(net_zoo.candidate(name), config(importance=importance), Quantization(channel_multiple=4))
+    assert asked == [importance] * len(net_zoo.WITHOUT_GRADIENT)
 
 
 @pytest.mark.parametrize(("multiple", "left"), [(1, 10), (4, 8), (8, 8), (16, None)])

@@ -11,7 +11,7 @@ import torch
 from net_zoo import NETS, Run, conv, net
 from net_zoo import zoo as zoo
 from torch import Tensor, nn
-from torch_factories import reloaded
+from torch_factories import context, reloaded
 
 from edgepack.candidate import Candidate
 from edgepack.device import Quantization
@@ -50,9 +50,17 @@ WHOLE = {
         "m0": r"its weight is read by other code at 'm0', .*net_zoo.py:\d+",
     },
     "positions": {"stem": "its channels are combined with the buffer 'm0.table'"},
+    "experts": {"m0.gate": r"its channels are mixed by 'argmax' at 'm0', .*net_zoo.py:\d+"},
+    "rolled channels": {"m0": r"its channels are mixed by 'roll' at 'm1', .*net_zoo.py:\d+"},
+    "sorted channels": {"m0": r"its channels are mixed by 'sort' at 'm1', .*net_zoo.py:\d+"},
+    "some shifted": {
+        "m0": "outputs would change even where removed channels are not used, perhaps because its channels are split "
+        r"by number with 'slice' at 'm1', .*net_zoo.py:\d+"
+    },
     "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "all its channels depend on each other"),
 }
 REFUSED = {
+    "spread out": r"no layer can lose channels: 0: its channels are mixed by 'sort' at '1', ",
     "gru alone": "head gives the model's output, and there is no other convolution or Linear ('rnn' is a GRU",
     "all frozen": "no layer can lose channels: stem, m0, m2, m4: it is frozen (requires_grad is False)",
 }
@@ -96,6 +104,7 @@ def test_nets_without_a_layer_to_prune_are_refused_in_words(name: str) -> None:
     with pytest.raises(StageError) as failure:
         prune.rehearse(net_zoo.candidate(name), HALF, BLOCKS_OF_4)
     assert REFUSED[name] in failure.value.message
+    assert ("only convolutions and Linear" in failure.value.hint) == (name == "gru alone")
     assert "ratio" not in failure.value.hint and "channel_multiple" not in failure.value.hint
 
 
@@ -152,6 +161,10 @@ CASES = {
     "shuffle": Case(lambda: Run(lambda m, x: net_zoo.shuffled(x)), [0, 2, 4, 6], [0, 1, 4, 5]),
     "upsampled": Case(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), QUIET, QUIET),
     "circular": Case(lambda: Run(lambda m, x: nn.functional.pad(x, (1, 1, 1, 1), mode="circular")), QUIET, QUIET),
+    "largest": Case(lambda: Run(lambda m, x: x.flatten(2).topk(4).values.unflatten(2, (2, 2))), QUIET, QUIET),
+    "median": Case(lambda: Run(lambda m, x: x.median(3, True)[0] + x.kthvalue(2)[0][..., None]), QUIET, QUIET),
+    "sorted": Case(lambda: Run(lambda m, x: x.sort(2).values + x.cummax(3).values + x.cumsum(2)), QUIET, QUIET),
+    "rolled": Case(lambda: Run(lambda m, x: x.roll((2, 1), (2, 3))), QUIET, QUIET),
     "pooled": Case(lambda: nn.Sequential(nn.MaxPool2d(3, 1), nn.AvgPool2d(2), nn.Hardswish()), QUIET, QUIET),
 }
 
@@ -204,6 +217,30 @@ def test_one_layer_in_two_places_and_one_weight_in_two_layers_stay_so(tmp_path: 
     for module in (made.module, reloaded(made, tmp_path / "saved").module):
         assert module.m0.weight is module.m2.weight and module.m4 is module.m6
         assert module.m4.weight.shape == (8, 8, 3, 3)
+
+
+def test_one_weight_there_and_back_loses_the_same_channels() -> None:
+    """Where nothing comes of a channel, its row of the weight is not read: the way back included."""
+    module = net_zoo.candidate("there and back").module.eval()
+    with torch.no_grad():
+        for tensor in (module.a.weight, module.a.bias, module.b.weight, module.b.bias):
+            tensor[::2] = 0
+    picture, worth = torch.rand(3, 1, 8, 8), torch.arange(16) % 2
+    expected = module(picture)
+    shrink(module, picture, keep=0.5, score=lambda group: worth, multiple=4)
+    assert (module.a.weight.shape, module.b.weight.shape) == ((8, 64), (8, 1, 3, 3))
+    torch.testing.assert_close(module(picture), expected)
+
+
+def test_a_layer_with_a_part_of_the_channels_is_told_with_the_rule() -> None:
+    """Two channels of the stem go with one of the branch's last layer, so that it keeps 4."""
+    config = prune.Config.model_validate({"ratio": "50 %", "steps": 1, "recover": {"epochs": 0}})
+    made = prune.run(net_zoo.candidate("shuffle unit"), config, context(quantization=Quantization(channel_multiple=8)))
+    assert made.notes[0] == (
+        "asked for 50 % fewer channels; every layer keeps a multiple of 8 but m0.branch.4, m1.branch.4, "
+        "whose channels go with those of stem"
+    )
+    assert {"stem: 16 -> 8 channels", "m0.branch.4: 8 -> 4 channels"} <= {*made.notes}
 
 
 def test_a_frozen_part_is_not_touched_and_stays_frozen(tmp_path: Path) -> None:

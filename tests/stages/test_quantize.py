@@ -105,13 +105,19 @@ def test_the_surgery_log_is_kept() -> None:
     assert run(start.changed(edit), Config(epochs=0), context()).surgery == (edit,)
 
 
-FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "densenet121")
+FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn")
+MODELS = {name: {"torchvision": name, "width": "25 %"} for name in FAMILIES} | {"densenet": {"python": "dense:make"}}
+DENSE = "from torchvision.models import DenseNet\n\n\ndef make():\n    return DenseNet(8, (2, 3), 16, num_classes=3)\n"
 
 
 def settled(name: str) -> Candidate:
     """A narrow net with random weights whose batch norms know the pictures."""
+    from edgepack.models._vision import torchvision
+
+    torchvision()
+    Path("dense.py").write_text(DENSE)
     torch.manual_seed(0)
-    start = Candidate.start(plugins.choose("models", {"torchvision": name, "width": "25 %"}), pictures().signature)
+    start = Candidate.start(plugins.choose("models", MODELS[name]), pictures().signature)
     for layer in start.module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None
@@ -121,7 +127,7 @@ def settled(name: str) -> Candidate:
     return start
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_family_becomes_int8_and_is_the_same_when_loaded(name: str, tmp_path: Path) -> None:
     start = settled(name)
     layers = [layer for layer in start.module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
