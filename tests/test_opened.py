@@ -192,8 +192,8 @@ def test_a_build_tells_what_its_functions_read_until_it_is_named() -> None:
         work._untrained()
         assert len(work.data.test) == 4
         told = [each.text for each in events if isinstance(each, Note)]
-        assert work.read == told
-        return told
+        assert work.read == [text for text in told if " reads " in text]  # the others are of the few samples
+        return work.read
 
     unnamed = "not named in `files`"
     first, second = notes()
