@@ -93,16 +93,15 @@ def load(path: Path) -> "Array":
 def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
     """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs.
 
-    A row that is not finite in one of them agrees only with its equal, and then the other two figures are None:
-    `not_finite` tells of how many rows that is so.
+    A row that is not finite in one of them agrees with none, and then the other two figures are None: `not_finite`
+    tells of how many rows that is so.
     """
     import numpy
 
     alike = task.decide(logits) == task.decide(reference)
     finite = numpy.isfinite(logits).all(axis=-1) & numpy.isfinite(reference).all(axis=-1)
     if not finite.all():
-        same = ((logits == reference) | (numpy.isnan(logits) & numpy.isnan(reference))).all(axis=-1)
-        agreement = float(numpy.where(finite, alike, same).mean())
+        agreement = float((finite & alike).mean())
         return {"agreement": agreement, "largest_difference": None, "cosine": None, "not_finite": int((~finite).sum())}
     logits, reference = logits.astype("float64"), reference.astype("float64")  # in float32 large squares are infinite
     norms = numpy.linalg.norm(logits) * numpy.linalg.norm(reference)
@@ -114,9 +113,14 @@ def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
 
 
 def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: str = BROKEN) -> None:
-    """Raises StageError where a file is far from the torch model that it was written from: it is broken, whatever the
-    budgets ask. What rounding and int8 do to outputs is below these limits, and is left to the budgets.
+    """Raises StageError where a file is far from the torch model that it was written from, or gives what is not finite:
+    it is broken, whatever the budgets ask. What rounding and int8 do to outputs is below these limits, and is left to
+    the budgets.
     """
+    import numpy
+
+    if wrong := int((~numpy.isfinite(logits).all(axis=-1)).sum()):
+        raise StageError(f"{of} gives NaN or infinite outputs for {wrong:,} of {len(logits):,} test samples", hint)
     turned, unlike = _distance(task, logits, reference)
     rows = len(logits)
     if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
@@ -135,14 +139,10 @@ def _distance(task: Task, logits: "Array", reference: "Array") -> tuple[int, flo
     import numpy
 
     ours, theirs = logits.astype("float64"), reference.astype("float64")
-    same = (ours == theirs) | (numpy.isnan(ours) & numpy.isnan(theirs))
-    finite = numpy.isfinite(ours).all(axis=-1) & numpy.isfinite(theirs).all(axis=-1)
-    with numpy.errstate(invalid="ignore"):
-        far = numpy.where(same, 0.0, numpy.nan_to_num(numpy.abs(ours - theirs), nan=numpy.inf)).max(axis=-1)
-    limit = ROUNDING * float(numpy.abs(theirs[finite]).max(initial=0.0))
-    other = task.decide(logits) != task.decide(reference)
-    turned = int((numpy.where(finite, other, far > 0) & (far > limit)).sum())
-    if not (far[finite] > limit).any():
+    far = numpy.abs(ours - theirs).max(axis=-1)
+    limit = ROUNDING * float(numpy.abs(theirs).max())
+    turned = int(((task.decide(logits) != task.decide(reference)) & (far > limit)).sum())
+    if not (far > limit).any():
         return turned, 0.0
-    spread = ((theirs[finite] - theirs[finite].mean(axis=0)) ** 2).sum()
-    return turned, float(((ours[finite] - theirs[finite]) ** 2).sum() / (spread + 1e-30))
+    spread = ((theirs - theirs.mean(axis=0)) ** 2).sum()
+    return turned, float(((ours - theirs) ** 2).sum() / (spread + 1e-30))

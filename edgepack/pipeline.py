@@ -102,7 +102,7 @@ def _build(
                 work.emit = placed(_checked(emit), number, planner.count, step.name)
                 result = _after(result, work, step, folder)
             work.check_files()
-            remember(Plan(recipe=recipe, device=device, steps=tuple(steps)), store)
+            remember(Plan(recipe=recipe, device=device, steps=tuple(work.done.values())), store)
             result = _judged(_weighed(result, recipe, work), recipe)
             result = _explained(result, work, placed(_checked(emit), planner.count, planner.count, "parity"))
             result = bundle.write(result, recipe, device, work, folder)
@@ -177,7 +177,8 @@ def _after(result: Build, work: Work, step: Step, folder: Path) -> Build:
     if step.kind in ("evaluation", "timing") and step.artifact in work.broken:
         return result
     try:
-        result = _with(result, step, _do(work, step))
+        entry = _do(work, step)
+        result = _with(result, work.done[step.name], entry)
     except StageError as error:
         if step.kind != "evaluation":
             raise

@@ -10,13 +10,14 @@ is empty.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from edgepack import provenance
+from edgepack import opened, provenance
 from edgepack.artifact import Artifact
 from edgepack.benchmark import Answers, TimingProtocol, interval, timings
 from edgepack.budgets import Budget, binding
@@ -27,7 +28,7 @@ from edgepack.reach import Facts, known
 from edgepack.recipe import Recipe
 from edgepack.store import Entry, Store, digest, file_digest, write_atomic
 
-_EVALUATION = 3  # bump when the same answers of a file would give other figures
+_EVALUATION = 4  # bump when the same answers of a file would give other figures
 
 Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]
 
@@ -93,6 +94,10 @@ class Planner:
         self.previous = _previous(store, recipe, device)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.teacher: Step | None = None
+        self._memories: dict[int, Path] = {}  # by the id of a choice, which the recipe holds
+        self._seen: dict[Path, dict[str, str]] = {}  # what functions read, and what that was
+        self._settled: dict[str, Step] = {}  # candidates that were not cached, by name
+        self._again: dict[str, Callable[[], Step]] = {}  # by the name of a candidate's step
         self.files: dict[str, str] = {}  # sha256 by label, of those that are about to be timed
 
     @property
@@ -107,7 +112,7 @@ class Planner:
         last = None
         for step in self.candidates():
             yield step
-            last = step
+            last = self._settled.get(step.name, step)
         assert last is not None, "a plan begins with the model"
         exports = []
         for export in self.exports(last):
@@ -123,17 +128,29 @@ class Planner:
             yield self.timing(export)
 
     def candidates(self) -> Iterator[Step]:
-        """The model as it starts, then one step a stage."""
-        step = self._step("candidate", "model", self._model_ingredients(), choice=self.recipe.model)
-        self.teacher, whole = step, True
-        yield step
-        for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
-            step = self._step("candidate", name, self._stage_ingredients(stage, step.key), choice=stage)
+        """The model as it starts, then one step a stage. What comes after it goes by the key that `renewed` gave."""
+        recipe, parent, whole = self.recipe, "", True
+        names = ["model", *numbered(stage.name for stage in recipe.stages)]
+        for choice, name in zip((recipe.model, *recipe.stages), names, strict=True):
+            self._again[name] = partial(self._candidate, choice, name, parent, self.teacher.key if self.teacher else "")
+            step = self._again[name]()
             # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
-            whole = whole and getattr(stage.module, "MAKES_TEACHER", False)
-            if whole:
-                self.teacher = step
+            whole = whole and (not parent or getattr(choice.module, "MAKES_TEACHER", False))
             yield step
+            step = self._settled.get(name, step)
+            self.teacher, parent = step if whole else self.teacher, step.key
+
+    def _candidate(self, choice: Choice, name: str, parent: str, teacher: str) -> Step:
+        ingredients = self._stage_ingredients(choice, parent, teacher) if parent else self._model_ingredients()
+        return self._step("candidate", name, ingredients, choice=choice)
+
+    def renewed(self, step: Step) -> Step:
+        """A candidate's step as it is now, just before it is done: what functions of a user read may be known only
+        since they ran, and its key and all after it depend on that.
+        """
+        if step.name in self._again:
+            step = self._settled[step.name] = self._again[step.name]()
+        return step
 
     def exports(self, last: Step) -> Iterator[Step]:
         """The model in every format, then the teacher it is compared with."""
@@ -146,7 +163,11 @@ class Planner:
 
     def outputs(self, last: Step) -> Step:
         """What the torch model answers on the test split: the reference for parity."""
-        ingredients = {"parent": last.key, "data": self.fingerprint, "versions": provenance.versions(*provenance.CORE)}
+        ingredients = {
+            "parent": last.key,
+            **self._data(),
+            "versions": provenance.versions(*provenance.CORE),
+        }
         return self._step("outputs", "reference outputs", ingredients)
 
     def evaluation(self, export: Step, exports: Sequence[Step], last: Step) -> Step:
@@ -157,7 +178,7 @@ class Planner:
         ingredients = {
             "files": shas,
             "reference": last.key if beside else self.teacher.key,
-            "data": self.fingerprint,
+            **self._data(),
             "task": self.recipe.task,
             "where": self._where(_exporter(export), "predict"),
             "version": _EVALUATION,
@@ -241,6 +262,7 @@ class Planner:
             "files": _files([recipe.model]),
             "task": recipe.task,
             "data": self.fingerprint,
+            **self._read(recipe.model, recipe.data),
             "seed": recipe.seed,
             "compute": provenance.compute(),
             "versions": {
@@ -249,7 +271,44 @@ class Planner:
             },
         }
 
-    def _stage_ingredients(self, stage: Choice, parent: str) -> dict[str, Any]:
+    def _data(self) -> dict[str, Any]:
+        return {"data": self.fingerprint, **self._read(self.recipe.data)}
+
+    def _read(self, *choices: Choice) -> dict[str, Any]:
+        """What functions of a user were seen to read besides what they name, as it is now."""
+        found = {name: sha for each in choices for name, sha in self._read_by(each).items()}
+        return {"read": found} if found else {}
+
+    def _read_by(self, choice: Choice) -> dict[str, str]:
+        if not getattr(choice.module, "FOREIGN", False):
+            return {}
+        memory = self._memory(choice)
+        if memory not in self._seen:
+            try:
+                names: list[str] = json.loads(memory.read_text())
+            except (OSError, ValueError):
+                names = []
+            self._seen[memory] = opened.now(names, of=str(memory))
+        return self._seen[memory]
+
+    def note_read(self, choice: Choice, names: Iterable[str]) -> None:
+        """Keep what a function has just read. What it read before stays: one thing may decide whether it reads another.
+
+        What changes from here on is seen by the next plan.
+        """
+        before = {name for name, sha in self._read_by(choice).items() if sha}
+        if now := sorted({*names, *before}):
+            memory = self._memory(choice)
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(memory, json.dumps(now, indent=1).encode())
+            self._seen[memory] = opened.now(now, of=str(memory))
+
+    def _memory(self, choice: Choice) -> Path:
+        if id(choice) not in self._memories:
+            self._memories[id(choice)] = _reads(choice, self.store)
+        return self._memories[id(choice)]
+
+    def _stage_ingredients(self, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
         reads = getattr(stage.module, "READS", ())
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
@@ -263,7 +322,8 @@ class Planner:
             "parent": parent,
             "device": facts,
             "files": _files(models),
-            "teacher": self.teacher.key if self.teacher else "",
+            **self._read(*models),
+            "teacher": teacher,
         }
 
     def _step(
@@ -320,6 +380,9 @@ def differences(before: Any, after: Any, name: str = "", *, of_machine: bool = F
     """
     if before == after:
         return []
+    if name == "read" and isinstance(before, dict | None) and isinstance(after, dict | None):
+        one, other = before or {}, after or {}
+        return [f"{key} changed" for key in sorted({*one} & {*other}) if one[key] != other[key]]
     if isinstance(before, dict) and isinstance(after, dict):
         changed = [
             differences(before.get(key), after.get(key), key, of_machine=of_machine or key in ("compute", "where"))
@@ -393,6 +456,17 @@ def _sha(store: Store, export: Step) -> str:
 
 def _because(step: Step, reason: str) -> Step:
     return replace(step, reason=reason)
+
+
+def _reads(choice: Choice, store: Store) -> Path:
+    """Where it is kept what a function reads, by what it is made of: another code may read something else."""
+    module, config = choice.module, choice.config
+    made_of = (
+        module.fingerprint(config)
+        if hasattr(module, "fingerprint")
+        else [file_digest(path) for path in module.files(config)]
+    )
+    return store.root / "reads" / f"{digest([choice.name, choice.plain(), made_of])[:16]}.json"
 
 
 def _files(models: Iterable[Choice]) -> list[str]:

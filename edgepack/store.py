@@ -5,6 +5,7 @@
       entries/<kind>/<key>/        the files of one step and record.json, with the sha256 of each
       tmp/                         entries being written; never read
       locks/                       one lock a key, so that two builds do one piece of work once
+      plans/  reads/               what steps were made of, and what functions of a user read, when they were last made
 
 An entry appears by one rename, so a reader sees all of it or nothing; it is checked against its hashes when it is read;
 a failure is never stored.
@@ -177,7 +178,7 @@ class Store:
             with self.lock(entry.key):
                 shutil.rmtree(entry.path, ignore_errors=True)
         self._clear_folders()
-        for file in [*self.root.glob("plans/.*.tmp"), *self.root.glob("devices/.*.tmp")]:
+        for file in [each for name in ("plans", "reads", "devices") for each in self.root.glob(f"{name}/.*.tmp")]:
             if not _runs(file.name.split(".")[-2]):
                 file.unlink(missing_ok=True)
         self._clear_entries()

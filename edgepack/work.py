@@ -30,7 +30,8 @@ from edgepack.units import SHARE
 if TYPE_CHECKING:
     from edgepack.candidate import Candidate
     from edgepack.contents import Contents
-    from edgepack.datasets import Data, Signature
+    from edgepack.datasets import Data, Signature, Split
+    from edgepack.evaluate import Array
 
 Result = TypeVar("Result")
 
@@ -57,10 +58,17 @@ class Work:
         self.tried: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the last used last
         self.rehearsed = False
         self.broken: dict[str, StageError] = {}  # by the label of the file: it is not run again
-        self.warned: list[str] = []  # what the user's functions read that no key covers
+        self.read: list[str] = []  # what the user's functions read besides what they name
 
     def ensure(self, step: Step) -> Entry:
-        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read."""
+        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read.
+
+        It is done under the key that it has when the functions of a user have run, and told what they read.
+        """
+        if step.kind == "candidate" and not step.cached:
+            self._rehearse()
+            self._load_foreign(step.name)
+            step = self.planner.renewed(step)
         self.done[step.name] = step
         if step.cached and step.entry:
             self.store.touch(step.entry)
@@ -76,6 +84,14 @@ class Work:
             if step.entry is None and (found := self.store.get(step.kind, step.key)):
                 return found  # another build made it while this one waited
             return self.store.make(step.kind, step.key, step.ingredients, lambda folder: self._do(step, folder))
+
+    def _load_foreign(self, name: str) -> None:
+        """Data that a user's function makes, which draws as it would if nothing came before."""
+        from edgepack import train
+
+        if getattr(self.recipe.data.module, "FOREIGN", False):
+            with train.deterministic(self.recipe.seed, provenance.threads()):
+                _guarded(name, lambda: self.data, self.store.root)
 
     def _do(self, step: Step, folder: Path) -> dict[str, Any]:
         do = partial(getattr(self, f"_do_{step.kind}"), step, folder)
@@ -173,17 +189,21 @@ class Work:
         return candidate
 
     def _watched(self, choice: Choice, whose: str, act: Callable[[], Result]) -> Callable[[], Result]:
-        """`act` that warns of the files which a user's function reads and no key covers."""
+        """`act` that remembers what a user's function reads besides the files that its key covers, and tells of it."""
+        if not getattr(choice.module, "FOREIGN", False):
+            return act
 
         def watched() -> Result:
-            with opened.warned(choice, whose, self._warn):
-                return act()
+            with opened.watched(choice.module.files(choice.config)) as read:
+                result = act()
+            names = read()
+            self.planner.note_read(choice, names)
+            if there := [name for name in names if name.startswith("$") or Path(name).exists()]:
+                self.read.append(f"{whose} {opened.told(there)}")
+                self.emit(Note(text=self.read[-1]))
+            return result
 
         return watched
-
-    def _warn(self, text: str) -> None:
-        self.warned.append(text)
-        self.emit(Note(text=f"warning: {text}"))
 
     def _do_candidate(self, step: Step, folder: Path) -> dict[str, Any]:
         from edgepack.sources import check_finite
@@ -194,13 +214,13 @@ class Work:
         candidate.save(folder)
         self._check_saved(candidate, folder)
         seconds = time.monotonic() - started
-        figures = self._figures(candidate)
+        figures = self._figures(candidate, untrained=step.choice is self.recipe.model and not self._comes_trained())
         if step.choice is self.recipe.model:
             self._doubt_chance(figures["accuracy"])
         return {
             **figures,
             "seconds": round(seconds, 2),
-            "notes": (*candidate.notes, *(self.warned if step.choice is self.recipe.model else ())),
+            "notes": (*candidate.notes, *(self.read if step.choice is self.recipe.model else ())),
             "decided": candidate.decided,
         }
 
@@ -218,11 +238,15 @@ class Work:
 
     def _doubt_chance(self, score: float) -> None:
         """Weights that came trained and say nothing of this data are the usual accident with one's own."""
-        model, classes = self.recipe.model, len(self.signature.labels)
-        if model.module.trained(model.config, self.signature) and score < _CHANCE / classes:
+        classes = len(self.signature.labels)
+        if self._comes_trained() and score < _CHANCE / classes:
             told = f"its {self.task.METRIC} on the validation split is {SHARE.format(score)}, no more than chance"
             advice = "check the order of the labels and the preprocessing"
             self.emit(Note(text=f"warning: the model comes trained, but {told} with {classes} classes: {advice}"))
+
+    def _comes_trained(self) -> bool:
+        model = self.recipe.model
+        return bool(model.module.trained(model.config, self.signature))
 
     def _initial(self) -> "Candidate":
         from edgepack.candidate import Candidate
@@ -298,19 +322,34 @@ class Work:
 
     def _teacher(self, step: Step) -> "Candidate | None":
         """What `step` may learn from: the last teacher before it, or a model that came trained."""
-        teacher, model = self._made(step.ingredients["teacher"]), self.recipe.model
-        untrained = teacher.choice is model and not model.module.trained(model.config, self.signature)
+        teacher = self._made(step.ingredients["teacher"])
+        untrained = teacher.choice is self.recipe.model and not self._comes_trained()
         return None if untrained else self.candidate(teacher)
 
-    def _figures(self, candidate: "Candidate") -> dict[str, Any]:
+    def _logits(self, candidate: "Candidate", split: "Split") -> "Array":
+        """What the torch model answers. Raises StageError where that is not finite."""
+        from edgepack import locate, sources, train
+
+        logits = train.predict(candidate.module, split)
+        if wrong := (~logits.isfinite().all(1)).nonzero().flatten().tolist():
+            some = locate.rows(split, wrong[:1]).inputs
+            told = f"the outputs are NaN or infinite for {len(wrong):,} of {len(logits):,} samples"
+            raise StageError(f"{told}{sources.first_not_finite(candidate.module, some)}", sources.NOT_FINITE)
+        answers: Array = logits.numpy()
+        return answers
+
+    def _figures(self, candidate: "Candidate", *, untrained: bool) -> dict[str, Any]:
+        """Untrained, a deep model may give infinite outputs: those after its training count."""
         from edgepack import train
         from edgepack.candidate import macs, parameters, stored_bytes
 
+        split = self.data.validation
+        logits = train.predict(candidate.module, split).numpy() if untrained else self._logits(candidate, split)
         return {
             "parameters": parameters(candidate.module),
             "macs": macs(candidate),
             "bytes": stored_bytes(candidate.module),
-            "accuracy": train.evaluate(candidate.module, self.data.validation, self.task),
+            "accuracy": self.task.score(logits, split.targets.numpy()),
         }
 
     def _do_artifact(self, step: Step, folder: Path) -> dict[str, Any]:
@@ -350,10 +389,7 @@ class Work:
         """What the torch model answers on the test split, and a few samples for the bundle's self-test."""
         import numpy
 
-        from edgepack import train
-
-        candidate = self.candidate(self._made(step.ingredients["parent"]))
-        logits = train.predict(candidate.module, self.data.test).numpy()
+        logits = self._logits(self.candidate(self._made(step.ingredients["parent"])), self.data.test)
         numpy.save(folder / "logits.npy", logits, allow_pickle=False)
         cases = self.data.test.head(EXAMPLES)
         for i in range(len(cases[0])):
@@ -409,8 +445,9 @@ class Work:
         for error in self.broken.values():
             raise error
         for step in [step for step in self.done.values() if step.kind == "evaluation"]:
-            why = self.entry(step.name).outcome.get("broken")
-            if why and not self._saturates_here(step.artifact):
+            outcome = self.entry(step.name).outcome
+            why, finite = outcome.get("broken"), "not_finite" not in outcome.get("parity", {})
+            if why and not (finite and self._saturates_here(step.artifact)):
                 raise StageError(f"{step.name}: {why}: {self.difference(step.artifact)}", evaluate.BROKEN)
 
     def _saturates_here(self, label: str) -> bool:
@@ -428,14 +465,14 @@ class Work:
     @cached_property
     def taught(self) -> Any:
         """What the torch teacher answers on the test split."""
-        from edgepack import train
-
         assert self.planner.teacher is not None, "a plan begins with the model, the first teacher"
         key = self.planner.teacher.key
         if key == self.done[_REFERENCE].ingredients["parent"]:
             return evaluate.load(self.entry(_REFERENCE).path / "logits.npy")
+        from edgepack import train
+
         with train.deterministic(self.recipe.seed, provenance.threads()):
-            return train.predict(self.candidate(self._made(key)).module, self.data.test).numpy()
+            return self._logits(self.candidate(self._made(key)), self.data.test)
 
     def answers(self, label: str) -> dict[str, Any]:
         """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,

@@ -55,6 +55,52 @@ def test_with_an_empty_store_everything_runs(store: Store, board: Device) -> Non
     assert not store.root.exists()
 
 
+NETS = """
+from torch import nn
+def make(width=8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+def test_what_functions_were_seen_to_read_is_part_of_the_keys_and_told(store: Store, board: Device) -> None:
+    """Of the model, the data and a student; what is named from then on, or read by other code, is another matter."""
+    for name in ("net.txt", "data.txt", "student.txt"):
+        Path(name).write_text("1")
+    Path("own_nets.py").write_text(NETS)
+    Path("own_data.py").write_text("def load(): ...")
+    data = {"python": {"function": "own_data:load", "shape": [1, 8, 8], "labels": list("abcdefghij")}}
+    student = {"python": "own_nets:make", "args": {"width": 4}}
+    stages = [{"train": {"epochs": 1}}, {"distill": {"student": student}}]
+
+    def what() -> Recipe:
+        return recipe(model={"python": "own_nets:make"}, data=data, stages=stages)
+
+    unread = _keys(what(), board, store)
+    planner = Planner(what(), board, store, facts=None)
+    own = planner.recipe
+    planner.note_read(own.model, ["net.txt"])
+    planner.note_read(own.model, ["$OWN_WIDTH"])  # and the first one still counts
+    planner.note_read(own.data, ["data.txt"])
+    planner.note_read(own.stages[1].config.student, ["student.txt"])  # type: ignore[attr-defined]
+    built(what(), board, store)
+    first = plan(what(), board, store)
+    assert first.up_to_date
+    assert not {step.key for step in first.steps if step.kind == "candidate"} & {*unread.values()}
+    for name, step in {"net.txt": "model", "data.txt": "model", "student.txt": "distill"}.items():
+        Path(name).write_text("2")
+        reasons = _reasons(plan(what(), board, store))
+        assert next(iter(reasons.items())) == (step, f"{name} changed")
+        assert ("reference outputs" in reasons, "train" in reasons) == (True, step == "model")
+        Path(name).write_text("1")
+    Path("net.txt").unlink()
+    assert _reasons(plan(what(), board, store))["model"] == "net.txt changed"
+    Path("net.txt").write_text("1")
+    assert plan(what(), board, store).up_to_date
+    Path("own_nets.py").write_text(NETS + "# other code\n")
+    Path("net.txt").write_text("2")
+    assert _reasons(plan(what(), board, store))["model"] == "another file"
+
+
 def test_after_a_build_nothing_runs(store: Store, board: Device) -> None:
     built(recipe(), board, store)
     assert plan(recipe(), board, store).up_to_date

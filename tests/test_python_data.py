@@ -1,5 +1,6 @@
 """A user's own function as a data set: what it returns is looked through before anything is trained."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,6 +77,19 @@ def test_arrays_become_splits() -> None:
         assert torch.equal((split.inputs[0].mean((1, 2)) > 1).long(), split.targets)  # each with its own target
     assert data.test.targets.tolist() == [0, 1] * 4  # in the user's order
     assert (signature.labels, signature.preprocessing) == (("cat", "dog"), {"scale": 2})
+
+
+def test_files_of_equal_size_and_time_that_change_places_are_another_fingerprint() -> None:
+    """As `tar --mtime` and nix leave them."""
+    for name in ("a.bin", "b.bin"):
+        Path(name).write_text(name)
+        os.utime(name, (1, 1))
+    before = fingerprint(_config(files=("a.bin",)))
+    Path("b.bin").replace("a.bin")
+    swapped = fingerprint(_config(files=("a.bin",)))
+    Path("a.bin").write_text("c.bin")  # the same inode
+    os.utime("a.bin", (1, 1))
+    assert len({before, swapped, fingerprint(_config(files=("a.bin",)))}) == 3
 
 
 def test_training_samples_are_shuffled_once() -> None:

@@ -232,3 +232,65 @@ def test_a_build_tells_before_it_trains(inner: str, told: str) -> None:
     assert told in ran.err
     assert "Traceback" not in ran.err + ran.out
     assert not [line for line in ran.out.splitlines() if "epoch" in line]
+
+
+NEGATIVE = """\
+import torch
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+def broken():
+    net = plain()
+    net[1].running_var[1:] = -1
+    return net
+"""
+TOLD = "first at '1', a BatchNorm2d whose running_var is below 0 (3 of 4)"
+
+
+@pytest.mark.parametrize("stages", [[], [{"quantize": {"mode": "ptq"}}], [{"train": {"epochs": 1}}]])
+def test_a_checkpoint_whose_answers_are_no_numbers_is_told_with_its_first_layer(stages: list[object]) -> None:
+    Path("nets.py").write_text(NEGATIVE)
+    state = torch.nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    ).state_dict()
+    state["1.running_var"][1:] = -1
+    torch.save(state, "net.pth")
+    model = {"python": "nets:plain", "checkpoint": "net.pth"}
+    recipe_file(model=model, data={"digits": {"size": 8}}, stages=stages, export=["onnx"], budgets={"size": "10 MB"})
+    ran = edgepack("build", "tiny")
+    assert ran.code == 5
+    told = "".join(ran.err.split("\n"))
+    assert "model: the outputs are NaN or infinite for" in told
+    assert TOLD in told
+
+
+def test_what_has_no_range_for_int8_is_told_before_training() -> None:
+    Path("nets.py").write_text(NEGATIVE)
+    recipe_file(
+        model={"python": "nets:broken"},
+        data={"digits": {"size": 8}},
+        stages=[{"train": {"epochs": 1}}, {"quantize": {"mode": "ptq"}}],
+        export=["onnx"],
+        budgets={"size": "10 MB"},
+    )
+    ran = edgepack("build", "tiny")
+    assert ran.code == 5
+    told = "".join(ran.err.split("\n"))
+    assert "quantize, dry run before any training: the range of an activation is NaN or infinite" in told
+    assert TOLD in told
+
+
+def test_the_first_part_that_is_not_finite_is_found_in_both_forms() -> None:
+    class Shifted(nn.Module):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(x - 2)
+
+    module = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Sigmoid(), Shifted()), nn.ReLU()).eval()
+    inputs = (torch.ones(2, 4),)
+    assert sources.first_not_finite(module, inputs) == ", first at '1.1', a Shifted"
+    program = torch.export.export(nn.ModuleDict({"m": module})["m"], inputs).module()
+    assert isinstance(program, torch.fx.GraphModule)
+    assert sources.first_not_finite(program, inputs).startswith(", first at '1.1', ")
+    assert sources.first_not_finite(module[0], inputs) == ""

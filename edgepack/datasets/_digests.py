@@ -10,11 +10,12 @@ from edgepack.datasets import DOWNLOADS
 from edgepack.errors import RecipeError
 from edgepack.store import digest, file_digest, write_atomic
 
-_Known = dict[str, list[int | str]]  # path: size, time of the last change in nanoseconds, sha256
+_Known = dict[str, list[int | str]]  # path: what stat tells of it, sha256
 
 
 def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
-    """The sha256 of each file by its name. Only those that changed in size or time are read again.
+    """The sha256 of each file by its name. Only those that stat tells to be others are read again: a file that took the
+    place of another, or had its times put back, has another inode or time of change.
 
     They are remembered under the name `of` what they belong to.
     """
@@ -26,14 +27,14 @@ def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
         with suppress(OSError):  # a folder that may only be read is still good to read from
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(memory, json.dumps(now).encode())
-    return {name: str(facts[2]) for name, facts in now.items()}
+    return {name: str(facts[-1]) for name, facts in now.items()}
 
 
 def _facts(path: Path, before: list[int | str] | None) -> list[int | str]:
     try:
         status = path.stat()
-        seen: list[int | str] = [status.st_size, status.st_mtime_ns]
-        return before if before and before[:2] == seen else [*seen, file_digest(path)]
+        seen: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        return before if before and before[:-1] == seen else [*seen, file_digest(path)]
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
 
@@ -43,4 +44,4 @@ def _remembered(memory: Path) -> _Known:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):
         return {}
-    return {name: facts for name, facts in known.items() if isinstance(facts, list) and len(facts) == 3}
+    return {name: facts for name, facts in known.items() if isinstance(facts, list)}

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
+from edgepack.errors import StageError
 from edgepack.stages import Context, Place, Precision, Training
 from edgepack.units import SHARE
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.fx import GraphModule
 
     from edgepack.candidate import Candidate
@@ -105,7 +107,7 @@ def rehearse(
 
     graph = capture(candidate, config.named, embeddings=config.embeddings)
     observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
-    observed(*candidate.noise())
+    _observe(observed, candidate.noise(), candidate)
     return replace(candidate, module=converted(observed), form="exported")
 
 
@@ -117,11 +119,11 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     graph = capture(candidate, config.fp32, embeddings=config.embeddings)
     scheme = _scheme(candidate, config, context.quantization)
     observed = prepare(graph, scheme, training=False)
-    _calibrate(observed, context.data.train.first(config.calibration))
+    _calibrate(observed, context.data.train.first(config.calibration), candidate)
     notes = _notes(config, scheme)
     if config.mode == "ptq" or EVERYTHING in config.fp32:
         return _quantized(candidate, converted(observed), notes)
-    trained, best = _trained(graph, observed, scheme, config, context)
+    trained, best = _trained(graph, observed, scheme, candidate, config, context)
     notes = [*notes, f"kept epoch {best.epoch} of {config.epochs}"]
     if config.mode == "qat":
         return _quantized(candidate, trained, notes)
@@ -149,7 +151,7 @@ def _precision(candidate: "Candidate", config: Config, context: Context) -> "Fou
     @lru_cache(maxsize=2)  # what won and int8 are timed in turns
     def made(patterns: tuple[str, ...]) -> "Candidate":
         observed = prepare(capture(candidate, patterns, embeddings=config.embeddings), scheme, training=False)
-        _calibrate(observed, samples)
+        _calibrate(observed, samples, candidate)
         return _quantized(candidate, converted(observed), [])
 
     free = [layer for layer in layers_with_weights(candidate) if not matches(layer, config.named)]
@@ -179,23 +181,40 @@ def _notes(config: Config, scheme: "Scheme") -> list[str]:
     return [*saturates, *dynamic, *between, *tables, *(f"left in fp32: {pattern}" for pattern in config.fp32)]
 
 
-def _calibrate(prepared: "GraphModule", samples: "Split") -> None:
+def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate") -> None:
     import torch
 
     with torch.no_grad():
         for batch in samples.batches(64):
-            prepared(*batch.inputs)
+            _observe(prepared, batch.inputs, candidate)
+
+
+def _observe(prepared: "GraphModule", inputs: "tuple[Tensor, ...]", candidate: "Candidate") -> None:
+    """Raises StageError where an activation has no range, for it is not finite."""
+    from edgepack.sources import NOT_FINITE, first_not_finite
+
+    try:
+        prepared(*inputs)
+    except RuntimeError as error:
+        if place := first_not_finite(candidate.module, inputs) or first_not_finite(prepared, inputs):
+            raise StageError(f"the range of an activation is NaN or infinite{place}", NOT_FINITE) from error
+        raise
 
 
 def _trained(
-    graph: "GraphModule", observed: "GraphModule", scheme: "Scheme", config: Config, context: Context
+    graph: "GraphModule",
+    observed: "GraphModule",
+    scheme: "Scheme",
+    candidate: "Candidate",
+    config: Config,
+    context: Context,
 ) -> "tuple[GraphModule, Fitted]":
     """Starts where calibration ended, so that its epoch 0 is the calibrated model."""
     from edgepack.graph import converted, freeze_ranges, prepare, take_ranges
     from edgepack.train import Distillation, fit
 
     prepared = prepare(graph, scheme, training=True)
-    _calibrate(prepared, context.data.train.first(2))  # weights have no range before they are seen
+    _calibrate(prepared, context.data.train.first(2), candidate)  # weights have no range before they are seen
     take_ranges(prepared, observed)
     best = fit(
         prepared,
