@@ -39,7 +39,7 @@ _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
 _COMPARED = 8  # samples on which a saved model is compared with what it was saved from
-_SEARCH = 2  # bump when locate would tell another sentence of the same file
+_SEARCH = 3  # bump when locate would tell another sentence of the same file
 
 
 class Work:

@@ -64,6 +64,29 @@ class Pooled(nn.Module):  # type: ignore[misc]
         return functional.max_pool2d(x, 2)
 
 
+class Inside(nn.Module):  # type: ignore[misc]
+    """What `forward` says."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.said = forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.said(x)
+
+
+class SpatialAttention(nn.Module):  # type: ignore[misc]
+    """As in CBAM, with the numbers of `greatest`."""
+
+    def __init__(self, greatest: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.greatest, self.mix = greatest, nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([x.mean(1, keepdim=True), self.greatest(x)], 1)
+        return x * torch.sigmoid(self.mix(both))
+
+
 class Everything(nn.Module):  # type: ignore[misc]
     """What the passes of the lowering look for: interpolation, attention, concatenation, pooling, activations."""
 
@@ -92,6 +115,15 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "softplus, linear early": lambda: nn.Softplus(threshold=1),
     "log sigmoid": nn.LogSigmoid,
     "hard shrink": nn.Hardshrink,
+    "max over channels": lambda: SpatialAttention(lambda x: x.max(1, keepdim=True)[0]),
+    "max over channels, which go": lambda: SpatialAttention(lambda x: x.max(1).values.unsqueeze(1)),
+    "amax over channels": lambda: SpatialAttention(lambda x: x.amax(1, keepdim=True)),
+    "max and where it is": lambda: SpatialAttention(lambda x: x.max(1, keepdim=True)[0] - 0.1 * x.max(1, True)[1]),
+    "max, both of one": lambda: Inside(lambda x: torch.add(*x.max(1, keepdim=True)) * x),
+    "max over rows and columns": lambda: Inside(lambda x: x.max(-1)[0].max(-1)[0]),
+    "max over columns, kept": lambda: Inside(lambda x: x * x.max(3, keepdim=True)[0] + x.max(-2, keepdim=True)[0]),
+    "max over places": lambda: Inside(lambda x: x.flatten(2).max(2)[0]),
+    "amax over rows": lambda: Inside(lambda x: x.amax(2).amax(-1)),
     "transposed convolution": lambda: nn.ConvTranspose2d(8, 8, 3, stride=2),
 }
 

@@ -2,6 +2,7 @@
 a file that does not load or answers otherwise.
 """
 
+import operator
 import re
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from edgepack.folding import WEIGHTED, drop_unused, fold_weights, tensor_of
 
 aten = torch.ops.aten
 _LINEAR_FROM = 20.0  # from here on torch's softplus is the identity, unless it is given another threshold
+_ROWS_AND_COLUMNS = (2, 3)  # dimensions of pictures
 _INDISTINCT = 15.0  # log(1 + exp(-15)) is less than float32 tells of 15
 
 
@@ -133,6 +135,20 @@ def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None
     return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
 
 
+def _greatest(call: _Speller, source: object, index: int) -> fx.Node | None:
+    """The numbers of max over a dimension as amax, which it computes itself. XNNPACK's partitioner takes them of every
+    four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
+    """
+    if not isinstance(source, fx.Node) or source.target is not aten.max.dim:
+        return None
+    if any(each.users and each.args[1] for each in source.users):  # the places are read too
+        return None
+    x, dim, *keep = source.args
+    if keep == [True] and dim in _ROWS_AND_COLUMNS:
+        return None
+    return call(aten.amax.default, x, [dim], *keep)
+
+
 _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardsigmoid_.default: _hard_sigmoid,
@@ -141,4 +157,5 @@ _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.mish_.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
     aten.max_pool2d.default: _max_pool,
+    operator.getitem: _greatest,
 }
