@@ -121,6 +121,17 @@ def test_an_operator_of_several_results_is_told_by_its_own_name_and_line(monkeyp
     assert "getitem" not in caught.value.message
 
 
+def test_a_pass_that_fails_is_told_with_the_operator_and_not_the_first_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As ExecuTorch does for the norm of a transposed convolution of several groups; the stem is a convolution too."""
+    monkeypatch.setattr(_xnnpack, "_without_norms", lambda module: False)
+    grown = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4), nn.BatchNorm2d(8))
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), grown, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(StageError, match=r"the 'FuseBatchNormPass' pass .* begins with .*batch_norm.default' at '2.1'"):
+        checked(start(net), "executorch")
+
+
 def test_where_pieces_tell_nothing_the_reason_still_is() -> None:
     asked: list[dict[str, Any]] = []
 

@@ -48,6 +48,17 @@ class Repeated(nn.Module):  # type: ignore[misc]
         return x
 
 
+class Normed(nn.Module):  # type: ignore[misc]
+    """One layer for two steps, each with a norm of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.first, self.second = layer, nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.layer(functional.relu(self.first(self.layer(x)))))
+
+
 class Decoder(nn.Module):  # type: ignore[misc]
     """Goes back with the weight it came with, transposed."""
 
@@ -124,6 +135,14 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "max over columns, kept": lambda: Inside(lambda x: x * x.max(3, keepdim=True)[0] + x.max(-2, keepdim=True)[0]),
     "max over places": lambda: Inside(lambda x: x.flatten(2).max(2)[0]),
     "amax over rows": lambda: Inside(lambda x: x.amax(2).amax(-1)),
+    "norm of a transposed convolution, in groups": lambda: nn.Sequential(
+        nn.ConvTranspose2d(8, 8, 4, stride=2, groups=4, bias=False), nn.BatchNorm2d(8)
+    ),
+    "two norms of a transposed convolution, in groups": lambda: Normed(nn.ConvTranspose2d(8, 8, 3, groups=2)),
+    "norm of the steps of a Linear": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Unflatten(2, (2, 4))
+    ),
+    "norm of nothing": lambda: nn.BatchNorm2d(8),
     "transposed convolution": lambda: nn.ConvTranspose2d(8, 8, 3, stride=2),
 }
 
@@ -157,6 +176,10 @@ def answered(small: Candidate, folder: Path) -> torch.Tensor:
 def test_the_file_answers_as_the_torch_model(name: str, how: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = Net(NETS[name]())
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            for values in filter(None.__ne__, (layer.running_mean, layer.weight, layer.bias, layer.running_var)):
+                nn.init.uniform_(values, 0.5, 1.5)
     small = quantized(net, how)
     with torch.no_grad():
         expected, eager = small.module(SAMPLES), net(SAMPLES)

@@ -10,7 +10,16 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from edgepack.folding import WEIGHTED, drop_unused, fold_weights, tensor_of
+from edgepack.folding import (
+    WEIGHTED,
+    drop_unused,
+    fold,
+    fold_weights,
+    has_statistics,
+    norms,
+    scale_and_shift,
+    tensor_of,
+)
 
 aten = torch.ops.aten
 _LINEAR_FROM = 20.0  # from here on torch's softplus is the identity, unless it is given another threshold
@@ -25,11 +34,22 @@ def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> Exp
     the steps of the first (1.4.1). Weights made of other weights are computed here.
     """
     module = program.module(check_guards=False)
-    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _give_own, _spell_out)
+    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _without_norms, _give_own, _spell_out)
     if not any([each(module) for each in passes]):
         return program
     drop_unused(module)
     return torch.export.export(module, inputs)
+
+
+def _without_norms(module: fx.GraphModule) -> bool:
+    """Batch norm taken into its layer, or as a scale and a shift: ExecuTorch fails to take it into a transposed
+    convolution of several groups, and takes that of steps into the outputs of a Linear (1.4.1).
+    """
+    found = [norm for norm in norms(module) if has_statistics(norm)]
+    for norm in found:
+        if not fold(module, norm):
+            scale_and_shift(module, norm)
+    return bool(found)
 
 
 def _give_own(module: fx.GraphModule) -> bool:
