@@ -98,6 +98,17 @@ class SpatialAttention(nn.Module):  # type: ignore[misc]
         return x * torch.sigmoid(self.mix(both))
 
 
+class Generalised(nn.Module):  # type: ignore[misc]
+    """A mean between mean and maximum (GeM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(x.clamp(min=1e-6).pow(self.power), 8).pow(1.0 / self.power).flatten(1)
+
+
 class Everything(nn.Module):  # type: ignore[misc]
     """What the passes of the lowering look for: interpolation, attention, concatenation, pooling, activations."""
 
@@ -143,6 +154,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         nn.Flatten(2), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Unflatten(2, (2, 4))
     ),
     "norm of nothing": lambda: nn.BatchNorm2d(8),
+    "limits without zero": lambda: Inside(lambda x: x.clamp(min=1e-6) + (x - 1).clamp(-2, -0.1)),
+    "limits without zero of a convolution": lambda: nn.Sequential(
+        nn.Conv2d(8, 8, 3), Inside(lambda x: x.clamp(min=0.1)), nn.Conv2d(8, 8, 3), Inside(lambda x: x.clip(max=-0.1))
+    ),
+    "generalised mean": Generalised,
     "transposed convolution": lambda: nn.ConvTranspose2d(8, 8, 3, stride=2),
 }
 

@@ -3,7 +3,6 @@ a file that does not load or answers otherwise.
 """
 
 import operator
-import re
 from collections.abc import Callable
 
 import torch
@@ -116,7 +115,8 @@ class _Speller:
         return node
 
     def number(self, value: float) -> fx.Node:
-        own = f"_edgepack_{re.sub(r'[^0-9e]', '_', repr(float(value)))}"  # no name of the model's
+        written = repr(float(value)).replace("-", "m").replace("+", "p").replace(".", "_")
+        own = f"_edgepack_{written}"  # no name of the model's
         if not hasattr(self.module, own):
             self.module.register_buffer(own, torch.tensor([float(value)]))
         return self.module.graph.get_attr(own)
@@ -155,6 +155,20 @@ def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None
     return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
 
 
+def _clamp(call: _Speller, x: fx.Node, least: float | None = None, most: float | None = None) -> fx.Node | None:
+    """By constants where 0 lies outside: XNNPACK takes limits into the convolution before, and then asks for memory
+    without end (1.4.1).
+    """
+    if ("val" in x.meta and not x.meta["val"].is_floating_point()) or _holds_zero(least, most):
+        return None
+    limited = x if least is None else call(aten.maximum.default, x, call.number(least))
+    return limited if most is None else call(aten.minimum.default, limited, call.number(most))
+
+
+def _holds_zero(least: float | None, most: float | None) -> bool:
+    return (least is None or least <= 0) and (most is None or most >= 0)
+
+
 def _greatest(call: _Speller, source: object, index: int) -> fx.Node | None:
     """The numbers of max over a dimension as amax, which it computes itself. XNNPACK's partitioner takes them of every
     four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
@@ -177,5 +191,10 @@ _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.mish_.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
     aten.max_pool2d.default: _max_pool,
+    aten.clamp.default: _clamp,
+    aten.clamp_.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.clamp_min_.default: _clamp,
+    aten.clip.default: _clamp,
     operator.getitem: _greatest,
 }
