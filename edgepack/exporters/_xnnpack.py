@@ -3,6 +3,7 @@ a file that does not load or answers otherwise.
 """
 
 import operator
+import sys
 from collections.abc import Callable
 
 import torch
@@ -96,6 +97,7 @@ def _spell_out(module: fx.GraphModule) -> bool:
         with module.graph.inserting_before(node):
             made = _SPELLINGS[node.target](_Speller(module, node), *node.args)
         if made is not None:
+            made.meta.setdefault("val", node.meta["val"])  # another may ask its shape
             node.replace_all_uses_with(made)
             module.graph.erase_node(node)
             found = True
@@ -169,20 +171,50 @@ def _holds_zero(least: float | None, most: float | None) -> bool:
     return (least is None or least <= 0) and (most is None or most >= 0)
 
 
-def _greatest(call: _Speller, source: object, index: int) -> fx.Node | None:
-    """The numbers of max over a dimension as amax, which it computes itself. XNNPACK's partitioner takes them of every
-    four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
+def _first_of(call: _Speller, source: object, index: int) -> fx.Node | None:
+    """The first result of an operator that also tells places, where nobody reads these."""
+    if not isinstance(source, fx.Node) or any(each.users and each.args[1] for each in source.users):
+        return None
+    spelling = _FIRSTS.get(source.target)
+    return spelling(call, *source.args) if spelling else None
+
+
+def _greatest(call: _Speller, x: fx.Node, dim: int, keep: bool = False) -> fx.Node | None:
+    """The numbers of max over a dimension as amax, which ExecuTorch computes itself. XNNPACK's partitioner takes them
+    of every four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
     """
-    if not isinstance(source, fx.Node) or source.target is not aten.max.dim:
-        return None
-    if any(each.users and each.args[1] for each in source.users):  # the places are read too
-        return None
-    x, dim, *keep = source.args
-    if keep == [True] and dim in _ROWS_AND_COLUMNS:
-        return None
-    return call(aten.amax.default, x, [dim], *keep)
+    return None if keep and dim in _ROWS_AND_COLUMNS else call(aten.amax.default, x, [dim], keep)
 
 
+def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node | None:
+    """As amax over windows, where they have one size: ExecuTorch has no adaptive one, and XNNPACK's own pooling in int8
+    takes the steps before it for those behind (1.4.1).
+    """
+    *before, height, width = x.meta["val"].shape
+    rows, columns = size
+    if height % rows or width % columns:
+        return None
+    windows = call(aten.reshape.default, x, [*before, rows, height // rows, columns, width // columns])
+    return call(aten.amax.default, windows, [-3, -1])
+
+
+def _crop(
+    call: _Speller, x: fx.Node, amounts: list[int], mode: str = "constant", value: float | None = None
+) -> fx.Node | None:
+    """Padding by negative amounts as slices, which ExecuTorch's kernel refuses as it runs (1.4.1)."""
+    if mode != "constant" or min(amounts, default=0) >= 0:
+        return None
+    for i, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
+        if min(before, after) < 0:
+            x = call(aten.slice.Tensor, x, -i, max(-before, 0), after if after < 0 else sys.maxsize)
+    rest = [max(amount, 0) for amount in amounts]
+    return call(aten.pad.default, x, rest, mode, value) if any(rest) else x
+
+
+_FIRSTS: dict[object, Callable[..., fx.Node | None]] = {
+    aten.max.dim: _greatest,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+}
 _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardsigmoid_.default: _hard_sigmoid,
@@ -196,5 +228,6 @@ _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.clamp_min.default: _clamp,
     aten.clamp_min_.default: _clamp,
     aten.clip.default: _clamp,
-    operator.getitem: _greatest,
+    aten.pad.default: _crop,
+    operator.getitem: _first_of,
 }
