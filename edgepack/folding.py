@@ -33,9 +33,14 @@ def norms(graph: fx.GraphModule) -> list[fx.Node]:
     return [node for node in graph.graph.nodes if node.target is NORM]
 
 
+def has_statistics(norm: fx.Node) -> bool:
+    """Whether it uses its own, and not those of the batch it is given."""
+    return norm.args[3] is not None and not norm.args[5]
+
+
 def check_norm(norm: fx.Node) -> None:
     """Raises StageError for one that takes its statistics from the batch: on the device that is a single sample."""
-    if norm.args[5] or norm.args[3] is None:
+    if not has_statistics(norm):
         place = f" at {found}" if (found := of_node(norm)) else ""
         raise StageError(
             f"the batch norm{place} takes its statistics from the batch it is given, also in eval mode",

@@ -9,6 +9,7 @@ to the operator that it finds is looked at too.
 
 import copy
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -227,10 +228,12 @@ class _Search:
         return [*found]
 
     def culprit(self, node: fx.Node) -> fx.Node:
-        """The operator to name of those that one cut holds: the one with weights, else the one that ends it."""
+        """The operator to name of those that one cut holds: the one with weights, else the one that ends it. Taking
+        one of the several results of an operator is none.
+        """
         fed = _fed(self.graph)
         held = [node, *(each for each in self.behind(node) if each in fed and each not in self.cuts)]
-        own = [each for each in held if each.op == "call_function" and "quantize_per_" not in str(each.target)]
+        own = [each for each in held if _computes(each)]
         weighted = [each for each in own if any(before not in fed for before in each.all_input_nodes)]
         return (weighted or own or held)[0]
 
@@ -268,6 +271,11 @@ class _Search:
             logging.getLogger(__name__).exception("the piece up to %s does not run by itself", node)
             return None
         return difference(values, self.values[node]) if values.shape == self.values[node].shape else None
+
+
+def _computes(node: fx.Node) -> bool:
+    rounds = "quantize_per_" in str(node.target)
+    return node.op == "call_function" and node.target is not operator.getitem and not rounds
 
 
 def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:

@@ -24,6 +24,7 @@ from edgepack.errors import EdgepackError, StageError, listed
 
 _SHAPES = "what is computed must not depend on the values in tensors, nor on the number of samples: torch.where masks"
 _NAMED = re.compile(r"OpOverload\(op='(\w+)\.(\w+)'|torch\._?ops\.(\w+)\.(\w+)|\b(\w+)::(\w+)|\b(aten|prims)\.(\w+)")
+_IN_A_PASS = re.compile(r"when running the '\w+' pass")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)')
 
 
@@ -163,7 +164,9 @@ def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]")
 
 
 def _blamed(error: BaseException, program: "torch.export.ExportedProgram") -> fx.Node | None:
-    """The operator that an exporter's error names, in the model's own graph or as it is taken apart."""
+    """The operator that an exporter's error names, in the model's own graph or as it is taken apart. None where it
+    may be any of several.
+    """
     text = "\n".join(str(each) for each in _causes(error))
     named = [next(filter(None, match[1::2])) for match in _NAMED.findall(text)]
     traced = {line for line in map(_line_of, _FRAME.findall(text)) if line}
@@ -173,7 +176,9 @@ def _blamed(error: BaseException, program: "torch.export.ExportedProgram") -> fx
         for fits in (str.__eq__, _tail):
             found = [node for name in named for node in nodes if fits(_operator(node), name)]
             if found:
-                return next((node for node in found if any(line in of_node(node) for line in traced)), found[0])
+                there = [node for node in found if any(line in of_node(node) for line in traced)]
+                # A pass that fails names what it came to, which says nothing of the others of its kind.
+                return next(iter(there or found)) if there or len(found) == 1 or not _IN_A_PASS.search(text) else None
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,7 +41,7 @@ _REFERENCE = "reference outputs"  # the step
 _TRIALS = 3  # processes that time a model which a stage only tries
 _KEPT = 2  # files of such models
 _COMPARED = 8  # samples on which a saved model is compared with what it was saved from
-_SEARCH = 2  # bump when locate would tell another sentence of the same file
+_SEARCH = 3  # bump when locate would tell another sentence of the same file
 
 
 class Work:
@@ -113,6 +114,7 @@ class Work:
         self.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
         candidate = _guarded("model, untrained", self._untrained, self.store.root)
         _guarded("model, untrained", partial(_check_steady, candidate), self.store.root)
+        made = [candidate]
         for stage, name in zip(self.recipe.stages, numbered(stage.name for stage in self.recipe.stages), strict=True):
             if any(each.precision == "bf16" for each in trainings(stage.config)):
                 _guarded(name, _check_bf16, self.store.root)
@@ -126,7 +128,8 @@ class Work:
                 before, candidate = candidate, _guarded(f"{name}, dry run before any training", act, self.store.root)
                 if candidate.factory != before.factory:  # a student
                     _guarded(f"{name}, untrained", partial(_check_steady, candidate), self.store.root)
-        self._rehearse_exports(candidate)
+            made.append(candidate)
+        self._rehearse_exports(made)
 
     def _doubt_products(self) -> None:
         """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
@@ -140,14 +143,24 @@ class Work:
             told = f"int8 products saturate on this computer, which runs the files for {self.device.name}"
             self.emit(Note(text=f"warning: {told}: int8 files of ONNX Runtime lose accuracy here that they keep there"))
 
-    def _rehearse_exports(self, candidate: "Candidate") -> None:
-        """Only for models of others: what edgepack itself makes of torchvision and transformers can be exported."""
-        if not _is_foreign(candidate):
-            return
+    def _rehearse_exports(self, made: "list[Candidate]") -> None:
+        """Try the files of the last candidate, and those of the teacher, which is float and has other kernels. Only for
+        models of others: what edgepack itself makes of torchvision and transformers can be exported.
+
+        `made` are the model and what each stage gave.
+        """
+        teaching = takewhile(lambda stage: getattr(stage.module, "MAKES_TEACHER", False), self.recipe.stages)
+        teacher, last = made[len([*teaching])], made[-1]
+        tried = [("export {}", last)] if _is_foreign(last) else []
+        alike = (last.form, last.factory, last.surgery) == (teacher.form, teacher.factory, teacher.surgery)
+        if _is_foreign(teacher) and not alike:
+            tried.append(("export teacher ({})", teacher.forgotten()))  # a stage may have changed its module since
         with closing(host.Host(Controls(threads=1))) as here:
-            for exporter in self.recipe.exporters:
-                act = partial(self._try_file, candidate, exporter, here)
-                _guarded(f"export {exporter.name}, dry run before any training", act, self.store.root)
+            for label, candidate in tried:
+                for exporter in self.recipe.exporters:
+                    act = partial(self._try_file, candidate, exporter, here)
+                    name = label.format(exporter.name)
+                    _guarded(f"{name}, dry run before any training", act, self.store.root)
 
     def _try_file(self, candidate: "Candidate", exporter: Choice, here: host.Host) -> None:
         """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""

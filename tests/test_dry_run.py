@@ -36,6 +36,18 @@ class Twice(nn.Module):  # type: ignore[misc]
         return logits
 
 
+class Greatest(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = self.stem(x)
+        most = inside.max(1)[0]
+        logits: torch.Tensor = self.head((inside * most[:, None]).mean((2, 3)))
+        return logits
+
+
 def start(net: nn.Module) -> Candidate:
     torch.manual_seed(1)
     return replace(made("eager"), module=net.eval())
@@ -97,6 +109,27 @@ def test_a_failure_that_names_no_operator_is_searched_for(monkeypatch: pytest.Mo
         StageError, match=r"RuntimeError: a pass failed\), build.log .*; it begins with .*conv2d.default' at 'again'"
     ):
         checked(start(Twice()), "onnx")
+
+
+def test_an_operator_of_several_results_is_told_by_its_own_name_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its results are taken from it by another node of the graph."""
+    monkeypatch.setattr(_xnnpack, "_spell_out", lambda module: False)
+    with pytest.raises(
+        StageError, match=r"only supports keep_dim .* 'aten\.max\.dim' at test_dry_run.py:\d+: most = inside\.max"
+    ) as caught:
+        checked(start(Greatest()), "executorch")
+    assert "getitem" not in caught.value.message
+
+
+def test_a_pass_that_fails_is_told_with_the_operator_and_not_the_first_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As ExecuTorch does for the norm of a transposed convolution of several groups; the stem is a convolution too."""
+    monkeypatch.setattr(_xnnpack, "_without_norms", lambda module: False)
+    grown = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4), nn.BatchNorm2d(8))
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), grown, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(StageError, match=r"the 'FuseBatchNormPass' pass .* begins with .*batch_norm.default' at '2.1'"):
+        checked(start(net), "executorch")
 
 
 def test_where_pieces_tell_nothing_the_reason_still_is() -> None:

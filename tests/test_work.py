@@ -171,6 +171,14 @@ def fixed():
 """
 
 
+OWN = """
+from torch import nn
+
+def own():
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10000), nn.Linear(10000, 10))
+"""
+
+
 @pytest.mark.parametrize("place", ["model", "distill"])
 def test_a_model_that_is_another_each_time_is_refused_before_any_training(
     place: str, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +196,49 @@ def test_a_model_that_is_another_each_time_is_refused_before_any_training(
         at_work(what, load_device("host"), Store("store"))._rehearse()
     assert failure.value.message.startswith(f"{place}, untrained: the model, made again with the same weights, gives")
     assert "'order' of the Net, is in no state dict and differs" in failure.value.message
+
+
+@pytest.mark.parametrize(
+    ("stages", "tried"),
+    [
+        ([], ["onnx eager 64"]),
+        ([{"quantize": {"mode": "ptq"}}], ["onnx exported", "teacher (onnx) eager 64"]),
+        ([{"factorize": {"rank": 4}}], ["onnx eager 8", "teacher (onnx) eager 64"]),
+        ([{"distill": {"student": {"torchvision": "squeezenet1_1"}, "epochs": 1}}], ["teacher (onnx) eager 64"]),
+    ],
+    ids=["alike", "int8", "split in place", "a student of edgepack's own"],
+)
+def test_the_files_of_a_teacher_of_ones_own_are_tried_before_any_training(
+    stages: list[dict[str, Any]], tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float, where the last candidate is not the same: what a runtime has in int8 it need not have in float."""
+    from edgepack import dry_run, work
+
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("own_nets.py").write_text(OWN)
+    seen: list[str] = []
+
+    def check(candidate: Any, exporter: Any, *rest: Any, **named: Any) -> None:
+        first = next((each for each in candidate.module.modules() if isinstance(each, torch.nn.Linear)), None)
+        seen.append(f"{candidate.form} {first.out_features}" if first else candidate.form)
+
+    def guarded(name: str, do: Any, folder: Path) -> Any:
+        before = len(seen)
+        given = do()
+        seen[before:] = [f"{name.removeprefix('export ').partition(',')[0]} {each}" for each in seen[before:]]
+        return given
+
+    monkeypatch.setattr(dry_run, "check", check)
+    monkeypatch.setattr(work, "_guarded", guarded)
+    what = recipe(
+        model={"python": "own_nets:own"},
+        data={"digits": {"size": 32}},
+        stages=[{"train": {"epochs": 1}}, *stages],
+        export=["onnx"],
+        budgets=None,
+    )
+    at_work(what, load_device("host"), Store("store"))._rehearse()
+    assert seen == tried
 
 
 def test_a_teachers_file_is_held_against_the_torch_teacher(

@@ -49,6 +49,17 @@ class Repeated(nn.Module):  # type: ignore[misc]
         return x
 
 
+class Normed(nn.Module):  # type: ignore[misc]
+    """One layer for two steps, each with a norm of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.first, self.second = layer, nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.layer(functional.relu(self.first(self.layer(x)))))
+
+
 class Decoder(nn.Module):  # type: ignore[misc]
     """Goes back with the weight it came with, transposed."""
 
@@ -63,6 +74,40 @@ class Decoder(nn.Module):  # type: ignore[misc]
 class Pooled(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.max_pool2d(x, 2)
+
+
+class Inside(nn.Module):  # type: ignore[misc]
+    """What `forward` says."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.said = forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.said(x)
+
+
+class SpatialAttention(nn.Module):  # type: ignore[misc]
+    """As in CBAM, with the numbers of `greatest`."""
+
+    def __init__(self, greatest: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.greatest, self.mix = greatest, nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([x.mean(1, keepdim=True), self.greatest(x)], 1)
+        return x * torch.sigmoid(self.mix(both))
+
+
+class Generalised(nn.Module):  # type: ignore[misc]
+    """A mean between mean and maximum (GeM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(x.clamp(min=1e-6).pow(self.power), 8).pow(1.0 / self.power).flatten(1)
 
 
 class Everything(nn.Module):  # type: ignore[misc]
@@ -93,6 +138,34 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "softplus, linear early": lambda: nn.Softplus(threshold=1),
     "log sigmoid": nn.LogSigmoid,
     "hard shrink": nn.Hardshrink,
+    "max over channels": lambda: SpatialAttention(lambda x: x.max(1, keepdim=True)[0]),
+    "max over channels, which go": lambda: SpatialAttention(lambda x: x.max(1).values.unsqueeze(1)),
+    "amax over channels": lambda: SpatialAttention(lambda x: x.amax(1, keepdim=True)),
+    "max and where it is": lambda: SpatialAttention(lambda x: x.max(1, keepdim=True)[0] - 0.1 * x.max(1, True)[1]),
+    "max, both of one": lambda: Inside(lambda x: torch.add(*x.max(1, keepdim=True)) * x),
+    "max over rows and columns": lambda: Inside(lambda x: x.max(-1)[0].max(-1)[0]),
+    "max over columns, kept": lambda: Inside(lambda x: x * x.max(3, keepdim=True)[0] + x.max(-2, keepdim=True)[0]),
+    "max over places": lambda: Inside(lambda x: x.flatten(2).max(2)[0]),
+    "amax over rows": lambda: Inside(lambda x: x.amax(2).amax(-1)),
+    "norm of a transposed convolution, in groups": lambda: nn.Sequential(
+        nn.ConvTranspose2d(8, 8, 4, stride=2, groups=4, bias=False), nn.BatchNorm2d(8)
+    ),
+    "two norms of a transposed convolution, in groups": lambda: Normed(nn.ConvTranspose2d(8, 8, 3, groups=2)),
+    "norm of the steps of a Linear": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Unflatten(2, (2, 4))
+    ),
+    "norm of nothing": lambda: nn.BatchNorm2d(8),
+    "pyramid of pools": lambda: Inside(
+        lambda x: torch.cat([functional.adaptive_max_pool2d(x, k).flatten(2) for k in (1, 2, 4, 8, (2, 8))], 2).mean(2)
+    ),
+    "pool of what was spelled out": lambda: nn.Sequential(nn.Mish(), nn.AdaptiveMaxPool2d(2)),
+    "crop": lambda: Inside(lambda x: functional.pad(x, (-1, -2, 0, -3))),
+    "crop and pad": lambda: Inside(lambda x: functional.pad(x, (-1, 1, 2, -2), value=0.5)),
+    "limits without zero": lambda: Inside(lambda x: x.clamp(min=1e-6) + (x - 1).clamp(-2, -0.1)),
+    "limits without zero of a convolution": lambda: nn.Sequential(
+        nn.Conv2d(8, 8, 3), Inside(lambda x: x.clamp(min=0.1)), nn.Conv2d(8, 8, 3), Inside(lambda x: x.clip(max=-0.1))
+    ),
+    "generalised mean": Generalised,
     "transposed convolution": lambda: nn.ConvTranspose2d(8, 8, 3, stride=2),
 }
 
@@ -126,6 +199,10 @@ def answered(small: Candidate, folder: Path) -> torch.Tensor:
 def test_the_file_answers_as_the_torch_model(name: str, how: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = Net(NETS[name]())
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            for values in filter(None.__ne__, (layer.running_mean, layer.weight, layer.bias, layer.running_var)):
+                nn.init.uniform_(values, 0.5, 1.5)
     small = quantized(net, how)
     with torch.no_grad():
         expected, eager = small.module(SAMPLES), net(SAMPLES)

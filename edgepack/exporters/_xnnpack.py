@@ -2,17 +2,28 @@
 a file that does not load or answers otherwise.
 """
 
-import re
+import operator
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from edgepack.folding import WEIGHTED, drop_unused, fold_weights, tensor_of
+from edgepack.folding import (
+    WEIGHTED,
+    drop_unused,
+    fold,
+    fold_weights,
+    has_statistics,
+    norms,
+    scale_and_shift,
+    tensor_of,
+)
 
 aten = torch.ops.aten
 _LINEAR_FROM = 20.0  # from here on torch's softplus is the identity, unless it is given another threshold
+_ROWS_AND_COLUMNS = (2, 3)  # dimensions of pictures
 _INDISTINCT = 15.0  # log(1 + exp(-15)) is less than float32 tells of 15
 
 
@@ -23,11 +34,22 @@ def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> Exp
     the steps of the first (1.4.1). Weights made of other weights are computed here.
     """
     module = program.module(check_guards=False)
-    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _give_own, _spell_out)
+    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _without_norms, _give_own, _spell_out)
     if not any([each(module) for each in passes]):
         return program
     drop_unused(module)
     return torch.export.export(module, inputs)
+
+
+def _without_norms(module: fx.GraphModule) -> bool:
+    """Batch norm taken into its layer, or as a scale and a shift: ExecuTorch fails to take it into a transposed
+    convolution of several groups, and takes that of steps into the outputs of a Linear (1.4.1).
+    """
+    found = [norm for norm in norms(module) if has_statistics(norm)]
+    for norm in found:
+        if not fold(module, norm):
+            scale_and_shift(module, norm)
+    return bool(found)
 
 
 def _give_own(module: fx.GraphModule) -> bool:
@@ -75,6 +97,7 @@ def _spell_out(module: fx.GraphModule) -> bool:
         with module.graph.inserting_before(node):
             made = _SPELLINGS[node.target](_Speller(module, node), *node.args)
         if made is not None:
+            made.meta.setdefault("val", node.meta["val"])  # another may ask its shape
             node.replace_all_uses_with(made)
             module.graph.erase_node(node)
             found = True
@@ -94,7 +117,8 @@ class _Speller:
         return node
 
     def number(self, value: float) -> fx.Node:
-        own = f"_edgepack_{re.sub(r'[^0-9e]', '_', repr(float(value)))}"  # no name of the model's
+        written = repr(float(value)).replace("-", "m").replace("+", "p").replace(".", "_")
+        own = f"_edgepack_{written}"  # no name of the model's
         if not hasattr(self.module, own):
             self.module.register_buffer(own, torch.tensor([float(value)]))
         return self.module.graph.get_attr(own)
@@ -133,6 +157,64 @@ def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None
     return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
 
 
+def _clamp(call: _Speller, x: fx.Node, least: float | None = None, most: float | None = None) -> fx.Node | None:
+    """By constants where 0 lies outside: XNNPACK takes limits into the convolution before, and then asks for memory
+    without end (1.4.1).
+    """
+    if ("val" in x.meta and not x.meta["val"].is_floating_point()) or _holds_zero(least, most):
+        return None
+    limited = x if least is None else call(aten.maximum.default, x, call.number(least))
+    return limited if most is None else call(aten.minimum.default, limited, call.number(most))
+
+
+def _holds_zero(least: float | None, most: float | None) -> bool:
+    return (least is None or least <= 0) and (most is None or most >= 0)
+
+
+def _first_of(call: _Speller, source: object, index: int) -> fx.Node | None:
+    """The first result of an operator that also tells places, where nobody reads these."""
+    if not isinstance(source, fx.Node) or any(each.users and each.args[1] for each in source.users):
+        return None
+    spelling = _FIRSTS.get(source.target)
+    return spelling(call, *source.args) if spelling else None
+
+
+def _greatest(call: _Speller, x: fx.Node, dim: int, keep: bool = False) -> fx.Node | None:
+    """The numbers of max over a dimension as amax, which ExecuTorch computes itself. XNNPACK's partitioner takes them
+    of every four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
+    """
+    return None if keep and dim in _ROWS_AND_COLUMNS else call(aten.amax.default, x, [dim], keep)
+
+
+def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node | None:
+    """As amax over windows, where they have one size: ExecuTorch has no adaptive one, and XNNPACK's own pooling in int8
+    takes the steps before it for those behind (1.4.1).
+    """
+    *before, height, width = x.meta["val"].shape
+    rows, columns = size
+    if height % rows or width % columns:
+        return None
+    windows = call(aten.reshape.default, x, [*before, rows, height // rows, columns, width // columns])
+    return call(aten.amax.default, windows, [-3, -1])
+
+
+def _crop(
+    call: _Speller, x: fx.Node, amounts: list[int], mode: str = "constant", value: float | None = None
+) -> fx.Node | None:
+    """Padding by negative amounts as slices, which ExecuTorch's kernel refuses as it runs (1.4.1)."""
+    if mode != "constant" or min(amounts, default=0) >= 0:
+        return None
+    for i, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
+        if min(before, after) < 0:
+            x = call(aten.slice.Tensor, x, -i, max(-before, 0), after if after < 0 else sys.maxsize)
+    rest = [max(amount, 0) for amount in amounts]
+    return call(aten.pad.default, x, rest, mode, value) if any(rest) else x
+
+
+_FIRSTS: dict[object, Callable[..., fx.Node | None]] = {
+    aten.max.dim: _greatest,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+}
 _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardsigmoid_.default: _hard_sigmoid,
@@ -141,4 +223,11 @@ _SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
     aten.mish_.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
     aten.max_pool2d.default: _max_pool,
+    aten.clamp.default: _clamp,
+    aten.clamp_.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.clamp_min_.default: _clamp,
+    aten.clip.default: _clamp,
+    aten.pad.default: _crop,
+    operator.getitem: _first_of,
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RUNTIME = "executorch"
 SUFFIX = ".pte"
 METHOD = "forward"
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
