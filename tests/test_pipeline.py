@@ -438,7 +438,6 @@ def test_events_are_told_in_order(project: Project, monkeypatch: pytest.MonkeyPa
 
 
 MOMENTS = [  # and how many candidates and files build.json tells of by then
-    ("StepProgress", "train", 1, 0),
     ("StepProgress", "quantize", 5, 0),
     ("StepStarted", "export onnx", 6, 1),
     ("StepCached", "time teacher (onnx)", 6, 4),  # the bundle is being written
@@ -627,19 +626,6 @@ def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> 
     assert ran.code == 5
     assert "prune, dry run before any training: pruning cannot reach 10 parameters" in ran.err
     assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model"], ["train"])
-
-
-def test_what_was_decided_by_measuring_is_in_the_recipe_that_ships(project: Project) -> None:
-    assert project.build("--set", "stages.quantize.mode=best").code == 0
-    (stage,) = [record for record in project.result().ledger if record.stage == "quantize"]
-    assert stage.decided["mode"] in ("ptq", "qat")
-    first = project.bundle()
-    shipped = project.dist / "bundle/provenance/recipe.yaml"
-    assert f"mode: {stage.decided['mode']}" in shipped.read_text()
-    shutil.copy(shipped, project.folder / "recipes/again.yaml")
-    shutil.rmtree(project.folder / "dist")
-    assert project.run("build", "again", "--json").code == 0
-    assert project.bundle() == first
 
 
 def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 _REAL = io.open
+_MORE = " " + os.environ["CPU_FEATURES_ADDED"]
 
 
 def _opened(file: Any, *arguments: Any, **options: Any) -> Any:
@@ -13,8 +14,7 @@ def _opened(file: Any, *arguments: Any, **options: Any) -> Any:
         return _REAL(file, *arguments, **options)
     with _REAL(file) as cpuinfo:
         lines = cpuinfo.read().split("\n")
-    more = " " + os.environ["CPU_FEATURES_ADDED"]
-    return io.StringIO("\n".join(line + more if line.startswith(("flags", "Features")) else line for line in lines))
+    return io.StringIO("\n".join(line + _MORE if line.startswith(("flags", "Features")) else line for line in lines))
 
 
 io.open = builtins.open = _opened
