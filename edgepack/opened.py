@@ -40,8 +40,6 @@ _UNSEEN = (
     ("torch.jit", "load"),
     ("torch.export", "load"),
     ("safetensors", "safe_open"),
-    ("safetensors.numpy", "safe_open"),
-    ("safetensors.torch", "safe_open"),
 )
 _watching: "list[_Opened]" = []
 
@@ -171,13 +169,19 @@ def watched(covered: Iterable[Path]) -> Iterator[Callable[[], list[str]]]:
         if not _watching:
             stack.enter_context(_replaced(os, "environ", _Variables(os.environ)))
             for module, name in _UNSEEN:
-                if hasattr(where := import_module(module), name):
-                    stack.enter_context(_replaced(where, name, _noting(getattr(where, name))))
+                if reader := getattr(import_module(module), name, None):
+                    for where in _having(reader, name):  # transformers has safe_open under its own name too
+                        stack.enter_context(_replaced(where, name, _noting(reader)))
         _watching.append(opened)
         try:
             yield lambda: opened.names(known)
         finally:
             _watching.remove(opened)
+
+
+def _having(value: object, name: str) -> list[ModuleType]:
+    """The modules that know it by this name."""
+    return [module for module in [*sys.modules.values()] if getattr(module, "__dict__", {}).get(name) is value]
 
 
 @contextmanager

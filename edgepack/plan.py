@@ -405,9 +405,8 @@ def _features(before: str, after: str) -> str:
     """
     had, has = ({*features.split()} for features in (before, after))
     changed = [*(f"+{each}" for each in sorted(has - had)), *(f"-{each}" for each in sorted(had - has))]
-    return " ".join(
-        ["processor features", *(changed[:6] or ["in another order"]), *(["and others"] * (len(changed) > 6))]
-    )
+    shown = [*changed[:6], "and others"] if len(changed) > 6 else changed or ["in another order"]
+    return " ".join(["processor features", *shown])
 
 
 def _brief(value: Any) -> str:

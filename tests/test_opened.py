@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -89,6 +90,21 @@ def test_weights_pictures_and_tables_are_seen() -> None:
     assert (torch.jit.load, torch.from_file, os.environ) == before
 
 
+def test_weights_are_seen_by_whatever_module_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by transformers, which has a name of its own for what safetensors opens files with."""
+    safetensors.torch.save_file({"w": torch.ones(1)}, "w.safetensors")
+    library = ModuleType("library")
+    library.safe_open = safetensors.safe_open  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "library", library)
+
+    def act() -> None:
+        with library.safe_open("w.safetensors", "pt") as file:
+            assert file.get_tensor("w").item() == 1
+
+    assert read(act) == ["w.safetensors"]
+    assert library.safe_open is safetensors.safe_open
+
+
 def test_what_is_installed_or_made_by_the_function_is_left_out() -> None:
     for path in map(Path, ("venv/lib/site-packages/x.json", "made")):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +176,7 @@ def test_variables_that_the_users_code_asks_for_are_read(monkeypatch: pytest.Mon
 
 NET = """
 from pathlib import Path
+from types import ModuleType
 from torch import nn
 Path("sizes.txt").read_text()
 def make():
@@ -205,6 +222,7 @@ def test_a_build_tells_what_its_functions_read_until_it_is_named() -> None:
 WIDE = """
 import os
 from pathlib import Path
+from types import ModuleType
 import numpy
 from safetensors.numpy import load_file
 from torch import nn
