@@ -45,7 +45,7 @@ def _xnnpack() -> list[Any]:
 def light_tracing() -> Iterator[None]:
     """Lowering traces the graph again and again; its nodes keep the line of the model that they came with, and get
     neither a copy of their whole past each time nor the stack of the tracer; and torch's operators are listed once, not
-    for every trace. That is a third of the time, and the file is the same.
+    for every trace. Of an int8 ResNet-18 that is nearly a third of the time, and the file is the same.
     """
     import copy
     from types import SimpleNamespace
