@@ -211,6 +211,8 @@ def test_modules_in_an_archive_are_known_by_the_archive(monkeypatch: pytest.Monk
     write({"here/own_net": "import own_zipped"})
     with zipfile.ZipFile("../lib.zip", "w") as archive:
         archive.writestr("own_zipped.py", "")
+    # An archive that stays in there is read again by every later test, which others take for a file that a model reads.
+    monkeypatch.setattr(sys, "path_importer_cache", {**sys.path_importer_cache})
     monkeypatch.syspath_prepend(str(Path("../lib.zip").resolve()))
     assert found() == {"here/own_net.py", "lib.zip"}
 
