@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
-from edgepack import provenance
-from edgepack.benchmark import TimingProtocol
-from edgepack.candidate import Candidate
-from edgepack.device import Controls, Quantization
-from edgepack.plugins import choose, load
-from edgepack.runners import host
-from edgepack.stages import Context, quantize
-from edgepack.units import DURATION, SIZE
+from edgepack.compress.contract import Context
+from edgepack.compress.stages import quantize
+from edgepack.config.device import Controls, Quantization
+from edgepack.config.plugins import choose, load
+from edgepack.core import provenance
+from edgepack.core.units import DURATION, SIZE
+from edgepack.measure.runners import host
+from edgepack.measure.timing.protocol import TimingProtocol
+from edgepack.models.candidate import Candidate
 
 _ROUNDS, _THREADS = 5, (1, 2)
 _RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import idle
 
-from edgepack import provenance
+from edgepack.core import provenance
 
 _LIMIT = 2.5  # times the idle time, with threads that sleep
 _BESIDE: dict[str, tuple[str, ...]] = {

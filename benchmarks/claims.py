@@ -23,14 +23,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgepack import evaluate, plugins, provenance, train
-from edgepack.benchmark import TimingProtocol, timings
-from edgepack.candidate import Candidate, Factory
-from edgepack.datasets import Data, Signature, TensorSpec
-from edgepack.device import Controls, Quantization
-from edgepack.plugins import Choice, choose
-from edgepack.runners import host
-from edgepack.stages import Context
+from edgepack.compress.contract import Context
+from edgepack.compress.training import numerics
+from edgepack.config import plugins
+from edgepack.config.device import Controls, Quantization
+from edgepack.config.plugins import Choice, choose
+from edgepack.core import provenance
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.data.splits import Data
+from edgepack.measure import evaluate
+from edgepack.measure.runners import host
+from edgepack.measure.timing.figures import timings
+from edgepack.measure.timing.protocol import TimingProtocol
+from edgepack.models.candidate import Candidate, Factory
 
 _SEEDS = (0, 1, 2)
 _ROUNDS = 5  # fresh processes a file
@@ -196,7 +201,7 @@ def progressive_beats_single(lab: Lab) -> Trial:
 
 def half_rank_saves_nothing(lab: Lab) -> Trial:
     """Square layers, split by hand at half their rank: a stage of edgepack would refuse to."""
-    from edgepack.surgery import split
+    from edgepack.models.structure.surgery import split
 
     square = [nn.Linear(512, 512) for _ in range(2)]
     whole = nn.Sequential(nn.Flatten(), nn.Linear(784, 512), *square, nn.Linear(512, 10))
@@ -315,7 +320,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     started, outcomes = time.monotonic(), []
-    with train.deterministic(0, provenance.threads()):
+    with numerics.deterministic(0, provenance.threads()):
         lab = Lab.open()
         trials = [(claim(lab), claim.__name__) for claim in CLAIMS]
         made = [(trial, name, next(trial)) for trial, name in trials]

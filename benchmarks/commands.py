@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgepack import provenance
-from edgepack.units import DURATION
+from edgepack.core import provenance
+from edgepack.core.units import DURATION
 
 _PAGE = Path(__file__).with_suffix(".md")
 _BUILT = Path("dist/quickstart")

@@ -28,16 +28,18 @@ import idle
 import torch
 from goals import Goal, table
 
-from edgepack import provenance
-from edgepack.analytic import Analytic, Figures, estimate, mean_error
-from edgepack.calibrate import Sample, analytic, files, left_out, measured, section, timed
-from edgepack.candidate import Candidate
-from edgepack.datasets import Signature, TensorSpec
-from edgepack.device import Device, load_device
-from edgepack.events import Event, StepProgress
-from edgepack.plugins import choose
-from edgepack.runners import connected
-from edgepack.units import DURATION
+from edgepack.config.analytic import Analytic, Figures
+from edgepack.config.device import Device, load_device
+from edgepack.config.plugins import choose
+from edgepack.core import provenance
+from edgepack.core.events import Event, StepProgress
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.units import DURATION
+from edgepack.measure.contract import connected
+from edgepack.measure.timing.estimator import estimate, mean_error
+from edgepack.measure.timing.estimator_fit import Sample, left_out
+from edgepack.models.candidate import Candidate
+from edgepack.workflows.calibrate import analytic, files, measured, section, timed
 
 _PROCESSES = 3
 _PACKAGES = ("torch", "torchvision", "transformers", "executorch", "onnx", "onnxruntime")

@@ -32,16 +32,19 @@ from typing import Any
 import numpy
 import torch
 
-from edgepack import evaluate, provenance
-from edgepack.benchmark import TimingProtocol
-from edgepack.candidate import Candidate
-from edgepack.datasets import Data, Signature, Split
-from edgepack.device import Controls, Quantization
-from edgepack.plugins import choose, load
-from edgepack.runners import host
-from edgepack.stages import Context, quantize, train
-from edgepack.store import file_digest
-from edgepack.units import DURATION, SIZE
+from edgepack.compress.contract import Context
+from edgepack.compress.stages import quantize, train
+from edgepack.config.device import Controls, Quantization
+from edgepack.config.plugins import choose, load
+from edgepack.core import provenance
+from edgepack.core.files import file_digest
+from edgepack.core.signature import Signature
+from edgepack.core.units import DURATION, SIZE
+from edgepack.data.splits import Data, Split
+from edgepack.measure import evaluate
+from edgepack.measure.runners import host
+from edgepack.measure.timing.protocol import TimingProtocol
+from edgepack.models.candidate import Candidate
 
 _ROUNDS, _CALIBRATION = 21, 512
 _RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}

@@ -28,12 +28,15 @@ from threading import Thread
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from edgepack import build, load_device, load_recipe, provenance
 from edgepack.__main__ import main as command_line
-from edgepack.bundle import verify
-from edgepack.errors import EdgepackError
-from edgepack.result import Build
-from edgepack.store import Store
+from edgepack.config.device import load_device
+from edgepack.config.recipe_reading import load_recipe
+from edgepack.core import provenance
+from edgepack.core.errors import EdgepackError
+from edgepack.deliver.bundle import verify
+from edgepack.records.build import Build
+from edgepack.workflows.build.pipeline import build
+from edgepack.workflows.build.store import Store
 
 _FILES = {
     "nets.py": """\

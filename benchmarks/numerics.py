@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgepack import provenance, taps
-from edgepack.candidate import Candidate, Factory
-from edgepack.datasets import Signature, TensorSpec
-from edgepack.graph import Scheme, capture, prepare
-from edgepack.plugins import choose
-from edgepack.train import Numerics, numerics
+from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.observers import Scheme, prepare
+from edgepack.compress.training import taps
+from edgepack.compress.training.numerics import Numerics, numerics
+from edgepack.config.plugins import choose
+from edgepack.core import provenance
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.models.candidate import Candidate, Factory
 
 _ROUNDS, _STEPS, _BATCH = 7, 4, 64
 _WAYS = tuple(

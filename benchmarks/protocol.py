@@ -25,13 +25,14 @@ from typing import Any
 import idle
 from goals import Goal, table
 
-from edgepack import provenance, worker
-from edgepack.benchmark import MOST
-from edgepack.candidate import Candidate
-from edgepack.datasets import Signature, TensorSpec
-from edgepack.exporters import write
-from edgepack.plugins import choose
-from edgepack.units import DURATION
+from edgepack.config.plugins import choose
+from edgepack.core import provenance
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.units import DURATION
+from edgepack.export.contract import write
+from edgepack.measure import worker
+from edgepack.measure.timing.protocol import MOST
+from edgepack.models.candidate import Candidate
 
 _PAGE = Path(__file__).with_suffix(".md")
 _FORMATS = ("onnx", "executorch")

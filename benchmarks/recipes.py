@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgepack import provenance
-from edgepack.result import Build
-from edgepack.units import DURATION, SHARE, SIZE
+from edgepack.core import provenance
+from edgepack.core.units import DURATION, SHARE, SIZE
+from edgepack.records.build import Build
 
 _RECIPES = ("fashion-full", "fashion-pruned", "fashion-mobilenet", "bbc-minilm-full", "bbc-minilm-int8")
 _PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")

@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 __all__ = ["Store", "__version__", "build", "load_device", "load_recipe"]
 
 if TYPE_CHECKING:
-    from edgepack.device import load_device
-    from edgepack.pipeline import build
-    from edgepack.recipe import load_recipe
-    from edgepack.store import Store
+    from edgepack.config.device import load_device
+    from edgepack.config.recipe_reading import load_recipe
+    from edgepack.workflows.build.pipeline import build
+    from edgepack.workflows.build.store import Store
 
 _HOMES = {
-    "Store": "store",
-    "build": "pipeline",
-    "load_device": "device",
-    "load_recipe": "recipe",
+    "Store": "workflows.build.store",
+    "build": "workflows.build.pipeline",
+    "load_device": "config.device",
+    "load_recipe": "config.recipe_reading",
 }
 
 

@@ -2,14 +2,14 @@
 
 from typing import NoReturn
 
-from edgepack import interrupts
-from edgepack.errors import ExitCode
+from edgepack.core.errors import ExitCode
+from edgepack.core.process import interrupts
 
 
 def main() -> NoReturn:
     interrupts.install()
     try:
-        from edgepack.cli import main as command_line
+        from edgepack.cli.main import main as command_line
 
         command_line()
     except KeyboardInterrupt:  # before the command line could answer it, or after

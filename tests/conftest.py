@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-SIMULATED = Path(__file__).parent / "cpu_features"
+SIMULATED = Path(__file__).parent / "support" / "cpu_features"
 pytest_plugins = ["limits"]
 LONGEST = ("test_quickstart", "test_pipeline", "test_graph", "test_quantize", "test_xnnpack", "test_families")
 
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
-    from edgepack.provenance import versions
+    from edgepack.core.provenance import versions
 
     packages = ("torch", "torchvision", "torchao", "executorch", "torch-pruning", "onnx", "onnxruntime")
     return ", ".join(f"{name} {version}" for name, version in versions(*packages).items())

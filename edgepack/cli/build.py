@@ -1,0 +1,163 @@
+"""build, check, plan, explain."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepack.cli.group import cli
+from edgepack.cli.options import (
+    device_option,
+    dist_option,
+    history_option,
+    load_recipes,
+    recipes_argument,
+    set_option,
+    store_option,
+)
+from edgepack.cli.streams import Screen, annotate, tell
+from edgepack.core.errors import EdgepackError, RecipeError, most_decisive
+from edgepack.core.process import interrupts
+
+if TYPE_CHECKING:
+    from edgepack.cli.views.progress import Watcher
+    from edgepack.config.recipe import Recipe
+    from edgepack.workflows.build.store import Store
+
+
+@cli.command()
+@recipes_argument
+@device_option
+@set_option
+@dist_option
+@store_option
+@history_option
+@click.option("--remeasure", is_flag=True, help="Take every measurement again, even of files that have not changed.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines instead of progress for people.")
+def build(
+    recipes: tuple[str, ...],
+    device: str | None,
+    overrides: tuple[str, ...],
+    dist: str,
+    store: str,
+    history: str | None,
+    remeasure: bool,
+    as_json: bool,
+) -> int:
+    """Build recipes: run what is not done yet, measure the exported files, judge them, write the bundle.
+
+    RECIPE is a file, or a name in recipes/; without one, every recipe there is built.
+    """
+    from edgepack.cli.views.progress import watcher
+    from edgepack.workflows.build.store import Store
+
+    chosen = load_recipes(recipes, device, overrides)
+    codes = []
+    with Screen() as screen:
+        for recipe in chosen:
+            interrupts.check()
+            watch = watcher(screen.out, as_json=as_json)
+            try:
+                codes.append(_build_one(recipe, Path(dist), Store(store), history, remeasure, watch, screen))
+            except EdgepackError as error:
+                codes.append(error.code)
+                watch.close()
+                tell(f"{recipe.name}: {error}", screen.err)
+                annotate(error, screen.err if as_json else screen.out, Path(dist) / recipe.name)
+            finally:
+                watch.close()
+    return most_decisive(codes)
+
+
+def _build_one(
+    recipe: "Recipe",
+    dist: Path,
+    store: "Store",
+    history: str | None,
+    remeasure: bool,
+    watch: "Watcher",
+    screen: "Screen",
+) -> int:
+    from edgepack.cli.views import github
+    from edgepack.cli.views.progress import JsonLines
+    from edgepack.cli.views.verdicts import show
+    from edgepack.config.device import load_device
+    from edgepack.workflows.build.output import output_folder
+    from edgepack.workflows.build.pipeline import build
+
+    device = load_device(recipe.device)
+    folder = output_folder(dist, recipe)
+    screen.send_libraries_to(folder / "build.log")
+    result = build(recipe, device, store, dist=dist, emit=watch, remeasure=remeasure, record=history)
+    watch.close()
+    if not isinstance(watch, JsonLines):
+        show(result, screen.out, str(folder))
+    with suppress(OSError):
+        github.tell(result, screen.err if isinstance(watch, JsonLines) else screen.out)
+    return result.exit_code or 0
+
+
+@cli.command()
+@recipes_argument
+@device_option
+@set_option
+def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> None:
+    """Check recipes and their devices, and report every mistake at once. Runs nothing."""
+    from edgepack.config.device import load_device
+
+    for recipe in load_recipes(recipes, device, overrides):
+        profile = load_device(recipe.device)
+        stages = " -> ".join(stage.name for stage in recipe.stages)
+        budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budget, so nothing will be judged"
+        click.echo(f"{recipe.name}: fine ({stages}; {budgets}; for {profile.name})")
+        for note in getattr(recipe.data.module, "notes", lambda config: ())(recipe.data.config):
+            click.echo(f"  note: {note}")
+
+
+@cli.command()
+@recipes_argument
+@device_option
+@set_option
+@store_option
+def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], store: str) -> None:
+    """Show every step of a build: cached, or why it would run. Runs nothing."""
+    from edgepack.config.device import load_device
+    from edgepack.workflows.build.plan import plan
+    from edgepack.workflows.build.store import Store
+
+    for recipe in load_recipes(recipes, device, overrides):
+        made = plan(recipe, load_device(recipe.device), Store(store))
+        click.echo(f"{recipe.name} for {made.device.name}" + (": up to date" if made.up_to_date else ""))
+        width = max(len(step.name) for step in made.steps)
+        for step in made.steps:
+            click.echo(
+                f"  {step.name:{width}}  " + (f"cached {step.key[:6]}" if step.cached else f"run: {step.reason}")
+            )
+
+
+@cli.command()
+@click.argument("recipe")
+@dist_option
+@click.option("--size", is_flag=True, help="What is in the files instead: layers, types, operators, delegation, arena.")
+def explain(recipe: str, dist: str, size: bool) -> None:
+    """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
+    from edgepack.cli.views import file_contents
+    from edgepack.cli.views.verdicts import ledger, show
+    from edgepack.config.recipe_reading import load_recipe
+    from edgepack.records.build import Build
+
+    try:
+        name = load_recipe(recipe).name
+    except RecipeError:  # the recipe may have gone or changed since; what it built is still there
+        name = Path(recipe).stem
+    result = Build.read(Path(dist) / name / "build.json")
+    if size:
+        file_contents.show(result, sys.stdout)
+        return
+    ledger(result, sys.stdout)
+    if result.error:
+        click.echo(f"the build did not finish: {result.error}")
+    else:
+        show(result, sys.stdout, str(Path(dist) / name))

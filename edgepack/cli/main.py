@@ -1,0 +1,78 @@
+"""The command line: parse, call, render, exit. Everything heavy is imported by the command that needs it."""
+
+import errno
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+import click
+
+from edgepack.cli import build, bundles, catalog, devices, judge  # noqa: F401  (each adds its commands)
+from edgepack.cli.group import cli
+from edgepack.cli.streams import Unheeding, annotate, tell, unheeding_streams
+from edgepack.core.errors import EdgepackError, ExitCode, most_decisive
+from edgepack.core.process import interrupts, openmp
+
+
+def main() -> NoReturn:
+    """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
+    interrupts.install()
+    openmp.wait_asleep()
+    Unheeding.lost.clear()
+    with unheeding_streams():
+        code = _run()
+        interrupts.close()
+    sys.exit(most_decisive([code, _full(Unheeding.lost[0])]) if Unheeding.lost else code)
+
+
+def _run() -> int:
+    try:
+        code = cli.main(prog_name="edgepack", standalone_mode=False)
+        interrupts.check()
+    except BaseException as error:
+        return _failed(error)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _failed(error: BaseException) -> int:
+    """Say why the command failed; gives the exit code of that."""
+    if interrupts.behind(error) or isinstance(error, click.Abort):
+        interrupts.heard()
+        tell("interrupted; what was done is kept, the same command goes on from there")
+        return ExitCode.INTERRUPTED
+    try:
+        raise error
+    except click.ClickException as error:
+        with suppress(OSError):
+            error.show()
+        code = ExitCode.USAGE
+    except EdgepackError as error:
+        tell(str(error))
+        annotate(error, sys.stdout)
+        code = error.code
+    except OSError as error:
+        code = _full(error) if error.errno == errno.ENOSPC else _bug(error)
+    except MemoryError:
+        tell("this command ran out of memory\n  close other programs, or use a computer with more")
+        code = ExitCode.DEVICE
+    except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
+        code = _bug(error)
+    return code
+
+
+def _full(error: OSError) -> ExitCode:
+    why = "there is no space left for it" if error.errno == errno.ENOSPC else error.strerror
+    tell(f"not all that this command writes could be written: {why}\n  make room, or send its output elsewhere")
+    return ExitCode.DEVICE
+
+
+def _bug(error: BaseException) -> ExitCode:
+    import tempfile
+    import traceback
+
+    where = "this command"
+    with suppress(OSError), tempfile.NamedTemporaryFile("w", prefix="edgepack-", suffix=".log", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)))
+        where = log.name
+    tell(f"this is a bug in edgepack: {type(error).__name__}: {error}\n  please report it with {where}")
+    return ExitCode.BUG

@@ -1,0 +1,85 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepack.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgepack.config.document import Problem
+    from edgepack.config.recipe import Recipe
+
+
+def as_utf8(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """What was typed: a system that knows no UTF-8 gives its bytes one by one, and "250 µs" has such."""
+    return tuple(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts)
+
+
+recipes_argument = click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+device_option = click.option(
+    "--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it."
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=as_utf8,
+    help="Change one value: budgets.size=400kB.",
+)
+store_option = click.option(
+    "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache."
+)
+dist_option = click.option(
+    "--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Where bundles go."
+)
+history_option = click.option(
+    "--history", metavar="FILE", envvar="EDGEPACK_HISTORY", help="One line a build. Default: history.jsonl in --dist."
+)
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+signature_option = click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the signature lies [default: BUNDLE.sig].",
+)
+
+
+def check_exists(bundle: Path) -> None:
+    if not bundle.exists():
+        raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+    if not (bundle / "manifest.json").exists() and (bundle / "bundle/manifest.json").exists():
+        raise RecipeError(f"{bundle} is what a build wrote, not the bundle", f"give {bundle / 'bundle'}, or the .zip")
+
+
+def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
+    """The recipes named, or all there are, or all of a device; every mistake in every one of them at once."""
+    from edgepack.config.device import load_device
+    from edgepack.config.document import ConfigError
+    from edgepack.config.recipe_reading import all_recipes, load_recipe
+
+    found = recipes or tuple(str(file) for file in all_recipes())
+    if not found:
+        raise RecipeError("no recipe: name a YAML file, or put one into the folder recipes/")
+    loaded: list[Recipe] = []
+    problems: list[Problem] = []
+    for recipe in found:
+        try:
+            loaded.append(load_recipe(recipe, overrides=overrides, device=device if recipes else None))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))  # recipes share devices
+    names = [recipe.name for recipe in loaded]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RecipeError(f"several recipes are named {', '.join(sorted(twice))}", "their bundles would share a folder")
+    chosen = [recipe for recipe in loaded if recipes or device in (None, Path(recipe.device).stem)]
+    if not chosen and device:
+        load_device(device)  # says so when there is no such device
+        raise RecipeError(
+            f"no recipe in recipes/ is for the device '{device}'", f"edgepack build RECIPE --device {device}"
+        )
+    return chosen

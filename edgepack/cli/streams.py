@@ -1,0 +1,115 @@
+"""Standard output and error: kept apart from what libraries print, and safe when nobody reads."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+import click
+
+from edgepack.core.errors import EdgepackError
+
+
+class Screen:
+    """The user's own output and error streams, kept apart from what libraries print while a build runs."""
+
+    def __init__(self) -> None:
+        self.out, self.err = sys.stdout, sys.stderr
+        self._kept: tuple[int, ...] = ()
+
+    def __enter__(self) -> "Screen":
+        try:
+            self._kept = tuple(os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+        except (OSError, AttributeError, ValueError):  # captured in memory, as tests do: there is nothing to keep apart
+            return self
+        out, err = self._kept
+        self.out, self.err = _unheeding(os.dup(out), "utf-8"), _unheeding(os.dup(err), "utf-8", counts=False)
+        return self
+
+    def send_libraries_to(self, log: Path) -> None:
+        """From now on whatever writes to file descriptors 1 and 2 writes to this file."""
+        if self._kept:
+            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            for fd in (1, 2):
+                os.dup2(target, fd)
+            os.close(target)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and self._kept and not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)  # into the log
+        try:
+            for stream in {self.out, self.err, sys.stdout, sys.stderr}:
+                stream.flush()
+        finally:
+            for fd, copy in zip((1, 2), self._kept, strict=False):
+                os.dup2(copy, fd)
+                os.close(copy)
+
+
+class Unheeding(io.FileIO):
+    """A file that forgets what nobody reads any more, as in `edgepack gate x | head -1`: the verdict stands.
+
+    A broken pipe would end the command before its exit code is known: rich and click both leave the program for it. So
+    would a full disk, and a build would take it for that of its store: what could not be written is told at the end.
+    """
+
+    lost: ClassVar[list[OSError]] = []  # of what was meant for the standard output
+    counts = True
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+        except OSError as error:
+            if self.counts:
+                self.lost.append(error)
+            return memoryview(data).nbytes
+
+
+def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False, counts: bool = True) -> TextIO:
+    file = Unheeding(fd, "w", closefd=False)
+    file.counts = counts
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, errors, line_buffering=lines)
+
+
+def _of(stream: Any, *, counts: bool) -> TextIO:
+    """The standard stream so, where it is a file; one in memory, as in tests, breaks no pipe."""
+    if stream is None:  # closed from the start: `edgepack gate x >&-`
+        return Path(os.devnull).open("w", encoding="utf-8")
+    try:
+        errors = stream.errors if stream.encoding.lower() == "utf-8" else "backslashreplace"  # of µs in ASCII
+        return _unheeding(stream.fileno(), stream.encoding, errors, lines=stream.line_buffering, counts=counts)
+    except (OSError, AttributeError, ValueError):
+        return stream  # type: ignore[no-any-return]
+
+
+@contextmanager
+def unheeding_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _of(sys.stdout, counts=True), _of(sys.stderr, counts=False)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
+    """Show an error beside the files of a pull request, where this is a job of GitHub Actions."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from edgepack.cli.views import github
+
+        with suppress(OSError):
+            github.tell_failure(error, stream, folder)
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Say something on the error stream; that nobody reads it changes no exit code."""
+    with suppress(OSError):
+        click.echo(text, file=stream or sys.stderr)

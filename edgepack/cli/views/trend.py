@@ -1,0 +1,116 @@
+"""The history of a recipe on a device, on the console: one row a build and file, the newest last."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TextIO
+
+from edgepack.deliver import wording
+from edgepack.judge.compare import differences
+from edgepack.judge.history import Figure, Line
+
+_SHOWN = ("size", "latency.p50", "accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A file of a build. `remarks` tell where a new series begins, and what changed beyond the intervals."""
+
+    line: Line
+    artifact: str
+    times: int  # builds one after the other that found the same
+    remarks: tuple[str, ...]
+
+    def cells(self) -> tuple[str, ...]:
+        when = f"{datetime.fromtimestamp(self.line.started_at, UTC):%Y-%m-%d %H:%M}"
+        figures = (wording.figure(metric, _value(self.line.find(metric, self.artifact))) for metric in _SHOWN)
+        repeated = (f"the same {self.times} times",) if self.times > 1 else ()
+        return (
+            when,
+            self.line.commit[:8],
+            self.artifact,
+            *figures,
+            str(self.line.exit_code),
+            "; ".join((*self.remarks, *repeated)),
+        )
+
+
+def show(lines: Sequence[Line], stream: TextIO, last: int) -> None:
+    """One table for each recipe and device, of its last builds."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False, emoji=False)
+    for recipe, device in dict.fromkeys((line.recipe, line.device) for line in lines):
+        console.print(f"{recipe} on {device}", style="bold", markup=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for column in ("when", "commit", "file", *_SHOWN, "exit code", ""):
+            table.add_column(column, justify="right" if column in _SHOWN else "left", overflow="fold")
+        found = rows([line for line in lines if (line.recipe, line.device) == (recipe, device)])
+        kept = {id(row.line) for row in found}
+        for row in found if len(kept) <= last else _newest(found, last):
+            table.add_row(*(Text(cell) for cell in row.cells()))
+        console.print(table)
+        console.print()
+
+
+def _newest(found: Sequence[Row], last: int) -> list[Row]:
+    lines = list(dict.fromkeys(row.line.started_at for row in found))[-last:]
+    return [row for row in found if row.line.started_at in lines]
+
+
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """Of builds that found the same one after the other, the last stands for all."""
+    found: list[Row] = []
+    before: Line | None = None
+    for _, same in groupby(sorted(lines, key=lambda line: line.started_at), key=_outcome):
+        builds = list(same)
+        line = builds[-1]
+        for artifact in line.artifacts:
+            tried = (f"--set {each}" for each in line.overrides)
+            remarks = (*tried, *(_remarks(before, line, artifact) if before else ()))
+            found.append(Row(line=line, artifact=artifact, times=len(builds), remarks=remarks))
+        before = line
+    return found
+
+
+def _outcome(line: Line) -> object:
+    figures = tuple((each.metric, each.artifact, each.value, each.taken) for each in line.figures)
+    return line.exit_code, line.overrides, line.artifacts, line.versions, figures
+
+
+def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:
+    yield from _breaks(before, line, artifact)
+    for metric in _SHOWN:
+        old, new = before.find(metric, artifact), line.find(metric, artifact)
+        if old and new and old.series == new.series and (new.low > old.high or new.high < old.low):
+            yield f"{metric} {_step(old, new)}"
+
+
+def _breaks(before: Line, line: Line, artifact: str) -> Iterator[str]:
+    """Where figures of one metric are no longer to be compared, and why."""
+    versions = list(differences(before.versions, line.versions))
+    if versions:
+        yield f"new versions: {', '.join(versions)}"
+    if _apart(before, line, "latency.p50", artifact):
+        yield f"new series: {', '.join(differences(before.where, line.where)) or 'another processor'}"
+    if _apart(before, line, "accuracy", artifact):
+        yield "new series: other test data"
+
+
+def _apart(before: Line, line: Line, metric: str, artifact: str) -> bool:
+    old, new = before.find(metric, artifact), line.find(metric, artifact)
+    return bool(old and new and old.series != new.series)
+
+
+def _step(old: Figure, new: Figure) -> str:
+    if new.metric == "accuracy":
+        return f"{(new.value - old.value) * 100:+.3g} points"
+    return f"{(new.value / old.value - 1) * 100:+.3g} %" if old.value else "from 0"
+
+
+def _value(figure: Figure | None) -> float | None:
+    return figure.value if figure else None

@@ -1,0 +1,177 @@
+"""Narrower siblings of a transformer encoder: the same layers, with fewer heads and neurons and a smaller hidden width.
+
+The hidden width stays a multiple of the head size, as in the published families: heads leave whole, and feed-forward
+networks, embeddings and the classifier's own layer shrink in proportion. What is left has the teacher's weights.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise, takewhile
+
+import torch
+from torch import nn
+
+from edgepack.core.errors import StageError
+from edgepack.models.candidate import Candidate
+from edgepack.models.complexity import parameters
+from edgepack.models.structure.dependency_groups import end, nearest
+from edgepack.models.structure.encoder import Block, blocks
+from edgepack.models.structure.surgery import Edit, apply, sizes
+
+Weights = dict[str, torch.Tensor]
+Along = tuple[str, int]  # the name of a tensor, and one of its dimensions
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A width that several tensors share: what leaves one of them leaves all of them.
+
+    Places leave `unit` at a time (a head is one unit), and a multiple of `multiple` of them stay.
+    """
+
+    tensors: tuple[Along, ...]
+    multiple: int
+    unit: int = 1
+
+    def width(self, weights: Weights) -> int:
+        """Raises StageError where the tensors do not agree on it."""
+        found = {weights[name].shape[dimension] for name, dimension in self.tensors}
+        if len(found) > 1:
+            first, last = (self.tensors[at][0].rpartition(".")[0] for at in (0, -1))
+            raise StageError(
+                f"this encoder cannot be narrowed: what lies between '{first}' and '{last}' is not of one width",
+                "use scale: depth, or name a student",
+            )
+        return int(found.pop())
+
+    def kept(self, weights: Weights, share: float) -> torch.Tensor:
+        """The most important places, in their order.
+
+        A place counts by its squared weights in every matrix on the axis. Each matrix has the same voice, or the table
+        of words would outvote all others.
+        """
+        width = self.width(weights)
+        units = nearest(width * share, self.multiple, width) // self.unit
+        worth = torch.zeros(width // self.unit)
+        for name, dimension in self.tensors:
+            if weights[name].dim() == 2:
+                squares = weights[name].float().square().sum(1 - dimension).reshape(-1, self.unit).sum(1)
+                worth += squares / squares.sum().clamp(min=1e-30)
+        best = worth.argsort(descending=True, stable=True)[:units].sort().values
+        return (best[:, None] * self.unit + torch.arange(self.unit)).flatten()
+
+
+def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
+    """The widest sibling of at most `size` parameters; feed-forward networks keep a multiple of `multiple` neurons.
+
+    Raises StageError when one head a layer is too much already.
+    """
+
+    def of(heads: int) -> int:
+        return parameters(narrowed(teacher, heads, multiple).module)
+
+    hidden = axes(teacher.module, multiple)[0]
+    most = hidden.width(teacher.module.state_dict()) // hidden.multiple
+    heads = bisect_right(range(1, most + 1), size, key=of)
+    if not heads:
+        smallest = of(1)
+        raise StageError(
+            f"no student of {size:,.0f} parameters: with the width of one head it still has {smallest:,}",
+            f"ask for a compression of at most {parameters(teacher.module) / smallest:.3g}, or name a student",
+        )
+    sibling = narrowed(teacher, heads, multiple)
+    sibling.check_rebuilt()
+    return sibling
+
+
+def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
+    """A copy whose hidden width is that of so many heads, with the most important of the teacher's weights."""
+    whole, found = teacher.module.state_dict(), axes(teacher.module, multiple)
+    share = heads * found[0].multiple / found[0].width(whole)
+    weights = dict(whole)
+    for axis in found:
+        kept = axis.kept(whole, share)
+        for name, dimension in axis.tensors:
+            weights[name] = weights[name].index_select(dimension, kept)
+    sibling, edits = teacher.copy(), tuple(_edits(teacher.module, weights))
+    for edit in edits:
+        apply(sibling.module, edit)
+    sibling.module.load_state_dict(weights)
+    return sibling.changed(*edits)
+
+
+def axes(module: nn.Module, multiple: int) -> tuple[Axis, ...]:
+    """Every width of an encoder that may become smaller, that of its hidden states first."""
+    rows, places = blocks(module), list(_places(module))
+    within = {name: any(name.startswith(f"{block.name}.") for block in rows) for name in places}
+    before = list(takewhile(lambda name: not within[name], places))
+    head = [name for name in places[len(before) :] if not within[name]]
+    norms = [name for name in places if within[name] and isinstance(module.get_submodule(name), nn.LayerNorm)]
+    projects = [name for name in before if isinstance(_first(module, name)[1], nn.Linear)]  # ELECTRA's, to the width
+    tables = [name for name in before if name not in projects]
+    writers = [*(projects or tables), *norms, *(name for block in rows for name in (block.output, block.ffn_out))]
+    readers = [*(n for block in rows for n in (block.query, block.key, block.value, block.ffn_in)), *head[:1]]
+    return (
+        _axis(module, writers, readers, multiple=rows[0].head_size(module)),
+        *chain.from_iterable(_of_block(module, block, multiple) for block in rows),
+        *([_axis(module, tables, projects, multiple=multiple)] if projects else []),
+        *(_axis(module, [first], [second], multiple=multiple) for first, second in pairwise(head)),
+    )
+
+
+def _of_block(module: nn.Module, block: Block, multiple: int) -> Iterator[Axis]:
+    size = block.head_size(module)
+    yield _axis(module, [block.query, block.key, block.value], [block.output], multiple=size, unit=size)
+    yield _axis(module, [block.ffn_in], [block.ffn_out], multiple=multiple)
+
+
+def _axis(module: nn.Module, writers: Iterable[str], readers: Iterable[str], *, multiple: int, unit: int = 1) -> Axis:
+    written = chain.from_iterable(_written(*_last(module, name)) for name in writers)
+    read = ((f"{_first(module, name)[0]}.weight", 1) for name in readers)
+    return Axis((*written, *read), multiple, unit)
+
+
+def _written(name: str, layer: nn.Module) -> Iterator[Along]:
+    """What of a layer has its outputs as a dimension."""
+    yield f"{name}.weight", 1 if isinstance(layer, nn.Embedding) else 0
+    if getattr(layer, "bias", None) is not None:
+        yield f"{name}.bias", 0
+
+
+_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm)
+
+
+def _places(module: nn.Module) -> Iterator[str]:
+    """The layers that have a width, in their order; thin ones that stand for one are one."""
+    thin = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.Sequential))
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Sequential, *_LAYERS)) and not name.startswith(thin):
+            yield name
+
+
+def _first(module: nn.Module, name: str) -> tuple[str, nn.Module]:
+    return (found := end(module, name, 0)), module.get_submodule(found)
+
+
+def _last(module: nn.Module, name: str) -> tuple[str, nn.Module]:
+    return (found := end(module, name, -1)), module.get_submodule(found)
+
+
+def _edits(module: nn.Module, weights: Weights) -> Iterator[Edit]:
+    """What the surgery log says of layers that are to have these weights, and of the attention around them."""
+    attention = {block.attention: block for block in blocks(module)}
+    for name, was in sizes(module).items():
+        if name in attention:
+            to = _heads(module, attention[name], weights, was)
+        else:
+            shape = weights[f"{name}.weight"].shape
+            to = dict(zip(was, reversed(shape) if "in_features" in was else shape, strict=True))
+        if to != was:
+            yield Edit(op="resize", layer=name, to=to, was=was)
+
+
+def _heads(module: nn.Module, block: Block, weights: Weights, was: dict[str, int]) -> dict[str, int]:
+    """What attention knows of itself: n_heads and dim in DistilBERT, else num_attention_heads and all_head_size."""
+    width = len(weights[f"{_last(module, block.query)[0]}.weight"])
+    return {key: width // block.head_size(module) if "heads" in key else width for key in was}

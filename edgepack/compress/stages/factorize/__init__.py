@@ -1,0 +1,160 @@
+"""Split a wide layer into two thin ones, where few of its directions carry what it does to real activations.
+
+A k x k convolution becomes k x k to `rank` channels and 1 x 1 back (channel), or k x 1 and 1 x k (spatial), whichever
+has fewer weights for the energy; a Linear becomes two, an embedding table a narrow one and a Linear. Energy is measured
+on what calibration samples make the layer answer, so that a rank is chosen for the error it causes and not for the norm
+of a weight.
+Source: X. Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, arXiv 1505.06798; M. Jaderberg et
+al., BMVC 2014, arXiv 1405.3866; X. Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378 (see edgepack/lowrank.py).
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgepack.compress.contract import Context, StageConfig, Training
+from edgepack.compress.targets import Target
+from edgepack.config.device import Quantization
+from edgepack.core.units import SHARE, Share
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgepack.compress.stages.factorize.goals import Decision, Goal
+    from edgepack.compress.stages.factorize.low_rank import Curve, Scheme
+    from edgepack.compress.stages.factorize.sites import Survey
+    from edgepack.models.candidate import Candidate
+    from edgepack.models.structure.surgery import Edit
+
+TAKES, GIVES = "eager", "eager"
+VERSION = 6
+READS = ("channel_multiple",)
+
+_ENERGY = "95 %"  # where no goal is given
+
+
+class Recovery(Training):
+    """Training after the splits."""
+
+    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split")
+
+
+class Config(StageConfig):
+    energy: Share | None = Field(
+        default=None, description=f"share of each layer's output energy to keep; {_ENERGY} without a rank or target"
+    )
+    rank: int | None = Field(default=None, ge=1, description="or: the channels between the two thin layers")
+    target: Target | None = Field(default=None, description="or: what is left of the model, as {params: 60 %}")
+    scheme: Literal["auto", "channel", "spatial"] = Field(
+        default="auto", description="k x k and 1 x 1, or k x 1 and 1 x k; auto: fewer weights, at a rank: channel"
+    )
+    layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to look at")
+    calibration: int = Field(default=256, ge=1, description="training samples to calibrate with")
+    recover: Recovery = Field(default=Recovery(), description="training after the splits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_goal(cls, given: Any) -> Any:
+        if isinstance(given, dict) and all(given.get(key) is None for key in ("energy", "rank", "target")):
+            return {**given, "energy": _ENERGY}
+        return given
+
+    @field_validator("energy")
+    @classmethod
+    def _share(cls, energy: float | None) -> float | None:
+        if energy is not None and not 0 < energy < 1:
+            raise ValueError(f"energy is a share, above 0 % and below 100 %, got {SHARE.format(energy)}")
+        return energy
+
+    @field_validator("target")
+    @classmethod
+    def _countable(cls, target: Target | None) -> Target | None:
+        if target is not None and target.metric == "latency":
+            raise ValueError("factorize cannot aim at a latency: give params, macs or size")
+        return target
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "Config":
+        given = [key for key in ("energy", "rank", "target") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of energy, rank and target, got {' and '.join(given)}")
+        return self
+
+
+def rehearse(candidate: "Candidate", config: Config, quantization: Quantization) -> "Candidate":
+    """What can be known before anything is trained: fails where `run` would, and splits where the rank is given."""
+    from edgepack.compress.training.loop import check_trainable
+    from edgepack.models.structure.surgery import apply
+
+    if config.recover.epochs:
+        check_trainable(candidate.module)
+    edits = [_edit(name, scheme, rank) for name, (scheme, rank) in _goal(candidate, config, quantization).known.items()]
+    for edit in edits:
+        apply(candidate.module, edit)
+    return candidate.changed(*edits)
+
+
+def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    from edgepack.compress.stages.factorize.low_rank import curves
+    from edgepack.compress.training.loop import fit
+    from edgepack.compress.training.loss import Distillation
+
+    module, goal = candidate.module, _goal(candidate, config, context.quantization)
+    decision = goal.decide(curves(module, goal.wanted, context.data.train, config.calibration, upto=goal.upto))
+    notes = _notes(goal.survey, decision)
+    edits = [_split(module, name, curve, rank) for name, (curve, rank) in decision.splits.items()]
+    if edits:
+        lesson = Distillation.of(context.teacher)
+        fit(module, context, config.recover, doing="recovering after the splits", distillation=lesson)
+    return candidate.changed(*edits, notes=notes)
+
+
+def _goal(candidate: "Candidate", config: Config, quantization: Quantization) -> "Goal":
+    from edgepack.compress.stages.factorize.goals import AtEnergy, AtRank, ForTarget
+    from edgepack.compress.stages.factorize.sites import survey
+
+    automatic: tuple[Scheme, ...] = ("channel",) if config.rank else ("channel", "spatial")
+    found = survey(candidate, config.layers, automatic if config.scheme == "auto" else (config.scheme,))
+    if config.rank:
+        return AtRank(found, config.rank, quantization.channel_multiple)
+    if config.target:
+        return ForTarget(found, candidate, config.target, quantization.channel_multiple)
+    assert config.energy is not None
+    return AtEnergy(found, config.energy, quantization.channel_multiple)
+
+
+def _edit(name: str, scheme: "Scheme", rank: int) -> "Edit":
+    from edgepack.models.structure.surgery import Edit
+
+    return Edit(op="split_spatial" if scheme == "spatial" else "split", layer=name, to={"rank": rank})
+
+
+def _split(module: "nn.Module", name: str, curve: "Curve", rank: int) -> "Edit":
+    """Put the two thin layers in place, with their weights."""
+    import torch
+
+    from edgepack.models.structure.surgery import apply
+
+    layer, edit = module.get_submodule(name), _edit(name, curve.scheme, rank)
+    apply(module, edit)
+    pair = module.get_submodule(name)
+    with torch.no_grad():
+        for thin, weight in zip(pair, curve.thin(rank), strict=True):
+            thin.weight.copy_(weight)
+        if getattr(layer, "bias", None) is not None:
+            pair[1].bias.copy_(layer.bias)
+    return edit
+
+
+def _notes(survey: "Survey", decision: "Decision") -> tuple[str, ...]:
+    """One line for every layer that was looked at: what was done, and why."""
+    from edgepack.compress.stages.factorize.goals import IN, percent
+
+    whole = {**survey.whole, **decision.whole}
+    told = {name: f"left whole: {whole[name]}" for name in survey.looked_at if name in whole}
+    for name, (curve, rank) in decision.splits.items():
+        site, remark = survey.sites[name], decision.remarks.get(name, "")
+        done = f"split{IN[curve.scheme]} at rank {rank} of {site.full(curve.scheme)}"
+        kept = f"keeping {percent(curve.exactly(rank))} of its energy"
+        told[name] = f"{done}, {kept}{f' ({remark})' if remark else ''}"
+    return (*decision.heading, *(f"{name}: {told[name]}" for name in survey.looked_at))

@@ -1,0 +1,107 @@
+"""What channels, heads and neurons are worth, and what it costs to cut each group of layers alone."""
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch_pruning import importance as known
+
+from edgepack.compress.contract import Context
+from edgepack.compress.training.batch_norm import refresh_batch_norm
+from edgepack.compress.training.evaluation import predict
+from edgepack.core.events import StepProgress
+from edgepack.data.splits import Batch
+from edgepack.models.structure.dependency_groups import Score, survey
+from edgepack.models.structure.surgery import shrink
+
+if TYPE_CHECKING:
+    from edgepack.compress.stages.prune.config import Config
+
+_TAYLOR_BATCHES = 8
+_TRIALS = (0.25, 0.5)  # ratios of the sensitivity report
+_TRIAL_SAMPLES = 1024  # of the validation split
+
+
+def score(module: nn.Module, importance: str, context: Context) -> Score:
+    def loss(batch: Batch) -> Tensor:
+        return context.task.loss(module(*batch.inputs), batch.targets)
+
+    batches = islice(context.data.train.batches(64, seed=context.seed), _TAYLOR_BATCHES)
+    return _score(module, importance, map(loss, batches))
+
+
+def rehearsed(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
+    """Of a dry run, which has no data: how large the outputs are stands for the loss."""
+    return _score(module, importance, (module(*each).float().square().mean() for each in (inputs,)))
+
+
+def _score(module: nn.Module, importance: str, losses: Iterator[Tensor]) -> Score:
+    if importance == "taylor":
+        _accumulate_gradients(module, losses)
+    scores: dict[str, Score] = {
+        "taylor": known.GroupTaylorImportance(),
+        "l1": known.GroupMagnitudeImportance(p=1),
+        "l2": known.GroupMagnitudeImportance(p=2),
+        "lamp": known.LAMPImportance(p=2),
+        "bn_scale": _by_norm,
+        "random": known.RandomImportance(),
+    }
+    return scores[importance]
+
+
+def _by_norm(group: Any) -> Tensor:
+    """The scale of the batch norm behind each channel; the size of its weights where none follows (squeeze-excite)."""
+    worth: Tensor | None = known.BNScaleImportance()(group)
+    return known.GroupMagnitudeImportance(p=2)(group) if worth is None else worth
+
+
+def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:
+    """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model.
+
+    Of frozen layers too: what they hear from a channel is part of its worth. What the loss does not depend on, as a
+    layer that nothing reads or that runs under `torch.no_grad`, is worth nothing.
+    """
+    module.zero_grad(set_to_none=True)
+    learned = [each for each in module.parameters() if each.is_floating_point()]
+    frozen = [each for each in learned if not each.requires_grad]
+    for each in frozen:
+        each.requires_grad_(True)
+    for loss in losses:
+        if loss.requires_grad:
+            loss.backward()
+    for each in frozen:
+        each.requires_grad_(False)
+    for each in learned:
+        each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+
+
+def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:
+    """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
+    example = context.data.train.head(2)
+    names = list(dict.fromkeys(group.name for group in survey(module.eval(), example, config.spare).groups))
+    whole = _trial(copy.deepcopy(module), {}, config, context)
+    notes = []
+    for i, name in enumerate(names):
+        context.emit(StepProgress(doing="measuring the sensitivity of each layer", done=i, total=len(names)))
+        changes = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) - whole for share in _TRIALS]
+        told = zip(changes, _TRIALS, strict=True)
+        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in told)
+        notes.append(f"sensitivity of {name}: {words}")
+    return notes
+
+
+def _trial(module: nn.Module, keep: dict[str, float], config: "Config", context: Context) -> float:
+    shrink(
+        module.eval(),
+        context.data.train.head(2),
+        keep=keep,
+        score=score(module, config.importance, context),
+        multiple=context.quantization.channel_multiple,
+        spare=config.spare,
+    )
+    refresh_batch_norm(module, context.data.train, samples=512)
+    some = context.data.validation.first(_TRIAL_SAMPLES)
+    return context.task.score(predict(module, some).numpy(), some.targets.numpy())

@@ -1,0 +1,103 @@
+"""Whole layers of an encoder go: those at given places, or those that the model does best without.
+
+Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained Transformer Models, arXiv 2004.03844.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from edgepack.compress.contract import Context
+from edgepack.compress.training.evaluation import Fitted, judged
+from edgepack.compress.training.recovery import Recovery, recover
+from edgepack.core.errors import StageError
+from edgepack.core.events import StepProgress
+from edgepack.models.structure.encoder import blocks
+from edgepack.models.structure.surgery import Edit, PassOn, replace_layer
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+_SAMPLES = 1024  # of the validation split
+
+
+def check_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
+    """Raises StageError unless the encoder has these layers and is left with one."""
+    known = len(blocks(module))
+    if isinstance(layers, tuple) and layers[-1] >= known:
+        raise StageError(f"there is no layer {layers[-1]} to drop: the layers are 0 to {known - 1}", _MEND)
+    number = layers if isinstance(layers, int) else len(layers)
+    if number >= known:
+        raise StageError(f"{number} layers cannot be dropped: the model has {known}, and one must stay", _MEND)
+
+
+_MEND = "layers is how many of those still there go, or their places from 0: name fewer"
+
+
+def last(candidate: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
+    """A copy without the layers at these places; of a number, without the last, for what needs the shape alone."""
+    names = [block.name for block in blocks(candidate.module)]
+    return _without(candidate.copy(), _at(names, layers) if isinstance(layers, tuple) else names[-layers:])
+
+
+def shortened(
+    candidate: "Candidate", layers: int | tuple[int, ...], settings: Recovery, context: Context
+) -> tuple["Candidate", list[str]]:
+    """The candidate without these layers, recovered, and what there is to say about each layer."""
+    names = [block.name for block in blocks(candidate.module)]
+    if isinstance(layers, tuple):
+        gone = _at(names, layers)
+        notes = [f"{name}: dropped, layer {names.index(name)} of {len(names)}" for name in gone]
+    else:
+        gone, notes = _least(candidate.module, names, layers, context)
+    shorter = _without(candidate, gone)
+    plural = f"{len(gone)} layers" if len(gone) > 1 else "a layer"
+    recover(shorter.module, f"dropping {plural}", settings, context)
+    return shorter, notes
+
+
+def _at(names: Sequence[str], places: tuple[int, ...]) -> list[str]:
+    return [names[place] for place in places]
+
+
+def _without(candidate: "Candidate", names: Sequence[str]) -> "Candidate":
+    for name in names:
+        candidate = candidate.edited(Edit(op="drop", layer=name))
+    return candidate
+
+
+def _least(module: nn.Module, names: Sequence[str], number: int, context: Context) -> tuple[list[str], list[str]]:
+    """The layers that are missed least, one after another, each measured without those that went before it."""
+    context = replace(context, data=replace(context.data, validation=context.data.validation.first(_SAMPLES)))
+    gone: dict[str, nn.Module] = {}
+    told: dict[str, str] = {}
+    done, total = 0, sum(len(names) - i for i in range(number))
+    for turn in range(1, number + 1):
+        whole, cost = judged(module, context), {}
+        for name in [name for name in reversed(names) if name not in gone]:  # of two alike the later: lower ones matter
+            context.emit(StepProgress(doing="measuring what each layer is worth", done=done, total=total))
+            done += 1
+            kept = _passed_over(module, name)
+            now = judged(module, context)
+            replace_layer(module, name, kept)
+            cost[name], told[name] = now.loss - whole.loss, _worth(now, whole)
+        least = min(cost, key=lambda name: cost[name])
+        gone[least] = _passed_over(module, least)
+        told[least] += f": dropped, {turn} of {number}"
+    for name, layer in gone.items():
+        replace_layer(module, name, layer)
+    return list(gone), [f"{name}: {told[name]}" for name in names]
+
+
+def _passed_over(module: nn.Module, name: str) -> nn.Module:
+    """Put nothing in the place of a layer, and give the layer."""
+    layer = module.get_submodule(name)
+    replace_layer(module, name, PassOn())
+    return layer
+
+
+def _worth(without: Fitted, whole: Fitted) -> str:
+    points = 100 * (without.score - whole.score)
+    return f"without it {points:+z.1f} points and {without.loss - whole.loss:+z.4f} of loss on validation"

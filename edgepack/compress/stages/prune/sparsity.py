@@ -1,0 +1,59 @@
+"""Zeros between the weights, for hardware that skips them: any of them, or two of every four."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgepack.compress.contract import Context
+from edgepack.compress.training.recovery import recover
+from edgepack.core.units import SHARE
+from edgepack.models.structure.layer_names import matches
+from edgepack.models.structure.surgery import Edit, apply, outputs
+
+if TYPE_CHECKING:
+    from edgepack.compress.stages.prune.config import Config
+    from edgepack.models.candidate import Candidate
+
+
+def sparsified(candidate: "Candidate", config: "Config", context: Context) -> "Candidate":
+    """The smallest weights become zero, in steps; later training keeps them so (see train.fit), QAT does not."""
+    module, ratio = candidate.module, config.ratio or 0.5
+    steps = config.steps if config.pattern == "unstructured" else 1  # two of every four are no less at first
+    edits = [Edit(op="zeros", layer=name) for name in _thinned(module, config)]
+    for edit in edits:
+        apply(module, edit)
+    for step in range(1, steps + 1):
+        _zero(module, [edit.layer for edit in edits], config.pattern, 1 - (1 - ratio) ** (step / steps))
+        recover(module, f"cut {step} of {steps}", config.recover, context)
+    return candidate.changed(*edits, notes=tuple(_told(module)))
+
+
+def _thinned(module: nn.Module, config: "Config") -> list[str]:
+    chosen = [name for name in outputs(module) if not matches(name, config.spare)]
+    if config.pattern == "unstructured":
+        return chosen
+    return [name for name in chosen if module.get_submodule(name).weight.shape[1] % 4 == 0]
+
+
+def _zero(module: nn.Module, layers: list[str], pattern: str, share: float) -> None:
+    """Keep the largest weights of all these layers, or two of every four inputs of each."""
+    weights = [module.get_submodule(name).weight for name in layers]
+    with torch.no_grad():
+        if pattern == "unstructured":
+            sizes = torch.cat([weight.abs().flatten() for weight in weights])
+            least = sizes.kthvalue(max(1, round(share * len(sizes)))).values
+            for weight in weights:
+                weight.mul_(weight.abs() > least)
+            return
+        for weight in weights:
+            fours = weight.abs().transpose(1, -1).unflatten(-1, (-1, 4))
+            kept = fours.argsort(dim=-1, stable=True).argsort(dim=-1) >= 2
+            weight.mul_(kept.flatten(-2).transpose(1, -1))
+
+
+def _told(module: nn.Module) -> list[str]:
+    weights = {name: module.get_submodule(name).weight for name in outputs(module)}
+    return [
+        f"{name}: {SHARE.format(float((w == 0).float().mean()))} of its weights are 0" for name, w in weights.items()
+    ]

@@ -1,0 +1,102 @@
+"""How much of a model must go to meet a target: found by bisection over what is really left."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgepack.compress.contract import Latency
+from edgepack.compress.targets import Target
+from edgepack.config.device import Quantization
+from edgepack.core.errors import StageError
+from edgepack.core.units import SHARE
+from edgepack.models.candidate import Candidate
+from edgepack.models.complexity import macs, parameters, stored_bytes
+from edgepack.models.structure.channels import told
+from edgepack.models.structure.dependency_groups import parts, survey
+from edgepack.models.structure.surgery import widest
+from edgepack.models.structure.unprunable import no_groups, reasons, way_out
+
+if TYPE_CHECKING:
+    from edgepack.compress.stages.prune.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """For the ratio that meets the target of `config`; without a target there is nothing to meet."""
+
+    config: "Config"
+    quantization: Quantization
+    latency: Latency | None
+
+    def amount(self, candidate: Candidate) -> float:
+        """What there is of the target's metric."""
+        return _amount(self.config.target, candidate, self.latency) if self.config.target else 0.0
+
+    def ratio(self, candidate: Candidate, whole: float) -> float:
+        """The smallest that meets the target; 0 if there is nothing to meet. `whole` is what a share is of."""
+        limit = self.limit(candidate, whole) if self.config.target else None
+        return 0.0 if limit is None else 1 - widest(lambda keep: self._left(candidate, keep), limit)
+
+    def limit(self, candidate: Candidate, whole: float) -> float | None:
+        """The most that may be left; None if no more is there now. Raises StageError naming what can be reached."""
+        assert self.config.target is not None, "the configuration has a ratio or a target"
+        limit = self.config.target.limit(whole)
+        now = self._left(candidate, 1.0) if self.config.of_encoders else whole
+        if now <= limit:
+            return None
+        closest = self._left(candidate, 0.0)
+        if closest > limit:
+            raise self._out_of_reach(self.config.target, candidate, closest, whole)
+        return limit
+
+    def _left(self, candidate: Candidate, keep: float) -> float:
+        with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
+            shares, multiple = kept(candidate.module, 1 - keep, self.config), self.quantization.channel_multiple
+            return self.amount(candidate.narrowed(shares, multiple=multiple, spare=self.config.spare))
+
+    def _out_of_reach(self, target: Target, candidate: Candidate, closest: float, whole: float) -> StageError:
+        share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be in reach itself
+        spared = " that is not spared" if self.config.spare else ""
+        found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.spare)
+        if not found.groups:
+            return StageError(
+                f"pruning cannot reach {target.words()}: {no_groups(candidate.module, found)}", way_out(found)
+            )
+        also = reasons(found.whole)
+        able = f"{spared} that can lose any" if also else spared
+        return StageError(
+            f"pruning cannot reach {target.words()}: with {self._least(candidate.module)} in every layer{able} "
+            f"there is still {target.tell(closest)}, {share} of now{f'; {told(also)}' if also else ''}",
+            f"ask for that or more{', spare fewer layers' * bool(spared)}, or begin with a smaller student",
+        )
+
+    def _least(self, module: nn.Module) -> str:
+        multiple, found = self.quantization.channel_multiple, parts(module)
+        head, neurons = self.config.heads is None, self.config.ffn is None
+        if not found:
+            return f"one block of {multiple} channels"
+        return " and ".join(["one head"] * head + [f"one block of {multiple} neurons"] * neurons)
+
+
+def kept(module: nn.Module, ratio: float, config: "Config", progress: float = 1.0) -> float | dict[str, float]:
+    """The share left of every layer when so much of the way is gone: the same for all, or an encoder's two."""
+    found = parts(module)
+    shares = {name: (1 - config.share(part.setting, ratio)) ** progress for name, part in found.items()}
+    return shares if found else (1 - ratio) ** progress
+
+
+def _amount(target: Target, candidate: Candidate, latency: Latency | None) -> float:
+    match target.metric:
+        case "params":
+            return parameters(candidate.module)
+        case "macs":
+            return macs(candidate)
+        case "size":
+            return stored_bytes(candidate.module)
+        case "latency":
+            if latency is None:
+                raise StageError("nothing here can measure a latency", "give a ratio, or a target of macs")
+            return latency(candidate)

@@ -1,0 +1,250 @@
+"""Make weights and activations int8: calibrated on training samples, and trained to work so.
+
+`ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
+`best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
+tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
+whole tensor in torch and ONNX, and that of each row in XNNPACK. With `fp32: auto` the blocks that are faster in fp32
+are found by timing them on the device, before any training.
+Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+CVPR 2018, arXiv 1712.05877.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+
+from edgepack.compress.contract import Context, Precision, Training
+from edgepack.config.recipe import Place
+from edgepack.core.errors import StageError
+from edgepack.core.units import SHARE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule
+
+    from edgepack.compress.contract import Latency
+    from edgepack.compress.stages.quantize.mixed_precision import Precision as Found
+    from edgepack.compress.stages.quantize.observers import Scheme
+    from edgepack.compress.training.evaluation import Fitted
+    from edgepack.config.device import Quantization
+    from edgepack.data.splits import Split
+    from edgepack.models.candidate import Candidate
+
+TAKES, GIVES = "eager", "exported"
+VERSION = 7
+LIBRARIES = ("torchao", "executorch")
+READS = ("int8_saturates",)
+
+Mode = Literal["ptq", "qat", "best"]
+_FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights stay as they are
+_TIMED = 64  # samples that calibrate a model which is only timed: ranges do not change its speed
+_AUTO = "auto"
+_LISTED = {"type": "array", "items": {"type": "string"}}
+
+Layers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda given: (_AUTO,) if given == _AUTO else given),
+    WithJsonSchema({"anyOf": [{"enum": [_AUTO]}, _LISTED]}),
+]
+
+
+class Config(Training):
+    mode: Mode = Field(
+        default="qat", description="ptq: calibration alone; qat: training as well; best: the better of the two"
+    )
+    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split, of qat")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate, a tenth of fine-tuning")
+    calibration: int = Field(default=512, ge=1, description="training samples that set the ranges of activations")
+    activations: Literal["auto", "static", "dynamic"] = Field(
+        default="auto",
+        description="their ranges fixed by calibration, or measured in each inference; auto: dynamic for encoders",
+    )
+    embeddings: bool = Field(default=True, description="embedding tables in int8 too")
+    fp32: Layers = Field(
+        default=(),
+        description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format "
+        "of the recipe alone",
+    )
+
+    @field_validator("precision")
+    @classmethod
+    def _full(cls, precision: Precision) -> Precision:
+        if precision != "fp32":
+            raise ValueError(f"precision is fp32 here, got {precision}: what stands in for int8 computes in fp32 only")
+        return precision
+
+    @property
+    def measures(self) -> bool:
+        """Whether what it does depends on timings."""
+        return _AUTO in self.fp32
+
+    @property
+    def heeds(self) -> tuple[str, ...]:
+        return ("size",) if self.measures else ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The patterns of `fp32`."""
+        return tuple(pattern for pattern in self.fp32 if pattern != _AUTO)
+
+
+def misfit(config: Config, place: Place) -> str:
+    """Why this makes no sense where it stands, or ""."""
+    if config.measures and place.evidence != "measured":
+        return (
+            f"fp32: {_AUTO} compares timings taken on the device, and those of this one are {place.evidence}: "
+            "name the layers to leave in fp32, or none"
+        )
+    return ""
+
+
+def rehearse(
+    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
+) -> "Candidate":
+    """Raises StageError for a model that cannot be exported, and for patterns that match no layer. Nothing is timed."""
+    from edgepack.compress.stages.quantize.capture import capture
+    from edgepack.compress.stages.quantize.convert import converted
+    from edgepack.compress.stages.quantize.observers import prepare
+
+    graph = capture(candidate, config.named, embeddings=config.embeddings)
+    observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
+    _observe(observed, candidate.noise(), candidate)
+    return replace(candidate, module=converted(observed), form="exported")
+
+
+def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    from edgepack.compress.stages.quantize.capture import EVERYTHING, capture
+    from edgepack.compress.stages.quantize.convert import converted
+    from edgepack.compress.stages.quantize.observers import prepare
+
+    if config.measures:
+        return _mixed(candidate, config, context)
+    graph = capture(candidate, config.fp32, embeddings=config.embeddings)
+    scheme = _scheme(candidate, config, context.quantization)
+    observed = prepare(graph, scheme, training=False)
+    _calibrate(observed, context.data.train.first(config.calibration), candidate)
+    notes = _notes(config, scheme)
+    if config.mode == "ptq" or EVERYTHING in config.fp32:
+        return _quantized(candidate, converted(observed), notes)
+    trained, best = _trained(graph, observed, scheme, candidate, config, context)
+    notes = [*notes, f"kept epoch {best.epoch} of {config.epochs}"]
+    if config.mode == "qat":
+        return _quantized(candidate, trained, notes)
+    mode, module, told = _better({"ptq": converted(observed), "qat": trained}, context)
+    return replace(_quantized(candidate, module, [*notes, told]), decided={"mode": mode})
+
+
+def _mixed(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
+    """Times which blocks are to be left in fp32, and goes on as if the recipe had named them."""
+    found = _precision(candidate, config, context)
+    made = run(candidate, config.model_copy(update={"fp32": found.fp32}), context)
+    return replace(made, notes=(*found.notes, *made.notes), decided={**made.decided, "fp32": [*found.fp32]})
+
+
+def _precision(candidate: "Candidate", config: Config, context: Context) -> "Found":
+    import torch
+
+    from edgepack.compress.stages.quantize.capture import capture, layers_with_weights
+    from edgepack.compress.stages.quantize.convert import converted
+    from edgepack.compress.stages.quantize.mixed_precision import Trials, blocks, decide, grouped
+    from edgepack.compress.stages.quantize.observers import prepare
+    from edgepack.models.structure.layer_names import matches
+
+    scheme = _scheme(candidate, config, context.quantization)
+    samples = context.data.train.first(min(config.calibration, _TIMED))
+
+    @lru_cache(maxsize=2)  # what won and int8 are timed in turns
+    def made(patterns: tuple[str, ...]) -> "Candidate":
+        observed = prepare(capture(candidate, patterns, embeddings=config.embeddings), scheme, training=False)
+        _calibrate(observed, samples, candidate)
+        return _quantized(candidate, converted(observed), [])
+
+    free = [layer for layer in layers_with_weights(candidate) if not matches(layer, config.named)]
+    with torch.random.fork_rng(devices=[]):  # building this again from what was decided must draw the same numbers
+        return decide(Trials(given=config.named, groups=grouped(blocks(free)), make=made, context=context))
+
+
+def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) -> "Candidate":
+    return replace(candidate, module=module, form="exported", notes=tuple(notes))
+
+
+def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Scheme":
+    """Dynamic ranges suit encoders: a third of the error of fixed ones, and faster on both runtimes."""
+    from edgepack.compress.stages.quantize.observers import Scheme
+    from edgepack.models.structure.encoder import TextClassifier
+
+    encoder = isinstance(candidate.module, TextClassifier)
+    dynamic = encoder if config.activations == "auto" else config.activations == "dynamic"
+    return Scheme(bits=7 if quantization.int8_saturates else 8, dynamic=dynamic, linear_only=encoder)
+
+
+def _notes(config: Config, scheme: "Scheme") -> list[str]:
+    saturates = ["weights have 7 bits: the device's int8 products saturate"] * (scheme.bits == 7)
+    dynamic = ["activations: int8, their ranges measured in each inference"] * scheme.dynamic
+    between = ["left in fp32: all but Linear layers and embedding tables"] * scheme.linear_only
+    tables = ["left in fp32: embedding tables"] * (not config.embeddings)
+    return [*saturates, *dynamic, *between, *tables, *(f"left in fp32: {pattern}" for pattern in config.fp32)]
+
+
+def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate") -> None:
+    import torch
+
+    with torch.no_grad():
+        for batch in samples.batches(64):
+            _observe(prepared, batch.inputs, candidate)
+
+
+def _observe(prepared: "GraphModule", inputs: "tuple[Tensor, ...]", candidate: "Candidate") -> None:
+    """Raises StageError where an activation has no range, for it is not finite."""
+    from edgepack.models.checks.finite import NOT_FINITE, first_not_finite
+
+    try:
+        prepared(*inputs)
+    except RuntimeError as error:
+        if place := first_not_finite(candidate.module, inputs) or first_not_finite(prepared, inputs):
+            raise StageError(f"the range of an activation is NaN or infinite{place}", NOT_FINITE) from error
+        raise
+
+
+def _trained(
+    graph: "GraphModule",
+    observed: "GraphModule",
+    scheme: "Scheme",
+    candidate: "Candidate",
+    config: Config,
+    context: Context,
+) -> "tuple[GraphModule, Fitted]":
+    """Starts where calibration ended, so that its epoch 0 is the calibrated model."""
+    from edgepack.compress.stages.quantize.convert import converted
+    from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, take_ranges
+    from edgepack.compress.training.loop import fit
+    from edgepack.compress.training.loss import Distillation
+
+    prepared = prepare(graph, scheme, training=True)
+    _calibrate(prepared, context.data.train.first(2), candidate)  # weights have no range before they are seen
+    take_ranges(prepared, observed)
+    best = fit(
+        prepared,
+        context,
+        config,
+        doing="training with int8 in the loop",
+        distillation=Distillation.of(context.teacher),
+        snapshot=converted,
+        each_epoch=lambda epoch: freeze_ranges(prepared) if epoch >= _FREEZE * config.epochs else None,
+    )
+    return converted(prepared), best
+
+
+def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
+    """The one with the higher score on the validation split, then the lower loss; the first where both are equal."""
+    from edgepack.compress.training.evaluation import judged
+
+    found = {mode: judged(module, context) for mode, module in modules.items()}
+    kept = max(found, key=lambda mode: (found[mode].score, -found[mode].loss))
+    told = [
+        f"{mode}: {context.task.METRIC} {SHARE.format(each.score)}, loss {each.loss:.4f}"
+        for mode, each in found.items()
+    ]
+    return kept, modules[kept], f"kept {kept} ({'; '.join(told)} on the validation split)"

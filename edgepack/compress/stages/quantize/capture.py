@@ -1,0 +1,138 @@
+"""A model as a torch.export graph, made ready for int8, calibrated, and made int8.
+
+    graph = capture(candidate, fp32=("classifier.*",))        # batch norm folded, what stays float marked
+    observed = prepare(graph, Scheme(), training=False)       # observers in it: run calibration samples through
+    module = converted(observed)
+
+Through torchao's PT2E flow with the quantizer of ExecuTorch's XNNPACK backend: weights per channel, activations per
+tensor, embedding tables per row.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from edgepack.compress.stages.quantize.equality import check_equal
+from edgepack.core.errors import StageError
+from edgepack.models.structure.folding import WEIGHTED, check_norm, fold, fold_weights, norms, own, scale_and_shift
+from edgepack.models.structure.fx_graph import drop_unused
+from edgepack.models.structure.layer_names import check_patterns, matches
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+TABLE = aten.embedding.default
+_LAYERS = (*WEIGHTED, TABLE)
+EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
+HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
+_PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
+CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
+GATE = "gate"  # a relu that was a HardSigmoid, in a node's meta
+
+
+def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool = True) -> fx.GraphModule:
+    """The model without batch norm, its ReLU6 as ReLU, and the layers that `fp32` names kept from the quantizer.
+
+    So are its embedding tables, without `embeddings`. Raises StageError when the model cannot be exported, or a pattern
+    matches no layer.
+    """
+    graph = _exported(candidate)
+    layers = layers_by_name(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
+    fold_weights(graph)
+    for norm in norms(graph):  # prepare_qat_pt2e would rewrite its eps and momentum (torchao issue 4107)
+        check_norm(norm)
+        fold(graph, norm)
+    _leave_float(graph, layers, fp32, embeddings)
+    for norm in norms(graph):
+        for node in scale_and_shift(graph, norm):
+            _keep_from_quantizer(node)
+    drop_unused(graph)
+    check_equal(graph, candidate, lambda: _exported(candidate), _without)
+    for node in graph.graph.nodes:
+        _plain_relu(node)
+        _plain_gate(graph, node)
+    drop_unused(graph)
+    return graph
+
+
+def _without(graph: fx.GraphModule, norm: fx.Node) -> None:
+    if not fold(graph, norm):
+        scale_and_shift(graph, norm)
+
+
+def layers_with_weights(candidate: "Candidate") -> tuple[str, ...]:
+    """Those that run, by their names, in the order in which they do. Raises StageError as `capture` does."""
+    graph = _exported(candidate)
+    layers = layers_by_name(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
+    return tuple(dict.fromkeys(layers[n][-1] for n in graph.graph.nodes if n.target in _LAYERS and layers[n]))
+
+
+def _exported(candidate: "Candidate") -> fx.GraphModule:
+    graph: fx.GraphModule = candidate.program().module(check_guards=False)
+    return graph
+
+
+def layers_by_name(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[str, ...]]:
+    """For each node the modules it lies in, by their names in the candidate, the outermost first."""
+    stacks = {node: node.meta.get("nn_module_stack", {}).values() for node in graph.graph.nodes}
+    skip = f"{wrapper}." if wrapper else ""
+    return {
+        node: tuple(name.removeprefix(skip) for name, _ in stack if name not in ("", wrapper))
+        for node, stack in stacks.items()
+    }
+
+
+def _leave_float(
+    graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...], embeddings: bool
+) -> None:
+    weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
+    check_patterns(patterns, [layers[node][-1] for node in weighted if layers[node]], "layers with weights")
+    chosen = {node for node, names in layers.items() if matches(names[-1] if names else "", patterns)}
+    chosen |= {node for node in weighted if node.target is TABLE and not embeddings}
+    if weighted and chosen.issuperset(weighted) and EVERYTHING not in patterns:
+        advice = f"name fewer, leave the stage out, or say that you mean it: fp32: ['{EVERYTHING}']"
+        raise StageError("fp32 names every layer: nothing is left to quantize", advice)
+    for node in graph.graph.nodes:
+        if node in chosen:
+            _keep_from_quantizer(node)
+
+
+def _keep_from_quantizer(node: fx.Node) -> None:
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+
+
+def _plain_relu(node: fx.Node) -> None:
+    """ReLU6 is not fused by the quantizer, ReLU is: it is one until the quantizer has seen it."""
+    limit = _upper_limit(node)
+    if limit is not None:
+        node.meta[CEILING] = limit
+        node.target, node.args = aten.relu.default, node.args[:1]
+
+
+def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
+    """The HardSigmoid of a layer that gates something is a ReLU, too, until the quantizer has seen it.
+
+    Then nothing is rounded between the two, and `_fold_gate` can take it into the layer.
+    """
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    if node.target in HARD_SIGMOIDS and all(user.target in _PRODUCTS for user in node.users):
+        layer = node.args[0]
+        takes = layer.target in WEIGHTED and len(layer.users) == 1 and len(layer.args) > 2
+        int8 = Q_ANNOTATION_KEY not in node.meta and Q_ANNOTATION_KEY not in layer.meta
+        if takes and int8 and own(graph, *layer.args[1:3]):
+            node.target, node.meta[GATE] = aten.relu.default, True
+
+
+def _upper_limit(node: fx.Node) -> float | None:
+    if node.target in (aten.relu6.default, aten.relu6_.default):
+        return 6.0
+    if node.target in (aten.hardtanh.default, aten.hardtanh_.default) and len(node.args) == 3 and node.args[1] == 0:
+        return float(node.args[2])
+    return None

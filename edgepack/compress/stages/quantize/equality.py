@@ -1,0 +1,107 @@
+"""A captured graph held against the eager model it was made of: whatever was rewritten, it must answer the same."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from edgepack.core.errors import StageError
+from edgepack.models.source_lines import of_node, part_of
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+# A share of all outputs, in the sense of least squares. Float32 adds in another order, which comes to 1e-6 a layer or
+# so; a norm folded wrongly changes whole channels.
+_TOLERANCE = 1e-3
+
+Rewrite = Callable[[fx.GraphModule, fx.Node], object]
+
+
+def check_equal(
+    graph: fx.GraphModule, candidate: "Candidate", captured: Callable[[], fx.GraphModule], rewrite: Rewrite
+) -> None:
+    """Raises StageError naming the layer from which on `graph` answers otherwise than the model.
+
+    `captured` makes the graph once more without any rewriting, and `rewrite` is then done to one norm after the other.
+    """
+    inputs = candidate.noise()
+    with torch.no_grad():
+        expected = candidate.module.eval()(*inputs)
+        if _same(graph(*inputs), expected):
+            return
+        place = _exported_otherwise(captured(), candidate, inputs) or _rewritten(captured(), rewrite, inputs, expected)
+    raise StageError(
+        f"the graph to be quantized does not answer like the model{place}",
+        "write that part of the model with other operators, or leave the stage out; please report it, the model is not "
+        "at fault",
+    )
+
+
+def _same(values: torch.Tensor, expected: torch.Tensor) -> bool:
+    off = (values - expected).double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    finite = torch.equal(values.isfinite(), expected.isfinite())
+    reach = expected.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).norm()
+    return finite and bool(off.norm() <= _TOLERANCE * reach)
+
+
+def _rewritten(graph: fx.GraphModule, rewrite: Rewrite, inputs: Sequence[torch.Tensor], expected: torch.Tensor) -> str:
+    """The first rewriting after which the graph answers otherwise."""
+    from edgepack.models.structure.folding import norms
+
+    for norm in norms(graph):
+        place = of_node(norm)
+        rewrite(graph, norm)
+        graph.recompile()
+        if not _same(graph(*inputs), expected):
+            return f", from the batch norm at {place} on"
+    return ""
+
+
+def _exported_otherwise(graph: fx.GraphModule, candidate: "Candidate", inputs: Sequence[torch.Tensor]) -> str:
+    """The first module whose outputs differ before anything was rewritten: torch.export did not take it as it is."""
+    if _same(graph(*inputs), candidate.module(*inputs)):
+        return ""
+    eager = _outputs(candidate.module, inputs)
+    ends: dict[str, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            ends[part_of(node)] = node
+    seen = _Recorder(graph)
+    seen.run(*inputs)
+    for name, given in eager.items():
+        value = seen.seen.get(ends.get(name))
+        if len(given) == 1 and value is not None and value.shape == given[0].shape and not _same(value, given[0]):
+            return f", from '{name}' on"
+    return ""
+
+
+def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """What each module without parts gives, call by call, in the order of the calls."""
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def noting(name: str) -> Callable[..., None]:
+        return lambda part, given, answer: found[name].append(answer) if isinstance(answer, torch.Tensor) else None
+
+    leaves = [(name, part) for name, part in module.named_modules() if not [*part.children()]]
+    hooks = [part.register_forward_hook(noting(name)) for name, part in leaves]
+    try:
+        module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class _Recorder(fx.Interpreter):  # type: ignore[misc]
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.seen: dict[Any, torch.Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if isinstance(value, torch.Tensor):
+            self.seen[node] = value
+        return value

@@ -1,0 +1,77 @@
+"""A torch model on a split: its outputs and its score."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from edgepack.compress.contract import Context
+from edgepack.core.events import Emit, StepProgress
+from edgepack.data.contract import Task
+from edgepack.data.splits import Split
+from edgepack.models.structure.fx_graph import measures_ranges
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """An epoch: its number, its score on the validation split, and the loss there."""
+
+    epoch: int
+    score: float
+    loss: float
+
+
+def evaluate(module: nn.Module, split: Split, task: Task) -> float:
+    """The task's score of a torch module on a split."""
+    return task.score(predict(module, split).numpy(), split.targets.numpy())
+
+
+def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """The logits, [n, classes], in order; `told` is called after every batch."""
+    train_mode(module, False)
+    logits = []
+    with torch.no_grad():
+        for batch in split.batches(1 if measures_ranges(module) else EVALUATION_BATCH):
+            logits.append(module(*batch.inputs).float())
+            told()
+    return torch.cat(logits)
+
+
+class Progress:
+    """Tells how far training is, at most a few times a second."""
+
+    def __init__(self, emit: Emit, doing: str, total: int) -> None:
+        self.emit, self.doing, self.total = emit, doing, total
+        self.done, self.started, self.told = 0, time.monotonic(), 0.0
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.told < 0.2 and self.done < self.total:
+            return
+        self.told = now
+        left = (now - self.started) / self.done * (self.total - self.done)
+        self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
+
+
+def judged(module: nn.Module, context: Context) -> Fitted:
+    """Its score and loss on the validation split, as of epoch 0."""
+    split = context.data.validation
+    logits = predict(module, split)
+    loss = context.task.loss(logits, split.targets)
+    return Fitted(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
+
+
+def train_mode(module: nn.Module, training: bool) -> None:
+    """An exported program has no train and eval modes: how it behaves was fixed when it was exported."""
+    if not isinstance(module, torch.fx.GraphModule):
+        module.train(training)
+
+
+def eval_mode(module: nn.Module) -> nn.Module:
+    train_mode(module, False)
+    return module

@@ -1,0 +1,167 @@
+"""The one training loop: used by train, distill, prune's recovery and QAT.
+
+    fit(module, context, settings, doing="recovering", distillation=Distillation.of(context.teacher))
+
+AdamW with warm-up and a cosine, gradients clipped. Kept is the last epoch, unless an earlier one was better on the
+validation split by more than chance: of many epochs one is always lucky there. It runs on the CPU, through accelerate,
+and gives the same weights on the same processor type and number of threads.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from edgepack.compress.contract import Context, Precision
+from edgepack.compress.training import taps
+from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
+from edgepack.compress.training.evaluation import Fitted, Progress, judged, train_mode
+from edgepack.compress.training.loss import Distillation, Loss
+from edgepack.compress.training.numerics import numerics
+from edgepack.core.errors import StageError
+from edgepack.models.structure.surgery import keeps_zeros
+
+_WARM_UP = 0.05  # share of all steps
+_CLIP = 1.0  # largest norm of the gradient
+
+
+class Settings(Protocol):
+    """The part of a stage's configuration that training reads (see stages.Training)."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
+@taps.used_only()
+def fit(
+    module: nn.Module,
+    context: Context,
+    settings: Settings,
+    *,
+    doing: str,
+    distillation: Distillation | None = None,
+    snapshot: Callable[[nn.Module], nn.Module] = lambda module: module,
+    each_epoch: Callable[[int], None] = lambda epoch: None,
+) -> Fitted:
+    """Train `module` in place and leave it with the weights of the epoch that is kept, before the first included.
+
+    `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
+    called before each epoch with its number from 0.
+    """
+    if settings.epochs:
+        check_trainable(module)
+    accelerator = _accelerator()
+    how = numerics(module, settings.precision)
+    _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
+    loss = Loss(module, context, distillation, accelerator.device, how)
+    trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
+    if not trained:  # all is frozen, and no epoch asked for
+        loss.close()
+        _lay_out(module.to("cpu"), torch.contiguous_format)
+        return judged(snapshot(module), context)
+    optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
+    per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
+    steps = settings.epochs * per_epoch
+    held = _hold_zeros(module)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
+    best = fitted = judged(snapshot(module), context)
+    kept = _weights(module)
+    progress = Progress(context.emit, doing, steps)
+    for epoch in range(settings.epochs):
+        each_epoch(epoch)
+        train_mode(module, True)
+        for batch in context.data.train.batches(settings.batch_size, seed=_epoch_seed(context.seed, epoch)):
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss(module, batch))
+            accelerator.clip_grad_norm_(trained, _CLIP)
+            optimizer.step()
+            schedule.step()
+            progress.advance()
+        if lags(module, per_epoch):
+            refresh_batch_norm(module, context.data.train)
+        now = replace(judged(snapshot(module), context), epoch=epoch + 1)
+        if not math.isfinite(now.loss):
+            raise StageError(
+                f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
+                f"use {'precision: fp32, or ' * how.bfloat16}a learning_rate below {settings.learning_rate:g}",
+            )
+        best = max(best, now, key=lambda each: each.score)
+        if _as_good(now, best, len(context.data.validation)):
+            fitted, kept = now, _weights(module)
+    loss.close()
+    for hook in held:
+        hook.remove()
+    module.load_state_dict(kept)
+    _lay_out(module.to("cpu"), torch.contiguous_format)
+    train_mode(module, False)
+    return fitted
+
+
+def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
+    """The order in memory of tensors of four dimensions; `Module.to` would ask it of those with five as well."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=order)
+            if tensor.grad is not None:
+                tensor.grad.data = tensor.grad.data.to(memory_format=order)
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Raises StageError where all that could be learned is frozen."""
+    every = [*module.parameters()]
+    if every and not any(each.requires_grad for each in every):
+        raise StageError(
+            f"there is nothing to train: all {len(every)} parameters are frozen (requires_grad is False)",
+            "let the function that makes the model unfreeze some: parameter.requires_grad_(True)",
+        )
+    if not every:
+        raise StageError("there is nothing to train: the model has no parameters", "leave the stages that train out")
+
+
+def _as_good(now: Fitted, best: Fitted, samples: int) -> bool:
+    """Whether chance alone may set it below the best: by up to two standard errors of a share of so many samples.
+
+    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, who take one.
+    """
+    share = (best.score * samples + 1) / (samples + 2)  # of few samples none is certain
+    return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
+
+
+def _hold_zeros(module: nn.Module) -> list[Any]:
+    """Weights that pruning made zero stay so, by hooks on their gradients."""
+    masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
+    return [weight.register_hook(lambda gradient, kept=kept: gradient * kept) for weight, kept in masks]
+
+
+@cache
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(
+        cpu=True, mixed_precision="no"
+    )  # bf16 is the recipe's to choose, whatever the user's settings say
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = max(1, round(steps * _WARM_UP))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch

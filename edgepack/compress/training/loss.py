@@ -1,0 +1,112 @@
+"""What training minimises: the task, a teacher, its features."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import torch
+from torch import nn
+
+from edgepack.compress.contract import Context
+from edgepack.compress.training.evaluation import EVALUATION_BATCH, Progress, predict, train_mode
+from edgepack.compress.training.feature_matching import Inside
+from edgepack.compress.training.numerics import Numerics
+from edgepack.core.events import Emit
+from edgepack.data.splits import Batch, Split
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A teacher to learn from besides the labels. Source: see tasks' `distill`."""
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    alpha: float = 0.9  # weight of the teacher; the labels have the rest
+    inside: Mapping[str, float] = field(default_factory=dict)  # weights of what else is compared (see features.py)
+
+    @classmethod
+    def of(cls, teacher: "Candidate | None") -> "Distillation | None":
+        """What recovery learns by: the build's teacher, where there is one."""
+        return cls(teacher=teacher.module) if teacher else None
+
+
+_ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # by the teacher's weights
+
+
+def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
+    """The teacher's logits, computed once for all the trainings that it, or a copy of it, teaches in."""
+    weights = _digest(teacher)
+    known = _ANSWERED.get(weights)
+    if known is None or known[0]() is not split:
+        progress = Progress(emit, "asking the teacher", math.ceil(len(split) / EVALUATION_BATCH))
+        known = _ANSWERED[weights] = ref(split), predict(teacher, split, progress.advance)
+    return known[1]
+
+
+def _digest(module: nn.Module) -> str:
+    """Of its structure, as it prints, and its weights."""
+    known = hashlib.sha256(str(module).encode())
+    for name, tensor in module.state_dict().items():
+        known.update(name.encode())
+        known.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return known.hexdigest()
+
+
+class Loss:
+    """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        context: Context,
+        distillation: Distillation | None,
+        device: torch.device,
+        how: Numerics,
+    ) -> None:
+        self.context, self.distillation, self.device, self.how = context, distillation, device, how
+        self.inside: Inside | None = None
+        if distillation and any(distillation.inside.values()):
+            self.inside = Inside(distillation.inside, distillation.teacher, module, context.data.train.head(2))
+        self.known: torch.Tensor | None = None
+        if distillation and not (self.inside or context.data.augmented):
+            self.known = _answers(distillation.teacher, context.data.train, context.emit)
+
+    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        inputs = tuple(self._place(tensor) for tensor in batch.inputs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bfloat16):
+            logits = module(*inputs)
+        logits = logits.float()
+        loss = self.context.task.loss(logits, batch.targets.to(self.device))
+        if self.distillation is None:
+            return loss
+        soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
+        taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
+        return taught + self.inside.loss() if self.inside else taught
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is learned besides the model, and thrown away with this."""
+        return self.inside.parameters() if self.inside else iter(())
+
+    def close(self) -> None:
+        if self.inside:
+            self.inside.close()
+
+    def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        assert self.distillation is not None
+        if self.known is not None:
+            return self.known[batch.indices].to(self.device)
+        teacher = self.distillation.teacher.to(self.device)
+        train_mode(teacher, False)
+        with torch.no_grad():
+            logits: torch.Tensor = teacher(*inputs)
+        return logits
+
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if self.how.channels_last and tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(self.device, memory_format=layout)

@@ -1,0 +1,1 @@
+"""Recipes, devices and budgets: what a person writes, checked."""

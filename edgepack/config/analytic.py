@@ -1,0 +1,61 @@
+"""What a device takes for a model, worked out from its operators and a few figures of its profile: no measurement.
+
+    time = per_run + sum over operators of
+           (macs / rate of its kind + elements / rate of elementwise + bytes / bandwidth + per_operation)
+
+Weights are read at the bandwidth of the memory where those of the whole file do not fit into the cache.
+After the roofline of S. Williams, A. Waterman and D. Patterson, CACM 52(4), 2009, a roof for each kind of operator,
+since kernels reach different shares of the peak. Its parts are added up: on the nets that `edgepack devices calibrate`
+fits the figures to, that misses less than the larger of them does.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from edgepack.core.frozen import Frozen
+from edgepack.core.units import Duration, Share, Size
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Rates(Frozen):
+    """Billions of multiply-accumulates a second by kind (operators.py), of elementwise operators of elements."""
+
+    stem: Rate
+    conv: Rate
+    pointwise: Rate
+    depthwise: Rate
+    linear: Rate
+    elementwise: Rate
+
+
+class Figures(Frozen):
+    """How fast one runtime is on a device."""
+
+    fp32: Rates
+    int8: Rates
+    portable: Rate | None = Field(
+        default=None, description="billions a second of ExecuTorch's own kernels; default: as elementwise"
+    )
+    bandwidth: Rate = Field(description="GB/s at which operators read and write what is in the cache")
+    memory: Rate = Field(description="GB/s at which they read weights that are not")
+    cache: Size = Field(description="how many bytes of weights stay in the cache from one inference to the next")
+    per_operation: Duration = Field(description="what every operator takes besides")
+    per_run: Duration = Field(description="what every inference takes besides")
+
+
+class Analytic(Frozen):
+    """The figures of a device that estimates are made with, by runtime."""
+
+    calibrated_from: str = Field(min_length=1, description="where the figures come from")
+    error: Share = Field(description="by how much an estimate misses a measurement in the mean")
+    threads: int = Field(ge=1, description="threads of the runtime for which the figures hold")
+    runtimes: dict[str, Figures] = Field(min_length=1)
+
+    @field_validator("error")
+    @classmethod
+    def _wrong_at_times(cls, error: float) -> float:
+        if error <= 0:
+            raise ValueError("no estimate is always right: say by how much it misses in the mean, as 30 %")
+        return error

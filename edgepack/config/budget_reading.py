@@ -1,0 +1,211 @@
+"""Budgets and waivers as a recipe writes them -> Budget, Waiver; every mistake with its place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.budgets import LAST, OPTIONS, RELATIVE, Budget, Waiver
+from edgepack.config.document import Document, KeyPath, unknown
+from edgepack.core.metrics import METRICS, quantity_of
+from edgepack.core.units import SHARE
+
+
+def read_waivers(
+    document: Document, value: object, budgets: Sequence[Budget], formats: Sequence[str] = ()
+) -> tuple[Waiver, ...]:
+    """The waivers of a recipe that exports `formats`; every mistake in them is noted in the document."""
+    found = []
+    allowed = {"budget": {budget.name for budget in budgets}, "runtime": {*formats, ""}}
+    for i, item in enumerate(value if isinstance(value, tuple) else ()):
+        waiver = document.check(Waiver, item, ("waivers", i))
+        for key, known in allowed.items() if waiver else ():
+            if getattr(waiver, key) not in known:
+                document.problem(("waivers", i, key), unknown(key, getattr(waiver, key), known - {""}))
+        found += [waiver] if waiver else []
+    return tuple(found)
+
+
+class _Missing:
+    """The limit of a mapping that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One limit as it is written, with what surrounds it."""
+
+    path: KeyPath
+    metric: str
+    bound: str
+    limit: object
+    scope: "_Scope"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.metric, self.bound, self.scope.runtime, self.scope.against
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scope:
+    """What holds for every limit inside a mapping."""
+
+    formats: tuple[str, ...]
+    against: str = ""
+    runtime: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def bounds(self, metric: str) -> tuple[str, ...]:
+        return METRICS[metric].bounds_of(bool(self.against)) if metric in METRICS else ()
+
+    def within(self, **changes: Any) -> "_Scope":
+        return _Scope(**{**vars(self), **changes})
+
+
+def read_budgets(
+    document: Document, value: object, formats: Sequence[str] = (), recorded: str = LAST
+) -> tuple[Budget, ...]:
+    """The budgets of a recipe that exports `formats`; every mistake in them is noted in the document.
+
+    Of the baseline that was `recorded` all is known: it need not be there.
+    """
+    if not isinstance(value, dict):
+        return ()
+    scope = _Scope(formats=tuple(formats))
+    absolute = {key: item for key, item in value.items() if key != RELATIVE}
+    entries = [*_flatten(document, absolute, ("budgets",), "", scope)]
+    if RELATIVE in value:
+        entries += _relative(document, value[RELATIVE], scope, recorded)
+    found: dict[tuple[str, ...], Budget] = {}
+    for entry in entries:
+        budget = _checked(document, entry)
+        if budget and entry.key in found:
+            document.problem(entry.path, f"the budget '{budget.name}' is given twice")
+        elif budget:
+            found[entry.key] = budget
+    return tuple(found.values())
+
+
+def _relative(document: Document, value: object, scope: _Scope, recorded: str) -> list[_Entry]:
+    path: KeyPath = ("budgets", RELATIVE)
+    if not isinstance(value, dict):
+        document.problem(path, "expected a mapping: {baseline: last, latency.p50: 5 %}")
+        return []
+    baseline = value.get("baseline", LAST)
+    if not isinstance(baseline, str) or not (baseline in (LAST, recorded) or Path(baseline).exists()):
+        message = f"there is no {baseline!r}: name a build.json, a bundle, or 'last' for the last build that passed"
+        document.problem((*path, "baseline"), message)
+        baseline = LAST
+    limits = {key: item for key, item in value.items() if key != "baseline"}
+    return [*_flatten(document, limits, path, "", scope.within(against=baseline))]
+
+
+def _flatten(
+    document: Document, budgets: Mapping[str, Any], path: KeyPath, prefix: str, scope: _Scope
+) -> Iterator[_Entry]:
+    """The limits of `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}`, `size: {onnx: 1 MB}`."""
+    if prefix in METRICS:
+        scope = scope.within(options=_options(document, budgets, path, scope))
+    _check_limits(document, budgets, path, {*OPTIONS} if prefix in METRICS else set())
+    for key, value in budgets.items():
+        name, here = f"{prefix}.{key}" if prefix else key, (*path, key)
+        metric, _, bound = name.rpartition(".")
+        if prefix in METRICS and key in OPTIONS:
+            continue
+        if prefix in METRICS and key in scope.formats and not scope.runtime:
+            inner = value if isinstance(value, dict) else {scope.bounds(prefix)[0]: value}
+            yield from _flatten(document, inner, here, prefix, scope.within(runtime=key))
+        elif key in scope.bounds(prefix):
+            yield _bounded(document, value, here, prefix, key, scope)
+        elif name not in METRICS and bound in scope.bounds(metric):
+            yield _bounded(document, value, here, metric, bound, scope)
+        elif isinstance(value, dict) and _begins_a_metric(name) and not scope.runtime:
+            yield from _flatten(document, value, here, name, scope)
+        elif prefix in METRICS and (name not in METRICS or scope.runtime):
+            yield _Entry(path=here, metric=prefix, bound=key, limit=value, scope=scope)
+        else:
+            default = (scope.bounds(name) or ("",))[0]
+            yield _Entry(path=here, metric=name, bound=default, limit=value, scope=scope)
+
+
+def _check_limits(document: Document, budgets: Mapping[str, Any], path: KeyPath, settings: set[str]) -> None:
+    """A mapping that holds at most settings would be a budget that nobody ever judges."""
+    if path != ("budgets",) and not budgets.keys() - settings:
+        document.problem(path, "no limit stands here, so nothing would be judged")
+
+
+def _bounded(document: Document, value: object, path: KeyPath, metric: str, bound: str, scope: _Scope) -> _Entry:
+    """A limit, or {limit: ..., level: ...} where it alone has a setting."""
+    if isinstance(value, dict):
+        for key in value.keys() - {"limit", *OPTIONS}:
+            document.problem((*path, key), unknown("key", key, ("limit", *OPTIONS)))
+        scope = scope.within(options=_options(document, value, path, scope))
+        if "limit" not in value:
+            document.problem(path, "the key 'limit' is missing")
+        value = value.get("limit", _Missing)
+    return _Entry(path=path, metric=metric, bound=bound, limit=value, scope=scope)
+
+
+def _options(document: Document, value: Mapping[str, Any], path: KeyPath, scope: _Scope) -> dict[str, Any]:
+    """The settings in force inside this mapping."""
+    options = dict(scope.options)
+    for key, allowed in OPTIONS.items():
+        if key in value and value[key] in allowed:
+            options[key] = value[key]
+        elif key in value:
+            document.problem((*path, key), unknown(key, value[key], allowed))
+    return options
+
+
+def _checked(document: Document, entry: _Entry) -> Budget | None:
+    if entry.limit is _Missing:  # that is told already
+        return None
+    if message := _mistake(entry):
+        document.problem(entry.path, message)
+        return None
+    return Budget(
+        metric=entry.metric,
+        bound=entry.bound,
+        limit=quantity_of(entry.metric, entry.bound).parse(entry.limit),
+        place=document.place(entry.path),
+        runtime=entry.scope.runtime,
+        against=entry.scope.against,
+        **entry.scope.options,
+    )
+
+
+def _begins_a_metric(name: str) -> bool:
+    return any(metric == name or metric.startswith(f"{name}.") for metric in METRICS)
+
+
+def _mistake(entry: _Entry) -> str:
+    metric, bound, scope = entry.metric, entry.bound, entry.scope
+    if metric not in METRICS:
+        known = (*METRICS, *(() if scope.against else (RELATIVE,)))
+        return unknown("budget", metric, known).replace("unknown budget", "nothing measures a budget")
+    if bound not in scope.bounds(metric):
+        inner = [name.removeprefix(f"{metric}.") for name in METRICS if name.startswith(f"{metric}.")]
+        outside = () if scope.runtime else (*inner, *scope.formats)
+        return unknown("key", bound, [*scope.bounds(metric), *OPTIONS, *outside])
+    if message := _unmeasured(metric, scope):
+        return message
+    quantity = quantity_of(metric, bound)
+    try:
+        value = quantity.parse(entry.limit)
+    except ValueError as error:
+        return str(error)
+    if value < 0:
+        return f"a limit cannot be below 0, got {entry.limit!r}"
+    whole = quantity is SHARE and bound != "max_increase" and value > 1
+    return f"a share cannot be above 100 %, got {entry.limit!r}" if whole else ""
+
+
+def _unmeasured(metric: str, scope: _Scope) -> str:
+    """Why no file of this recipe can have such a figure, or ""."""
+    if metric == "parity.runtimes" and len(scope.formats) > 1 and scope.runtime == scope.formats[0]:
+        others = " or ".join(scope.formats[1:])
+        return f"nothing measures it: {scope.runtime} is the file that the others are compared with; limit {others}"
+    formats = METRICS[metric].formats
+    asked = (scope.runtime,) if scope.runtime else scope.formats
+    if not formats or not asked or {*formats} & {*asked}:
+        return ""
+    return f"nothing measures it: only files of {' and '.join(formats)} tell their {metric}"

@@ -1,0 +1,129 @@
+"""What can be measured of an exported file, and the limits a recipe sets on it.
+
+    budgets:
+      size: 600 kB                                       # the metric's first bound, of every exported file
+      accuracy: {min: 95 %, max_drop: 1 %, retain: 98 %} # its own minimum, and against the teacher's
+      latency.p50: {max: 2 ms, onnx: 3 ms}               # another limit for the file of one exporter
+      latency.load: {max: 150 ms, level: warn}           # said, but no failure
+      latency.p99: {max: 8 ms, evidence: estimated}      # an estimate will do
+      relative: {baseline: last, latency.p50: 5 %}       # against an earlier build
+    waivers:
+      - {budget: latency.p50, until: 2027-01-31, reason: "the new head, see issue 12"}
+
+A setting of one bound alone is written in its place: `max_drop: {limit: 1 %, level: warn}`. `plain` writes budgets so.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any, get_args
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from edgepack.core.frozen import Frozen
+from edgepack.core.metrics import METRICS, Evidence, Level, quantity_of
+from edgepack.core.units import Quantity
+
+LAST = "last"  # the baseline: the last passing build of the same recipe and device
+RELATIVE = "relative"
+OPTIONS: dict[str, tuple[str, ...]] = {"level": get_args(Level), "evidence": get_args(Evidence)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """One limit on one metric, in the metric's base unit (bytes, ms, share); that of `max_increase` is a share.
+
+    A relative budget is one that is held `against` a baseline: "last", or the path of a build or bundle.
+    """
+
+    metric: str
+    bound: str  # max | min | max_drop | retain | max_increase | max_decrease
+    limit: float
+    place: str  # file:line, for whoever has to change it
+    runtime: str = ""  # the exporter whose file alone it is about; default: all that have no limit of their own
+    level: Level = "error"
+    evidence: Evidence | None = None  # the least it accepts; default: as the metric says
+    against: str = ""
+
+    @property
+    def name(self) -> str:
+        """As waivers and reports call it: "latency.p50", "accuracy.max_drop", "relative.size"."""
+        if self.against:
+            return f"{RELATIVE}.{self.metric}"
+        return self.metric if self.bound == METRICS[self.metric].bounds[0] else f"{self.metric}.{self.bound}"
+
+    @property
+    def quantity(self) -> Quantity:
+        """What its limit is written in."""
+        return quantity_of(self.metric, self.bound)
+
+    def accepts(self, evidence: str) -> bool:
+        order = get_args(Evidence)  # the best first
+        return order.index(evidence) <= order.index(self.evidence or METRICS[self.metric].evidence)
+
+    def about(self, label: str, budgets: "Iterable[Budget]") -> bool:
+        """Whether the file of this label is held to it, and not to another of `budgets` in its place."""
+        if self.runtime:
+            return self.runtime == label
+        own = any((each.name, each.runtime) == (self.name, label) for each in budgets)
+        return not own and label in (METRICS[self.metric].formats or (label,))
+
+
+def binding(budgets: "Iterable[Budget]", metrics: Iterable[str]) -> "tuple[Budget, ...]":
+    """The absolute budgets on these metrics that fail a build: what a stage may go by."""
+    wanted = {*metrics}
+    return tuple(each for each in budgets if each.metric in wanted and each.level == "error" and not each.against)
+
+
+def strictest(budgets: "Iterable[Budget]", metric: str, bound: str) -> float | None:
+    """The smallest such limit, if there is any."""
+    return min((each.limit for each in binding(budgets, [metric]) if each.bound == bound), default=None)
+
+
+def _day(value: object) -> date:
+    """A day, as YAML or a text gives it. Raises ValueError."""
+    try:
+        return value if type(value) is date else date.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(f"expected a day, written as 2027-01-31, got {value!r}") from None
+
+
+Day = Annotated[
+    date,
+    BeforeValidator(_day),
+    PlainSerializer(date.isoformat, when_used="json"),
+    WithJsonSchema({"type": "string", "description": "the last day on which it holds, as 2027-01-31"}),
+]
+
+
+class Waiver(Frozen):
+    """Lets a budget be missed until a day, the last one on which it holds."""
+
+    budget: str = Field(description="its name, as reports call it: latency.p90, accuracy.max_drop, relative.size")
+    until: Day
+    reason: str = Field(min_length=1, description="why, for whoever reads the report")
+    runtime: str = Field(default="", description="of the file of this exporter alone")
+
+    def covers(self, budget: str, label: str) -> bool:
+        return self.budget == budget and self.runtime in ("", label)
+
+
+def plain(budgets: Sequence[Budget]) -> dict[str, Any]:
+    """The budgets as a recipe spells them out."""
+    result: dict[str, Any] = {}
+    for budget in budgets:
+        outer = result
+        if budget.against:
+            outer = result.setdefault(RELATIVE, {"baseline": budget.against})
+        inner = outer.setdefault(budget.metric, {})
+        if budget.runtime:
+            inner = inner.setdefault(budget.runtime, {})
+        inner[budget.bound] = _written(budget)
+    return result
+
+
+def _written(budget: Budget) -> str | dict[str, str]:
+    limit = budget.quantity.exact(budget.limit)
+    told = {"level": budget.level if budget.level != "error" else None, "evidence": budget.evidence}
+    options = {key: str(value) for key, value in told.items() if value}
+    return {"limit": limit, **options} if options else limit

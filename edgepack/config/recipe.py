@@ -1,0 +1,102 @@
+"""What to build: a recipe, read from YAML and checked whole before anything runs.
+
+recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgepack.config.budgets import Budget, Waiver, plain
+from edgepack.config.device import Quantization
+from edgepack.config.plugins import Choice
+from edgepack.core.frozen import Frozen
+
+
+class RecipeFile(Frozen):
+    """The top level of a recipe. Parts that plugins check themselves are plain data here."""
+
+    edgepack: Literal[1]
+    name: str | None = None
+    version: str | None = Field(default=None, description="of the model, as its bundle tells it")
+    licence: str | None = Field(default=None, description="of the model, as an SPDX expression: Apache-2.0")
+    licence_file: str | None = Field(default=None, description="the text of the licence, to go into the bundle")
+    task: str
+    model: Any
+    data: Any
+    device: str
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    stages: tuple[Any, ...] = ()
+    export: tuple[Any, ...]
+    budgets: dict[str, Any] = {}
+    waivers: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe: every plugin found, every value in its unit, every default filled in."""
+
+    name: str
+    file: Path
+    task: str
+    model: Choice
+    data: Choice
+    device: str
+    seed: int
+    stages: tuple[Choice, ...]
+    exporters: tuple[Choice, ...]
+    budgets: tuple[Budget, ...]
+    waivers: tuple[Waiver, ...] = ()
+    overrides: tuple[str, ...] = ()  # what --set changed
+    version: str | None = None
+    licence: str | None = None
+    licence_file: str | None = None
+
+    def suited(self, quantization: Quantization) -> "Recipe":
+        """This recipe with what its exporters leave to the device filled in from the profile."""
+        return replace(self, exporters=tuple(_suited(exporter, quantization) for exporter in self.exporters))
+
+    def resolved(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """The recipe with nothing left to defaults, nor to a clock where `decided` says, stage by stage, what was
+        chosen by measuring; building it again gives the same bundle.
+        """
+        chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
+        told = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}
+        return {
+            "edgepack": 1,
+            "name": self.name,
+            **{key: value for key, value in told.items() if value is not None},
+            "task": self.task,
+            "model": self.model.plain(),
+            "data": {self.data.name: self.data.plain()},
+            "device": self.device,
+            "seed": self.seed,
+            "stages": [
+                {stage.name: {**stage.plain(), **choice}} for stage, choice in zip(self.stages, chosen, strict=True)
+            ],
+            "export": [{exporter.name: exporter.plain()} for exporter in self.exporters],
+            "budgets": plain(self.budgets),
+            "waivers": [waiver.model_dump(mode="json") for waiver in self.waivers],
+        }
+
+
+def _suited(exporter: Choice, quantization: Quantization) -> Choice:
+    suit = getattr(exporter.module, "suited", None)
+    return replace(exporter, config=suit(exporter.config, quantization)) if suit else exporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the other stages.
+
+    `evidence` is what the device's timings are worth: "measured", "emulated" or "estimated".
+    """
+
+    quantization: Quantization
+    evidence: str = "measured"
+    encoder: bool = False
+    earlier: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()

@@ -1,0 +1,274 @@
+"""recipes/x.yaml -> Recipe: found, overridden, checked, every mistake told with its place."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.config import plugins
+from edgepack.config.budget_reading import read_budgets, read_waivers
+from edgepack.config.budgets import Budget
+from edgepack.config.device import Device, all_devices, load_device
+from edgepack.config.document import ConfigError, Document, KeyPath, Nested, unknown
+from edgepack.config.overrides import override
+from edgepack.config.plugins import Choice
+from edgepack.config.recipe import Place, Recipe, RecipeFile
+from edgepack.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgepack.core.signature import Signature
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[A-Za-z0-9._+-]+")
+
+
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str | None = None) -> Recipe:
+    """The recipe at `path` (a file, or the name of one in `recipes/`) with `--set` overrides applied.
+
+    Raises ConfigError with every mistake in it, each at its line.
+    """
+    file = find_recipe(path)
+    document = Document.read(file)
+    for text in overrides:
+        override(document, text)
+    if device not in (None, document.data.get("device")):  # its bundle must not take the place of the recipe's own
+        document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{Path(device).stem}")
+        document.came_from("--device", ("device",))
+    raw = document.check(RecipeFile, document.data)
+    recipe = _Checker(document, file).recipe(document.data)
+    document.raise_problems()
+    if raw is None or recipe is None:  # every None has noted its problem, so this cannot be reached
+        raise RecipeError(f"{file} could not be read")
+    return replace(recipe, overrides=tuple(overrides))
+
+
+def find_recipe(path: str | Path) -> Path:
+    """`recipes/<path>.yaml`, or `path` itself: what else is called like a recipe, as a folder of its data, is none."""
+    file = Path(path)
+    if file.suffix in (".yaml", ".yml"):
+        return file
+    known = {found.stem: found for found in all_recipes()}
+    if str(path) in known:
+        return known[str(path)]
+    if file.exists():
+        return file
+    raise RecipeError(unknown("recipe", path, known), "name a YAML file, or one in the folder recipes/")
+
+
+def all_recipes(folder: Path = Path("recipes")) -> tuple[Path, ...]:
+    return tuple(sorted(folder.glob("*.yaml")))
+
+
+@dataclass(frozen=True)
+class _Checker:
+    """Checks each part of a recipe on its own, so that one mistake hides no other."""
+
+    document: Document
+    file: Path
+
+    def recipe(self, data: dict[str, Any]) -> Recipe | None:
+        task = self._task(data.get("task"))
+        model = self._choice("models", data["model"], ("model",)) if "model" in data else None
+        source = self._choice("datasets", data["data"], ("data",)) if "data" in data else None
+        stages = self._choices("stages", data.get("stages"), "stages")
+        exporters = self._choices("exporters", data.get("export"), "export")
+        formats = tuple(exporter.name for exporter in exporters if exporter)
+        budgets = read_budgets(self.document, data.get("budgets"), formats)
+        waivers = read_waivers(self.document, data.get("waivers"), budgets, formats)
+        self._measurable(budgets, exporters)
+        self._order(data.get("stages"))
+        signature = self._signature(source) if source is not None else None
+        if isinstance(data.get("stages", ()), tuple):
+            self._trained(model, stages, signature)
+        self._exports(data.get("export"), exporters)
+        self._device(data.get("device"), model, stages)
+        name = self._name(data.get("name") or self.file.stem)
+        self._version(data.get("version"))
+        licence = self._licence(data.get("licence"))
+        self._licence_file(data.get("licence_file"))
+        if task is not None and signature is not None:
+            self._of_task(task, signature)
+        if model is not None and signature is not None:
+            self._fit(signature, model, stages)
+        if model is None or source is None or task is None or self.document.problems:
+            return None
+        return Recipe(
+            name=name,
+            file=self.file,
+            task=task,
+            model=model,
+            data=source,
+            device=data["device"],
+            seed=data.get("seed", 0),
+            stages=tuple(stage for stage in stages if stage),
+            exporters=tuple(exporter for exporter in exporters if exporter),
+            budgets=budgets,
+            waivers=waivers,
+            version=data.get("version"),
+            licence=licence,
+            licence_file=data.get("licence_file"),
+        )
+
+    def _name(self, name: object) -> str:
+        if isinstance(name, str) and not _NAME.fullmatch(name):
+            rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
+            self.document.problem(("name",), f"a name is used for files: {rule}; got {name!r}")
+        return str(name)
+
+    def _version(self, value: object) -> None:
+        if isinstance(value, str) and not _VERSION.fullmatch(value):
+            self.document.problem(("version",), f"a version is letters, digits, '.', '_', '+' and '-'; got {value!r}")
+
+    def _licence(self, value: object) -> str | None:
+        """The SPDX expression as it is usually written."""
+        if not isinstance(value, str):
+            return None
+        from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+        try:
+            return str(canonicalize_license_expression(value))
+        except InvalidLicenseExpression:
+            rule = "write an SPDX expression, such as Apache-2.0, 'MIT OR Apache-2.0' or LicenseRef-Proprietary"
+            self.document.problem(("licence",), f"{value!r} is no licence that SPDX knows: {rule}")
+        return None
+
+    def _licence_file(self, value: object) -> None:
+        if isinstance(value, str) and not Path(value).is_file():
+            self.document.problem(("licence_file",), f"there is no file {value!r}")
+
+    def _task(self, value: object) -> str | None:
+        if not isinstance(value, str):
+            return None  # RecipeFile says so already
+        if value not in plugins.names("tasks"):
+            self.document.problem(("task",), unknown("task", value, plugins.names("tasks")))
+            return None
+        return value
+
+    def _choice(self, kind: str, value: object, path: KeyPath) -> Choice | None:
+        try:
+            return plugins.choose(kind, value)
+        except Nested as error:
+            self.document.note(error.error, error.model, error.value, path + error.path)
+        except ValueError as error:
+            self.document.problem(path, str(error))
+        return None
+
+    def _choices(self, kind: str, values: object, key: str) -> tuple[Choice | None, ...]:
+        if not isinstance(values, tuple):
+            return ()
+        return tuple(self._choice(kind, value, (key, i)) for i, value in enumerate(values))
+
+    def _measurable(self, budgets: Sequence[Budget], exporters: Sequence[Choice | None]) -> None:
+        if len(exporters) == 1 and any(budget.metric == "parity.runtimes" for budget in budgets):
+            message = "nothing measures it: two runtimes are compared, and the recipe exports for one"
+            self.document.problem(("budgets", "parity.runtimes"), message)
+
+    def _order(self, values: object) -> None:
+        """Whether each stage takes what the one before it gives, as far as the stages are known at all."""
+        form, giver = "eager", "the model"
+        for i, value in enumerate(values if isinstance(values, tuple) else ()):
+            try:
+                name = plugins.name_of("stages", value)
+            except ValueError:
+                return
+            stage = plugins.load("stages", name)
+            if form != stage.TAKES:
+                message = f"{name} takes an {stage.TAKES} model, but {giver} before it gives an {form} one: move it up"
+                self.document.problem(("stages", i), message)
+                return
+            form, giver = stage.GIVES, name
+
+    def _trained(self, model: Choice | None, stages: Sequence[Choice | None], signature: "Signature | None") -> None:
+        if model is None or None in stages or signature is None or model.module.trained(model.config, signature):
+            return
+        first = stages[0] if stages else None
+        if first is None or not getattr(first.module, "MAKES_TEACHER", False):
+            path: KeyPath = ("stages", 0) if stages else ("model",)
+            message = (
+                "the model is not trained for this data: begin with the stage 'train', or give the model a checkpoint"
+            )
+            self.document.problem(path, message)
+
+    def _device(self, value: object, model: Choice | None, stages: Sequence[Choice | None]) -> None:
+        known = all_devices()
+        if not isinstance(value, str):
+            return
+        if value not in known and Path(value).suffix not in (".yaml", ".yml"):
+            self.document.problem(("device",), unknown("device", value, known))
+            return
+        try:
+            device = load_device(value)
+        except ConfigError as error:
+            self.document.problems += error.problems
+            return
+        for i, place in enumerate(_places(device, model, stages)):
+            stage = stages[i]
+            check = getattr(stage.module, "misfit", None) if stage else None
+            if stage and check and (message := check(stage.config, place)):
+                self.document.problem(("stages", i, stage.name), message)
+
+    def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
+        if value == ():
+            self.document.problem(
+                ("export",), f"nothing to export: name one of {', '.join(plugins.names('exporters'))}"
+            )
+        seen: set[str] = set()
+        for i, exporter in enumerate(exporters):
+            if exporter and exporter.name in seen:
+                self.document.problem(("export", i), f"'{exporter.name}' is named twice")
+            seen.add(exporter.name if exporter else "")
+            check = getattr(exporter.module, "unavailable", None) if exporter else None
+            if exporter and check and (message := check(exporter.config)):
+                self.document.problem(("export", i, exporter.name), f"it cannot be written here: {message}")
+
+    def _signature(self, data: Choice) -> "Signature | None":
+        """What the data looks like, if it is there."""
+        try:
+            found: Signature = data.module.describe(data.config)
+        except RecipeError as error:
+            self.document.problem(("data",), str(error))
+            return None
+        return found
+
+    def _of_task(self, task: str, signature: "Signature") -> None:
+        check = getattr(plugins.load("tasks", task), "misfit", None)
+        if check and (message := check(signature)):
+            self.document.problem(("task",), message)
+
+    def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
+        """Whether the models can take the data, as far as that is known without torch."""
+        for path, choice in _models(model, stages):
+            if message := choice.module.misfit(choice.config, signature):
+                self.document.problem(path, message)
+
+
+def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
+    """Where each stage stands: from a stage that is given another model on, that one is at work."""
+    names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
+    for i, stage in enumerate(stages):
+        encoder = bool(model and getattr(model.module, "ENCODER", False))
+        yield Place(
+            quantization=device.quantization,
+            evidence=evidence,
+            encoder=encoder,
+            earlier=names[:i],
+            later=names[i + 1 :],
+        )
+        model = next((choice for _, choice in _own_models(stage)), model)
+
+
+def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[KeyPath, Choice]]:
+    yield ("model",), model
+    for i, stage in enumerate(stages):
+        for key, choice in _own_models(stage):
+            if stage:
+                yield ("stages", i, stage.name, key), choice
+
+
+def _own_models(stage: Choice | None) -> Iterator[tuple[str, Choice]]:
+    """The models that a stage's settings name."""
+    for key, value in stage.config if stage else ():
+        if isinstance(value, Choice) and value.kind == "models":
+            yield key, value

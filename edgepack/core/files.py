@@ -1,0 +1,102 @@
+"""Files and digests: written whole or not at all, and known by what is in them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgepack.core.errors import DeviceError, RecipeError
+
+DOWNLOADS = Path(".edgepack/data")  # beside the store: data that was downloaded, and what is known of a user's files
+
+
+_Known = dict[str, list[int | str]]  # path: what stat tells of it, sha256
+
+
+def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
+    """The sha256 of each file by its name. Only those that stat tells to be others are read again: a file that took the
+    place of another, or had its times put back, has another inode or time of change.
+
+    They are remembered under the name `of` what they belong to.
+    """
+    memory = DOWNLOADS / f"digests-{digest(of)[:16]}.json"
+    before = _remembered(memory)
+    with ThreadPoolExecutor() as pool:
+        now = dict(zip(files, pool.map(lambda item: _facts(item[1], before.get(item[0])), files.items()), strict=True))
+    if now != before:
+        with suppress(OSError):  # a folder that may only be read is still good to read from
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(memory, json.dumps(now).encode())
+    return {name: str(facts[-1]) for name, facts in now.items()}
+
+
+def _facts(path: Path, before: list[int | str] | None) -> list[int | str]:
+    try:
+        status = path.stat()
+        seen: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        return before if before and before[:-1] == seen else [*seen, file_digest(path)]
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _remembered(memory: Path) -> _Known:
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: facts for name, facts in known.items() if isinstance(facts, list)}
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def disk_error(error: OSError, folder: Path) -> DeviceError:
+    """A clear error for a folder that cannot be written or a disk that is full."""
+    where = error.filename or folder
+    return DeviceError(
+        f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk")
+    )
+
+
+def full_disk(error: BaseException, folder: Path) -> DeviceError | None:
+    """The error as one of the disk, if it is one; an OSError of a plugin that cannot find its file is not."""
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return disk_error(error, folder)
+    if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
+        return disk_error(OSError(28, "No space left on device"), folder)
+    return None
+
+
+_ADVICE = {
+    28: "the disk is full: free some space (`edgepack cache gc`), or name another folder with --store and --dist",
+    13: "no permission: name a folder you may write with --store and --dist",
+    30: "the disk is read-only: name another folder with --store and --dist",
+    122: "the disk quota is used up: free some space (`edgepack cache gc`), or use --store and --dist",
+    20: "a file is in the way of that folder: move it, or name another folder with --store and --dist",
+    17: "a file is in the way of that folder: move it, or name another folder with --store and --dist",
+}

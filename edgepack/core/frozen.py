@@ -1,0 +1,14 @@
+"""The base of every value that is read from a file or written to one."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of every value that is read from or written to a file: immutable, keyword-only, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Moment = Annotated[float, Field(ge=0, lt=2**37)]  # seconds since 1970, in the years that a calendar knows

@@ -1,0 +1,78 @@
+"""What can be measured of an artifact, in which unit, and which way is better."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgepack.core.units import DURATION, NUMBER, SHARE, SIZE, Quantity
+
+Evidence = Literal["measured", "emulated", "estimated"]
+
+
+Level = Literal["error", "warn", "info"]
+FROM_BELOW = ("min", "retain", "max_decrease")  # bounds that the figure must not fall under
+AGAINST_TEACHER = ("max_drop", "retain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Something measured on every exported file, and the ways a budget may bound it (the first is the default).
+
+    `within` says what two figures of it must share to be compared: the device and protocol, the data, or nothing.
+    """
+
+    quantity: Quantity
+    meaning: str
+    bounds: tuple[str, ...] = ("max",)
+    evidence: Evidence = "estimated"  # the least that a budget accepts unless it says otherwise
+    within: Literal["device", "data", ""] = ""
+    formats: tuple[str, ...] = ()  # whose files it is measured of; default: all
+
+    def bounds_of(self, relative: bool) -> tuple[str, ...]:
+        return (("max_decrease" if self.bounds[0] == "min" else "max_increase"),) if relative else self.bounds
+
+
+def _timed(meaning: str) -> Metric:
+    return Metric(quantity=DURATION, meaning=meaning, evidence="measured", within="device")
+
+
+def _agreement(meaning: str, quantity: Quantity = SHARE, bound: str = "min") -> Metric:
+    return Metric(quantity=quantity, bounds=(bound,), meaning=meaning, within="data")
+
+
+METRICS: dict[str, Metric] = {
+    "size": Metric(quantity=SIZE, meaning="bytes of the exported file"),
+    "size.deploy": Metric(quantity=SIZE, meaning="bytes of the file and of what an app ships beside it"),
+    "size.download": Metric(quantity=SIZE, meaning="the same, each file compressed for download (deflate)"),
+    "latency.p50": _timed("median time of one inference"),
+    "latency.p90": _timed("90th percentile of one inference"),
+    "latency.p99": _timed("99th percentile of one inference"),
+    "latency.load": _timed("time to load the file, page cache warm"),
+    "latency.first": _timed("time of the first inference after loading"),
+    "memory.peak": Metric(
+        quantity=SIZE,
+        meaning="peak memory above the runtime's own, load included",
+        evidence="measured",
+        within="device",
+    ),
+    "memory.arena": Metric(
+        quantity=SIZE, meaning="memory planned for activations outside of backends", formats=("executorch",)
+    ),
+    "accuracy": Metric(
+        quantity=SHARE,
+        bounds=("min", "max_drop", "retain"),
+        meaning="share of test samples classified right",
+        within="data",
+    ),
+    "parity": _agreement("share of test samples on which it agrees with torch"),
+    "parity.difference": _agreement("largest difference of an output from torch's", NUMBER, "max"),
+    "parity.cosine": _agreement("cosine between all its outputs and torch's", NUMBER),
+    "parity.runtimes": _agreement("share of test samples on which it agrees with the first file"),
+    "delegation": Metric(
+        quantity=SHARE, bounds=("min",), meaning="share of operators that a backend runs", formats=("executorch",)
+    ),
+}
+
+
+def quantity_of(metric: str, bound: str) -> Quantity:
+    """What a limit is written in."""
+    return SHARE if bound in ("max_increase", "retain") else METRICS[metric].quantity

@@ -1,0 +1,207 @@
+"""Ctrl-C, SIGTERM and SIGHUP: one of them ends what runs, wherever it strikes.
+
+Python makes a KeyboardInterrupt of a signal, at whatever line the main thread happens to be. Libraries swallow it there
+(a bare `except:`, a callback, a `__del__`), or make another error of it. So that one came is remembered: `check` raises
+it again at the boundaries of a build's steps, `behind` tells whether it is the reason of another error, and a thread
+raises it again until somebody who ends the work has said `heard`. A command that has not ended some seconds later is
+ended: a store and a dist folder are sound whenever that happens.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgepack.core.errors import ExitCode
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN = 2.0  # seconds after which it is raised again
+_PATIENCE = 10.0  # seconds that a command has to end by itself, and those that its tidying may take
+_BOUNCE = 0.5  # seconds in which a second signal is the same: a terminal and a wrapper of the command both send it
+
+
+@dataclass
+class _Watch:
+    """What is known of the signals of one command, or of one build of the library."""
+
+    ends: bool  # whether the process is ours to end
+    came: float = 0.0  # when the first came; 0 while none has
+    heard: float = 0.0  # when those who end the work learned of it
+    again: bool = False  # the next signal is our own
+    deferred: int = 0
+    written: int = -1  # where the thread is told that one came
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held where one of our own may be on its way
+
+    def strike(self, number: int, frame: Any) -> None:
+        """The handler of the signals."""
+        now, ours, self.again = time.monotonic(), self.again, False
+        if not self.came:  # also where the thread's own is told with it: Python makes one call of the two
+            self.came = now
+            with suppress(OSError):
+                os.write(self.written, bytes([number]))
+        elif not ours and self.ends and now - self.came > _BOUNCE:
+            end()  # a second one says: at once
+        if not self.deferred and not self.heard:
+            raise KeyboardInterrupt
+
+    def stand_by(self, read: int) -> None:
+        """The thread: wait for a signal, raise it again while it is not heard, and end the process in the end."""
+        with os.fdopen(read, "rb", buffering=0) as told:
+            while (number := told.read(1)) and number[0] not in SIGNALS:
+                pass  # of somebody else's
+            came = time.monotonic()
+            while number and (self.ends or not self.heard) and time.monotonic() < max(came, self.heard) + _PATIENCE:
+                time.sleep(_AGAIN)
+                with self.lock:
+                    if not self.heard:
+                        self.again = True
+                        signal.pthread_kill(threading.main_thread().ident or 0, number[0])
+            if number and self.ends:
+                end()
+
+    def start(self) -> None:
+        """Begin to stand by. Never joined: it ends with the process, or when `written` is closed."""
+        read, self.written = os.pipe()
+        os.set_blocking(self.written, False)
+        threading.Thread(target=self.stand_by, args=(read,), name="interrupts", daemon=True).start()
+
+
+_now = _Watch(ends=False)  # nobody has asked to be told: Python's own handler is in place
+
+
+def install() -> None:
+    """Answer signals from now on as a command does. One that is ignored, as under nohup, stays so."""
+    global _now
+    if _now.ends:
+        return
+    _now = _Watch(ends=True)
+    _now.start()
+    signal.set_wakeup_fd(_now.written, warn_on_full_buffer=False)  # also while the main thread is inside a library
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _now.strike)
+
+
+def _before_fork() -> None:
+    """None comes to a child that still has its parent's handlers."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _after_fork() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child() -> None:
+    """A forked process, as of a pool of the user's, has signals of its own and nothing to tell its parent."""
+    global _now
+    watch, _now = _now, _Watch(ends=False)
+    if watch.ends:
+        signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) == watch.strike:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _after_fork()
+
+
+_masks: list[set[signal.Signals | int]] = []  # of the thread that forks
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+def close() -> None:
+    """The command is over and its exit code known: a signal changes it no more."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Ctrl-C as `install` answers it, for a build that a program of somebody else's runs; that is never ended here.
+
+    Where it is not the main thread, or the program has a handler of its own, all stays as it is.
+    """
+    global _now
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before, _now = _now, _Watch(ends=False)
+    _now.start()
+    signal.signal(signal.SIGINT, _now.strike)
+    watch, unheard = _now, False
+    try:
+        yield
+        unheard = bool(watch.came) and not watch.heard  # one that came while nothing could be raised
+    finally:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        with watch.lock:
+            watch.heard = time.monotonic()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(watch.written)
+        _now = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if unheard:
+        raise KeyboardInterrupt
+
+
+def asked() -> bool:
+    """Whether a signal has come."""
+    return bool(_now.came)
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt where one was swallowed."""
+    if _now.came and not _now.heard and not _now.deferred:
+        raise KeyboardInterrupt
+
+
+def heard() -> None:
+    """The work is being ended: from here on nothing is raised, so that it can be tidied."""
+    _now.heard = time.monotonic()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """What is done here is done whole: a signal is remembered, and raises nothing."""
+    watch = _now
+    watch.deferred += 1
+    try:
+        yield
+    finally:
+        watch.deferred -= 1
+
+
+def behind(error: BaseException | None) -> bool:
+    """Whether a signal is the reason of an error, whatever a library has made of it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return asked()
+
+
+def end() -> NoReturn:
+    """End this process, and every one that it started, now."""
+    for pid in _descendants("self"):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(ExitCode.INTERRUPTED)
+
+
+def _descendants(pid: str) -> Iterator[int]:
+    for file in Path("/proc", pid, "task").glob("*/children"):
+        with suppress(OSError):
+            for child in file.read_text().split():
+                yield from _descendants(child)
+                yield int(child)

@@ -1,0 +1,128 @@
+"""What a build was made with: versions, processor, git state, environment. No torch."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Set
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgepack.core.errors import RecipeError
+
+CORE = ("edgepack", "torch")  # every stage's output depends on these
+MISSING = "not installed"
+_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")  # features that multiply bytes
+
+
+@cache
+def versions(*packages: str) -> dict[str, str]:
+    """The installed version of each package, from its metadata: torch and the like are not imported."""
+    return {package: _version(package) for package in sorted(packages)}
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """The version of each of these packages that is installed."""
+    return {package: version for package, version in versions(*packages).items() if version != MISSING}
+
+
+@cache  # reading a package's metadata takes a millisecond, and every step of a plan asks for some
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return MISSING
+
+
+@cache
+def cpu() -> dict[str, str]:
+    """The processor's model name and its features, as Linux tells them."""
+    facts: dict[str, str] = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    family = "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return {
+        "name": facts.get("model name", platform.processor() or platform.machine()),
+        "family": family,
+        "features": facts.get("flags", facts.get("Features", "")),
+        "machine": platform.machine(),
+    }
+
+
+def cpu_features() -> frozenset[str]:
+    return frozenset(cpu()["features"].split())
+
+
+INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})  # they sum products in 32 bits
+SATURATING = "put `quantization: {int8_saturates: true}` into the device profile"
+
+
+def int8_saturates(features: Set[str]) -> bool:
+    """Whether a processor with these features sums products of u8 x s8 in 16 bits, so that large ones are cut off."""
+    return "avx2" in features and not features & INT8
+
+
+BF16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # features that multiply bfloat16; the last is Arm's
+
+
+@cache
+def threads() -> int:
+    """Threads that training uses: EDGEPACK_THREADS, or the cores this process may run on."""
+    asked, cores = os.environ.get("EDGEPACK_THREADS", ""), len(os.sched_getaffinity(0))
+    if asked and not (asked.isdecimal() and 0 < int(asked) <= cores):
+        raise RecipeError(f"EDGEPACK_THREADS is {asked!r}: give a whole number from 1 to {cores}")
+    return int(asked or cores)
+
+
+def compute() -> dict[str, Any]:
+    """What the numbers of a training depend on besides the recipe: part of the key of every stage.
+
+    The features too: virtual machines mask them under one and the same name of the processor.
+    """
+    return {**cpu(), "threads": threads()}
+
+
+def environment() -> dict[str, Any]:
+    """For the report; nothing in it names a person or holds a secret."""
+    return {
+        "cpu": cpu()["name"],
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def summary(*packages: str) -> str:
+    """The environment in one line for people, beside figures that were taken in it."""
+    facts = environment()
+    found = ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
+    int8 = ", ".join(name for name in _INT8 if name in cpu_features()) or "no int8 products"
+    return f"{facts['cpu']} ({int8}), {facts['threads']} of {facts['cores']} cores, {facts['system']}, {found}"
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit that `folder` stands at and whether anything in it differs; empty outside a repository.
+
+    `prefix` is where the current folder, from which files are named, lies in its repository: "ml/models/", or "".
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    return {"commit": commit, "dirty": dirty, "prefix": _git(Path.cwd(), "rev-parse", "--show-prefix")}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ""

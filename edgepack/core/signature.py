@@ -1,0 +1,35 @@
+"""What a model takes and gives: names, shapes and types of inputs, labels, preprocessing."""
+
+from typing import Any
+
+from pydantic import field_validator
+
+from edgepack.core.errors import RecipeError
+from edgepack.core.frozen import Frozen
+from edgepack.core.labels import problem
+
+
+class TensorSpec(Frozen):
+    """One input of a model, without its batch dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class Signature(Frozen):
+    """What goes into a model and what comes out: enough to build one, and for an app to call it.
+
+    Raises RecipeError for a label that an app could not read from a line of text.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    preprocessing: dict[str, Any] = {}  # how raw data becomes the inputs, exactly as trained
+
+    @field_validator("labels")
+    @classmethod
+    def _usable(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if why := problem(labels):
+            raise RecipeError(why, "give the class another name")
+        return labels

@@ -1,0 +1,1 @@
+"""Samples, their splits, and the tasks that they are for."""

@@ -1,0 +1,212 @@
+"""Your own data: a function of yours that returns its splits, `data: {python: {function: "shop.data:load", ...}}`.
+
+def load(**args):
+    return {"train": (inputs, targets), "validation": (inputs, targets), "test": (inputs, targets)}
+
+Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their labels [n]; or return
+`edgepack.datasets.Data`, whose splits may also hold bytes to `prepare` and `augment`.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from edgepack.config.user_code.references import Files, Reference, libraries, named, resolve, sources
+from edgepack.core.errors import RecipeError, StageError, listed
+from edgepack.core.files import digest, digests, file_digest
+from edgepack.core.frozen import Frozen
+from edgepack.core.labels import problem
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.data.splits import Data, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOREIGN = True
+
+_PARTS = ("train", "validation", "test")
+_BATCH = 256  # samples
+
+
+class Config(Frozen):
+    function: Reference = Field(description='"module:function"; the current folder is searched first')
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = Field(
+        description="of one sample as the model takes it, for example [1, 28, 28]"
+    )
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] = Field(description="the name of target 0, 1, ...")
+    dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
+    args: dict[str, Any] = Field(default={}, description="what the function is called with")
+    files: Files = Field(
+        default=(),
+        description='what it reads, for example ["data/*.npz", "shop/*.py"]: when they change, so does the data',
+    )
+    preprocessing: dict[str, Any] = Field(default={}, description="how an app makes the inputs, told in the bundle")
+
+    @field_validator("labels")
+    @classmethod
+    def _usable(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if why := problem(labels):
+            raise ValueError(why)
+        return labels
+
+    @field_validator("args", "preprocessing")
+    @classmethod
+    def _plain(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key, value in values.items():
+            if odd := next(_odd(value), None):
+                raise ValueError(f"{key} holds a {odd}: write it as text, in quotes")
+        return values
+
+
+def describe(config: Config) -> Signature:
+    """As the recipe says, for nothing of the user's runs yet."""
+    sample = TensorSpec(name="input", shape=config.shape, dtype=config.dtype)
+    return Signature(inputs=(sample,), labels=config.labels, preprocessing=config.preprocessing)
+
+
+def fingerprint(config: Config) -> str:
+    """Of the function's module and what it imports, its arguments, and the files the recipe names."""
+    found = digests(named(config.files), of=f"{Path.cwd()} {config.function}")
+    code = [file_digest(file) for file in sources(config.function)]
+    settings = config.model_dump(mode="json")
+    return digest({"config": settings, "code": code, "files": found, "versions": libraries(config.function)})
+
+
+def files(config: Config) -> tuple[Path, ...]:
+    return (*sources(config.function), *named(config.files).values())
+
+
+def load(config: Config) -> Data:
+    """What the function returns, looked through. Raises RecipeError naming the split that is not as described."""
+    given = _parts(config.function, _called(config))
+    splits = {part: _checked(part, _split(part, given[part]), config) for part in _PARTS}
+    told = (*_lacking(splits, config.labels), *_shared(splits))
+    return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=told)
+
+
+def _called(config: Config) -> object:
+    function = resolve(config.function)
+    try:
+        return function(**config.args)
+    except (Exception, SystemExit) as error:
+        logging.getLogger(__name__).exception("%s failed", config.function)
+        raise StageError(
+            f"{config.function} failed: {type(error).__name__}: {error}", "build.log has the traceback"
+        ) from error
+
+
+def _parts(function: str, given: object) -> dict[str, Any]:
+    if isinstance(given, Data):
+        return {part: getattr(given, part) for part in _PARTS}
+    if isinstance(given, dict) and {*given} == {*_PARTS}:
+        return given
+    got = f"a dict with {', '.join(map(repr, given)) or 'nothing'}" if isinstance(given, dict) else type(given).__name__
+    raise RecipeError(
+        f"{function} gave {got}", "return edgepack.datasets.Data, or a dict with 'train', 'validation' and 'test'"
+    )
+
+
+def _split(part: str, given: Any) -> Split:
+    """Tensors of what the function gave: numpy arrays share their memory, floats become float32, targets int64."""
+    import torch
+
+    if isinstance(given, Split):
+        inputs = tuple(torch.as_tensor(tensor) for tensor in given.inputs)
+        return replace(given, inputs=inputs, targets=_whole(part, torch.as_tensor(given.targets)))
+    try:
+        inputs, targets = given
+        samples = torch.as_tensor(inputs)
+        samples = samples.float() if samples.is_floating_point() else samples
+        return Split(inputs=(samples,), targets=_whole(part, torch.as_tensor(targets)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _wrong(part, f"expected a pair of arrays, inputs and targets: {error}") from error
+
+
+def _whole(part: str, targets: "Tensor") -> "Tensor":
+    if targets.is_floating_point() or targets.is_complex() or targets.dim() != 1:
+        kind = str(targets.dtype).removeprefix("torch.")
+        raise _wrong(part, f"targets are {kind} of shape {list(targets.shape)}, expected whole numbers of shape [n]")
+    return targets.long()
+
+
+def _checked(part: str, split: Split, config: Config) -> Split:
+    lengths = {len(tensor) for tensor in split.inputs}
+    if lengths != {len(split)}:
+        raise _wrong(part, f"it has {len(split)} targets for {' and '.join(map(str, sorted(lengths)))} inputs")
+    if len(split) < (2 if part == "train" else 1):
+        raise _wrong(part, "it is empty" if not len(split) else "one sample is too few to train on")
+    low, high = int(split.targets.min()), int(split.targets.max())
+    if low < 0 or high >= len(config.labels):
+        raise _wrong(
+            part, f"targets go from {low} to {high}, but {len(config.labels)} labels are 0 to {len(config.labels) - 1}"
+        )
+    for batch in split.batches(_BATCH):
+        _as_described(part, batch.inputs, config)
+    return split
+
+
+def _as_described(part: str, inputs: "tuple[Tensor, ...]", config: Config) -> None:
+    if len(inputs) != 1:
+        raise _wrong(part, f"it has {len(inputs)} inputs, expected one")
+    shape, dtype = tuple(inputs[0].shape[1:]), str(inputs[0].dtype).removeprefix("torch.")
+    if shape != config.shape:
+        raise _wrong(part, f"a sample has the shape {list(shape)}, but the recipe says {list(config.shape)}")
+    if dtype != config.dtype:
+        raise _wrong(part, f"inputs are {dtype}, but the recipe says {config.dtype}")
+    if inputs[0].is_floating_point() and not bool(inputs[0].isfinite().all()):
+        raise _wrong(part, "some inputs are infinite or not a number")
+
+
+def _wrong(part: str, problem: str) -> RecipeError:
+    return RecipeError(
+        f"the split '{part}' of the data is not as it should be: {problem}", "mend the function, or the recipe's data"
+    )
+
+
+def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str]:
+    for part, split in splits.items():
+        there = {*split.targets.unique().tolist()}
+        if absent := [repr(label) for target, label in enumerate(labels) if target not in there]:
+            yield f"the {part} split has no sample of {listed(absent)}"
+
+
+def _shared(splits: Mapping[str, Split]) -> Iterator[str]:
+    """Samples that are the same as they are stored. None is left out: it is the function that says what is split."""
+    contents = {part: [*map(_content, zip(*split.inputs, strict=True))] for part, split in splits.items()}
+    for part, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
+        known = {*contents[other]}
+        if count := sum(each in known for each in contents[part]):
+            yield f"{count} of {len(contents[part])} {part} samples stand in {other} too: {part} scores are too good"
+
+
+def _content(sample: "tuple[Tensor, ...]") -> bytes:
+    import torch
+
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in sample:
+        found.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.digest()
+
+
+def _shuffled(split: Split) -> Split:
+    """In an order drawn once: files are often sorted by class, and what needs only some samples takes the first."""
+    import torch
+
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return replace(split, inputs=tuple(tensor[order] for tensor in split.inputs), targets=split.targets[order])
+
+
+def _odd(value: object) -> Iterator[str]:
+    """What a YAML file may hold and the recipe in a bundle could not give back the same, such as a date."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _odd(item)
+    elif not isinstance(value, str | int | float | bool | None):
+        yield type(value).__name__

@@ -1,0 +1,286 @@
+"""How a folder that holds a folder for each class is read: what is taken, and what is told of the rest.
+
+Hidden files and folders, and what systems and programs leave behind, are no data. Links are followed; one that leads
+nowhere is an error, for nobody knows how much is missing.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepack.core.errors import RecipeError
+from edgepack.core.labels import doubts, flaw
+from edgepack.data.partition import same_classes, unreadable
+
+_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+# Left behind by macOS, Windows, network drives and Python; what begins with a dot is hidden anyway.
+_LITTER = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("@eadir", "#recycle", "#snapshot", "lost+found", "__pycache__"),
+}
+
+POINTERS = ("version https://git-lfs.github.com/spec/", "/annex/objects/")  # how what stands for a large file begins
+NOT_FETCHED = "it only says where its content is: fetch that (git lfs pull, git annex get)"
+
+Files = dict[str, tuple[Path, ...]]  # the files of each class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the samples are called, and which files hold one."""
+
+    noun: str
+    example: str  # a class and a file of it
+    known: str  # the endings, for people
+    accepts: Callable[[str], bool]  # of a file's ending, in lower case
+    advice: Callable[[str], str] = lambda ending: ""  # how files of an ending that is not accepted could be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files by split and class, sorted, and what a person should know of what was left out."""
+
+    parts: dict[str, Files]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Seen:
+    """What a walk met beside the files that it gave."""
+
+    left_out: Counter[str] = field(default_factory=Counter)  # by ending
+    broken: list[Path] = field(default_factory=list)  # links
+    again: int = 0  # links to folders that were read already
+    loose: int = 0  # files that are in no class
+    no_files: int = 0  # of the kind by their names: pipes, sockets, devices
+
+
+def listed(root: Path, kind: Kind) -> Listing:
+    """Raises RecipeError for the first thing that is wrong with the folders."""
+    with _readable(root):
+        there = root.is_dir()
+    if not there:
+        raise RecipeError(f"there is no folder '{root}'", "name the folder that holds a folder for each class")
+    seen = _Seen()
+    names = {root: _folders(root, kind, seen)}
+    _refuse_broken(seen)  # one that should be a split or a class would be misread
+    folders = _part_folders(root, names[root])
+    names |= {folder: _folders(folder, kind, seen) for folder in folders.values() if folder != root}
+    found = {part: _classes(folder, names[folder], kind, seen) for part, folder in folders.items()}
+    _refuse_broken(seen)
+    for part, classes in found.items():
+        same_classes(f"of {root}", part, found["train"], classes)
+    beside = [name for name in names[root] if root / name not in folders.values()] if len(names) > 1 else []
+    return Listing(
+        parts=found,
+        notes=(*_notes(kind, seen, beside), *_doubts(folders["train"], found["train"]), *doubts(found["train"])),
+    )
+
+
+def shown(path: Path | str) -> str:
+    """As it stands where a terminal can print it, else as a literal."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
+def _refuse_broken(seen: _Seen) -> None:
+    if seen.broken:
+        told = [f"{shown(link)} -> {shown(link.readlink())}" for link in seen.broken]
+        advice = "fetch or mount what they lead to (git annex get, dvc pull), or remove them"
+        raise unreadable(told, "link", "lead nowhere" if len(told) > 1 else "leads nowhere", advice)
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "link"), counted(2, "link")
+    ('1 link is', '2 links are')
+    """
+    return f"1 {noun} is" if count == 1 else f"{count} {noun}s are"
+
+
+def _part_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """A folder `train` that holds folders itself is no class: the splits are made already."""
+    present = {part: _called(aliases, names) for part, aliases in _PARTS.items()}
+    if not any(_subfolders(root / name) for name in present["train"]):
+        _refuse_parts(root, names, [name for part in ("validation", "test") for name in present[part]])
+        return {"train": root}
+    for part, found in present.items():
+        if len(found) > 1:
+            first, second = (root / name for name in found[:2])
+            raise RecipeError(f"both {first} and {second} may be the {part} split", "keep one of them, or rename it")
+    return {part: root / found[0] for part, found in present.items() if found}
+
+
+def _called(aliases: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the names that are one of the aliases, in any case, in the order of the aliases."""
+    return [name for alias in aliases for name in names if name.casefold() == alias]
+
+
+def _refuse_parts(root: Path, names: Sequence[str], parts: Sequence[str]) -> None:
+    """Splits without a train folder would be taken for classes."""
+    for part in parts:
+        inside = _subfolders(root / part)
+        if len(inside) > 1 and ({*inside} <= {*names} or {*names} == {*parts}):
+            raise RecipeError(
+                f"{root / part} holds folders of classes, as a split does, but {root} has no folder train with them",
+                f"move the classes that are trained on into {root / 'train'}",
+            )
+
+
+def _classes(folder: Path, names: Sequence[str], kind: Kind, seen: _Seen) -> Files:
+    if not names:
+        raise RecipeError(
+            f"{folder} holds no folders: each class needs one with its {kind.noun}s",
+            f"for example {folder}/{kind.example}",
+        )
+    for name in names:
+        if why := flaw(name):
+            raise RecipeError(f"the folder {str(folder / name)!r} gives no label: {why}", "rename it")
+    if len(names) == 1:
+        inside = folder / names[0]
+        raise RecipeError(
+            f"{folder} holds one class only, {names[0]!r}: there is nothing to tell apart",
+            f"if the classes are in it, name the folder {inside}" if len(_subfolders(inside)) > 1 else "",
+        )
+    return {name: _files(folder / name, kind, seen) for name in names}
+
+
+def _files(folder: Path, kind: Kind, seen: _Seen) -> tuple[Path, ...]:
+    before, broken = seen.left_out.copy(), len(seen.broken)
+    above = (*folder.resolve().parents, *folder.absolute().parents)  # they differ where the class itself is a link
+    files = tuple(sorted(_walked(folder, kind, seen, {*map(_identity, above)})))
+    if not files and len(seen.broken) == broken:
+        others = seen.left_out - before
+        there = f", but {_endings(kind, others)}" if others else ""
+        raise RecipeError(f"there is no {kind.noun} in {folder}{there}", f"known are {kind.known}")
+    return files
+
+
+def _walked(folder: Path, kind: Kind, seen: _Seen, been: set[tuple[int, int]]) -> Iterator[Path]:
+    """Every file of the kind below a folder. What a link leads to is read once, and nothing that it stands in."""
+    if (here := _identity(folder)) in been:
+        seen.again += 1
+        return
+    been.add(here)
+    for entry in _entries(folder):
+        ending = _ending(entry.name)
+        if _is_folder(entry):
+            yield from _walked(folder / entry.name, kind, seen, been)
+        elif _is_broken(entry, kind):
+            seen.broken.append(folder / entry.name)
+        elif kind.accepts(ending) and entry.is_file():
+            yield folder / entry.name
+        elif kind.accepts(ending):
+            seen.no_files += 1
+        else:
+            seen.left_out[ending] += 1
+
+
+def _folders(folder: Path, kind: Kind, seen: _Seen) -> list[str]:
+    """The folders for classes or splits; files of the kind beside them are counted, for they have no class."""
+    names = []
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            names.append(entry.name)
+        elif _is_broken(entry, kind):
+            seen.broken.append(folder / entry.name)
+        else:
+            seen.loose += kind.accepts(_ending(entry.name))
+    return names
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """What is in a folder, sorted, but for what is hidden. Raises RecipeError when it cannot be read."""
+    with _readable(folder), os.scandir(folder) as entries:
+        there = [entry for entry in entries if not _is_hidden(entry.name)]
+    return sorted(there, key=lambda entry: entry.name)
+
+
+@contextmanager
+def _readable(path: Path | str) -> Iterator[None]:
+    """Raises RecipeError when what is done inside may not be done with this path, or where it leads to."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(f"cannot read {shown(path)}: {error.strerror}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Only links are looked up on the disk: there may be a million files."""
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    with _readable(entry.path):
+        return Path(entry.path).is_dir()
+
+
+def _is_broken(entry: "os.DirEntry[str]", kind: Kind) -> bool:
+    """Whether it is a link that leads nowhere, of a name that could be a folder's or that of a file of the kind."""
+    if not entry.is_symlink():
+        return False
+    with _readable(entry.path):
+        if Path(entry.path).exists():
+            return False
+    ending = _ending(entry.name)
+    return not ending or kind.accepts(ending)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for a folder by whatever links it is reached."""
+    with _readable(folder):
+        status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _ending(name: str) -> str:
+    stem, _, ending = name.rpartition(".")  # as Path.suffix gives it, without the time that a Path takes
+    return f".{ending.lower()}" if stem and ending else ""
+
+
+def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
+    if count := seen.left_out.total():
+        yield f"{counted(count, 'file')} left out by ending: {_endings(kind, seen.left_out)}"
+    if seen.no_files:
+        yield f"{counted(seen.no_files, 'thing')} left out: named as a {kind.noun} is, and no file (a pipe, a socket)"
+    if seen.loose:
+        yield f"{counted(seen.loose, kind.noun)} in no folder of a class, and left out"
+    if seen.again:
+        yield f"{counted(seen.again, 'link')} not followed, to what is read already"
+    if beside:
+        yield f"{counted(len(beside), 'folder')} left out, beside those of the splits: {', '.join(map(shown, beside))}"
+
+
+def _endings(kind: Kind, endings: Counter[str]) -> str:
+    """ ".heic 12 (needs pillow-heif), .txt 3, without an ending 1"."""
+    sorted_ = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    told = ((ending, count, kind.advice(ending)) for ending, count in sorted_)
+    return ", ".join(
+        f"{shown(ending) or 'without an ending'} {count}{f' ({advice})' if advice else ''}"
+        for ending, count, advice in told
+    )
+
+
+def _doubts(folder: Path, classes: Files) -> Iterator[str]:
+    """Splits of names that mean nothing here look like classes that all hold the same folders."""
+    direct = len(folder.parts) + 2
+    if any(len(file.parts) == direct for files in classes.values() for file in files):
+        return
+    inside = {tuple(_subfolders(folder / name)) for name in classes}
+    same = next(iter(inside)) if len(inside) == 1 else ()
+    if len(same) > 1:
+        told = f"each class holds the same folders, {', '.join(map(shown, same))}"
+        yield f"{told}: if those are the classes, call the folders above them train, validation and test"

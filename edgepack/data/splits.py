@@ -1,0 +1,97 @@
+"""Batches and splits: what stages train on, and exported files are evaluated on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    Prepare = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
+
+
+EXAMPLES = 3  # samples of the test split that a bundle holds to test itself with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Inputs of shape [n, ...], targets of shape [n], and where in the split each sample stands."""
+
+    inputs: "tuple[Tensor, ...]"
+    targets: "Tensor"
+    indices: "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One part of a data set, held in memory: each input [n, ...], targets [n].
+
+    Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` makes the one of the other, a
+    batch at a time. `augment` changes stored samples at random before that, in shuffled passes only. Both are asked
+    with inputs [batch, ...] and must not change them in place.
+    """
+
+    inputs: "tuple[Tensor, ...]"
+    targets: "Tensor"
+    prepare: "Prepare | None" = None
+    augment: "Augment | None" = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """In order, or shuffled and augmented by `seed`: the same seed gives the same samples.
+
+        A last batch of one is left out of shuffled passes: batch norm needs two.
+        """
+        import torch
+
+        random = None if seed is None else torch.Generator().manual_seed(seed)
+        order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
+        for indices in order.split(size):
+            if random is None or len(indices) > 1:
+                yield Batch(inputs=self._taken(indices, random), targets=self.targets[indices], indices=indices)
+
+    def first(self, count: int) -> "Split":
+        """The split cut down to its first samples, for what needs only some."""
+        return replace(self, inputs=tuple(tensor[:count] for tensor in self.inputs), targets=self.targets[:count])
+
+    def head(self, count: int) -> "tuple[Tensor, ...]":
+        """The first samples as a model takes them."""
+        return next(self.first(count).batches(count)).inputs
+
+    def _taken(self, indices: "Tensor", random: "Generator | None") -> "tuple[Tensor, ...]":
+        inputs = tuple(tensor[indices] for tensor in self.inputs)
+        if self.augment and random is not None:
+            inputs = self.augment(inputs, random)
+        return self.prepare(inputs) if self.prepare else inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What stages see: selection uses `validation`, calibration `train`."""
+
+    train: Split
+    validation: Split
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a training sample looks different every time."""
+        return self.train.augment is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(TrainingData):
+    """A whole data set; `test` is for the report alone.
+
+    `examples` are the first samples of the test split as an app meets them, where they are texts, and `notes` what a
+    person should know of the data.
+    """
+
+    test: Split
+    examples: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def for_stages(self) -> TrainingData:
+        return TrainingData(train=self.train, validation=self.validation)

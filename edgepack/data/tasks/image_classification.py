@@ -1,0 +1,11 @@
+"""One picture, one label."""
+
+from edgepack.core.signature import Signature
+from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score
+
+__all__ = ["METRIC", "decide", "distill", "loss", "misfit", "score"]
+
+
+def misfit(signature: Signature) -> str:
+    text = signature.preprocessing.get("kind") == "text"
+    return "it is a task for pictures, but the data is texts: text_classification" if text else ""

@@ -1,0 +1,1 @@
+"""What leaves the build: the bundle, its signature, reports."""

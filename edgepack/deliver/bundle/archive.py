@@ -1,0 +1,185 @@
+"""A bundle as a zip and as a folder: packed the same way every time, and read as if someone meant harm.
+
+A zip must be, byte for byte what `pack` makes of its files, so nothing can hide in it. A folder holds plain files only.
+"""
+
+import io
+import os
+import shutil
+import struct
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
+from typing import BinaryIO
+
+from edgepack.core.errors import VerifyError
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
+MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+_MOST = 16 * 2**20  # bytes of either, or of a zip's directory: no more is read of one that somebody blew up
+_END = struct.Struct("<4s4H2LH")  # how a zip without a comment ends: its directory's length and place among others
+_HEADS = 30 + 46  # bytes of a member, beside its name twice and its content
+
+Files = dict[str, bytes]  # path inside the bundle -> content
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A zip that depends on the files' names and contents only: sorted, stored, one date, one mode."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(files):
+            info = zipfile.ZipInfo(path, date_time=_EPOCH)
+            info.create_system = 3
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, files[path])
+    return buffer.getvalue()
+
+
+def swap(files: Mapping[str, bytes], folder: Path) -> None:
+    """Make `folder` hold just these files, so that an app's build never sees half of them.
+
+    They are written aside, in a new folder beside it. One rename takes what was there away, another brings them in.
+    """
+    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name that nobody else can have
+    fresh, old = aside / "new", aside / "old"
+    try:
+        for path, content in files.items():
+            target = fresh / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        if folder.exists():
+            folder.replace(old)
+        fresh.replace(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)  # where that fails too it stays aside: nothing that was there is lost
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def safe(name: str) -> bool:
+    """Whether a file of this name lies inside the bundle on every system, and under no other name too."""
+    path = PurePosixPath(name)
+    plain = bool(name) and name.isprintable() and not {*"\\:"} & {*name}
+    plain = plain and not any(part.endswith((".", " ")) for part in path.parts)  # Windows leaves those off
+    return plain and not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
+
+
+def clash(names: Sequence[str]) -> str:
+    """A name that cannot lie beside another of them in one folder on every system, or ""."""
+    seen: set[str] = set()
+    for name in names:
+        if _alike(name) in seen:
+            return name
+        seen.add(_alike(name))
+    return next((name for name in names if {_alike(str(above)) for above in PurePosixPath(name).parents} & seen), "")
+
+
+def _alike(name: str) -> str:
+    """What file systems that know no case, or compose accents, take a name for."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def read_folder(folder: Path, sizes: Callable[[bytes], Mapping[str, int]]) -> Files:
+    """The files of a folder, of each no more than one byte above what `sizes` finds in the manifest.
+
+    Of files that the manifest does not name one byte is read: that they are there is wrong enough.
+    """
+    found = dict(_plain_files(folder))
+    limits = {MANIFEST: _MOST, SUMS: _MOST}
+    if MANIFEST in found:
+        limits |= sizes(_beginning(found[MANIFEST], _MOST))
+    return {name: _beginning(path, limits.get(name, 0)) for name, path in found.items()}
+
+
+def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Raises VerifyError for a link, a device or anything else that is no plain file, and for what cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise VerifyError(f"cannot read {error.filename}: {error.strerror}")
+
+    for above, folders, files in os.walk(folder, onerror=refuse):
+        for path in sorted(Path(above, name) for name in (*folders, *files)):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise VerifyError(f"{folder}: {name!r} is a link; a bundle holds plain files")
+            if path.is_file():
+                yield name, path
+            elif not path.is_dir():
+                raise VerifyError(f"{folder}: {name!r} is no plain file")
+
+
+def _beginning(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # that much memory is taken at once
+    except OSError as error:
+        raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    except MemoryError:
+        raise _too_large(path) from None
+
+
+def read_zip(path: Path) -> Files:
+    """The files of a zip that edgepack packed. Raises VerifyError for any other, before anything is unpacked."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise VerifyError(f"{path} is no plain file", "give the .zip that a build wrote, or its unpacked folder")
+    try:
+        with path.open("rb") as file:
+            return _unzipped(path, file)
+    except OSError as error:
+        raise VerifyError(f"cannot read {path}: {error.strerror}") from None
+    except MemoryError:
+        raise _too_large(path) from None
+
+
+def _unzipped(path: Path, file: BinaryIO) -> Files:
+    try:
+        length = os.fstat(file.fileno()).st_size
+        _refuse_blown_up(file, length)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            _refuse_tricks(path, members, length)
+            files = {member.filename: archive.read(member) for member in members}
+    except (VerifyError, OSError, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises many kinds on bytes that are no zip
+        raise VerifyError(f"{path} is not a whole zip file: {error}", "copy or build it again") from None
+    file.seek(0)
+    if pack(files) != file.read(length + 1):
+        raise VerifyError(_CHANGED.format(path))
+    return files
+
+
+_CHANGED = "{} was not packed by edgepack, or changed since: its bytes are not those of its files"
+
+
+def _too_large(path: Path) -> VerifyError:
+    return VerifyError(f"{path} is larger than the memory here", "check it on a computer that has more")
+
+
+def _refuse_blown_up(file: BinaryIO, length: int) -> None:
+    """Zipfile reads as much as the last bytes tell it to: a file of a terabyte, or a number in a small one."""
+    file.seek(max(0, length - _END.size))
+    end = file.read(_END.size)
+    if len(end) < _END.size or end[:4] != b"PK\5\6":
+        raise zipfile.BadZipFile("it has no end")
+    *_, directory, start, _ = _END.unpack(end)
+    if directory > _MOST or start + directory + _END.size != length:
+        raise zipfile.BadZipFile("its end is not where it says")
+
+
+def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) -> None:
+    if sum(member.file_size for member in members) > length:  # also where every file overlaps the next
+        raise VerifyError(f"{path} was not packed by edgepack: it grows when it is unpacked")
+    seen: set[str] = set()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise VerifyError(f"{path} was not packed by edgepack: {member.filename!r} grows when it is unpacked")
+        if not safe(member.filename):
+            raise VerifyError(f"{path}: {member.filename!r} would be written outside the bundle's folder")
+        if member.filename in seen:
+            raise VerifyError(f"{path}: {member.filename!r} is there twice")
+        seen.add(member.filename)
+    if length != _END.size + sum(_HEADS + 2 * len(each.filename.encode()) + each.file_size for each in members):
+        raise VerifyError(_CHANGED.format(path))  # before all of it is read

@@ -1,0 +1,180 @@
+"""What goes into a bundle, made from a finished build."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.core import labels
+from edgepack.core.errors import DeviceError
+from edgepack.core.metrics import METRICS
+from edgepack.deliver.bundle import card, examples, sbom
+from edgepack.deliver.bundle.archive import Files
+from edgepack.deliver.bundle.manifest import SCHEMA, Entry, Manifest, Runtime, Source, sealed
+from edgepack.deliver.bundle.rendering import as_json, as_yaml
+from edgepack.records.build import Build
+
+if TYPE_CHECKING:
+    from edgepack.config.device import Device
+    from edgepack.config.plugins import Choice
+    from edgepack.config.recipe import Recipe
+    from edgepack.core.signature import Signature
+    from edgepack.deliver.bundle.parts import BundleParts
+    from edgepack.records.artifact import Artifact
+
+# How far a logit may be from what the file answered where it was built, as a share of the range of that answer: integer
+# kernels of other processors round otherwise. ExecuTorch's and ONNX Runtime's files of one model differ by up to 0.8 %.
+TOLERANCE = 0.05
+
+
+def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
+    """Every file of the bundle. Raises DeviceError when a file that the recipe names has gone."""
+    build = _repeatable(build, device)
+    files: Files = {}
+    for artifact in build.shipped():
+        files[_model(recipe, artifact)] = parts.models[artifact.label]
+    files |= beside(recipe, parts.signature)
+    files |= _runtime(build, recipe, parts)
+    files |= _selftest(parts)
+    files |= _provenance(build, recipe, device)
+    manifest = _manifest(build, recipe, device)
+    files |= examples.render(manifest, parts.signature)
+    files["MODEL_CARD.md"] = card.render(build, manifest, parts.signature, elsewhere=is_elsewhere(device))
+    files["sbom.cdx.json"] = as_json(sbom.bom(build, manifest, parts.signature, files))
+    return sealed(manifest, files)
+
+
+def is_elsewhere(device: "Device") -> bool:
+    """Whether files are run by another computer where the device is there."""
+    return device.runner.name != "host"
+
+
+def _repeatable(build: Build, device: "Device") -> Build:
+    """Without the figures that another build need not give again: those of a device that may not be there then."""
+    if not is_elsewhere(device):
+        return build
+    kept = tuple(each for each in build.measurements if not METRICS[each.metric].within)
+    return build.model_copy(update={"measurements": kept})
+
+
+def _model(recipe: "Recipe", artifact: "Artifact") -> str:
+    return f"models/{recipe.name}{Path(artifact.file).suffix}"
+
+
+def beside(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app ships with a model file: all else of role deploy. Raises DeviceError as `contents` does."""
+    return {**_io(recipe, signature), **_licences(recipe)}
+
+
+def _io(recipe: "Recipe", signature: "Signature") -> Files:
+    """What an app feeds the files and what it gets, one sample at a time."""
+    inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
+    output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
+    interface = {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
+    attachments = getattr(recipe.data.module, "attachments", None)
+    made: Files = attachments(recipe.data.config) if attachments else {}
+    return {
+        "io/signature.json": as_json(interface),
+        "io/labels.txt": labels.lines(signature.labels),
+        **{f"io/{name}": content for name, content in made.items()},
+    }
+
+
+def _licences(recipe: "Recipe") -> Files:
+    stated = recipe.licence or "not stated: ask whoever built it, or write `licence:` into the recipe"
+    files: Files = {}
+    if recipe.licence_file:
+        try:
+            files["licences/model.txt"] = Path(recipe.licence_file).read_bytes()
+        except OSError as error:
+            raise DeviceError(f"cannot read the licence file {recipe.licence_file}: {error.strerror}") from error
+        stated += ", in model.txt"
+    data = getattr(recipe.data.module, "LICENCE", "not stated")
+    lines = [
+        "# Licences",
+        "",
+        f"- The model, in `models/` and `io/`: {stated}",
+        f"- The samples in `selftest/`, from the data `{recipe.data.name}`: {data}",
+        "- The runtimes are no part of this bundle; an app that links one ships that one's licence.",
+    ]
+    return {**files, "licences/README.md": "\n".join([*lines, ""]).encode()}
+
+
+def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
+    """What the exporters left for a build of the runtimes; of BUILDING.md each wrote its own part."""
+    files: Files = {}
+    building = []
+    for artifact in build.shipped():
+        for name, content in parts.runtime[artifact.label].items():
+            if name == "BUILDING.md":
+                told = f"With `BUNDLE` the folder of this bundle and `MODEL={_model(recipe, artifact)}`."
+                building.append(f"# {artifact.runtime}\n\n{told} ".encode() + content)
+            else:
+                files[f"runtime/{name}"] = content
+    return files | ({"runtime/BUILDING.md": b"\n".join(building)} if building else {})
+
+
+def _selftest(parts: "BundleParts") -> Files:
+    """Real samples of the test split, and for each file the logits it must answer with."""
+    files = {f"selftest/{name}": content for name, content in parts.samples.items()}
+    cases: list[dict[str, Any]] = [
+        {
+            "inputs": [f"case-{i}-{spec.name}.bin" for spec in parts.signature.inputs],
+            "target": target,
+            "expected": {name: logits[i] for name, logits in parts.answers.items()},
+        }
+        for i, target in enumerate(parts.targets)
+    ]
+    for i, case in enumerate(cases):
+        if f"selftest/case-{i}.txt" in files:
+            case["text"] = f"case-{i}.txt"
+    tolerance = {"decision": "equal", "logits": TOLERANCE}
+    facts = {"cases": cases, "byte_order": "little", "tolerance": tolerance}
+    files["selftest/cases.json"] = as_json({**facts, **({"not_run": dict(parts.not_run)} if parts.not_run else {})})
+    return files
+
+
+def _provenance(build: Build, recipe: "Recipe", device: "Device") -> Files:
+    # A recipe with its decisions written in gives the same bundle, though its keys and notes differ.
+    kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
+    stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
+    decided = [record.decided for record in build.ledger[1:]]
+    return {
+        "provenance/recipe.yaml": as_yaml(recipe.resolved(decided)),
+        "provenance/device.yaml": as_yaml(device.resolved()),
+        "provenance/versions.json": as_json(build.provenance["versions"]),
+        "provenance/stages.json": as_json(stages),
+    }
+
+
+def _manifest(build: Build, recipe: "Recipe", device: "Device") -> Manifest:
+    """All but the files, which are not there yet."""
+    exporters = {choice.name: choice for choice in recipe.exporters}
+    versions = build.provenance["versions"]
+    data = recipe.data
+    return Manifest(
+        schema=SCHEMA,
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        device=device.id,
+        licence=recipe.licence,
+        source=Source(
+            model=recipe.model.plain(), data={data.name: data.plain()}, fingerprint=data.module.fingerprint(data.config)
+        ),
+        runtimes={
+            artifact.runtime: _described(artifact, exporters[artifact.format], versions, _model(recipe, artifact))
+            for artifact in build.shipped()
+        },
+        deploy_only=False,
+        files=(),
+        content_digest="",
+    )
+
+
+def _described(artifact: "Artifact", exporter: "Choice", versions: dict[str, str], file: str) -> Runtime:
+    module = exporter.module
+    return Runtime(
+        version=versions[artifact.runtime],
+        format=artifact.format,
+        needs=(module.needs(exporter.config) if hasattr(module, "needs") else "") or None,
+        entry=Entry(file=file, method=getattr(module, "METHOD", None)),
+    )

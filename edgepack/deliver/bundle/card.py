@@ -1,0 +1,31 @@
+"""MODEL_CARD.md: what the model does, what it was made from, how good its files are. No timings: they differ each time.
+
+After M. Mitchell et al., Model Cards for Model Reporting, arXiv 1810.03993, as far as a build knows the answers.
+"""
+
+from typing import TYPE_CHECKING
+
+from edgepack.core.units import SHARE, SIZE
+from edgepack.deliver.bundle import rendering
+from edgepack.records.build import Build
+
+if TYPE_CHECKING:
+    from edgepack.core.signature import Signature
+    from edgepack.deliver.bundle.manifest import Manifest
+
+
+def render(build: Build, manifest: "Manifest", signature: "Signature", *, elsewhere: bool = False) -> bytes:
+    """`elsewhere`: the files may have run on another computer, and how well they did there is for the report to say."""
+    return rendering.render(
+        "MODEL_CARD.md.j2",
+        build=build,
+        manifest=manifest,
+        signature=signature,
+        share=lambda found: SHARE.format(found.value) if found else "see the report" if elsewhere else "not run",
+        elsewhere=elsewhere,
+        percent=SHARE.format,
+        named=lambda choice: next(
+            f"{kind}: {name}" if isinstance(name, str) else kind for kind, name in choice.items()
+        ),
+        size=SIZE.format,
+    )

@@ -1,0 +1,100 @@
+"""Examples of loading and running the files of a bundle, with its own names and shapes.
+
+A template's place says what it is for: templates/examples/<runtime>/<file>.j2. The Python ones are run by the tests;
+those for apps keep to the documented interfaces of the versions that they name.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from edgepack.deliver.bundle import rendering
+from edgepack.deliver.bundle.archive import Files
+
+if TYPE_CHECKING:
+    from edgepack.core.signature import Signature, TensorSpec
+    from edgepack.deliver.bundle.manifest import Manifest
+
+_NOT_FOR = {"CoreMLBackend": ".kt", "VulkanBackend": ".swift"}  # delegates of the other system
+
+
+@dataclass(frozen=True, kw_only=True)
+class Types:
+    """How each place spells a type of elements."""
+
+    numpy: str
+    kotlin: str  # of an array
+    buffer: str  # of java.nio
+    swift: str
+    ort: str  # of ONNX Runtime's Swift interface
+
+
+_TYPES = {
+    "float32": Types(numpy="<f4", kotlin="FloatArray", buffer="FloatBuffer", swift="Float", ort="float"),
+    "int64": Types(numpy="<i8", kotlin="LongArray", buffer="LongBuffer", swift="Int64", ort="int64"),
+    "int32": Types(numpy="<i4", kotlin="IntArray", buffer="IntBuffer", swift="Int32", ort="int32"),
+    "uint8": Types(numpy="|u1", kotlin="ByteArray", buffer="ByteBuffer", swift="UInt8", ort="uInt8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """`argument` is the name as a program can write it, `dims` the shape as text: "1, 28, 28"."""
+
+    name: str
+    argument: str
+    dtype: str
+    types: Types
+    shape: tuple[int, ...]
+
+    @property
+    def dims(self) -> str:
+        return ", ".join(map(str, self.shape))
+
+
+def render(manifest: "Manifest", signature: "Signature") -> Files:
+    """The examples of every runtime that there are templates for; none where an input is of a type they do not know."""
+    if not all(spec.dtype in _TYPES for spec in signature.inputs):
+        return {}
+    inputs = [_input(i, spec) for i, spec in enumerate(signature.inputs)]
+    files: Files = {}
+    for name, runtime in manifest.runtimes.items():
+        for file in _files(name, runtime.needs or ""):
+            files[f"examples/{name}/{file}"] = rendering.render(
+                f"examples/{name}/{file}.j2",
+                manifest=manifest,
+                runtime=runtime,
+                inputs=inputs,
+                labels=len(signature.labels),
+                text=signature.preprocessing.get("kind") == "text",
+                type_name=_type_name(manifest.name),
+            )
+    return files
+
+
+def _files(runtime: str, needs: str) -> list[str]:
+    """The names of the examples for a runtime, without those of a system that has not the delegate."""
+    found = sorted(file.stem for file in (rendering.FOLDER / "examples" / runtime).glob("*.j2"))
+    return [file for file in found if PurePath(file).suffix != _NOT_FOR.get(needs)]
+
+
+def _input(number: int, spec: "TensorSpec") -> Input:
+    """Its argument is numbered unless its name is known to mean nothing else in any language, nor in an example."""
+    argument = spec.name if spec.name in _PLAIN else f"input{number}"
+    return Input(name=spec.name, argument=argument, dtype=spec.dtype, types=_TYPES[spec.dtype], shape=(1, *spec.shape))
+
+
+# The names that the datasets here give. Reserved words are many, and differ by language and version, and an example has
+# names of its own: what is not known is numbered.
+_PLAIN = {"input", "input_ids", "attention_mask"}
+
+
+def _type_name(name: str) -> str:
+    """The recipe's name as a type's.
+
+    >>> _type_name("bbc-minilm_full.v2"), _type_name("2fast")
+    ('BbcMinilmFullV2', 'Model2fast')
+    """
+    joined = "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
+    return joined if joined[:1].isalpha() else f"Model{joined}"

@@ -1,0 +1,241 @@
+"""manifest.json: what a bundle is and what it holds, and whether that is so."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from edgepack.core import labels
+from edgepack.core.errors import ExitCode, RecipeError, VerifyError
+from edgepack.core.files import digest
+from edgepack.core.frozen import Frozen
+from edgepack.deliver.bundle.archive import MANIFEST, SUMS, Files, clash, read_folder, read_zip, safe
+from edgepack.deliver.bundle.rendering import as_json
+
+Role = Literal["deploy", "build", "test", "provenance", "doc"]
+SCHEMA: Literal["edgepack.bundle/1"] = "edgepack.bundle/1"
+_ROLES: dict[str, Role] = {
+    "models": "deploy",
+    "io": "deploy",
+    "licences": "deploy",
+    "runtime": "build",
+    "selftest": "test",
+    "provenance": "provenance",
+}
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
+
+
+class File(Frozen):
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+    role: Role
+
+
+class Entry(Frozen):
+    """Where an app enters: the file it loads and, where a file has several, the method it calls."""
+
+    file: str
+    method: str | None = None
+
+
+class Runtime(Frozen):
+    """What a file is for: the runtime's version that it was made with, and the delegate it needs beyond the usual."""
+
+    version: Line
+    format: Line
+    needs: Line | None = None
+    entry: Entry
+
+
+class Source(Frozen):
+    """What the model was made from. `fingerprint` changes when the data would."""
+
+    model: Any
+    data: Any
+    fingerprint: str
+
+
+class Manifest(Frozen):
+    """The manifest of a bundle. `content_digest` is over the files that an app ships, those of role deploy.
+
+    A bundle that is `deploy_only` holds no others; its content digest is that of the whole one, unless it was taken for
+    one runtime alone.
+    """
+
+    schema_: Literal["edgepack.bundle/1"] = Field(default=SCHEMA, alias="schema")
+    name: Line
+    version: Line | None
+    task: Line
+    device: Line
+    licence: Line | None
+    source: Source
+    runtimes: dict[Line, Runtime]
+    deploy_only: bool
+    files: tuple[File, ...]
+    content_digest: str
+
+
+class SchemaError(VerifyError):
+    """The bundle may be right: this edgepack is too old for it."""
+
+    code = ExitCode.USAGE
+
+
+def verify(bundle: Path) -> Manifest:
+    """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
+    return read(bundle)[0]
+
+
+def read(bundle: Path) -> tuple[Manifest, Files]:
+    """The manifest and every file of a bundle, a zip or its folder, that is whole. Raises VerifyError as `verify`."""
+    files = read_folder(bundle, _sizes) if bundle.is_dir() else read_zip(bundle)
+    manifest = _parsed(files)
+    problems = [*_differences(manifest, files), *_sums(manifest, files), *_loose_ends(manifest), *_labels(files)]
+    if problems:
+        listed = "\n".join(f"  {each}" for each in problems)
+        raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it: build it again")
+    return manifest, files
+
+
+def sealed(manifest: Manifest, files: Mapping[str, bytes]) -> Files:
+    """The files with the manifest and the sums that fit them, whatever its own `files` and `content_digest` are."""
+    listed = tuple(_file(path, files[path]) for path in sorted(files))
+    right = manifest.model_copy(update={"files": listed, "content_digest": _content_digest(listed)})
+    whole = {**files, MANIFEST: as_json(right.model_dump(mode="json", by_alias=True))}
+    return {**whole, SUMS: _sum_lines({path: _sha(content) for path, content in whole.items()})}
+
+
+def deployed(manifest: Manifest, files: Mapping[str, bytes], runtime: str = "") -> Files:
+    """Just what an app ships, as a bundle of its own; of an app with this one runtime, without the others' files.
+
+    Raises RecipeError when the bundle has nothing for the runtime.
+    """
+    if runtime and runtime not in manifest.runtimes:
+        known = ", ".join(sorted(manifest.runtimes)) or "none"
+        raise RecipeError(f"the bundle has no file for the runtime {runtime!r}", f"it has files for: {known}")
+    chosen = {name: facts for name, facts in manifest.runtimes.items() if runtime in ("", name)}
+    others = {facts.entry.file for facts in manifest.runtimes.values()} - {each.entry.file for each in chosen.values()}
+    kept = {each.path: files[each.path] for each in manifest.files if each.role == "deploy" and each.path not in others}
+    return sealed(manifest.model_copy(update={"deploy_only": True, "runtimes": chosen}), kept)
+
+
+def _role(path: str) -> Role:
+    return _ROLES.get(path.split("/")[0], "doc")
+
+
+def _file(path: str, content: bytes) -> File:
+    return File(path=path, bytes=len(content), sha256=_sha(content), role=_role(path))
+
+
+def _content_digest(files: Iterable[File]) -> str:
+    return digest([[each.path, each.sha256] for each in files if each.role == "deploy"])
+
+
+def _sizes(content: bytes) -> dict[str, int]:
+    return {each.path: each.bytes for each in _parsed({MANIFEST: content}).files}
+
+
+def _parsed(files: Mapping[str, bytes]) -> Manifest:
+    if MANIFEST not in files:
+        raise VerifyError("there is no manifest.json: this is not an edgepack bundle")
+    try:
+        schema = json.loads(files[MANIFEST])["schema"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise VerifyError("manifest.json does not describe a bundle") from None
+    _known(schema)
+    try:
+        manifest = Manifest.model_validate_json(files[MANIFEST])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(printable(str(part)) for part in first["loc"])  # keys of the bundle's own too
+        raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
+    paths = [each.path for each in manifest.files]
+    if not all(safe(path) for path in paths):
+        raise VerifyError("the manifest names a file outside the bundle")
+    if twice := clash([MANIFEST, SUMS, *paths]):
+        raise VerifyError(f"the manifest names {twice!r} twice, or as a file and a folder")
+    return manifest
+
+
+def _known(schema: Any) -> None:
+    if schema == SCHEMA:
+        return
+    known, message = SCHEMA.partition("/")[0], f"the manifest has schema {schema!r}, this edgepack reads {SCHEMA!r}"
+    if isinstance(schema, str) and re.fullmatch(rf"{re.escape(known)}/[1-9][0-9]{{0,8}}", schema):
+        raise SchemaError(message, "a newer edgepack wrote it: update this one")
+    raise VerifyError(message)
+
+
+def _differences(manifest: Manifest, files: Files) -> Iterator[str]:
+    listed = {each.path: each for each in manifest.files}
+    for path, facts in listed.items():
+        if path not in files:
+            yield f"missing: {path}"
+        elif (len(files[path]), _sha(files[path])) != (facts.bytes, facts.sha256):
+            yield f"changed: {path}"
+    for path in sorted({*files} - {*listed, MANIFEST, SUMS}):
+        yield f"not in the manifest: {printable(path)}"
+    if _content_digest(manifest.files) != manifest.content_digest:
+        yield "changed: the content digest of manifest.json"
+
+
+def printable(text: str) -> str:
+    """As it stands where a terminal can print it, else as a literal, which no terminal and no CI log obeys."""
+    return text if text.isprintable() else repr(text)
+
+
+def _sums(manifest: Manifest, files: Files) -> Iterator[str]:
+    """SHA256SUMS says what the manifest says, and the manifest's own hash."""
+    known = {**{each.path: each.sha256 for each in manifest.files}, MANIFEST: _sha(files[MANIFEST])}
+    if SUMS not in files:
+        yield f"missing: {SUMS}"
+    elif files[SUMS] != _sum_lines(known):
+        yield f"changed: {SUMS} or {MANIFEST}"
+
+
+def _loose_ends(manifest: Manifest) -> Iterator[str]:
+    """What the manifest says that contradicts itself, though every hash is right."""
+    roles = {each.path: each.role for each in manifest.files}
+    for path, role in roles.items():
+        if role != _role(path):
+            yield f"not a {role} file: {path}"
+    for name, runtime in manifest.runtimes.items():
+        if roles.get(runtime.entry.file) != "deploy":
+            yield f"nothing for {name!r} to load: {runtime.entry.file!r}"
+    if manifest.deploy_only and {*roles.values()} - {"deploy"}:
+        yield "more than an app ships, in a bundle of what it ships alone"
+
+
+def _labels(files: Files) -> Iterator[str]:
+    """What would give an app other names than the model's, though nothing was changed since."""
+    if "io/labels.txt" not in files or "io/signature.json" not in files:
+        return
+    try:
+        found = labels.read(files["io/labels.txt"])
+    except ValueError as error:
+        yield f"not a label on each line: io/labels.txt: {printable(str(error))}"
+        return
+    if (outputs := _outputs(files["io/signature.json"])) not in (None, len(found)):
+        yield f"{len(found)} labels for {outputs} outputs: io/labels.txt"
+
+
+def _outputs(signature: bytes) -> int | None:
+    """How many logits the model gives, if the file says so."""
+    try:
+        count = json.loads(signature)["outputs"][0]["shape"][-1]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return count if isinstance(count, int) else None
+
+
+def _sum_lines(hashes: Mapping[str, str]) -> bytes:
+    return "".join(f"{hashes[path]}  {path}\n" for path in sorted(hashes)).encode()
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,19 @@
+"""BundleParts: what a build hands over to be packed. No model is run while a bundle is made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgepack.core.signature import Signature
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleParts:
+    """Mappings are by the label of the exported file, which of what ships is its format."""
+
+    signature: Signature
+    models: Mapping[str, bytes]
+    runtime: Mapping[str, Mapping[str, bytes]]  # what a runtime's own build needs, by file name
+    samples: Mapping[str, bytes]  # of the test split, by file name: case-0-pixels.bin, case-0.txt
+    targets: Sequence[int]  # one a sample
+    answers: Mapping[str, Sequence[Sequence[float]]]  # logits of each sample
+    not_run: Mapping[str, str]  # why there are no answers

@@ -1,0 +1,1 @@
+"""One module a report; see deliver/contract.py."""

@@ -1,0 +1,297 @@
+"""report.html: one self-contained page, verdict first; no script, no network."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.core.metrics import FROM_BELOW, METRICS
+from edgepack.core.order_statistics import percentile
+from edgepack.core.units import SHARE, SIZE
+from edgepack.deliver import file_wording, wording
+from edgepack.deliver.reports.html import charts
+from edgepack.records.artifact import Artifact
+from edgepack.records.build import Build, StageRecord
+from edgepack.records.file_contents import Contents
+from edgepack.records.measurement import Measurement
+from edgepack.records.verdict import Verdict
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+FILE = "report.html"
+
+_LAYERS = 12  # lines of a file's table; the rest is summed in one more
+_NS = 1e-6  # raw samples are nanoseconds
+
+
+def render(build: Build) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalized,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"prose": prose, "sentence": lambda text: text[:1].upper() + text[1:]}
+    return environment.get_template("report.html.j2").render(
+        build=build,
+        words=wording,
+        cards=cards(build),
+        groups=groups(build),
+        stages=stages(build),
+        exported=exported(build),
+        timings=timings(build),
+        layers=[layers(each, each.contents) for each in build.shipped() if each.contents],
+        unread=[each for each in build.shipped() if each.contents is None],
+        recipe=json.dumps(build.recipe, indent=1, ensure_ascii=False),
+        device=json.dumps(build.device, indent=1, ensure_ascii=False),
+    )
+
+
+def _finalized(value: object) -> object:
+    from markupsafe import Markup
+
+    return wording.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def prose(text: str) -> "Markup":
+    """Escaped text whose `code` is set as code."""
+    from markupsafe import Markup, escape
+
+    pieces = re.split("`([^`]+)`", wording.printable(text))
+    code = (Markup("<code>{}</code>").format(piece) if n % 2 else escape(piece) for n, piece in enumerate(pieces))
+    return Markup("").join(code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of a card: the file's own, and against its teacher."""
+
+    name: str
+    value: str
+    evidence: str
+    change: str
+
+
+def cards(build: Build) -> list[tuple[Artifact, list[Figure]]]:
+    """Each file that ships, with its size, latency and accuracy."""
+    return [(artifact, list(_figures(build, artifact.label))) for artifact in build.shipped()]
+
+
+def _figures(build: Build, label: str) -> Iterator[Figure]:
+    for metric, name in (("size", "size"), ("latency.p50", "latency, p50"), ("accuracy", "accuracy, test split")):
+        ours, teacher = build.find(metric, label), build.find(metric, f"teacher ({label})")
+        if ours:
+            change = _change(teacher, ours) if teacher else ""
+            yield Figure(name=name, value=wording.figure(metric, ours.value), evidence=ours.evidence, change=change)
+
+
+def _change(teacher: Measurement, ours: Measurement) -> str:
+    if ours.metric == "accuracy":
+        points = (ours.value - teacher.value) * 100
+        return f"{points:+.2f} points, from {wording.measured(teacher)}"
+    ratio = f"{wording.times(teacher, ours)}, " if ours.value and teacher.value else ""
+    return f"{ratio}from {wording.measured(teacher)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One line of the budgets: a verdict with its gauge."""
+
+    verdict: Verdict
+    gauge: "Markup | str"
+
+
+def groups(build: Build) -> list[tuple[Verdict, list[Judged]]]:
+    """The verdicts of each budget, under the first of them."""
+
+    def budget(verdict: Verdict) -> tuple[str, str, float | None]:
+        return verdict.budget, verdict.place, verdict.limit if verdict.relative is None else verdict.baseline
+
+    found = [list(group) for _, group in groupby(build.verdicts, key=budget)]
+    return [(group[0], [Judged(verdict=each, gauge=_gauge(build, each)) for each in group]) for group in found]
+
+
+def _gauge(build: Build, verdict: Verdict) -> "Markup | str":
+    if verdict.value is None or verdict.limit is None:
+        return ""
+    known = build.find(verdict.metric, verdict.artifact)
+    ends = (known.low, known.high) if known and known.value == verdict.value else (verdict.value, verdict.value)
+    low, high = sorted(_used(verdict, end, verdict.limit) for end in ends)
+    return charts.gauge(_used(verdict, verdict.value, verdict.limit), low, high, wording.tone(verdict))
+
+
+def _used(verdict: Verdict, value: float, limit: float) -> float:
+    """The share of a limit that a value uses: of a share that must be reached, of the misses that it allows."""
+    if verdict.bound in FROM_BELOW:
+        if verdict.metric in METRICS and METRICS[verdict.metric].quantity is not SHARE:
+            return limit / value if value else 2.0
+        value, limit = 1 - value, 1 - limit
+    if limit <= 0:
+        return 0.0 if value <= limit else 2.0
+    return max(0.0, value / limit)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of the ledger, what it is worth, and its part of the drawing."""
+
+    text: str = ""
+    evidence: str = "measured"
+    drawing: "Markup | str" = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the ledger."""
+
+    name: str
+    detail: str
+    size: Cell
+    accuracy: Cell
+    latency: Cell = Cell()
+
+
+def stages(build: Build) -> list[Row]:
+    """The model as every stage left it."""
+    sizes = charts.trail([record.bytes or None for record in build.ledger], _scale(build, "size"))
+    good = _scale(build, "accuracy")
+    scores = charts.trail([each.accuracy if each.accuracy >= good.low else None for each in build.ledger], good)
+    return [
+        Row(
+            name=record.stage,
+            detail=_detail(record),
+            size=Cell(SIZE.format(record.bytes), drawing=size),
+            accuracy=Cell(f"{record.accuracy * 100:.2f} %", drawing=score),
+        )
+        for record, size, score in zip(build.ledger, sizes, scores, strict=True)
+    ]
+
+
+def _detail(record: StageRecord) -> str:
+    counted = f"{wording.count(record.parameters)} parameters, {wording.count(record.macs)} MACs"
+    return f"{counted}, {wording.clock(record.seconds)}{', reused' if record.reused else ''}"
+
+
+def exported(build: Build) -> list[Row]:
+    """The teacher's file and the file that ships, of each format."""
+    return [row for pair in _pairs(build) for row in _rows(build, pair)]
+
+
+def _pairs(build: Build) -> list[list[str]]:
+    """The labels of the files of each format, those that ship last."""
+    formats = dict.fromkeys(artifact.format for artifact in build.artifacts)
+    ordered = sorted(build.artifacts, key=lambda artifact: artifact.subject == "model")
+    return [[artifact.label for artifact in ordered if artifact.format == format] for format in formats]
+
+
+def _rows(build: Build, labels: Sequence[str]) -> Iterator[Row]:
+    cells = [_cells(build, metric, labels) for metric in ("size", "accuracy", "latency.p50")]
+    for label, size, accuracy, latency in zip(labels, *cells, strict=True):
+        yield Row(name=label, detail="", size=size, accuracy=accuracy, latency=latency)
+
+
+def _cells(build: Build, metric: str, labels: Sequence[str]) -> list[Cell]:
+    known = [build.find(metric, label) for label in labels]
+    along = _scale(build, metric)
+    drawn = charts.trail([each.value if each and each.value >= along.low else None for each in known], along)
+    return [
+        Cell(wording.figure(metric, each.value), each.evidence, svg) if each else Cell()
+        for each, svg in zip(known, drawn, strict=True)
+    ]
+
+
+def _scale(build: Build, metric: str) -> charts.Scale:
+    """One scale for stages and files; an untrained model's accuracy would squeeze all the others into a corner."""
+    values = [each.value for each in build.measurements if each.metric == metric]
+    if metric == "size":
+        return charts.scale([*values, *(record.bytes for record in build.ledger)], log=True)
+    if metric == "accuracy":
+        scores = [*values, *(record.accuracy for record in build.ledger)]
+        best = max(scores, default=1.0)
+        return charts.scale([score for score in scores if score >= best - 0.25])
+    return charts.scale(values, log=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long one file takes."""
+
+    name: str
+    p50: Measurement
+    facts: str
+    drawing: "Markup"
+
+
+def timings(build: Build) -> tuple[list[Timing], list[tuple[float, str]]]:
+    """Every timed file on one scale, and the ticks of it: (per cent, text)."""
+    order = {label: place for place, label in enumerate(chain.from_iterable(_pairs(build)))}
+    found = [each for each in build.measurements if each.metric == "latency.p50" and each.value > 0]
+    found.sort(key=lambda each: order.get(each.artifact, len(order)))
+    samples = {each.artifact: _samples(each) for each in found}
+    if not found:
+        return [], []
+    along = charts.scale(chain.from_iterable(_ends(each, samples[each.artifact]) for each in found), log=True)
+    rows = [_timing(build, each, samples[each.artifact], along) for each in found]
+    return rows, [(along.at(tick), wording.figure("latency.p50", tick)) for tick in along.ticks()]
+
+
+def _samples(measurement: Measurement) -> list[float]:
+    """Every inference of every process, in milliseconds."""
+    return [sample * _NS for process in measurement.samples for sample in process if sample > 0]
+
+
+def _ends(measurement: Measurement, samples: Sequence[float]) -> tuple[float, ...]:
+    """What must be seen: all but the rarest inferences, the interval and every process."""
+    ends = (percentile(samples, 0.002), percentile(samples, 0.995)) if samples else ()
+    return (*ends, measurement.low, measurement.high, *_processes(measurement))
+
+
+def _processes(measurement: Measurement) -> tuple[float, ...]:
+    each = measurement.detail.get("each")
+    return tuple(value for value in each if value > 0) if isinstance(each, list | tuple) else ()
+
+
+def _timing(build: Build, p50: Measurement, samples: Sequence[float], along: charts.Scale) -> Timing:
+    limits = [each.limit for each in build.verdicts if (each.budget, each.artifact) == ("latency.p50", p50.artifact)]
+    drawing = charts.distribution(
+        samples, _processes(p50), (p50.value, p50.low, p50.high), limits[0] if limits else None, along
+    )
+    return Timing(name=p50.artifact, p50=p50, facts=", ".join(_spread(build, p50, samples)), drawing=drawing)
+
+
+def _spread(build: Build, p50: Measurement, samples: Sequence[float]) -> Iterator[str]:
+    if p90 := build.find("latency.p90", p50.artifact):
+        yield f"p90 {wording.measured(p90)}"
+    if samples:
+        yield f"slowest {wording.figure('latency.p50', max(samples))}"
+        yield f"{len(samples):,} inferences in {len(p50.samples)} process{'' if len(p50.samples) == 1 else 'es'}"
+    yield wording.when(p50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """What is in a file: (layer, type, bytes, share of the file, bar) of the largest, and lines on the whole."""
+
+    artifact: Artifact
+    rows: list[tuple[str, str, str, str, "Markup"]]
+    facts: list[str]
+
+
+def layers(artifact: Artifact, contents: Contents) -> Layers:
+    largest = list(file_wording.largest(contents.tensors, _LAYERS))
+    overhead = max(0, artifact.bytes - contents.stored_bytes)
+    most = max([each.bytes for each in largest] + [overhead, 1])
+    sizes = [(each.layer, each.dtype, each.bytes) for each in largest] + [("beyond tensors", "", overhead)]
+    rows = [
+        (layer, dtype, SIZE.format(size), f"{size / (artifact.bytes or 1) * 100:.1f} %", charts.bar(size / most))
+        for layer, dtype, size in sizes
+    ]
+    return Layers(artifact=artifact, rows=rows, facts=list(file_wording.facts(artifact, contents)))

@@ -1,0 +1,369 @@
+"""How figures are worded, the same in every report."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from edgepack.core.errors import ExitCode
+from edgepack.core.metrics import FROM_BELOW, METRICS, quantity_of
+from edgepack.core.units import SHARE, SIZE
+from edgepack.records.build import Build
+from edgepack.records.measurement import Measurement
+from edgepack.records.verdict import Verdict
+
+MARKS = {
+    "pass": "pass",
+    "fail": "FAIL",
+    "inconclusive": "inconclusive",
+    "not_measured": "not measured",
+    "not_comparable": "not comparable",
+    "waived": "waived",
+}
+
+HEADLINES = {
+    ExitCode.OK: "every budget met",
+    ExitCode.BUDGET: "a budget failed",
+    ExitCode.USAGE: "the recipe is wrong",
+    ExitCode.INCONCLUSIVE: "not decided",
+    ExitCode.DEVICE: "the device or the infrastructure failed",
+    ExitCode.STAGE: "a stage or an export failed",
+    ExitCode.BUG: "a bug in edgepack",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+
+# What XML 1.0 cannot hold, terminals obey and pages show as nothing: all control characters but tab and new line.
+_UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def printable(text: str) -> str:
+    """
+    >>> printable("a\\x1b[31mb")
+    'a\ufffd[31mb'
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """
+    >>> one_line("prune failed\\n  no channels")
+    'prune failed no channels'
+    """
+    return " ".join(printable(text).split())
+
+
+def headline(build: Build) -> str:
+    if build.exit_code == ExitCode.OK and not build.verdicts:
+        return "no budget set, nothing was judged"
+    if build.exit_code == ExitCode.OK and (rest := _counted(each for each in build.verdicts if each.outcome != "pass")):
+        return f"{HEADLINES[ExitCode.OK]} but for {rest}"
+    return HEADLINES[ExitCode(build.exit_code)] if build.exit_code is not None else "not finished"
+
+
+def counts(build: Build) -> str:
+    """How many verdicts there are of each kind: "13 pass, 1 FAIL, 1 not measured"."""
+    return _counted(build.verdicts)
+
+
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    marks = [mark(verdict) for verdict in verdicts]
+    return ", ".join(f"{marks.count(each)} {each}" for each in dict.fromkeys(marks))
+
+
+def figure(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return METRICS[metric].quantity.format(value) if metric in METRICS else f"{value:.3g}"
+
+
+def loud(text: str, evidence: str | None) -> str:
+    """A figure that nobody measured says so beside itself.
+
+    >>> loud("8 ms", "measured"), loud("8 ms", "estimated")
+    ('8 ms', '8 ms ESTIMATED')
+    """
+    return text if evidence in (None, "measured") else f"{text} {evidence.upper()}"
+
+
+def value(verdict: Verdict) -> str:
+    """The figure that was judged, with what it is worth."""
+    return loud(figure(verdict.metric, verdict.value), verdict.evidence)
+
+
+def measured(measurement: Measurement) -> str:
+    return loud(figure(measurement.metric, measurement.value), measurement.evidence)
+
+
+def interval(measurement: Measurement) -> str:
+    """The 95 % interval; nothing of what was counted."""
+    if measurement.low == measurement.high:
+        return ""
+    return f"{figure(measurement.metric, measurement.low)} to {figure(measurement.metric, measurement.high)}"
+
+
+def warnings(build: Build) -> Iterator[str]:
+    """One sentence on a device that was out of reach, and one for each kind of evidence that is not a measurement."""
+    if build.absent:
+        yield f"THE DEVICE WAS NOT REACHED: {build.absent}"
+    for kind in ("estimated", "emulated"):
+        found = [each for each in build.measurements if each.evidence == kind]
+        if found:
+            metrics = ", ".join(dict.fromkeys(each.metric for each in found))
+            artifacts = ", ".join(dict.fromkeys(each.artifact for each in found))
+            yield f"{kind.upper()}, not measured on the device: {metrics} of {artifacts}"
+
+
+def count(number: int) -> str:
+    """
+    >>> count(11_175_370), count(701_818), count(640)
+    ('11.2 M', '702 k', '640')
+    """
+    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return str(number)
+
+
+def plural(count: object, noun: str) -> str:
+    """
+    >>> plural(1, "note"), plural(21, "note")
+    ('1 note', '21 notes')
+    """
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(3.21), clock(75), clock(7384)
+    ('3.2 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(seconds: float) -> str:
+    """
+    >>> moment(1.7e9)
+    '2023-11-14 22:13 UTC'
+    """
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def mark(verdict: Verdict) -> str:
+    """The outcome in a word or two; what does not decide the exit code says so."""
+    if verdict.outcome in ("pass", "waived") or verdict.level == "error":
+        return MARKS[verdict.outcome]
+    return f"{MARKS[verdict.outcome].lower()} ({verdict.level})"
+
+
+def severity(verdict: Verdict) -> str:
+    """none, note, warning or error: how loud a CI server should be about it, in SARIF's words."""
+    if verdict.outcome == "pass":
+        return "none"
+    if verdict.outcome == "waived":
+        return "note"
+    return {"warn": "warning", "info": "note"}.get(verdict.level, "error")
+
+
+def tone(verdict: Verdict) -> str:
+    """How a verdict is coloured: pass, fail, or open for all that is neither or does not decide."""
+    if verdict.outcome == "pass":
+        return "pass"
+    return "fail" if verdict.outcome == "fail" and severity(verdict) == "error" else "open"
+
+
+def limit(verdict: Verdict) -> str:
+    sign = "at least" if verdict.bound in FROM_BELOW else "at most"
+    return f"{sign} {_change(verdict) if verdict.limit is None else figure(verdict.metric, verdict.limit)}"
+
+
+def _change(verdict: Verdict) -> str:
+    """What a relative budget allows: "+5 %", "-0.5 %"."""
+    share = quantity_of(verdict.metric, verdict.bound).format(verdict.relative or 0)
+    return f"-{share}" if verdict.bound in FROM_BELOW else f"+{share}"
+
+
+def headroom(verdict: Verdict) -> str:
+    """What is left below the limit, or by how much it is exceeded: "0.5 ms (25 %)", "over by 1.6 ms (20 %)".
+
+    Nothing where that is not known.
+    """
+    if verdict.value is None or verdict.limit is None or verdict.outcome == "inconclusive":
+        return "-"
+    gap = verdict.limit - verdict.value
+    below = verdict.bound in FROM_BELOW
+    text = _gap(verdict, abs(gap))
+    if (gap < 0 and not below) or (gap > 0 and below):
+        return f"{'under' if below else 'over'} by {text}"
+    return text
+
+
+def _gap(verdict: Verdict, gap: float) -> str:
+    if verdict.metric in METRICS and METRICS[verdict.metric].quantity is SHARE:
+        return plural(f"{gap * 100:.3g}", "point")
+    share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
+    return f"{figure(verdict.metric, gap)}{share}"
+
+
+def sentence(verdict: Verdict) -> str:
+    """A whole verdict in one line: "9.6 ms, at most 8 ms: over by 1.6 ms (20%)"."""
+    parts = (headroom(verdict) if headroom(verdict) != "-" else "", verdict.reason)
+    why = ": ".join(part for part in parts if part)
+    return f"{value(verdict)}, {limit(verdict)}{f': {why}' if why else ''}"
+
+
+def reasons(build: Build) -> Iterator[tuple[str, str]]:
+    """(the budgets, why) of everything that is neither met nor missed: undecided, not measured, waived."""
+    found: dict[str, list[str]] = {}
+    for verdict in build.verdicts:
+        if verdict.reason and verdict.outcome not in ("pass", "fail"):
+            found.setdefault(verdict.reason, []).append(f"{verdict.budget} of {verdict.artifact}")
+    for reason, budgets in found.items():
+        yield ", ".join(budgets), reason
+
+
+def baselines(build: Build) -> Iterator[str]:
+    """What relative budgets were held against: "... the build of 2026-11-20 12:00 UTC: size of onnx 164 kB +2 %"."""
+    found: dict[str, list[str]] = {}
+    for each in build.verdicts:
+        if each.against:
+            told = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
+            found.setdefault(each.against, []).append(told)
+    for against, figures in found.items():
+        yield f"relative to {against}: {', '.join(figures)}"
+
+
+def when(measurement: Measurement) -> str:
+    taken = moment(measurement.taken_at)
+    return f"taken {taken}, reused" if measurement.reused else f"taken {taken}"
+
+
+def gains(build: Build) -> Iterator[str]:
+    """One line a shipped file: how much smaller and faster than its teacher, on the same runtime."""
+    for artifact in build.shipped():
+        parts = []
+        for metric in ("size", "latency.p50"):
+            teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
+            if teacher and ours and ours.value and teacher.value:
+                parts.append(f"{times(teacher, ours)} ({measured(teacher)} -> {measured(ours)})")
+        if artifact.label in build.not_run:
+            parts.append(f"not run here ({build.not_run[artifact.label]})")
+        drop = _drop(build, artifact.label)
+        if parts or drop:
+            yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
+
+
+def times(teacher: Measurement, ours: Measurement) -> str:
+    """ "6.5x faster", "1.2x larger"; both are above 0."""
+    better, worse = ("smaller", "larger") if ours.metric == "size" else ("faster", "slower")
+    ratio = teacher.value / ours.value
+    return f"{ratio:.3g}x {better}" if ratio >= 1 else f"{1 / ratio:.3g}x {worse}"
+
+
+def _drop(build: Build, label: str) -> str:
+    teacher, ours = build.find("accuracy", f"teacher ({label})"), build.find("accuracy", label)
+    return f", accuracy {measured(teacher)} -> {measured(ours)}" if teacher and ours else ""
+
+
+def doubts(build: Build) -> Iterator[str]:
+    for verdict in build.verdicts:
+        if verdict.outcome == "fail" and verdict.reason:
+            yield f"{verdict.budget} of {verdict.artifact} fails: {verdict.reason}"
+    for line in gains(build):
+        if "x slower" in line or "x larger" in line:
+            yield f"compression did not pay: {line}{_advice(build) if 'x slower' in line else ''}"
+    for each in build.measurements:
+        for doubt in each.doubts:
+            yield f"{each.metric} of {each.artifact}: {doubt}"
+
+
+def _advice(build: Build) -> str:
+    """What may help where int8 is slower; nothing where it was tried or there is no int8."""
+    settings = [stage["quantize"] for stage in build.recipe.get("stages", ()) if "quantize" in stage]
+    advice = "; `quantize: {fp32: auto}` leaves in fp32 what is slower in int8"
+    return advice if any("auto" not in each.get("fp32", ()) for each in settings) else ""
+
+
+def reused(build: Build) -> str:
+    """One sentence on timings that an earlier build took, or nothing."""
+    old = [each for each in build.measurements if each.reused and each.metric == "latency.p50"]
+    if not old:
+        return ""
+    oldest = when(min(old, key=lambda each: each.taken_at))
+    same = "same files, device, protocol and versions"
+    return f"timings were {oldest} ({same}); `edgepack build --remeasure` takes them again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An environment that figures were taken in, and which of whose."""
+
+    where: str
+    versions: str
+    artifacts: tuple[str, ...]
+    metrics: tuple[str, ...]
+    evidence: str
+
+
+def places(build: Build) -> tuple[Place, ...]:
+    """What ran where; sizes are counted and run nowhere."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for each in build.measurements:
+        if each.environment:
+            groups.setdefault((_where(each.environment), each.evidence), []).append(each)
+    return tuple(_place(where, evidence, group) for (where, evidence), group in groups.items())
+
+
+def _place(where: str, evidence: str, group: list[Measurement]) -> Place:
+    versions: dict[str, str] = {}
+    for each in group:
+        versions |= each.environment.get("versions") or {}
+    return Place(
+        where=where,
+        versions=listed(versions),
+        artifacts=tuple(dict.fromkeys(each.artifact for each in group)),
+        metrics=tuple(dict.fromkeys(each.metric for each in group)),
+        evidence=evidence,
+    )
+
+
+def _where(environment: dict[str, Any]) -> str:
+    """The facts of a place that a person reads: no list of the processor's features, no codes for its family."""
+    left = {"features", "family", "evidence", "versions", "protocol", "data"}
+    return ", ".join(_fact(key, fact) for key, fact in environment.items() if key not in left and _told(fact))
+
+
+def _told(fact: object) -> bool:
+    return isinstance(fact, str | int | float) and fact != ""
+
+
+def _fact(key: str, fact: object) -> str:
+    if key in ("cpu", "machine", "runner", "name", "board"):
+        return str(fact)
+    return plural(fact, "thread") if key == "threads" else f"{key.replace('_', ' ')} {fact}"
+
+
+def listed(versions: dict[str, Any]) -> str:
+    """
+    >>> listed({"torch": "2.13.0", "numpy": "2.4.6"})
+    'numpy 2.4.6, torch 2.13.0'
+    """
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def built_on(build: Build) -> str:
+    """The computer that trained and exported."""
+    facts = build.provenance.get("environment", {})
+    cores = f"{facts['threads']} of {plural(facts['cores'], 'core')}" if {"threads", "cores"} <= facts.keys() else ""
+    memory = f"{SIZE.format(facts['memory_bytes'])} of memory" if "memory_bytes" in facts else ""
+    python = f"Python {facts['python']}" if "python" in facts else ""
+    return ", ".join(part for part in (facts.get("cpu", ""), cores, memory, facts.get("system", ""), python) if part)
+
+
+def commit(build: Build) -> str:
+    """The commit that the recipe stood at, or nothing outside of a repository."""
+    git = build.provenance.get("git", {})
+    return f"commit {git['commit'][:12]}{' with changes not committed' if git.get('dirty') else ''}" if git else ""

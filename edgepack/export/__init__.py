@@ -1,0 +1,1 @@
+"""A candidate -> the file that ships."""

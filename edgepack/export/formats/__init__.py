@@ -1,0 +1,1 @@
+"""One package a file format; see export/contract.py."""

@@ -1,0 +1,100 @@
+"""ExecuTorch's .pte: batch 1, memory planned, everything that the backend takes delegated to it.
+
+What it does not take runs on the portable kernels, which are slow. A file for Core ML or Vulkan is weighed here, ships,
+and runs where its runtime has that backend.
+
+Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links its quantized kernels for them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from edgepack.core.frozen import Frozen
+from edgepack.export.formats.executorch.delegates import BACKENDS, light_tracing
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from edgepack.config.device import Quantization
+    from edgepack.export.operations import Operation
+    from edgepack.models.candidate import Candidate
+    from edgepack.records.file_contents import Contents
+
+RUNTIME = "executorch"
+SUFFIX = ".pte"
+METHOD = "forward"
+VERSION = 9
+LIBRARIES = ("executorch", "torchao", "coremltools")
+
+
+class Config(Frozen):
+    backend: Literal["xnnpack", "coreml", "vulkan", "portable"] = Field(
+        default="xnnpack",
+        description="what runs the model: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
+    )
+
+
+def unavailable(config: Config) -> str:
+    return BACKENDS[config.backend].unavailable()
+
+
+def needs(config: Config) -> str:
+    return BACKENDS[config.backend].needs
+
+
+def export(candidate: "Candidate", config: Config, path: Path) -> None:
+    import executorch.kernels.quantized  # noqa: F401  (what of an int8 model is left to the portable kernels)
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
+
+    from edgepack.export.formats.executorch.xnnpack_rewrites import delegable
+
+    backend, exported = BACKENDS[config.backend], candidate.program(batch=1)
+    if config.backend == "xnnpack":
+        exported = delegable(exported, candidate.example_inputs())
+    with light_tracing(), backend.lowering():
+        program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
+    passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
+    with path.open("wb") as file:
+        program.to_executorch(_settings(passes)).write_to_file(file)
+
+
+def _settings(passes: list[Any]) -> Any:
+    """Memory is planned for all but the inputs, which are read where the app has them."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    return ExecutorchBackendConfig(passes=passes, memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
+
+
+def _has_int8_tables(program: "ExportedProgram") -> bool:
+    """Without the pass that knows them, each inference would make the whole table float."""
+    import torch
+
+    looked_up = torch.ops.aten.embedding.default
+    return any(node.target is looked_up and node.args[0].op == "call_function" for node in program.graph.nodes)
+
+
+def inspect(path: Path, candidate: "Candidate") -> "Contents":
+    from edgepack.export.formats.executorch import contents
+    from edgepack.export.tensor_layers import named
+
+    return contents.read(path, named(candidate))
+
+
+def operations(
+    path: Path, quantization: "Quantization", shapes: Mapping[str, Sequence[int]]
+) -> "tuple[Operation, ...]":
+    """A .pte has its shapes inside."""
+    from edgepack.export.formats.executorch import operators
+
+    return operators.operations(path)
+
+
+def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
+    from edgepack.export.formats.executorch import runtime_build
+
+    return runtime_build.files(path, config.backend)

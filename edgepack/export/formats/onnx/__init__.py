@@ -1,0 +1,125 @@
+"""ONNX for ONNX Runtime, or its .ort form: batch 1, weights that were quantized stored as int8."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from edgepack.core.frozen import Frozen
+
+if TYPE_CHECKING:
+    from edgepack.config.device import Quantization
+    from edgepack.export.operations import Operation
+    from edgepack.models.candidate import Candidate
+    from edgepack.records.file_contents import Contents
+
+RUNTIME = "onnxruntime"
+SUFFIX = ".onnx"
+VERSION = 7
+LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
+
+
+class Config(Frozen):
+    opset: int = Field(default=20, ge=18, le=23, description="version of the operator set")
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        default="auto", description="how quantized activations are stored; auto: as the profile of the device says"
+    )
+    format: Literal["onnx", "ort"] = Field(
+        default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
+    )
+    target_platform: Literal["arm", "amd64"] | None = Field(
+        default=None,
+        description="what an .ort file and runtime/ are for: amd64, or arm (64 bits too); default: this computer",
+    )
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.format}"
+
+
+def suited(config: Config, quantization: "Quantization") -> Config:
+    from edgepack.export.formats.onnx.ort import host
+
+    auto = {"activations": quantization.activations} if config.activations == "auto" else {}
+    return config.model_copy(update={"target_platform": config.target_platform or host(), **auto})
+
+
+def export(candidate: "Candidate", config: Config, path: Path) -> None:
+    import torch
+
+    from edgepack.export.formats.onnx import ort
+    from edgepack.export.formats.onnx.int8 import TRANSLATIONS, spelled
+    from edgepack.export.tensor_layers import name_initializers, named
+
+    names = named(candidate) if candidate.form == "exported" else None  # an eager model's tensors have them already
+    if candidate.form == "exported":
+        candidate = replace(candidate, module=spelled(candidate.module))
+    program = torch.onnx.export(
+        candidate.program(batch=1),
+        dynamo=True,
+        custom_translation_table=TRANSLATIONS,
+        verbose=False,
+        opset_version=config.opset,
+        input_names=[spec.name for spec in candidate.signature.inputs],
+        output_names=["logits"],
+    )
+    assert program is not None, "torch.onnx.export returns a program when it is given no path"
+    for rewrite in _rewrites(config):
+        rewrite(program.model)
+    if names is not None:
+        name_initializers(program.model, names)
+    _forget_sources(program.model)
+    if config.format == "onnx":
+        program.save(str(path), external_data=False)
+        return
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        program.save(str(source), external_data=False)
+        ort.convert(source, path, config.target_platform)
+
+
+def inspect(path: Path, candidate: "Candidate") -> "Contents":
+    from edgepack.export.formats.onnx import contents
+    from edgepack.export.tensor_layers import named
+
+    return contents.read(path, named(candidate))
+
+
+def operations(
+    path: Path, quantization: "Quantization", shapes: Mapping[str, Sequence[int]]
+) -> "tuple[Operation, ...]":
+    from edgepack.export.formats.onnx import operators
+
+    return operators.operations(path, shapes, int8_activations=quantization.activations == "int8")
+
+
+def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
+    from edgepack.export.formats.onnx import ort
+
+    return ort.files(path, config.target_platform)
+
+
+def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:
+    from edgepack.export.formats.onnx import rewrites
+
+    if config.activations != "int8":
+        yield rewrites.unsigned_activations
+    yield rewrites.enforced_limits
+    yield rewrites.average_pools
+    yield rewrites.hard_sigmoids
+    yield rewrites.hard_swishes
+    yield rewrites.swishes
+    yield rewrites.aligned_stems
+    yield rewrites.sums_before_norms
+    yield rewrites.unused
+
+
+def _forget_sources(model: Any) -> None:
+    """Drop what the exporter notes of the machine it ran on: paths in stack traces would differ from clone to clone."""
+    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for part in (model, model.graph, *values, *model.graph):
+        part.metadata_props.clear()
+        part.doc_string = None

@@ -1,0 +1,1 @@
+"""Measurements against budgets, and builds against each other."""

@@ -1,0 +1,57 @@
+"""What an earlier build measured, for budgets that are relative to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgepack.core.metrics import METRICS
+from edgepack.judge.compare import differences, series
+from edgepack.judge.history import Line, key_of, name_of_key, taken
+from edgepack.records.verdict import Base, NoBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What relative budgets are held against: of `lines`, the newest first, the first that can be compared.
+
+    A baseline that was `named` has to be comparable; of the history, what is not begins a new series.
+    """
+
+    lines: tuple[Line, ...]
+    named: str = ""
+    unfit: str = ""  # why none of it can be compared
+    partial: str = ""  # why what is not in the history need not be the beginning of a series
+    damaged: str = ""  # what of the history could not be read
+
+    def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
+        """Both from the newest line that has the figure in the same series."""
+        if self.unfit:
+            return NoBase(reason=self.unfit)
+        known = [(line, figure) for line in self.lines if (figure := line.find(metric, artifact))]
+        wanted = key_of(metric, environment)
+        for line, figure in known:
+            if figure.series == wanted:
+                # What an app ships beside a file may grow while the file stays as it is: only timings are noise.
+                same = METRICS[metric].within == "device" and figure.taken == taken(sha256, environment)
+                told = f"{line.told}{self.damaged and f' ({self.damaged})'}"
+                return Base(value=figure.value, low=figure.low, high=figure.high, told=told, same=same)
+        if self.named:
+            return NoBase(reason=self._why_not(metric, artifact, known[0][0] if known else None, environment))
+        reason = "; ".join(filter(None, (self.partial or _beginning(metric, bool(known)), self.damaged)))
+        return NoBase(reason=reason, beginning=not self.partial)
+
+    def _why_not(self, metric: str, artifact: str, line: Line | None, environment: Mapping[str, Any]) -> str:
+        if line is None:
+            return f"{self.named} tells no {metric} of {artifact}"
+        if METRICS[metric].within == "data":
+            return f"{self.named} was measured on other test data"
+        there, here = (series(metric, name_of_key(each)) for each in (line.where, environment))
+        told = ", ".join(differences(there, here)) or "its processor has other features"
+        return f"{self.named} was measured on another device or by another protocol: {told}"
+
+
+def _beginning(metric: str, elsewhere: bool) -> str:
+    if not elsewhere:
+        return "no earlier build of this recipe and device passed: nothing to compare with yet"
+    what = "on this data" if METRICS[metric].within == "data" else "on this very device, by this protocol"
+    return f"no earlier build passed {what}: a new series begins"

@@ -1,0 +1,192 @@
+"""Two builds -> what changed, or why they cannot be compared.
+
+Timings are compared on the same device, by the same protocol; accuracy and parity on the same data; what is counted in
+a file, always. Versions of runtimes and the kernel may differ: they are told as what changed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from edgepack.core.files import digest
+from edgepack.core.metrics import METRICS
+from edgepack.core.units import NUMBER, SHARE
+from edgepack.records.build import Build, StageRecord
+from edgepack.records.measurement import Measurement
+
+_TOLD_APART = ("versions", "kernel")  # of an environment: they may differ, and are told
+_KNOWN = 40  # letters of a value that is shown
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One metric of one file, before and after. `why_not` says why the two cannot be compared."""
+
+    metric: str
+    artifact: str
+    before: Measurement
+    after: Measurement
+    why_not: str = ""
+
+    @property
+    def in_points(self) -> bool:
+        """Whether a difference says more than a ratio: of shares and plain numbers."""
+        return METRICS[self.metric].quantity in (SHARE, NUMBER)
+
+    @property
+    def ratio(self) -> tuple[float, float, float] | None:
+        """(after / before, its lowest, its highest): the order statistics that bound each side, at their worst."""
+        before, after = self.before, self.after
+        if self.why_not or self.in_points or before.low <= 0:
+            return None
+        return after.value / before.value, after.low / before.high, after.high / before.low
+
+    @property
+    def difference(self) -> float:
+        return self.after.value - self.before.value
+
+    @property
+    def unchanged(self) -> bool:
+        return not self.why_not and self.before.value == self.after.value
+
+    @property
+    def same_file(self) -> bool:
+        return self.before.sha256 == self.after.sha256
+
+    @property
+    def clear(self) -> bool:
+        """Whether it changed by more than both intervals."""
+        return not self.why_not and (self.after.low > self.before.high or self.after.high < self.before.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that differs between two builds."""
+
+    before: Build
+    after: Build
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """Of every figure that both have of a file that ships."""
+        return tuple(
+            Change(
+                metric=metric,
+                artifact=artifact.label,
+                before=theirs,
+                after=ours,
+                why_not=why_not(metric, environment(self.before, theirs), environment(self.after, ours)),
+            )
+            for metric in METRICS
+            for artifact in self.after.shipped()
+            if (ours := self.after.find(metric, artifact.label)) and (theirs := self.before.find(metric, ours.artifact))
+        )
+
+    @property
+    def comparable(self) -> bool:
+        return any(not change.why_not for change in self.changes)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What the recipes say otherwise: "stages.distill.epochs 12 -> 20"."""
+        return tuple(differences(_by_name(_settled(self.before)), _by_name(_settled(self.after))))
+
+    @property
+    def stages(self) -> tuple[tuple[StageRecord, StageRecord], ...]:
+        """What each stage left before and after, where that differs; those that only one has are in `settings`."""
+        before, after = (_numbered((each.stage, each) for each in build.ledger) for build in (self.before, self.after))
+        both = ((before[name], after[name]) for name in after if name in before)
+        return tuple((old, new) for old, new in both if (old.bytes, old.accuracy) != (new.bytes, new.accuracy))
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return tuple(differences(*(each.provenance.get("versions", {}) for each in (self.before, self.after))))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that only one of the two has."""
+        labels = [{each.label for each in build.shipped()} for build in (self.before, self.after)]
+        gone, new = labels[0] - labels[1], labels[1] - labels[0]
+        return (
+            *(f"{label} is no longer built" for label in sorted(gone)),
+            *(f"{label} is new" for label in sorted(new)),
+        )
+
+
+def environment(build: Build, found: Measurement) -> dict[str, Any]:
+    """What a figure was taken in; a build of long ago says no more of its data than its recipe does."""
+    return {"data": digest(build.recipe.get("data"))[:16], **found.environment}
+
+
+def series(metric: str, within: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an environment that two figures of this metric must share to be compared."""
+    kind = METRICS[metric].within
+    if kind == "device":
+        return {key: value for key, value in within.items() if key not in (*_TOLD_APART, "data")}
+    return {"data": within.get("data")} if kind == "data" else {}
+
+
+def why_not(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Why two figures taken in these environments cannot be compared, or ""."""
+    first, second = series(metric, before), series(metric, after)
+    if first == second:
+        return ""
+    if METRICS[metric].within == "data":
+        return "other test data"
+    keys = [key for key in first.keys() | second.keys() if first.get(key) != second.get(key)]
+    what = "another protocol" if keys == ["protocol"] else "another device"
+    return f"{what}: {', '.join(differences(first, second))}"
+
+
+def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    """What changed between two JSON values, each with its path.
+
+    >>> list(differences({"prune": {"ratio": "30 %"}}, {"prune": {"ratio": "40 %"}}))
+    ['prune.ratio 30 % -> 40 %']
+    """
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            path = f"{name}.{key}" if name else str(key)
+            yield from differences(before.get(key), after.get(key), path) if before.get(key) != after.get(key) else ()
+    elif before is None or after is None:
+        yield f"{name} is new: {_brief(after)}" if before is None else f"{name} is gone: {_brief(before)}"
+    elif before != after:
+        short = _brief(before), _brief(after)
+        yield f"{name} {short[0]} -> {short[1]}" if short[0] != short[1] else f"{name} differs"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_brief(item)}" for key, item in list(value.items())[:3]) or "no settings"
+    text = str(value)
+    return text if len(text) <= _KNOWN else f"{text[: _KNOWN - 3]}..."
+
+
+def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with its lists as mappings: stages by their names, numbered where one stands twice."""
+    found = dict(recipe)
+    for key in ("stages", "export"):
+        found[key] = _numbered(pair for item in recipe.get(key, ()) for pair in item.items())
+    return found
+
+
+def _settled(build: Build) -> dict[str, Any]:
+    """The recipe with what its stages decided by measuring in place of what left it to them."""
+    stages = build.recipe.get("stages", ())
+    decided = [*(record.decided for record in build.ledger[1:]), *({} for _ in stages)]
+    settled = [
+        {name: {**settings, **chosen} if isinstance(settings, dict) else settings}
+        for stage, chosen in zip(stages, decided, strict=False)
+        for name, settings in stage.items()
+    ]
+    return {**build.recipe, "stages": settled}
+
+
+def _numbered(items: Iterable[tuple[str, Item]]) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for name, item in items:
+        twice = sum(each.partition(" ")[0] == name for each in found)
+        found[f"{name} ({twice + 1})" if twice else name] = item
+    return found

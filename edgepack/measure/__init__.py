@@ -1,0 +1,1 @@
+"""Exported files, run by their own runtimes where they must run."""

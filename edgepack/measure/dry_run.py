@@ -1,0 +1,91 @@
+"""Whether what an exporter writes of a model can be loaded and run at all, and who is to blame where it cannot.
+
+    check(candidate, exporter, run, told)       # before anything is trained: the weights do not matter
+
+A file may be written without a word and yet be refused by its runtime, or end the process that loads it. That has to be
+known early: training takes hours.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgepack.core.errors import RefusedError, StageError
+from edgepack.core.units import SHARE
+from edgepack.data.splits import Split
+from edgepack.export import contract
+from edgepack.measure import evaluate
+from edgepack.measure.divergence import difference, find, first_refused
+from edgepack.measure.timing.protocol import Run
+from edgepack.models.source_lines import UnplacedError, of_node, part_of
+from edgepack.models.structure.folding import WEIGHTED
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from edgepack.config.plugins import Choice
+    from edgepack.models.candidate import Candidate
+
+    Told = Callable[[int, int], None]
+
+# The error of a file's outputs on noise, as a share of them, in the sense of least squares. Int8 rounds to some
+# hundredths, and to somewhat more where its products saturate; a layer with the constants of another is far off.
+_BROKEN = 0.25
+
+
+def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", *, compare: bool = True) -> None:
+    """Raises StageError with the operator at fault unless the file can be written, loaded and run, and answers noise as
+    the torch model does. Without `run` it is only written, and without `compare` it may answer anything. `told` is
+    called while the operator is searched for.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"trial{contract.suffix(exporter)}"
+        try:
+            contract.write(candidate, exporter, path)
+        except UnplacedError as error:
+            raise _refused(candidate, exporter, run, told, f"{error.message}, build.log has the traceback") from error
+        if run is None:
+            return
+        try:
+            off = _off(candidate, exporter, run, path)
+        except RefusedError as error:
+            reason = error.message.replace(str(path), f"the {exporter.name} file")
+            raise _refused(candidate, exporter, run, told, reason) from error
+        if not compare or off <= _BROKEN:
+            return
+        where = find(candidate, exporter, run, noise(candidate), told)
+    message = f"the {exporter.name} file does not answer like the torch model: on noise it is {SHARE.format(off)} off"
+    raise StageError(f"{message}; {where}", _way_out(candidate, exporter, None))
+
+
+def _off(candidate: "Candidate", exporter: "Choice", run: Run, path: Path) -> float:
+    samples = noise(candidate)
+    with torch.no_grad():
+        expected = torch.cat([candidate.module(*batch.inputs) for batch in samples.batches(1)])
+    values = evaluate.outputs(run, file=path, runtime=exporter.module.RUNTIME, split=samples, folder=path.parent)
+    return difference(values, expected.numpy()).share
+
+
+def noise(candidate: "Candidate") -> Split:
+    inputs = candidate.noise()
+    return Split(inputs=inputs, targets=torch.zeros(len(inputs[0]), dtype=torch.long))
+
+
+def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", reason: str) -> StageError:
+    """The error to raise, with the first operator that a file must not hold."""
+    node = first_refused(candidate, exporter, run, noise(candidate), told)
+    if node is None:
+        return StageError(reason, _way_out(candidate, exporter, None))
+    place = f" at {found}" if (found := of_node(node)) else ""
+    return StageError(
+        f"{reason}; it begins with the operator '{node.target}'{place}", _way_out(candidate, exporter, node)
+    )
+
+
+def _way_out(candidate: "Candidate", exporter: "Choice", node: "fx.Node | None") -> str:
+    weighted = candidate.form == "exported" and node is not None and node.target in WEIGHTED
+    fp32 = f"leave it in fp32 (quantize: {{fp32: ['{part_of(node)}']}}), " if weighted and part_of(node) else ""
+    return f"{fp32}write it with other operators, or leave {exporter.name} out of `export`"

@@ -1,0 +1,1 @@
+"""One module or package a way to reach a device; see measure/contract.py."""

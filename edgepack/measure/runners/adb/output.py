@@ -1,0 +1,120 @@
+"""What a phone and the two programs on it print, as values.
+
+Formats: ExecuTorch's examples/portable/executor_runner and runtime/platform/default/android.cpp; ONNX Runtime's
+onnxruntime/test/perftest; Android's BatteryService, ThermalManagerService, logcat and getprop; `adb devices`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgepack.core.errors import DeviceError
+
+_ITERATION = re.compile(r"Iteration (\d+) of \d+: ([\d.]+) ms")
+_LOADED = re.compile(r"Model loaded in ([\d.]+) ms")
+_ENDED = re.compile(r"Model executed successfully (\d+) time\(s\)")
+_LINE = re.compile(r"^\d\d-\d\d [\d:.]+ +(\d+) +\d+ ([A-Z]) ExecuTorch *: (.*)$", re.MULTILINE)
+_SESSION = re.compile(r"Session creation time cost: ([\d.e+-]+) s")
+_FIRST = re.compile(r"First inference time cost: (\d+) ms")
+_PROPERTY = re.compile(r"^\[([^]]+)\]: \[(.*)\]$", re.MULTILINE)
+_BATTERY = re.compile(r"^\s+temperature: (-?\d+)\s*$", re.MULTILINE)  # its log of events names temperatures too
+_THERMAL = re.compile(r"^\s*Thermal Status: (\d+)\s*$", re.MULTILINE)
+_KEPT = 0.9  # share of the runs that the phone's log must still hold: it drops lines under load, whichever they are
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One process: how long it took to load, then run for the first time, then each time after; milliseconds."""
+
+    load: float
+    first: float
+    runs: tuple[float, ...]
+
+
+def attached(text: str) -> dict[str, str]:
+    """The state of each device by its serial.
+
+    >>> attached("List of devices attached\\n0A1B\\tdevice\\n0C2D\\tunauthorized\\n")
+    {'0A1B': 'device', '0C2D': 'unauthorized'}
+    """
+    lines = (line.split(None, 1) for line in text.partition("List of devices attached")[2].splitlines())
+    return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}
+
+
+def properties(text: str) -> dict[str, str]:
+    """
+    >>> properties("[ro.product.model]: [Pixel 8]")
+    {'ro.product.model': 'Pixel 8'}
+    """
+    return dict(_PROPERTY.findall(text))
+
+
+def cores(text: str) -> tuple[int, ...]:
+    """The numbers in a list of the kernel.
+
+    >>> cores("0-3,6")
+    (0, 1, 2, 3, 6)
+    """
+    ranges = (part.partition("-") for part in text.strip().split(",") if part)
+    return tuple(core for low, _, high in ranges for core in range(int(low), int(high or low) + 1))
+
+
+def state(text: str) -> dict[str, Any]:
+    """The battery's degrees Celsius, told in tenths, and the thermal status, 0 while nothing is slowed down; without
+    what the phone does not tell (the status: before Android 10).
+    """
+    battery, thermal = _BATTERY.search(text), _THERMAL.search(text)
+    found = {
+        "celsius": int(battery[1]) / 10 if battery else None,
+        "throttled": int(thermal[1]) if thermal else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def messages(log: str, pid: int) -> Iterator[tuple[str, str]]:
+    """Level and text of each line that one process logged under ExecuTorch's tag, from `logcat -v threadtime`."""
+    return ((level, text) for process, level, text in _LINE.findall(log) if int(process) == pid)
+
+
+def complaint(log: str, pid: int) -> str:
+    """The last error that one process logged, or ""."""
+    return next((text for level, text in reversed([*messages(log, pid)]) if level in "EF"), "")
+
+
+def ended(log: str, pid: int) -> bool:
+    """Whether the log is there up to the end of a process that ran well."""
+    return any(_ENDED.search(text) for _, text in messages(log, pid))
+
+
+def executor(log: str, pid: int) -> Timing:
+    """What one executor_runner logged. Raises DeviceError for one that logs too little."""
+    text = "\n".join(text for _, text in messages(log, pid))
+    if not text:
+        message = "executor_runner logged nothing"
+        raise DeviceError(message, "build it with -DEXECUTORCH_ENABLE_LOGGING=ON")
+    runs = {int(number): float(ms) for number, ms in _ITERATION.findall(text)}
+    loaded, asked = _LOADED.search(text), _ENDED.search(text)
+    if loaded is None or asked is None or not (runs or int(asked[1]) == 0):
+        message = "executor_runner does not log the time of each run: it is too old"
+        raise DeviceError(message, "build that of ExecuTorch 1.3 or later")
+    if 1 not in runs or len(runs) < _KEPT * int(asked[1]):
+        message = f"the phone's log kept {len(runs)} of {asked[1]} runs"
+        raise DeviceError(message, "make it larger: adb logcat -G 8M")
+    first, *rest = (runs[number] for number in sorted(runs))
+    return Timing(load=float(loaded[1]), first=first, runs=tuple(rest))
+
+
+def perf_test(printed: str, table: str) -> Timing:
+    """What one onnxruntime_perf_test printed, and its table of "model,seconds,peak bytes,processor %,number" lines.
+
+    Raises DeviceError for one that tells too little.
+    """
+    session, first = _SESSION.search(printed), _FIRST.search(printed)
+    rows = (line.rsplit(",", 4) for line in table.splitlines())
+    runs = tuple(float(row[1]) * 1000 for row in rows if len(row) == 5)
+    if session is None or first is None or not runs:
+        message = "onnxruntime_perf_test does not tell what loading and each run took: it is too old"
+        raise DeviceError(message, "build that of the same ONNX Runtime as here")
+    # It tells whole milliseconds, rounded down: the next one is what the first run took at most.
+    return Timing(load=float(session[1]) * 1000, first=int(first[1]) + 1.0, runs=runs)

@@ -1,0 +1,179 @@
+"""An aarch64 Linux played by qemu: the same worker, for what a file answers there and never for how fast.
+
+It needs qemu-aarch64 and a folder with an arm64 Python, which `edgepack devices prepare ID` makes. The one runtime is
+ONNX Runtime: ExecuTorch's Python wants torch, and PyPI's torch for aarch64 loads only where gigabytes of CUDA are.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from edgepack.config.device import Device
+from edgepack.core import provenance
+from edgepack.core.errors import AbsentError, DeviceError
+from edgepack.core.frozen import Frozen
+from edgepack.core.process import openmp
+from edgepack.measure import worker
+from edgepack.measure.contract import Job
+from edgepack.measure.processes import answer, check_controls, endless, leash
+from edgepack.measure.runners.emulated import system_image
+
+EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
+NEAR = True
+
+_RUNTIME = "onnxruntime"
+_LACKS = {"executorch": "ExecuTorch is not run under emulation"}
+_ANEW = "make its Python and runtime anew with `edgepack devices prepare`"
+_QEMU = ("qemu-aarch64-static", "qemu-aarch64")
+_TIMEOUT = 3600.0  # seconds, before any row
+_SLOWEST = 60.0  # seconds that one row of a prediction may take
+_FOREIGN = ("PYTHON", "LD_", "QEMU_")  # how variables begin that are meant for programs of this computer
+
+
+class Processor(NamedTuple):
+    """What /proc/cpuinfo says of a processor by Arm."""
+
+    part: str
+    features: str
+
+
+_A53 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+_A76 = f"{_A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+PROCESSORS = {
+    "cortex-a53": Processor("0xd03", _A53),
+    "cortex-a72": Processor("0xd08", _A53),
+    "cortex-a76": Processor("0xd0b", _A76),
+    "max": Processor("0xd4e", f"{_A76} sve i8mm bf16"),  # all that qemu knows; the number is the Cortex-X3's
+}
+
+
+class Config(Frozen):
+    cpu: Literal["cortex-a53", "cortex-a72", "cortex-a76", "max"] = Field(
+        default="cortex-a76", description="what qemu plays; only the last two have int8 dot products"
+    )
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """A prepared folder, and the qemu that runs what is in it."""
+
+    qemu: str
+    root: Path
+    python: Path
+    cpu: str
+    facts: dict[str, Any]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        whole = {**job, "threads": self.facts["threads"], "leash": True}
+        timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
+        own = {name: value for name, value in openmp.of_the_user(os.environ).items() if not name.startswith(_FOREIGN)}
+        environment = {**own, "PYTHONPATH": str(system_image.site(self.root)), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            with leash() as held, self._system() as system:
+                # -S: site would look for packages in folders of this computer.
+                command = [self.qemu, "-cpu", self.cpu, "-L", system, str(self.python), "-P", "-S", worker.__file__]
+                done = subprocess.run(
+                    [*command, json.dumps(whole)],
+                    stdin=held,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                    env=environment,
+                )
+        except subprocess.TimeoutExpired:
+            raise endless(job, timeout) from None
+        return answer(done, job, _ANEW)
+
+    def close(self) -> None:
+        """Nothing is left: every job was a process of its own."""
+
+    @contextmanager
+    def _system(self) -> Iterator[str]:
+        """The prepared folder, with a /proc/cpuinfo of the processor that is played.
+
+        What of an absolute path is not in it is this computer's. ONNX Runtime 1.32 crashes where that is told of x86.
+        """
+        with TemporaryDirectory(prefix="edgepack-arm64-") as folder:
+            for each in self.root.iterdir():
+                Path(folder, each.name).symlink_to(each)
+            Path(folder, "proc").mkdir()
+            Path(folder, "proc", "cpuinfo").write_text(cpuinfo(PROCESSORS[self.cpu], os.cpu_count() or 1))
+            yield folder
+
+
+def cpuinfo(processor: Processor, cores: int) -> str:
+    """/proc/cpuinfo as an aarch64 Linux has it."""
+    about = {
+        "Features": processor.features,
+        "CPU implementer": "0x41",
+        "CPU architecture": "8",
+        "CPU variant": "0x0",
+        "CPU part": processor.part,
+        "CPU revision": "1",
+    }
+    block = "".join(f"{key}\t: {value}\n" for key, value in about.items())
+    return "".join(f"processor\t: {core}\n{block}\n" for core in range(cores))
+
+
+def connect(device: Device) -> Emulated:
+    qemu, root, config = _qemu(), system_image.home(), device.runner.config
+    assert isinstance(config, Config)
+    check_controls(device, os.sched_getaffinity(0), "this computer")
+    python = system_image.python(root)
+    if python is None:
+        hint = f"run `edgepack devices prepare {device.id}`, which makes it in {root}"
+        raise AbsentError("no arm64 Python was prepared yet", hint)  # the message lands in reports: no path of a home
+    found = system_image.versions(root, _RUNTIME, "numpy")
+    facts = {
+        "runner": "emulated",
+        "qemu": _version(qemu),
+        "cpu": config.cpu,
+        "machine": "aarch64",
+        "threads": device.controls.threads or len(os.sched_getaffinity(0)),
+        "python": python.name,
+        "numpy": found.pop("numpy", provenance.MISSING),
+        "versions": found,
+        "lacks": _LACKS,
+    }
+    return Emulated(qemu, root, python, config.cpu, facts)
+
+
+def prepare(device: Device, tell: system_image.Tell) -> None:
+    """Make the folder, or make it anew. Raises DeviceError."""
+    _qemu()
+    root = system_image.home()
+    system_image.make(root, _wheels(device), tell)
+    tell(f"{root} is ready")
+
+
+def _wheels(device: Device) -> list[str]:
+    """What pip has to fetch: the runtime as the profile wants it, else what is installed here."""
+    here = provenance.versions(_RUNTIME, "numpy")
+    return [f"{package}{device.runtimes.get(package, f'=={version}')}" for package, version in here.items()]
+
+
+def _qemu() -> str:
+    found = next(filter(None, map(shutil.which, _QEMU)), None)
+    if found is None:
+        raise AbsentError("there is no qemu-aarch64 here", "install it: Debian's and Ubuntu's package qemu-user-static")
+    return found
+
+
+@cache
+def _version(qemu: str) -> str:
+    done = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=60)
+    found = re.search(r"version (\S+)", done.stdout)
+    if done.returncode != 0 or not found:
+        raise DeviceError(f"{qemu} does not start", "install the package qemu-user-static anew")
+    return found[1]

@@ -1,0 +1,127 @@
+"""A Linux computer with Python, reached over ssh: the system's OpenSSH with the user's own configuration and keys.
+
+Where it is stands in no file of the project: environment variable EDGEPACK_SSH_<ID> (as EDGEPACK_SSH_RASPBERRY_PI_5)
+holds what `ssh` would be given, or the user's ssh configuration has a host named after the device.
+"""
+
+import json
+import logging
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from edgepack.config.device import RUNTIMES, Device
+from edgepack.core import provenance
+from edgepack.core.errors import AbsentError, DeviceError
+from edgepack.measure import processes, worker
+from edgepack.measure.contract import Job, recognise
+from edgepack.measure.runners import host
+from edgepack.measure.runners.ssh.address import Address
+from edgepack.measure.runners.ssh.connection import Line, LostError
+
+EVIDENCE = host.EVIDENCE
+NEAR = False
+
+_WORKER = Path(worker.__file__)
+_WAITS = (2.0, 10.0, 30.0)  # seconds before each further try: a small board needs half a minute to start again
+
+
+def connect(device: Device) -> "Board":
+    board = Board(device, Address.of(device))
+    try:
+        board.reach()
+    except BaseException:
+        board.close()
+        raise
+    return board
+
+
+class Board:
+    """The device, over one connection at a time: a broken one is replaced, and the job that it broke is done again."""
+
+    def __init__(self, device: Device, address: Address) -> None:
+        self.device, self.address = device, address
+        self.facts: dict[str, Any] = {}
+        self._line: Line | None = None
+        self._folders: list[str] = []  # there, of connections that broke
+
+    def run(self, job: Job) -> dict[str, Any]:
+        for wait in (*_WAITS, None):
+            try:
+                return self._attempt(job)
+            except (LostError, AbsentError) as error:
+                logging.getLogger(__name__).info("lost: %s", error.message)
+                self.close()
+                if wait is None:
+                    over = Path(job.get("file", "its check of the runtime")).name
+                    message = f"{self.device.name} was lost {len(_WAITS) + 1} times over {over}"
+                    raise DeviceError(message, "check its power and its network, then build again") from None
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def reach(self) -> "Line":
+        """A new connection. Raises AbsentError, or DeviceError where it leads to something that cannot be used."""
+        self._line = line = Line(self.device, self.address, self._folders)
+        self._folders.append(Path(line.folder).name)
+        facts = self._facts(line)
+        if self.facts and facts != self.facts:
+            raise DeviceError(f"{self.device.name} is not as it was before its connection broke", "build again")
+        self.facts = facts
+        return line
+
+    def close(self) -> None:
+        if self._line:
+            self._line.close()
+        self._line = None
+
+    def _facts(self, line: "Line") -> dict[str, Any]:
+        """What stays the same from one day to the next. Raises DeviceError where nothing can run there."""
+        found = _work(
+            line, {"mode": "probe", "runtime": "worker.py"}, advice="a device with this runner is a Linux computer"
+        )
+        recognise(self.device, found)
+        processes.check_controls(self.device, found["cores"], "it")
+        if not found["versions"]:
+            package = "onnxruntime=={onnxruntime}".format(**provenance.versions("onnxruntime"))
+            hint = f"install what the recipe exports to there, as `{line.python} -m pip install {package}`"
+            raise DeviceError(f"{self.device.name} has neither {' nor '.join(RUNTIMES)}", hint)
+        cores = processes.pinned(self.device.controls, found["cores"])
+        kept = ("model", "cpu", "features", "machine", "kernel", "governor", "versions")
+        return {"runner": "ssh", **{fact: found[fact] for fact in kept}, "cores": cores, "threads": len(cores)}
+
+    def _attempt(self, job: Job) -> dict[str, Any]:
+        line = self._line or self.reach()
+        output = f"{uuid4().hex}.npy"
+        packages = ", ".join(worker.RUNTIMES[job["runtime"]].packages)
+        advice = f"see whether the runtime loads there: {line.python} -c 'import {packages}'"
+        found = _work(line, self._told(line, job, output), job, advice=advice)
+        if "output" in job:
+            line.fetch(output, Path(job["output"]))
+        return found
+
+    def _told(self, line: "Line", job: Job, output: str) -> Job:
+        """The job as the device must hear it: its files sent, its paths those there."""
+        cores = self.facts["cores"]
+        there: Job = {**job, "threads": len(cores), "cpus": cores}
+        if job["mode"] != "delegates":  # which names no file, but what it is asked for
+            there["file"] = line.send(Path(job["file"]))
+        if "inputs" in job:
+            there["inputs"] = [line.send(Path(path)) for path in job["inputs"]]
+        if "output" in job:
+            there["output"] = f"{line.folder}/{output}"
+        return there
+
+
+def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> dict[str, Any]:
+    """One process of worker.py there. `job` is how it is known here. Raises LostError or DeviceError."""
+    job = job or told
+    timeout = processes.patience(job)
+    arguments = (line.send(_WORKER), json.dumps({**told, "leash": True}))
+    try:
+        done = line.call(arguments, timeout=timeout, environment=processes.pools(told.get("threads", 1)))
+    except subprocess.TimeoutExpired:
+        raise processes.endless(job, timeout) from None
+    done.stderr = done.stderr.replace(f"{line.folder}/", "")  # it names the user's home, and lands in reports
+    return processes.answer(done, job, advice)

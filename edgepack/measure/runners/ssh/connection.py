@@ -1,0 +1,280 @@
+"""One ssh connection: files sent, commands run, and what went wrong said plainly."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from shlex import quote
+from typing import IO, Any
+from uuid import uuid4
+
+from edgepack.config.device import Device
+from edgepack.core.errors import AbsentError, DeviceError
+from edgepack.core.files import file_digest
+from edgepack.core.units import SIZE
+from edgepack.measure.runners.ssh.address import Address, Config, ssh
+
+_THERE = (Path(__file__).parent / "_there.py").read_text()
+_GREETING = 60.0  # seconds that logging in and starting Python may take
+_SLOWEST = 100e3  # bytes a second, below which a connection is of no use
+_OPTIONS = {
+    "BatchMode": "yes",  # nobody is asked for a password
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "10",
+    "ServerAliveCountMax": "3",
+    "LogLevel": "ERROR",
+    "ControlMaster": "yes",
+    "ControlPersist": "no",
+    # What a person's logins have and ours must not.
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "PermitLocalCommand": "no",
+    "ClearAllForwardings": "yes",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+}
+
+
+class LostError(DeviceError):
+    """The connection broke; what ran there has ended, and the files that were sent are gone."""
+
+
+class Line:
+    """One ssh connection, and a folder on the device that is there for as long as the connection is.
+
+    The connection is that of a process there which keeps the folder; whatever else is done goes through it too.
+    """
+
+    def __init__(self, device: Device, address: Address, broken: Sequence[str]) -> None:
+        """`broken` are the folders of connections before, in which something may still run."""
+        self.device, self.address = device, address
+        assert isinstance(device.runner.config, Config)
+        self.python = device.runner.config.python
+        self._sent: dict[str, str] = {}  # name there -> path there
+        self._place = Path(tempfile.mkdtemp(prefix="edgepack-", dir=_short()))
+        self._keeper: subprocess.Popen[str] | None = None
+        try:
+            self._greeting = self._greet(broken)
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def folder(self) -> str:
+        return str(self._greeting["folder"])
+
+    def call(
+        self,
+        arguments: Iterable[str],
+        *,
+        timeout: float,
+        environment: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | None = None,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run Python there. Its input stays open while it runs, unless there is one. Raises LostError, TimeoutExpired.
+
+        No configuration is read: what the connection needed of it, it has. Nor is another one opened in its place.
+        """
+        command = ["ssh", "-F", os.devnull, "-o", "LogLevel=ERROR", "-o", f"ControlPath={self._socket}"]
+        command += ["-o", "ProxyCommand=false", "-T", "--", "edgepack", _shell(self.python, arguments, environment)]
+        leash, held = os.pipe()
+        try:
+            done = subprocess.run(
+                command,
+                stdin=stdin or leash,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                timeout=timeout,
+                encoding="utf-8",
+                errors="replace",
+            )
+        finally:
+            os.close(held)
+            os.close(leash)
+        if done.returncode == 255:
+            hint = "check its power and its network"
+            raise LostError(f"the connection to {self.device.name} was lost", hint)
+        return done
+
+    def send(self, file: Path) -> str:
+        """Its path there, where it goes by its content: what was sent once is not sent again."""
+        self._check_space(file, float(self._greeting["free"]))
+        sha256 = file_digest(file)
+        name = f"{sha256}{file.suffix}"
+        if name not in self._sent:
+            with file.open("rb") as content:
+                size = file.stat().st_size
+                found = json.loads(self._hand("take", name, str(size), sha256, size=size, stdin=content).stdout)
+            self._check_space(file, found.get("free"))
+            self._sent[name] = f"{self.folder}/{name}"
+        return self._sent[name]
+
+    def fetch(self, name: str, target: Path) -> None:
+        """A file from there, which goes there."""
+        part = target.with_name(f"{target.name}.part")
+        with part.open("wb") as content:
+            self._hand("give", name, stdout=content)
+        part.replace(target)
+
+    def close(self) -> None:
+        """The folder goes with the connection, and with it what runs there."""
+        if self._keeper:
+            assert self._keeper.stdin and self._keeper.stdout
+            with suppress(OSError):
+                self._keeper.stdin.close()
+            try:
+                self._keeper.wait(15)
+            except subprocess.TimeoutExpired:
+                self._keeper.kill()
+                self._keeper.wait()
+            self._keeper.stdout.close()
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    @cached_property
+    def _socket(self) -> str:
+        return str(self._place / "s").replace("%", "%%")
+
+    def _greet(self, broken: Sequence[str]) -> dict[str, Any]:
+        """Log in, and hear where the folder is. What keeps it ends as soon as this process does, however it ends."""
+        options = [f"-o{name}={value}" for name, value in {**_OPTIONS, "ControlPath": self._socket}.items()]
+        kept = _shell(self.python, ("-c", _THERE, "keep", f"session-{uuid4().hex}"))
+        command = [*ssh(), *options, "--", self.address.destination, kept]
+        with (self._place / "said").open("wb") as said:
+            self._keeper = keeper = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # an interruption is ours to deal with first
+            )
+        timer = threading.Timer(_GREETING, keeper.kill)
+        timer.start()
+        try:
+            assert keeper.stdin and keeper.stdout
+            with suppress(OSError):  # where it has ended already, it says why
+                keeper.stdin.write(json.dumps(broken) + "\n")
+                keeper.stdin.flush()
+            line = keeper.stdout.readline()
+        finally:
+            timer.cancel()
+        return self._understood(line) if line else self._failed(keeper.wait())
+
+    def _understood(self, line: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except ValueError:
+            message = f"{self.device.name} prints as it logs in: {line.strip()[:60]!r}"
+            raise DeviceError(
+                message, "silence that, in ~/.bashrc or the like, for shells without a terminal"
+            ) from None
+        return found
+
+    def _failed(self, code: int) -> dict[str, Any]:
+        """Why nobody there said a word."""
+        said = (self._place / "said").read_text(errors="replace").strip()
+        logging.getLogger(__name__).info("ssh ended with %s: %s", code, said)
+        name, try_it = self.device.name, f"`ssh {self.address.told} true`"
+        if code < 0:
+            raise AbsentError(f"{name} said nothing in {_GREETING:.0f} s", f"see whether {try_it} works")
+        if code == 255:
+            raise _unconnected(name, said, try_it)
+        if code in (126, 127):
+            hint = "install Python 3.9 or newer there, or name it: `runner: {ssh: {python: ~/venv/bin/python}}`"
+            raise DeviceError(f"{name} has no program {self.python}", f"{hint} in {self.device.file}")
+        raise DeviceError(f"{name} failed: {(said.splitlines() or [f'code {code}'])[-1]}", f"see what {try_it} says")
+
+    def _check(self) -> None:
+        """Raises DeviceError where worker.py cannot run."""
+        name = self.device.name
+        if python := self._greeting.get("python"):
+            hint = "name another one: `runner: {ssh: {python: ~/venv/bin/python}}`"
+            raise DeviceError(f"{name} has Python {python}, and worker.py needs 3.9", f"{hint} in {self.device.file}")
+        if lacking := self._greeting["lacking"]:
+            what = " ".join(lacking)
+            raise DeviceError(f"{name} has no {what}", f"install it there: `{self.python} -m pip install {what}`")
+
+    def _check_space(self, file: Path, free: float | None) -> None:
+        """Raises DeviceError where a file is larger than what is free."""
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DeviceError(f"{file} cannot be read: {error.strerror}", "build again") from None
+        if free is not None and size > free:
+            message = (
+                f"{self.device.name} has no space: {file.name} is {SIZE.format(size)}, {SIZE.format(free)} are free"
+            )
+            raise DeviceError(message, "make room where its ~/.cache is")
+
+    def _hand(self, do: str, *arguments: str, size: int = 0, **streams: Any) -> "subprocess.CompletedProcess[str]":
+        """Have a file taken or given there."""
+        timeout = _GREETING + size / _SLOWEST
+        try:
+            done = self.call(("-c", _THERE, do, self.folder, *arguments), timeout=timeout, **streams)
+        except subprocess.TimeoutExpired:
+            raise LostError(f"the connection to {self.device.name} is too slow", "check its network") from None
+        if done.returncode != 0:
+            why = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+            raise DeviceError(f"{self.device.name} cannot {do} a file: {why}", "see whether its disk is full or broken")
+        return done
+
+
+def _unconnected(name: str, said: str, try_it: str) -> DeviceError:
+    """What ssh says names hosts and addresses, which reports must not."""
+    for words, kind, why, hint in _REASONS:
+        if any(each in said for each in words):
+            return kind(f"{name} {why}", hint.format(try_it))
+    return DeviceError(f"ssh could not connect to {name}", f"see what {try_it} says")
+
+
+_REACHED = "see that it is on and in the network: {} must work"
+_REASONS: tuple[tuple[tuple[str, ...], type[DeviceError], str, str], ...] = (
+    (("Could not resolve hostname",), AbsentError, "has a host name that nobody knows", _REACHED),
+    (("Connection refused",), AbsentError, "refuses connections over ssh", _REACHED),
+    (("timed out", "No route to host", "unreachable", "Host is down"), AbsentError, "does not answer", _REACHED),
+    (
+        ("REMOTE HOST IDENTIFICATION HAS CHANGED",),
+        DeviceError,
+        "has another host key than ssh knows",
+        "it is another computer, or was installed anew: then `ssh-keygen -R` its host, and try {}",
+    ),
+    (
+        ("Host key verification failed",),
+        DeviceError,
+        "has a host key that ssh does not know",
+        "log in once by hand and compare the key: then {} must work",
+    ),
+    (
+        ("Permission denied", "Too many authentication failures"),
+        DeviceError,
+        "does not let this user in",
+        "{} must work without a password: `ssh-copy-id` brings a key there",
+    ),
+    (("Connection closed", "Connection reset"), AbsentError, "closes connections over ssh", _REACHED),
+)
+
+
+def _shell(python: str, arguments: Iterable[str], environment: Mapping[str, str] | None = None) -> str:
+    """A command for the shell of the device, whichever that is.
+
+    Within it `sh` waits for Python: of a process that was killed it tells 128 and the signal, where ssh would tell what
+    it tells of a lost connection too.
+    """
+    program = f'"$HOME"/{quote(python[2:])}' if python.startswith("~/") else quote(python)
+    given = [f"{name}={quote(value)}" for name, value in (environment or {}).items()]
+    return f"sh -c {quote(' '.join([*given, program, *map(quote, arguments)]) + '; exit $?')}"
+
+
+def _short() -> str:
+    """A folder for sockets, whose paths may have a hundred letters."""
+    return "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()  # noqa: S108 (what is made there is ours alone)

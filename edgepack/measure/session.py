@@ -1,0 +1,97 @@
+"""How a build gets at its device: asked for only when something must run there, and replaced where there is none.
+
+What a device was when it was last reached is remembered in a folder, so that a build whose every step is cached needs
+no device, and `plan` never waits for one.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.device import Device
+from edgepack.core.errors import AbsentError, DeviceError
+from edgepack.core.files import digest, write_atomic
+from edgepack.measure.contract import Connection, Job, connected, lacking
+
+Facts = dict[str, Any]
+STAND_IN = "estimate"  # the runner that works without the device
+
+
+def known(device: Device, memory: Path) -> Facts | None:
+    """What its answers depend on, without waiting for it; None while nothing is known. `memory` is a folder."""
+    if not device.runner.module.NEAR:
+        return _remembered(device, memory)
+    try:
+        with connected(device) as connection:
+            return connection.facts
+    except DeviceError:
+        return None
+
+
+class Reach:
+    """A device for one build. `absent` says why something stands in for it; `facts` are then those of the stand-in."""
+
+    def __init__(self, device: Device, memory: Path, needed: Callable[[Facts], bool]) -> None:
+        """Connects, unless `needed` says of what is known of the device that nothing must run there.
+
+        Raises DeviceError where there is a device that cannot be used.
+        """
+        self.device, self.memory, self.absent = device, memory, ""
+        self._stack = ExitStack()
+        self._connection: Connection | None = None
+        before = known(device, memory)
+        if before is None or device.runner.module.NEAR or needed(before):
+            before = self._connect().facts
+        self.facts: Facts = before
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """One job of worker.py in a fresh process of the device. Raises DeviceError."""
+        connection = self._connection or self._connect()
+        if connection.facts != self.facts:
+            changed = f"{self.device.name} is not as it was when it was last reached"
+            raise DeviceError(self.absent or changed, "build again")
+        self.check(job["runtime"], Path(job.get("file", "")).name or "this recipe")
+        return connection.run(job)
+
+    def check(self, runtime: str, what: str) -> None:
+        """Raises DeviceError where the device lacks a runtime that `what` needs, unless it can never have it."""
+        if runtime not in {**self.facts["versions"], **self.facts.get("lacks", {})}:
+            raise lacking(self.device, runtime, what)
+
+    def close(self) -> None:
+        self._stack.close()
+        self._connection = None
+
+    def _connect(self) -> Connection:
+        try:
+            self._connection = self._stack.enter_context(connected(self.device))
+        except AbsentError as error:
+            if self.device.runner.name == STAND_IN:
+                raise
+            # The processor that stands in for it says nothing of its own.
+            self.device, self.absent = self.device.settled({}).run_by(STAND_IN, {}), error.message
+            return self._connect()
+        _remember(self.device, self.memory, self._connection.facts)
+        return self._connection
+
+
+def _remembered(device: Device, memory: Path) -> Facts | None:
+    try:
+        found: Facts = json.loads(_place(device, memory).read_text())
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(device: Device, memory: Path, facts: Facts) -> None:
+    if device.runner.module.NEAR:
+        return
+    path = _place(device, memory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(facts, indent=1).encode())
+
+
+def _place(device: Device, memory: Path) -> Path:
+    return memory / f"{digest(device.resolved())[:16]}.json"

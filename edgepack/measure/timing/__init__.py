@@ -1,0 +1,1 @@
+"""From fresh processes to figures that can be trusted."""

@@ -1,0 +1,138 @@
+"""How a file is timed so that the figure can be trusted, and what a figure is.
+
+The sample is a fresh process, never an iteration: inside one process runs agree with each other far better than two
+processes do. Rounds of seven processes are taken until an order-statistic interval of their medians lies wholly on one
+side of the budget, at most three rounds; otherwise the verdict is inconclusive.
+Source of the interval: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed., 2003, section 7.1.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from edgepack.core.errors import DeviceError
+from edgepack.core.frozen import Frozen
+from edgepack.core.order_statistics import LOOKS, interval
+from edgepack.measure.timing.figures import NEEDED, Answers, slowed_down, timings
+
+PROTOCOL = "edgepack/1"
+_ROUND = 7  # processes
+_PASSES = 3  # processes whose memory is looked at
+_SPOILT = 0.2  # share of processes that may be timed on a device that slows down
+
+
+class TimingProtocol(Frozen):
+    """The fixed part of a timing."""
+
+    name: str = PROTOCOL
+    warm_up_seconds: float = 0.3
+    seconds: float = 1.0
+    least_runs: int = 30
+    most_runs: int = 1000
+    most_seconds: float = 20.0  # of a model so slow that three runs will do
+
+    @classmethod
+    def of(cls, metrics: Iterable[str]) -> "TimingProtocol":
+        """As many runs as the percentiles among these metrics need.
+
+        >>> TimingProtocol.of(["size", "latency.p90"]).least_runs
+        64
+        """
+        return cls(least_runs=max([cls().least_runs, *(NEEDED[each][1] for each in metrics if each in NEEDED)]))
+
+    def key(self) -> dict[str, Any]:
+        """What a timing depends on. Of the runs there may be more than were asked for: `kept` tells."""
+        return self.model_dump(exclude={"least_runs"})
+
+    def kept(self, answers: "Answers") -> bool:
+        """Whether each process timed as many runs as are asked for now, or as long as any does."""
+        counts = ((len(answer["samples_ns"]), sum(answer["samples_ns"])) for answer in answers)
+        return all(runs >= self.least_runs or ns >= self.most_seconds * 1e9 for runs, ns in counts)
+
+    def job(self) -> dict[str, Any]:
+        return {"mode": "time", **self.model_dump(exclude={"name"})}
+
+
+Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of worker.py in a fresh process
+
+MOST = max(LOOKS)  # processes; after that a budget that is not decided is inconclusive
+
+
+def enough(answers: Answers, decided: Callable[[Answers], bool]) -> bool:
+    """Whether a file needs no further process: a whole number of rounds, and decided or at the last one."""
+    return len(answers) >= MOST or (len(answers) in LOOKS and decided(answers))
+
+
+def time_file(
+    run: Run,
+    job: dict[str, Any],
+    answers: Answers,
+    decided: Callable[[Answers], bool],
+    told: Callable[[int, int], None],
+) -> Answers:
+    """Time the file of `job` in rounds of fresh processes, after the `answers` there are, until that is `enough`.
+
+    `told` is called before each process with how many there were and how many are certain to come. Raises DeviceError
+    when the device slows down.
+    """
+    answers = list(answers)
+    while not enough(answers, decided):
+        told(len(answers), next(look for look in LOOKS if look > len(answers)))
+        answers.append(run(job))
+        _check_state(answers)
+    return answers
+
+
+def outcome(
+    run: Run,
+    evidence: Mapping[str, str],
+    job: dict[str, Any],
+    before: Answers,
+    decided: Callable[[Answers], bool],
+    told: Callable[[int, int], None],
+    *,
+    memory: bool,
+) -> dict[str, Any]:
+    """What timing a file comes to: {"answers", "memory"} of its processes, or the one {"estimate"} of a device that is
+    only worked out.
+    """
+    if evidence["time"] == "estimated":
+        return {"estimate": run(job), "answers": [], "memory": []}
+    answers = time_file(run, job, before, decided, told)
+    passes = _PASSES if memory and "memory" in evidence else 0
+    return {"answers": answers, "memory": [run({**job, "mode": "memory"}) for _ in range(passes)]}
+
+
+def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int], None]) -> tuple[Answers, Answers]:
+    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike.
+
+    Raises DeviceError when the device slows down: how much each file suffers from that is not its own doing.
+    """
+    first, second = jobs
+    taken: tuple[Answers, Answers] = ([], [])
+    while not enough(taken[0], lambda _: _differs(ratios(*taken))):
+        told(len(taken[0]), next(look for look in LOOKS if look > len(taken[0])))
+        pair = [(taken[0], first), (taken[1], second)]
+        for answers, job in pair if len(taken[0]) % 2 == 0 else reversed(pair):
+            answers.append(run(job))
+        for answers in taken:
+            _check_state(answers)
+    return taken
+
+
+def ratios(first: Answers, second: Answers) -> list[float]:
+    """How long the second file takes, in times of the first: one figure a pair of processes that ran in turn."""
+    before, after = (timings(answers)["latency.p50"] for answers in (first, second))
+    return [mine / its for its, mine in zip(before, after, strict=True)]
+
+
+def _differs(found: Sequence[float]) -> bool:
+    _, low, high = interval(found)
+    return not low <= 1 <= high
+
+
+def _check_state(answers: Answers) -> None:
+    """Raises DeviceError once more than a fifth of a whole number of rounds was taken on a device that slowed down."""
+    slowed = [why for answer in answers if (why := slowed_down(answer))]
+    if len(answers) in LOOKS and len(slowed) > _SPOILT * len(answers):
+        message = f"the device slowed down in {len(slowed)} of {len(answers)} processes: {slowed[-1]}"
+        raise DeviceError(message, "let it cool, feed it enough power, or give its profile a `cool_down`")

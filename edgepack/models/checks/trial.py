@@ -1,0 +1,97 @@
+"""A model is tried once when it is built, so that a misfit is told before anything is trained."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgepack.core.errors import StageError, reason
+from edgepack.core.signature import Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def some_inputs(signature: Signature) -> Inputs:
+    """Three samples of noise that have little in common: of numbers from 0 to 1, which have a square root and stand for
+    pixels; of whole numbers only 0 and 1, which every vocabulary and mask has.
+    """
+    chance = torch.Generator().manual_seed(0)
+    shapes = [((3, *spec.shape), getattr(torch, spec.dtype)) for spec in signature.inputs]
+    return tuple(
+        _unlike(torch.rand(shape, generator=chance))
+        if kind.is_floating_point
+        else torch.randint(0, 2, shape, generator=chance, dtype=kind)
+        for shape, kind in shapes
+    )
+
+
+def _unlike(noise: torch.Tensor) -> torch.Tensor:
+    """Numbers of 0 to 1, of 0.7 to 1, and of 0.1 to 0.3."""
+    each = (-1, *[1] * (noise.dim() - 1))
+    return noise * torch.tensor([1.0, 0.3, 0.2]).view(each) + torch.tensor([0.0, 0.7, 0.1]).view(each)
+
+
+def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
+    """The module itself. Raises StageError unless it turns inputs of these shapes into one float32 a class."""
+    import torch
+
+    from edgepack.models import source_lines
+
+    training = module.training
+    for batch in (2, 1):  # the size of either may be written into a model
+        inputs = [torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
+        takes, wanted = _shapes(inputs), [batch, len(signature.labels)]
+        try:
+            with torch.no_grad():
+                given = module.eval()(*inputs)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s cannot take zeros", name)
+            if batch == 1 and (norm := without_statistics(module)):
+                raise StageError(f"{name} gives no answer to a single sample{norm}", EACH) from error
+            at = f", at {place}" if (place := source_lines.of_error(error, module)) else ""
+            raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
+        if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
+            at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
+            message = f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class{at}"
+            raise StageError(message, _MEND)
+        if given.dtype != torch.float32:
+            at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
+            kind = str(given.dtype).removeprefix("torch.")
+            advice = "let forward return logits in float32: logits.float()"
+            raise StageError(f"{name} gives outputs in {kind}, not in float32{at}", advice)
+    return module.train(training)
+
+
+def without_statistics(module: "nn.Module") -> str:
+    """The first batch norm that normalises by the samples beside, in words, or ""."""
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    found = [name for name, part in module.named_modules() if isinstance(part, kinds) and part.running_mean is None]
+    return f": the batch norm '{found[0]}' keeps no statistics" if found else ""
+
+
+EACH = "let forward treat each sample by itself; a batch norm needs track_running_stats=True"
+_MEND = "mend the model, or name one that fits the data's shape and number of classes"
+
+
+def _shapes(values: list[Any]) -> str:
+    """
+    >>> import torch
+    >>> _shapes([torch.zeros(2, 3), {"logits": 1}])
+    'a tensor of shape [2, 3] and dict'
+    >>> _shapes([(torch.zeros(2, 3), torch.zeros(2, 1))])
+    'a tuple of 2 (a tensor of shape [2, 3] and a tensor of shape [2, 1])'
+    """
+    return " and ".join(map(_shape, values))
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({_shapes([*value])})"
+    shape = getattr(value, "shape", None)
+    return "nothing" if value is None else f"a tensor of shape {[*shape]}" if shape else type(value).__name__

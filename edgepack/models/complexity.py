@@ -1,0 +1,39 @@
+"""How large a model is: parameters, stored bytes, multiply-accumulates."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from edgepack.models.candidate import Candidate
+
+
+def parameters(module: nn.Module) -> int:
+    """Weights and biases; of an exported program every tensor it stores."""
+    return sum(tensor.numel() for tensor in (module.parameters() if not _is_program(module) else _stored(module)))
+
+
+def stored_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _stored(module))
+
+
+def _stored(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_program(module: nn.Module) -> bool:
+    return isinstance(module, torch.fx.GraphModule)
+
+
+def macs(candidate: Candidate) -> int:
+    """Multiply-accumulates of one inference, counted by torch on the operators that really run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from edgepack.models.structure.encoder import first_token_only
+
+    inputs = candidate.example_inputs(2)  # batch norm and exported programs want more than one
+    module = candidate.module if candidate.form == "exported" else candidate.module.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), first_token_only(module):
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2 // 2

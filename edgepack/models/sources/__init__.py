@@ -1,0 +1,1 @@
+"""One module a source of models; see models/contract.py."""

@@ -1,0 +1,103 @@
+"""A model of your own: what a function of your code gives, named "module:function".
+
+The function is called with `args`, when the recipe is built and again whenever a saved candidate is loaded: the same
+arguments must give the same structure. Wrappers are taken off, and weights that are computed each time are folded.
+"""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from edgepack.config.user_code.references import Files, Reference, libraries, named, resolve, sources
+from edgepack.core.errors import StageError
+from edgepack.core.frozen import Frozen
+from edgepack.core.signature import Signature
+from edgepack.models.contract import Checkpoint, CheckpointKey
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+FOREIGN = True
+
+
+class Config(Frozen):
+    python: Reference = Field(description='"module:function" that gives the model, for example shop.nets:make')
+    args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")
+    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint_key: CheckpointKey = None
+    files: Files = Field(
+        default=(),
+        description='what the function reads, for example ["weights/*.npz"]: when they change, so does the model',
+    )
+
+    @field_validator("args")
+    @classmethod
+    def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
+        """As they will be read from a saved candidate: lists, not tuples."""
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(args, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arguments are numbers, texts, lists and mappings: {error}") from None
+        return plain
+
+
+def trained(config: Config, signature: Signature) -> bool:
+    return config.checkpoint is not None
+
+
+def misfit(config: Config, signature: Signature) -> str:
+    return ""  # only the function knows what its model takes
+
+
+def files(config: Config) -> tuple[Path, ...]:
+    """Its code, what that imports, and what the recipe names."""
+    checkpoint = [Path(config.checkpoint)] if config.checkpoint else []
+    return (*sources(config.python), *named(config.files).values(), *checkpoint)
+
+
+def installed(config: Config) -> dict[str, str]:
+    return libraries(config.python)
+
+
+def build(config: Config, signature: Signature) -> "nn.Module":
+    from edgepack.models.checks.trial import some_inputs, tried
+    from edgepack.models.sources.python.plain import folded, is_plain
+    from edgepack.models.weights.loading import fits, load_weights
+
+    module = tried(_made(config, signature), signature, f"the model of '{config.python}'")
+    checkpoint, key = Path(config.checkpoint) if config.checkpoint else None, config.checkpoint_key
+    computed = checkpoint is not None and not is_plain(module) and fits(module, checkpoint, key)
+    if checkpoint and computed:  # saved before anything was folded
+        load_weights(module, checkpoint, key)
+    folded(module, some_inputs(signature))
+    if checkpoint and not computed:
+        load_weights(module, checkpoint, key)
+    return module
+
+
+def _made(config: Config, signature: Signature) -> "nn.Module":
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+
+    from edgepack.core.errors import reason
+    from edgepack.models.checks.trial import tried
+    from edgepack.models.sources.python.plain import plain
+
+    make = resolve(config.python)
+    try:
+        module = make(**copy.deepcopy(config.args))
+    except (Exception, SystemExit) as error:
+        logging.getLogger(__name__).exception("%s failed", config.python)
+        given = ", ".join(f"{name}={value!r}" for name, value in config.args.items())
+        message = f"'{config.python}', called with ({given}), failed: {reason(error)}"
+        raise StageError(message, "build.log has the traceback") from error
+    if not isinstance(module, nn.Module):
+        raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
+    if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before they know their size
+        tried(module, signature, f"the model of '{config.python}'")
+    return plain(module)  # a copy: what a function keeps and gives again must not be changed under its hands

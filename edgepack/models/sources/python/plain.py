@@ -1,0 +1,174 @@
+"""A user's module as the stages need it: without wrappers, its weights plain tensors in float32."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
+
+from edgepack.core.errors import StageError, listed, reason
+from edgepack.models.checks.steady import answer, same
+from edgepack.models.notes import note
+
+# What runs a model otherwise, and which attribute is the model itself. Known by name, for not all of them are
+# installed, and only where the class is of these libraries: a user's own may be called the same.
+_LIBRARIES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
+_COMPILED = "OptimizedModule"  # each has a forward of its own, given by torch
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+    _COMPILED: "_orig_mod",
+    "_FabricModule": "_original_module",
+}
+_UNSCRIPTED = "let the function return the module that it was made from, and give its weights as a checkpoint"
+_SAME = 1e-4  # of the largest output: rounding
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy without wrappers, in float32. Raises StageError for state that is in no tensor."""
+    inner = _unwrapped(module)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise StageError("the model is TorchScript, which can neither be trained nor exported", _UNSCRIPTED)
+    own = _copied(inner)
+    _unwrap_parts(own)
+    _check_tensors(own)
+    return _in_float32(own)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module, _values(module))
+    except Exception as error:  # whatever its attributes make of it
+        message = f"the model, a {type(module).__name__}, cannot be copied: {reason(error)}"
+        raise StageError(
+            message, "let the function return the model without what runs it, such as model.module"
+        ) from error
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    inside = _inside(module)
+    if inside is None:
+        return module
+    note(f"taken out of its {type(module).__name__}: what is compressed is the model inside")
+    return _unwrapped(inside)
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a library's wrapper runs; None of any other module, and of a wrapper with a forward of the user's."""
+    of: Any = next(filter(_is_wrapper, type(module).__mro__), None)
+    if of is None or type(module).forward is not of.forward:
+        return None
+    if "forward" in vars(module) and of.__name__ != _COMPILED:
+        return None
+    inside = getattr(module, _WRAPPERS[of.__name__], None)
+    return inside if isinstance(inside, nn.Module) else None
+
+
+def _is_wrapper(kind: type) -> bool:
+    return kind.__name__ in _WRAPPERS and kind.__module__.partition(".")[0] in _LIBRARIES
+
+
+def _unwrap_parts(module: nn.Module) -> None:
+    """A part may stand under several names."""
+    for name, part in module._modules.items():
+        if part is not None:
+            module._modules[name] = inside = _unwrapped(part)
+            _unwrap_parts(inside)
+
+
+def _values(module: nn.Module) -> dict[int, Any]:
+    """Attributes that were computed from weights, which Python's copy refuses, as plain tensors by their identity."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    return {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}
+
+
+def _check_tensors(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            where = f"'{name}', a {type(part).__name__}," if name else f"the model, a {type(part).__name__},"
+            raise StageError(
+                f"{where} keeps state besides tensors (get_extra_state), which is not saved with the weights",
+                "keep it in buffers: self.register_buffer(name, tensor)",
+            )
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    kept = [*module.parameters(), *module.buffers()]
+    others = {str(each.dtype).removeprefix("torch.") for each in kept if each.is_floating_point()} - {"float32"}
+    if others:
+        note(f"weights in {', '.join(sorted(others))} were made float32")
+    return module.float()
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether every weight is a tensor of its own, and none is computed from others each time."""
+    return not any(True for _ in _computed(module))
+
+
+def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+    """The module itself, weights that are computed each time (weight norm, spectral norm, a mask) made plain ones.
+
+    Raises StageError where it would answer otherwise afterwards.
+    """
+    found = [*_computed(module)]
+    if not found:
+        return module
+    training = module.training
+    before = answer(module.eval(), inputs)
+    for told, fold in found:
+        try:
+            fold()
+        except Exception as error:
+            raise StageError(f"the {told} cannot be folded into plain weights: {error}", _BY_HAND) from error
+    after = answer(module, inputs)
+    if not same(before, after, rounding=_SAME):
+        raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
+    shown = listed([told for told, _ in found], 3)
+    note(f"folded into plain weights: {shown}")
+    return module.train(training)
+
+
+_BY_HAND = "let the function return the model with plain weights: parametrize.remove_parametrizations(layer, name)"
+
+
+def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each weight that is computed, in words, and what makes it plain."""
+    for name, part in module.named_modules():
+        of = f" of '{name}'" if name else ""
+        if parametrize.is_parametrized(part):
+            for weight, steps in part.parametrizations.items():
+                kinds = " and ".join(type(step).__name__.lstrip("_") for step in steps)
+                yield f"{kinds}{of}", partial(_settle, part, weight)
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield f"WeightNorm{of}", partial(remove_weight_norm, part, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                yield f"SpectralNorm{of}", partial(_settle_spectral_norm, part, hook)
+            elif isinstance(hook, prune.BasePruningMethod):
+                yield f"mask{of}", partial(prune.remove, part, hook._tensor_name)
+
+
+def _settle_spectral_norm(part: nn.Module, norm: SpectralNorm) -> None:
+    """torch wraps hooks on loading, and so does not find this one's: it would ask a state dict for "weight_orig"."""
+    remove_spectral_norm(part, norm.name)
+    hooks = part._load_state_dict_pre_hooks
+    for key, hook in [*hooks.items()]:
+        inner = getattr(hook, "hook", hook)
+        if isinstance(inner, SpectralNormLoadStateDictPreHook) and inner.fn is norm:
+            del hooks[key]
+
+
+def _settle(part: nn.Module, weight: str) -> None:
+    """What was computed from parameters becomes one; of frozen ones torch leaves a buffer."""
+    learned = any(True for _ in part.parametrizations[weight].parameters(recurse=False))
+    parametrize.remove_parametrizations(part, weight)
+    if learned and weight in part._buffers:
+        frozen = part._buffers.pop(weight)
+        part.register_parameter(weight, nn.Parameter(frozen.detach(), requires_grad=False))

@@ -1,0 +1,289 @@
+"""Any classifier of torchvision by its name, at any width, with as many inputs and classes as the data has.
+
+Its trained weights are those of ImageNet: 1000 classes, pictures of three channels. For other data the layers at both
+ends are changed: the first convolution keeps what it has learned, summed or repeated over the channels, as in timm
+(R. Wightman, PyTorch Image Models, `adapt_input_conv`), and the last one starts anew.
+"""
+
+import re
+from functools import cache
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from edgepack.config.document import unknown
+from edgepack.core.errors import DeviceError, StageError
+from edgepack.core.frozen import Frozen
+from edgepack.core.signature import Signature
+from edgepack.core.units import SHARE, Share
+from edgepack.models.contract import Checkpoint, CheckpointKey
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+LIBRARIES = ("torchvision", "torch-pruning")
+
+_AUXILIARY = ("googlenet", "inception_v3")  # these give more than logits while they train, unless told not to
+_ATTENTION = ("vit_", "swin_", "maxvit_")  # the heads are as wide as they are: no channel goes alone
+_CLASSES = 1000  # of ImageNet
+_HEADLESS = "IMAGENET1K_FEATURES"  # no classifier in it: for feature extraction only
+
+
+class Config(Frozen):
+    torchvision: str = Field(description="the name of the model's builder, for example resnet18")
+    width: Share = Field(default=1.0, description="share of the channels of every layer that is kept")
+    in_channels: int | None = Field(default=None, ge=1, description="default: as many as the data has")
+    weights: str | None = Field(default=None, description="trained on ImageNet, for example DEFAULT; downloaded once")
+    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint_key: CheckpointKey = None
+
+    @field_validator("torchvision")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        if name not in names():
+            raise ValueError(unknown("torchvision model", name, names()))
+        return name
+
+    @field_validator("width")
+    @classmethod
+    def _narrower(cls, width: float) -> float:
+        if not 0 < width <= 1:
+            raise ValueError(
+                f"width is a share of the model's own channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
+            )
+        return width
+
+    @field_validator("weights")
+    @classmethod
+    def _published(cls, weights: str | None, info: ValidationInfo) -> str | None:
+        model = info.data.get("torchvision")
+        if weights is not None and model and weights not in _published()[model]:
+            raise ValueError(unknown(f"weights of {model}", weights, _published()[model]))
+        return weights
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _one_start(cls, checkpoint: object, info: ValidationInfo) -> object:
+        if checkpoint is not None and info.data.get("weights") is not None:
+            raise ValueError("the model starts from weights or from a checkpoint: leave one of them out")
+        return checkpoint
+
+
+def trained(config: Config, signature: Signature) -> bool:
+    """With a checkpoint, or with weights of which every layer could be kept."""
+    whole = len(signature.labels) == _CLASSES and signature.inputs[0].shape[0] == 3 and config.width == 1
+    return config.checkpoint is not None or (config.weights is not None and whole)
+
+
+def misfit(config: Config, signature: Signature) -> str:
+    shape = signature.inputs[0].shape
+    if len(shape) != 3:
+        return f"the models of torchvision take pictures, but the data has inputs of shape {[*shape]}"
+    if config.in_channels not in (None, shape[0]):
+        return f"in_channels is {config.in_channels}, but the data has {shape[0]}: leave it out"
+    if config.width < 1 and config.torchvision.startswith(_ATTENTION):
+        return f"{config.torchvision} cannot be narrowed, its attention has fixed heads: leave width out"
+    return ""
+
+
+def files(config: Config) -> tuple[Path, ...]:
+    return (Path(config.checkpoint),) if config.checkpoint else ()
+
+
+def build(config: Config, signature: Signature) -> "nn.Module":
+    from edgepack.models.checks.trial import tried
+    from edgepack.models.weights.loading import load_weights
+
+    if message := misfit(config, signature):
+        raise StageError(message)
+    module = _structure(config.torchvision, signature)
+    tried(module, signature, config.torchvision)
+    if config.weights:
+        _fill(module, config.torchvision, config.weights)
+    if config.width < 1:
+        _narrow(module, config, signature)
+    if config.checkpoint:
+        load_weights(module, Path(config.checkpoint), config.checkpoint_key)
+    return module
+
+
+def names() -> tuple[str, ...]:
+    """Every classifier that torchvision builds."""
+    return tuple(sorted(_published()))
+
+
+@cache
+def _published() -> dict[str, tuple[str, ...]]:
+    """Every classifier of torchvision and the names of its weights, read from its source without importing it.
+
+    A builder is a function decorated with `@register_model()` in a file of torchvision/models itself; its detection,
+    segmentation, video, optical-flow and quantized models live in folders below and are no classifiers for us.
+    """
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for file in (Path(spec.origin).parent / "models").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        enums = dict(re.findall(r"^class (\w+)\(WeightsEnum\):\n((?:    .*\n|\n)*)", text, re.M))
+        builders = re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\([^)]*?weights: Optional\[(\w+)\]", text)
+        found |= {name: _members(enums[enum]) for name, enum in builders}
+    return found
+
+
+def _members(enum: str) -> tuple[str, ...]:
+    return tuple(name for name in re.findall(r"^    (\w+) = ", enum, re.M) if name != _HEADLESS)
+
+
+def _structure(name: str, signature: Signature) -> "nn.Module":
+    """The model for this many classes and channels; those that are made for one size of picture, for that size."""
+    from edgepack.core.errors import reason
+    from edgepack.core.process.libraries import torchvision
+
+    channels, height, width = signature.inputs[0].shape
+    extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in _AUXILIARY else {}
+    extra |= {"image_size": height} if name.startswith("vit_") else {}
+    extra |= {"input_size": (height, width)} if name.startswith("maxvit_") else {}
+    try:
+        module: nn.Module = torchvision().models.get_model(name, num_classes=len(signature.labels), **extra)
+    except (AssertionError, ValueError) as error:
+        raise StageError(
+            f"{name} cannot take pictures of {height} x {width}: {reason(error)}",
+            "give the data another size, or name another model",
+        ) from error
+    if channels != 3:
+        _take_channels(module, channels)
+    return module
+
+
+def _ends(module: "nn.Module") -> tuple[str, str]:
+    """The names of the first convolution and of the layer that answers."""
+    from torch import nn
+
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return layers[0], layers[-1]
+
+
+def _take_channels(module: "nn.Module", channels: int) -> None:
+    """Give the first convolution another number of input channels."""
+    from edgepack.models.structure.surgery import replace_layer, resized
+
+    name, _ = _ends(module)
+    layer: Any = module.get_submodule(name)
+    sizes = {"in_channels": channels, "out_channels": layer.out_channels, "groups": layer.groups}
+    replace_layer(module, name, resized(layer, sizes))
+
+
+def _fill(module: "nn.Module", name: str, weights: str) -> None:
+    """Published weights for every layer but those at the ends that are of another shape."""
+    own, state = module.state_dict(), _downloaded(name, weights)
+    first, head = _ends(module)
+    if name in _AUXILIARY:
+        _take_plain_pictures(state, first)
+    state[f"{first}.weight"] = _over_channels(state[f"{first}.weight"], own[f"{first}.weight"].shape[1])
+    for key in (key for key in own if key.startswith(f"{head}.") and own[key].shape != state[key].shape):
+        state[key] = own[key]
+    if name.startswith("vit_"):
+        _resize_positions(state, module)
+    module.load_state_dict(state)
+
+
+def _downloaded(name: str, weights: str) -> "dict[str, Tensor]":
+    """What torchvision publishes, from its cache or by download, with the names that its models have today."""
+    from pickle import UnpicklingError
+
+    from edgepack.core.errors import reason
+    from edgepack.core.process.libraries import torchvision
+
+    member = torchvision().models.get_model_weights(name)[weights]
+    try:
+        state = member.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError, UnpicklingError) as error:
+        network = isinstance(error, URLError | HTTPException | TimeoutError | ConnectionError)
+        raise (DeviceError if network else StageError)(
+            f"the weights {weights} of {name} could not be had from {member.url}: {reason(error)}",
+            f"download that file elsewhere and put it into {_cache()}, or name a checkpoint in place of weights",
+        ) from error
+    for key in [key for key in state if re.match(r"aux|AuxLogits", key)]:
+        del state[key]
+    for key in [key for key in state if re.search(r"denselayer\d+\.(norm|relu|conv)\.\d\.", key)]:
+        state[re.sub(r"(\.(?:norm|relu|conv))\.(\d\.)", r"\1\2", key)] = state.pop(key)
+    found: dict[str, Tensor] = state
+    return found
+
+
+def _cache() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _over_channels(weight: "Tensor", channels: int) -> "Tensor":
+    """A convolution's weight [out, 3, h, w] for another number of input channels, its outputs as large as before.
+
+    One channel gets the sum, so that a grey picture is answered as it is when it comes three times.
+    """
+    if channels == weight.shape[1]:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // weight.shape[1]), 1, 1)[:, :channels]
+    return repeated * (weight.shape[1] / channels)
+
+
+def _take_plain_pictures(state: "dict[str, Tensor]", first: str) -> None:
+    """Fold into the first convolution and its batch norm that torchvision rescales pictures inside of these models.
+
+    From ImageNet's mean and deviation to [-1, 1]; exact but at the borders that a convolution pads with zeros.
+    """
+    import torch
+
+    mean, deviation = (torch.tensor(each).view(1, 3, 1, 1) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    weight, norm = state[f"{first}.weight"], f"{first.rpartition('.')[0]}.bn.running_mean"
+    state[norm] = state[norm] - (weight * (mean - 0.5) / 0.5).sum(dim=(1, 2, 3))
+    state[f"{first}.weight"] = weight * deviation / 0.5
+
+
+def _resize_positions(state: "dict[str, Tensor]", module: Any) -> None:
+    """The place of each patch in a picture of another size, between those that were learned."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    state.update(interpolate_embeddings(module.image_size, module.patch_size, state))
+
+
+_FOLLOWED: dict[Any, Any] = {}  # what can go of a model, by its name: one build makes it several times
+
+
+def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
+    """Keep the first share of the channels of every layer; which ones does not matter before training."""
+    import torch
+
+    from edgepack.core.errors import reason
+    from edgepack.models.checks.trial import tried
+    from edgepack.models.structure.channels import recall, recalled, told
+    from edgepack.models.structure.dependency_groups import survey
+    from edgepack.models.structure.flow import OUTPUT
+    from edgepack.models.structure.surgery import first, shrink
+
+    picture = torch.zeros(2, *signature.inputs[0].shape)
+    key = (config.torchvision, picture.shape)
+    recall(module, _FOLLOWED.get(key))
+    try:
+        whole = survey(module, (picture,)).whole
+        if stay := {name: why for name, why in whole.items() if why != OUTPUT}:
+            raise StageError(f"not every layer can lose channels ({told(stay)})")
+        _FOLLOWED[key] = recalled(module)
+        shrink(module, picture, keep=config.width, score=first, multiple=1)
+        tried(module, signature, config.torchvision)
+    except Exception as error:
+        why = error.message if isinstance(error, StageError) else reason(error)
+        raise StageError(
+            f"{config.torchvision} cannot be narrowed to {SHARE.format(config.width)}: {why}",
+            "nets of convolutions can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "
+            "or name a smaller model and leave width out",
+        ) from error

@@ -1,0 +1,200 @@
+"""The anatomy of a transformer encoder: where its layers, attention heads and feed-forward networks are.
+
+for block in blocks(module):            # none, for a model that is no encoder
+    block.query, block.ffn_in, block.heads(module)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgepack.core.errors import StageError
+from edgepack.models.structure.layer_names import chosen
+
+_FAR = -10_000.0  # added to the scores of padding: nothing of it is left after the softmax, in bf16 neither
+
+
+class TextClassifier(nn.Module):  # type: ignore[misc]
+    """A classifier of transformers that takes (input_ids, attention_mask), [n, length] int64, and gives [n, classes].
+
+    The mask reaches it as numbers to add to the scores [n, 1, 1, length]: from a mask of two dimensions transformers
+    makes integer arithmetic that quantizers stumble over. Places and segments are constants, for text is padded on the
+    right and comes in one segment.
+    """
+
+    positions: torch.Tensor
+    segments: torch.Tensor
+
+    def __init__(self, model: nn.Module, length: int, offset: int) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("positions", torch.arange(offset, offset + length)[None], persistent=False)
+        self.register_buffer("segments", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
+        self.segmented = any(name.endswith("token_type_embeddings") for name, _ in model.named_modules())
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = (1.0 - attention_mask.float())[:, None, None, :] * _FAR
+        segments = {"token_type_ids": self.segments} if self.segmented else {}
+        given: Any = self.model(input_ids=input_ids, attention_mask=hidden, position_ids=self.positions, **segments)
+        logits: torch.Tensor = given.logits
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One layer of an encoder, by the names of its parts."""
+
+    name: str
+    attention: str  # the module that knows how many heads there are
+    query: str
+    key: str
+    value: str
+    output: str  # from the heads back to the width of the model
+    ffn_in: str
+    ffn_out: str
+
+    def head_size(self, module: nn.Module) -> int:
+        return int(module.get_submodule(self.attention).attention_head_size)
+
+    def heads(self, module: nn.Module) -> int:
+        return int(module.get_submodule(self.query).out_features) // self.head_size(module)
+
+
+# The parts of a layer, as BERT, RoBERTa and ELECTRA name them, and as DistilBERT does.
+_PARTS = (
+    {
+        "attention": "attention.self",
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+        "ffn_in": "intermediate.dense",
+        "ffn_out": "output.dense",
+    },
+    {
+        "attention": "attention",
+        "query": "attention.q_lin",
+        "key": "attention.k_lin",
+        "value": "attention.v_lin",
+        "output": "attention.out_lin",
+        "ffn_in": "ffn.lin1",
+        "ffn_out": "ffn.lin2",
+    },
+)
+
+
+def blocks(module: nn.Module) -> tuple[Block, ...]:
+    """The layers of an encoder that are still there, in their order; none for another kind of model."""
+    return tuple(_blocks(module))
+
+
+def _blocks(module: nn.Module) -> Iterator[Block]:
+    names = {name for name, _ in module.named_modules()}
+    for name, row in module.named_modules():
+        if isinstance(row, nn.ModuleList):
+            for place in (f"{name}.{child}" for child, _ in row.named_children()):
+                parts = next((p for p in _PARTS if all(f"{place}.{part}" in names for part in p.values())), None)
+                if parts:
+                    yield Block(name=place, **{key: f"{place}.{part}" for key, part in parts.items()})
+
+
+@contextmanager
+def first_token_only(module: nn.Module) -> Iterator[None]:
+    """Inside, the last layer answers for the first token alone, [n, 1, width]: the classifier reads no other.
+
+    The same numbers for a sixth of that layer's work: of the others it needs the keys and values only. For exporting;
+    training may look at what the last layer says of every token.
+    """
+    found = blocks(module) if isinstance(module, TextClassifier) else ()
+    if not found:
+        yield
+        return
+    last: Any = module.get_submodule(found[-1].name)
+    last.forward = partial(_first_token, last, module.get_submodule(found[-1].attention))
+    try:
+        yield
+    finally:
+        del last.forward
+
+
+def _first_token(layer: Any, attention: Any, hidden: torch.Tensor, mask: torch.Tensor, *_: Any, **__: Any) -> Any:
+    first, bert = hidden[:, :1], hasattr(attention, "query")
+    names = ("query", "key", "value") if bert else ("q_lin", "k_lin", "v_lin")
+    linears = (getattr(attention, name) for name in names)
+    query, key, value = (
+        linear(given).unflatten(2, (-1, attention.attention_head_size)).transpose(1, 2)
+        for linear, given in zip(linears, (first, hidden, hidden), strict=True)
+    )
+    shares = (query @ key.transpose(2, 3) * attention.scaling + mask).softmax(dim=-1)
+    context = (shares @ value).transpose(1, 2).flatten(2)
+    if bert:
+        attended = layer.attention.output(context, first)
+        return layer.output(layer.intermediate(attended), attended)
+    attended = layer.sa_layer_norm(attention.out_lin(context) + first)
+    return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str, ...]:
+    """The layers that go when only the first so many stay, or those at these places of what is still there.
+
+    Raises StageError for a model that is no encoder, for layers that it has not, and where none would go.
+    """
+    row = [block.name for block in blocks(module)]
+    if not row:
+        raise StageError(f"{of} is no transformer encoder, so it has no layers to choose from", "use compression: 4")
+    try:
+        kept = chosen(layers, len(row), of)
+    except ValueError as error:
+        raise StageError(str(error), f"layers: {max(1, len(row) // 2)} keeps the lowest") from error
+    places = range(kept) if isinstance(kept, int) else kept
+    if len(places) == len(row):
+        raise StageError(f"all {len(row)} layers of {of} would be kept", "leave some of them out")
+    return tuple(name for place, name in enumerate(row) if place not in places)
+
+
+def spare_layers(module: nn.Module) -> tuple[str, ...]:
+    """The layers of an encoder that can go, the highest first: all but the lowest.
+
+    The lower ones are the more general. Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained
+    Transformer Models, 2020, arXiv 2004.03844.
+    """
+    return tuple(block.name for block in reversed(blocks(module)[1:]))
+
+
+def renumbered(module: nn.Module, places: dict[int, int]) -> dict[str, torch.Tensor]:
+    """The weights of an encoder with its layers under other places; layers without one are left out."""
+    row = f"{_row(module)}."
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        if name.startswith(row):
+            place, _, part = name.removeprefix(row).partition(".")
+            if int(place) in places:
+                weights[f"{row}{places[int(place)]}.{part}"] = tensor
+        else:
+            weights[name] = tensor
+    return weights
+
+
+def keep_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
+    """Keep the first so many layers, or those at these places, and number them anew."""
+    row = _row(module)
+    kept = range(layers) if isinstance(layers, int) else layers
+    module.set_submodule(row, nn.ModuleList([module.get_submodule(f"{row}.{place}") for place in kept]))
+
+
+def _row(module: nn.Module) -> str:
+    """The name of the list that the layers stand in."""
+    return blocks(module)[0].name.rpartition(".")[0]
+
+
+def shorten(model: nn.Module, places: int) -> None:
+    """Leave out the places of a text that is never that long: half a million weights, in a BERT of 512."""
+    name = next(name for name, _ in model.named_modules() if name.endswith("position_embeddings"))
+    table: Any = model.get_submodule(name)
+    table.weight = nn.Parameter(table.weight.detach()[:places].clone())
+    table.num_embeddings = len(table.weight)

@@ -1,0 +1,309 @@
+"""Where the channels of every layer go in a model, by running it once and following each number of each tensor.
+
+Every output channel of a layer has a number, its label; beside each tensor of the forward runs a tensor of the same
+shape that holds the label of each of its elements. What moves elements about (views, splits, shuffles, concatenations)
+moves the labels alike; where two labels meet, as in a sum, the two channels can only go together; a layer that takes
+channels in has its own labels for its inputs, which are joined with those that arrive. Where channels cannot go, as
+what a GRU reads or the model's answer, a label is held, with the reason.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from traceback import FrameSummary
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from edgepack.models.source_lines import place
+
+FIXED, FREE = 0, -1  # labels of what has a width that cannot change, and of constants, which go with anything
+OUTPUT = "it gives the model's output"  # a reason
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dimension of a tensor of a layer, whose places have the labels from `start` on.
+
+    Without a tensor it is the width that a norm without weights is written down with.
+    """
+
+    layer: str
+    tensor: str
+    dimension: int
+    start: int
+    size: int
+
+
+def long_dimension(parameter: Tensor) -> int | None:
+    """The only dimension of more than one number; None where there is none, or there are several."""
+    long = [at for at, size in enumerate(parameter.shape) if size > 1]
+    return long[0] if len(long) == 1 else None
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether every channel has filters of its own: one, or several (a channel multiplier)."""
+    return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
+
+
+def makes_channels(layer: nn.Module, slot: Slot) -> bool:
+    """Whether the places of a slot are the outputs of a layer that mixes its inputs."""
+    if slot.tensor != "weight" or not isinstance(layer, _ConvNd | nn.Linear) or is_depthwise(layer):
+        return False
+    return slot.dimension == int(getattr(layer, "transposed", False))
+
+
+def takes_channels(layer: nn.Module, slot: Slot) -> bool:
+    if slot.tensor != "weight" or not isinstance(layer, _ConvNd | nn.Linear) or is_depthwise(layer):
+        return False
+    return slot.dimension != int(getattr(layer, "transposed", False))
+
+
+class Flow(TorchDispatchMode):  # type: ignore[misc]
+    """Run a model under this, then ask `root` which labels go together, and `held` which cannot go.
+
+    Where a view cuts channels into parts, code mostly names the number of parts, so that each must lose the same
+    places; with `trailing` it names their size. `rule_of` gives the rule of an operator by its name (flow_rules.py).
+    """
+
+    def __init__(self, module: nn.Module, rule_of: "Callable[[str], Rule]", *, trailing: bool = False) -> None:
+        super().__init__()
+        self.module, self.rule_of, self.trailing = module, rule_of, trailing
+        self.has_cut = False  # whether a view has cut channels into parts
+        self.names = {id(part): name for name, part in module.named_modules()}
+        self.tensors = {id(each): f"buffer '{name}'" for name, each in module.named_buffers()}
+        self.tensors |= {id(each): f"parameter '{name}'" for name, each in module.named_parameters()}
+        self.ran: set[int] = set()  # layers that make channels, by the first of their labels
+        self.read: set[int] = set()  # sides of weights that take channels in, by the first of their labels
+        self.slots: list[Slot] = []
+        self.held: dict[int, str] = {}
+        self.suspects: dict[int, list[str]] = {}  # of labels: what may be to blame where a cut turns out wrong
+        self.parents = torch.zeros(1, dtype=torch.int64)  # of each label one that stands for all that go with it
+        self.labels = WeakTensorKeyDictionary()  # tensor -> the labels of its elements
+        self.matrices = WeakTensorKeyDictionary()  # weight -> the labels of each of its dimensions
+        self.given: list[tuple[nn.Module, Tensor]] = []  # to a norm, and not yet followed
+        self.widths: dict[nn.Module, tuple[Tensor, int]] = {}  # of norms, and the dimension that it is of
+        for name, layer in module.named_modules():
+            self._register(name, layer)
+
+    # Labels and what goes together
+
+    def fresh(self, number: int) -> Tensor:
+        start = len(self.parents)
+        self.parents = torch.cat([self.parents, torch.arange(start, start + number)])
+        return torch.arange(start, start + number, dtype=torch.float32)
+
+    def hold(self, labels: Tensor, why: str) -> None:
+        """These cannot go, for this reason."""
+        for label in labels.unique().tolist():
+            if label > 0:
+                self.held.setdefault(int(label), why)
+
+    def suspect(self, labels: Tensor, what: str) -> None:
+        """These can go as far as is known; where a trial says otherwise, this is why."""
+        moving = labels[labels > 0].unique().tolist()
+        told = f"{what}{self.place()}" if moving else ""
+        for label in moving:
+            self.suspects.setdefault(int(label), []).append(told)
+
+    def join(self, one: Tensor, other: Tensor, why: str = "") -> None:
+        """What stands at the same place can only go together; beside what is fixed nothing can."""
+        a, b = torch.broadcast_tensors(self.canonical(one), self.canonical(other))
+        fixed = ((a == FIXED) & (b > 0)) | ((b == FIXED) & (a > 0))
+        if bool(fixed.any()):
+            self.hold(torch.cat([a[fixed], b[fixed]]), why or self.meets())
+        unlike = (a != b) & (a > 0) & (b > 0)
+        if bool(unlike.any()):
+            pairs = (a[unlike].double() * _MANY + b[unlike].double()).unique().long()
+            self._unite(pairs // _MANY, pairs % _MANY)
+
+    def _unite(self, one: Tensor, other: Tensor) -> None:
+        while bool(((a := self.parents[one]) != (b := self.parents[other])).any()):
+            self.parents.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+            while bool(((above := self.parents[self.parents]) != self.parents).any()):
+                self.parents = above
+
+    def canonical(self, labels: Tensor) -> Tensor:
+        """One label for all that go together."""
+        return torch.where(labels > 0, self.parents[labels.clamp(min=0).long()].float(), labels)
+
+    # What layers have
+
+    def _register(self, name: str, layer: nn.Module) -> None:
+        own = {key: each for key, each in (*layer._parameters.items(), *layer._buffers.items()) if each is not None}
+        if isinstance(layer, _ConvNd | nn.Linear | nn.Embedding):
+            if "weight" in own and own["weight"] not in self.matrices:
+                self._matrix(name, own["weight"], from_dimension=int(isinstance(layer, nn.Embedding)))
+            self._vector(name, own, ("bias",))
+        elif isinstance(layer, _NormBase | nn.GroupNorm) or (
+            isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1
+        ):
+            self._vector(name, own, ("weight", "bias", "running_mean", "running_var"))
+            self._width(name, layer, own)
+        elif isinstance(layer, nn.PReLU) or not type(layer).__module__.startswith("torch.nn."):
+            for key, parameter in layer._parameters.items():
+                if parameter is not None and (long := long_dimension(parameter)) is not None:
+                    self._bare(name, key, parameter, long)
+
+    def _matrix(self, name: str, weight: Tensor, from_dimension: int) -> None:
+        found: list[Tensor | None] = [None] * weight.dim()
+        for dimension in range(from_dimension, 2):
+            found[dimension] = self._slot(name, "weight", dimension, weight.shape[dimension])
+        self.matrices[weight] = tuple(found)
+
+    def _bare(self, name: str, key: str, parameter: Tensor, dimension: int) -> None:
+        """A parameter of a model's own code, or PReLU's: numbers in a row, one a channel."""
+        if parameter not in self.labels:
+            labels = self._slot(name, key, dimension, parameter.numel())
+            self.give(parameter, labels.reshape(parameter.shape))
+
+    def _vector(self, name: str, own: dict[str, Tensor], tensors: Iterable[str]) -> None:
+        for key in tensors:
+            if key in own and own[key] not in self.labels:
+                self.labels[own[key]] = self._slot(name, key, 0, len(own[key]))
+
+    def _width(self, name: str, layer: nn.Module, own: dict[str, Tensor]) -> None:
+        """The width that a norm knows: that of its tensors, or without any that of the channels it is given."""
+        width = getattr(layer, "num_features", None) or getattr(layer, "num_channels", None)
+        labels = self._slot(name, "", 0, width or layer.normalized_shape[0])
+        if isinstance(layer, nn.GroupNorm):
+            self.alike(labels, 0, width // layer.num_groups)
+        if tensors := [self.labels[each] for each in own.values() if each in self.labels]:
+            self.join(labels, tensors[0])
+        else:
+            self.widths[layer] = (labels, -1 if isinstance(layer, nn.LayerNorm) else 1)
+
+    def _slot(self, layer: str, tensor: str, dimension: int, size: int) -> Tensor:
+        self.slots.append(Slot(layer, tensor, dimension, len(self.parents), size))
+        return self.fresh(size)
+
+    @contextmanager
+    def watching(self) -> Iterator["Flow"]:
+        """Inside, calls of the model are followed."""
+
+        def tell(layer: nn.Module, given: tuple[Any, ...]) -> None:
+            self.given += [(layer, each) for each in given[:1] if each.dim() > 1]  # followed with the next operator
+
+        hooks = [norm.register_forward_pre_hook(tell) for norm in self.widths]
+        try:
+            with self:
+                yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    # What operators do
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        while self.given:
+            norm, tensor = self.given.pop()
+            labels, dimension = self.widths[norm]
+            self.takes(self.of(tensor), dimension % tensor.dim(), labels)
+        answer = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+        follow = self.rule_of(name if name.endswith("__") else name.removesuffix("_"))
+        follow(self, func, {**named, **(kwargs or {})}, answer)
+        return answer
+
+    def of(self, tensor: Tensor) -> Tensor:
+        known = self.labels.get(tensor)
+        if known is None:
+            known = self.give(tensor, torch.tensor(float(FIXED)))
+            if tensor in self.matrices:
+                self._holds_matrix(tensor)
+        return known
+
+    def give(self, tensor: Tensor, labels: Tensor) -> Tensor:
+        """Of the tensor's own strides, so that every view of it is one of its labels too."""
+        known = self.labels.get(tensor)
+        if known is None or known.shape != tensor.shape:
+            known = torch.empty_like(tensor, dtype=torch.float32)
+            self.labels[tensor] = known
+        known.copy_(labels.expand(tensor.shape))
+        return known
+
+    def _holds_matrix(self, weight: Tensor) -> None:
+        for labels in self.matrices[weight]:
+            if labels is not None:
+                self.hold(self.canonical(labels), f"its weight is read by other code{self.place()}")
+
+    def takes(self, given: Tensor, dimension: int, labels: Tensor) -> None:
+        """These labels are those of the places of a dimension, whatever stands there."""
+        others = [at for at in range(given.dim()) if at != dimension]
+        alike = one_label(given, others, keeps=False)
+        if alike is not None and bool((alike != FREE).all()):
+            self.join(alike, labels)
+        else:
+            self.join(given, labels.reshape([-1 if at == dimension else 1 for at in range(given.dim())]))
+
+    def alike(self, labels: Tensor, dimension: int, size: int) -> None:
+        """All parts of this size along a dimension lose the same places."""
+        first = labels.narrow(dimension, 0, size).repeat(
+            [labels.shape[at] // size if at == dimension else 1 for at in range(labels.dim())]
+        )
+        self.join(labels, first)
+
+    def reads(self, weight: Tensor) -> None:
+        """An operator takes a layer's weight: the layer itself, or else the model's own code."""
+        layer = self.module.get_submodule(self.part())
+        if id(weight) in self.tensors and all(weight is not own for own in layer._parameters.values()):
+            for labels in self.matrices[weight]:
+                if labels is not None:
+                    self.suspect(labels, "its weight is read by other code")
+
+    def meets(self, what: str = "") -> str:
+        part = self.part()
+        if self.foreign(part):
+            return f"it feeds the {type(self.module.get_submodule(part)).__name__} '{part}', which cannot be resized"
+        return f"its channels are {what or 'combined with numbers of a fixed width'}{self.place()}"
+
+    def part(self) -> str:
+        """The innermost part of the model that runs now."""
+        names = (self.names.get(id(frame.f_locals.get("self"))) for frame in self._frames())
+        return next((name for name in names if name is not None), "")
+
+    def place(self) -> str:
+        frames = [FrameSummary(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in self._frames()]
+        where = place(self.part(), frames[::-1])
+        return f" at {where}" if where else ""
+
+    def _frames(self) -> list[FrameType]:
+        """From the operator that runs now out to the model's forward."""
+        frames, frame = [], sys._getframe()
+        while frame := frame.f_back:  # type: ignore[assignment]
+            frames.append(frame)
+        inside = [at for at, each in enumerate(frames) if each.f_locals.get("self") is self.module]
+        return frames[: inside[-1] + 1] if inside else []
+
+    def foreign(self, part: str) -> bool:
+        """Whether a layer runs that cannot be resized, and has weights."""
+        known = _ConvNd | nn.Linear | nn.Embedding | _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
+        layer = self.module.get_submodule(part)
+        return bool(part) and not isinstance(layer, known) and bool([*layer.parameters(recurse=False)])
+
+
+# What an operator does with labels: of the flow, the operator, its arguments by name and its answer.
+Rule = Callable[[Flow, Any, dict[str, Any], Any], None]
+_MANY = 2**24  # more labels than there are, and exact in float32
+
+
+def varying(labels: Tensor) -> list[int]:
+    """The dimensions along which labels differ."""
+    return [at for at in range(labels.dim()) if labels.shape[at] > 1 and one_label(labels, [at], True) is None]
+
+
+def one_label(labels: Tensor, over: Sequence[int], keeps: bool) -> Tensor | None:
+    """What all labels along these dimensions are; None where they differ."""
+    least = torch.where(labels == FREE, float("inf"), labels).amin(over, keepdim=keeps)
+    most = labels.amax(over, keepdim=keeps)
+    return None if bool(((least != most) & (most != FREE)).any()) else most

@@ -1,0 +1,341 @@
+"""Changes to the structure of a model, each written down so that a saved candidate can be rebuilt without pickle.
+
+Four things are done to structures: `shrink` removes channels, `split` puts two thin layers in place of one, `drop`
+takes a block out, and `apply` repeats on a fresh model what an `Edit` says was done.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from edgepack.core.frozen import Frozen
+from edgepack.models.structure.dependency_groups import Score, survey
+from edgepack.models.structure.flow import long_dimension
+
+
+class Edit(Frozen):
+    """One entry of the surgery log: what changed in the structure, never the weights.
+
+    resize          the layer now has these attributes              {"out_channels": 40, "in_channels": 24}
+    split           the layer became two thin ones of this rank     {"rank": 24}
+    split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
+    resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
+    resize          ... of a parameter in no layer, its length      {"gamma": 40}
+    drop            the block passes on what it is given            {}
+    zeros           the zeros among the weights are there to stay   {}
+    """
+
+    op: Literal["resize", "split", "split_spatial", "drop", "zeros"]
+    layer: str
+    to: dict[str, int] = {}
+    was: dict[str, int] = {}
+
+
+def repeat(module: nn.Module, edits: Iterable[Edit]) -> None:
+    """Do to a fresh model all that the log says; what layers shared before, and still can, they share afterwards."""
+    tied = [[*owners] for owners in _tied(module)]
+    for edit in edits:
+        apply(module, edit)
+    for (name, key), *others in tied:
+        first = getattr(_found(module, name), key, None)
+        for other, own in others:
+            layer = _found(module, other)
+            there = getattr(layer, own, None)
+            if isinstance(first, nn.Parameter) and there is not None and there.shape == first.shape:
+                setattr(layer, own, first)
+
+
+def _found(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:  # two thin layers stand there now
+        return None
+
+
+def _tied(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Parameters that stand in several layers: where each does."""
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for name, layer in module.named_modules():
+        for key, parameter in layer._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, key))
+    return (each for each in owners.values() if len(each) > 1)
+
+
+def apply(module: nn.Module, edit: Edit) -> None:
+    """Do to `module` what the log says; its weights are fresh afterwards."""
+    layer = module.get_submodule(edit.layer)
+    match edit.op:
+        case "resize":
+            _resize(module, edit.layer, edit.to)
+        case "split":
+            replace_layer(module, edit.layer, _as_frozen(layer, split(layer, edit.to["rank"])))
+        case "split_spatial":
+            replace_layer(module, edit.layer, _as_frozen(layer, split_spatial(layer, edit.to["rank"])))
+        case "drop":
+            replace_layer(module, edit.layer, PassOn())
+        case "zeros":
+            layer.keeps_zeros = True
+
+
+def _as_frozen(layer: nn.Module, pair: nn.Sequential) -> nn.Sequential:
+    """The two thin layers learn where the one did."""
+    for thin in pair:
+        thin.weight.requires_grad_(layer.weight.requires_grad)
+    if getattr(layer, "bias", None) is not None:
+        pair[-1].bias.requires_grad_(layer.bias.requires_grad)
+    return pair
+
+
+class PassOn(nn.Module):  # type: ignore[misc]
+    """In place of a block that was dropped: gives its first input back, whatever else the block was called with."""
+
+    def forward(self, given: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        return given
+
+
+def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
+    """In place: a layer may stand in several parts of a model, and its code may hold on to it."""
+    layer = module.get_submodule(name)
+    if not _kind(layer):  # attention: its layers are resized on their own; or parameters of a model's own code
+        for attribute, value in to.items():
+            row = layer._parameters.get(attribute)
+            setattr(layer, attribute, value if row is None else _shortened(row, value))
+        return
+    fresh = resized(layer, to)
+    for attribute in to:
+        setattr(layer, attribute, getattr(fresh, attribute))
+    for kept, tensors in ((layer._parameters, fresh._parameters), (layer._buffers, fresh._buffers)):
+        for key, tensor in tensors.items():
+            if (old := kept.get(key)) is not None:
+                kept[key] = tensor.requires_grad_(old.requires_grad)
+
+
+def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
+    """The first numbers of a parameter that has them in a row."""
+    dimension = long_dimension(row)
+    assert dimension is not None, "it had a width"
+    return nn.Parameter(row.detach().narrow(dimension, 0, length).clone(), requires_grad=row.requires_grad)
+
+
+def keeps_zeros(layer: nn.Module) -> bool:
+    return getattr(layer, "keeps_zeros", False)
+
+
+def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, layer)
+
+
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FEATURES = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+# What can be resized: the widths of a layer, and what else it is made of.
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((*_CONVOLUTIONS, *_TRANSPOSED), ("in_channels", "out_channels", "groups")),
+    nn.Linear: ("in_features", "out_features"),
+    **dict.fromkeys(_FEATURES, ("num_features",)),
+    nn.GroupNorm: ("num_channels",),
+    nn.PReLU: ("num_parameters",),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+}
+# What the attention modules of transformers know of their own size, besides the layers in them.
+_HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
+_KEPT: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
+    **dict.fromkeys(_TRANSPOSED, (*_CONVOLUTION, "output_padding")),
+    **dict.fromkeys(_FEATURES, ("eps", "momentum", "affine", "track_running_stats")),
+    nn.GroupNorm: ("num_groups", "eps", "affine"),
+    nn.LayerNorm: ("eps", "elementwise_affine"),
+    nn.Embedding: ("padding_idx",),
+}
+_NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias or not as they are affine or not
+
+
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    """What of torch's a layer is, or is made from, that can be resized."""
+    return next((kind for kind in type(layer).__mro__ if kind in _SIZES), None)
+
+
+def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
+    """The widths of every layer that surgery can resize: {"conv1": {"in_channels": 1, "out_channels": 64, ...}}."""
+    widths = ((name, dict(_widths(layer))) for name, layer in module.named_modules())
+    return {name: found for name, found in widths if found}
+
+
+def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
+    heads = hasattr(layer, "attention_head_size")
+    kind = _kind(layer)
+    if not (kind or heads or type(layer).__module__.startswith("torch.nn.")):
+        for key, parameter in layer._parameters.items():
+            if parameter is not None and long_dimension(parameter) is not None:
+                yield key, parameter.numel()
+    for attribute in _SIZES[kind] if kind else _HEADS if heads else ():
+        if hasattr(layer, attribute):
+            value = getattr(layer, attribute)
+            yield attribute, int(value[-1] if isinstance(value, tuple) else value)
+
+
+def outputs(module: nn.Module) -> dict[str, int]:
+    """How many channels each layer gives that has any of its own: {"conv1": 64, ...}."""
+    given = {name: widths.get("out_channels", widths.get("out_features", 0)) for name, widths in sizes(module).items()}
+    return {name: channels for name, channels in given.items() if channels}
+
+
+def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
+    """What changed in `module` since `sizes` was taken of it, as edits."""
+    return tuple(
+        Edit(op="resize", layer=name, to=now, was=before[name])
+        for name, now in sizes(module).items()
+        if now != before[name]
+    )
+
+
+def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
+    """A fresh layer like `layer` with other widths; of one that was made from torch's, torch's."""
+    kind = _kind(layer)
+    if kind is None:
+        raise TypeError(f"surgery cannot resize a {type(layer).__name__}")
+    keep = {name: getattr(layer, name) for name in _KEPT.get(kind, ())}
+    if hasattr(layer, "bias") and kind not in _NORMS:
+        keep["bias"] = layer.bias is not None
+    return kind(**to, **keep)
+
+
+def split(layer: nn.Module, rank: int) -> nn.Sequential:
+    """The two thin layers, of `rank` channels between them, that stand for a Linear, a Conv2d without groups, or an
+    Embedding: a narrow table, and a Linear that widens what is looked up there.
+    """
+    if isinstance(layer, nn.Embedding):
+        narrow = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
+        return nn.Sequential(narrow, nn.Linear(rank, layer.embedding_dim, bias=False))
+    if isinstance(layer, nn.Linear):
+        wide = nn.Linear(layer.in_features, rank, bias=False)
+        return nn.Sequential(wide, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        keep = {key: getattr(layer, key) for key in _CONVOLUTION}
+        whole = nn.Conv2d(layer.in_channels, rank, **keep, bias=False)
+        return nn.Sequential(whole, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
+    raise TypeError(f"surgery cannot split a {type(layer).__name__}")
+
+
+def split_spatial(layer: nn.Module, rank: int) -> nn.Sequential:
+    """A column of the kernel, then a row of it: k x 1 to `rank` channels, then 1 x l, for a k x l Conv2d.
+
+    Each takes the stride, padding and dilation of its own direction. Padding commutes with the filter across it, in
+    every padding mode, because the first of the two has no bias.
+    """
+    if not (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+        raise TypeError(f"surgery cannot split a {type(layer).__name__} in space")
+    down = nn.Conv2d(layer.in_channels, rank, **_one_way(layer, 0), bias=False)
+    across = nn.Conv2d(rank, layer.out_channels, **_one_way(layer, 1), bias=layer.bias is not None)
+    return nn.Sequential(down, across)
+
+
+_PLACES = ("kernel_size", "stride", "padding", "dilation")
+
+
+def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
+    """What a filter along one direction (0 down, 1 across) takes over from a convolution."""
+    still = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    taken: dict[str, Any] = {"padding_mode": layer.padding_mode}
+    for key in _PLACES:
+        value = getattr(layer, key)
+        if not isinstance(value, str):  # padding may be "same" or "valid"
+            value = (value[0], still[key]) if direction == 0 else (still[key], value[1])
+        taken[key] = value
+    return taken
+
+
+def first(group: Any) -> torch.Tensor:
+    """Keeps the first channels: for a model that is narrowed before it has learned anything."""
+    return -torch.arange(len(group[0].idxs), dtype=torch.float32)
+
+
+def shrink(
+    module: nn.Module,
+    example: torch.Tensor | Sequence[torch.Tensor],
+    *,
+    keep: float | Mapping[str, float],
+    score: Score,
+    multiple: int,
+    original: Mapping[str, int] | None = None,
+    spare: Collection[str] = (),
+) -> dict[str, int]:
+    """Remove the least important channels of every layer, and with them what depends on them, in place.
+
+    An encoder loses whole attention heads, at least one stays in each layer, and neurons of its feed-forward networks.
+    `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
+    now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
+    give the model's output keep all of theirs, and so do those that match a pattern of `spare`, with all that
+    depends on them. A grouped convolution loses as many channels from each of its groups. Gives the channels that each
+    group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
+    Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
+    """
+    inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    goals: dict[str, int] = {}
+    cuts, now = [], outputs(module)
+    for group in survey(module, inputs, spare).groups:
+        share = keep.get(group.name, 1.0) if isinstance(keep, Mapping) else keep
+        was = group.size * (original or now).get(group.name, now[group.name]) / now[group.name]
+        left = group.left(share, multiple, was)
+        goals[group.name] = goals.get(group.name, now[group.name]) - group.size + left
+        if left < group.size:
+            cuts.append((group, group.least(score, left)))
+    for group, pieces in cuts:  # all are judged before any goes
+        group.remove(pieces)
+    return goals
+
+
+_GRID = 256  # shares k/256 are exact in binary and in the decimals of a recipe
+
+
+def widest(left: Callable[[float], float], limit: float) -> float:
+    """The largest share of channels, among k/256, that leaves no more than `limit`; one block a layer must meet it.
+
+    >>> widest(lambda keep: 1000 * keep**2, limit=250)
+    0.5
+    """
+    meets, fails = 0, _GRID
+    while fails - meets > 1:
+        middle = (meets + fails) // 2
+        meets, fails = (middle, fails) if left(middle / _GRID) <= limit else (meets, middle)
+    return meets / _GRID
+
+
+def spare_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
+    """Blocks of layers, standing in a row with others, that give the shape they take: the model runs without them.
+
+    The heaviest first, of two the same the last.
+    """
+    blocks = dict(_blocks(module))
+    same: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def note(block: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if len(given) == 1 and getattr(output, "shape", None) == given[0].shape:
+                same.add(name)
+
+        return note
+
+    hooks = [block.register_forward_hook(watch(name)) for name, block in blocks.items()]
+    with torch.no_grad():
+        module.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+    order = [name for name in reversed(blocks) if name in same]
+    return sorted(order, key=lambda name: -sum(weight.numel() for weight in blocks[name].parameters()))
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """What stands in a row and is more than a layer; what lies inside of a block is a part of it, and not looked at."""
+    for leaf, child in module.named_children():
+        if isinstance(module, nn.Sequential) and any(child.children()) and not isinstance(child, nn.Sequential):
+            yield f"{prefix}{leaf}", child
+        else:
+            yield from _blocks(child, f"{prefix}{leaf}.")

@@ -1,0 +1,90 @@
+"""Why layers keep all their channels, and what to do about it."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from torch import nn
+
+from edgepack.core.errors import StageError, listed
+from edgepack.core.units import SHARE
+from edgepack.models.structure.channels import FROZEN, Inputs, told
+from edgepack.models.structure.dependency_groups import SPARED, Group, Survey, survey
+from edgepack.models.structure.encoder import blocks
+from edgepack.models.structure.flow import OUTPUT
+from edgepack.models.structure.surgery import outputs
+
+_SHARES = [k / 100 for k in range(1, 100)]
+
+
+def reasons(whole: Mapping[str, str]) -> dict[str, str]:
+    """Those that a user need not expect: besides the layers that answer and those that the recipe spares."""
+    return {name: why for name, why in whole.items() if why not in (OUTPUT, SPARED)}
+
+
+def nothing_removed(
+    module: nn.Module, inputs: Inputs, fewer: str, spare: Collection[str], multiple: int, share: Callable[[str], float]
+) -> StageError:
+    """Why a cut would remove nothing, and what would; `share` tells how much of a group was to stay, by its name."""
+    found = survey(module, inputs, spare)
+    if not found.groups:
+        return StageError(f"nothing was removed: {no_groups(module, found)}", way_out(found))
+    if blocks(module):
+        why = f"no layer has a whole head, nor a block of {multiple} neurons, to spare"
+    elif all(share(group.name) == 1 for group in found.groups):
+        why = "every layer was to keep all of its channels"
+    else:
+        why = f"in whole blocks of {multiple} channels, every layer keeps all it has: {_widths(found.groups)}"
+    also = reasons(found.whole)
+    why += f"; besides, {told(also)}" if also else ""
+    return StageError(f"nothing was removed: at {fewer} {why}", _larger(found, multiple))
+
+
+def _widths(groups: Collection[Group]) -> str:
+    """
+    conv1 has 12, conv2 has 8
+    """
+    return listed([f"{group.name} has {group.size}" for group in groups])
+
+
+def no_groups(module: nn.Module, found: Survey) -> str:
+    """Why not one layer can lose channels."""
+    if why := reasons(found.whole):
+        return f"no layer can lose channels: {told(why)}"
+    if SPARED in found.whole.values():
+        return "every layer that could lose channels is spared"
+    answers = listed(list(found.whole)) or "none of its layers"
+    others = [
+        f"'{name}' is a {type(layer).__name__}"
+        for name, layer in module.named_modules()
+        if name not in outputs(module) and [*layer.parameters(recurse=False)]
+    ]
+    stay = f" ({listed(others)}, which cannot be resized)" if others else ""
+    return f"{answers} gives the model's output, and there is no other convolution or Linear{stay}"
+
+
+def way_out(found: Survey) -> str:
+    """What to do where not one layer can lose channels."""
+    if FROZEN in found.whole.values():
+        return "let the function that makes the model unfreeze them (requires_grad), or leave prune out"
+    if SPARED in found.whole.values():
+        return "spare fewer layers"
+    others = "use quantize or factorize, a smaller model, or leave prune out"
+    return others if reasons(found.whole) else f"only convolutions and Linear lose channels: {others}"
+
+
+def _larger(found: Survey, multiple: int) -> str:
+    """Only what helps."""
+
+    def helps(removed: float) -> bool:
+        return any(group.left(1 - removed, multiple, group.size) < group.size for group in found.groups)
+
+    able = [removed for removed in _SHARES if helps(removed)]
+    ways = [f"ask for a larger ratio, {SHARE.format(able[0])} or more"] if able else []
+    ways += ["spare fewer layers"] if SPARED in found.whole.values() else []
+    ways += ["set channel_multiple lower in the device profile"] if multiple > 1 else []
+    return ", or ".join(ways) or "the layers have no channels to lose: leave prune out"
+
+
+def cannot_be_narrower(module: nn.Module, inputs: Inputs) -> str:
+    """Why some of its layers keep their channels, for a message; "" where none does."""
+    also = reasons(survey(module, inputs).whole)
+    return f"; {told(also)}" if also else ""

@@ -1,0 +1,1 @@
+"""Weights as people save them -> a model's own."""

@@ -1,0 +1,1 @@
+"""What a build finds out: values that build.json is made of."""

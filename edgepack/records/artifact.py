@@ -1,0 +1,46 @@
+"""Artifact: one exported file for one runtime."""
+
+import zlib
+from pathlib import Path
+
+from edgepack.core.files import file_digest
+from edgepack.core.frozen import Frozen
+from edgepack.records.file_contents import Contents
+
+
+class Artifact(Frozen):
+    """The file a device loads. `subject` is "model" for what ships, "teacher" for the fp32 file it is compared with."""
+
+    format: str  # the exporter that wrote it: executorch, onnx
+    runtime: str  # the runtime that loads it: executorch, onnxruntime
+    subject: str = "model"
+    file: str
+    bytes: int
+    sha256: str
+    contents: Contents | None = None  # of a file that ships, where its exporter can tell
+    compressed: int | None = None  # bytes of a file that ships, deflated for download
+
+    @classmethod
+    def of(cls, path: Path, *, format: str, runtime: str, subject: str, contents: Contents | None = None) -> "Artifact":
+        return cls(
+            format=format,
+            runtime=runtime,
+            subject=subject,
+            file=path.name,
+            bytes=path.stat().st_size,
+            sha256=file_digest(path),
+            contents=contents,
+            compressed=deflated(path.read_bytes()) if subject == "model" else None,
+        )
+
+    @property
+    def label(self) -> str:
+        return self.format if self.subject == "model" else f"{self.subject} ({self.format})"
+
+
+def deflated(content: bytes) -> int:
+    """What a file comes to in a download: stores and web servers compress with deflate or better."""
+    return len(zlib.compress(content))
+
+
+RUNTIME_FILE = "runtime-"  # the beginning of the name, in the store, of a file for runtime/

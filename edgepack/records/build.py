@@ -1,0 +1,171 @@
+"""Build: everything that one build found out. Reports, gate, compare and bundle read nothing else.
+
+Saved as dist/<recipe>/build.json, rewritten after every step, so that a crash loses nothing that was done.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from edgepack.core.errors import ExitCode, RecipeError
+from edgepack.core.files import write_atomic
+from edgepack.core.frozen import Frozen, Moment
+from edgepack.records.artifact import Artifact
+from edgepack.records.measurement import Measurement
+from edgepack.records.verdict import Verdict
+
+SCHEMA: Literal["edgepack.build/1"] = "edgepack.build/1"
+
+
+class StageRecord(Frozen):
+    """One line of the ledger: the model as a stage left it.
+
+    `bytes` counts every stored tensor; `accuracy` is torch's on the validation split; `seconds` is what the stage took
+    when it ran, in this build or in the one that stored it.
+    """
+
+    stage: str
+    key: str
+    parameters: int
+    macs: int
+    bytes: int
+    accuracy: float
+    seconds: float
+    reused: bool = False
+    notes: tuple[str, ...] = ()
+    decided: dict[str, Any] = {}  # settings that the stage chose by measuring
+
+
+def _code(value: int) -> int:
+    return int(ExitCode(value))
+
+
+class Build(Frozen):
+    """The outcome of a recipe on a device. `exit_code` is None until the build is over."""
+
+    schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
+    recipe: dict[str, Any]
+    recipe_file: str = ""  # from the folder that edgepack ran in
+    overrides: tuple[str, ...] = ()  # what --set changed of it
+    device: dict[str, Any]
+    exit_code: Annotated[int, AfterValidator(_code)] | None = None
+    error: str = ""
+    started_at: Moment
+    finished_at: Moment | None = None
+    ledger: tuple[StageRecord, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    absent: str = ""  # why the device could not be reached, so that something stood in for it
+    not_run: dict[str, str] = {}  # the label of each file that the runtime at hand cannot run, and why
+    not_timed: dict[str, str] = {}  # of each that could be run and not timed
+    verdicts: tuple[Verdict, ...] = ()
+    provenance: dict[str, Any] = {}
+    bundle: str = ""
+    bundle_sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe["name"])
+
+    def shipped(self) -> tuple[Artifact, ...]:
+        """The artifacts that go into the bundle, not the teachers they are compared with."""
+        return tuple(artifact for artifact in self.artifacts if artifact.subject == "model")
+
+    def find(self, metric: str, artifact: str) -> Measurement | None:
+        return next((each for each in self.measurements if (each.metric, each.artifact) == (metric, artifact)), None)
+
+    def save(self, path: Path) -> None:
+        write_atomic(path, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Build":
+        """Raises RecipeError when the file is no build."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RecipeError(f"cannot read {path}: {error.strerror}", "run `edgepack build` first") from None
+        try:
+            build = cls.model_validate_json(content)
+            _Shape.model_validate({"recipe": build.recipe, "device": build.device, "provenance": build.provenance})
+        except ValidationError as error:
+            raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {_why(content, error)}") from None
+        return build
+
+
+_Named = Annotated[dict[str, Any], Field(min_length=1, max_length=1)]  # {onnx: {opset: 20}}
+
+
+class _Loose(BaseModel):
+    """Checks what is read of a mapping that has more in it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Recipe(_Loose):
+    name: str
+    stages: list[_Named] = []
+    export: list[_Named] = []
+    budgets: dict[str, Any] = {}
+    waivers: list[Any] = []
+
+
+class _Device(_Loose):
+    id: str
+    name: str
+
+
+class _Git(_Loose):
+    commit: str = ""
+
+
+class _Provenance(_Loose):
+    versions: dict[str, str] = {}
+    git: _Git = _Git()
+
+
+class _Shape(BaseModel):
+    recipe: _Recipe
+    device: _Device
+    provenance: _Provenance
+
+
+def _why(content: bytes, error: ValidationError) -> str:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return "it is cut off, or no JSON"
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        return f"it has the schema {schema!r}" if schema else "it has no schema"
+    first = error.errors()[0]
+    return f"at {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def find_build(named: str, dist: Path) -> Path:
+    """The build.json that is meant: itself, the folder it lies in, or the recipe it was built from.
+
+    Raises RecipeError when there is none.
+    """
+    path = Path(named)
+    if path.suffix == ".zip":
+        raise RecipeError(f"{named} is a bundle, and a bundle holds no timings", "name the build.json beside it")
+    built = dist / _recipe_name(path) / "build.json"
+    if path.is_file() and path.suffix not in (".yaml", ".yml") and not (named == path.stem and built.is_file()):
+        return path
+    found = next((choice for choice in (path / "build.json", built) if choice.is_file()), None)
+    if found is None:
+        known = ", ".join(sorted(each.parent.name for each in dist.glob("*/build.json"))) or "none"
+        hint = f"name a build.json, the folder it lies in, or a recipe that was built (in {dist}: {known})"
+        raise RecipeError(f"there is no build '{named}'", hint)
+    return found
+
+
+def _recipe_name(path: Path) -> str:
+    """What a recipe calls itself; its budgets may have changed since, so no more of it is read."""
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return path.name
+    from edgepack.config.document import Document
+
+    return str(Document.read(path).data.get("name") or path.stem)

@@ -1,0 +1,37 @@
+"""Measurement: one figure of one artifact, with its interval and what it is worth."""
+
+from typing import Any
+
+from pydantic import model_validator
+
+from edgepack.core.frozen import Frozen, Moment
+from edgepack.core.metrics import Evidence
+
+
+class Measurement(Frozen):
+    """One metric of one artifact.
+
+    `value`, `low` and `high` are in the metric's base unit (bytes, milliseconds, share); `low` and `high` bound the
+    value with 95 % confidence, and equal it for what is counted exactly. `samples` are the raw figures, one list a
+    process.
+    """
+
+    metric: str
+    artifact: str  # the artifact's label
+    sha256: str
+    value: float
+    low: float
+    high: float
+    evidence: Evidence
+    taken_at: Moment  # seconds since 1970
+    reused: bool = False  # taken by an earlier build
+    doubts: tuple[str, ...] = ()
+    samples: tuple[tuple[float, ...], ...] = ()
+    environment: dict[str, Any] = {}
+    detail: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _within_its_interval(self) -> "Measurement":
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.metric} of {self.artifact}: {self.value} is not within its interval")
+        return self

@@ -1,0 +1,341 @@
+"""One exported file, whoever made it, timed on a device; or two of them in turns.
+
+found = bench(Path("model.onnx"), load_device("host"))
+found.measurements[0].value, pair(Path("a.onnx"), Path("b.onnx"), load_device("host")).ratio
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from edgepack.config.budget_reading import read_budgets
+from edgepack.config.budgets import Budget
+from edgepack.config.device import Controls, Device
+from edgepack.config.document import Document
+from edgepack.core import order_statistics
+from edgepack.core.errors import AnswerError, DeviceError, RecipeError, RefusedError
+from edgepack.core.events import Emit, StepProgress
+from edgepack.core.files import file_digest
+from edgepack.core.frozen import Frozen
+from edgepack.core.metrics import METRICS
+from edgepack.judge.gate import compare, judge
+from edgepack.measure import worker
+from edgepack.measure.contract import Connection, connected, lacking
+from edgepack.measure.evaluate import ROUNDING
+from edgepack.measure.input_shapes import fixed, too_large
+from edgepack.measure.runners import host
+from edgepack.measure.timing import figures as timing_figures
+from edgepack.measure.timing import protocol as timing_protocol
+from edgepack.measure.timing.figures import Answers, timed
+from edgepack.measure.timing.protocol import TimingProtocol
+from edgepack.measure.worker import Spec
+from edgepack.models.weights import file_kinds
+from edgepack.records.measurement import Measurement
+from edgepack.records.verdict import Verdict
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.typing.NDArray[Any]
+
+
+_ROWS = 3  # samples of noise that are answered before anything is timed
+_METRICS = ("size", *(name for name, metric in METRICS.items() if metric.within == "device"))
+_LOCATION = b"\n\x08location\x12"  # how an entry of a tensor's external data says which file it is about
+
+
+class Bench(Frozen):
+    """What was found out about one file. `device` is the id of the profile, `inputs` the shapes it was timed with."""
+
+    file: str
+    device: str
+    inputs: dict[str, tuple[int, ...]] = {}
+    measurements: tuple[Measurement, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+class Pair(Frozen):
+    """Two files timed in turns. `ratio` is how long the second takes in times of the first, and 95 % lie between."""
+
+    files: tuple[Bench, Bench]
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return ()
+
+
+def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
+    """`latency.p50=2ms`, as a recipe's budgets are read. Raises ConfigError, also for what only a build measures."""
+    document = Document(file="--budget", data={}, lines={(): 0})
+    found: list[Budget] = []
+    for text in texts:
+        metric, _, limit = text.partition("=")
+        found += read_budgets(document, {metric: limit})
+    for budget in found:
+        if budget.metric not in _METRICS:
+            message = f"bench measures no {budget.metric}, but {', '.join(_METRICS)}: put it into a recipe"
+            document.problem(("budgets", budget.metric), message)
+    document.raise_problems()
+    return tuple(found)
+
+
+def bench(
+    file: Path,
+    device: Device,
+    *,
+    budgets: Sequence[Budget] = (),
+    shapes: Mapping[str, Sequence[int]] = {},
+    emit: Emit = lambda event: None,
+) -> Bench:
+    """Check its answers, then time it until every budget is decided, then look at its memory.
+
+    Raises RecipeError for what is no exported file, DeviceError, AnswerError where the device answers otherwise than
+    this computer.
+    """
+    if "time" not in device.evidence:
+        raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
+    with connected(device) as connection:
+        job = _job(file, device, connection, budgets)
+        [specs] = _inputs([job], shapes)
+        emit(StepProgress(doing="checking its answers", done=0, total=1))
+        _check_answers(job, specs, connection)
+        progress = _told("timing in fresh processes", emit)
+
+        def decided(answers: Answers) -> bool:
+            figures = timing_figures.timings(answers)
+            mine = [each for each in budgets if each.metric in figures]
+            intervals = (order_statistics.interval(figures[each.metric])[1:] for each in mine)
+            return all(
+                compare(each.bound, each.limit, *found) != "inconclusive"
+                for each, found in zip(mine, intervals, strict=True)
+            )
+
+        outcome = timing_protocol.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
+        return _found(job, specs, device, connection, outcome, budgets)
+
+
+def pair(
+    first: Path,
+    second: Path,
+    device: Device,
+    *,
+    shapes: Mapping[str, Sequence[int]] = {},
+    emit: Emit = lambda event: None,
+) -> Pair:
+    """Time two files in turns until it is decided which is faster, or as long as any file is timed."""
+    if device.evidence.get("time") != "measured":
+        raise DeviceError(f"{device.name} times nothing: two files are compared by measuring", "name another device")
+    with connected(device) as connection:
+        jobs = [_job(file, device, connection, ()) for file in (first, second)]
+        inputs = _inputs(jobs, shapes)
+        for job, specs in zip(jobs, inputs, strict=True):
+            emit(StepProgress(doing=f"checking the answers of {job['file']}", done=0, total=1))
+            _check_answers(job, specs, connection)
+        taken = timing_protocol.time_pair(connection.run, jobs, _told("timing in turns", emit))
+        files = [
+            _found(job, specs, device, connection, {"answers": answers, "memory": []}, ())
+            for job, specs, answers in zip(jobs, inputs, taken, strict=True)
+        ]
+    ratio, low, high = order_statistics.interval(timing_protocol.ratios(*taken))
+    return Pair(files=(files[0], files[1]), ratio=ratio, low=low, high=high)
+
+
+def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[Budget]) -> dict[str, Any]:
+    runtime = worker.runtime_of(file.suffix.lower())
+    if not runtime:
+        known = ", ".join(suffix for each in worker.RUNTIMES.values() for suffix in each.suffixes)
+        raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
+    _check_readable(file)
+    _check_whole(file)
+    if runtime not in connection.facts["versions"]:
+        raise lacking(device, runtime, file.name)
+    protocol = TimingProtocol.of(budget.metric for budget in budgets)
+    return {**protocol.job(), **device.controls.job(), "runtime": runtime, "file": str(file), "shapes": {}}
+
+
+def _check_readable(file: Path) -> None:
+    if not file.is_file():
+        raise RecipeError(f"{file} is a folder" if file.is_dir() else f"there is no file {file}")
+    try:
+        problem = file_kinds.stand_in(file)
+        foreign = file.suffix.lower() == ".pte" and not file_kinds.is_executorch(file)
+    except OSError as error:
+        raise RecipeError(f"cannot read {file}: {error.strerror}") from None
+    if problem:
+        raise RecipeError(f"{file} is {problem}")
+    if foreign:
+        raise RecipeError(f"{file} is no .pte: it does not begin as files of ExecuTorch do", "is it of another format?")
+
+
+def _check_whole(file: Path) -> None:
+    """Raises RecipeError where weights of an ONNX file lie beside it: there they are neither weighed nor sent along."""
+    if file.suffix.lower() == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
+        hint = "save it as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), OTHER)"
+        raise RecipeError(f"{file} keeps weights in another file, {beside}, which bench takes none of", hint)
+
+
+def _holds(file: Path, words: bytes) -> bool:
+    """A file may be larger than the memory."""
+    if file.stat().st_size == 0:  # of which there is no map
+        return False
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:
+        return mapped.find(words) >= 0
+
+
+def _external(file: Path) -> str:
+    """Where the first weights lie that are not in the file, or "". What cannot be read is left to the runtime."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except DecodeError:
+        return ""
+    outside = (each for each in _tensors(graph) if each.data_location == onnx.TensorProto.EXTERNAL)
+    entries = (entry for tensor in outside for entry in tensor.external_data)
+    return next((str(entry.value) for entry in entries if entry.key == "location"), "")
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Those of an ONNX graph, and of the graphs inside its operators."""
+    yield from graph.initializer
+    for attribute in (each for node in graph.node for each in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
+
+
+def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection) -> None:
+    """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
+    import numpy
+
+    with closing(host.Host(Controls(threads=1))) as here, _by_the_user(job):
+        ours = _answers_here(job, specs, here)
+    theirs = ours if isinstance(connection, host.Host) else _answers(job, specs, connection)
+    if not numpy.isfinite(ours).all():
+        raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
+    otherwise = f"{job['file']}: the device answers otherwise than this computer"
+    hint = "its runtime may be of another version, or broken"
+    if theirs.shape != ours.shape:
+        raise AnswerError(f"{otherwise}: with {theirs.size} numbers, and {ours.size} here", hint)
+    reach, far = (float(numpy.abs(each).max(initial=0.0)) for each in (ours, ours - theirs))
+    if not far <= ROUNDING * reach:
+        raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
+
+
+def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: host.Host) -> "Array":
+    """Whole numbers are ones, or zeros where the file takes no ones, as a table of one row: the job learns which."""
+    try:
+        return _answers(job, specs, here)
+    except RefusedError as error:
+        if not any(dtype.startswith(("int", "uint")) for _, _, dtype in specs):
+            raise
+        try:
+            job["whole"] = 0
+            return _answers(job, specs, here)
+        except RefusedError:
+            raise error from None
+
+
+@contextmanager
+def _by_the_user(job: dict[str, Any]) -> Iterator[None]:
+    """What a runtime refuses on this computer is a mistake of the file or of its shapes, which no other try mends."""
+    try:
+        yield
+    except RefusedError as error:
+        hint = (
+            f"is the file whole, and made for this version of {job['runtime']}?"
+            if "it does not" in error.message
+            else ""
+        )
+        raise RecipeError(error.message, f"do the shapes fit? {hint}" if job["shapes"] and hint else hint) from error
+
+
+@contextmanager
+def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any]]:
+    """A job that asks for the answers to a few rows of noise, each a whole input; its files are gone afterwards."""
+    import numpy
+
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
+        try:
+            rows = [worker.noise([*specs], seed, job.get("whole", 1)) for seed in range(_ROWS)]
+            for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
+                numpy.save(path, numpy.stack(arrays), allow_pickle=False)
+        except MemoryError:
+            raise too_large(job["file"], specs) from None
+        described = {key: job[key] for key in ("runtime", "file", "shapes")}
+        names = [str(path) for path in paths]
+        yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
+
+
+def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection | host.Host) -> "Array":
+    import numpy
+
+    with _noise(job, specs) as question:
+        connection.run(question)
+        answers: Array = numpy.load(question["output"], allow_pickle=False)
+    return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
+
+
+def _inputs(jobs: Sequence[dict[str, Any]], shapes: Mapping[str, Sequence[int]]) -> list[list[Spec]]:
+    """What each file is fed, in shapes of numbers; each job learns those that are given for its file.
+
+    Raises RecipeError with what is wrong in the shapes, DeviceError where there is no memory for them.
+    """
+    with closing(host.Host(Controls(threads=1))) as here:
+        told = [_described(job, here) for job in jobs]
+    for job, specs in zip(jobs, told, strict=True):
+        job["shapes"] = {name: [*shapes[name]] for name, _, _ in specs if name in shapes}
+    return fixed([Path(job["file"]) for job in jobs], told, shapes)
+
+
+def _described(job: dict[str, Any], here: host.Host) -> list[Spec]:
+    question = {**{key: job[key] for key in ("runtime", "file", "shapes")}, "mode": "describe"}
+    with _by_the_user(job):
+        inputs = here.run(question)["inputs"]
+    return [(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
+
+
+def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
+    return lambda done, total: emit(StepProgress(doing=doing, done=done, total=total))
+
+
+def _versions(job: dict[str, Any], connection: Connection) -> dict[str, str]:
+    return {job["runtime"]: connection.facts["versions"][job["runtime"]]}
+
+
+def _found(
+    job: dict[str, Any],
+    specs: Sequence[Spec],
+    device: Device,
+    connection: Connection,
+    outcome: dict[str, Any],
+    budgets: Sequence[Budget],
+) -> Bench:
+    file, evidence = Path(job["file"]), device.evidence["time"]
+    about: dict[str, Any] = {
+        "artifact": file.name,
+        "sha256": file_digest(file),
+        "evidence": evidence,
+        "taken_at": round(time.time(), 3),
+        "environment": {**connection.facts, **device.controls.job(), "versions": _versions(job, connection)},
+    }
+    size = float(file.stat().st_size)
+    weighed = Measurement(**{**about, "evidence": "measured"}, metric="size", value=size, low=size, high=size)
+    figures = [Measurement(**about, **each) for each in timed({**outcome, **about})]
+    measurements = (weighed, *figures)
+    return Bench(
+        file=str(file),
+        device=device.id,
+        inputs={name: tuple(shape) for name, shape, _ in specs},
+        measurements=measurements,
+        verdicts=judge(budgets, [file.name], measurements),
+    )

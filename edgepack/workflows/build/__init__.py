@@ -1,0 +1,1 @@
+"""A recipe and a device -> a bundle and its verdicts."""

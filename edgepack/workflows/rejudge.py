@@ -1,0 +1,215 @@
+"""A build judged again from what it recorded: no model is run, and nothing but build.json is needed.
+
+That holds for relative budgets too: the verdicts tell what was looked up of the baseline. Another baseline, or
+history, is looked up where it is named.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.budget_reading import read_budgets, read_waivers
+from edgepack.config.budgets import LAST, Budget, Waiver
+from edgepack.config.document import Document, unknown
+from edgepack.config.overrides import override
+from edgepack.core.errors import EdgepackError, ExitCode, RecipeError, VerifyError
+from edgepack.judge.baseline import Baseline
+from edgepack.judge.gate import EXPIRED, EXPLAINED, judged
+from edgepack.judge.history import FILE
+from edgepack.records.build import Build
+from edgepack.records.verdict import Base, NoBase, Verdict
+from edgepack.workflows.baselines import baseline
+
+_PARTS = ("budgets", "waivers")  # of a recipe: what can change without building again
+_HINT = "`edgepack build` makes another build"
+
+
+def rejudge(
+    path: Path,
+    *,
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    against: str | None = None,
+    history: Path | None = None,
+) -> Build:
+    """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
+
+    Relative budgets are held against what the build recorded of its baseline. `against` names another one, `history`
+    another history (default: that of the folder that the build went to, dist/). Raises RecipeError for what cannot be
+    read or makes no sense, VerifyError when the bundle beside it is another one, and the build's own failure when it
+    did not finish.
+    """
+    build = Build.read(path)
+    if build.error or build.exit_code is None or not build.shipped():
+        raise _unfinished(path, build)
+    _check_bundle(path, build)
+    recorded = {} if against or (history and _name_of(build) == LAST) else _looked_up(build)
+    document = _given(recipe, build) if recipe else _recorded(path, build)
+    for text in overrides:
+        _change(document, text)
+    if against:
+        _hold_against(document, against)
+    budgets, waivers = _read(document, build, _name_of(build) if recorded else LAST)
+    if recipe and not budgets:
+        raise _nothing(recipe)
+    names = [budget.against for budget in budgets if budget.against]
+    held = None
+    if names:
+        past = history or Path(os.path.relpath(path.resolve().parent.parent / FILE))
+        held = _Held(name=names[0], build=build, history=past, recorded=recorded if names[0] == _name_of(build) else {})
+    again = judged(build, budgets, waivers, held)
+    return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """The baseline called `name`: what the build `recorded` of it, and what it did not look up then."""
+
+    name: str
+    build: Build
+    history: Path
+    recorded: Mapping[tuple[str, str], Base | NoBase]
+
+    def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
+        return self.recorded.get((metric, artifact)) or self._now.find(metric, artifact, sha256, environment)
+
+    @cached_property
+    def _now(self) -> Baseline:
+        build = self.build
+        if self.recorded and self.name != LAST and not Path(self.name).exists():
+            return Baseline(lines=(), unfit=f"there is no {self.name} any more, and the build recorded no such figure")
+        device, began = str(build.device["id"]), build.started_at
+        return baseline(self.name, build.name, device, self.history, began, build.overrides, again=True)
+
+
+def _looked_up(build: Build) -> dict[tuple[str, str], Base | NoBase]:
+    """What the build found of its baseline, by metric and file."""
+    return {(each.metric, each.artifact): each.looked_up for each in build.verdicts if each.looked_up}
+
+
+def _name_of(build: Build) -> str:
+    """What the build calls its baseline."""
+    relative = build.recipe.get("budgets", {}).get("relative")
+    return str(relative.get("baseline", LAST)) if isinstance(relative, dict) else LAST
+
+
+def _unfinished(path: Path, build: Build) -> EdgepackError:
+    """With the exit code that it ended with itself."""
+    error = EdgepackError(f"{path} is of a build that did not finish: {build.error or 'it was killed, or still runs'}")
+    error.code = ExitCode(build.exit_code or ExitCode.INCONCLUSIVE)
+    return error
+
+
+def _check_bundle(path: Path, build: Build) -> None:
+    """What lies beside the build, packed and unpacked, is what would be released by its verdict."""
+    if not build.bundle_sha256:
+        return
+    packed, folder = path.parent / (build.bundle or f"{build.name}.zip"), path.parent / "bundle"
+    if packed.is_file():
+        _same(packed, packed.read_bytes(), path, build)
+    if folder.is_dir():
+        from edgepack.deliver import bundle
+
+        _same(folder, bundle.pack(bundle.read(folder)[1]), path, build)
+
+
+def _same(bundle: Path, content: bytes, path: Path, build: Build) -> None:
+    if hashlib.sha256(content).hexdigest() != build.bundle_sha256:
+        raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
+
+
+def _given(recipe: Path, build: Build) -> Document:
+    """What is no recipe, sets no budget or is for something else would let every build pass."""
+    from edgepack.config.recipe import RecipeFile
+
+    document = Document.read(recipe)
+    for key in document.data.keys() - RecipeFile.model_fields.keys():
+        document.problem((key,), unknown("key", key, RecipeFile.model_fields))
+    document.raise_problems()
+    if not document.data.get("budgets"):
+        raise _nothing(recipe)
+    about = _about(document.data)
+    for part, built in {**_about(build.recipe), "device": str(build.device["id"])}.items():
+        if about.get(part, built) != built:
+            message = f"{recipe} is for the {part} {about[part]}, and the build for {built}"
+            raise RecipeError(message, "judge a build by a recipe for the same task, model, data and device")
+    return document
+
+
+def _nothing(recipe: Path) -> RecipeError:
+    return RecipeError(f"{recipe} sets no budgets, so nothing would be judged", "name a recipe that does")
+
+
+def _recorded(path: Path, build: Build) -> Document:
+    recipe = build.recipe
+    return Document(file=str(path), data={**recipe, "waivers": tuple(recipe.get("waivers", ()))}, lines={})
+
+
+def _change(document: Document, text: str, option: str = "--set") -> None:
+    part = text.partition("=")[0].partition(".")[0].partition("[")[0]
+    if part not in _PARTS:
+        raise RecipeError(f"--set {text}: what was built cannot be changed, only {' and '.join(_PARTS)}", _HINT)
+    override(document, text)
+    if option != "--set":
+        document.came_from(option, ("budgets", "relative", "baseline"))
+
+
+def _hold_against(document: Document, baseline: str) -> None:
+    budgets = document.data.get("budgets")
+    if isinstance(budgets, dict) and not budgets.get("relative"):
+        raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
+    _change(document, f"budgets.relative.baseline={json.dumps(baseline)}", "--baseline")
+
+
+def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
+    """The budgets and waivers of a recipe; the baseline that was `recorded` need not be there any more.
+
+    Raises ConfigError.
+    """
+    data = document.data
+    for part, kind in zip(_PARTS, (dict, tuple), strict=True):
+        if not isinstance(data.get(part, kind()), kind):
+            document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
+    formats = [_name(each) for each in build.recipe.get("export", ())]
+    budgets = read_budgets(document, data.get("budgets"), formats, recorded)
+    waivers = read_waivers(document, data.get("waivers"), budgets, formats)
+    document.raise_problems()
+    return budgets, waivers
+
+
+def _about(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What a recipe is for, in a word each; without what it does not say."""
+    return {part: _word(recipe[part]) for part in ("task", "model", "data", "device") if part in recipe}
+
+
+def _word(value: Any) -> str:
+    """The name of a plugin, and what is chosen from it; of a file its name.
+
+    >>> _word({"torchvision": "resnet18", "width": "50 %"}), _word({"digits": {"size": 32}}), _word("devices/host.yaml")
+    ('torchvision resnet18', 'digits', 'host')
+    """
+    if not isinstance(value, Mapping):
+        return Path(str(value)).name.removesuffix(".yaml").removesuffix(".yml")
+    name, chosen = next(iter(value.items()), ("", None))
+    return str(name) if chosen is None or isinstance(chosen, Mapping) else f"{name} {chosen}"
+
+
+def _name(exporter: Any) -> str:
+    return str(next(iter(exporter))) if isinstance(exporter, dict) else str(exporter)
+
+
+def _as_before(verdict: Verdict, build: Build, file: str) -> Verdict:
+    """With the place and the finding that the build had for it: where a limit stands, where a file begins to differ."""
+    known = (each for each in build.verdicts if (each.budget, each.artifact) == (verdict.budget, verdict.artifact))
+    before = next(known, None)
+    if before is None:
+        return verdict
+    place = before.place if verdict.place.startswith(file) else verdict.place
+    explained = verdict.metric in EXPLAINED and verdict.outcome == before.outcome == "fail"
+    found = [each for each in before.reason.split("; ") if explained and not each.startswith(EXPIRED)]
+    return verdict.because("; ".join(found), place=place)

@@ -1,0 +1,202 @@
+"""A user's own function as a data set: what it returns is looked through before anything is trained."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from edgepack.core.errors import RecipeError, StageError
+from edgepack.data.datasets.python import Config, describe, fingerprint, load
+from edgepack.data.splits import Data, Split
+
+CODE = """
+import numpy
+import own_numbers
+
+def load(count=6):
+    return {part: own_numbers.pair(count) for part in ("train", "validation", "test")}
+"""
+NUMBERS = """
+import numpy
+
+def pair(count):
+    targets = numpy.arange(count) % 2
+    return targets[:, None, None] + numpy.random.default_rng(0).random((count, 2, 3)), targets
+"""
+
+
+@pytest.fixture(autouse=True)
+def shop() -> Iterator[None]:
+    """A module `shop_data` in the current folder, that imports another one beside it."""
+    path = [*sys.path]
+    Path("shop_data.py").write_text(CODE)
+    Path("own_numbers.py").write_text(NUMBERS)
+    yield
+    sys.path[:] = path
+    for name in ("shop_data", "own_numbers"):
+        sys.modules.pop(name, None)
+
+
+def _config(**settings: Any) -> Config:
+    needed = {"function": "shop_data:load", "shape": (2, 3), "labels": ("cat", "dog")}
+    return Config.model_validate({**needed, **settings})
+
+
+def _arrays(count: int = 6, **changes: Any) -> tuple[Any, Any]:
+    """Inputs of [n, 2, 3] and their targets, as numpy makes them."""
+    targets = numpy.arange(count) % 2
+    given = {"inputs": numpy.random.default_rng(0).random((count, 2, 3)), "targets": targets, **changes}
+    return given["inputs"], given["targets"]
+
+
+def _loaded(given: object, **settings: Any) -> Data:
+    """What becomes of `given`, returned by the user's function."""
+    Path("shop_data.py").write_text("def load(): raise NotImplementedError")
+    sys.modules["shop_data"] = module = type(sys)("shop_data")
+    module.load = lambda: given  # type: ignore[attr-defined]
+    return load(_config(**settings))
+
+
+def _parts(**changed: Any) -> dict[str, Any]:
+    return {"train": _arrays(), "validation": _arrays(), "test": _arrays(), **changed}
+
+
+def test_arrays_become_splits() -> None:
+    signature = describe(_config(preprocessing={"scale": 2}))
+    assert "shop_data" not in sys.modules
+    data = load(_config(args={"count": 8}))
+    for split in (data.train, data.validation, data.test):
+        assert split.head(8)[0].shape == (8, *signature.inputs[0].shape)
+        assert split.head(1)[0].dtype == torch.float32
+        assert torch.equal((split.inputs[0].mean((1, 2)) > 1).long(), split.targets)  # each with its own target
+    assert data.test.targets.tolist() == [0, 1] * 4  # in the user's order
+    assert (signature.labels, signature.preprocessing) == (("cat", "dog"), {"scale": 2})
+
+
+def test_files_of_equal_size_and_time_that_change_places_are_another_fingerprint() -> None:
+    """As `tar --mtime` and nix leave them."""
+    for name in ("a.bin", "b.bin"):
+        Path(name).write_text(name)
+        os.utime(name, (1, 1))
+    before = fingerprint(_config(files=("a.bin",)))
+    Path("b.bin").replace("a.bin")
+    swapped = fingerprint(_config(files=("a.bin",)))
+    Path("a.bin").write_text("c.bin")  # the same inode
+    os.utime("a.bin", (1, 1))
+    assert len({before, swapped, fingerprint(_config(files=("a.bin",)))}) == 3
+
+
+def test_training_samples_are_shuffled_once() -> None:
+    sorted_by_class = (numpy.zeros((100, 2, 3), "float32"), numpy.arange(100) // 50)
+    one, two = (_loaded(_parts(train=sorted_by_class)).train.targets for _ in range(2))
+    assert torch.equal(one, two)
+    assert 2 < int(one[:10].sum()) < 8
+
+
+def test_data_may_be_kept_as_bytes_and_augmented() -> None:
+    split = Split(
+        inputs=(torch.full((6, 2, 3), 255, dtype=torch.uint8),),
+        targets=torch.arange(6, dtype=torch.int32) % 2,
+        prepare=lambda inputs: (inputs[0] / 255,),
+    )
+    data = _loaded(Data(train=replace(split, augment=lambda inputs, random: inputs), validation=split, test=split))
+    assert data.augmented
+    assert float(data.test.head(1)[0].max()) == 1.0
+    assert data.test.targets.dtype == torch.int64
+
+
+def test_the_fingerprint_changes_with_code_arguments_and_files() -> None:
+    before = fingerprint(_config())
+    assert fingerprint(_config()) == before
+    Path("numbers.bin").write_bytes(b"1")
+    with_file = fingerprint(_config(files=("*.bin",)))
+    Path("numbers.bin").write_bytes(b"23")
+    seen = [before, with_file, fingerprint(_config(files=("*.bin",))), fingerprint(_config(args={"count": 8}))]
+    Path("shop_data.py").write_text(CODE + "\n")
+    assert len({*seen, fingerprint(_config())}) == 5
+    assert "shop_data" not in sys.modules
+
+
+def test_a_function_that_fails_is_named() -> None:
+    with pytest.raises(StageError, match=r"shop_data:load failed: TypeError: .*unexpected keyword argument 'cuont'"):
+        load(_config(args={"cuont": 3}))
+    Path("shop_data.py").write_text("def load(): raise SystemExit(3)")
+    sys.modules.pop("shop_data")
+    with pytest.raises(StageError, match="shop_data:load failed: SystemExit: 3"):
+        load(_config())
+
+
+def _drawn(seed: int, count: int = 6) -> tuple[Any, Any]:
+    return _arrays(count, inputs=numpy.random.default_rng(seed).random((count, 2, 3)))
+
+
+def test_samples_that_stand_in_two_splits_are_told() -> None:
+    train, validation, test = (_drawn(seed) for seed in range(3))
+    assert _loaded({"train": train, "validation": validation, "test": test}).notes == ()
+    test[0][:2] = train[0][3:5]
+    assert _loaded({"train": train, "validation": validation, "test": test}).notes == (
+        "2 of 6 test samples stand in train too: test scores are too good",
+    )
+    copies = _loaded({"train": train, "validation": train, "test": train}).notes
+    assert [told.partition(":")[0] for told in copies] == [
+        "6 of 6 test samples stand in train too",
+        "6 of 6 test samples stand in validation too",
+        "6 of 6 validation samples stand in train too",
+    ]
+
+
+def test_samples_of_several_kinds_are_compared_as_they_are_stored() -> None:
+    inputs = torch.arange(12, dtype=torch.uint8).reshape(6, 2)
+    train = Split(inputs=(inputs,), targets=torch.arange(6) % 2, prepare=lambda given: (given[0].float()[:, :, None],))
+    other = replace(train, inputs=(inputs + 100,))
+    data = _loaded(Data(train=train, validation=other, test=train), shape=(2, 1))
+    assert data.notes == ("6 of 6 test samples stand in train too: test scores are too good",)
+
+
+def test_a_class_that_a_split_lacks_is_told() -> None:
+    given = {"train": _drawn(0), "validation": _drawn(1), "test": _drawn(2, 1)}
+    assert _loaded(given, labels=("cat", "dog", "emu", "fox")).notes == (
+        "the train split has no sample of 'emu', 'fox'",
+        "the validation split has no sample of 'emu', 'fox'",
+        "the test split has no sample of 'dog', 'emu', 'fox'",
+    )
+
+
+BAD = numpy.full((6, 2, 3), numpy.nan)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (None, "gave NoneType"),
+        ({}, "gave a dict with nothing"),
+        ({"train": _arrays(), "val": _arrays()}, "gave a dict with 'train', 'val'"),
+        (_parts(test=3), "'test' .* expected a pair of arrays"),
+        (_parts(test=_arrays(inputs=[["a"]])), "'test' .* expected a pair of arrays"),
+        (_parts(test=_arrays(0)), "'test' .* it is empty"),
+        (_parts(train=_arrays(1)), "'train' .* one sample is too few"),
+        (_parts(validation=_arrays(targets=numpy.zeros(5, int))), "'validation' .* 5 targets for 6 inputs"),
+        (_parts(validation=_arrays(targets=numpy.zeros(6))), "'validation' .* targets are float64 of shape .6."),
+        (_parts(validation=_arrays(targets=numpy.zeros((6, 2), int))), "targets are int64 of shape .6, 2."),
+        (_parts(test=_arrays(targets=numpy.arange(6))), "'test' .* targets go from 0 to 5, but 2 labels are 0 to 1"),
+        (_parts(test=_arrays(targets=numpy.arange(6) - 1)), "'test' .* targets go from -1 to 4"),
+        (
+            _parts(test=_arrays(inputs=numpy.zeros((6, 3, 2)))),
+            "has the shape .3, 2., but the recipe says .2, 3.",
+        ),
+        (
+            _parts(train=_arrays(inputs=numpy.zeros((6, 2, 3), "uint8"))),
+            "are uint8, but the recipe says float32",
+        ),
+        (_parts(train=_arrays(inputs=BAD)), "'train' .* infinite or not a number"),
+    ],
+)
+def test_what_is_not_as_described_is_named(given: object, why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        _loaded(given)

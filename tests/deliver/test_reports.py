@@ -1,0 +1,540 @@
+"""The same build in every form a person or a CI server reads."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import AWKWARD, BUILDS, CONTROLS, full
+from factories import artifact, budget, build, edgepack, measurement, recipe_file, verdict
+from junitparser import Error, Failure, JUnitXml
+
+from edgepack.cli.views import github, progress, verdicts
+from edgepack.config import plugins
+from edgepack.core.errors import RecipeError, StageError
+from edgepack.core.events import (
+    BuildFinished,
+    BuildStarted,
+    Event,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepStarted,
+)
+from edgepack.deliver import wording
+from edgepack.deliver.contract import write_reports
+from edgepack.deliver.reports.html import charts
+from edgepack.deliver.wording import doubts
+from edgepack.judge.gate import judge
+from edgepack.records.build import Build
+
+EVERY_BUILD = pytest.mark.parametrize("name", BUILDS)
+
+
+def _render(report: str, of: Build) -> str:
+    text: str = plugins.load("reports", report).render(of)
+    return text
+
+
+def _shown(of: Build) -> str:
+    stream = io.StringIO()
+    verdicts.show(of, stream, "dist/tiny")
+    verdicts.ledger(of, stream)
+    return stream.getvalue()
+
+
+@EVERY_BUILD
+def test_markdown_tables_have_as_many_cells_in_every_row(name: str) -> None:
+    text = _render("markdown", BUILDS[name])
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        rows = block.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+        assert set(rows[1]) == {"|", "-"}
+
+
+def test_markdown_says_the_verdict_first_and_by_how_much() -> None:
+    lines = _render("markdown", BUILDS["every verdict"]).splitlines()
+    assert lines[0] == "# tiny on the board: a budget failed (exit code 1)"
+    (row,) = (line for line in lines if "latency.p50" in line)
+    assert row == "| latency.p50 | onnx | 9.6 ms | at most 8 ms | over by 1.6 ms (20%) | FAIL | recipes/tiny.yaml:9 |"
+    assert "- onnx: 80x smaller (40 MB -> 500 kB), against the fp32 teacher on onnxruntime" in lines
+
+
+def test_markdown_of_two_equal_builds_is_the_same() -> None:
+    assert _render("markdown", build()) == _render("markdown", build())
+
+
+@EVERY_BUILD
+def test_junit_parses_and_has_one_case_a_verdict(name: str) -> None:
+    found = JUnitXml.fromstring(_render("junit", BUILDS[name]).encode())
+    (suite,) = found
+    assert next(case.name for case in suite) == "the build"
+    assert suite.tests == len([*suite]) == len(BUILDS[name].verdicts) + 1
+
+
+def test_junit_tells_a_failure_from_what_was_not_decided() -> None:
+    (suite,) = JUnitXml.fromstring(_render("junit", BUILDS["every verdict"]).encode())
+    kinds = [[type(result) for result in case.result] for case in suite][1:]
+    assert kinds[:4] == [[], [Failure], [Error], [Error]]
+    assert (suite.failures, suite.errors, suite.skipped) == (1, 2, 1)
+    failure = [*suite][2]
+    assert failure.name == "latency.p50 of onnx"
+    assert "9.6 ms, at most 8 ms: over by 1.6 ms" in failure.result[0].message
+    assert "recipes/tiny.yaml:9" in failure.result[0].message
+
+
+class _Page(HTMLParser):
+    """Notes every tag, that each is closed in order, and every address the page names."""
+
+    VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "action", "data", "srcset")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@EVERY_BUILD
+def test_html_is_well_formed_and_needs_nothing_else(name: str) -> None:
+    text = _render("html", BUILDS[name])
+    page = _Page(text)
+    assert not {"script", "link", "iframe", "img"} & page.seen
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"https?://|url\(|@import|//\w", text)
+
+
+def test_html_shows_text_as_text() -> None:
+    text = _Page(_render("html", BUILDS["awkward"])).text
+    assert text.count(AWKWARD.replace("`", "")) >= 3  # what stands between backticks is set as code
+    assert "a\ufffdb\ufffd[31mc\ufffdd" in text
+
+
+def test_html_says_the_verdict_first() -> None:
+    text = _render("html", BUILDS["every verdict"])
+    assert text.index("A budget failed") < text.index('id="budgets"') < text.index("What each stage cost")
+    assert "taken 2023-11-14 22:13 UTC" in text
+
+
+@EVERY_BUILD
+def test_a_log_has_no_escapes_and_shows_every_budget(name: str) -> None:
+    text = _shown(BUILDS[name])
+    assert "\x1b" not in text
+    assert all(each.budget in text for each in BUILDS[name].verdicts)
+
+
+def test_the_end_of_a_build_shows_what_matters() -> None:
+    text = _shown(BUILDS["every verdict"])
+    for expected in (
+        "9.6 ms",
+        "at most 8 ms",
+        "over by 1.6 ms",
+        "not measured",
+        "straddles the limit",
+        "recipes/tiny.yaml:9",
+        "dist/tiny",
+    ):
+        assert expected in text
+
+
+EVENTS: list[Event] = [
+    BuildStarted(recipe="tiny", device="the board"),
+    StepCached(step=1, steps=3, name="train", key="abcdef0123", result="accuracy 98 %"),
+    StepStarted(step=2, steps=3, name="prune", why="ratio 30 % -> 40 %"),
+    StepProgress(step=2, steps=3, name="prune", doing="cutting", done=1, total=4, seconds_left=75.0),
+    Note(step=2, steps=3, name="prune", text="fc [left] alone"),
+    StepFinished(step=2, steps=3, name="prune", seconds=3.2, result="accuracy 97 %"),
+    StepStarted(step=3, steps=3, name="quantize", why="first time"),
+    StepFailed(step=3, steps=3, name="quantize", message="no"),
+    BuildFinished(recipe="tiny", exit_code=0, dist="dist/tiny"),
+]
+
+
+def test_plain_progress_is_a_line_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    stream = io.StringIO()
+    watch = progress.watcher(stream, as_json=False)
+    for event in EVENTS:
+        watch(event)
+    watch.close()
+    assert stream.getvalue().splitlines() == [
+        "building tiny for the board",
+        "[1/3] train: accuracy 98 % (cached abcdef)",
+        "[2/3] prune: starts (ratio 30 % -> 40 %)",
+        "[2/3] prune: fc [left] alone",
+        "[2/3] prune: accuracy 97 % (3.2 s)",
+        "[3/3] quantize: starts (first time)",
+        "[3/3] quantize: failed",
+    ]
+
+
+def test_plain_progress_of_a_long_step_comes_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = iter([0.0, 1.0, 20.0, 20.0, 21.0]), io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watch = progress.watcher(stream, as_json=False)
+    for event in (EVENTS[2], EVENTS[3], EVENTS[3], EVENTS[3]):
+        watch(event)
+    assert stream.getvalue().splitlines()[1:] == ["[2/3] prune: cutting, 1 of 4, 1 min 15 s left"]
+
+
+def test_json_progress_is_an_object_a_line() -> None:
+    stream = io.StringIO()
+    watch = progress.watcher(stream, as_json=True)
+    for event in EVENTS:
+        watch(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [type(event).__name__ for event in EVENTS]
+    assert lines[3]["seconds_left"] == 75.0
+
+
+def test_a_terminal_keeps_what_is_done_and_brackets_are_text() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    watch = progress.watcher(stream, as_json=False)
+    for event in EVENTS:
+        watch(event)
+    watch.close()
+    assert "fc [left] alone" in stream.getvalue()
+    assert "accuracy 97 %" in stream.getvalue()
+
+
+def test_reports_lie_beside_the_build(own_place: Path) -> None:
+    write_reports(build(), own_place)
+    names = ("report.md", "report.html", "report.sarif", "junit.xml")
+    assert all((own_place / name).stat().st_size for name in names)
+
+
+@EVERY_BUILD
+def test_a_saved_build_is_read_back_the_same(name: str, own_place: Path) -> None:
+    BUILDS[name].save(own_place / "build.json")
+    assert Build.read(own_place / "build.json") == BUILDS[name]
+    saved: dict[str, Any] = json.loads((own_place / "build.json").read_text())
+    assert saved["schema"] == "edgepack.build/1"
+    assert {"recipe", "device", "exit_code", "ledger", "artifacts", "measurements", "verdicts"} <= saved.keys()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "edgepack.build/9"}', "\0"])
+def test_a_file_that_is_no_build_is_a_clear_error(content: str, own_place: Path) -> None:
+    (own_place / "build.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"is not a build of schema edgepack\.build/1"):
+        Build.read(own_place / "build.json")
+
+
+def test_explain_shows_the_ledger_of_the_last_build(own_place: Path) -> None:
+    (own_place / "dist" / "tiny").mkdir(parents=True)
+    build().save(own_place / "dist" / "tiny" / "build.json")
+    ran = edgepack("explain", "tiny")
+    assert ran.code == 0
+    assert "kept epoch 5 of 6" in ran.out
+    failed = build(error="prune failed: no channels", exit_code=5)
+    failed.save(own_place / "dist" / "tiny" / "build.json")
+    assert "the build did not finish: prune failed: no channels" in edgepack("explain", "tiny").out
+
+
+def test_a_build_knows_which_files_ship() -> None:
+    found = build(artifacts=(artifact(), artifact("executorch"), artifact(subject="teacher")))
+    assert [each.label for each in found.shipped()] == ["onnx", "executorch"]
+
+
+def test_a_line_of_code_in_a_message_stays_as_it_is() -> None:
+    """ ":100:" is the name of a picture too."""
+    stream = io.StringIO()
+    failed = verdict("size", 9e9).model_copy(update={"reason": "at net.py:100: return x"})
+    verdicts.show(build(verdicts=(failed,), exit_code=1), stream, "dist/tiny")
+    assert "at net.py:100: return x" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("fp32", "advised"), [([], True), (["head"], True), (["auto"], False), (None, False)])
+def test_int8_that_is_slower_is_told_with_what_may_help(fp32: list[str] | None, advised: bool) -> None:
+    timings = (measurement("latency.p50", 3.0), measurement("latency.p50", 2.0, artifact="teacher (onnx)"))
+    stages = [{"train": {}}, *([] if fp32 is None else [{"quantize": {"fp32": fp32}}])]
+    (doubt,) = doubts(build(measurements=timings, recipe={"name": "tiny", "device": "board", "stages": stages}))
+    assert doubt.startswith("compression did not pay: onnx: 1.5x slower")
+    assert ("`quantize: {fp32: auto}`" in doubt) == advised
+
+
+LOUD = full()
+
+
+@pytest.mark.parametrize("report", ["html", "markdown", "junit"])
+def test_what_is_not_measured_says_so_beside_its_figure(report: str) -> None:
+    text = re.sub(r"<[^>]*>", "", _render(report, LOUD)) if report == "html" else _render(report, LOUD)
+    assert "9.6 ms EMULATED" in text
+    assert "EMULATED, not measured on the device: accuracy, latency.p50, latency.p90 of onnx, teacher (onnx)" in text
+    assert "ESTIMATED" not in text
+
+
+def test_sarif_annotations_and_the_console_say_so_too() -> None:
+    assert "9.6 ms EMULATED, at most 8 ms" in _render("sarif", LOUD)
+    assert any("9.6 ms EMULATED, at most 8 ms" in line for line in github.annotations(LOUD))
+    shown = _shown(LOUD)
+    assert "9.6 ms EMULATED" in shown
+    assert "EMULATED, not measured on the device" in shown
+
+
+def test_a_drop_is_worth_as_much_as_the_weaker_of_its_figures() -> None:
+    figures = (
+        measurement("accuracy", 0.97),
+        measurement("accuracy", 0.98, artifact="teacher (onnx)", evidence="estimated"),
+    )
+    (drop,) = judge([budget("accuracy", "1 %", "max_drop", evidence="estimated")], ["onnx"], figures)
+    assert wording.value(drop) == "1 % ESTIMATED"
+
+
+@pytest.mark.parametrize("report", ["html", "markdown", "junit"])
+def test_a_device_that_was_not_reached_is_told_loudly(report: str) -> None:
+    assert "THE DEVICE WAS NOT REACHED: no route to the board" in _render(report, build(absent="no route to the board"))
+
+
+@pytest.mark.parametrize("report", ["markdown", "html"])
+def test_a_relative_budget_tells_what_it_is_held_against(report: str) -> None:
+    told = {"bound": "max_increase", "relative": 0.02, "baseline": 490e3, "against": "the build of a day"}
+    text = _render(report, build(verdicts=(verdict("size").model_copy(update=told),)))
+    assert "elative to the build of a day: size of onnx 490 kB +2 %" in text
+
+
+def test_what_was_counted_has_no_interval() -> None:
+    text = _render("html", build(measurements=(measurement("accuracy", 0.9), measurement("latency.p50", 2.0, low=1.9))))
+    assert "90 % to 90 %" not in text
+    assert "1.9 ms to 2 ms" in text
+
+
+@pytest.mark.parametrize(
+    ("level", "marked", "kind"), [("warn", "fail (warn)", "warning"), ("info", "fail (info)", "note")]
+)
+def test_what_does_not_decide_is_told_as_such(level: str, marked: str, kind: str) -> None:
+    soft = verdict("latency.p50", 9.6, "8 ms").model_copy(update={"level": level})
+    of = build(verdicts=(soft,))
+    assert marked in _render("markdown", of)
+    (suite,) = JUnitXml.fromstring(_render("junit", of).encode())
+    assert (suite.failures, suite.errors, suite.skipped) == (0, 0, 1)
+    assert _sarif(of)["results"][0]["level"] == kind
+
+
+def _sarif(of: Build) -> dict[str, Any]:
+    log = json.loads(_render("sarif", of))
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    found: dict[str, Any] = run
+    return found
+
+
+@EVERY_BUILD
+def test_sarif_is_what_the_standard_asks_for(name: str) -> None:
+    from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Standard
+
+    Standard.model_validate_json(_render("sarif", BUILDS[name]))
+
+
+@EVERY_BUILD
+def test_sarif_has_a_place_and_a_rule_for_every_result(name: str) -> None:
+    run = _sarif(BUILDS[name])
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert len(rules) == len({*rules})
+    for result in run["results"]:
+        assert result["ruleId"] in rules
+        assert result["level"] in ("error", "warning", "note")
+        assert result["message"]["text"]
+        (place,) = result["locations"]
+        assert re.fullmatch(r"[\w%/.~-]+", place["physicalLocation"]["artifactLocation"]["uri"])
+        assert place["physicalLocation"]["region"]["startLine"] >= 1
+
+
+def test_sarif_names_the_line_of_the_recipe_that_sets_the_limit() -> None:
+    run = _sarif(BUILDS["every verdict"])
+    assert [result["ruleId"] for result in run["results"]] == [
+        "edgepack/latency.p50",
+        "edgepack/latency.p90",
+        "edgepack/memory.peak",
+        "edgepack/size",
+    ]
+    first, *_, waived = run["results"]
+    assert first["locations"] == [
+        {"physicalLocation": {"artifactLocation": {"uri": "recipes/tiny.yaml"}, "region": {"startLine": 9}}}
+    ]
+    assert first["message"]["text"] == "latency.p50 of onnx: FAIL: 9.6 ms, at most 8 ms: over by 1.6 ms (20%)"
+    assert waived["suppressions"] == [{"kind": "external", "justification": "until 2027-01-31: the old app"}]
+    assert run["invocations"][0]["executionSuccessful"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "place", "uri"),
+    [
+        ("", "recipes/tiny.yaml:9", "recipes/tiny.yaml"),
+        ("ml/phone models/", "recipes/tiny.yaml:9", "ml/phone%20models/recipes/tiny.yaml"),
+        ("ml/", "../recipes/tiny.yaml:9", "recipes/tiny.yaml"),
+        ("ml/", "../../elsewhere/tiny.yaml:9", "../../elsewhere/tiny.yaml"),
+        ("ml/", "/elsewhere/tiny.yaml:9", "file:///elsewhere/tiny.yaml"),
+    ],
+)
+def test_sarif_names_files_from_the_root_of_the_repository(prefix: str, place: str, uri: str) -> None:
+    over = verdict("size", 9e9).model_copy(update={"place": place})
+    run = _sarif(build(verdicts=(over,), provenance={"git": {"commit": "ab" * 20, "prefix": prefix}}))
+    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"] == {"uri": uri}
+
+
+def test_a_limit_of_the_command_line_stands_at_the_top_of_the_recipe() -> None:
+    over = verdict("size", 9e9).model_copy(update={"place": "--set"})
+    run = _sarif(build(verdicts=(over,), recipe_file="products/tiny one.yaml"))
+    assert run["results"][0]["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": "products/tiny%20one.yaml"},
+        "region": {"startLine": 1},
+    }
+
+
+def test_a_build_that_failed_is_an_error_in_every_report() -> None:
+    of = BUILDS["failed early"]
+    run = _sarif(of)
+    assert not run["invocations"][0]["executionSuccessful"]
+    assert run["results"][0]["ruleId"] == "edgepack/build"
+    assert "prune failed" in run["results"][0]["message"]["text"]
+    (suite,) = JUnitXml.fromstring(_render("junit", of).encode())
+    assert (suite.tests, suite.errors) == (1, 1)
+    assert "**The build did not finish:** prune failed no channels" in _render("markdown", of)
+    assert "The build did not finish." in _render("html", of)
+
+
+def test_markdown_shows_text_as_text() -> None:
+    text = _render("markdown", BUILDS["awkward"])
+    assert "<script>" not in text
+    assert "\x1b" not in text
+    assert r"\[x\](y)" in text
+    assert "- memory.peak of a_very_long" in text
+
+
+def test_annotations_stand_at_the_line_of_the_recipe() -> None:
+    lines = [*github.annotations(BUILDS["every verdict"])]
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::error", "::error", "::notice"]
+    assert lines[0] == (
+        "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL"
+        "::9.6 ms, at most 8 ms: over by 1.6 ms (20%25)"
+    )
+
+
+@EVERY_BUILD
+def test_an_annotation_is_one_line_whatever_is_in_it(name: str) -> None:
+    for line in github.annotations(BUILDS[name]):
+        assert line.isprintable()
+        assert re.fullmatch(r"::(error|warning|notice) (\w+=[^,:]*)(,\w+=[^,:]*)*::.*", line)
+
+
+def test_annotations_name_files_from_the_checkout(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_place / "apps").mkdir()
+    monkeypatch.chdir(own_place / "apps")
+    (line,) = github.annotations(build(verdicts=(verdict("size", 9e9),)), str(own_place))
+    assert line.startswith("::error file=apps/recipes/tiny.yaml,line=9,")
+
+
+def test_only_a_job_of_github_is_told(own_place: Path) -> None:
+    stream, summary = io.StringIO(), own_place / "summary.md"
+    github.tell(LOUD, stream, {"GITHUB_STEP_SUMMARY": str(summary)})
+    assert (stream.getvalue(), summary.exists()) == ("", False)
+    for _ in range(2):
+        github.tell(LOUD, stream, {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)})
+    assert stream.getvalue().count("::error file=") == 10
+    assert summary.read_text().count("# tiny on the board: a budget failed (exit code 1)\n") == 2
+
+
+def test_a_mistake_in_a_recipe_is_an_annotation_at_its_line(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_file(budgets={"size": "300 KB"})
+    assert "::error" not in edgepack("check", "tiny").out
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    ran = edgepack("check", "tiny")
+    assert ran.code == 2
+    assert ran.out.startswith("::error file=recipes/tiny.yaml,line=9,title=at budgets.size::unknown unit 'KB' in")
+    assert edgepack("verify", "nowhere.zip").out.startswith("::error title=edgepack::there is no nowhere.zip%0A  give")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_build_in_a_job_of_github_tells_it(
+    options: tuple[str, ...], own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_file()
+    monkeypatch.setattr("edgepack.workflows.build.pipeline.build", lambda *_, **__: LOUD)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
+    ran = edgepack("build", "tiny", *options)
+    assert ran.code == 1
+    told, other = (ran.err, ran.out) if options else (ran.out, ran.err)  # JSON lines stay JSON
+    assert "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL::9.6 ms EMULATED" in told
+    assert "::" not in other
+    assert (own_place / "summary.md").read_text().startswith("# tiny on the board: a budget failed (exit code 1)\n")
+
+
+def test_a_build_that_fails_in_a_job_of_github_tells_what_was_done(
+    own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Build:
+        build(error="no channels", exit_code=5, verdicts=()).save(own_place / "dist" / "tiny" / "build.json")
+        raise StageError("no channels")
+
+    recipe_file()
+    monkeypatch.setattr("edgepack.workflows.build.pipeline.build", fails)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
+    ran = edgepack("build", "tiny")
+    assert ran.code == 5
+    assert "title=tiny%3A a stage or an export failed::no channels\n" in ran.out
+    assert "**The build did not finish:** no channels" in (own_place / "summary.md").read_text()
+
+
+@EVERY_BUILD
+def test_no_line_of_a_table_is_wider_than_a_log(name: str) -> None:
+    stream = io.StringIO()
+    verdicts.show(BUILDS[name], stream, "dist/tiny")
+    table = stream.getvalue().partition("\n\n")[0].lstrip("\n") if BUILDS[name].verdicts else ""
+    rows = [line for line in table.splitlines() if line.count("  ") > 2]
+    assert all(len(line) <= 115 for line in rows)
+
+
+def test_a_name_in_brackets_is_text_on_the_console() -> None:
+    odd = verdict("size", 9e9).model_copy(update={"place": "recipes/[red]x.yaml:3", "artifact": CONTROLS})
+    text = _shown(build(verdicts=(odd,), exit_code=1))
+    assert "recipes/[red]x.yaml:3" in text
+    assert "\x1b" not in text
+
+
+def test_the_ledger_and_the_distributions_are_drawn() -> None:
+    text = _render("html", LOUD)
+    assert text.count('class="trail"') == 6 * 2 + 4 * 3
+    assert text.count('class="distribution"') == 4
+    assert text.count('class="shape"') == 4
+    assert "encoder.layer16.attention.query" in text
+
+
+def test_what_is_met_but_for_something_says_so() -> None:
+    waived = verdict("size", 9e9).model_copy(update={"outcome": "waived"})
+    assert wording.headline(build(verdicts=(verdict(), waived))) == "every budget met but for 1 waived"
+    assert wording.headline(build()) == "every budget met"
+
+
+def test_a_scale_has_round_ticks_within_it() -> None:
+    for low, high, log in ((0.04, 3.0, True), (1.0, 1.3, True), (1.0, 1e9, True), (0.7, 1.0, False), (5.0, 5.0, True)):
+        ticks = charts.Scale(low, high, log).ticks()
+        assert 1 <= len(ticks) <= 6
+        assert all(low <= tick <= high for tick in ticks)

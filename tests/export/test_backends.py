@@ -1,0 +1,140 @@
+"""What ExecuTorch can hand a model to, where it is installed, and files that cannot run where they are built."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import at_work, budget, build, built, edgepack, recipe, recipe_file, run_here
+from torch_factories import How, Kind, context, data, logits, made
+from torch_factories import tiny_models as tiny_models
+
+from edgepack.config import plugins
+from edgepack.config.device import load_device
+from edgepack.deliver import wording
+from edgepack.export.contract import write
+from edgepack.export.formats import executorch
+from edgepack.export.formats.executorch import delegates
+from edgepack.judge.gate import judge
+from edgepack.measure import evaluate
+from edgepack.workflows.build.outcomes import measurements, tell
+from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.store import Store
+from edgepack.workflows.build.workspace import Work
+
+WHY = "executorch on this computer has no VulkanBackend"
+
+
+def _written(backend: str, path: Path, how: How = "quantized", kind: Kind = "residual") -> bytes:
+    write(made(how, kind), plugins.choose("exporters", {"executorch": {"backend": backend}}), path)
+    return path.read_bytes()
+
+
+def _delegates_of(content: bytes) -> list[str]:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    [method] = deserialize_pte_binary(content).program.execution_plan
+    return [delegate.id for delegate in method.delegates]
+
+
+@pytest.mark.slow
+def test_a_core_ml_file_is_the_same_each_time(tmp_path: Path) -> None:
+    once, again = (_written("coreml", tmp_path / name, "eager", "mlp") for name in ("once", "again"))
+    assert once == again
+    assert {*_delegates_of(once)} == {"CoreMLBackend"}
+    assert b'"identifier": "edgepack_' in once
+    assert b"conversion_date" not in once
+
+
+@pytest.mark.slow
+def test_a_vulkan_file_is_the_same_each_time(tmp_path: Path) -> None:
+    once, again = (_written("vulkan", tmp_path / name) for name in ("once", "again"))
+    assert once == again
+    assert {*_delegates_of(once)} == {"VulkanBackend"}
+
+
+def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
+    file = tmp_path / "model.pte"
+    assert _delegates_of(_written("portable", file)) == []
+    answers = evaluate.outputs(
+        run_here,
+        file=file,
+        runtime="executorch",
+        split=data().test.first(8),
+        folder=tmp_path,
+    )
+    agreed = evaluate.parity(context().task, answers, logits(made("quantized").module).numpy()[:8])
+    assert agreed["agreement"] == 1
+
+
+def test_a_backend_that_is_not_installed_is_a_mistake_at_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delegates, "find_spec", lambda name: None if name == "coremltools" else find_spec(name))
+    recipe_file(export=[{"executorch": {"backend": "coreml"}}])
+    ran = edgepack("check", "tiny")
+    assert ran.code == 2
+    assert "at export[0].executorch" in ran.err
+    assert "cannot be written here: it needs the package coremltools: pip install coremltools" in ran.err
+
+
+@pytest.mark.parametrize("backend", delegates.BACKENDS)
+def test_whether_a_backend_is_installed_is_told_without_importing_it(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert executorch.unavailable(executorch.Config(backend=backend)) == ""
+    monkeypatch.setattr(delegates, "find_spec", lambda name: None)
+    assert "pip install executorch" in executorch.unavailable(executorch.Config(backend=backend))
+
+
+def test_a_runtime_tells_what_it_has() -> None:
+    job = {"mode": "delegates", "runtime": "executorch", "file": ""}
+    assert "XnnpackBackend" in run_here(job)["delegates"]
+
+
+@pytest.fixture
+def work() -> Work:
+    what = recipe(export=[{"executorch": {"backend": "vulkan"}}, "onnx"])
+    where, store = load_device("host"), Store("store")
+    return at_work(what, where, store)
+
+
+def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ran(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job)
+        return {"delegates": ["XnnpackBackend"]}
+
+    monkeypatch.setattr(work.reach, "run", ran)
+    assert [work._not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
+    assert [job["mode"] for job in asked] == ["delegates"]
+    work.delegates["executorch"] = ["VulkanBackend"]
+    assert work._not_run("executorch") == ""
+
+
+def test_what_was_not_run_is_not_measured_for_that_reason(work: Work) -> None:
+    budgets = [budget("accuracy", "90 %"), budget("parity.runtimes", "90 %")]
+    verdicts = judge(budgets, ["executorch", "onnx"], [], {"executorch": WHY})
+    assert [(each.artifact, each.outcome, each.reason) for each in verdicts] == [
+        ("executorch", "not_measured", f"not run here: {WHY}"),
+        ("onnx", "not_measured", "nothing measured accuracy of onnx"),
+        ("onnx", "not_measured", f"executorch was not run here: {WHY}"),
+    ]
+    shown = build(not_run={"onnx": WHY}, verdicts=verdicts)
+    assert f"not run here ({WHY})" in next(wording.gains(shown))
+
+
+def test_a_plan_with_files_that_were_not_run_is_up_to_date() -> None:
+    what, where, store = recipe(export=[{"executorch": {"backend": "vulkan"}}]), load_device("host"), Store("store")
+    built(what, where, store)
+    timing = plan(what, where, store).steps[-1]
+    assert timing.entry is not None
+    shutil.rmtree(timing.entry.path)
+    store.make("timing", timing.key, timing.ingredients, lambda folder: {"not_run": WHY})
+    again = plan(what, where, store)
+    assert again.up_to_date
+    [*_, step] = again.steps
+    assert step.entry is not None
+    assert (tell(step, step.entry), measurements(build(), step, step.entry)) == (f"not run here: {WHY}", ())
