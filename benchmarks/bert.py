@@ -24,7 +24,7 @@ from edgepack.config.device import Controls, Quantization
 from edgepack.config.plugins import choose, load
 from edgepack.core import provenance
 from edgepack.core.units import DURATION, SIZE
-from edgepack.measure.runners import host
+from edgepack.measure import processes
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 
@@ -80,7 +80,7 @@ def _timed(files: dict[str, Path]) -> dict[tuple[str, int], float]:
         print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
         for name, threads in found:
             job = {"runtime": _RUNTIMES[files[name].suffix], "file": str(files[name]), **TimingProtocol().job()}
-            with closing(host.Host(Controls(threads=threads))) as here:
+            with closing(processes.Host(Controls(threads=threads))) as here:
                 answer = here.run(job)
             found[name, threads].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return {key: statistics.median(each) for key, each in found.items()}

@@ -31,8 +31,7 @@ from edgepack.config.plugins import Choice, choose
 from edgepack.core import provenance
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.splits import Data
-from edgepack.measure import evaluate
-from edgepack.measure.runners import host
+from edgepack.measure import evaluate, processes
 from edgepack.measure.timing.figures import timings
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate, Factory
@@ -157,7 +156,7 @@ def _exported(made: Made, folder: Path) -> Iterator[Path]:
 
 
 def _run(job: Json) -> Json:
-    with closing(host.Host(Controls(threads=1))) as here:
+    with closing(processes.Host(Controls(threads=1))) as here:
         return here.run(job)
 
 

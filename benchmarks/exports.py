@@ -41,8 +41,7 @@ from edgepack.core.files import file_digest
 from edgepack.core.signature import Signature
 from edgepack.core.units import DURATION, SIZE
 from edgepack.data.splits import Data, Split
-from edgepack.measure import evaluate
-from edgepack.measure.runners import host
+from edgepack.measure import evaluate, processes
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 
@@ -254,7 +253,7 @@ def _of_executorch(contender: Contender, teacher: Candidate, folder: Path, calib
 def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
     """Milliseconds by name, one a round."""
     found: dict[str, list[float]] = {name: [] for name in files}
-    with closing(host.Host(Controls(threads=1))) as here:
+    with closing(processes.Host(Controls(threads=1))) as here:
         for number in range(_ROUNDS):
             print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
             for name, path in (list if number % 2 else reversed)(files.items()):
@@ -264,7 +263,7 @@ def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    with closing(host.Host(Controls(threads=1))) as here:
+    with closing(processes.Host(Controls(threads=1))) as here:
         return here.run(job)
 
 

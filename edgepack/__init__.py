@@ -9,15 +9,17 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Store", "__version__", "build", "load_device", "load_recipe"]
+__all__ = ["Data", "Store", "__version__", "build", "load_device", "load_recipe"]
 
 if TYPE_CHECKING:
     from edgepack.config.device import load_device
     from edgepack.config.recipe_reading import load_recipe
+    from edgepack.data.splits import Data
     from edgepack.workflows.build.pipeline import build
     from edgepack.workflows.build.store import Store
 
 _HOMES = {
+    "Data": "data.splits",
     "Store": "workflows.build.store",
     "build": "workflows.build.pipeline",
     "load_device": "config.device",

@@ -20,7 +20,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Rates(Frozen):
-    """Billions of multiply-accumulates a second by kind (operators.py), of elementwise operators of elements."""
+    """Billions of multiply-accumulates a second by kind (operations.py), of elementwise operators of elements."""
 
     stem: Rate
     conv: Rate

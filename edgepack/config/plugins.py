@@ -20,7 +20,7 @@ from edgepack.config.document import KeyPath, Nested, unknown
 from edgepack.core.errors import RecipeError
 
 # Where the shipped ones of each kind stand, from the package.
-_FOLDERS = {
+FOLDERS = {
     "tasks": "data/tasks",
     "models": "models/sources",
     "datasets": "data/datasets",
@@ -29,7 +29,7 @@ _FOLDERS = {
     "runners": "measure/runners",
     "reports": "deliver/reports",
 }
-KINDS = tuple(_FOLDERS)
+KINDS = tuple(FOLDERS)
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -42,7 +42,7 @@ def names(kind: str) -> tuple[str, ...]:
 def load(kind: str, name: str) -> ModuleType:
     """The plugin's module. Raises RecipeError naming the closest plugin when there is none of that name."""
     if name in _shipped(kind):
-        return _checked(kind, name, lambda: import_module(f"edgepack.{_FOLDERS[kind].replace('/', '.')}.{name}"))
+        return _checked(kind, name, lambda: import_module(f"edgepack.{FOLDERS[kind].replace('/', '.')}.{name}"))
     if name in _installed(kind):
         return _checked(kind, name, _installed(kind)[name].load)
     raise RecipeError(unknown(_singular(kind), name, names(kind)))
@@ -78,7 +78,7 @@ def _checked(kind: str, name: str, get: Callable[[], ModuleType]) -> ModuleType:
 
 @cache
 def _shipped(kind: str) -> frozenset[str]:
-    folder = _PACKAGE / _FOLDERS[kind]
+    folder = _PACKAGE / FOLDERS[kind]
     modules = [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/__init__.py"))]
     return frozenset(each.stem for each in modules if not each.stem.startswith("_"))
 

@@ -19,7 +19,7 @@ and, where it can,
 
 inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
 operations(path, quantization, shapes)
-                                    what a device with these facts computes to run the file (operators.py), of any file
+                                    what a device with these facts computes to run the file (operations.py), of any file
                                     of its kind; `shapes` are those of inputs by name which the file leaves open
 runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
                                     how to build it, of the model "$MODEL" in the folder "$BUNDLE"

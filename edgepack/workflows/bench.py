@@ -23,11 +23,10 @@ from edgepack.core.files import file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import METRICS
 from edgepack.judge.gate import compare, judge
-from edgepack.measure import worker
+from edgepack.measure import processes, worker
 from edgepack.measure.contract import Connection, connected, lacking
 from edgepack.measure.evaluate import ROUNDING
 from edgepack.measure.input_shapes import fixed, too_large
-from edgepack.measure.runners import host
 from edgepack.measure.timing import figures as timing_figures
 from edgepack.measure.timing import protocol as timing_protocol
 from edgepack.measure.timing.figures import Answers, timed
@@ -216,9 +215,9 @@ def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Conne
     """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
     import numpy
 
-    with closing(host.Host(Controls(threads=1))) as here, _by_the_user(job):
+    with closing(processes.Host(Controls(threads=1))) as here, _by_the_user(job):
         ours = _answers_here(job, specs, here)
-    theirs = ours if isinstance(connection, host.Host) else _answers(job, specs, connection)
+    theirs = ours if isinstance(connection, processes.Host) else _answers(job, specs, connection)
     if not numpy.isfinite(ours).all():
         raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
     otherwise = f"{job['file']}: the device answers otherwise than this computer"
@@ -230,7 +229,7 @@ def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Conne
         raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
 
-def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: host.Host) -> "Array":
+def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: processes.Host) -> "Array":
     """Whole numbers are ones, or zeros where the file takes no ones, as a table of one row: the job learns which."""
     try:
         return _answers(job, specs, here)
@@ -276,7 +275,7 @@ def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any
         yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
 
 
-def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection | host.Host) -> "Array":
+def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection | processes.Host) -> "Array":
     import numpy
 
     with _noise(job, specs) as question:
@@ -290,14 +289,14 @@ def _inputs(jobs: Sequence[dict[str, Any]], shapes: Mapping[str, Sequence[int]])
 
     Raises RecipeError with what is wrong in the shapes, DeviceError where there is no memory for them.
     """
-    with closing(host.Host(Controls(threads=1))) as here:
+    with closing(processes.Host(Controls(threads=1))) as here:
         told = [_described(job, here) for job in jobs]
     for job, specs in zip(jobs, told, strict=True):
         job["shapes"] = {name: [*shapes[name]] for name, _, _ in specs if name in shapes}
     return fixed([Path(job["file"]) for job in jobs], told, shapes)
 
 
-def _described(job: dict[str, Any], here: host.Host) -> list[Spec]:
+def _described(job: dict[str, Any], here: processes.Host) -> list[Spec]:
     question = {**{key: job[key] for key in ("runtime", "file", "shapes")}, "mode": "describe"}
     with _by_the_user(job):
         inputs = here.run(question)["inputs"]

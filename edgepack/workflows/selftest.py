@@ -28,8 +28,8 @@ from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files
 from edgepack.deliver.bundle.cases import Case, Cases, Input, Interface
 from edgepack.deliver.bundle.manifest import Runtime, printable
+from edgepack.measure import processes
 from edgepack.measure.contract import connected
-from edgepack.measure.runners import host
 from edgepack.measure.worker import RUNTIMES
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
 @contextmanager
 def _reached(device: "Device | None") -> "Iterator[Connection]":
     if device is None:
-        here: Any = host.Host(Controls(threads=1))
+        here: Any = processes.Host(Controls(threads=1))
         with closing(here):
             yield here
         return

@@ -8,7 +8,7 @@ import pytest
 from factories import PROJECT, python, run_here
 
 from edgepack.core.process import openmp
-from edgepack.measure.runners import host
+from edgepack.measure import processes
 
 POLICY = "OMP_WAIT_POLICY"
 # What a command finds as it begins its work, before torch is loaded.
@@ -88,7 +88,7 @@ def test_what_is_timed_runs_with_what_the_user_has_set(
         "_awaited(json.loads(sys.argv[1])['wait'])\n"
         f"print(json.dumps({{{POLICY!r}: os.environ.get({POLICY!r})}}))\n"
     )
-    monkeypatch.setattr(host, "_WORKER", worker)
+    monkeypatch.setattr(processes, "_WORKER", worker)
     assert run_here({"runtime": "x"}) == {POLICY: user}
 
 

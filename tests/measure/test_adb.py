@@ -18,8 +18,9 @@ from factories import device
 from edgepack.config.device import Device, load_device
 from edgepack.core import provenance
 from edgepack.core.errors import AbsentError, AnswerError, DeviceError, EdgepackError
+from edgepack.measure import processes
 from edgepack.measure.contract import connected, lacking
-from edgepack.measure.runners import adb, host
+from edgepack.measure.runners import adb
 from edgepack.measure.runners.adb import folder as adb_folder
 from edgepack.measure.runners.adb import link
 from edgepack.measure.timing import figures, protocol
@@ -89,11 +90,11 @@ def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     (tools / "version.txt").write_text(here["executorch"].partition("+")[0] + "\n")
     monkeypatch.setenv("EDGEPACK_EXECUTOR_RUNNER", str(tools / "executor_runner"))
     monkeypatch.setenv("EDGEPACK_ORT_PERF_TEST", str(tools / "onnxruntime_perf_test"))
-    monkeypatch.setattr(host.Host, "run", doubled)
+    monkeypatch.setattr(processes.Host, "run", doubled)
     return stand
 
 
-def doubled(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
+def doubled(_: processes.Host, job: dict[str, Any]) -> dict[str, Any]:
     """This computer's answers, as the stand-in gives them."""
     if job["mode"] == "delegates":
         return {"delegates": ["CoreMLBackend", "XnnpackBackend"]}
@@ -193,12 +194,12 @@ def test_the_phone_must_answer_as_this_computer_does(stand: Stand) -> None:
 def test_a_file_of_several_samples_at_once_is_checked_whole(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each of its three inputs, four samples; their answers are written one after the other."""
 
-    def joined(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
+    def joined(_: processes.Host, job: dict[str, Any]) -> dict[str, Any]:
         rows = numpy.load(job["inputs"][0], allow_pickle=False)
         numpy.save(job["output"], numpy.concatenate(list(rows * 2)), allow_pickle=False)
         return {"rows": len(rows)}
 
-    monkeypatch.setattr(host.Host, "run", joined)
+    monkeypatch.setattr(processes.Host, "run", joined)
     asked = question()
     numpy.save("in.npy", numpy.arange(24, dtype="float32").reshape(3, 4, 2), allow_pickle=False)
     with connected(pixel()) as phone:
@@ -206,11 +207,11 @@ def test_a_file_of_several_samples_at_once_is_checked_whole(stand: Stand, monkey
 
 
 def test_a_file_that_gives_other_outputs_there_is_a_wrong_answer(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shorter(_: host.Host, job: dict[str, Any]) -> dict[str, Any]:
+    def shorter(_: processes.Host, job: dict[str, Any]) -> dict[str, Any]:
         numpy.save(job["output"], numpy.ones((5, 3), "float32"), allow_pickle=False)
         return {"rows": 5}
 
-    monkeypatch.setattr(host.Host, "run", shorter)
+    monkeypatch.setattr(processes.Host, "run", shorter)
     with connected(pixel()) as phone, fails(AnswerError, "gives 16 bytes on the pixel-8, and 12 here"):
         phone.run(question())
 

@@ -18,8 +18,7 @@ from edgepack.config import plugins
 from edgepack.config.device import Controls
 from edgepack.core.errors import RefusedError, StageError
 from edgepack.export.formats.executorch import xnnpack_rewrites
-from edgepack.measure import dry_run, evaluate
-from edgepack.measure.runners import host
+from edgepack.measure import dry_run, evaluate, processes
 from edgepack.measure.timing.protocol import Run
 from edgepack.models.candidate import Candidate
 
@@ -62,7 +61,7 @@ def int8(candidate: Candidate) -> Candidate:
 
 def checked(candidate: Candidate, format: str, run: Run | None = None) -> list[int]:
     told: list[int] = []
-    with closing(host.Host(Controls(threads=1))) as here:
+    with closing(processes.Host(Controls(threads=1))) as here:
         dry_run.check(
             candidate, plugins.choose("exporters", format), run or here.run, lambda done, total: told.append(done)
         )

@@ -12,9 +12,8 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.config.device import Controls
 from edgepack.core.errors import DeviceError
-from edgepack.measure import processes as measure_processes
+from edgepack.measure import processes
 from edgepack.measure.contract import connected
-from edgepack.measure.runners import host
 from edgepack.measure.worker import TOO_WARM
 
 ONE = Controls(threads=1)
@@ -39,7 +38,7 @@ log("ready")
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A worker to be written by the test."""
-    monkeypatch.setattr(host, "_WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(processes, "_WORKER", tmp_path / "worker.py")
     return tmp_path / "worker.py"
 
 
@@ -100,7 +99,7 @@ def test_a_worker_that_dies_is_a_device_error_that_says_how(
 @WHEN
 def test_a_worker_that_hangs_is_stopped(before: str, worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.write_text(f"{before}import time; open('began', 'w'); time.sleep(3600)")
-    monkeypatch.setattr(measure_processes, "_TIMEOUT", 5.0)  # within which a Python has started
+    monkeypatch.setattr(processes, "_TIMEOUT", 5.0)  # within which a Python has started
     with pytest.raises(DeviceError, match="did not finish"):
         run_here({"file": "f"})
     assert Path("began").exists()
@@ -130,9 +129,9 @@ def test_workers_go_with_the_process_that_started_them(imports: str, worker: Pat
         "import sys\n"
         "from pathlib import Path\n"
         "from edgepack.config.device import Controls\n"
-        "from edgepack.measure.runners import host\n"
-        "host._WORKER = Path(sys.argv[1])\n"
-        "host.Host(Controls(threads=1)).run({'runtime': 'x', 'mode': 'time'})\n"
+        "from edgepack.measure import processes\n"
+        "processes._WORKER = Path(sys.argv[1])\n"
+        "processes.Host(Controls(threads=1)).run({'runtime': 'x', 'mode': 'time'})\n"
     )
     with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as told:
         assert told.readline() == "hangs\n"
@@ -155,7 +154,7 @@ def log() -> list[tuple[str, str]]:
 
 def test_a_process_does_one_job_and_none_begins_while_another_starts(worker: Path, cores: int) -> None:
     worker.write_text(f"{LOGS}{AWAITED}log('begins')\nprint(json.dumps(job))\nlog('ends')\n")
-    with closing(host.Host(ONE)) as here:
+    with closing(processes.Host(ONE)) as here:
         assert [here.run({"runtime": "x", "job": i})["job"] for i in range(cores + 1)] == [0, 1, 2, 3]
     found = log()
     happened = [what for what, _ in found]
@@ -168,7 +167,7 @@ def test_a_process_does_one_job_and_none_begins_while_another_starts(worker: Pat
 
 def test_each_runtime_has_workers_of_its_own(worker: Path, cores: int) -> None:
     worker.write_text(AWAITED + "print(json.dumps({'imported': json.loads(sys.argv[1])['runtime']}))\n")
-    with closing(host.Host(ONE)) as here:
+    with closing(processes.Host(ONE)) as here:
         for runtime in ("x", "y", "x"):
             assert here.run({"runtime": runtime}) == {"imported": runtime}
 
@@ -183,8 +182,8 @@ def test_no_more_than_four_start_at_once(worker: Path, monkeypatch: pytest.Monke
 def test_those_that_got_no_job_are_gone_afterwards(worker: Path, cores: int) -> None:
     worker.write_text(f"{LOGS}{AWAITED}print(json.dumps(job))\n")
     run_here({"runtime": "x"})
-    processes = {process for _, process in log()}
-    assert len(processes) == cores and not any(Path("/proc", process).exists() for process in processes)
+    ended = {process for _, process in log()}
+    assert len(ended) == cores and not any(Path("/proc", process).exists() for process in ended)
 
 
 def test_those_that_do_not_start_in_time_are_gone_too(
@@ -192,10 +191,10 @@ def test_those_that_do_not_start_in_time_are_gone_too(
 ) -> None:
     """One is ready at most."""
     Path("log").touch()
-    monkeypatch.setattr(measure_processes, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(processes, "_TIMEOUT", 1.0)
     first = "if open('log').read().count('starts') > 1:\n    time.sleep(3600)\n"
     worker.write_text(f"{LOGS}{first}{AWAITED}print(json.dumps(job))\n")
-    here = host.Host(ONE)
+    here = processes.Host(ONE)
     with pytest.raises(DeviceError, match="f did not finish in 1 s"):
         here.run({"runtime": "x", "file": "f"})
     assert not any(Path("/proc", process).exists() for _, process in log())
@@ -203,7 +202,7 @@ def test_those_that_do_not_start_in_time_are_gone_too(
 
 def test_one_that_was_killed_as_it_waited_is_no_failure_of_the_next_job(worker: Path, cores: int) -> None:
     worker.write_text(f"{AWAITED}print(json.dumps(job))\n")
-    with closing(host.Host(ONE)) as here:
+    with closing(processes.Host(ONE)) as here:
         here.run({"runtime": "x"})
         for each in here._waiting:
             each._process.kill()
@@ -223,8 +222,8 @@ def test_a_start_that_is_interrupted_leaves_nobody(worker: Path, cores: int, mon
         raise KeyboardInterrupt
 
     worker.write_text(f"{AWAITED}print(json.dumps(job))\n")
-    monkeypatch.setattr(host._Process, "wait", interrupted)
-    here = host.Host(ONE)
+    monkeypatch.setattr(processes._Process, "wait", interrupted)
+    here = processes.Host(ONE)
     with pytest.raises(KeyboardInterrupt):
         here.run({"runtime": "x"})
     assert here._waiting == []
@@ -241,10 +240,10 @@ def test_a_worker_that_says_much_hangs_nobody(worker: Path) -> None:
 
 
 def test_a_timing_depends_on_processor_kernel_and_threads() -> None:
-    one = host.Host(ONE).facts
-    assert one == host.Host(ONE).facts
+    one = processes.Host(ONE).facts
+    assert one == processes.Host(ONE).facts
     assert one["threads"] == 1 and one["cpu"] and one["kernel"] == os.uname().release
-    assert host.Host(Controls()).facts == {**one, "threads": len(os.sched_getaffinity(0))}
+    assert processes.Host(Controls()).facts == {**one, "threads": len(os.sched_getaffinity(0))}
     assert {"onnxruntime", "executorch"} <= set(one["versions"])
 
 
@@ -267,16 +266,16 @@ def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch:
     facts = []
     for governor in ("powersave", "performance", ""):
         monkeypatch.setattr("edgepack.measure.worker.governor", lambda told=governor: told)
-        facts.append(host.Host(Controls()).facts.get("governor"))
+        facts.append(processes.Host(Controls()).facts.get("governor"))
     assert facts == ["powersave", "performance", None]
 
 
 def test_a_runtime_that_is_not_installed_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.core.provenance.versions", lambda *names: dict.fromkeys(names, "not installed"))
-    assert host.Host(Controls()).facts["versions"] == {}
+    assert processes.Host(Controls()).facts["versions"] == {}
 
 
 def test_a_device_that_stays_warm_is_told_so() -> None:
     done = CompletedProcess([], TOO_WARM, "", "it stays at 71 degrees Celsius\n")
     with pytest.raises(DeviceError, match="it stays at 71 degrees Celsius\n  let it cool"):
-        measure_processes.answer(done, {"runtime": "onnxruntime", "file": "m.onnx"})
+        processes.answer(done, {"runtime": "onnxruntime", "file": "m.onnx"})

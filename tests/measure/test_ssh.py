@@ -29,7 +29,7 @@ from edgepack.config.device import Controls, load_device
 from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.measure import processes, worker
 from edgepack.measure.contract import connected
-from edgepack.measure.runners import host, ssh
+from edgepack.measure.runners import ssh
 from edgepack.measure.runners.ssh import address, connection, remote
 from edgepack.measure.session import Reach
 from edgepack.measure.timing import protocol
@@ -201,7 +201,7 @@ def test_a_board_tells_what_it_is(reached: ssh.Board) -> None:
     cores = sorted(os.sched_getaffinity(0))[-1:]
     assert (reached.facts["runner"], reached.facts["machine"]) == ("ssh", os.uname().machine)
     assert (reached.facts["cores"], reached.facts["threads"]) == (cores, 1)
-    assert reached.facts["versions"] == host.Host(Controls()).facts["versions"]
+    assert reached.facts["versions"] == processes.Host(Controls()).facts["versions"]
 
 
 def test_answers_are_those_of_this_computer(reached: ssh.Board, server: Server) -> None:

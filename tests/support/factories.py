@@ -22,7 +22,7 @@ from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.files import digest
 from edgepack.core.metrics import METRICS, quantity_of
 from edgepack.judge.gate import judge
-from edgepack.measure.runners import host
+from edgepack.measure import processes
 from edgepack.measure.session import Reach, known
 from edgepack.records.artifact import Artifact
 from edgepack.records.build import Build, StageRecord
@@ -184,7 +184,7 @@ def _outcome(step: Step, folder: Path, taken: list[dict[str, Any]]) -> dict[str,
 
 def run_here(job: dict[str, Any], controls: Controls | None = None) -> dict[str, Any]:
     """One job, by itself; on one thread unless controls are given."""
-    with contextlib.closing(host.Host(controls or Controls(threads=1))) as here:
+    with contextlib.closing(processes.Host(controls or Controls(threads=1))) as here:
         return here.run(job)
 
 

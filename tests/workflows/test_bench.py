@@ -15,9 +15,9 @@ from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.core.errors import AnswerError, RecipeError
+from edgepack.measure import processes
 from edgepack.measure.contract import Connection
 from edgepack.measure.input_shapes import read_shapes
-from edgepack.measure.runners import host
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.workflows import bench as benches
 from edgepack.workflows.bench import bench, pair, read_limits
@@ -57,7 +57,7 @@ def at(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
     reached: Callable[[object], AbstractContextManager[Connection]] = connected
     monkeypatch.setattr(benches, "connected", reached)
     here = Board(lambda name: 1.0, dtype=board.dtype)
-    monkeypatch.setattr(host.Host, "run", lambda self, job: here.run(job))
+    monkeypatch.setattr(processes.Host, "run", lambda self, job: here.run(job))
     return board
 
 

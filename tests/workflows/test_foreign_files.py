@@ -17,7 +17,6 @@ from edgepack.core.errors import DeviceError, RecipeError, RefusedError
 from edgepack.measure import processes, worker
 from edgepack.measure.contract import connected
 from edgepack.measure.input_shapes import fixed
-from edgepack.measure.runners import host
 from edgepack.workflows import bench
 from edgepack.workflows.bench import Bench
 
@@ -120,7 +119,7 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
 def test_files_that_cannot_be_timed_are_the_users_mistake(
     file: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "_MOST", 1)  # process that is started ahead
+    monkeypatch.setattr(processes, "_MOST", 1)  # process that is started ahead
     typed("open", onnx.TensorProto.FLOAT, ["batch", 8])
     typed("unranked", onnx.TensorProto.FLOAT, None)
     typed("bf16", onnx.TensorProto.BFLOAT16)

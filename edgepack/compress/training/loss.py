@@ -28,7 +28,7 @@ class Distillation:
     teacher: nn.Module
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher; the labels have the rest
-    inside: Mapping[str, float] = field(default_factory=dict)  # weights of what else is compared (see features.py)
+    inside: Mapping[str, float] = field(default_factory=dict)  # see feature_matching.py
 
     @classmethod
     def of(cls, teacher: "Candidate | None") -> "Distillation | None":

@@ -4,7 +4,7 @@ def load(**args):
     return {"train": (inputs, targets), "validation": (inputs, targets), "test": (inputs, targets)}
 
 Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their labels [n]; or return
-`edgepack.datasets.Data`, whose splits may also hold bytes to `prepare` and `augment`.
+`edgepack.Data`, whose splits may also hold bytes to `prepare` and `augment`.
 """
 
 import hashlib
@@ -106,9 +106,7 @@ def _parts(function: str, given: object) -> dict[str, Any]:
     if isinstance(given, dict) and {*given} == {*_PARTS}:
         return given
     got = f"a dict with {', '.join(map(repr, given)) or 'nothing'}" if isinstance(given, dict) else type(given).__name__
-    raise RecipeError(
-        f"{function} gave {got}", "return edgepack.datasets.Data, or a dict with 'train', 'validation' and 'test'"
-    )
+    raise RecipeError(f"{function} gave {got}", "return edgepack.Data, or a dict with 'train', 'validation' and 'test'")
 
 
 def _split(part: str, given: Any) -> Split:

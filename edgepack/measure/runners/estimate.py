@@ -15,7 +15,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.units import SHARE
 from edgepack.export.contract import operations
 from edgepack.measure.contract import Job
-from edgepack.measure.runners.host import Host
+from edgepack.measure.processes import Host
 from edgepack.measure.timing.estimator import bounds, estimate
 
 EVIDENCE = {"time": "estimated", "predict": "emulated", "delegates": "emulated"}

@@ -26,8 +26,7 @@ from edgepack.core.units import SHARE
 from edgepack.data.contract import Task
 from edgepack.data.splits import EXAMPLES
 from edgepack.export import contract
-from edgepack.measure import evaluate
-from edgepack.measure.runners import host
+from edgepack.measure import evaluate, processes
 from edgepack.measure.session import Facts, Reach
 from edgepack.measure.timing import figures as timing_figures
 from edgepack.measure.timing import protocol
@@ -165,14 +164,14 @@ class Work:
         alike = (last.form, last.factory, last.surgery) == (teacher.form, teacher.factory, teacher.surgery)
         if _is_foreign(teacher) and not alike:
             tried.append(("export teacher ({})", teacher.forgotten()))  # a stage may have changed its module since
-        with closing(host.Host(Controls(threads=1))) as here:
+        with closing(processes.Host(Controls(threads=1))) as here:
             for label, candidate in tried:
                 for exporter in self.recipe.exporters:
                     act = partial(self._try_file, candidate, exporter, here)
                     name = label.format(exporter.name)
                     _guarded(f"{name}, dry run before any training", act, self.store.root)
 
-    def _try_file(self, candidate: "Candidate", exporter: Choice, here: host.Host) -> None:
+    def _try_file(self, candidate: "Candidate", exporter: Choice, here: processes.Host) -> None:
         """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""
         from edgepack.measure import dry_run
 
@@ -183,7 +182,7 @@ class Work:
         alike = not self._cut_off(exporter.module.RUNTIME, here.facts)
         dry_run.check(candidate, exporter, run, told, compare=alike)
 
-    def _runs_here(self, exporter: Choice, here: host.Host) -> bool:
+    def _runs_here(self, exporter: Choice, here: processes.Host) -> bool:
         runtime = exporter.module.RUNTIME
         if runtime not in here.facts["versions"]:
             return False
@@ -194,7 +193,7 @@ class Work:
         """What to raise where a device refuses a file: the file is to blame if this computer refuses it too."""
         step = self.done[f"export {label}"]
         assert step.choice is not None, "an export has an exporter"
-        with closing(host.Host(Controls(threads=1))) as here:
+        with closing(processes.Host(Controls(threads=1))) as here:
             try:
                 self._try_file(self.candidate(self._made(step.ingredients["parent"])), step.choice, here)
             except StageError as found:
@@ -505,10 +504,10 @@ class Work:
         """What a file answers to the samples of the bundle on one thread of this computer: {"cases"}, or why it cannot,
         {"not_run"}. So a bundle is the same whether its device was there or not.
         """
-        with closing(host.Host(Controls(threads=1))) as here:
+        with closing(processes.Host(Controls(threads=1))) as here:
             return self._answers(label, here)
 
-    def _answers(self, label: str, here: host.Host) -> dict[str, Any]:
+    def _answers(self, label: str, here: processes.Host) -> dict[str, Any]:
         artifact, _ = self.file(label)
         versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
         samples = self.done[_REFERENCE].key
@@ -518,7 +517,7 @@ class Work:
         found = self.store.get("answers", key) or self.store.make("answers", key, ingredients, do)
         return found.outcome
 
-    def _do_answers(self, label: str, here: host.Host, folder: Path) -> dict[str, Any]:
+    def _do_answers(self, label: str, here: processes.Host, folder: Path) -> dict[str, Any]:
         artifact, file = self.file(label)
         job = {"mode": "delegates", "runtime": artifact.runtime, "file": label}
         if (needed := self._needed(artifact.format)) and needed not in here.run(job)["delegates"]:

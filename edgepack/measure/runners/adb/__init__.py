@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from edgepack.config.device import Controls, Device
 from edgepack.core.errors import AnswerError, DeviceError
 from edgepack.core.frozen import Frozen
-from edgepack.measure import evaluate, worker
+from edgepack.measure import evaluate, processes, worker
 from edgepack.measure.contract import Job
-from edgepack.measure.runners import host
 from edgepack.measure.runners.adb import link as adb_link
 from edgepack.measure.runners.adb import output, programs
 from edgepack.measure.runners.adb.folder import Folder
@@ -118,7 +117,7 @@ class Phone:
     def __init__(self, device: Device, link: Link, facts: dict[str, Any], tools: dict[str, Tool]) -> None:
         self.name, self.link, self.facts, self.tools = device.name, link, facts, tools
         self.folder = Folder(link, tools, facts["cores"])
-        self.here = host.Host(Controls())
+        self.here = processes.Host(Controls())
         self._pace: dict[str, float] = {}  # milliseconds a run, by where the file lies there
 
     def run(self, job: Job) -> dict[str, Any]:

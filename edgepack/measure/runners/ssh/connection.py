@@ -21,7 +21,7 @@ from edgepack.core.files import file_digest
 from edgepack.core.units import SIZE
 from edgepack.measure.runners.ssh.address import Address, Config, ssh
 
-_THERE = (Path(__file__).parent / "_there.py").read_text()
+_THERE = (Path(__file__).parent / "remote.py").read_text()
 _GREETING = 60.0  # seconds that logging in and starting Python may take
 _SLOWEST = 100e3  # bytes a second, below which a connection is of no use
 _OPTIONS = {
