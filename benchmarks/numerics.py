@@ -135,8 +135,8 @@ def _page(rows: list[str]) -> str:
         [
             "# How fast one training step is, by layout and precision",
             "",
-            f"Time of a step of {_BATCH} samples relative to the default, median of {_ROUNDS} interleaved rounds of",
-            f"{_STEPS} steps; below 1 is faster. Bold is what `edgepack.compress.training.numerics` chooses. Last stands",
+            f"Time of a step of {_BATCH} samples relative to the default, median of {_ROUNDS} interleaved rounds",
+            f"of {_STEPS} steps; below 1 is faster. Bold is what `compress.training.numerics` chooses. Last stands",
             "the same without the taps of convolutions that meet padding only (`taps` beside it), as all is trained.",
             "",
             "| model | a default step | " + " | ".join(way.name for way in _WAYS) + " | used taps |",
