@@ -124,12 +124,12 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
 def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], store: str) -> None:
     """Show every step of a build: cached, or why it would run. Runs nothing."""
     from edgepack.config.device import load_device
-    from edgepack.workflows.build.plan import plan
+    from edgepack.workflows.build.planning.planner import plan
     from edgepack.workflows.build.store import Store
 
     for recipe in load_recipes(recipes, device, overrides):
         made = plan(recipe, load_device(recipe.device), Store(store))
-        click.echo(f"{recipe.name} for {made.device.name}" + (": up to date" if made.up_to_date else ""))
+        click.echo(f"{recipe.name} for {made.recipe.profile.name}" + (": up to date" if made.up_to_date else ""))
         width = max(len(step.name) for step in made.steps)
         for step in made.steps:
             click.echo(

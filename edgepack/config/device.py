@@ -169,7 +169,7 @@ class Device:
         known = self.quantization.model_copy(update={"int8_saturates": saturates})
         return replace(self, quantization=known)
 
-    def resolved(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         told = {
             "edgepack": 1,
             "name": self.name,

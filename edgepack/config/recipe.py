@@ -3,15 +3,15 @@
 recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from edgepack.config.budgets import Budget, Waiver, plain
-from edgepack.config.device import Quantization
+from edgepack.config.device import Device, Quantization
 from edgepack.config.plugins import Choice
 from edgepack.core.frozen import Frozen
 
@@ -55,11 +55,7 @@ class Recipe:
     licence: str | None = None
     licence_file: str | None = None
 
-    def suited(self, quantization: Quantization) -> "Recipe":
-        """This recipe with what its exporters leave to the device filled in from the profile."""
-        return replace(self, exporters=tuple(_suited(exporter, quantization) for exporter in self.exporters))
-
-    def resolved(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    def plain(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """The recipe with nothing left to defaults, nor to a clock where `decided` says, stage by stage, what was
         chosen by measuring; building it again gives the same bundle.
         """
@@ -81,6 +77,23 @@ class Recipe:
             "budgets": plain(self.budgets),
             "waivers": [waiver.model_dump(mode="json") for waiver in self.waivers],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe(Recipe):
+    """A recipe for one device with nothing left open: what the recipe leaves to the device is filled in from its
+    profile, and what the profile leaves to its processor from that.
+    """
+
+    profile: Device
+
+
+def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = None) -> ResolvedRecipe:
+    """The recipe as it is built for a device of which `facts` are known, as its runner tells them."""
+    profile = device.settled(facts or {})
+    given = {each.name: getattr(recipe, each.name) for each in fields(Recipe)}
+    suited = tuple(_suited(exporter, profile.quantization) for exporter in recipe.exporters)
+    return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile)
 
 
 def _suited(exporter: Choice, quantization: Quantization) -> Choice:

@@ -30,7 +30,7 @@ def known(device: Device, memory: Path) -> Facts | None:
         return None
 
 
-class Reach:
+class DeviceSession:
     """A device for one build. `absent` says why something stands in for it; `facts` are then those of the stand-in."""
 
     def __init__(self, device: Device, memory: Path, needed: Callable[[Facts], bool]) -> None:
@@ -94,4 +94,4 @@ def _remember(device: Device, memory: Path, facts: Facts) -> None:
 
 
 def _place(device: Device, memory: Path) -> Path:
-    return memory / f"{digest(device.resolved())[:16]}.json"
+    return memory / f"{digest(device.plain())[:16]}.json"

@@ -35,7 +35,15 @@ class Artifact(Frozen):
 
     @property
     def label(self) -> str:
-        return self.format if self.subject == "model" else f"{self.subject} ({self.format})"
+        return label_of(self.format, self.subject)
+
+
+def label_of(format: str, subject: str) -> str:
+    """
+    >>> label_of("onnx", "model"), label_of("onnx", "teacher")
+    ('onnx', 'teacher (onnx)')
+    """
+    return format if subject == "model" else f"{subject} ({format})"
 
 
 def deflated(content: bytes) -> int:

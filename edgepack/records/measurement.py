@@ -1,11 +1,24 @@
 """Measurement: one figure of one artifact, with its interval and what it is worth."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import model_validator
 
 from edgepack.core.frozen import Frozen, Moment
 from edgepack.core.metrics import Evidence
+
+
+class Reading(Frozen):
+    """A figure before it is told what it is of: see Measurement."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    doubts: tuple[str, ...] = ()
+    samples: tuple[tuple[float, ...], ...] = ()
+    detail: dict[str, Any] = {}  # JSON
 
 
 class Measurement(Frozen):
@@ -27,8 +40,13 @@ class Measurement(Frozen):
     reused: bool = False  # taken by an earlier build
     doubts: tuple[str, ...] = ()
     samples: tuple[tuple[float, ...], ...] = ()
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = {}  # JSON
     detail: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, reading: Reading, about: Mapping[str, Any]) -> "Measurement":
+        """`about` is what it shares with others: artifact, sha256, evidence, taken_at, environment."""
+        return cls(**{name: getattr(reading, name) for name in Reading.model_fields}, **about)
 
     @model_validator(mode="after")
     def _within_its_interval(self) -> "Measurement":

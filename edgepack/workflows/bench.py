@@ -29,7 +29,7 @@ from edgepack.measure.evaluate import ROUNDING
 from edgepack.measure.input_shapes import fixed, too_large
 from edgepack.measure.timing import figures as timing_figures
 from edgepack.measure.timing import protocol as timing_protocol
-from edgepack.measure.timing.figures import Answers, timed
+from edgepack.measure.timing.figures import Answers, Estimated, Timed, readings
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.measure.worker import Spec
 from edgepack.models.weights import file_kinds
@@ -107,8 +107,8 @@ def bench(
         _check_answers(job, specs, connection)
         progress = _told("timing in fresh processes", emit)
 
-        def decided(answers: Answers) -> bool:
-            figures = timing_figures.timings(answers)
+        def decided(taken: tuple[Answers, ...]) -> bool:
+            figures = timing_figures.timings(taken[0])
             mine = [each for each in budgets if each.metric in figures]
             intervals = (order_statistics.interval(figures[each.metric])[1:] for each in mine)
             return all(
@@ -116,8 +116,12 @@ def bench(
                 for each, found in zip(mine, intervals, strict=True)
             )
 
-        outcome = timing_protocol.outcome(connection.run, device.evidence, job, [], decided, progress, memory=True)
-        return _found(job, specs, device, connection, outcome, budgets)
+        if device.evidence["time"] == "estimated":
+            timed = Timed(estimate=Estimated.model_validate(connection.run(job)))
+        else:
+            [answers] = timing_protocol.time_in_turns(connection.run, [job], [[]], decided, progress)
+            timed = Timed(answers=answers, memory=timing_protocol.peaks(connection.run, device.evidence, job))
+        return _found(job, specs, device, connection, timed, budgets)
 
 
 def pair(
@@ -139,7 +143,7 @@ def pair(
             _check_answers(job, specs, connection)
         taken = timing_protocol.time_pair(connection.run, jobs, _told("timing in turns", emit))
         files = [
-            _found(job, specs, device, connection, {"answers": answers, "memory": []}, ())
+            _found(job, specs, device, connection, Timed(answers=answers), ())
             for job, specs, answers in zip(jobs, inputs, taken, strict=True)
         ]
     ratio, low, high = order_statistics.interval(timing_protocol.ratios(*taken))
@@ -316,7 +320,7 @@ def _found(
     specs: Sequence[Spec],
     device: Device,
     connection: Connection,
-    outcome: dict[str, Any],
+    timed: Timed,
     budgets: Sequence[Budget],
 ) -> Bench:
     file, evidence = Path(job["file"]), device.evidence["time"]
@@ -329,7 +333,8 @@ def _found(
     }
     size = float(file.stat().st_size)
     weighed = Measurement(**{**about, "evidence": "measured"}, metric="size", value=size, low=size, high=size)
-    figures = [Measurement(**about, **each) for each in timed({**outcome, **about})]
+    threads = about["environment"].get("threads")
+    figures = [Measurement.of(each, about) for each in readings(timed, threads=threads)]
     measurements = (weighed, *figures)
     return Bench(
         file=str(file),

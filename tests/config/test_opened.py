@@ -24,7 +24,8 @@ import edgepack
 from edgepack.config.device import load_device
 from edgepack.config.user_code import reads
 from edgepack.core.events import Emit, Event, Note
-from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.planning.planner import plan
+from edgepack.workflows.build.steps import dry_run
 from edgepack.workflows.build.store import Store
 
 
@@ -206,11 +207,11 @@ def test_a_build_tells_what_its_functions_read_until_it_is_named() -> None:
         work = at_work(recipe(model=model, data=data, stages=["train"]), device(), Store("store"))
         events: list[Event] = []
         work.emit = events.append
-        work._untrained()
+        dry_run.untrained(work)
         assert len(work.data.test) == 4
         told = [each.text for each in events if isinstance(each, Note)]
-        assert work.read == [text for text in told if " reads " in text]  # the others are of the few samples
-        return work.read
+        assert work.user_reads == [text for text in told if " reads " in text]  # the others are of the few samples
+        return work.user_reads
 
     unnamed = "not named in `files`"
     first, second = notes()

@@ -16,7 +16,7 @@ from edgepack.config.recipe_reading import all_recipes, find_recipe, load_recipe
 from edgepack.core.errors import RecipeError
 from edgepack.core.metrics import METRICS
 from edgepack.deliver.bundle.rendering import as_yaml
-from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.store import Store
 
 
@@ -40,10 +40,10 @@ def test_what_a_recipe_states_of_its_model_goes_into_the_resolved_one() -> None:
     Path("LICENSE").write_text("the text")
     stated = recipe(version="1.2.0-rc.1+b", licence="mit or apache-2.0", licence_file="LICENSE")
     assert (stated.version, stated.licence, stated.licence_file) == ("1.2.0-rc.1+b", "MIT OR Apache-2.0", "LICENSE")
-    assert stated.resolved()["licence"] == "MIT OR Apache-2.0"
-    assert not {"version", "licence", "licence_file"} & {*recipe().resolved()}
-    Path("recipes/again.yaml").write_bytes(as_yaml(stated.resolved()))
-    assert load_recipe("again").resolved() == stated.resolved()
+    assert stated.plain()["licence"] == "MIT OR Apache-2.0"
+    assert not {"version", "licence", "licence_file"} & {*recipe().plain()}
+    Path("recipes/again.yaml").write_bytes(as_yaml(stated.plain()))
+    assert load_recipe("again").plain() == stated.plain()
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_set_leaves_the_file_alone() -> None:
 @pytest.mark.parametrize("source", [None, *sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))], ids=str)
 def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | None, own_place: Path) -> None:
     first = load_recipe(source, overrides=["budgets.latency.p90=1.2345 ms"]) if source else recipe()
-    Path("resolved.yaml").write_text(written(first.resolved()))
+    Path("resolved.yaml").write_text(written(first.plain()))
     again = load_recipe("resolved.yaml")
-    assert again.resolved() == first.resolved()
+    assert again.plain() == first.plain()
     assert [(each.name, each.limit) for each in again.budgets] == [(each.name, each.limit) for each in first.budgets]
     where, store = load_device("host"), Store("store")
     assert [step.key for step in plan(again, where, store).steps] == [
@@ -155,7 +155,7 @@ def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | Non
 
 
 def test_a_resolved_recipe_leaves_nothing_to_defaults() -> None:
-    whole = recipe(stages=["train", "quantize"]).resolved()
+    whole = recipe(stages=["train", "quantize"]).plain()
     assert whole["stages"][1]["quantize"].keys() == {*quantize.Config.model_fields}
     assert whole["model"]["width"] == "100 %"
 

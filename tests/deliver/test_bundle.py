@@ -17,7 +17,7 @@ from factories import build, bundle_files, edgepack, measurement, python, runtim
 from edgepack.core.errors import ExitCode, VerifyError
 from edgepack.core.files import digest
 from edgepack.deliver.bundle import Manifest, pack, unpack, verify
-from edgepack.workflows.build.outcomes import deployed
+from edgepack.workflows.build.measurements import deployed
 
 Files = dict[str, bytes]
 

@@ -18,10 +18,11 @@ from edgepack.export.formats import executorch
 from edgepack.export.formats.executorch import delegates
 from edgepack.judge.gate import judge
 from edgepack.measure import evaluate
-from edgepack.workflows.build.outcomes import measurements, tell
-from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.measurements import measurements
+from edgepack.workflows.build.outcomes import describe
+from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.store import Store
-from edgepack.workflows.build.workspace import Work
+from edgepack.workflows.build.workspace import Workspace
 
 WHY = "executorch on this computer has no VulkanBackend"
 
@@ -92,14 +93,14 @@ def test_a_runtime_tells_what_it_has() -> None:
 
 
 @pytest.fixture
-def work() -> Work:
+def work() -> Workspace:
     what = recipe(export=[{"executorch": {"backend": "vulkan"}}, "onnx"])
     where, store = load_device("host"), Store("store")
     return at_work(what, where, store)
 
 
 def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
-    work: Work, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -107,14 +108,14 @@ def test_a_file_that_the_runtime_cannot_run_is_told_and_asked_for_once(
         asked.append(job)
         return {"delegates": ["XnnpackBackend"]}
 
-    monkeypatch.setattr(work.reach, "run", ran)
-    assert [work._not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
+    monkeypatch.setattr(work.session, "run", ran)
+    assert [work.why_not_run(format) for format in ("executorch", "executorch", "onnx")] == [WHY, WHY, ""]
     assert [job["mode"] for job in asked] == ["delegates"]
-    work.delegates["executorch"] = ["VulkanBackend"]
-    assert work._not_run("executorch") == ""
+    work._delegates["executorch"] = ["VulkanBackend"]
+    assert work.why_not_run("executorch") == ""
 
 
-def test_what_was_not_run_is_not_measured_for_that_reason(work: Work) -> None:
+def test_what_was_not_run_is_not_measured_for_that_reason(work: Workspace) -> None:
     budgets = [budget("accuracy", "90 %"), budget("parity.runtimes", "90 %")]
     verdicts = judge(budgets, ["executorch", "onnx"], [], {"executorch": WHY})
     assert [(each.artifact, each.outcome, each.reason) for each in verdicts] == [
@@ -137,4 +138,4 @@ def test_a_plan_with_files_that_were_not_run_is_up_to_date() -> None:
     assert again.up_to_date
     [*_, step] = again.steps
     assert step.entry is not None
-    assert (tell(step, step.entry), measurements(build(), step, step.entry)) == (f"not run here: {WHY}", ())
+    assert (describe(step, step.entry), measurements(build(), step, step.entry)) == (f"not run here: {WHY}", ())

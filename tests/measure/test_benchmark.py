@@ -11,7 +11,7 @@ from edgepack.core.errors import DeviceError
 from edgepack.core.order_statistics import interval, percentile
 from edgepack.judge.gate import compare
 from edgepack.measure.timing.figures import doubts, slowed_down, timings
-from edgepack.measure.timing.protocol import TimingProtocol, enough, time_file, time_pair
+from edgepack.measure.timing.protocol import TimingProtocol, enough, time_in_turns, time_pair
 
 Process = Callable[[random.Random], float]  # a process and what it takes for one inference, in ms
 
@@ -30,6 +30,13 @@ def _two_speeds(chance: random.Random) -> float:
     return _steady(chance) * chance.choice((1.0, 1.2))
 
 
+def time_file(
+    run: Any, job: dict[str, Any], before: list[Any], decided: Any, progress: Any = lambda done, total: None
+) -> list[dict[str, Any]]:
+    [taken] = time_in_turns(run, [job], [before], lambda taken: bool(decided(taken[0])), progress)
+    return taken
+
+
 def _timed(process: Process, limit: float, seed: int = 0) -> tuple[str, int]:
     """The verdict on "latency.p50 at most `limit` ms", and how many processes it took."""
     chance = random.Random(seed)
@@ -40,7 +47,7 @@ def _timed(process: Process, limit: float, seed: int = 0) -> tuple[str, int]:
     def run(job: dict[str, Any]) -> dict[str, Any]:
         return answers(1, process(chance))[0]
 
-    taken = time_file(run, {}, [], lambda so_far: judged(so_far) != "inconclusive", lambda done, total: None)
+    taken = time_file(run, {}, [], lambda so_far: judged(so_far) != "inconclusive")
     return judged(taken), len(taken)
 
 
@@ -117,7 +124,7 @@ def test_percentiles_are_samples(share: float, expected: float) -> None:
 
 
 def test_processes_come_in_rounds() -> None:
-    always, never = (lambda taken: True), (lambda taken: False)
+    always, never = (lambda: True), (lambda: False)
     assert [count for count in range(25) if enough(answers(count), always)] == [7, 14, 21, 22, 23, 24]
     assert [count for count in range(25) if enough(answers(count), never)] == [21, 22, 23, 24]
 
@@ -143,7 +150,7 @@ def test_every_process_is_given_the_same_job() -> None:
         return answers(1)[0]
 
     job = {**TimingProtocol().job(), "file": "x.onnx"}
-    time_file(run, job, [], lambda taken: True, lambda done, total: None)
+    time_file(run, job, [], lambda taken: True)
     assert jobs == [job] * 7
     assert jobs[0]["mode"] == "time"
 
@@ -153,7 +160,7 @@ def test_an_interruption_between_processes_reaches_the_caller() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        time_file(run, {}, [], lambda taken: True, lambda done, total: None)
+        time_file(run, {}, [], lambda taken: True)
 
 
 def _answer(samples_ms: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -242,7 +249,7 @@ def test_a_device_that_slowed_down_is_told(state: dict[str, Any], told: str) -> 
 
 def _states(*states: dict[str, Any]) -> list[dict[str, Any]]:
     ready = iter(states)
-    return time_file(lambda job: _answer([1.0], **next(ready)), {}, [], lambda taken: True, lambda done, total: None)
+    return time_file(lambda job: _answer([1.0], **next(ready)), {}, [], lambda taken: True)
 
 
 def test_one_slowed_process_of_seven_is_a_doubt_and_two_are_a_device_error() -> None:
@@ -251,6 +258,20 @@ def test_one_slowed_process_of_seven_is_a_doubt_and_two_are_a_device_error() -> 
     with pytest.raises(DeviceError, match="slowed down in 2 of 7 processes: the processor throttled") as failure:
         _states(WARM, COUNTED, *[COOL] * 5)
     assert failure.value.code == 4
+
+
+def test_files_are_timed_there_and_back_until_the_first_is_decided() -> None:
+    log: list[str] = []
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        log.append(job["file"])
+        return _answer([1.0])
+
+    before = (answers(7), answers(7))
+    jobs = [{"file": "a"}, {"file": "b"}]
+    taken = time_in_turns(run, jobs, before, lambda taken: len(taken[0]) == 14, lambda done, total: None)
+    assert [len(each) for each in taken] == [14, 14] and [len(each) for each in before] == [7, 7]
+    assert log == [*"baab"] * 3 + [*"ba"]
 
 
 @pytest.mark.parametrize("slow", ["a", "b"])

@@ -27,6 +27,7 @@ from edgepack.measure.runners import emulated
 from edgepack.measure.runners.emulated import system_image
 from edgepack.measure.timing import protocol
 from edgepack.workflows.build import pipeline
+from edgepack.workflows.build.steps import timing
 from edgepack.workflows.build.store import Store
 
 HOME = system_image.home()  # before the tests' own environment hides what the user set
@@ -174,8 +175,8 @@ def test_a_worker_goes_with_the_process_that_started_it(played: Device) -> None:
 
 def test_files_of_a_runtime_that_it_never_has_are_not_run_and_nothing_is_timed(played: Device) -> None:
     work = at_work(recipe(), played, Store("store"))
-    assert [work._not_run(format) for format in ("executorch", "onnx")] == [emulated._LACKS["executorch"], ""]
-    assert "times nothing" in work._not_timed()
+    assert [work.why_not_run(format) for format in ("executorch", "onnx")] == [emulated._LACKS["executorch"], ""]
+    assert "times nothing" in timing.why_not_timed(work)
 
 
 def test_a_bundle_is_the_same_whether_its_device_was_there_or_not(

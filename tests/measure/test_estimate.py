@@ -25,8 +25,9 @@ from edgepack.export.operations import Operation
 from edgepack.measure.contract import connected
 from edgepack.measure.timing.estimator import bounds, estimate
 from edgepack.measure.timing.estimator_fit import Sample, fit, left_out
-from edgepack.workflows.build.outcomes import measurements
-from edgepack.workflows.build.plan import Step
+from edgepack.workflows.build.measurements import measurements
+from edgepack.workflows.build.planning.step import Step, StepId
+from edgepack.workflows.build.steps import timing
 from edgepack.workflows.build.store import Store
 from edgepack.workflows.calibrate import measured, section
 
@@ -348,12 +349,13 @@ def test_a_build_reports_an_estimate_as_one(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(exported("onnx", "eager"))
     where = board()
     work = at_work(recipe(export=["onnx"]), where, Store("store"))
-    monkeypatch.setattr(work, "file", lambda label: (artifact(), path))
-    step = Step(kind="timing", name="time onnx", key="", ingredients={}, reason="", artifact="onnx")
-    outcome = work._do_timing(step, tmp_path)
+    monkeypatch.setattr(work, "file", lambda id: (artifact(), path))
+    step = Step(id=StepId("timing", "model", "onnx"), key="", ingredients={}, choice=work.recipe.exporters[0])
+    outcome = timing.do(work, step, tmp_path).stored()
     ingredients = {"where": work.planner._where(work.recipe.exporters[0], "time")}
     entry = SimpleNamespace(ingredients=ingredients, outcome=outcome, made_at=1.7e9)
-    (found,) = measurements(build(), step, entry)  # type: ignore[arg-type]
+    found, teacher = measurements(build(), step, entry)  # type: ignore[arg-type]
+    assert (found.artifact, teacher.artifact) == ("onnx", "teacher (onnx)")
     assert (found.metric, found.evidence, found.detail["calibrated_from"]) == ("latency.p50", "estimated", "a test")
     page = markdown.render(build(measurements=(found,)))
     assert "**ESTIMATED, not measured on the device: latency.p50 of onnx**" in page
@@ -365,6 +367,6 @@ def test_a_file_that_cannot_be_estimated_is_not_timed_and_ends_no_build(
     path = tmp_path / "model.onnx"
     path.write_bytes(b"nonsense")
     work = at_work(recipe(export=["onnx"]), board(), Store("store"))
-    monkeypatch.setattr(work, "file", lambda label: (artifact(), path))
-    step = Step(kind="timing", name="time onnx", key="", ingredients={}, reason="", artifact="onnx")
-    assert "the operators of" in work._do_timing(step, tmp_path)["not_timed"]
+    monkeypatch.setattr(work, "file", lambda id: (artifact(), path))
+    step = Step(id=StepId("timing", "model", "onnx"), key="", ingredients={}, choice=work.recipe.exporters[0])
+    assert "the operators of" in timing.do(work, step, tmp_path).not_timed

@@ -13,8 +13,9 @@ from edgepack.core.files import digest
 from edgepack.judge.gate import judge
 from edgepack.measure import evaluate
 from edgepack.records.verdict import Verdict
-from edgepack.workflows.build import outcomes
-from edgepack.workflows.build.plan import Step
+from edgepack.workflows.build.measurements import measurements
+from edgepack.workflows.build.outcomes import Agreement, EvaluationOutcome
+from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.store import Entry, Store
 
 NAN, INF = float("nan"), float("inf")
@@ -25,10 +26,11 @@ def judged(logits: Any, reference: Any = REFERENCE) -> tuple[dict[str, Any], dic
     """What is stored, and the verdicts on all that a build makes of it."""
     work = at_work(load_recipe("quickstart"), device(), Store("store"))
     parity = evaluate.parity(context().task, logits, reference)
-    step = Step(kind="evaluation", name="evaluate onnx", key=digest("a step"), ingredients={}, artifact="onnx")
-    entry = work.store.make(step.kind, step.key, {}, lambda folder: {"score": 0.5, "rows": 4, "parity": parity})
+    step = Step(id=StepId("evaluation", "model", "onnx"), key=digest("a step"), ingredients={})
+    outcome = EvaluationOutcome(score=0.5, rows=4, parity=Agreement(**parity))
+    entry = work.store.make(step.kind, step.key, {}, lambda folder: outcome.stored())
     assert isinstance(entry, Entry)
-    figures = outcomes.measurements(build(), step, entry)
+    figures = measurements(build(), step, entry)
     budgets = [budget("parity", "90 %"), budget("parity.difference", "0.5"), budget("parity.cosine", "0.9")]
     return parity, {verdict.metric: verdict for verdict in judge(budgets, ["onnx"], figures)}
 

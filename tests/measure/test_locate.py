@@ -21,7 +21,8 @@ from edgepack.judge.gate import judge
 from edgepack.measure import divergence, evaluate, worker
 from edgepack.models.candidate import Candidate
 from edgepack.workflows.build import pipeline
-from edgepack.workflows.build.plan import Step
+from edgepack.workflows.build.planning.step import Step, StepId
+from edgepack.workflows.build.steps import divergence as step
 from edgepack.workflows.build.store import Store
 
 ONNX = plugins.choose("exporters", "onnx")
@@ -127,18 +128,16 @@ def test_samples_on_which_the_decisions_differ_are_looked_at_first() -> None:
     assert evaluate.unlike(context().task, file, reference, 3) == [1, 2, 3]
 
 
-class _Told:
-    """In the place of Work."""
+def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    def where(work: Any, id: StepId) -> str:
+        asked.append(id.format)
+        return f"it begins in {id.format}"
 
-    def difference(self, label: str) -> str:
-        self.asked.append(label)
-        return f"it begins in {label}"
-
-
-def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells() -> None:
+    monkeypatch.setattr(step, "where", where)
     budgets = [budget("parity", "90 %"), budget("parity.runtimes", "90 %"), budget("size", "1 kB")]
     budgets += [budget("parity.difference", "0.5"), budget("parity.cosine", "0.9")]
     figures = [
@@ -152,9 +151,9 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
     verdicts = judge(budgets, ["executorch", "onnx"], figures)
     shipped = build().artifacts
     first = shipped[0].model_copy(update={"format": "executorch"})
-    work: Any = _Told()
+    work = at_work(load_recipe("quickstart"), device(), Store("store"))
     told = pipeline._explained(build(verdicts=verdicts, artifacts=(first, *shipped), exit_code=1), work, print)
-    assert work.asked == ["onnx", "onnx", "executorch", "onnx", "executorch"]
+    assert asked == ["onnx", "onnx", "executorch", "onnx", "executorch"]
     reasons = {
         (each.metric, each.artifact): each.reason for each in told.verdicts if each.outcome == "fail" and each.reason
     }
@@ -171,13 +170,11 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
 def test_an_error_while_looking_leaves_the_verdict_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, board, store = load_recipe("quickstart"), device(), Store("store")
     work = at_work(recipe, board, store)
-    facts: dict[str, Any] = {"key": digest("a step"), "ingredients": {}, "choice": ONNX, "artifact": "onnx"}
-    work.done = {
-        "export onnx": Step(kind="artifact", name="export onnx", **facts),
-        "evaluate onnx": Step(kind="evaluation", name="evaluate onnx", **facts),
-    }
-    assert work.difference("onnx").startswith("where that begins was not found: ")
-    monkeypatch.setattr(work, "_do_difference", lambda label, exporter, folder: {"told": f"found in {label}"})
-    assert work.difference("onnx") == "found in onnx"
-    monkeypatch.setattr(work, "_do_difference", None)
-    assert work.difference("onnx") == "found in onnx"  # it is kept
+    id = StepId("evaluation", "model", "onnx")
+    for each in (id, id.of("artifact")):
+        work.done[each] = Step(id=each, key=digest("a step"), ingredients={}, choice=ONNX)
+    assert step.where(work, id).startswith("where that begins was not found: ")
+    monkeypatch.setattr(step, "search", lambda work, id, folder: {"told": f"found in {id.label}"})
+    assert step.where(work, id) == "found in onnx"
+    monkeypatch.setattr(step, "search", None)
+    assert step.where(work, id) == "found in onnx"  # it is kept

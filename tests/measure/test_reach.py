@@ -13,7 +13,7 @@ from edgepack.config.plugins import load
 from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.core.provenance import versions
 from edgepack.measure.contract import connected
-from edgepack.measure.session import Reach, known
+from edgepack.measure.session import DeviceSession, known
 
 VERSIONS = versions("onnxruntime")
 
@@ -63,7 +63,7 @@ JOB = {"mode": "time", "runtime": "onnxruntime", "file": "m.onnx"}
 
 
 def test_a_device_is_reached_once_and_left_at_the_end(board: Board) -> None:
-    reach = Reach(device(), Path("store"), always)
+    reach = DeviceSession(device(), Path("store"), always)
     assert [reach.run(JOB), reach.run(JOB)] == [{"from": "the board"}] * 2
     reach.close()
     assert board.log == ["reached", "time", "time", "left"]
@@ -72,10 +72,10 @@ def test_a_device_is_reached_once_and_left_at_the_end(board: Board) -> None:
 def test_a_device_that_is_known_is_left_alone_until_something_must_run_there(board: Board) -> None:
     store, where = Path("store"), device()
     assert known(where, store) is None
-    Reach(where, store, never).close()
+    DeviceSession(where, store, never).close()
     assert known(where, store) == board.facts
     board.log.clear()
-    reach = Reach(where, store, never)
+    reach = DeviceSession(where, store, never)
     assert (reach.facts, board.log) == (board.facts, [])
     reach.run(JOB)
     reach.close()
@@ -84,16 +84,16 @@ def test_a_device_that_is_known_is_left_alone_until_something_must_run_there(boa
 
 def test_a_device_that_changed_meanwhile_is_told(board: Board) -> None:
     store, where = Path("store"), device()
-    Reach(where, store, always).close()
-    reach = Reach(where, store, never)
+    DeviceSession(where, store, always).close()
+    reach = DeviceSession(where, store, never)
     board.facts = {**board.facts, "kernel": "7"}
     with pytest.raises(DeviceError, match="not as it was when it was last reached"):
         reach.run(JOB)
-    assert Reach(where, store, never).facts["kernel"] == "7"
+    assert DeviceSession(where, store, never).facts["kernel"] == "7"
 
 
 def test_a_device_without_the_runtime_is_told_what_to_install(board: Board) -> None:
-    reach = Reach(device(), Path("store"), always)
+    reach = DeviceSession(device(), Path("store"), always)
     with pytest.raises(DeviceError, match=r"has no executorch, which m\.pte needs") as failure:
         reach.run({**JOB, "runtime": "executorch", "file": "dist/m.pte"})
     assert "install executorch there" in str(failure.value)
@@ -129,18 +129,18 @@ def test_what_is_not_installed_here_is_held_to_nothing(board: Board, monkeypatch
 
 
 def test_a_runtime_that_is_missing_is_told_before_any_work(board: Board) -> None:
-    reach = Reach(device(), Path("store"), always)
+    reach = DeviceSession(device(), Path("store"), always)
     reach.check("onnxruntime", "the export to onnx")
     with pytest.raises(DeviceError, match="the board has no executorch, which the export to executorch needs"):
         reach.check("executorch", "the export to executorch")
     board.facts["lacks"] = {"executorch": "it never runs there"}
-    Reach(device(), Path("store"), always).check("executorch", "the export to executorch")
+    DeviceSession(device(), Path("store"), always).check("executorch", "the export to executorch")
 
 
 def test_a_device_that_is_gone_half_way_is_told_as_gone(board: Board) -> None:
     store, where = Path("store"), device()
-    Reach(where, store, always).close()
-    reach = Reach(where, store, never)
+    DeviceSession(where, store, always).close()
+    reach = DeviceSession(where, store, never)
     board.absent = "the board is away"
     with pytest.raises(DeviceError, match="the board is away"):
         reach.run(JOB)

@@ -31,7 +31,7 @@ from edgepack.measure import processes, worker
 from edgepack.measure.contract import connected
 from edgepack.measure.runners import ssh
 from edgepack.measure.runners.ssh import address, connection, remote
-from edgepack.measure.session import Reach
+from edgepack.measure.session import DeviceSession
 from edgepack.measure.timing import protocol
 from edgepack.workflows.build import pipeline
 from edgepack.workflows.build.store import Store
@@ -350,8 +350,9 @@ def test_a_runtime_that_is_not_there_is_told_when_it_is_needed(server: Server) -
         interpreter=script(f'PYTHONPATH={site} exec {sys.executable} -S "$@"'), runtimes={"executorch": "==1.0"}
     )
     message = r"the board has no onnxruntime, which model\.onnx needs"
-    with closing(Reach(some, Path("store"), lambda facts: True)) as reach, pytest.raises(DeviceError, match=message):
-        reach.run({**model(), "mode": "memory"})
+    reached = DeviceSession(some, Path("store"), lambda facts: True)
+    with closing(reached) as session, pytest.raises(DeviceError, match=message):
+        session.run({**model(), "mode": "memory"})
 
 
 def test_an_old_python_is_told_of(server: Server) -> None:

@@ -19,7 +19,7 @@ from edgepack.config.user_code import installed
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.models.candidate import Candidate
 from edgepack.models.sources import python
-from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.store import Store
 
 NETS = """

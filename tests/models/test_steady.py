@@ -25,6 +25,7 @@ from edgepack.models.checks import steady as steady_checks
 from edgepack.models.checks.steady import check_calls, check_in_process, check_made_again, same
 from edgepack.models.checks.trial import some_inputs, tried
 from edgepack.models.sources.python.plain import plain
+from edgepack.workflows.build.steps import candidate as candidate_step
 from edgepack.workflows.build.store import Store
 
 INPUTS = some_inputs(SIGNATURE)
@@ -270,7 +271,7 @@ def test_a_candidate_that_does_not_come_back_as_it_was_saved_is_not_believed(
     good, load = learned("mlp"), Candidate.load
     (tmp_path / "good").mkdir()
     good.save(tmp_path / "good")
-    work._check_saved(good, tmp_path / "good")
+    candidate_step._check_saved(work, good, tmp_path / "good")
 
     def damaged(folder: Path) -> Candidate:
         found = load(folder)
@@ -280,7 +281,7 @@ def test_a_candidate_that_does_not_come_back_as_it_was_saved_is_not_believed(
 
     monkeypatch.setattr(Candidate, "load", damaged)
     with pytest.raises(StageError, match="the saved model gives other outputs than before"):
-        work._check_saved(good, tmp_path / "good")
+        candidate_step._check_saved(work, good, tmp_path / "good")
 
 
 IMPORTED = """

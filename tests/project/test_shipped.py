@@ -7,7 +7,7 @@ from factories import PROJECT, edgepack
 
 from edgepack.config.device import load_device
 from edgepack.config.recipe_reading import load_recipe
-from edgepack.workflows.build.plan import plan
+from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.store import Store
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))

@@ -17,20 +17,25 @@ from unittest import mock
 from edgepack.cli import main
 from edgepack.config.budgets import Budget
 from edgepack.config.device import Controls, Device, load_device
-from edgepack.config.recipe import Recipe
+from edgepack.config.recipe import Recipe, resolve
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.files import digest
 from edgepack.core.metrics import METRICS, quantity_of
 from edgepack.judge.gate import judge
 from edgepack.measure import processes
-from edgepack.measure.session import Reach, known
+from edgepack.measure.session import DeviceSession, known
+from edgepack.measure.timing.figures import Timed
 from edgepack.records.artifact import Artifact
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Verdict
-from edgepack.workflows.build.plan import Plan, Planner, Step, remember
+from edgepack.workflows.build.outcomes import TimingOutcome
+from edgepack.workflows.build.planning.memory import remember
+from edgepack.workflows.build.planning.planner import Planner
+from edgepack.workflows.build.planning.step import Plan, Step
+from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.store import Entry, Store
-from edgepack.workflows.build.workspace import Work
+from edgepack.workflows.build.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
 SHA = hashlib.sha256(b"").hexdigest()
@@ -149,37 +154,44 @@ def entry(store: Store, key: str = digest("a step"), kind: str = "candidate", **
     return store.make(kind, key, {"plugin": "train"}, fill)
 
 
-def at_work(what: Recipe, where: Device, store: Store) -> Work:
+def at_work(what: Recipe, where: Device, store: Store) -> Workspace:
     """As a build begins: the device reached, nothing done."""
-    reach = Reach(where, store.devices, lambda facts: True)
-    return Work(what, reach, store, Planner(what, reach.device, store, facts=reach.facts))
+    session = DeviceSession(where, store.devices, lambda facts: True)
+    resolved = resolve(what, session.device, session.facts)
+    return Runner(resolved, session, store, Planner(resolved, store, facts=session.facts)).work
 
 
 def built(
     what: Recipe, where: Device, store: Store, *, timings: Callable[[str], list[dict[str, Any]]] | None = None
 ) -> Plan:
     """The store filled as a build would fill it, without doing any of the work; gives the plan that was followed."""
-    steps = []
-    for step in Planner(what, where, store, facts=known(where, store.devices)).steps():
+    steps, facts = [], known(where, store.devices)
+    resolved = resolve(what, where, facts)
+    for step in Planner(resolved, store, facts=facts).steps():
         steps.append(step)
         if not step.cached:
-            taken = (timings or (lambda _: answers()))(step.artifact)
+            taken = (timings or (lambda _: answers()))(step.id.format)
             store.make(step.kind, step.key, step.ingredients, lambda folder, s=step, t=taken: _outcome(s, folder, t))  # type: ignore[misc]
-    plan = Plan(recipe=what, device=where, steps=tuple(steps))
+    plan = Plan(recipe=resolved, steps=tuple(steps))
     remember(plan, store)
     return plan
 
 
 def _outcome(step: Step, folder: Path, taken: list[dict[str, Any]]) -> dict[str, Any]:
     if step.kind == "artifact":
-        assert step.choice is not None
-        path = folder / f"{step.subject}.bin"
+        path = folder / f"{step.id.subject}.bin"
         path.write_text(step.key)  # another key, another file
-        runtime = step.choice.module.RUNTIME
-        return Artifact.of(path, format=step.choice.name, runtime=runtime, subject=step.subject).model_dump()
+        runtime = step.plugin.module.RUNTIME
+        return Artifact.of(path, format=step.id.format, runtime=runtime, subject=step.id.subject).model_dump()
     if step.kind == "timing":
-        return {"answers": taken, "memory": [{"peak_bytes": 1_000_000}] * 3}
-    return {"accuracy": 0.98}
+        return timed(taken).stored()
+    return {"evaluation": {"score": 0.98, "rows": 100}}.get(step.kind, {"accuracy": 0.98})
+
+
+def timed(taken: list[dict[str, Any]]) -> TimingOutcome:
+    """Of a file that these processes timed, and of a teacher's that took as long."""
+    memory = [{"peak_bytes": 1_000_000}] * 3
+    return TimingOutcome(model=Timed(answers=taken, memory=memory), teacher=Timed(answers=taken))
 
 
 def run_here(job: dict[str, Any], controls: Controls | None = None) -> dict[str, Any]:

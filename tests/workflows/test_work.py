@@ -21,42 +21,47 @@ from edgepack.data.tokenizer import encode, read
 from edgepack.deliver.bundle.assemble import contents
 from edgepack.measure import evaluate
 from edgepack.workflows.build.bundling import bundle_parts
-from edgepack.workflows.build.plan import Step
+from edgepack.workflows.build.planning.step import Step, StepId
+from edgepack.workflows.build.steps import artifact as artifact_step
+from edgepack.workflows.build.steps import candidate as candidate_step
+from edgepack.workflows.build.steps import dry_run as dry_run_step
+from edgepack.workflows.build.steps import evaluation, outputs
+from edgepack.workflows.build.steps.trials import Trials
 from edgepack.workflows.build.store import Store
-from edgepack.workflows.build.workspace import Work
+from edgepack.workflows.build.workspace import REFERENCE, Workspace
 
 
 @pytest.fixture
-def work() -> Work:
+def work() -> Workspace:
     recipe, device, store = load_recipe("quickstart"), load_device("host"), Store("store")
     return at_work(recipe, device, store)
 
 
 @pytest.mark.parametrize(("trained", "score", "doubted"), [(True, 0.1, True), (True, 0.2, False), (False, 0.1, False)])
 def test_weights_that_come_trained_and_know_nothing_are_doubted(
-    work: Work, trained: bool, score: float, doubted: bool, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, trained: bool, score: float, doubted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Event] = []
     work.emit = told.append
     monkeypatch.setattr(work.recipe.model.module, "trained", lambda config, signature: trained)
-    work._doubt_chance(score)
+    candidate_step.warn_of_chance(work, score)
     assert ["no more than chance with 10 classes" in str(event) for event in told] == [True] * doubted
 
 
-def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
     def ran(job: dict[str, Any]) -> dict[str, Any]:
         asked.append(job)
         return {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1}
 
-    monkeypatch.setattr(work.reach, "run", ran)
+    monkeypatch.setattr(work.session, "run", ran)
     monkeypatch.setattr(work.recipe.exporters[0].module, "export", lambda candidate, config, path: path.touch())
-    assert work._latency(work._untrained()) == 2.0
+    assert Trials(work).latency(dry_run_step.untrained(work)) == 2.0
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
 
 
-def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_timed_in_turns_is_written_once(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """But a model that a stage may have changed since is written anew."""
     written: list[str] = []
 
@@ -66,16 +71,17 @@ def test_what_is_timed_in_turns_is_written_once(work: Work, monkeypatch: pytest.
 
     for exporter in work.recipe.exporters:
         monkeypatch.setattr(exporter.module, "export", export)
-    monkeypatch.setattr(work.reach, "run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
-    exported = [replace(work._untrained(), form="exported") for _ in range(3)]
+    monkeypatch.setattr(work.session, "run", lambda job: {"samples_ns": [2e6], "load_ms": 1, "first_ms": 1})
+    exported = [replace(dry_run_step.untrained(work), form="exported") for _ in range(3)]
+    trials = Trials(work)
     for candidate in (*exported[:2], *exported[:2], exported[2], exported[1]):
-        work._latency(candidate)
+        trials.latency(candidate)
     assert len(written) == 3
-    work._latency(exported[0])
-    assert (len(written), len(work.tried)) == (4, 2)
-    assert work._size(exported[0]) == 5  # the second format's
+    trials.latency(exported[0])
+    assert (len(written), len(trials.written)) == (4, 2)
+    assert trials.size(exported[0]) == 5  # the second format's
     for _ in range(2):
-        work._latency(work._untrained())
+        trials.latency(dry_run_step.untrained(work))
     assert written == ["exported"] * 5 + ["eager"] * 2
 
 
@@ -90,17 +96,17 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     work = at_work(recipe, device, store)
     told: list[Event] = []
     work.emit = told.append
-    step = Step(kind="outputs", name="reference outputs", key=digest("outputs"), ingredients={"parent": ""})
-    monkeypatch.setattr(work, "_made", lambda key: step)
+    step = Step(id=REFERENCE, key=digest("outputs"), ingredients={"parent": ""})
+    monkeypatch.setattr(work, "candidate_of", lambda key: step)
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(
         "edgepack.compress.training.evaluation.predict", lambda module, split: torch.zeros(len(split), 2)
     )
-    entry = store.make(step.kind, step.key, {}, lambda folder: work._do_outputs(step, folder))
+    entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
     assert [event.text for event in told if isinstance(event, Note)] == [
         "1 of 21 documents are copies of others: one of each is kept"
     ]
-    monkeypatch.setattr(work, "entry", lambda name: entry)
+    monkeypatch.setattr(work, "entry", lambda id: entry)
     shipped_build = build(artifacts=())
     files = contents(shipped_build, recipe, device, bundle_parts(shipped_build, device, work))
     shipped = read(files["io/tokenizer.json"])
@@ -117,14 +123,14 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     [("avx2 fma", False, True), ("avx2 fma", True, False), ("avx2 avx_vnni", False, False), ("neon", False, False)],
 )
 def test_products_that_saturate_are_told_unless_the_profile_knows(
-    work: Work, features: str, saturates: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, features: str, saturates: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Event] = []
     work.emit = told.append
-    monkeypatch.setitem(work.reach.facts, "features", features)
+    monkeypatch.setitem(work.session.facts, "features", features)
     knows = work.device.quantization.model_copy(update={"int8_saturates": saturates})
     work.device = replace(work.device, quantization=knows)
-    work._doubt_products()
+    dry_run_step.warn_of_saturation(work)
     assert ["int8 products saturate on " in str(event) for event in told] == [True] * warned
 
 
@@ -134,18 +140,19 @@ def test_products_that_saturate_on_what_stands_in_for_a_device_say_nothing_of_it
     work = at_work(load_recipe("quickstart"), load_device("cortex-a55"), Store("store"))
     told: list[Event] = []
     work.emit = told.append
-    monkeypatch.setitem(work.reach.facts, "features", "avx2 fma")
-    work._doubt_products()
+    monkeypatch.setitem(work.session.facts, "features", "avx2 fma")
+    dry_run_step.warn_of_saturation(work)
     assert "this computer, which runs the files for Cortex-A55, estimated: int8 files" in str(told[0])
     assert "device profile" not in str(told[0])
 
 
-def test_a_file_that_cannot_be_looked_into_is_told(work: Work, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_looked_into_is_told(work: Workspace, tmp_path: Path) -> None:
     told: list[Event] = []
     work.emit = told.append
-    assert work._contents(SimpleNamespace(inspect=None), tmp_path / "model.pte", work._untrained()) is None
+    made = dry_run_step.untrained(work)
+    assert artifact_step.file_contents(work, SimpleNamespace(inspect=None), tmp_path / "model.pte", made) is None
     assert "what is in model.pte could not be read (TypeError; build.log has the traceback)" in str(told[0])
-    assert work._contents(SimpleNamespace(), tmp_path / "model.pte", work._untrained()) is None
+    assert artifact_step.file_contents(work, SimpleNamespace(), tmp_path / "model.pte", made) is None
     assert len(told) == 1  # an exporter need not have it
 
 
@@ -153,7 +160,7 @@ def test_what_stages_decide_by_timing_ends_before_any_training_where_nothing_can
     what = recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"fp32": "auto"}}], device="raspberry-pi-5")
     work = at_work(what, load_device("raspberry-pi-5"), Store("store"))
     with pytest.raises(DeviceError, match="cannot be decided: Raspberry Pi 5 is not configured"):
-        work._rehearse()
+        dry_run_step.check(work)
 
 
 DRAWN = """
@@ -198,7 +205,7 @@ def test_a_model_that_is_another_each_time_is_refused_before_any_training(
         Path("drawn_nets.py").write_text(DRAWN.replace("x.flatten(1)", "x[:, :, ::4, ::4].flatten(1)"))
     what = recipe(model=model, data=data, stages=[{"train": {"epochs": 1}}, *stages], export=["onnx"], budgets=None)
     with pytest.raises(StageError) as failure:
-        at_work(what, load_device("host"), Store("store"))._rehearse()
+        dry_run_step.check(at_work(what, load_device("host"), Store("store")))
     assert failure.value.message.startswith(f"{place}, untrained: the model, made again with the same weights, gives")
     assert "'order' of the Net, is in no state dict and differs" in failure.value.message
 
@@ -218,7 +225,6 @@ def test_the_files_of_a_teacher_of_ones_own_are_tried_before_any_training(
 ) -> None:
     """In float, where the last candidate is not the same: what a runtime has in int8 it need not have in float."""
     from edgepack.measure import dry_run
-    from edgepack.workflows.build import workspace
 
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("own_nets.py").write_text(OWN)
@@ -235,7 +241,7 @@ def test_the_files_of_a_teacher_of_ones_own_are_tried_before_any_training(
         return given
 
     monkeypatch.setattr(dry_run, "check", check)
-    monkeypatch.setattr(workspace, "_guarded", guarded)
+    monkeypatch.setattr(dry_run_step, "guarded", guarded)
     what = recipe(
         model={"python": "own_nets:own"},
         data={"digits": {"size": 32}},
@@ -243,25 +249,25 @@ def test_the_files_of_a_teacher_of_ones_own_are_tried_before_any_training(
         export=["onnx"],
         budgets=None,
     )
-    at_work(what, load_device("host"), Store("store"))._rehearse()
+    dry_run_step.check(at_work(what, load_device("host"), Store("store")))
     assert seen == tried
 
 
 def test_a_teachers_file_is_held_against_the_torch_teacher(
-    work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     right = numpy.eye(10, dtype="float32")[work.data.test.targets.numpy()]
-    monkeypatch.setattr(work, "file", lambda label: (artifact("onnx", "teacher"), tmp_path / "teacher.onnx"))
-    monkeypatch.setattr(work, "_not_run", lambda format: "")
-    step = Step(kind="evaluation", name="evaluate", key="", ingredients={}, artifact="teacher (onnx)")
+    monkeypatch.setattr(work, "file", lambda id: (artifact("onnx", "teacher"), tmp_path / "teacher.onnx"))
+    monkeypatch.setattr(work, "why_not_run", lambda format: "")
+    step = Step(id=StepId("evaluation", "teacher", "onnx"), key="", ingredients={})
     for answers, taught in ((right, right), (right[::-1], right)):
-        work.__dict__["taught"] = taught
+        work.teacher_outputs = taught
         monkeypatch.setattr(evaluate, "outputs", lambda *_, answers=answers, **__: answers)
         if answers is taught:
-            assert work._do_evaluation(step, tmp_path)["score"] == 1
+            assert evaluation.do(work, step, tmp_path).score == 1
             continue
         with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples otherwise"):
-            work._do_evaluation(step, tmp_path)
+            evaluation.do(work, step, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +286,7 @@ def test_bf16_where_the_processor_has_none_ends_before_any_training(
     work = at_work(recipe(model=small, stages=stages), load_device("host"), Store("store"))
     (name,) = [*stages[-1]]
     with pytest.raises(StageError, match=rf"{name}: this processor does not multiply bf16"):
-        work._rehearse()
+        dry_run_step.check(work)
 
 
 def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> None:

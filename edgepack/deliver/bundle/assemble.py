@@ -138,8 +138,8 @@ def _provenance(build: Build, recipe: "Recipe", device: "Device") -> Files:
     stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
     decided = [record.decided for record in build.ledger[1:]]
     return {
-        "provenance/recipe.yaml": as_yaml(recipe.resolved(decided)),
-        "provenance/device.yaml": as_yaml(device.resolved()),
+        "provenance/recipe.yaml": as_yaml(recipe.plain(decided)),
+        "provenance/device.yaml": as_yaml(device.plain()),
         "provenance/versions.json": as_json(build.provenance["versions"]),
         "provenance/stages.json": as_json(stages),
     }

@@ -5,7 +5,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from edgepack.core.frozen import Frozen
 from edgepack.core.order_statistics import interval, percentile
+from edgepack.records.measurement import Reading
 
 _RISE = 10.0  # degrees Celsius within one process
 _CROWDED = 0.10  # share of its cores' time that others may take while a file is timed
@@ -13,7 +15,24 @@ _NOISY = 0.10  # coefficient of variation between processes above which a figure
 # Runs a process must have timed before a percentile of them says anything: MLPerf's early-stopping minima at a
 # confidence of 99 % (MLCommons inference, loadgen/early_stopping).
 NEEDED = {"latency.p90": (0.90, 64), "latency.p99": (0.99, 662)}
-Answers = list[dict[str, Any]]  # what the processes of one file said, in the order they ran
+Answers = list[dict[str, Any]]  # what the processes of one file said, in the order they ran, as JSON
+
+
+class Estimated(Frozen):
+    """What an analytic model says of a file: milliseconds, and where they go."""
+
+    value_ms: float
+    low_ms: float
+    high_ms: float
+    detail: dict[str, Any]  # JSON
+
+
+class Timed(Frozen):
+    """What timing one file came to: what its processes said, or an estimate of a device that times nothing."""
+
+    answers: Answers = []
+    memory: Answers = []
+    estimate: Estimated | None = None
 
 
 def slowed_down(answer: dict[str, Any]) -> str:
@@ -83,37 +102,33 @@ def _slowed(answers: Answers) -> str:
     return f"in {len(slowed)} of {len(answers)} processes {slowed[-1]}: let the device cool" if slowed else ""
 
 
-def _estimates(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    value, low, high = (float(outcome["estimate"][key]) for key in ("value_ms", "low_ms", "high_ms"))
-    detail = outcome["estimate"]["detail"]
-    yield {"metric": "latency.p50", "value": value, "low": low, "high": high, "detail": detail}
+def readings(timed: Timed, *, threads: int | None = None, doubted: bool = True) -> Iterator[Reading]:
+    """Each figure of a file that was timed, or whose time was estimated; none of one that was not.
 
-
-def timed(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each figure of benchmark.outcome; what else is known beside it: "environment", and of a step the "subject"."""
-    return _estimates(outcome) if "estimate" in outcome else _times(outcome)
-
-
-def _times(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Doubts go with the median of what ships: told of every other figure too, they would be read by nobody."""
-    doubted = outcome.get("subject") != "teacher"
-    samples = tuple(tuple(answer["samples_ns"]) for answer in outcome["answers"])
-    for metric, values in timings(outcome["answers"]).items():
-        more: dict[str, Any] = {}
-        if metric == "latency.p50":
-            more["samples"] = samples
-            more["doubts"] = doubts(outcome["answers"], outcome["environment"].get("threads")) if doubted else ()
-        yield {**_interval(metric, values), **more}
-    if outcome["memory"]:
-        peaks = [answer["peak_bytes"] for answer in outcome["memory"]]
+    Doubts go with the median of what ships: told of every other figure too, they would be read by nobody.
+    """
+    if timed.estimate:
+        found = timed.estimate
+        yield Reading(
+            metric="latency.p50", value=found.value_ms, low=found.low_ms, high=found.high_ms, detail=found.detail
+        )
+    if timed.answers:
+        samples = tuple(tuple(answer["samples_ns"]) for answer in timed.answers)
+        for metric, values in timings(timed.answers).items():
+            found_doubts = doubts(timed.answers, threads) if doubted and metric == "latency.p50" else ()
+            yield _interval(metric, values, samples if metric == "latency.p50" else (), found_doubts)
+    if timed.memory:
+        peaks = [answer["peak_bytes"] for answer in timed.memory]
         yield exact("memory.peak", max(peaks), each=peaks)  # a peak is the largest that was seen
 
 
-def exact(metric: str, value: float, **detail: Any) -> dict[str, Any]:
-    return {"metric": metric, "value": float(value), "low": float(value), "high": float(value), "detail": detail}
+def exact(metric: str, value: float, **detail: Any) -> Reading:
+    return Reading(metric=metric, value=float(value), low=float(value), high=float(value), detail=detail)
 
 
-def _interval(metric: str, values: Sequence[float]) -> dict[str, Any]:
-    value, low, high = interval(values)
+def _interval(
+    metric: str, values: Sequence[float], samples: tuple[tuple[float, ...], ...], doubts: tuple[str, ...]
+) -> Reading:
+    value, low, high = (float(each) for each in interval(values))
     detail = {"processes": len(values), "each": list(values)}
-    return {"metric": metric, "value": float(value), "low": float(low), "high": float(high), "detail": detail}
+    return Reading(metric=metric, value=value, low=low, high=high, samples=samples, doubts=doubts, detail=detail)

@@ -57,66 +57,45 @@ Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of worker.py in a fr
 MOST = max(LOOKS)  # processes; after that a budget that is not decided is inconclusive
 
 
-def enough(answers: Answers, decided: Callable[[Answers], bool]) -> bool:
+def enough(answers: Answers, decided: Callable[[], bool]) -> bool:
     """Whether a file needs no further process: a whole number of rounds, and decided or at the last one."""
-    return len(answers) >= MOST or (len(answers) in LOOKS and decided(answers))
+    return len(answers) >= MOST or (len(answers) in LOOKS and decided())
 
 
-def time_file(
+def time_in_turns(
     run: Run,
-    job: dict[str, Any],
-    answers: Answers,
-    decided: Callable[[Answers], bool],
-    told: Callable[[int, int], None],
-) -> Answers:
-    """Time the file of `job` in rounds of fresh processes, after the `answers` there are, until that is `enough`.
+    jobs: Sequence[dict[str, Any]],
+    before: Sequence[Answers],
+    decided: Callable[[tuple[Answers, ...]], bool],
+    progress: Callable[[int, int], None],
+) -> tuple[Answers, ...]:
+    """Time the files of `jobs` in rounds of fresh processes, there and back, so that drift strikes all alike; after the
+    answers there are of each, until that is `enough`.
 
-    `told` is called before each process with how many there were and how many are certain to come. Raises DeviceError
-    when the device slows down.
+    `progress` is called before each turn with how many there were and how many are certain to come. Raises DeviceError
+    when the device slows down: how much each file suffers from that is not its own doing.
     """
-    answers = list(answers)
-    while not enough(answers, decided):
-        told(len(answers), next(look for look in LOOKS if look > len(answers)))
-        answers.append(run(job))
-        _check_state(answers)
-    return answers
-
-
-def outcome(
-    run: Run,
-    evidence: Mapping[str, str],
-    job: dict[str, Any],
-    before: Answers,
-    decided: Callable[[Answers], bool],
-    told: Callable[[int, int], None],
-    *,
-    memory: bool,
-) -> dict[str, Any]:
-    """What timing a file comes to: {"answers", "memory"} of its processes, or the one {"estimate"} of a device that is
-    only worked out.
-    """
-    if evidence["time"] == "estimated":
-        return {"estimate": run(job), "answers": [], "memory": []}
-    answers = time_file(run, job, before, decided, told)
-    passes = _PASSES if memory and "memory" in evidence else 0
-    return {"answers": answers, "memory": [run({**job, "mode": "memory"}) for _ in range(passes)]}
-
-
-def time_pair(run: Run, jobs: Sequence[dict[str, Any]], told: Callable[[int, int], None]) -> tuple[Answers, Answers]:
-    """Time two files in turns, until it is decided which is faster, so that drift strikes both alike.
-
-    Raises DeviceError when the device slows down: how much each file suffers from that is not its own doing.
-    """
-    first, second = jobs
-    taken: tuple[Answers, Answers] = ([], [])
-    while not enough(taken[0], lambda _: _differs(ratios(*taken))):
-        told(len(taken[0]), next(look for look in LOOKS if look > len(taken[0])))
-        pair = [(taken[0], first), (taken[1], second)]
-        for answers, job in pair if len(taken[0]) % 2 == 0 else reversed(pair):
+    taken = tuple(list(each) for each in before)
+    while not enough(taken[0], lambda: decided(taken)):
+        done = len(taken[0])
+        progress(done, next(look for look in LOOKS if look > done))
+        turns = [*zip(taken, jobs, strict=True)]
+        for answers, job in turns if done % 2 == 0 else reversed(turns):
             answers.append(run(job))
         for answers in taken:
             _check_state(answers)
     return taken
+
+
+def time_pair(run: Run, jobs: Sequence[dict[str, Any]], progress: Callable[[int, int], None]) -> tuple[Answers, ...]:
+    """Time two files in turns until it is decided which is faster. Raises DeviceError as `time_in_turns`."""
+    return time_in_turns(run, jobs, ([], []), lambda taken: _differs(ratios(*taken)), progress)
+
+
+def peaks(run: Run, evidence: Mapping[str, str], job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a few processes say of their memory; nothing where the device cannot tell."""
+    passes = _PASSES if "memory" in evidence else 0
+    return [run({**job, "mode": "memory"}) for _ in range(passes)]
 
 
 def ratios(first: Answers, second: Answers) -> list[float]:

@@ -5,27 +5,34 @@ from edgepack.deliver.bundle.assemble import is_elsewhere
 from edgepack.deliver.bundle.parts import BundleParts
 from edgepack.records.artifact import RUNTIME_FILE
 from edgepack.records.build import Build
+from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome, ReferenceOutcome
+from edgepack.workflows.build.planning.step import StepId
+from edgepack.workflows.build.steps.evaluation import answers
 from edgepack.workflows.build.store import Entry
-from edgepack.workflows.build.workspace import Work
+from edgepack.workflows.build.workspace import REFERENCE, Workspace
 
 
-def bundle_parts(build: Build, device: Device, work: Work) -> BundleParts:
+def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     """Raises DeviceError where a file was damaged since it was measured."""
-    reference = work.entry("reference outputs")
-    labels = [each.label for each in build.shipped()]
-    outcomes = {
-        label: work.answers(label) if is_elsewhere(device) else work.entry(f"evaluate {label}").outcome
-        for label in labels
-    }
+    reference = work.entry(REFERENCE)
+    exports = {each.label: StepId("artifact", each.subject, each.format) for each in build.shipped()}
+    found = {label: _answers(work, id, device) for label, id in exports.items()}
     return BundleParts(
         signature=work.signature,
-        models={label: work.file(label)[1].read_bytes() for label in labels},
-        runtime={label: _beginning(work.entry(f"export {label}"), RUNTIME_FILE) for label in labels},
+        models={label: work.file(id)[1].read_bytes() for label, id in exports.items()},
+        runtime={label: _beginning(work.entry(id), RUNTIME_FILE) for label, id in exports.items()},
         samples={f"case-{name}": content for name, content in _beginning(reference, "case-").items()},
-        targets=reference.outcome["targets"],
-        answers={label: outcome["cases"] for label, outcome in outcomes.items() if "cases" in outcome},
-        not_run={label: outcome["not_run"] for label, outcome in outcomes.items() if "not_run" in outcome},
+        targets=ReferenceOutcome.read(reference).targets,
+        answers={label: each.cases for label, each in found.items() if not each.not_run},
+        not_run={label: each.not_run for label, each in found.items() if each.not_run},
     )
+
+
+def _answers(work: Workspace, id: StepId, device: Device) -> AnswersOutcome:
+    if is_elsewhere(device):
+        return answers(work, id)
+    found = EvaluationOutcome.read(work.entry(id.of("evaluation")))
+    return AnswersOutcome(cases=found.cases, not_run=found.not_run)
 
 
 def _beginning(entry: Entry, prefix: str) -> dict[str, bytes]:

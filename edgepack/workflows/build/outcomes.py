@@ -1,108 +1,110 @@
-"""What the stored outcome of a step says, as measurements for the gate and as a few words for people."""
+"""What each kind of step finds out: the values that its entry in the store holds as JSON."""
 
-from collections.abc import Iterator, Mapping
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
-from edgepack.core.files import digest
-from edgepack.core.metrics import METRICS
+from edgepack.core.frozen import Frozen
 from edgepack.core.units import DURATION, SHARE, SIZE
-from edgepack.measure.timing.figures import exact, timed, timings
-from edgepack.records.artifact import Artifact, deflated
-from edgepack.records.build import Build
-from edgepack.records.file_contents import Contents
-from edgepack.records.measurement import Measurement
-from edgepack.workflows.build.plan import Step
+from edgepack.measure.timing.figures import Timed, timings
+from edgepack.records.artifact import Artifact
+from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.store import Entry
 
 
-def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
-    """Every metric that this step's outcome gives."""
-    found = {"artifact": _sizes, "evaluation": _scores, "timing": timed}.get(step.kind)
-    if found is None or {"not_run", "not_timed"} & entry.outcome.keys():
-        return ()
-    where = _where(entry)
-    about = {
-        "artifact": step.artifact,
-        "sha256": _sha(build, step, entry),
-        "evidence": where.get("evidence", "measured"),
-        "taken_at": round(entry.made_at, 3),
-        "reused": entry.made_at < build.started_at,
-        "environment": where,
-    }
-    known = {**entry.outcome, **about, "subject": step.subject}
-    return tuple(Measurement(**about, **figures) for figures in found(known))
+class Outcome(Frozen):
+    """What is None or empty is not stored."""
+
+    def stored(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        return cls.model_validate(entry.outcome)
 
 
-def _where(entry: Entry) -> dict[str, Any]:
-    """What the outcome depends on besides the file: as much of it as two figures must share to be compared."""
-    made = entry.ingredients
-    protocol = {"protocol": made["protocol"]["name"]} if "protocol" in made else {}
-    data = {"data": digest(made["data"])[:16]} if "data" in made else {}
-    return {**made.get("where", {}), **protocol, **data}
+class CandidateOutcome(Outcome):
+    """A line of the ledger: see records/build.py, StageRecord."""
+
+    parameters: int
+    macs: int
+    bytes: int
+    accuracy: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+    decided: dict[str, Any] = {}  # settings of the stage that it chose by measuring, as JSON
 
 
-def deployed(build: Build, beside: Mapping[str, bytes], compressed: Mapping[str, int]) -> tuple[Measurement, ...]:
-    """What an app that ships one of the files takes: with the files `beside` it, as stored, and for download.
+class ReferenceOutcome(Outcome):
+    """What the torch model scores on the test split, and the targets of the first samples."""
 
-    They are those that `unpack --deploy-only --runtime` gives, but for the manifest and the sums, which no app loads.
-    `compressed` tells what each file comes to by itself.
-    """
-    stored, packed = (sum(size(content) for content in beside.values()) for size in (len, deflated))
-    sizes = [each for each in build.measurements if each.metric == "size" and each.artifact in compressed]
-    return tuple(
-        found.model_copy(update=exact(metric, value, beside=sorted(beside)))
-        for found in sizes
-        for metric, value in (
-            ("size.deploy", found.value + stored),
-            ("size.download", float(compressed[found.artifact] + packed)),
-        )
-    )
+    score: float
+    rows: int
+    targets: tuple[int, ...] = ()
 
 
-def _sizes(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield exact("size", outcome["bytes"])
-    contents = Contents.model_validate(outcome["contents"]) if outcome.get("contents") else None
-    if contents is None or outcome["format"] not in METRICS["delegation"].formats:
-        return
-    if contents.arena_bytes is not None:
-        yield exact("memory.arena", contents.arena_bytes)
-    if (share := contents.delegation) is not None:
-        yield exact("delegation", share)
+class Agreement(Frozen):
+    """How far two sets of outputs agree: see measure/evaluate.py, parity."""
+
+    agreement: float
+    largest_difference: float | None = None
+    cosine: float | None = None
+    not_finite: int | None = None  # rows
 
 
-def _scores(outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield exact("accuracy", outcome["score"], rows=outcome["rows"])
-    for metric, found in (("parity", "parity"), ("parity.runtimes", "runtimes")):
-        if found in outcome:
-            yield exact(metric, outcome[found]["agreement"], **outcome[found])
-    for metric, figure in (("parity.difference", "largest_difference"), ("parity.cosine", "cosine")):
-        if (value := outcome.get("parity", {}).get(figure)) is not None:
-            yield exact(metric, value)
+class EvaluationOutcome(Outcome):
+    """What an exported file scores on the test split, or why it was not run."""
+
+    score: float = 0.0
+    rows: int = 0
+    cases: tuple[tuple[float, ...], ...] = ()  # logits of the first samples
+    parity: Agreement | None = None  # with torch
+    runtimes: Agreement | None = None  # with the file of `beside`
+    beside: str = ""  # a format
+    broken: str = ""  # why a file that would ship is not what was exported
+    not_run: str = ""
 
 
-def _sha(build: Build, step: Step, entry: Entry) -> str:
-    if step.kind == "artifact":
-        return Artifact.model_validate(entry.outcome).sha256
-    return next(artifact.sha256 for artifact in build.artifacts if artifact.label == step.artifact)
+class TimingOutcome(Outcome):
+    """What timing a file came to, and the teacher's file of its format, in turns; or why neither was."""
+
+    model: Timed = Timed()
+    teacher: Timed = Timed()
+    not_run: str = ""
+    not_timed: str = ""
 
 
-def tell(step: Step, entry: Entry) -> str:
+class AnswersOutcome(Outcome):
+    """What a file answers to the samples of the bundle, or why it was not run."""
+
+    cases: tuple[tuple[float, ...], ...] = ()
+    not_run: str = ""
+
+
+def describe(step: Step, entry: Entry) -> str:
     """The outcome of a step in a few words."""
-    outcome = entry.outcome
-    if "not_run" in outcome:
-        return f"not run here: {outcome['not_run']}"
-    if "not_timed" in outcome:
-        return f"not timed: {outcome['not_timed']}"
     match step.kind:
         case "candidate":
-            return f"accuracy {SHARE.format(outcome['accuracy'])}, {outcome['parameters']:,} parameters"
+            made = CandidateOutcome.read(entry)
+            return f"accuracy {SHARE.format(made.accuracy)}, {made.parameters:,} parameters"
         case "artifact":
-            return SIZE.format(outcome["bytes"])
-        case "timing" if "estimate" in outcome:
-            return f"{DURATION.format(outcome['estimate']['value_ms'])}, estimated"
+            return SIZE.format(Artifact.model_validate(entry.outcome).bytes)
         case "timing":
-            figures = timings(outcome["answers"])["latency.p50"]
-            return f"{DURATION.format(median(figures))}, {len(figures)} processes"
-        case _:
-            return f"accuracy {SHARE.format(outcome['score'])} of {outcome['rows']} test samples"
+            return _of_timing(TimingOutcome.read(entry))
+        case "outputs":
+            reference = ReferenceOutcome.read(entry)
+            return f"accuracy {SHARE.format(reference.score)} of {reference.rows} test samples"
+        case "evaluation":
+            found = EvaluationOutcome.read(entry)
+            told = f"accuracy {SHARE.format(found.score)} of {found.rows} test samples"
+            return f"not run here: {found.not_run}" if found.not_run else told
+
+
+def _of_timing(found: TimingOutcome) -> str:
+    if found.not_run:
+        return f"not run here: {found.not_run}"
+    if found.not_timed:
+        return f"not timed: {found.not_timed}"
+    if found.model.estimate:
+        return f"{DURATION.format(found.model.estimate.value_ms)}, estimated"
+    medians = timings(found.model.answers)["latency.p50"]
+    return f"{DURATION.format(median(medians))}, {len(medians)} processes"

@@ -7,11 +7,10 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgepack.config.device import Device
 from edgepack.config.document import shown
-from edgepack.config.recipe import Recipe
+from edgepack.config.recipe import Recipe, resolve
 from edgepack.core import provenance
 from edgepack.core.errors import EdgepackError, StageError
 from edgepack.core.events import (
@@ -29,21 +28,28 @@ from edgepack.core.events import (
 from edgepack.core.files import full_disk
 from edgepack.core.process import interrupts, openmp
 from edgepack.deliver import bundle
+from edgepack.deliver.bundle.assemble import beside
 from edgepack.deliver.contract import write_reports
 from edgepack.judge import history
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPLAINED, judged
-from edgepack.measure.session import Facts, Reach
+from edgepack.measure.session import DeviceSession, Facts
 from edgepack.records.artifact import Artifact, deflated
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.verdict import Verdict
 from edgepack.workflows import baselines
 from edgepack.workflows.build.bundling import bundle_parts
-from edgepack.workflows.build.outcomes import deployed, measurements, tell
+from edgepack.workflows.build.measurements import deployed, measurements
+from edgepack.workflows.build.outcomes import CandidateOutcome, EvaluationOutcome, TimingOutcome, describe
 from edgepack.workflows.build.output import alone, output_folder, record_failure, withdraw
-from edgepack.workflows.build.plan import Plan, Planner, Step, remember
+from edgepack.workflows.build.planning.memory import remember
+from edgepack.workflows.build.planning.planner import Planner
+from edgepack.workflows.build.planning.step import MODEL, Plan, Step, StepId
+from edgepack.workflows.build.runner import Runner
+from edgepack.workflows.build.steps import divergence
+from edgepack.workflows.build.steps.evaluation import check_files
 from edgepack.workflows.build.store import Entry, Store, clear_temporaries
-from edgepack.workflows.build.workspace import Work
+from edgepack.workflows.build.workspace import Workspace
 
 
 def build(
@@ -77,7 +83,6 @@ def _build(
     remeasure: bool,
     record: str | Path | None,
 ) -> Build:
-    recipe = recipe.suited(device.quantization)
     folder = output_folder(dist, recipe)
     past = Path(record or dist / history.FILE)
     if record:
@@ -87,35 +92,36 @@ def _build(
         clear_temporaries(folder)
         baseline = baselines.of_recipe(recipe, device.id, past, time.time())
         result = _begin(recipe, device)
-        steps: list[Step] = []
 
-        def planner_of(device: Device, facts: Facts) -> Planner:
-            return Planner(recipe, device, store, facts=facts, remeasure=remeasure, baseline=baseline)
+        def planned(device: Device, facts: Facts) -> Planner:
+            resolved = resolve(recipe, device, facts)
+            return Planner(resolved, store, facts=facts, remeasure=remeasure, baseline=baseline)
 
         try:
-            reach = Reach(device, store.devices, lambda facts: not planner_of(device, facts).whole().up_to_date)
-            stack.callback(reach.close)
-            result = result.model_copy(update={"absent": reach.absent})
+            session = DeviceSession(device, store.devices, lambda facts: not planned(device, facts).whole().up_to_date)
+            stack.callback(session.close)
+            result = result.model_copy(update={"absent": session.absent})
             for exporter in recipe.exporters:
-                reach.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
-            planner = planner_of(reach.device, reach.facts)
-            work = Work(recipe, reach, store, planner)
+                session.check(exporter.module.RUNTIME, f"the export to {exporter.name}")
+            planner = planned(session.device, session.facts)
+            runner = Runner(planner.recipe, session, store, planner)
+            work = runner.work
             device = replace(device, quantization=planner.device.quantization)
-            result = result.model_copy(update={"device": {"id": device.id, **device.resolved()}})
-            if reach.absent:
-                placed(emit, 0, planner.count, device.id)(Note(text=f"{reach.absent}; {_WITHOUT}"))
+            about = {"recipe": planner.recipe.plain(), "device": {"id": device.id, **device.plain()}}
+            result = result.model_copy(update=about)
+            if session.absent:
+                placed(emit, 0, planner.count, device.id)(Note(text=f"{session.absent}; {_WITHOUT}"))
             for number, step in enumerate(planner.steps(), start=1):
-                if not step.cached and all(before.cached for before in steps):
+                if not step.cached and all(before.cached for before in work.done.values()):
                     withdraw(result, folder)
-                steps.append(step)
                 interrupts.check()
                 work.emit = placed(_checked(emit), number, planner.count, step.name)
-                result = _after(result, work, step, folder)
-            work.check_files()
-            remember(Plan(recipe=recipe, device=device, steps=tuple(work.done.values())), store)
-            result = _judged(_weighed(result, recipe, work), recipe, baseline)
+                result = _after(result, runner, step, folder)
+            check_files(work)
+            remember(Plan(recipe=planner.recipe, steps=tuple(work.done.values())), store)
+            result = _judged(_weighed(result, work), recipe, baseline)
             result = _explained(result, work, placed(_checked(emit), planner.count, planner.count, "parity"))
-            result = bundle.write(result, recipe, device, bundle_parts(result, device, work), folder)
+            result = bundle.write(result, planner.recipe, device, bundle_parts(result, device, work), folder)
             write_reports(result, folder)
             interrupts.check()
             stack.enter_context(interrupts.deferred())  # too late now: a build in the history has its bundle
@@ -154,46 +160,48 @@ def _reason(error: BaseException, folder: Path) -> BaseException:
 _WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
 
 
-def _after(result: Build, work: Work, step: Step, folder: Path) -> Build:
+def _after(result: Build, runner: Runner, step: Step, folder: Path) -> Build:
     """The build after one more step. A file that fails as it runs keeps no other from being evaluated."""
-    if step.kind in ("evaluation", "timing") and step.artifact in work.broken:
+    failed = runner.work.failed
+    if step.kind in ("evaluation", "timing") and step.id.of("evaluation") in failed:
         return result
     try:
-        entry = _do(work, step)
-        result = _with(result, work.done[step.name], entry)
+        entry = _do(runner, step)
+        result = _with(result, runner.work.done[step.id], entry)
     except StageError as error:
         if step.kind != "evaluation":
             raise
-        work.broken[step.artifact] = error
+        failed[step.id] = error
         return result
     if not step.cached:
         result.save(folder / "build.json")
     return result
 
 
-def _do(work: Work, step: Step) -> Entry:
+def _do(runner: Runner, step: Step) -> Entry:
+    emit = runner.work.emit
     if step.cached:
-        entry = work.ensure(step)
-        work.emit(StepCached(key=step.key, result=tell(step, entry)))
+        entry = runner.ensure(step)
+        emit(StepCached(key=step.key, result=describe(step, entry)))
         return entry
-    work.emit(StepStarted(why=step.reason))
+    emit(StepStarted(why=step.reason))
     started = time.monotonic()
     try:
-        entry = work.ensure(step)
+        entry = runner.ensure(step)
     except EdgepackError as error:
-        work.emit(StepFailed(message=str(error)))
+        emit(StepFailed(message=str(error)))
         raise
-    work.emit(StepFinished(seconds=time.monotonic() - started, result=tell(step, entry)))
+    emit(StepFinished(seconds=time.monotonic() - started, result=describe(step, entry)))
     return entry
 
 
 def _begin(recipe: Recipe, device: Device) -> Build:
     return Build(
         schema="edgepack.build/1",
-        recipe=recipe.resolved(),
+        recipe=resolve(recipe, device).plain(),
         recipe_file=shown(recipe.file),
         overrides=recipe.overrides,
-        device={"id": device.id, **device.resolved()},
+        device={"id": device.id, **device.plain()},
         started_at=round(time.time(), 3),
         provenance={
             "versions": provenance.versions(*_PACKAGES),
@@ -222,29 +230,31 @@ _PACKAGES = (
 
 def _with(result: Build, step: Step, entry: Entry) -> Build:
     """The build with what one more step found out."""
-    more: dict[str, Any] = {"measurements": (*result.measurements, *measurements(result, step, entry))}
-    if step.kind == "candidate":
-        reused = entry.made_at < result.started_at
-        outcome = {**entry.outcome, "notes": tuple(entry.outcome["notes"])}
-        more["ledger"] = (*result.ledger, StageRecord(stage=step.name, key=step.key, reused=reused, **outcome))
-    if step.kind == "artifact":
-        more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
-    if step.kind == "evaluation" and "not_run" in entry.outcome:
-        more["not_run"] = {**result.not_run, step.artifact: entry.outcome["not_run"]}
-    if "not_timed" in entry.outcome:
-        more["not_timed"] = {**result.not_timed, step.artifact: entry.outcome["not_timed"]}
+    more: dict[str, object] = {"measurements": (*result.measurements, *measurements(result, step, entry))}
+    match step.kind:
+        case "candidate":
+            made = CandidateOutcome.read(entry)
+            reused = entry.made_at < result.started_at
+            record = StageRecord(stage=step.name, key=step.key, reused=reused, **made.model_dump())
+            more["ledger"] = (*result.ledger, record)
+        case "artifact":
+            more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
+        case "evaluation" if why := EvaluationOutcome.read(entry).not_run:
+            more["not_run"] = {**result.not_run, step.id.label: why}
+        case "timing" if why := TimingOutcome.read(entry).not_timed:
+            more["not_timed"] = {**result.not_timed, step.id.label: why}
     return result.model_copy(update=more)
 
 
-def _weighed(result: Build, recipe: Recipe, work: Work) -> Build:
+def _weighed(result: Build, work: Workspace) -> Build:
     """The build with what the files come to in an app."""
-    from edgepack.deliver.bundle.assemble import beside
-
     packed = {
-        each.label: deflated(work.file(each.label)[1].read_bytes()) if each.compressed is None else each.compressed
+        each.label: deflated(work.file(StepId("artifact", each.subject, each.format))[1].read_bytes())
+        if each.compressed is None
+        else each.compressed
         for each in result.shipped()
     }
-    more = deployed(result, beside(recipe, work.signature), packed)
+    more = deployed(result, beside(work.recipe, work.signature), packed)
     return result.model_copy(update={"measurements": (*result.measurements, *more)})
 
 
@@ -253,12 +263,11 @@ def _judged(result: Build, recipe: Recipe, baseline: Baseline | None) -> Build:
     return found.model_copy(update={"finished_at": round(time.time(), 3)})
 
 
-def _explained(result: Build, work: Work, emit: Emit) -> Build:
+def _explained(result: Build, work: Workspace, emit: Emit) -> Build:
     """Every parity budget that was missed tells where the files begin to differ."""
     work.emit = emit
-    first = result.shipped()[0].label if result.artifacts else ""
     verdicts = [
-        verdict.because(_origin(verdict, first, work))
+        verdict.because(_origin(verdict, work))
         if verdict.outcome == "fail" and verdict.metric in EXPLAINED
         else verdict
         for verdict in result.verdicts
@@ -266,7 +275,11 @@ def _explained(result: Build, work: Work, emit: Emit) -> Build:
     return result.model_copy(update={"verdicts": tuple(verdicts)})
 
 
-def _origin(verdict: Verdict, first: str, work: Work) -> str:
+def _origin(verdict: Verdict, work: Workspace) -> str:
+    """A verdict on parity is on a file that ships, whose label is its format."""
     if verdict.metric != "parity.runtimes":
-        return work.difference(verdict.artifact)
-    return "; ".join(f"{label} and torch: {work.difference(label)}" for label in (verdict.artifact, first))
+        return divergence.where(work, StepId("evaluation", MODEL, verdict.artifact))
+    formats = (verdict.artifact, work.recipe.exporters[0].name)
+    return "; ".join(
+        f"{format} and torch: {divergence.where(work, StepId('evaluation', MODEL, format))}" for format in formats
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from factories import answers, recipe_file
+from factories import timed as timing_outcome
 from torch import nn
 from torch_factories import Kind, context, learned, logits
 from torch_factories import candidate as fresh
@@ -24,9 +25,9 @@ from edgepack.core.errors import StageError
 from edgepack.core.events import Event, StepProgress
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import stored_bytes
-from edgepack.workflows.build import pipeline
+from edgepack.workflows.build import pipeline, runner
+from edgepack.workflows.build.steps import trials
 from edgepack.workflows.build.store import Store
-from edgepack.workflows.build.workspace import Work
 
 NAMES = ("stem", "blocks.0", "blocks.1", "blocks.2", "head")
 
@@ -187,12 +188,12 @@ def test_the_bundle_says_what_was_decided_and_is_built_again_from_it(monkeypatch
     Path("precise_nets.py").write_text(NET)
     timed: list[set[str]] = []
 
-    def clock(work: Work, made: Candidate) -> float:
+    def clock(_: trials.Trials, made: Candidate) -> float:
         timed.append(floats(made))
         return 8.0 if "1" in timed[-1] else 10.0
 
-    monkeypatch.setattr(Work, "_latency", clock)
-    monkeypatch.setattr(Work, "_do_timing", lambda *_: {"answers": answers(), "memory": [{"peak_bytes": 1}] * 3})
+    monkeypatch.setattr(trials.Trials, "latency", clock)
+    monkeypatch.setitem(runner._DO, "timing", lambda *_: timing_outcome(answers()))
     stages = [{"train": {"epochs": 1}}, {"quantize": {"epochs": 1, "fp32": "auto"}}]
     net: dict[str, Any] = {"model": {"python": "precise_nets:net"}, "data": {"digits": {"size": 8}}, "export": ["onnx"]}
     made = _bundle(recipe_file(**net, stages=stages, budgets={"size": "13 kB"}), "dist")

@@ -9,8 +9,7 @@ from typing import Any
 
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
-from edgepack.core.files import digest, file_digest
-from edgepack.workflows.build.store import Store
+from edgepack.core.files import file_digest
 
 
 def numbered(names: Iterable[str]) -> list[str]:
@@ -80,20 +79,9 @@ def plugin_facts(choice: Choice) -> dict[str, Any]:
     }
 
 
-def reads_memory(choice: Choice, store: Store) -> Path:
-    """Where it is kept what a function reads, by what it is made of: another code may read something else."""
-    module, config = choice.module, choice.config
-    made_of = (
-        module.fingerprint(config)
-        if hasattr(module, "fingerprint")
-        else [file_digest(path) for path in module.files(config)]
-    )
-    return store.root / "reads" / f"{digest([choice.name, choice.plain(), made_of])[:16]}.json"
-
-
 def files(models: Iterable[Choice]) -> list[str]:
     """The hashes of what models are made of: another file under the same name is another model."""
-    return [file_digest(path) for model in models for path in _read_by(model)]
+    return [file_digest(path) for model in models for path in _files_of(model)]
 
 
 def installed(models: Iterable[Choice]) -> dict[str, str]:
@@ -102,6 +90,6 @@ def installed(models: Iterable[Choice]) -> dict[str, str]:
     return {name: version for model in with_code for name, version in model.module.installed(model.config).items()}
 
 
-def _read_by(model: Choice) -> tuple[Path, ...]:
+def _files_of(model: Choice) -> tuple[Path, ...]:
     found: tuple[Path, ...] = model.module.files(model.config) if hasattr(model.module, "files") else ()
     return found

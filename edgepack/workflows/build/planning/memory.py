@@ -1,0 +1,84 @@
+"""What plans remember from one build to the next: what steps were made of, and what functions of a user read."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.device import Device
+from edgepack.config.plugins import Choice
+from edgepack.config.recipe import Recipe
+from edgepack.config.user_code import reads
+from edgepack.core.files import digest, file_digest, write_atomic
+from edgepack.workflows.build.planning.step import Plan
+from edgepack.workflows.build.store import Store
+
+
+def remember(plan: Plan, store: Store) -> None:
+    """Keep what this recipe's steps were made of, so that the next plan can say what changed."""
+    path = _place(store, plan.recipe, plan.recipe.profile)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({str(step.id): step.ingredients for step in plan.steps}, indent=1).encode())
+
+
+def previous(store: Store, recipe: Recipe, device: Device) -> dict[str, Any]:
+    """The ingredients of each step as they were, by the step's id as text; {} where none are known."""
+    try:
+        before: dict[str, Any] = json.loads(_place(store, recipe, device).read_text())
+        return before
+    except (OSError, ValueError):
+        return {}
+
+
+def _place(store: Store, recipe: Recipe, device: Device) -> Path:
+    return store.root / "plans" / f"{digest([recipe.name, device.id])[:16]}.json"
+
+
+class Reads:
+    """What functions of a user were seen to read besides the files that they name, and what that is now."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._places: dict[int, Path] = {}  # by the id of a choice, which the recipe holds
+        self._seen: dict[Path, dict[str, str]] = {}
+
+    def ingredients(self, *choices: Choice) -> dict[str, Any]:
+        found = {name: sha for each in choices for name, sha in self._of(each).items()}
+        return {"read": found} if found else {}
+
+    def note(self, choice: Choice, names: Iterable[str]) -> None:
+        """Keep what a function has just read. What it read before stays: one thing may decide whether it reads another.
+
+        What changes from here on is seen by the next plan.
+        """
+        before = {name for name, sha in self._of(choice).items() if sha}
+        if now := sorted({*names, *before}):
+            place = self._place(choice)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(place, json.dumps(now, indent=1).encode())
+            self._seen[place] = reads.now(now, of=str(place))
+
+    def _of(self, choice: Choice) -> dict[str, str]:
+        if not getattr(choice.module, "FOREIGN", False):
+            return {}
+        place = self._place(choice)
+        if place not in self._seen:
+            try:
+                names: list[str] = json.loads(place.read_text())
+            except (OSError, ValueError):
+                names = []
+            self._seen[place] = reads.now(names, of=str(place))
+        return self._seen[place]
+
+    def _place(self, choice: Choice) -> Path:
+        """By what the function is made of: another code may read something else."""
+        if id(choice) not in self._places:
+            module, config = choice.module, choice.config
+            made_of = (
+                module.fingerprint(config)
+                if hasattr(module, "fingerprint")
+                else [file_digest(path) for path in module.files(config)]
+            )
+            name = digest([choice.name, choice.plain(), made_of])[:16]
+            self._places[id(choice)] = self.store.root / "reads" / f"{name}.json"
+        return self._places[id(choice)]

@@ -1,0 +1,296 @@
+"""Gives the steps of a build one after the other, looking into the store anew for each.
+
+Pure and without torch, so that `check`, `plan` and an up-to-date `build` are instant. A step's key is the sha256 of all
+that its result depends on (`ingredients`), the key of the step before it included; so a change anywhere changes every
+key after it and none before.
+
+The steps that look at exported files have keys made of the files' own hashes. While a file is not there yet their key
+is empty.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from edgepack.config.budgets import Budget, binding
+from edgepack.config.device import Device
+from edgepack.config.plugins import Choice
+from edgepack.config.recipe import Recipe, ResolvedRecipe, resolve
+from edgepack.core import provenance
+from edgepack.core.files import digest
+from edgepack.core.order_statistics import interval
+from edgepack.judge.baseline import Baseline
+from edgepack.judge.gate import outcome
+from edgepack.measure.session import Facts, known
+from edgepack.measure.timing.figures import Answers, timings
+from edgepack.measure.timing.protocol import TimingProtocol
+from edgepack.records.artifact import Artifact
+from edgepack.records.verdict import Base
+from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
+from edgepack.workflows.build.planning.keys import differences, files, installed, numbered, plugin_facts
+from edgepack.workflows.build.planning.memory import Reads, previous
+from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
+from edgepack.workflows.build.store import Store
+
+_EVALUATION = 5  # bump when the same answers of a file would give other figures
+
+
+def plan(
+    recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False, baseline: Baseline | None = None
+) -> Plan:
+    """What a build of `recipe` for `device` would do now, given what is in `store`."""
+    facts = known(device, store.devices)
+    return Planner(resolve(recipe, device, facts), store, facts=facts, remeasure=remeasure, baseline=baseline).whole()
+
+
+class Planner:
+    """The plan of one build, step by step, so that a build can run each as it comes.
+
+    `facts` is what is known of the device: what its answers depend on. `baseline` is what relative budgets are held
+    against, where that was looked up.
+    """
+
+    def __init__(
+        self,
+        recipe: ResolvedRecipe,
+        store: Store,
+        *,
+        facts: Facts | None,
+        remeasure: bool = False,
+        baseline: Baseline | None = None,
+    ) -> None:
+        self.recipe, self.device = recipe, recipe.profile
+        self.store, self.facts, self.remeasure, self.baseline = store, facts, remeasure, baseline
+        self.protocol = TimingProtocol.of(budget.metric for budget in recipe.budgets)
+        self.previous = previous(store, recipe, recipe.profile)
+        self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
+        self.reads = Reads(store)
+        self.teacher: Step | None = None
+        self._settled: dict[StepId, Step] = {}  # candidates that were not cached
+        self._again: dict[StepId, Callable[[], Step]] = {}
+        self.sha256: dict[str, str] = {}  # by format, of the files that are about to be timed
+
+    @property
+    def count(self) -> int:
+        """How many steps there will be: the model, its stages, what torch answers, and per format two files, each
+        evaluated, and timed in turns.
+        """
+        return 2 + len(self.recipe.stages) + 5 * len(self.recipe.exporters)
+
+    def whole(self) -> Plan:
+        return Plan(recipe=self.recipe, steps=tuple(self.steps()))
+
+    def steps(self) -> Iterator[Step]:
+        last = None
+        for step in self.candidates():
+            yield step
+            last = self._settled.get(step.id, step)
+        assert last is not None, "a plan begins with the model"
+        exports = []
+        for export in self.exports(last):
+            yield export
+            exports.append(export)
+        yield self.outputs(last)
+        first = None
+        for export in exports:
+            step = self.evaluation(export, exports, last)
+            first = first or step
+            yield step.because("the first file was not run then") if _lacks_runtimes(step, first) else step
+        of_format = {(step.id.subject, step.id.format): step for step in exports}
+        for exporter in self.recipe.exporters:
+            yield self.timing(of_format[MODEL, exporter.name], of_format[TEACHER, exporter.name])
+
+    def candidates(self) -> Iterator[Step]:
+        """The model as it starts, then one step a stage. What comes after it goes by the key that `renewed` gave."""
+        recipe, parent, whole = self.recipe, "", True
+        names = ["model", *numbered(stage.name for stage in recipe.stages)]
+        for choice, name in zip((recipe.model, *recipe.stages), names, strict=True):
+            id = StepId("candidate", name)
+            self._again[id] = partial(self._candidate, id, choice, parent, self.teacher.key if self.teacher else "")
+            step = self._again[id]()
+            # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
+            whole = whole and (not parent or getattr(choice.module, "MAKES_TEACHER", False))
+            yield step
+            step = self._settled.get(id, step)
+            self.teacher, parent = step if whole else self.teacher, step.key
+
+    def _candidate(self, id: StepId, choice: Choice, parent: str, teacher: str) -> Step:
+        ingredients = self._stage_ingredients(choice, parent, teacher) if parent else self._model_ingredients()
+        return self._step(id, ingredients, choice=choice)
+
+    def renewed(self, step: Step) -> Step:
+        """A candidate's step as it is now, just before it is done: what functions of a user read may be known only
+        since they ran, and its key and all after it depend on that.
+        """
+        if step.id in self._again:
+            step = self._settled[step.id] = self._again[step.id]()
+        return step
+
+    def exports(self, last: Step) -> Iterator[Step]:
+        """The model in every format, then the teacher it is compared with."""
+        assert self.teacher is not None
+        for subject, candidate in ((MODEL, last), (TEACHER, self.teacher)):
+            for exporter in self.recipe.exporters:
+                ingredients = {**plugin_facts(exporter), "parent": candidate.key, "subject": subject}
+                yield self._step(StepId("artifact", subject, exporter.name), ingredients, choice=exporter)
+
+    def outputs(self, last: Step) -> Step:
+        """What the torch model answers on the test split: the reference for parity."""
+        ingredients = {
+            "parent": last.key,
+            **self._data(),
+            "versions": provenance.versions(*provenance.CORE),
+        }
+        return self._step(StepId("outputs", MODEL), ingredients)
+
+    def evaluation(self, export: Step, exports: Sequence[Step], last: Step) -> Step:
+        """How well a file does on the test split; each is held against its torch model, ours against the first."""
+        assert self.teacher is not None, "the candidates come first"
+        beside = [exports[0]] if export.id.subject == MODEL else []
+        shas = [_sha(self.store, step) for step in (export, *beside)]
+        ingredients = {
+            "files": shas,
+            "reference": last.key if beside else self.teacher.key,
+            **self._data(),
+            "task": self.recipe.task,
+            "where": self._where(export.plugin, "predict"),
+            "version": _EVALUATION,
+        }
+        return self._about(export.id.of("evaluation"), export, ingredients, shas)
+
+    def timing(self, export: Step, teacher: Step) -> Step:
+        """How long a file takes, and that of the teacher in turns with it: a ratio of figures that were taken one after
+        the other is that of two moments too.
+        """
+        shas = [_sha(self.store, each) for each in (export, teacher)]
+        self.sha256[export.id.format] = shas[0]
+        ingredients = {
+            "files": shas,
+            "protocol": self.protocol.key(),
+            "where": self._where(export.plugin, "time"),
+        }
+        step = self._about(export.id.of("timing"), export, ingredients, shas)
+        known = TimingOutcome.read(step.entry) if step.entry and step.cached else TimingOutcome()
+        answers = known.model.answers  # none where it was not run
+        if answers and not self.protocol.kept(answers):
+            return step.because("its budget needs more runs")
+        if answers and not self.decided(export.id.format, answers):
+            return step.because("its budget is not decided yet")
+        return step
+
+    def decided(self, format: str, answers: Answers) -> bool:
+        """Whether these timings put every latency budget of this file on one side."""
+        figures = timings(answers)
+        budgets = self.recipe.budgets
+        bounded = [each for each in budgets if each.metric in figures and each.about(format, budgets)]
+        return all(
+            outcome(budget, *interval(figures[budget.metric])[1:], self._base(budget, format)) != "inconclusive"
+            for budget in bounded
+        )
+
+    def _base(self, budget: Budget, format: str) -> Base | None:
+        """What a relative budget is held against; where there is nothing, more timings decide nothing."""
+        if not budget.against:
+            return None
+        exporter = next(each for each in self.recipe.exporters if each.name == format)
+        where = {**self._where(exporter, "time"), "protocol": self.protocol.name}
+        sha = self.sha256.get(format, "")
+        found = self.baseline.find(budget.metric, format, sha, where) if self.baseline else None
+        return found if isinstance(found, Base) else Base(value=0.0, low=0.0, high=0.0, told="", same=True)
+
+    def _about(self, id: StepId, export: Step, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
+        """A step that looks at an exported file; its key is known once the file is there."""
+        if not all(shas) or self.facts is None:
+            reason = "the device was not reached yet" if all(shas) else "its file is not built yet"
+            return Step(id=id, key="", ingredients={}, reason=reason, choice=export.choice)
+        step = self._step(id, ingredients, choice=export.choice)
+        return step.because("asked for by --remeasure") if self.remeasure and step.cached else step
+
+    def _measured_by(self, exporter: Choice) -> dict[str, Any]:
+        """What the timings that a stage takes depend on."""
+        return {
+            "export": plugin_facts(exporter),
+            "protocol": self.protocol.key(),
+            "where": self._where(exporter, "time"),
+        }
+
+    def _heeded(self, stage: Choice) -> dict[str, Any]:
+        """The budgets that what a stage does depends on, and the files that they are about."""
+        metrics = getattr(stage.config, "heeds", ())
+        heeded = binding(self.recipe.budgets, metrics)
+        budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in heeded}
+        return (
+            {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
+        )
+
+    def _where(self, exporter: Choice, mode: str) -> dict[str, Any]:
+        """Where a job of this mode is done: what is known of the device, its controls, the versions that matter."""
+        facts, runtime = self.facts or {}, exporter.module.RUNTIME
+        versions = provenance.versions("edgepack", "torch", "numpy")
+        there = {runtime: facts.get("versions", {}).get(runtime, provenance.MISSING)}
+        evidence = self.device.evidence.get(mode, "")
+        return {**facts, **self.device.controls.job(), "evidence": evidence, "versions": {**versions, **there}}
+
+    def _model_ingredients(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "plugin": recipe.model.name,
+            "config": recipe.model.plain(),
+            "files": files([recipe.model]),
+            "task": recipe.task,
+            "data": self.fingerprint,
+            **self.reads.ingredients(recipe.model, recipe.data),
+            "seed": recipe.seed,
+            "compute": provenance.compute(),
+            "versions": {
+                **provenance.versions(*provenance.CORE, *getattr(recipe.model.module, "LIBRARIES", ())),
+                **installed([recipe.model]),
+            },
+        }
+
+    def _data(self) -> dict[str, Any]:
+        return {"data": self.fingerprint, **self.reads.ingredients(self.recipe.data)}
+
+    def _stage_ingredients(self, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
+        reads = getattr(stage.module, "READS", ())
+        facts = self.device.quantization.model_dump(mode="json", include=set(reads))
+        measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
+        own = plugin_facts(stage)
+        models = [value for _, value in stage.config if isinstance(value, Choice)]
+        return {
+            **own,
+            "versions": {**own["versions"], **installed(models)},
+            **measured,
+            **self._heeded(stage),
+            "parent": parent,
+            "device": facts,
+            "files": files(models),
+            **self.reads.ingredients(*models),
+            "teacher": teacher,
+        }
+
+    def _step(self, id: StepId, ingredients: dict[str, Any], *, choice: Choice | None = None) -> Step:
+        key = digest({"kind": id.kind, **ingredients})
+        entry = self.store.peek(id.kind, key)
+        reason = "" if entry else self._why(id, ingredients)
+        return Step(id=id, key=key, ingredients=ingredients, reason=reason, choice=choice, entry=entry)
+
+    def _why(self, id: StepId, ingredients: dict[str, Any]) -> str:
+        before = self.previous.get(str(id))
+        if before is None:
+            return "new step" if self.previous else "first time"
+        return ", ".join(differences(before, ingredients)) or "no longer in the store"
+
+
+def _lacks_runtimes(step: Step, first: Step) -> bool:
+    """Whether what is known of a file does not compare it with the first one, which can be run by now."""
+    if step is first or step.id.subject == TEACHER or step.entry is None or not step.cached:
+        return False
+    found = EvaluationOutcome.read(step.entry)
+    known = EvaluationOutcome.read(first.entry) if first.entry and first.cached else EvaluationOutcome()
+    return found.parity is not None and found.runtimes is None and not known.not_run
+
+
+def _sha(store: Store, export: Step) -> str:
+    entry = store.peek("artifact", export.key)
+    return Artifact.model_validate(entry.outcome).sha256 if entry else ""

@@ -1,0 +1,106 @@
+"""Step: one piece of a build's work; StepId: which one, whatever its result depends on."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from edgepack.config.plugins import Choice
+from edgepack.config.recipe import ResolvedRecipe
+from edgepack.records.artifact import label_of
+from edgepack.workflows.build.store import Entry
+
+Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]
+MODEL, TEACHER = "model", "teacher"  # subjects of files: what ships, and the fp32 file it is compared with
+_VERBS = {"artifact": "export", "evaluation": "evaluate", "timing": "time"}
+
+
+@dataclass(frozen=True)
+class StepId:
+    """A step of a recipe's plan. `subject` is the stage of a candidate, "prune (2)" for the second one of its kind; of
+    files it is MODEL or TEACHER. `format` is that of a file.
+
+    >>> StepId("evaluation", "teacher", "onnx").name
+    'evaluate teacher (onnx)'
+    >>> StepId.parse("evaluation/teacher/onnx") == StepId("evaluation", "teacher", "onnx")
+    True
+    """
+
+    kind: Kind
+    subject: str
+    format: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "StepId":
+        """What `str` made of one. Raises ValueError."""
+        kind, _, rest = text.partition("/")
+        subject, _, format = rest.partition("/")
+        if kind not in get_args(Kind) or not subject:
+            raise ValueError(f"{text!r} is no step: it is KIND/SUBJECT or KIND/SUBJECT/FORMAT, as timing/model/onnx")
+        return cls(kind, subject, format)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.kind, self.subject, self.format)))
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: "prune", "export onnx", "reference outputs"."""
+        if self.kind == "outputs":
+            return " ".join(filter(None, ("reference outputs", self.format and f"({self.format})")))
+        return f"{_VERBS[self.kind]} {self.label}" if self.kind in _VERBS else self.subject
+
+    @property
+    def label(self) -> str:
+        """That of the artifact it is about."""
+        return label_of(self.format, self.subject)
+
+    def of(self, kind: Kind) -> "StepId":
+        """The step of another kind about the same file."""
+        return replace(self, kind=kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step with its key, the sha256 of all that its result depends on (`ingredients`)."""
+
+    id: StepId
+    key: str
+    ingredients: dict[str, Any]  # JSON
+    reason: str = ""  # why it must run; empty when it is cached
+    choice: Choice | None = None  # the plugin at work, where there is one
+    entry: Entry | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return self.id.kind
+
+    @property
+    def name(self) -> str:
+        return self.id.name
+
+    @property
+    def cached(self) -> bool:
+        return not self.reason
+
+    @property
+    def plugin(self) -> Choice:
+        """The plugin of a step that has one: every candidate and every file."""
+        assert self.choice is not None, f"{self.name} has no plugin"
+        return self.choice
+
+    def because(self, reason: str) -> "Step":
+        return replace(self, reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every step of a build in the order of the work.
+
+    >>> [(step.name, step.reason) for step in plan(recipe, device, Store()).steps]    # doctest: +SKIP
+    [('model', ''), ('train', ''), ('distill', ''), ('prune', 'ratio 30 % -> 40 %'), ('quantize', 'prune runs'), ...]
+    """
+
+    recipe: ResolvedRecipe
+    steps: tuple[Step, ...]
+
+    @property
+    def up_to_date(self) -> bool:
+        return all(step.cached for step in self.steps)

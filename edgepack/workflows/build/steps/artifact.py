@@ -1,0 +1,50 @@
+"""An exported file: written, looked into, and kept with what a runtime's own build needs."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.config.plugins import Choice
+from edgepack.core.events import Note, StepProgress
+from edgepack.export import contract
+from edgepack.records.artifact import RUNTIME_FILE, Artifact
+from edgepack.workflows.build.planning.step import MODEL, Step
+from edgepack.workflows.build.workspace import Workspace
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+    from edgepack.records.file_contents import Contents
+
+
+def do(work: Workspace, step: Step, folder: Path) -> Artifact:
+    exporter = step.plugin.module
+    candidate = work.candidate(work.candidate_of(step.ingredients["parent"]))
+    path = folder / f"{step.id.subject}{contract.suffix(step.plugin)}"
+    work.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
+    contract.write(candidate, step.plugin, path)
+    contents = None
+    if step.id.subject == MODEL:
+        contents = file_contents(work, exporter, path, candidate)
+        _keep_runtime_files(step.plugin, path)
+    return Artifact.of(
+        path, format=step.id.format, runtime=exporter.RUNTIME, subject=step.id.subject, contents=contents
+    )
+
+
+def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
+    """What is in a file, for people: where that cannot be read the file is none the worse."""
+    try:
+        found: Contents | None = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+    except Exception as error:
+        logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
+        told = f"what is in {path.name} could not be read ({type(error).__name__}; build.log has the traceback)"
+        work.emit(Note(text=f"warning: {told}: no bytes by layer, no delegation and no arena will be told of it"))
+        return None
+    return found
+
+
+def _keep_runtime_files(exporter: Choice, path: Path) -> None:
+    """Beside the exported file, for the bundle."""
+    made = exporter.module.runtime_files(path, exporter.config) if hasattr(exporter.module, "runtime_files") else {}
+    for name, content in made.items():
+        (path.parent / f"{RUNTIME_FILE}{name}").write_bytes(content)

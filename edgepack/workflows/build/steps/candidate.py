@@ -1,0 +1,117 @@
+"""The model as it starts, or as a stage leaves it: done, saved, loaded again and compared before it is believed."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.compress.contract import Context
+from edgepack.config.budgets import strictest
+from edgepack.core.errors import StageError
+from edgepack.core.events import Note
+from edgepack.core.units import SHARE
+from edgepack.workflows.build.outcomes import CandidateOutcome
+from edgepack.workflows.build.planning.step import Step
+from edgepack.workflows.build.steps.outputs import logits
+from edgepack.workflows.build.steps.trials import Trials
+from edgepack.workflows.build.workspace import Workspace, is_foreign
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+_CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
+_COMPARED = 8  # samples on which a saved model is compared with what it was saved from
+
+
+def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
+    from edgepack.compress.training import evaluation
+    from edgepack.models.candidate import Candidate
+    from edgepack.models.checks.finite import check_finite
+    from edgepack.models.complexity import macs, parameters, stored_bytes
+
+    started = time.monotonic()
+    first = step.choice is work.recipe.model
+    candidate = Candidate.start(work.recipe.model, work.signature) if first else _staged(work, step)
+    check_finite(candidate.module)
+    candidate.save(folder)
+    _check_saved(work, candidate, folder)
+    seconds = time.monotonic() - started
+    split = work.data.validation
+    # Untrained, a deep model may give infinite outputs: those after its training count.
+    untrained = first and not _comes_trained(work)
+    answers = evaluation.predict(candidate.module, split).numpy() if untrained else logits(candidate, split)
+    accuracy = work.task.score(answers, split.targets.numpy())
+    if first:
+        warn_of_chance(work, accuracy)
+    return CandidateOutcome(
+        parameters=parameters(candidate.module),
+        macs=macs(candidate),
+        bytes=stored_bytes(candidate.module),
+        accuracy=accuracy,
+        seconds=round(seconds, 2),
+        notes=(*candidate.notes, *(work.user_reads if first else ())),
+        decided=candidate.decided,
+    )
+
+
+def _staged(work: Workspace, step: Step) -> "Candidate":
+    import torch
+
+    from edgepack.models.candidate import Candidate
+
+    parent = work.candidate(work.candidate_of(step.ingredients["parent"]), private=True)
+    context = _context(work, step)
+    torch.manual_seed(work.recipe.seed)  # here, so that what was loaded before does not matter
+    result = step.plugin.module.run(parent, step.plugin.config, context)
+    if not isinstance(result, Candidate):
+        raise StageError(f"run() gave {type(result).__name__}", "a stage returns a candidate: candidate.changed(...)")
+    return result
+
+
+def _context(work: Workspace, step: Step) -> Context:
+    trials = Trials(work)
+    return Context(
+        data=work.data.for_stages(),
+        task=work.task,
+        quantization=work.device.quantization,
+        seed=work.recipe.seed,
+        teacher=_teacher(work, step),
+        emit=work.emit,
+        latency=trials.latency,
+        size=trials.size,
+        tolerance=strictest(work.recipe.budgets, "accuracy", "max_drop"),
+        size_budget=strictest(work.recipe.budgets, "size", "max"),
+    )
+
+
+def _teacher(work: Workspace, step: Step) -> "Candidate | None":
+    """What `step` may learn from: the last teacher before it, or a model that came trained."""
+    teacher = work.candidate_of(step.ingredients["teacher"])
+    untrained = teacher.choice is work.recipe.model and not _comes_trained(work)
+    return None if untrained else work.candidate(teacher)
+
+
+def _check_saved(work: Workspace, candidate: "Candidate", folder: Path) -> None:
+    """What is loaded again must answer as what was saved, and each sample by itself."""
+    from edgepack.compress.training import evaluation
+    from edgepack.models.candidate import Candidate
+    from edgepack.models.checks import steady
+
+    samples = work.data.validation.head(_COMPARED)
+    saved = evaluation.eval_mode(candidate.module)
+    if candidate.form == "eager" and is_foreign(candidate):
+        steady.check_calls(saved, samples, "the model")
+    steady.check_alike(saved, evaluation.eval_mode(Candidate.load(folder).module), samples, "the saved model")
+
+
+def warn_of_chance(work: Workspace, score: float) -> None:
+    """Weights that came trained and say nothing of this data are the usual accident with one's own."""
+    classes = len(work.signature.labels)
+    if _comes_trained(work) and score < _CHANCE / classes:
+        told = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no more than chance"
+        advice = "check the order of the labels and the preprocessing"
+        work.emit(Note(text=f"warning: the model comes trained, but {told} with {classes} classes: {advice}"))
+
+
+def _comes_trained(work: Workspace) -> bool:
+    model = work.recipe.model
+    return bool(model.module.trained(model.config, work.signature))

@@ -1,0 +1,50 @@
+"""Where a file begins to answer otherwise than torch."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgepack.core import provenance
+from edgepack.core.events import Note, StepProgress
+from edgepack.core.files import digest
+from edgepack.measure import evaluate
+from edgepack.workflows.build.planning.keys import plugin_facts
+from edgepack.workflows.build.planning.step import StepId
+from edgepack.workflows.build.workspace import REFERENCE, Workspace
+
+_SEARCH = 3  # bump when the search would tell another sentence of the same file
+
+
+def where(work: Workspace, id: StepId) -> str:
+    """The sentence, or why that is not known: a verdict is no better for an error on the way."""
+    evaluation, exporter = work.done[id.of("evaluation")], work.done[id.of("artifact")].plugin
+    ingredients = {"evaluation": evaluation.key, "exporter": plugin_facts(exporter), "version": _SEARCH}
+    key = digest({"kind": "difference", **ingredients})
+    try:
+        found = work.store.get("difference", key)
+        if found is None:
+            work.emit(Note(text=f"looking for where {id.label} begins to differ from torch"))
+            found = work.store.make("difference", key, ingredients, partial(search, work, id))
+        return str(found.outcome["told"])
+    except Exception as error:
+        logging.getLogger(__name__).exception("where %s differs was not found", id.label)
+        return f"where that begins was not found: {type(error).__name__}, build.log has the traceback"
+
+
+def search(work: Workspace, id: StepId, folder: Path) -> dict[str, Any]:
+    """As JSON, {"told": the sentence}."""
+    from edgepack.compress.training import numerics
+    from edgepack.measure import divergence
+
+    export = work.done[id.of("artifact")]
+    file, torch = (evaluate.load(work.entry(each).path / "logits.npy") for each in (id.of("evaluation"), REFERENCE))
+    with numerics.deterministic(work.recipe.seed, provenance.threads()):
+        differing = evaluate.unlike(work.task, file, torch, divergence.SAMPLES)
+        samples = divergence.rows(work.data.test, differing)
+        candidate = work.candidate(work.candidate_of(export.ingredients["parent"]))
+
+        def progress(done: int, total: int) -> None:
+            work.emit(StepProgress(doing=f"exporting pieces to {id.label}", done=done, total=total))
+
+        return {"told": divergence.find(candidate, export.plugin, work.session.run, samples, progress)}

@@ -1,0 +1,133 @@
+"""Before hours are spent on training: an untrained model goes through what every stage does to its structure, and
+through every export.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from edgepack.compress.contract import trainings
+from edgepack.config.device import Controls
+from edgepack.config.plugins import Choice
+from edgepack.core import provenance
+from edgepack.core.events import Note, StepProgress
+from edgepack.measure import dry_run
+from edgepack.measure.processes import Host
+from edgepack.workflows.build.planning.keys import numbered
+from edgepack.workflows.build.steps.trials import Trials, check_timed
+from edgepack.workflows.build.workspace import Workspace, guarded, is_foreign, needs
+
+if TYPE_CHECKING:
+    from edgepack.models.candidate import Candidate
+
+
+def check(work: Workspace) -> None:
+    """Raises StageError or DeviceError with the stage or export that would fail."""
+    if any(getattr(stage.config, "measures", False) for stage in work.recipe.stages):
+        check_timed(work)
+    warn_of_saturation(work)
+    work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
+    candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
+    guarded("model, untrained", partial(_check_steady, candidate), work.store.root)
+    made = [candidate]
+    stages = work.recipe.stages
+    for stage, name in zip(stages, numbered(stage.name for stage in stages), strict=True):
+        if any(each.precision == "bf16" for each in trainings(stage.config)):
+            guarded(name, _check_bf16, work.store.root)
+        if rehearse := getattr(stage.module, "rehearse", None):
+            timed = {"latency": Trials(work).latency} if getattr(stage.config, "measures", False) else {}
+            act: Callable[[], Candidate] = partial(rehearse, candidate, stage.config, work.device.quantization, **timed)
+            for model in (value for _, value in stage.config if isinstance(value, Choice)):
+                act = work.watched(model, f"the function of {name}'s model", act)
+            before, candidate = candidate, guarded(f"{name}, dry run before any training", act, work.store.root)
+            if candidate.factory != before.factory:  # a student
+                guarded(f"{name}, untrained", partial(_check_steady, candidate), work.store.root)
+        made.append(candidate)
+    _try_exports(work, made)
+
+
+def untrained(work: Workspace) -> "Candidate":
+    """The recipe's model as its source makes it, without any weights that it starts from."""
+    from edgepack.models.candidate import Candidate, Factory
+    from edgepack.models.checks.finite import check_finite
+
+    factory = Factory.of(work.recipe.model, work.signature)
+    build = work.watched(work.recipe.model, "the model's function", factory.build)
+    candidate = Candidate(module=build(), factory=factory)
+    check_finite(candidate.module)
+    return candidate
+
+
+def warn_of_saturation(work: Workspace) -> None:
+    """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
+    heeded = any("int8_saturates" in getattr(stage.module, "READS", ()) for stage in work.recipe.stages)
+    if not heeded or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
+        return
+    if work.device.evidence.get("predict") == "measured":
+        told = f"int8 products saturate on {work.device.name}, and weights of 8 bits lose accuracy by that"
+        work.emit(Note(text=f"warning: {told}: {provenance.SATURATING}"))
+    else:
+        told = f"int8 products saturate on this computer, which runs the files for {work.device.name}"
+        work.emit(Note(text=f"warning: {told}: int8 files of ONNX Runtime lose accuracy here that they keep there"))
+
+
+def _try_exports(work: Workspace, made: "list[Candidate]") -> None:
+    """Try the files of the last candidate, and those of the teacher, which is float and has other kernels. Only for
+    models of others: what edgepack itself makes of torchvision and transformers can be exported.
+
+    `made` are the model and what each stage gave.
+    """
+    teaching = takewhile(lambda stage: getattr(stage.module, "MAKES_TEACHER", False), work.recipe.stages)
+    teacher, last = made[len([*teaching])], made[-1]
+    tried = [("export {}", last)] if is_foreign(last) else []
+    alike = (last.form, last.factory, last.surgery) == (teacher.form, teacher.factory, teacher.surgery)
+    if is_foreign(teacher) and not alike:
+        tried.append(("export teacher ({})", teacher.forgotten()))  # a stage may have changed its module since
+    with closing(Host(Controls(threads=1))) as here:
+        for label, candidate in tried:
+            for exporter in work.recipe.exporters:
+                act = partial(try_file, work, candidate, exporter, here)
+                name = label.format(exporter.name)
+                guarded(f"{name}, dry run before any training", act, work.store.root)
+
+
+def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Host) -> None:
+    """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""
+
+    def progress(done: int, total: int) -> None:
+        work.emit(StepProgress(doing=f"looking for what {exporter.name} cannot take", done=done, total=total))
+
+    run: Callable[[dict[str, Any]], dict[str, Any]] | None = here.run if _runs_here(exporter, here) else None
+    alike = not work.int8_differs(exporter.module.RUNTIME, here.facts)
+    dry_run.check(candidate, exporter, run, progress, compare=alike)
+
+
+def _runs_here(exporter: Choice, here: Host) -> bool:
+    runtime = exporter.module.RUNTIME
+    if runtime not in here.facts["versions"]:
+        return False
+    needed = needs(exporter)
+    return not needed or needed in here.run({"mode": "delegates", "runtime": runtime})["delegates"]
+
+
+def _check_steady(candidate: "Candidate") -> None:
+    """Raises StageError for a model of others that answers otherwise each time it is called, or made again."""
+    from edgepack.models.candidate import rebuild
+    from edgepack.models.checks import steady, trial
+
+    if candidate.form == "exported" or not is_foreign(candidate):
+        return
+    inputs, tried = trial.some_inputs(candidate.signature), candidate.copy()
+    steady.disturb(tried.module)
+    steady.check_calls(tried.module, inputs, "the model")
+    make = partial(rebuild, candidate.factory, candidate.surgery)
+    steady.check_made_again(tried.module, make, inputs, "the model")
+    steady.check_in_process(tried, inputs, "the model")
+
+
+def _check_bf16() -> None:
+    from edgepack.compress.training import numerics
+
+    numerics.check_bf16()

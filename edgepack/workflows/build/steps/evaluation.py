@@ -1,0 +1,145 @@
+"""How well an exported file does on the test split, run by its own runtime where the device is."""
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.config.device import Controls
+from edgepack.core import provenance
+from edgepack.core.errors import EdgepackError, RefusedError, StageError
+from edgepack.core.events import StepProgress
+from edgepack.core.files import digest
+from edgepack.data.splits import EXAMPLES
+from edgepack.measure import evaluate
+from edgepack.measure.processes import Host
+from edgepack.records.artifact import Artifact
+from edgepack.workflows.build.outcomes import Agreement, AnswersOutcome, EvaluationOutcome
+from edgepack.workflows.build.planning.step import MODEL, Step, StepId
+from edgepack.workflows.build.steps import divergence
+from edgepack.workflows.build.steps.dry_run import try_file
+from edgepack.workflows.build.steps.outputs import logits
+from edgepack.workflows.build.workspace import REFERENCE, Workspace, needs
+
+if TYPE_CHECKING:
+    from edgepack.measure.evaluate import Array
+
+
+def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
+    artifact, file = work.file(step.id)
+    if why := work.why_not_run(artifact.format):
+        return EvaluationOutcome(not_run=why)
+    work.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
+    split = work.data.test
+    try:
+        found = evaluate.outputs(work.session.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+    except RefusedError as error:
+        raise _refused(work, step.id, error) from error
+    scored = EvaluationOutcome(score=work.task.score(found, split.targets.numpy()), rows=len(found))
+    if step.id.subject != MODEL:
+        # What a model may lose is judged by the teacher's file: two that are wrong alike would pass.
+        named = f"the {artifact.format} file of the teacher"
+        evaluate.check_same(work.task, found, _taught(work), named, evaluate.BROKEN_FLOAT)
+        return scored
+    first = StepId("evaluation", MODEL, work.recipe.exporters[0].name)
+    beside = first if step.id != first and _was_run(work, first) else None
+    return EvaluationOutcome(
+        score=scored.score,
+        rows=scored.rows,
+        cases=tuple(found[:EXAMPLES].tolist()),
+        parity=_agreement(work, found, REFERENCE),
+        runtimes=_agreement(work, found, beside) if beside else None,
+        beside=beside.format if beside else "",
+        broken=_broken(work, found, artifact),
+    )
+
+
+def _was_run(work: Workspace, id: StepId) -> bool:
+    return id not in work.failed and not EvaluationOutcome.read(work.entry(id)).not_run
+
+
+def _agreement(work: Workspace, found: "Array", other: StepId) -> Agreement:
+    beside = evaluate.load(work.entry(other).path / "logits.npy")
+    return Agreement(**evaluate.parity(work.task, found, beside))
+
+
+def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
+    """Why the file that would ship is broken, or "": its outputs are kept, to find where that begins."""
+    reference = evaluate.load(work.entry(REFERENCE).path / "logits.npy")
+    try:
+        evaluate.check_same(work.task, found, reference, f"the {artifact.format} file")
+    except StageError as error:
+        return error.message
+    return ""
+
+
+def _taught(work: Workspace) -> "Array":
+    """What the torch teacher answers on the test split."""
+    if work.teacher_outputs is None:
+        assert work.planner.teacher is not None, "a plan begins with the model, the first teacher"
+        key = work.planner.teacher.key
+        if key == work.done[REFERENCE].ingredients["parent"]:
+            work.teacher_outputs = evaluate.load(work.entry(REFERENCE).path / "logits.npy")
+        else:
+            from edgepack.compress.training import numerics
+
+            with numerics.deterministic(work.recipe.seed, provenance.threads()):
+                work.teacher_outputs = logits(work.candidate(work.candidate_of(key)), work.data.test)
+    return work.teacher_outputs
+
+
+def _refused(work: Workspace, id: StepId, error: RefusedError) -> EdgepackError:
+    """What to raise where a device refuses a file: the file is to blame if this computer refuses it too."""
+    export = work.done[id.of("artifact")]
+    with closing(Host(Controls(threads=1))) as here:
+        try:
+            candidate = work.candidate(work.candidate_of(export.ingredients["parent"]))
+            try_file(work, candidate, export.plugin, here)
+        except StageError as found:
+            return found
+    return error
+
+
+def check_files(work: Workspace) -> None:
+    """Raises StageError where a file failed as it ran, or is broken, after all others were evaluated."""
+    for error in work.failed.values():
+        raise error
+    for id in [id for id in work.done if id.kind == "evaluation"]:
+        found = EvaluationOutcome.read(work.entry(id))
+        finite = found.parity is None or found.parity.not_finite is None
+        if found.broken and not (finite and _saturates_here(work, id)):
+            raise StageError(f"{id.name}: {found.broken}: {divergence.where(work, id)}", evaluate.BROKEN)
+
+
+def _saturates_here(work: Workspace, id: StepId) -> bool:
+    """Whether this computer stands in for a device, and what its own products cut off says nothing of the file."""
+    artifact, _ = work.file(id)
+    emulated = work.device.evidence.get("predict") != "measured"
+    return emulated and work.int8_differs(artifact.runtime, work.session.facts)
+
+
+def answers(work: Workspace, id: StepId) -> AnswersOutcome:
+    """What a file answers to the samples of the bundle on one thread of this computer, or why it cannot. So a bundle is
+    the same whether its device was there or not.
+    """
+    with closing(Host(Controls(threads=1))) as here:
+        artifact, _ = work.file(id)
+        versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
+        where = {**here.facts, "versions": versions}
+        ingredients = {"file": artifact.sha256, "samples": work.done[REFERENCE].key, "where": where}
+        key = digest({"kind": "answers", **ingredients})
+        do = partial(_answers, work, id, here)
+        found = work.store.get("answers", key) or work.store.make(
+            "answers", key, ingredients, lambda folder: do(folder).stored()
+        )
+        return AnswersOutcome.read(found)
+
+
+def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOutcome:
+    artifact, file = work.file(id)
+    job = {"mode": "delegates", "runtime": artifact.runtime, "file": artifact.label}
+    if (needed := needs(work.exporter(artifact.format))) and needed not in here.run(job)["delegates"]:
+        return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
+    split = work.data.test.first(EXAMPLES)
+    found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+    return AnswersOutcome(cases=tuple(found.tolist()))

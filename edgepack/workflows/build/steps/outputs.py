@@ -1,0 +1,48 @@
+"""What the torch model answers on the test split: what its exported files are held against."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.core.errors import StageError
+from edgepack.data.splits import EXAMPLES
+from edgepack.workflows.build.outcomes import ReferenceOutcome
+from edgepack.workflows.build.planning.step import Step
+from edgepack.workflows.build.workspace import Workspace
+
+if TYPE_CHECKING:
+    from edgepack.data.splits import Split
+    from edgepack.measure.evaluate import Array
+    from edgepack.models.candidate import Candidate
+
+
+def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
+    """Its logits, and a few samples for the bundle's self-test."""
+    import numpy
+
+    found = logits(work.candidate(work.candidate_of(step.ingredients["parent"])), work.data.test)
+    numpy.save(folder / "logits.npy", found, allow_pickle=False)
+    cases = work.data.test.head(EXAMPLES)
+    for i in range(len(cases[0])):
+        for spec, tensor in zip(work.signature.inputs, cases, strict=True):
+            (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
+    for i, example in enumerate(work.data.examples[:EXAMPLES]):
+        (folder / f"case-{i}.txt").write_bytes(example.encode())
+    targets = work.data.test.targets
+    return ReferenceOutcome(
+        score=work.task.score(found, targets.numpy()), rows=len(found), targets=tuple(targets[:EXAMPLES].tolist())
+    )
+
+
+def logits(candidate: "Candidate", split: "Split") -> "Array":
+    """What the torch model answers. Raises StageError where that is not finite."""
+    from edgepack.compress.training import evaluation
+    from edgepack.measure import divergence
+    from edgepack.models.checks import finite
+
+    found = evaluation.predict(candidate.module, split)
+    if wrong := (~found.isfinite().all(1)).nonzero().flatten().tolist():
+        some = divergence.rows(split, wrong[:1]).inputs
+        told = f"the outputs are NaN or infinite for {len(wrong):,} of {len(found):,} samples"
+        raise StageError(f"{told}{finite.first_not_finite(candidate.module, some)}", finite.NOT_FINITE)
+    answers: Array = found.numpy()
+    return answers

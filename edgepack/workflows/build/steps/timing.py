@@ -1,0 +1,76 @@
+"""How long an exported file takes on the device, and the teacher's file in turns with it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgepack.core.errors import DeviceError
+from edgepack.core.events import StepProgress
+from edgepack.measure.timing import protocol
+from edgepack.measure.timing.figures import Answers, Estimated, Timed
+from edgepack.workflows.build.outcomes import TimingOutcome
+from edgepack.workflows.build.planning.step import MODEL, TEACHER, Step, StepId
+from edgepack.workflows.build.workspace import Workspace
+
+
+def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
+    format = step.id.format
+    if why := work.why_not_run(format):
+        return TimingOutcome(not_run=why)
+    if why := why_not_timed(work):
+        return TimingOutcome(not_timed=why)
+    runtime = step.plugin.module.RUNTIME
+    files = [work.file(StepId("timing", subject, format))[1] for subject in (MODEL, TEACHER)]
+    jobs = [work.timing_job(runtime, file) for file in files]
+    if work.device.evidence["time"] == "estimated":
+        return _estimated(work, jobs)
+    before = _before(work, step)
+    work.emit(StepProgress(doing=f"timing {runtime} in fresh processes", done=len(before[0]), total=7))
+
+    def decided(taken: tuple[Answers, ...]) -> bool:
+        return work.planner.decided(format, taken[0])
+
+    run, evidence = work.session.run, work.device.evidence
+    model, teacher = protocol.time_in_turns(run, jobs, before, decided, _progress(work, runtime))
+    memory = protocol.peaks(run, evidence, jobs[0])  # nobody budgets that of a teacher
+    return TimingOutcome(model=Timed(answers=model, memory=memory), teacher=Timed(answers=teacher))
+
+
+def _estimated(work: Workspace, jobs: list[dict[str, Any]]) -> TimingOutcome:
+    """What nobody can work out, today or tomorrow, is no error: all else goes on."""
+    found = []
+    for job in jobs:
+        try:
+            found.append(Timed(estimate=Estimated.model_validate(work.session.run(job))))
+        except DeviceError as error:
+            if not found:
+                return TimingOutcome(not_timed=error.message)
+            found.append(Timed())
+    return TimingOutcome(model=found[0], teacher=found[1])
+
+
+def _before(work: Workspace, step: Step) -> tuple[Answers, Answers]:
+    """What was taken of both before, where more will do; as many as ever are taken did not decide: then afresh."""
+    known = TimingOutcome.read(step.entry) if step.entry and not work.planner.remeasure else TimingOutcome()
+    model, teacher = known.model.answers, known.teacher.answers
+    kept = len(model) == len(teacher) < protocol.MOST and work.planner.protocol.kept(model)
+    return (model, teacher) if kept else ([], [])
+
+
+def why_not_timed(work: Workspace) -> str:
+    if "time" in work.device.evidence:
+        return ""
+    why = work.session.absent or f"its runner, {work.device.runner.name}, times nothing"
+    return f"{why}, and the profile of {work.device.name} has no analytic model to estimate with"
+
+
+def _progress(work: Workspace, runtime: str) -> Callable[[int, int], None]:
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        left = (time.monotonic() - started) / done * (total - done) if done else None
+        doing = f"timing {runtime} in fresh processes"
+        work.emit(StepProgress(doing=doing, done=done, total=total, seconds_left=left))
+
+    return progress
