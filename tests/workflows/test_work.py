@@ -281,7 +281,7 @@ def test_a_teachers_file_is_held_against_the_torch_teacher(
 def test_bf16_where_the_processor_has_none_ends_before_any_training(
     stages: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack.compress.training.loop.cpu_features", lambda: frozenset({"avx2", "avx512_vnni"}))
+    monkeypatch.setattr("edgepack.compress.training.numerics.cpu_features", lambda: frozenset({"avx2", "avx512_vnni"}))
     small = {"torchvision": "resnet18", "width": "15 %"}
     work = at_work(recipe(model=small, stages=stages), load_device("host"), Store("store"))
     (name,) = [*stages[-1]]

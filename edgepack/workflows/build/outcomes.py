@@ -19,7 +19,7 @@ class Outcome(Frozen):
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        return cls.model_validate(entry.outcome)
+        return cls.model_validate(entry.outcome, strict=False)  # JSON has lists where values have tuples
 
 
 class CandidateOutcome(Outcome):

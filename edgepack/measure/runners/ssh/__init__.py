@@ -18,6 +18,7 @@ from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.measure import processes, worker
 from edgepack.measure.contract import Job, recognise
 from edgepack.measure.runners.ssh.address import Address
+from edgepack.measure.runners.ssh.address import Config as Config
 from edgepack.measure.runners.ssh.connection import Line, LostError
 
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}

@@ -46,7 +46,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     return EvaluationOutcome(
         score=scored.score,
         rows=scored.rows,
-        cases=tuple(found[:EXAMPLES].tolist()),
+        cases=tuple(map(tuple, found[:EXAMPLES].tolist())),
         parity=_agreement(work, found, REFERENCE),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",
@@ -142,4 +142,4 @@ def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOu
         return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
     split = work.data.test.first(EXAMPLES)
     found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
-    return AnswersOutcome(cases=tuple(found.tolist()))
+    return AnswersOutcome(cases=tuple(map(tuple, found.tolist())))
