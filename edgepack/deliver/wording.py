@@ -8,6 +8,7 @@ from typing import Any
 
 from edgepack.core.errors import ExitCode
 from edgepack.core.metrics import FROM_BELOW, METRICS, quantity_of
+from edgepack.core.order_statistics import interval as interval_of
 from edgepack.core.units import SHARE, SIZE
 from edgepack.records.build import Build
 from edgepack.records.measurement import Measurement
@@ -248,7 +249,8 @@ def gains(build: Build) -> Iterator[str]:
         for metric in ("size", "latency.p50"):
             teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
             if teacher and ours and ours.value and teacher.value:
-                parts.append(f"{times(teacher, ours)} ({measured(teacher)} -> {measured(ours)})")
+                between = f"{bounds}; " if (bounds := ratio_bounds(teacher, ours)) else ""
+                parts.append(f"{times(teacher, ours)} ({between}{measured(teacher)} -> {measured(ours)})")
         if artifact.label in build.not_run:
             parts.append(f"not run here ({build.not_run[artifact.label]})")
         drop = _drop(build, artifact.label)
@@ -259,8 +261,27 @@ def gains(build: Build) -> Iterator[str]:
 def times(teacher: Measurement, ours: Measurement) -> str:
     """ "6.5x faster", "1.2x larger"; both are above 0."""
     better, worse = ("smaller", "larger") if ours.metric == "size" else ("faster", "slower")
-    ratio = teacher.value / ours.value
+    pairs = _in_turns(teacher, ours)
+    ratio = interval_of(pairs)[0] if pairs else teacher.value / ours.value
     return f"{ratio:.3g}x {better}" if ratio >= 1 else f"{1 / ratio:.3g}x {worse}"
+
+
+def ratio_bounds(teacher: Measurement, ours: Measurement) -> str:
+    """Between what the ratio of two times lies with 95 % confidence, or "" where the two were not taken in turns."""
+    pairs = _in_turns(teacher, ours)
+    if not pairs:
+        return ""
+    ratio, low, high = interval_of(pairs)
+    low, high = (low, high) if ratio >= 1 else (1 / high, 1 / low)
+    return f"{low:.3g}x to {high:.3g}x"
+
+
+def _in_turns(teacher: Measurement, ours: Measurement) -> list[float]:
+    """The ratio of each two processes that ran one after the other."""
+    before, after = (each.detail.get("each", ()) for each in (teacher, ours))
+    if ours.metric != "latency.p50" or teacher.taken_at != ours.taken_at or len(before) != len(after):
+        return []
+    return [theirs / mine for theirs, mine in zip(before, after, strict=True)]
 
 
 def _drop(build: Build, label: str) -> str:

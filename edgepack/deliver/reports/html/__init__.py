@@ -98,6 +98,8 @@ def _change(teacher: Measurement, ours: Measurement) -> str:
         points = (ours.value - teacher.value) * 100
         return f"{points:+.2f} points, from {wording.measured(teacher)}"
     ratio = f"{wording.times(teacher, ours)}, " if ours.value and teacher.value else ""
+    if bounds := wording.ratio_bounds(teacher, ours):
+        ratio += f"95 % between {bounds}, "
     return f"{ratio}from {wording.measured(teacher)}"
 
 

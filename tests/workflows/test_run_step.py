@@ -1,0 +1,64 @@
+"""A step that another process does, from the recipe, the device, the step's id and the store alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from factories import python, recipe_file
+
+from edgepack.config.device import load_device
+from edgepack.config.recipe_reading import load_recipe
+from edgepack.core.errors import DeviceError, RecipeError
+from edgepack.workflows.build.pipeline import build
+from edgepack.workflows.build.planning.planner import plan
+from edgepack.workflows.build.planning.step import StepId
+from edgepack.workflows.build.runner import run_step
+from edgepack.workflows.build.store import Store
+
+# Every stage of the quickstart, trained for a moment.
+SHORT = [
+    *(f"stages.{stage}.epochs=1" for stage in ("train", "distill", "quantize")),
+    *(f"stages.{stage}.recover.epochs=1" for stage in ("prune", "factorize")),
+    "stages.prune.steps=1",
+]
+ELSEWHERE = """
+import json, sys
+from edgepack import Store, load_device, load_recipe
+from edgepack.workflows.build.planning.step import StepId
+from edgepack.workflows.build.runner import run_step
+overrides, step, first = json.loads(sys.argv[1]), StepId.parse(sys.argv[2]), sys.argv[3] == "True"
+recipe = load_recipe("quickstart", overrides=overrides)
+run_step(recipe, load_device(recipe.device), step, Store("elsewhere"), dry_run=first)
+"""
+
+
+@pytest.mark.slow
+def test_every_step_in_a_process_of_its_own_gives_the_same_bundle() -> None:
+    recipe = load_recipe("quickstart", overrides=SHORT)
+    device = load_device(recipe.device)
+    steps = [step.id for step in plan(recipe, device, Store("elsewhere")).steps]
+    for step in steps:
+        ran = python(ELSEWHERE, json.dumps(SHORT), str(step), str(step == steps[0]))
+        assert ran.code == 0, f"{step}: {ran.err}"
+    done = plan(recipe, device, Store("elsewhere"))
+    assert [step.name for step in done.steps if step.entry is None] == []
+    apart = build(recipe, device, Store("elsewhere"), dist="apart")
+    whole = build(recipe, device, Store("together"), dist="whole")
+    assert apart.bundle_sha256 == whole.bundle_sha256
+    assert Path("apart/quickstart/quickstart.zip").read_bytes() == Path("whole/quickstart/quickstart.zip").read_bytes()
+
+
+def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() -> None:
+    recipe = load_recipe(recipe_file())
+    device, store = load_device("host"), Store("store")
+    with pytest.raises(DeviceError, match="export onnx cannot be done: model is not in the store") as failure:
+        run_step(recipe, device, StepId("artifact", "model", "onnx"), store)
+    assert failure.value.hint == "do candidate/model first"
+    with pytest.raises(RecipeError, match="tiny has no step candidate/unknown"):
+        run_step(recipe, device, StepId("candidate", "unknown"), store)
+
+
+@pytest.mark.parametrize("text", ["prune", "stage/prune", "candidate/", ""])
+def test_what_names_no_step_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no step: it is KIND/SUBJECT"):
+        StepId.parse(text)
