@@ -119,6 +119,9 @@ def run_step(
     """
     with closing(DeviceSession(device, store.devices, lambda facts: True)) as session:
         resolved = resolve(recipe, session.device, session.facts)
+        known = [step.id for step in Planner(resolved, store, facts=session.facts).whole().steps]
+        if id not in known:
+            raise RecipeError(f"{recipe.name} has no step {id}", f"it has: {', '.join(map(str, known))}")
         planner = Planner(resolved, store, facts=session.facts, baseline=baseline)
         runner = Runner(resolved, session, store, planner)
         runner.work.emit, runner.dry_run_is_due = emit, dry_run
@@ -128,5 +131,4 @@ def run_step(
             if step.entry is None:
                 raise DeviceError(f"{id.name} cannot be done: {step.name} is not in the store", f"do {step.id} first")
             runner.work.done[step.id] = step
-    known = ", ".join(str(each) for each in runner.work.done)
-    raise RecipeError(f"{recipe.name} has no step {id}", f"it has: {known}")
+    raise AssertionError("a plan has the steps that it had a moment ago")
