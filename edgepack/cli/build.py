@@ -112,7 +112,7 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
         stages = " -> ".join(stage.name for stage in recipe.stages)
         budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budget, so nothing will be judged"
         click.echo(f"{recipe.name}: fine ({stages}; {budgets}; for {profile.name})")
-        for note in getattr(recipe.data.module, "notes", lambda config: ())(recipe.data.config):
+        for note in recipe.data.module.notes(recipe.data.config):
             click.echo(f"  note: {note}")
 
 

@@ -115,7 +115,7 @@ def devices_prepare(id: str) -> None:
     from edgepack.config.device import load_device
 
     device = load_device(id)
-    prepare = getattr(device.runner.module, "prepare", None)
+    prepare = device.runner.module.prepare
     if prepare is None:
         click.echo(f"{device.name} needs no preparation")
     else:

@@ -1,28 +1,11 @@
-"""A stage is a module with
+"""What a stage must define, what it may, and what it is given."""
 
-    TAKES, GIVES                      the form of the model before and after: "eager" or "exported"
-    VERSION                           bumped when the same input would give another output
-    Config                            what a recipe may say of it (frozen pydantic, from StageConfig)
-    run(candidate, config, context)   the work; may change its private copy of the candidate in place
-
-and, where they differ from these defaults,
-
-    LIBRARIES = ()                    packages besides torch whose version changes the output
-    READS = ()                        facts of the device's `quantization` that it reads
-    MAKES_TEACHER = False             whether what it gives is what later stages and the report compare with
-    misfit(config, place)             why this makes no sense where the recipe puts it, or ""; no torch, so that
-                                      `check` can say it
-    rehearse(candidate, config, quantization[, latency]) -> Candidate
-                                      do to an untrained structure what `run` will: called before any training, so that
-                                      what cannot work fails before hours are spent; `latency` for a config that
-                                      `measures`
-"""
-
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from edgepack.config.device import Quantization
 from edgepack.core.events import Emit
@@ -30,6 +13,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.data.contract import Task
 
 if TYPE_CHECKING:
+    from edgepack.config.recipe import Place
     from edgepack.data.splits import TrainingData
     from edgepack.models.candidate import Candidate
 
@@ -41,21 +25,26 @@ Precision = Literal["fp32", "bf16"]
 
 
 class StageConfig(Frozen):
-    """Base of every stage's settings."""
+    """Base of every stage's settings. A stage overrides the properties that differ from their defaults."""
 
     @property
-    def measures(self) -> bool:
-        """Whether what it does depends on timings taken on the device."""
+    def needs_timing(self) -> bool:
+        """Whether what the stage does depends on timings taken on the device."""
         return False
 
     @property
-    def heeds(self) -> tuple[str, ...]:
-        """Metrics whose budgets what it does depends on."""
+    def budgets_used(self) -> tuple[str, ...]:
+        """Metrics whose budgets what the stage does depends on."""
+        return ()
+
+    @property
+    def trainings(self) -> "tuple[Training, ...]":
+        """The settings of the trainings that the stage does."""
         return ()
 
 
 class Training(StageConfig):
-    """The settings of every stage that trains."""
+    """The settings of a training: base of those of a stage that trains, or of one that recovers after its cuts."""
 
     epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")
@@ -64,12 +53,9 @@ class Training(StageConfig):
         default="fp32", description="bf16: mixed precision, on processors that multiply bf16; measure what it gains"
     )
 
-
-def trainings(config: BaseModel) -> Iterator[Training]:
-    """The settings of the trainings that a stage does: its own, or those after its cuts."""
-    for each in (config, getattr(config, "recover", None)):
-        if isinstance(each, Training):
-            yield each
+    @property
+    def trainings(self) -> "tuple[Training, ...]":
+        return (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +78,48 @@ class Context:
 
 
 class Stage(Protocol):
-    TAKES: str
-    GIVES: str
-    VERSION: int
-    Config: type[StageConfig]
+    """Changes a model: trains it, makes it smaller or faster. Stands in compress/stages/.
 
-    def run(self, candidate: "Candidate", config: Any, context: Context) -> "Candidate": ...
+    What has no default below must be defined; what has one may be left out. A whole stage:
+
+        "Round weights to multiples of a step: the file compresses better."
+
+        from pydantic import Field
+
+        from edgepack.compress.contract import StageConfig
+
+        TAKES, GIVES = "eager", "eager"
+        VERSION = 1
+
+
+        class Config(StageConfig):
+            step: float = Field(default=0.01, gt=0, description="what weights are multiples of")
+
+
+        def run(candidate, config, context):
+            for weight in candidate.module.parameters():
+                weight.data = (weight.data / config.step).round() * config.step
+            return candidate.changed(notes=(f"multiples of {config.step}",))
+    """
+
+    TAKES: str  # the form of the model before: "eager" or "exported"
+    GIVES: str  # and after
+    VERSION: int  # to bump when the same input would give another output
+    Config: type[StageConfig]  # what a recipe may say of it
+
+    LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the output
+    READS: tuple[str, ...] = ()  # facts of the device's `quantization` that it reads
+    MAKES_TEACHER: bool = False  # whether later stages and the report compare with what it gives
+
+    @abstractmethod
+    def run(self, candidate: "Candidate", config: Any, context: Context) -> "Candidate":
+        """Do the work. The candidate is a private copy, which may be changed in place."""
+
+    def incompatibility(self, config: Any, place: "Place") -> str:
+        """Say why the stage makes no sense where the recipe puts it, or "". Without torch, for `check` asks too."""
+        return ""
+
+    # dry_run(candidate, config, quantization) does to an untrained structure what `run` will, so that what cannot work
+    # fails before hours are spent. With a config that needs timing it is given `latency` too, as a keyword. None: the
+    # structure stays as it is, and nothing is tried.
+    dry_run: "Callable[..., Candidate] | None" = None

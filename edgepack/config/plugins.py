@@ -2,6 +2,9 @@
 
 `load("stages", "prune")` imports `edgepack.compress.stages.prune`, a module, or a package whose helpers live inside it;
 or what another installed package publishes under the entry point group `edgepack.stages`.
+
+What a plugin must define, and the default of all that it may, stands in the contract.py of its kind: the class `Stage`
+of compress/contract.py. A plugin that was loaded has everything that is named there.
 """
 
 from collections.abc import Callable
@@ -9,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import get_annotations, isfunction
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MethodType, ModuleType
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -30,6 +34,16 @@ FOLDERS = {
     "reports": "deliver/reports",
 }
 KINDS = tuple(FOLDERS)
+# The class in the contract.py of each kind.
+_CONTRACTS = {
+    "tasks": "Task",
+    "models": "ModelSource",
+    "datasets": "Dataset",
+    "stages": "Stage",
+    "exporters": "Exporter",
+    "runners": "Runner",
+    "reports": "Report",
+}
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -40,40 +54,81 @@ def names(kind: str) -> tuple[str, ...]:
 
 @cache
 def load(kind: str, name: str) -> ModuleType:
-    """The plugin's module. Raises RecipeError naming the closest plugin when there is none of that name."""
+    """The plugin's module, with the default of everything that it leaves out.
+
+    Raises RecipeError naming the closest plugin when there is none of that name, and saying what is wrong with one that
+    does not load or lacks what it must define: a mistake in somebody's plugin is not a bug in edgepack.
+    """
     if name in _shipped(kind):
-        return _checked(kind, name, lambda: import_module(f"edgepack.{FOLDERS[kind].replace('/', '.')}.{name}"))
-    if name in _installed(kind):
-        return _checked(kind, name, _installed(kind)[name].load)
-    raise RecipeError(unknown(_singular(kind), name, names(kind)))
+        module = _imported(kind, name, lambda: import_module(f"edgepack.{FOLDERS[kind].replace('/', '.')}.{name}"))
+    elif name in _installed(kind):
+        module = _imported(kind, name, _installed(kind)[name].load)
+    else:
+        raise RecipeError(unknown(_singular(kind), name, names(kind)))
+    asked = contract(kind)
+    _check(kind, name, module, asked)
+    for part, default in asked.defaults.items():
+        if not hasattr(module, part):
+            # A function's `self` is the plugin: by default an exporter's `suffix` gives its own SUFFIX.
+            setattr(module, part, MethodType(default, module) if part in asked.functions else default)
+    return module
 
 
-# What a module must define to be a plugin of its kind; see each package's own page for what they mean.
-_CONTRACTS = {
-    "tasks": ("METRIC", "loss", "distill", "score", "decide"),
-    "models": ("Config", "trained", "misfit", "build"),
-    "datasets": ("Config", "describe", "fingerprint", "load"),
-    "stages": ("TAKES", "GIVES", "VERSION", "Config", "run"),
-    "exporters": ("RUNTIME", "SUFFIX", "VERSION", "Config", "export"),
-    "runners": ("Config", "EVIDENCE", "NEAR", "connect"),
-    "reports": (),
-}
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What modules of one kind must define, and the defaults of what they may, as the class `page` states it.
+
+    `functions` are those of both that can be called, `config` is the base of their Config, if they have one.
+    """
+
+    page: type
+    required: tuple[str, ...]
+    defaults: dict[str, Any]
+    functions: tuple[str, ...]
+    config: type[BaseModel] | None
 
 
-def _checked(kind: str, name: str, get: Callable[[], ModuleType]) -> ModuleType:
-    """The module, or what is wrong with it: a mistake in somebody's plugin is not a bug in edgepack."""
-    what = f"the {_singular(kind)} '{name}'"
+@cache
+def contract(kind: str) -> Contract:
+    """The contract of a kind, read from its class: what is abstract, or has a type alone, must be defined.
+
+    >>> contract("exporters").defaults["LIBRARIES"]
+    ()
+    """
+    # Named by text, for its folder stands above this one.
+    page = getattr(import_module(f"edgepack.{FOLDERS[kind].partition('/')[0]}.contract"), _CONTRACTS[kind])
+    types, values = get_annotations(page), vars(page)
+    parts = [part for part in {**types, **values} if not part.startswith("_")]
+    required = tuple(part for part in parts if part not in values or part in page.__abstractmethods__)
+    return Contract(
+        page=page,
+        required=required,
+        defaults={part: values[part] for part in parts if part not in required},
+        functions=tuple(part for part in parts if isfunction(values.get(part))),
+        config=get_args(types["Config"])[0] if "Config" in types else None,
+    )
+
+
+def _imported(kind: str, name: str, get: Callable[[], ModuleType]) -> ModuleType:
     try:
-        module = get()
+        return get()
     except (Exception, SystemExit) as error:
         where = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
         raise RecipeError(
-            f"{what} does not load: {type(error).__name__}: {error}{where}", "mend or remove it"
+            f"the {_singular(kind)} '{name}' does not load: {type(error).__name__}: {error}{where}", "mend or remove it"
         ) from error
-    if missing := [part for part in _CONTRACTS[kind] if not hasattr(module, part)]:
-        message = f"{what} must define {', '.join(_CONTRACTS[kind])}: {', '.join(missing)} missing"
+
+
+def _check(kind: str, name: str, module: ModuleType, asked: Contract) -> None:
+    what = f"the {_singular(kind)} '{name}'"
+    if missing := [part for part in asked.required if not hasattr(module, part)]:
+        message = f"{what} must define {', '.join(asked.required)}: {', '.join(missing)} missing"
         raise RecipeError(message, f"{module.__file__}")
-    return module
+    if odd := [part for part in asked.functions if hasattr(module, part) and not callable(getattr(module, part))]:
+        raise RecipeError(f"{what} must define these as functions: {', '.join(odd)}", f"{module.__file__}")
+    if asked.config and not (isinstance(module.Config, type) and issubclass(module.Config, asked.config)):
+        base = f"{asked.config.__module__}.{asked.config.__qualname__}"
+        raise RecipeError(f"{what}: Config must be a subclass of {base}", f"{module.__file__}")
 
 
 @cache
@@ -102,7 +157,7 @@ class Choice:
 
     kind: str
     name: str
-    config: BaseModel
+    config: Any  # of the plugin's own Config
 
     @property
     def module(self) -> ModuleType:
@@ -110,7 +165,8 @@ class Choice:
 
     def plain(self) -> dict[str, Any]:
         """The configuration with every default, as JSON values: what keys are made of and resolved recipes show."""
-        return self.config.model_dump(mode="json")
+        values: dict[str, Any] = self.config.model_dump(mode="json")
+        return values
 
 
 def choose(kind: str, value: object) -> Choice:

@@ -92,13 +92,10 @@ def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = No
     """The recipe as it is built for a device of which `facts` are known, as its runner tells them."""
     profile = device.settled(facts or {})
     given = {each.name: getattr(recipe, each.name) for each in fields(Recipe)}
-    suited = tuple(_suited(exporter, profile.quantization) for exporter in recipe.exporters)
+    suited = tuple(
+        replace(each, config=each.module.suited(each.config, profile.quantization)) for each in recipe.exporters
+    )
     return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile)
-
-
-def _suited(exporter: Choice, quantization: Quantization) -> Choice:
-    suit = getattr(exporter.module, "suited", None)
-    return replace(exporter, config=suit(exporter.config, quantization)) if suit else exporter
 
 
 @dataclass(frozen=True, kw_only=True)

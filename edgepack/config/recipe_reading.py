@@ -184,7 +184,7 @@ class _Checker:
         if model is None or None in stages or signature is None or model.module.trained(model.config, signature):
             return
         first = stages[0] if stages else None
-        if first is None or not getattr(first.module, "MAKES_TEACHER", False):
+        if first is None or not first.module.MAKES_TEACHER:
             path: KeyPath = ("stages", 0) if stages else ("model",)
             message = (
                 "the model is not trained for this data: begin with the stage 'train', or give the model a checkpoint"
@@ -205,8 +205,7 @@ class _Checker:
             return
         for i, place in enumerate(_places(device, model, stages)):
             stage = stages[i]
-            check = getattr(stage.module, "misfit", None) if stage else None
-            if stage and check and (message := check(stage.config, place)):
+            if stage and (message := stage.module.incompatibility(stage.config, place)):
                 self.document.problem(("stages", i, stage.name), message)
 
     def _exports(self, value: object, exporters: Sequence[Choice | None]) -> None:
@@ -219,8 +218,7 @@ class _Checker:
             if exporter and exporter.name in seen:
                 self.document.problem(("export", i), f"'{exporter.name}' is named twice")
             seen.add(exporter.name if exporter else "")
-            check = getattr(exporter.module, "unavailable", None) if exporter else None
-            if exporter and check and (message := check(exporter.config)):
+            if exporter and (message := exporter.module.unavailable(exporter.config)):
                 self.document.problem(("export", i, exporter.name), f"it cannot be written here: {message}")
 
     def _signature(self, data: Choice) -> "Signature | None":
@@ -233,14 +231,13 @@ class _Checker:
         return found
 
     def _of_task(self, task: str, signature: "Signature") -> None:
-        check = getattr(plugins.load("tasks", task), "misfit", None)
-        if check and (message := check(signature)):
+        if message := plugins.load("tasks", task).incompatibility(signature):
             self.document.problem(("task",), message)
 
     def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
         """Whether the models can take the data, as far as that is known without torch."""
         for path, choice in _models(model, stages):
-            if message := choice.module.misfit(choice.config, signature):
+            if message := choice.module.incompatibility(choice.config, signature):
                 self.document.problem(path, message)
 
 
@@ -248,7 +245,7 @@ def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None
     """Where each stage stands: from a stage that is given another model on, that one is at work."""
     names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
     for i, stage in enumerate(stages):
-        encoder = bool(model and getattr(model.module, "ENCODER", False))
+        encoder = bool(model and model.module.ENCODER)
         yield Place(
             quantization=device.quantization,
             evidence=evidence,

@@ -1,16 +1,7 @@
-"""A task is a module with
+"""What a data set and a task must define, and what they may."""
 
-METRIC                                      the name of its score
-loss(logits, targets) -> Tensor             what training minimises; shapes [n, classes] and [n]
-distill(logits, teacher, temperature)       how far a student is from its teacher
-score(logits, targets) -> float             0 to 1, more is better; numpy arrays
-decide(logits) -> array                     what an app would show, to compare two runtimes by
-
-and, where it is for one kind of data,
-
-misfit(signature) -> str                    why the data is not for it, or ""; no torch
-"""
-
+from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core.frozen import Frozen
@@ -22,17 +13,115 @@ if TYPE_CHECKING:
 
 
 class Dataset(Protocol):
-    Config: type[Frozen]
+    """Samples with their labels, in three splits. Stands in data/datasets/.
 
-    def describe(self, config: Any) -> Signature: ...
-    def fingerprint(self, config: Any) -> str: ...
+    What has no default below must be defined; what has one may be left out. A whole data set:
+
+        "Noise in three brightnesses."
+
+        from edgepack.core.frozen import Frozen
+        from edgepack.core.signature import Signature, TensorSpec
+        from edgepack.data.splits import Data, Split
+
+
+        class Config(Frozen):
+            side: int = 8
+
+
+        def describe(config):
+            image = TensorSpec(name="input", shape=(1, config.side, config.side))
+            return Signature(inputs=(image,), labels=("dark", "grey", "light"))
+
+
+        def fingerprint(config):
+            return f"noise 1 {config.side}"
+
+
+        def load(config):
+            import torch
+
+            def split(seed, count):
+                generator = torch.Generator().manual_seed(seed)
+                targets = torch.arange(count) % 3
+                noise = torch.rand(count, 1, config.side, config.side, generator=generator)
+                return Split(inputs=(noise + targets.view(-1, 1, 1, 1),), targets=targets)
+
+            return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
+    """
+
+    Config: type[Frozen]  # what a recipe may say of it
+
+    LICENCE: str = "not stated"  # of the samples: the bundle ships some
+    FOREIGN: bool = False  # whether a user's own code makes the samples: what it reads is watched
+
+    @abstractmethod
+    def describe(self, config: Any) -> Signature:
+        """Tell the inputs and labels without loading a sample. Without torch."""
+
+    @abstractmethod
+    def fingerprint(self, config: Any) -> str:
+        """Tell what the samples are made of: another fingerprint, and every step runs again. Without torch."""
+
+    @abstractmethod
     def load(self, config: Any) -> Data: ...
+
+    def files(self, config: Any) -> tuple[Path, ...]:
+        """Name the files that the fingerprint covers, where the data is FOREIGN."""
+        return ()
+
+    def notes(self, config: Any) -> tuple[str, ...]:
+        """What `check` tells a person of the data."""
+        return ()
+
+    def attachments(self, config: Any) -> dict[str, bytes]:
+        """Files by name that an app needs to make inputs, as a tokenizer: they ship in io/."""
+        return {}
 
 
 class Task(Protocol):
-    METRIC: str
+    """What the outputs of a model mean: how it is trained, and how it is scored. Stands in data/tasks/.
 
-    def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor": ...
-    def distill(self, logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor": ...
-    def score(self, logits: Any, targets: Any) -> float: ...
-    def decide(self, logits: Any) -> Any: ...
+    Logits and targets have the shapes [n, classes] and [n]. What has no default below must be defined. A whole task:
+
+        "One sample, one label, and only errors of the first class count."
+
+        METRIC = "accuracy"
+
+
+        def loss(logits, targets):
+            return logits.logsumexp(1).mean() - logits.gather(1, targets[:, None]).mean()
+
+
+        def distill(logits, teacher, temperature):
+            return ((logits - teacher) / temperature).square().mean()
+
+
+        def score(logits, targets):
+            return float(((decide(logits) == 0) == (targets == 0)).mean())
+
+
+        def decide(logits):
+            return logits.argmax(axis=1)
+    """
+
+    METRIC: str  # the name of the score
+
+    @abstractmethod
+    def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        """What training minimises."""
+
+    @abstractmethod
+    def distill(self, logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
+        """How far a student is from its teacher."""
+
+    @abstractmethod
+    def score(self, logits: Any, targets: Any) -> float:
+        """From 0 to 1, more is better. Of numpy arrays."""
+
+    @abstractmethod
+    def decide(self, logits: Any) -> Any:
+        """What an app would show; two runtimes agree on a sample where they decide alike. Of numpy arrays."""
+
+    def incompatibility(self, signature: Signature) -> str:
+        """Say why the data is not for this task, or "". Without torch."""
+        return ""

@@ -1,12 +1,6 @@
-"""A report is a module with
+"""What a report must define, and how reports are written."""
 
-    FILE                     the name of the file it makes in dist/<recipe>/
-    render(build) -> str     its content, from the build alone
-
-Two make no file: `console` shows events while a build runs and the table at its end, `github` tells a job of GitHub
-Actions. A figure whose evidence is not "measured" says so beside itself in all of them (_words.value).
-"""
-
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +11,28 @@ from edgepack.records.build import Build
 
 
 class Report(Protocol):
-    FILE: str
+    """Tells of a build in one file of dist/<recipe>/. Stands in deliver/reports/; everything must be defined.
 
-    def render(self, build: Build) -> str: ...
+    A figure whose evidence is not "measured" says so beside itself: `wording.value` does. A whole report:
+
+        "How a build ended, in one line."
+
+        FILE = "outcome.txt"
+
+
+        def render(build):
+            return f"{build.name}: exit code {build.exit_code}\\n"
+    """
+
+    FILE: str  # the name of the file
+
+    @abstractmethod
+    def render(self, build: Build) -> str:
+        """The file's content, made of the build alone."""
 
 
 def write_reports(build: Build, folder: Path) -> None:
-    for report in _with_files():
+    for report in _reports():
         write_atomic(folder / report.FILE, report.render(build).encode())
 
 
@@ -45,10 +54,9 @@ def report_again(build: Build, reports: Path, judged: Path) -> Path:
 
 
 def remove_reports(folder: Path) -> None:
-    for report in _with_files():
+    for report in _reports():
         (folder / report.FILE).unlink(missing_ok=True)
 
 
-def _with_files() -> list[Any]:
-    modules = (plugins.load("reports", name) for name in plugins.names("reports"))
-    return [module for module in modules if getattr(module, "FILE", "")]
+def _reports() -> list[Any]:
+    return [plugins.load("reports", name) for name in plugins.names("reports")]

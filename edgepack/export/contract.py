@@ -1,36 +1,8 @@
-"""An exporter is a module with
-
-RUNTIME                             the runtime that loads what it writes, a key of worker.py's RUNTIMES
-SUFFIX                              of the file: ".pte"; a Config with a `suffix` of its own says otherwise
-VERSION, LIBRARIES                  as for stages
-Config                              what a recipe may say of it (frozen pydantic)
-export(candidate, config, path)     write the file; the candidate may be eager or exported
-
-and, where a file holds more than one thing to call,
-
-METHOD                              what an app calls
-
-and, where what its settings ask for is not to be had everywhere,
-
-unavailable(config) -> str          why such a file cannot be written here, or ""; instant, no torch
-needs(config) -> str                the delegate that a runtime must have to run the file, or ""; no torch
-
-and, where it can,
-
-inspect(path, candidate)            what is in the file, its tensors by the names of the candidate's layers
-operations(path, quantization, shapes)
-                                    what a device with these facts computes to run the file (operations.py), of any file
-                                    of its kind; `shapes` are those of inputs by name which the file leaves open
-runtime_files(path, config)         {name: content}: what a runtime built for this file alone needs. BUILDING.md tells
-                                    how to build it, of the model "$MODEL" in the folder "$BUNDLE"
-
-and, where settings are left to the device,
-
-suited(config, quantization)        the config with them filled in from the profile's facts
-"""
+"""What an exporter must define, what it may, and how exporters are asked."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,16 +15,79 @@ from edgepack.export.operations import Operation
 
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
+    from edgepack.records.file_contents import Contents
 
 
 class Exporter(Protocol):
-    RUNTIME: str
-    SUFFIX: str
-    VERSION: int
-    LIBRARIES: tuple[str, ...]
-    Config: type[Frozen]
+    """Writes a model to a file that a runtime loads. Stands in export/formats/.
 
-    def export(self, candidate: "Candidate", config: Any, path: Path) -> None: ...
+    What has no default below must be defined; what has one may be left out. A whole exporter:
+
+        "ONNX as torch writes it, for ONNX Runtime."
+
+        from edgepack.core.frozen import Frozen
+
+        RUNTIME = "onnxruntime"
+        SUFFIX = ".onnx"
+        VERSION = 1
+
+
+        class Config(Frozen):
+            opset: int = 20
+
+
+        def export(candidate, config, path):
+            import torch
+
+            inputs = [spec.name for spec in candidate.signature.inputs]
+            program = torch.onnx.export(
+                candidate.program(batch=1), dynamo=True, verbose=False, opset_version=config.opset, input_names=inputs
+            )
+            program.save(str(path), external_data=False)
+    """
+
+    RUNTIME: str  # what loads the file, a key of worker.py's RUNTIMES
+    SUFFIX: str  # of the file: ".pte"
+    VERSION: int  # to bump when the same input would give another file
+    Config: type[Frozen]  # what a recipe may say of it
+
+    LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the file
+    METHOD: str | None = None  # what an app calls, where a file holds more than one thing to call
+
+    @abstractmethod
+    def export(self, candidate: "Candidate", config: Any, path: Path) -> None:
+        """Write the file. The candidate may be eager or exported."""
+
+    def suffix(self, config: Any) -> str:
+        """Of a file with these settings."""
+        return self.SUFFIX
+
+    def suited(self, config: Any, quantization: Quantization) -> Any:
+        """Fill in the settings that are left to the device, from the facts of its profile."""
+        return config
+
+    def unavailable(self, config: Any) -> str:
+        """Say why such a file cannot be written on this computer, or "". At once, without torch."""
+        return ""
+
+    def needs(self, config: Any) -> str:
+        """Name the delegate that a runtime must have to run the file, or "". Without torch."""
+        return ""
+
+    def inspect(self, path: Path, candidate: "Candidate") -> "Contents | None":
+        """Tell what is in the file, its tensors by the names of the candidate's layers; None: not known."""
+        return None
+
+    def runtime_files(self, path: Path, config: Any) -> dict[str, bytes]:
+        """What a runtime built for this file alone needs, by name.
+
+        BUILDING.md tells how to build it, of the model "$MODEL" in the folder "$BUNDLE".
+        """
+        return {}
+
+    # operations(path, quantization, shapes) reads from any file of its kind what a device with these facts computes to
+    # run it (operations.py); `shapes` are those of inputs by name which the file leaves open. None: cannot be told.
+    operations: "Callable[[Path, Quantization, Mapping[str, Sequence[int]]], tuple[Operation, ...]] | None" = None
 
 
 def write(candidate: "Candidate", exporter: Choice, path: Path) -> None:
@@ -65,7 +100,7 @@ def write(candidate: "Candidate", exporter: Choice, path: Path) -> None:
 
 def suffix(exporter: Choice) -> str:
     """Of the files that an exporter with these settings writes."""
-    return str(getattr(exporter.config, "suffix", exporter.module.SUFFIX))
+    return str(exporter.module.suffix(exporter.config))
 
 
 def operations(
@@ -73,7 +108,7 @@ def operations(
 ) -> tuple[Operation, ...]:
     """What a file computes. Raises DeviceError where nobody can read that out of it."""
     exporters = (plugins.load("exporters", name) for name in plugins.names("exporters"))
-    readers = [each for each in exporters if hasattr(each, "operations") and runtime == each.RUNTIME]
+    readers = [each for each in exporters if each.operations and runtime == each.RUNTIME]
     if not readers:
         raise DeviceError(f"no exporter can tell the operators of a file for {runtime}", "run it on the device")
     try:

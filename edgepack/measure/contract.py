@@ -1,26 +1,17 @@
-"""A runner takes exported files to where they must run. It is a module with
+"""What a runner must define, what it may, and how a device is reached."""
 
-Config                          what a device profile may say of it (frozen pydantic); no address, serial or secret
-EVIDENCE                        {mode of worker.py: "measured", "emulated" or "estimated"}: what its answers are worth;
-                                a mode that is not in it is not done there
-connect(device) -> Connection   reach the device. Raises AbsentError where none is attached or configured, DeviceError
-                                where there is one that cannot be used
-NEAR                            whether that takes no time: the device is this computer, or none at all
-INSTALL                         {runtime: how it gets there}, where that is not plain
-prepare(device, tell)           if it has one: fetch what connect() looks for, telling a person of it line by line
-"""
-
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError
+from edgepack.core.frozen import Frozen
 
 if TYPE_CHECKING:
     from edgepack.config.device import Device
-    from edgepack.core.frozen import Frozen
 
 Job = dict[str, Any]
 
@@ -43,11 +34,50 @@ class Connection(Protocol):
 
 
 class Runner(Protocol):
-    Config: "type[Frozen]"
-    EVIDENCE: dict[str, str]
-    NEAR: bool
+    """Takes exported files to where they must run. Stands in measure/runners/.
 
-    def connect(self, device: "Device") -> Connection: ...
+    What has no default below must be defined; what has one may be left out. A whole runner:
+
+        "This computer, with a name of its own."
+
+        from edgepack.core.frozen import Frozen
+        from edgepack.measure.processes import Host
+
+        EVIDENCE = {"time": "measured", "predict": "measured"}
+        IS_LOCAL = True
+
+
+        class Config(Frozen):
+            name: str = "bench"
+
+
+        class Bench(Host):
+            @property
+            def facts(self):
+                return {**super().facts, "runner": "bench", "name": "bench"}
+
+
+        def connect(device):
+            return Bench(device.controls)
+    """
+
+    Config: type[Frozen]  # what a device profile may say of it; no address, serial or secret
+    # {mode of worker.py: "measured", "emulated" or "estimated"}: what its answers are worth. Other modes are not done
+    # there.
+    EVIDENCE: dict[str, str]
+    IS_LOCAL: bool  # whether connecting takes no time: the device is this computer, or none at all
+
+    INSTALL: dict[str, str] = {}  # how a runtime gets there, by its name, where that is not plain
+
+    @abstractmethod
+    def connect(self, device: "Device") -> Connection:
+        """Reach the device.
+
+        Raises AbsentError where none is attached or configured, DeviceError where there is one that cannot be used.
+        """
+
+    # prepare(device, tell) fetches what `connect` looks for, telling a person of it line by line. None: needs nothing.
+    prepare: "Callable[[Device, Callable[[str], None]], None] | None" = None
 
 
 @contextmanager
@@ -64,10 +94,8 @@ def connected(device: "Device") -> Iterator[Connection]:
 
 def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
     """The error of a device without the runtime that `what` needs."""
-    hints: dict[str, str] = getattr(device.runner.module, "INSTALL", {})
-    return DeviceError(
-        f"{device.name} has no {runtime}, which {what} needs", hints.get(runtime, f"install {runtime} there")
-    )
+    hint = device.runner.module.INSTALL.get(runtime, f"install {runtime} there")
+    return DeviceError(f"{device.name} has no {runtime}, which {what} needs", hint)
 
 
 def recognise(device: "Device", facts: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ STAND_IN = "estimate"  # the runner that works without the device
 
 def known(device: Device, memory: Path) -> Facts | None:
     """What its answers depend on, without waiting for it; None while nothing is known. `memory` is a folder."""
-    if not device.runner.module.NEAR:
+    if not device.runner.module.IS_LOCAL:
         return _remembered(device, memory)
     try:
         with connected(device) as connection:
@@ -42,7 +42,7 @@ class DeviceSession:
         self._stack = ExitStack()
         self._connection: Connection | None = None
         before = known(device, memory)
-        if before is None or device.runner.module.NEAR or needed(before):
+        if before is None or device.runner.module.IS_LOCAL or needed(before):
             before = self._connect().facts
         self.facts: Facts = before
 
@@ -86,7 +86,7 @@ def _remembered(device: Device, memory: Path) -> Facts | None:
 
 
 def _remember(device: Device, memory: Path, facts: Facts) -> None:
-    if device.runner.module.NEAR:
+    if device.runner.module.IS_LOCAL:
         return
     path = _place(device, memory)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,6 @@
-"""A source of models is a module with
+"""What a source of models must define, and what it may; settings that sources share."""
 
-Config                                     has a field of the plugin's own name: `torchvision: resnet18`
-trained(config, signature) -> bool         whether the model starts with weights that are trained for these classes
-misfit(config, signature) -> str           why it cannot take this data, or ""; no torch
-build(config, signature) -> nn.Module      the model, with the right inputs and number of classes
-
-and, where they differ from these defaults,
-
-ENCODER = False                            whether its models are transformer encoders
-FOREIGN = False                            whether its models are anybody's: tried, and exported, before training
-LIBRARIES = ()                             packages besides torch whose version changes the model
-files(config) -> tuple[Path, ...]          what the model is made of besides its settings: other content, other model
-installed(config) -> dict[str, str]        versions of the packages that a user's own code imports: others, other model
-
-What `checkpoint`, `checkpoint_key` and `weights` say in a Config are weights to start from: a saved candidate is
-rebuilt without them.
-"""
-
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -76,8 +60,57 @@ CheckpointKey = Annotated[
 
 
 class ModelSource(Protocol):
-    Config: type[Frozen]
+    """Makes models, given what they take and tell apart. Stands in models/sources/.
 
-    def trained(self, config: Any, signature: Signature) -> bool: ...
-    def misfit(self, config: Any, signature: Signature) -> str: ...
-    def build(self, config: Any, signature: Signature) -> "nn.Module": ...
+    What has no default below must be defined; what has one may be left out. A whole source:
+
+        "One linear layer."
+
+        from edgepack.core.frozen import Frozen
+
+
+        class Config(Frozen):
+            linear: bool
+
+
+        def trained(config, signature):
+            return False
+
+
+        def build(config, signature):
+            from math import prod
+
+            from torch import nn
+
+            inputs = prod(signature.inputs[0].shape)
+            return nn.Sequential(nn.Flatten(), nn.Linear(inputs, len(signature.labels)))
+
+    A recipe says `model: {linear: true}` of it, for the name of this plugin is a field of its Config. What fields named
+    `checkpoint`, `checkpoint_key` and `weights` say are weights to start from: a saved candidate is rebuilt without.
+    """
+
+    Config: type[Frozen]  # what a recipe may say of it; one field has the plugin's name
+
+    ENCODER: bool = False  # whether its models are transformer encoders
+    FOREIGN: bool = False  # whether a user's own code makes them: they are tried, and exported, before any training
+    LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the model
+
+    @abstractmethod
+    def trained(self, config: Any, signature: Signature) -> bool:
+        """Whether the model starts with weights that are trained for these classes. Without torch."""
+
+    @abstractmethod
+    def build(self, config: Any, signature: Signature) -> "nn.Module":
+        """Make the model, with the right inputs and number of classes. Raises StageError."""
+
+    def incompatibility(self, config: Any, signature: Signature) -> str:
+        """Say why the model cannot take this data, or "". Without torch."""
+        return ""
+
+    def files(self, config: Any) -> tuple[Path, ...]:
+        """Name the files that the model is made of: other content is another model."""
+        return ()
+
+    def installed(self, config: Any) -> dict[str, str]:
+        """Versions of the packages that a user's own code imports: another version is another model."""
+        return {}

@@ -110,14 +110,9 @@ def files(
             exporter = plugins.load("exporters", format)
             path = folder / f"{dtype}{exporter.SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            exporter.export(each, _suited(exporter, device), path)
+            exporter.export(each, exporter.suited(exporter.Config(), device.quantization), path)
             found[exporter.RUNTIME, dtype] = path
     return found
-
-
-def _suited(exporter: Any, device: Device) -> Any:
-    config = exporter.Config()
-    return exporter.suited(config, device.quantization) if hasattr(exporter, "suited") else config
 
 
 def _quantized(candidate: "Candidate", device: Device) -> "Candidate":

@@ -1,7 +1,9 @@
 """Every plugin of every kind keeps its contract, and another package can bring its own."""
 
+import ast
 import inspect
 import json
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import dedent
@@ -9,24 +11,33 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from factories import build, python, recipe_file, texts, tokenizer
+from factories import PROJECT, build, python, recipe_file, texts, tokenizer
 from pydantic import BaseModel, ValidationError
 
+from edgepack.compress.contract import StageConfig
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
+from edgepack.config.recipe import Place
 from edgepack.core.errors import RecipeError
 from edgepack.core.signature import Signature
 from edgepack.measure import worker
 
 FOUND = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
-CALLS = {
-    "tasks": {"loss": 2, "distill": 3, "score": 2, "decide": 1},
-    "models": {"trained": 2, "misfit": 2, "build": 2},
-    "datasets": {"describe": 1, "fingerprint": 1, "load": 1},
-    "stages": {"run": 3},
-    "exporters": {"export": 3},
-    "runners": {"connect": 1},
-    "reports": {},
+# What is None by default, and a function of these where a plugin has it.
+MAY_BE_NONE = {
+    "dry_run": ["candidate", "config", "quantization"],
+    "operations": ["path", "quantization", "shapes"],
+    "prepare": ["device", "tell"],
+}
+# The plugins that the pages of the contracts show as examples, by kind.
+EXAMPLES = {
+    "tasks": "brightness",
+    "models": "linear",
+    "datasets": "noise",
+    "stages": "round",
+    "exporters": "plain_onnx",
+    "runners": "bench",
+    "reports": "outcome",
 }
 
 
@@ -46,8 +57,27 @@ def test_there_is_a_plugin_of_every_kind() -> None:
 def test_a_plugin_has_a_sentence_on_what_it_does_and_the_functions_of_its_kind(kind: str, name: str) -> None:
     module = plugins.load(kind, name)
     assert plugins.summary(module).endswith((".", ":"))
-    for call, arguments in CALLS[kind].items():
-        assert len(inspect.signature(getattr(module, call)).parameters) == arguments
+    for call in plugins.contract(kind).functions:
+        assert _parameters(getattr(module, call)) == _parameters(getattr(plugins.contract(kind).page, call))[1:], call
+
+
+@pytest.mark.parametrize(("kind", "name"), FOUND)
+def test_a_plugin_has_all_that_its_contract_names_and_of_its_type(kind: str, name: str) -> None:
+    module = plugins.load(kind, name)
+    for part, default in plugins.contract(kind).defaults.items():
+        value = getattr(module, part)
+        if part in plugins.contract(kind).functions:
+            assert callable(value)
+        elif part in MAY_BE_NONE:
+            asked = MAY_BE_NONE[part]
+            assert value is None or _parameters(value)[: len(asked)] == asked
+            assert value is None or {*_parameters(value)[len(asked) :]} <= {"latency"}
+        else:
+            assert isinstance(value, str | None if default is None else type(default))
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return [*inspect.signature(function).parameters]
 
 
 @_of("models", "datasets", "stages", "exporters", "runners")
@@ -64,7 +94,7 @@ def test_settings_are_frozen_and_refuse_what_they_do_not_know(module: ModuleType
 def test_what_a_key_depends_on_is_declared(module: ModuleType) -> None:
     assert isinstance(module.VERSION, int)
     assert module.VERSION >= 1
-    for library in getattr(module, "LIBRARIES", ()):
+    for library in module.LIBRARIES:
         try:
             version(library)
         except PackageNotFoundError:
@@ -74,16 +104,14 @@ def test_what_a_key_depends_on_is_declared(module: ModuleType) -> None:
 @_of("stages")
 def test_a_stage_says_what_it_takes_gives_and_reads(module: ModuleType) -> None:
     assert {module.TAKES, module.GIVES} <= {"eager", "exported"}
-    assert {*getattr(module, "READS", ())} <= {*Quantization.model_fields}
-    assert isinstance(getattr(module, "MAKES_TEACHER", False), bool)
+    assert {*module.READS} <= {*Quantization.model_fields}
+    assert isinstance(module.MAKES_TEACHER, bool)
 
 
 @_of("exporters")
 def test_an_exporter_writes_a_file_that_the_worker_can_run(module: ModuleType) -> None:
     assert module.SUFFIX.startswith(".")
     assert module.RUNTIME in worker.RUNTIMES
-    for optional in ("inspect", "runtime_files"):
-        assert not hasattr(module, optional) or len(inspect.signature(getattr(module, optional)).parameters) == 2
 
 
 @_of("datasets")
@@ -94,8 +122,8 @@ def test_a_data_set_describes_itself_without_loading(module: ModuleType) -> None
     assert len(signature.labels) > 1
     assert all(min(spec.shape) > 0 for spec in signature.inputs)
     assert module.fingerprint(config) == module.fingerprint(_data(module))
-    if attachments := getattr(module, "attachments", None):
-        assert all(isinstance(content, bytes) for content in attachments(config).values())
+    assert all(isinstance(content, bytes) for content in module.attachments(config).values())
+    assert all(isinstance(note, str) for note in module.notes(config))
 
 
 def _data(module: ModuleType) -> BaseModel:
@@ -127,15 +155,15 @@ def test_a_source_of_models_is_named_by_its_own_key(module: ModuleType) -> None:
 @_of("runners")
 def test_a_runner_says_what_its_answers_are_worth(module: ModuleType) -> None:
     module.Config()
-    assert isinstance(module.NEAR, bool)
+    assert isinstance(module.IS_LOCAL, bool)
     assert set(module.EVIDENCE) <= {"time", "memory", "predict", "delegates"}
     assert set(module.EVIDENCE.values()) <= {"measured", "emulated", "estimated"}
 
 
 @_of("reports")
 def test_a_report_is_made_of_the_build_alone(module: ModuleType) -> None:
-    if getattr(module, "FILE", ""):
-        assert isinstance(module.render(build()), str)
+    assert Path(module.FILE).name == module.FILE
+    assert isinstance(module.render(build()), str)
 
 
 def test_a_plugin_is_chosen_by_name_alone_or_with_settings() -> None:
@@ -151,21 +179,28 @@ def test_an_unknown_plugin_says_which_there_are(kind: str) -> None:
         plugins.load(kind, "nonsense")
 
 
-def _install(folder: Path, source: str) -> Path:
-    """A package as pip would leave it, with a stage `shake` in `shaking.py`."""
-    (folder / "shaking.py").write_text(dedent(source))
-    info = folder / "shaking-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shaking\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgepack.stages]\nshake = shaking\n")
-    return folder
+def _install(site: Path, kind: str, name: str, source: str) -> None:
+    """A package as pip would leave it, with one plugin in `other_<name>.py`."""
+    info = site / f"other_{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"other_{name}.py").write_text(dedent(source))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: other_{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[edgepack.{kind}]\n{name} = other_{name}\n")
+
+
+def _install_examples(site: Path) -> None:
+    """Every example of the contracts' pages, as if another package published it."""
+    for kind, name in EXAMPLES.items():
+        page = inspect.cleandoc(plugins.contract(kind).page.__doc__ or "").splitlines()
+        _install(site, kind, name, "\n".join(line for line in page if not line or line.startswith("    ")))
 
 
 def test_another_installed_package_brings_a_stage(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    site.mkdir()
     _install(
         site,
+        "stages",
+        "shake",
         '''
         """Shake the weights until something falls out."""
         from edgepack.compress.contract import StageConfig
@@ -191,3 +226,108 @@ def test_another_installed_package_brings_a_stage(tmp_path: Path) -> None:
         ran = python("from edgepack.cli.main import main; main()", *command, path=[site])
         assert expected in ran.out + ran.err
     assert "unknown stage 'shake'" in python("from edgepack.cli.main import main; main()", "check", str(path)).err
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of packages with the examples of the contracts, which this process finds too."""
+    _install_examples(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
+    monkeypatch.setattr(plugins, "load", plugins.load.__wrapped__)
+    return tmp_path / "site"
+
+
+@pytest.mark.parametrize(("kind", "name"), EXAMPLES.items())
+def test_a_plugin_that_defines_only_what_is_required_has_every_default(kind: str, name: str, examples: Path) -> None:
+    asked = plugins.contract(kind)
+    source = (examples / f"other_{name}.py").read_text()
+    module = plugins.load(kind, name)
+    for part, default in asked.defaults.items():
+        assert part not in source
+        assert getattr(getattr(module, part), "__func__", getattr(module, part)) is default
+
+
+def test_nobody_asks_whether_a_plugin_has_what_its_contract_gives() -> None:
+    given = {part for kind in plugins.KINDS for part in (*plugins.contract(kind).defaults, *vars(StageConfig))}
+    asking = [
+        f"{file.relative_to(PROJECT)}:{call.lineno}"
+        for file in PROJECT.glob("edgepack/**/*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("getattr", "hasattr")
+        if isinstance(call.args[1], ast.Constant) and call.args[1].value in given
+    ]
+    assert asking == []
+
+
+def test_what_is_abstract_or_has_only_a_type_is_required() -> None:
+    assert plugins.contract("stages").required == ("TAKES", "GIVES", "VERSION", "Config", "run")
+    assert plugins.contract("reports").required == ("FILE", "render")
+    assert plugins.contract("tasks").required == ("METRIC", "loss", "distill", "score", "decide")
+
+
+def test_defaults_say_what_most_plugins_would(examples: Path) -> None:
+    stage, exporter = plugins.choose("stages", "round"), plugins.choose("exporters", "plain_onnx")
+    model, data = plugins.choose("models", {"linear": True}), plugins.choose("datasets", "noise")
+    signature = data.module.describe(data.config)
+    assert stage.module.incompatibility(stage.config, Place(quantization=Quantization())) == ""
+    assert (stage.config.needs_timing, stage.config.budgets_used, stage.config.trainings) == (False, (), ())
+    assert exporter.module.suffix(exporter.config) == exporter.module.SUFFIX
+    assert exporter.module.suited(exporter.config, Quantization()) is exporter.config
+    assert (exporter.module.unavailable(exporter.config), exporter.module.needs(exporter.config)) == ("", "")
+    assert exporter.module.inspect(Path("m.onnx"), None) is None
+    assert exporter.module.runtime_files(Path("m.onnx"), exporter.config) == {}
+    assert model.module.incompatibility(model.config, signature) == ""
+    assert (model.module.files(model.config), model.module.installed(model.config)) == ((), {})
+    assert (data.module.files(data.config), data.module.notes(data.config)) == ((), ())
+    assert (data.module.attachments(data.config), data.module.LICENCE) == ({}, "not stated")
+    assert plugins.load("tasks", "brightness").incompatibility(signature) == ""
+
+
+def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
+    path = recipe_file(
+        task="brightness",
+        model={"linear": True},
+        data={"noise": {}},
+        device="devices/bench.yaml",
+        stages=[{"train": {"epochs": 4}}, "round"],
+        export=["plain_onnx"],
+        budgets={"accuracy": {"min": "60 %"}},
+    )
+    Path("devices/bench.yaml").write_text("edgepack: 1\nname: the bench\nrunner: bench\n")
+    for command, expected in (("check", "fine (train -> round"), ("build", "accuracy")):
+        ran = python("from edgepack.cli.main import main; main()", command, str(path), path=[examples])
+        assert ran.code == 0, ran.out + ran.err
+        assert expected in ran.out
+    assert Path("dist/tiny/outcome.txt").read_text() == "tiny: exit code 0\n"
+    assert "multiples of 0.01" in Path("dist/tiny/build.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("def run", "def walk", "must define TAKES, GIVES, VERSION, Config, run: run missing"),
+        ("VERSION = 1", "import json as incompatibility", "must define TAKES, GIVES, VERSION, Config, run: VERSION"),
+        ("VERSION", "import json as incompatibility\nVERSION", "must define these as functions: incompatibility"),
+        (
+            "compress.contract import StageConfig",
+            "core.frozen import Frozen",
+            "Config must be a subclass of edgepack.compress.contract.StageConfig",
+        ),
+    ],
+)
+def test_a_plugin_that_breaks_its_contract_is_told_so(
+    right: str, wrong: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+        from edgepack.compress.contract import StageConfig as Config
+        TAKES, GIVES = "eager", "eager"
+        VERSION = 1
+        def run(candidate, config, context): ...
+        """
+    _install(tmp_path / "site", "stages", "shake", dedent(source).replace(right, wrong))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
+    with pytest.raises(RecipeError, match=f"the stage 'shake'.*{message}") as caught:
+        plugins.load.__wrapped__("stages", "shake")
+    assert caught.value.hint == str(tmp_path / "site/other_shake.py")

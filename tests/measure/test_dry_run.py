@@ -56,7 +56,7 @@ def start(net: nn.Module) -> Candidate:
 def int8(candidate: Candidate) -> Candidate:
     from edgepack.config.device import Quantization
 
-    return quantize.rehearse(candidate, quantize.Config(mode="ptq"), Quantization(int8_saturates=True))
+    return quantize.dry_run(candidate, quantize.Config(mode="ptq"), Quantization(int8_saturates=True))
 
 
 def checked(candidate: Candidate, format: str, run: Run | None = None) -> list[int]:

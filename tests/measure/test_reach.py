@@ -42,9 +42,12 @@ class Board:
 
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    """In the place of the runner `host`, and not near."""
+    """In the place of the runner `host`, and not local."""
     there, host = Board(), load("runners", "host")
-    module = SimpleNamespace(connect=there.connect, NEAR=False, EVIDENCE={"time": "measured"}, Config=host.Config)
+    evidence = {"time": "measured"}
+    module = SimpleNamespace(
+        connect=there.connect, IS_LOCAL=False, EVIDENCE=evidence, Config=host.Config, INSTALL=host.INSTALL
+    )
     monkeypatch.setattr(
         "edgepack.config.plugins.load", lambda kind, name: module if name == "host" else load(kind, name)
     )

@@ -28,9 +28,9 @@ def choose(**config: Any) -> Choice:
     return plugins.choose("models", config)
 
 
-def misfit(name: str, **changes: Any) -> str:
+def incompatibility(name: str, **changes: Any) -> str:
     choice = choose(huggingface=name)
-    found: str = choice.module.misfit(choice.config, make.signature(**changes))
+    found: str = choice.module.incompatibility(choice.config, make.signature(**changes))
     return found
 
 
@@ -130,15 +130,15 @@ def test_layers_that_are_not_there_cannot_be_kept() -> None:
 def test_what_does_not_fit_the_data_is_told_without_loading_the_model(
     changes: dict[str, Any], data: dict[str, Any], told: str
 ) -> None:
-    assert told in misfit(make.described(**changes), **data)
+    assert told in incompatibility(make.described(**changes), **data)
 
 
 def test_rows_beyond_the_tokenizer_are_padding_and_fit() -> None:
-    assert misfit(make.described(vocab_size=make.TOKENS + 4)) == ""
+    assert incompatibility(make.described(vocab_size=make.TOKENS + 4)) == ""
 
 
 def test_the_places_of_roberta_begin_after_its_padding() -> None:
-    assert "reads at most 14 tokens" in misfit(make.described("roberta", max_position_embeddings=16), pad=1)
+    assert "reads at most 14 tokens" in incompatibility(make.described("roberta", max_position_embeddings=16), pad=1)
     table = make.encoder("roberta").module.model.roberta.embeddings.position_embeddings
     assert table.weight.shape[0] == make.LENGTH + 2
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_is_of_transformers_or_of_edgepack(suffix: str) -> None:
 def test_a_tokenizer_of_other_words_is_told() -> None:
     name = make.described()
     shutil.copy(Path(tokenizer()) / "tokenizer.json", name)
-    assert "comes with a tokenizer of other words" in misfit(name, words="of another")
+    assert "comes with a tokenizer of other words" in incompatibility(name, words="of another")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,8 @@ def test_a_damaged_description_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_a_roberta_may_leave_its_padding_open() -> None:
-    assert "reads at most 14" in misfit(make.described("roberta", pad_token_id=None, max_position_embeddings=16), pad=1)
+    described = make.described("roberta", pad_token_id=None, max_position_embeddings=16)
+    assert "reads at most 14" in incompatibility(described, pad=1)
 
 
 def test_weights_are_those_of_the_folder_and_a_head_for_other_classes_starts_anew() -> None:

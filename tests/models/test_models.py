@@ -328,11 +328,11 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any], message: s
 
 def test_channels_must_be_those_of_the_data() -> None:
     config = Config(torchvision="resnet18", in_channels=3)
-    assert torchvision.misfit(config, signature(3)) == ""
-    assert "in_channels is 3, but the data has 1" in torchvision.misfit(config, signature(1))
-    assert torchvision.misfit(Config(torchvision="resnet18"), signature(1)) == ""
+    assert torchvision.incompatibility(config, signature(3)) == ""
+    assert "in_channels is 3, but the data has 1" in torchvision.incompatibility(config, signature(1))
+    assert torchvision.incompatibility(Config(torchvision="resnet18"), signature(1)) == ""
     text = Signature(inputs=(TensorSpec(name="input", shape=(128,), dtype="int64"),), labels=("a", "b"))
-    assert "take pictures, but the data has inputs of shape [128]" in torchvision.misfit(
+    assert "take pictures, but the data has inputs of shape [128]" in torchvision.incompatibility(
         Config(torchvision="resnet18"), text
     )
 

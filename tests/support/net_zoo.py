@@ -33,10 +33,6 @@ def trained(config: Config, signature: Signature) -> bool:
     return False
 
 
-def misfit(config: Config, signature: Signature) -> str:
-    return ""
-
-
 def build(config: Config, signature: Signature) -> nn.Module:
     return NETS[config.zoo]()
 

@@ -46,10 +46,6 @@ def trained(config: Config, signature: Signature) -> bool:
     return False
 
 
-def misfit(config: Config, signature: Signature) -> str:
-    return ""
-
-
 def build(config: Config, signature: Signature) -> nn.Module:
     net = MAKERS[config.tiny](config.width)
     for layer in net.modules():

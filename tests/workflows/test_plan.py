@@ -86,7 +86,7 @@ def test_what_functions_were_seen_to_read_is_part_of_the_keys_and_told(store: St
     planner.reads.note(own.model, ["net.txt"])
     planner.reads.note(own.model, ["$OWN_WIDTH"])  # and the first one still counts
     planner.reads.note(own.data, ["data.txt"])
-    planner.reads.note(own.stages[1].config.student, ["student.txt"])  # type: ignore[attr-defined]
+    planner.reads.note(own.stages[1].config.student, ["student.txt"])
     built(what(), board, store)
     first = plan(what(), board, store)
     assert first.up_to_date
@@ -174,7 +174,7 @@ def test_a_budget_added_or_removed_leaves_a_build_up_to_date(store: Store, board
         assert plan(recipe(budgets=budgets), board, store).up_to_date
 
 
-def test_only_a_stage_that_heeds_a_budget_runs_again_for_it(store: Store, board: Device) -> None:
+def test_only_a_stage_that_uses_a_budget_runs_again_for_it(store: Store, board: Device) -> None:
     stages = [{"train": {"epochs": 6}}, {"quantize": {"fp32": "auto"}}]
     built(recipe(stages=stages, budgets={"size": "1 MB"}), board, store)
     assert plan(recipe(stages=stages, budgets={"size": "1 MB", "latency.p50": "9 ms"}), board, store).up_to_date

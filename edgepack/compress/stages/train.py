@@ -19,7 +19,7 @@ class Config(Training):
     epochs: int = Field(default=8, ge=1, le=10_000, description="passes over the training split")
 
 
-def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
     """Raises StageError where there is nothing to train."""
     from edgepack.compress.training.loop import check_trainable
 

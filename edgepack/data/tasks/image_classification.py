@@ -3,9 +3,9 @@
 from edgepack.core.signature import Signature
 from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score
 
-__all__ = ["METRIC", "decide", "distill", "loss", "misfit", "score"]
+__all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score"]
 
 
-def misfit(signature: Signature) -> str:
+def incompatibility(signature: Signature) -> str:
     text = signature.preprocessing.get("kind") == "text"
     return "it is a task for pictures, but the data is texts: text_classification" if text else ""

@@ -3,8 +3,8 @@
 from edgepack.core.signature import Signature
 from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score
 
-__all__ = ["METRIC", "decide", "distill", "loss", "misfit", "score"]
+__all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score"]
 
 
-def misfit(signature: Signature) -> str:
+def incompatibility(signature: Signature) -> str:
     return "" if signature.preprocessing.get("kind") == "text" else "it is a task for texts, which the data is not"

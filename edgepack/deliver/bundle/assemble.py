@@ -69,12 +69,11 @@ def _io(recipe: "Recipe", signature: "Signature") -> Files:
     inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
     output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
     interface = {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
-    attachments = getattr(recipe.data.module, "attachments", None)
-    made: Files = attachments(recipe.data.config) if attachments else {}
+    attachments: Files = recipe.data.module.attachments(recipe.data.config)
     return {
         "io/signature.json": as_json(interface),
         "io/labels.txt": labels.lines(signature.labels),
-        **{f"io/{name}": content for name, content in made.items()},
+        **{f"io/{name}": content for name, content in attachments.items()},
     }
 
 
@@ -87,12 +86,11 @@ def _licences(recipe: "Recipe") -> Files:
         except OSError as error:
             raise DeviceError(f"cannot read the licence file {recipe.licence_file}: {error.strerror}") from error
         stated += ", in model.txt"
-    data = getattr(recipe.data.module, "LICENCE", "not stated")
     lines = [
         "# Licences",
         "",
         f"- The model, in `models/` and `io/`: {stated}",
-        f"- The samples in `selftest/`, from the data `{recipe.data.name}`: {data}",
+        f"- The samples in `selftest/`, from the data `{recipe.data.name}`: {recipe.data.module.LICENCE}",
         "- The runtimes are no part of this bundle; an app that links one ships that one's licence.",
     ]
     return {**files, "licences/README.md": "\n".join([*lines, ""]).encode()}
@@ -175,6 +173,6 @@ def _described(artifact: "Artifact", exporter: "Choice", versions: dict[str, str
     return Runtime(
         version=versions[artifact.runtime],
         format=artifact.format,
-        needs=(module.needs(exporter.config) if hasattr(module, "needs") else "") or None,
-        entry=Entry(file=file, method=getattr(module, "METHOD", None)),
+        needs=module.needs(exporter.config) or None,
+        entry=Entry(file=file, method=module.METHOD),
     )

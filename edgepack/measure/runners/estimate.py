@@ -19,7 +19,7 @@ from edgepack.measure.processes import Host
 from edgepack.measure.timing.estimator import bounds, estimate
 
 EVIDENCE = {"time": "estimated", "predict": "emulated", "delegates": "emulated"}
-NEAR = True
+IS_LOCAL = True
 
 
 class Config(Frozen):

@@ -7,7 +7,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.measure.processes import Host, check_controls
 
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
-NEAR = True
+IS_LOCAL = True
 
 
 class Config(Frozen):

@@ -1,4 +1,4 @@
-"""A model is tried once when it is built, so that a misfit is told before anything is trained."""
+"""A model is tried once when it is built, so that what cannot work is told before anything is trained."""
 
 import logging
 from typing import TYPE_CHECKING, Any

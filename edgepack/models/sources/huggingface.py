@@ -100,7 +100,7 @@ def trained(config: Config, signature: Signature) -> bool:
     return config.weights is not None and config.layers is None and classifier and same
 
 
-def misfit(config: Config, signature: Signature) -> str:
+def incompatibility(config: Config, signature: Signature) -> str:
     name, known, text = config.huggingface, facts(config.huggingface), signature.preprocessing
     if text.get("kind") != "text":
         return f"'{name}' reads text, but the data has inputs of shape {[*signature.inputs[0].shape]}"
@@ -163,7 +163,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models.structure.encoder import TextClassifier, keep_layers, shorten
     from edgepack.models.weights.loading import fits, load_weights
 
-    if message := misfit(config, signature):
+    if message := incompatibility(config, signature):
         raise StageError(message)
     checkpoint = Path(config.checkpoint) if config.checkpoint else None
     pretrained = config.weights is not None and checkpoint is None

@@ -80,7 +80,7 @@ def trained(config: Config, signature: Signature) -> bool:
     return config.checkpoint is not None or (config.weights is not None and whole)
 
 
-def misfit(config: Config, signature: Signature) -> str:
+def incompatibility(config: Config, signature: Signature) -> str:
     shape = signature.inputs[0].shape
     if len(shape) != 3:
         return f"the models of torchvision take pictures, but the data has inputs of shape {[*shape]}"
@@ -99,7 +99,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models.checks.trial import tried
     from edgepack.models.weights.loading import load_weights
 
-    if message := misfit(config, signature):
+    if message := incompatibility(config, signature):
         raise StageError(message)
     module = _structure(config.torchvision, signature)
     tried(module, signature, config.torchvision)

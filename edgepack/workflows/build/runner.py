@@ -93,7 +93,7 @@ class Runner:
         """Data that a user's function makes, which draws as it would if nothing came before."""
         from edgepack.compress.training import numerics
 
-        if getattr(self.work.recipe.data.module, "FOREIGN", False):
+        if self.work.recipe.data.module.FOREIGN:
             with numerics.deterministic(self.work.recipe.seed, provenance.threads()):
                 guarded(name, lambda: self.work.data, self.store.root)
 

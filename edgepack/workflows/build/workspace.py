@@ -134,7 +134,7 @@ class Workspace:
 
     def watched(self, choice: Choice, whose: str, act: Callable[[], Result]) -> Callable[[], Result]:
         """`act` that remembers what a user's function reads besides the files that its key covers, and tells of it."""
-        if not getattr(choice.module, "FOREIGN", False):
+        if not choice.module.FOREIGN:
             return act
 
         def watching() -> Result:
@@ -152,12 +152,12 @@ class Workspace:
 
 def needs(exporter: Choice) -> str:
     """What a runtime must have to run the files of an exporter, or ""."""
-    return str(exporter.module.needs(exporter.config)) if hasattr(exporter.module, "needs") else ""
+    return str(exporter.module.needs(exporter.config))
 
 
 def is_foreign(candidate: "Candidate") -> bool:
     """Whether its model is anybody's, and not one that edgepack knows to behave."""
-    return bool(getattr(plugins.load("models", candidate.factory.model), "FOREIGN", False))
+    return bool(plugins.load("models", candidate.factory.model).FOREIGN)
 
 
 def guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:

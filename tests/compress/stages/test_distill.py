@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch_factories import accuracy, candidate, context, learned, logits, reloaded
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.compress.stages.distill import assistants, rehearse, run
+from edgepack.compress.stages.distill import assistants, dry_run, run
 from edgepack.compress.stages.distill.config import Config
 from edgepack.compress.training.feature_matching import AttentionTransfer
 from edgepack.config.device import Quantization
@@ -108,7 +108,7 @@ def test_a_student_that_cannot_be_derived_is_refused(
     teacher: Candidate, changes: dict[str, Any], why: str, advice: str
 ) -> None:
     with pytest.raises(StageError, match=why) as failure:
-        rehearse(teacher, derived(**changes), Quantization(channel_multiple=4))
+        dry_run(teacher, derived(**changes), Quantization(channel_multiple=4))
     assert advice in failure.value.hint
 
 
@@ -137,13 +137,13 @@ def test_assistants_that_cannot_be_made_are_done_without_or_refused_early() -> N
     student = run(scaled, Config.model_validate(far), context())
     assert any("teacher assistants: none (no narrower student can be derived" in note for note in student.notes)
     with pytest.raises(StageError, match="no teacher assistant") as failure:
-        rehearse(scaled, Config.model_validate({**far, "progressive": 1}), Quantization(channel_multiple=4))
+        dry_run(scaled, Config.model_validate({**far, "progressive": 1}), Quantization(channel_multiple=4))
     assert "progressive: 0" in failure.value.hint
 
 
 def test_a_derived_student_that_cannot_be_narrower_is_refused_early() -> None:
     with pytest.raises(StageError, match=r"no narrower student .*; conv: .* combined with the parameter 'scale'"):
-        rehearse(candidate("scaled", width=64), derived(compression=2), Quantization(channel_multiple=4))
+        dry_run(candidate("scaled", width=64), derived(compression=2), Quantization(channel_multiple=4))
 
 
 @pytest.mark.parametrize(("tolerance", "warned"), [(0.005, True), (0.05, False), (None, False)])

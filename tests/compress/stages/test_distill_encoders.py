@@ -10,7 +10,7 @@ from torch import nn
 from torch_factories import candidate, context, reloaded, tiny_models
 
 from edgepack.compress.contract import Context
-from edgepack.compress.stages.distill import rehearse, run
+from edgepack.compress.stages.distill import dry_run, run
 from edgepack.compress.stages.distill.config import Config
 from edgepack.compress.stages.distill.encoder_siblings import axes, narrowed, narrower
 from edgepack.compress.training.evaluation import judged, predict
@@ -58,9 +58,9 @@ def test_a_student_of_layers_is_the_teacher_with_the_others_passed_over(kind: st
 
 def test_a_number_of_layers_means_the_lowest() -> None:
     teacher = encoder(**DEEP)
-    student = rehearse(teacher, config(layers=1), BLOCK)
+    student = dry_run(teacher, config(layers=1), BLOCK)
     assert [block.name[-1] for block in blocks(student.module)] == ["0"]
-    again = rehearse(rehearse(teacher, config(layers=(1, 2, 3)), BLOCK), config(layers=(0, 2)), BLOCK)
+    again = dry_run(dry_run(teacher, config(layers=(1, 2, 3)), BLOCK), config(layers=(0, 2)), BLOCK)
     assert [block.name[-1] for block in blocks(again.module)] == ["1", "3"]  # places among those still there
 
 
@@ -79,13 +79,13 @@ def test_a_number_of_layers_means_the_lowest() -> None:
 )
 def test_layers_that_cannot_be_kept_are_refused(layers: object, why: str) -> None:
     with pytest.raises(StageError, match=why) as failure:
-        rehearse(encoder(**DEEP), config(layers=layers), BLOCK)
+        dry_run(encoder(**DEEP), config(layers=layers), BLOCK)
     assert failure.value.hint
 
 
 def test_layers_of_what_is_no_encoder_are_refused() -> None:
     with pytest.raises(StageError, match="no transformer encoder") as failure:
-        rehearse(candidate(), config(layers=1), BLOCK)
+        dry_run(candidate(), config(layers=1), BLOCK)
     assert "compression" in failure.value.hint
 
 
@@ -101,14 +101,14 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> No
 
 def test_depth_takes_the_highest_layers_first() -> None:
     teacher = encoder(**DEEP)
-    student = rehearse(teacher, config(compression=1.5, scale="depth"), BLOCK)
+    student = dry_run(teacher, config(compression=1.5, scale="depth"), BLOCK)
     assert [edit.layer[-1] for edit in student.surgery] == ["3", "2"]
     assert parameters(student.module) <= parameters(teacher.module) / 1.5
 
 
 def test_depth_alone_leaves_the_embeddings() -> None:
     with pytest.raises(StageError, match=r"without the 3 layers that can go .* for the embeddings stay") as failure:
-        rehearse(encoder(**DEEP), config(compression=100, scale="depth"), BLOCK)
+        dry_run(encoder(**DEEP), config(compression=100, scale="depth"), BLOCK)
     assert "use scale: width, or a compression of at most 3.09" in failure.value.hint
 
 
@@ -169,7 +169,7 @@ def test_a_sibling_of_a_pruned_factorized_and_shallow_teacher() -> None:
 
 def test_no_sibling_is_narrower_than_a_head() -> None:
     with pytest.raises(StageError, match="with the width of one head it still has 1,939") as failure:
-        rehearse(encoder(), config(compression=100), BLOCK)
+        dry_run(encoder(), config(compression=100), BLOCK)
     assert "at most 10.7" in failure.value.hint
 
 
@@ -247,7 +247,7 @@ def test_two_that_are_the_same_have_nothing_to_learn(kind: str, transfer: Any) -
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_a_narrow_and_shallow_student_learns_from_the_inside(transfer: Any) -> None:
     teacher, inputs = encoder(**DEEP), text(8).train.head(8)
-    student = narrowed(rehearse(teacher, config(layers=3), BLOCK), 3, 4).module
+    student = narrowed(dry_run(teacher, config(layers=3), BLOCK), 3, 4).module
     watch = transfer(teacher.module, student, inputs)
     learned = [*student.parameters(), *watch.parameters()]
     assert len(learned) - len([*student.parameters()]) == (2 if transfer is HiddenStates else 0)
@@ -302,7 +302,7 @@ def test_a_student_learns_with_help_from_the_inside() -> None:
 
 def test_the_teachers_dropout_is_off_while_it_is_watched() -> None:
     teacher, modes = encoder(), []
-    student = rehearse(teacher, config(layers=1), BLOCK)
+    student = dry_run(teacher, config(layers=1), BLOCK)
     teacher.module.train()
     teacher.module.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
     lesson = Distillation(teacher=teacher.module, inside={"hidden": 1.0})
@@ -314,13 +314,13 @@ def test_the_teachers_dropout_is_off_while_it_is_watched() -> None:
 @pytest.mark.parametrize("setting", ["hidden", "attention"])
 def test_nets_without_attention_are_refused_early(setting: str) -> None:
     with pytest.raises(StageError, match="the teacher is no transformer encoder") as failure:
-        rehearse(candidate(width=32), config(compression=2, **{setting: 1.0}), BLOCK)
+        dry_run(candidate(width=32), config(compression=2, **{setting: 1.0}), BLOCK)
     assert "use features" in failure.value.hint
 
 
 def test_encoders_have_no_feature_maps() -> None:
     with pytest.raises(StageError, match="no feature maps") as failure:
-        rehearse(encoder(), config(layers=1, features=1.0), BLOCK)
+        dry_run(encoder(), config(layers=1, features=1.0), BLOCK)
     assert "hidden" in failure.value.hint
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch_factories import KINDS, Kind, accuracy, candidate, context, learned, logits, reloaded
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.compress.stages.factorize import Config, rehearse, run
+from edgepack.compress.stages.factorize import Config, dry_run, run
 from edgepack.compress.targets import Metric
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
@@ -186,7 +186,7 @@ def test_a_pattern_may_bring_layers_that_the_rank_is_too_high_for() -> None:
 def test_a_rank_that_saves_nothing_is_refused_before_training(settings: dict[str, Any], limits: str) -> None:
     quantization = Quantization(channel_multiple=16 if settings["rank"] == 28 else 4)
     with pytest.raises(StageError, match=re.escape(f"saves no weights: break-even is at {limits}")):
-        rehearse(candidate(width=32), config(**settings), quantization)
+        dry_run(candidate(width=32), config(**settings), quantization)
     with pytest.raises(StageError, match="saves no weights"):
         run(candidate(width=32), config(**settings), context(quantization=quantization))
 
@@ -219,32 +219,32 @@ def test_a_target_that_is_met_already_changes_nothing() -> None:
 @pytest.mark.parametrize("metric", ["params", "macs", "size"])
 def test_a_target_out_of_reach_names_the_closest_in_reach(metric: str) -> None:
     with pytest.raises(StageError, match="splits cannot reach the target of 3 % of the") as failure:
-        rehearse(candidate(width=32), config(target={metric: "3 %"}), Quantization(channel_multiple=4))
+        dry_run(candidate(width=32), config(target={metric: "3 %"}), Quantization(channel_multiple=4))
     found = re.search(r"closest target in reach is ([\d.]+ %)", failure.value.hint)
     assert found
     closest = config(target={metric: found[1]})
-    assert rehearse(candidate(width=32), closest, Quantization(channel_multiple=4)).surgery == ()
+    assert dry_run(candidate(width=32), closest, Quantization(channel_multiple=4)).surgery == ()
     assert run(learned(width=32), closest, context()).surgery
 
 
 def test_a_model_with_nothing_to_split_reaches_no_target() -> None:
     with pytest.raises(StageError, match="no layer pays at one block of 8"):
-        rehearse(candidate(width=8), config(target={"params": "90 %"}), Quantization())
+        dry_run(candidate(width=8), config(target={"params": "90 %"}), Quantization())
 
 
-def test_rehearsing_an_energy_changes_nothing() -> None:
+def test_a_dry_run_of_an_energy_changes_nothing() -> None:
     start = candidate()
-    assert rehearse(start, config(), Quantization()) is not None
-    assert rehearse(start, config(), Quantization()).surgery == ()
+    assert dry_run(start, config(), Quantization()) is not None
+    assert dry_run(start, config(), Quantization()).surgery == ()
 
 
 @pytest.mark.parametrize("scheme", ["auto", "channel", "spatial"])
-def test_rehearsing_a_rank_gives_the_structure_that_the_run_will_give(scheme: str) -> None:
+def test_a_dry_run_of_a_rank_gives_the_structure_that_the_run_will_give(scheme: str) -> None:
     settings = config(rank=8, scheme=scheme)
-    rehearsed = rehearse(candidate(width=32), settings, context().quantization)
+    planned = dry_run(candidate(width=32), settings, context().quantization)
     result = run(learned(width=32), settings, context())
-    assert rehearsed.surgery == result.surgery
-    assert shapes(rehearsed.module) == shapes(result.module)
+    assert planned.surgery == result.surgery
+    assert shapes(planned.module) == shapes(result.module)
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -323,13 +323,13 @@ def test_macs_of_a_layer_that_runs_twice_are_counted_twice() -> None:
 )
 def test_a_pattern_that_matches_no_layer_is_refused_before_training(pattern: str, hint: str) -> None:
     with pytest.raises(StageError, match=re.escape(f"no layer that can be split matches '{pattern}'")) as failure:
-        rehearse(candidate(), config(layers=("head", pattern)), Quantization())
+        dry_run(candidate(), config(layers=("head", pattern)), Quantization())
     assert failure.value.hint.startswith(hint)
 
 
 def test_naming_a_layer_that_can_never_be_split_says_why() -> None:
     with pytest.raises(StageError, match="3: it is a convolution in 16 groups"):
-        rehearse(candidate("depthwise"), config(layers=("3",)), Quantization())
+        dry_run(candidate("depthwise"), config(layers=("3",)), Quantization())
 
 
 FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "densenet121")

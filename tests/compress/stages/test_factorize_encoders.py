@@ -11,7 +11,7 @@ from torch import nn
 from torch_factories import context, reloaded
 
 from edgepack.compress.stages import quantize
-from edgepack.compress.stages.factorize import Config, rehearse, run
+from edgepack.compress.stages.factorize import Config, dry_run, run
 from edgepack.compress.stages.factorize.low_rank import Scheme, break_even, curves
 from edgepack.compress.training import evaluation
 from edgepack.config.device import Quantization
@@ -105,7 +105,7 @@ def test_every_rank_below_break_even_pays() -> None:
     assert limit == pytest.approx(60 * 32 / 92)
     assert len(split(rank=20).surgery) == 1
     with pytest.raises(StageError, match=r"at rank 24 a split saves no weights: break-even is at 20\.87"):
-        rehearse(make.encoder(), config(rank=24), Quantization())
+        dry_run(make.encoder(), config(rank=24), Quantization())
 
 
 def test_places_and_segments_are_left_whole() -> None:
@@ -176,7 +176,7 @@ def test_both_parts_of_a_split_table_become_int8() -> None:
     assert float((answers(result.module) - before).norm() / before.norm()) < 0.03
     shapes = {tuple(each.shape): each.dtype for each in result.module.state_dict().values() if each.dim() == 2}
     assert (shapes[make.TOKENS, 8], shapes[32, 8]) == (torch.uint8, torch.int8)
-    left = rehearse(make.encoder(), config(rank=8), Quantization())
-    mixed = quantize.rehearse(left, quantize.Config(fp32=("*word_embeddings.1",)), Quantization())
+    left = dry_run(make.encoder(), config(rank=8), Quantization())
+    mixed = quantize.dry_run(left, quantize.Config(fp32=("*word_embeddings.1",)), Quantization())
     shapes = {tuple(each.shape): each.dtype for each in mixed.module.state_dict().values() if each.dim() == 2}
     assert (shapes[make.TOKENS, 8], shapes[32, 8]) == (torch.uint8, torch.float32)

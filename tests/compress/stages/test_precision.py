@@ -16,7 +16,7 @@ from torch_factories import candidate as fresh
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.contract import Latency
-from edgepack.compress.stages.quantize import Config, Mode, misfit, rehearse, run
+from edgepack.compress.stages.quantize import Config, Mode, dry_run, incompatibility, run
 from edgepack.compress.stages.quantize.mixed_precision import Precision, Trials, blocks, decide, grouped
 from edgepack.config.device import Quantization, load_device
 from edgepack.config.recipe import Place
@@ -167,14 +167,14 @@ def test_a_model_of_which_nothing_is_int8_is_the_float_model(kind: Kind) -> None
     torch.testing.assert_close(logits(made.module), logits(learned(kind).module), rtol=1e-4, atol=1e-4)
 
 
-def test_a_rehearsal_times_nothing_and_a_device_must_measure() -> None:
+def test_a_dry_run_times_nothing_and_a_device_must_measure() -> None:
     config = Config.model_validate({"fp32": "auto"})
-    assert rehearse(learned("mlp"), config, Quantization(), latency=None).form == "exported"
+    assert dry_run(learned("mlp"), config, Quantization(), latency=None).form == "exported"
     with pytest.raises(StageError, match="nothing here can measure a latency"):
         run(learned("mlp"), config, context())
     for evidence, wrong in (("measured", False), ("emulated", True), ("estimated", True)):
-        assert bool(misfit(config, Place(quantization=Quantization(), evidence=evidence))) == wrong
-        assert not misfit(Config(), Place(quantization=Quantization(), evidence=evidence))
+        assert bool(incompatibility(config, Place(quantization=Quantization(), evidence=evidence))) == wrong
+        assert not incompatibility(Config(), Place(quantization=Quantization(), evidence=evidence))
 
 
 NET = """\

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch_factories import KINDS, Kind, accuracy, candidate, context, data, learned, logits, reloaded
 from torch_factories import tiny_models as tiny_models
 
+from edgepack.compress.stages.prune import dry_run, run
 from edgepack.compress.stages.prune import importance as prune_importance
-from edgepack.compress.stages.prune import rehearse, run
 from edgepack.compress.stages.prune.config import Config
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
@@ -90,7 +90,7 @@ def test_the_dry_run_scores_as_the_recipe_asks(importance: str, monkeypatch: pyt
     scored = prune_importance._score
     monkeypatch.setattr(prune_importance, "_score", noted)
     for name in net_zoo.WITHOUT_GRADIENT:
-        rehearse(net_zoo.candidate(name), config(importance=importance), Quantization(channel_multiple=4))
+        dry_run(net_zoo.candidate(name), config(importance=importance), Quantization(channel_multiple=4))
     assert asked == [importance] * len(net_zoo.WITHOUT_GRADIENT)
 
 

@@ -144,7 +144,7 @@ def test_each_part_has_its_own_share_or_the_ratio() -> None:
         ({"ratio": "95 %"}, (1, 4)),
     ]
     for settings, left in shares:
-        cut = prune.rehearse(make.encoder(), config(**settings), Quantization(channel_multiple=4))
+        cut = prune.dry_run(make.encoder(), config(**settings), Quantization(channel_multiple=4))
         first, second = blocks(cut.module)
         assert (first.heads(cut.module), cut.module.get_submodule(first.ffn_in).out_features) == left
         assert (second.heads(cut.module), cut.module.get_submodule(second.ffn_in).out_features) == left
@@ -215,7 +215,7 @@ def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
 def test_a_target_out_of_reach_names_the_closest() -> None:
     why = "one head and one block of 4 neurons in every layer there is still"
     with pytest.raises(StageError, match=why):
-        prune.rehearse(make.encoder(), config(target={"params": 100}), Quantization(channel_multiple=4))
+        prune.dry_run(make.encoder(), config(target={"params": 100}), Quantization(channel_multiple=4))
 
 
 @cache
@@ -286,9 +286,9 @@ def _head(module: nn.Module) -> torch.Tensor:
     return logits
 
 
-def test_rehearsal_drops_the_last_and_leaves_its_model_alone() -> None:
+def test_a_dry_run_drops_the_last_and_leaves_its_model_alone() -> None:
     start = make.encoder(num_hidden_layers=3)
-    cut = prune.rehearse(start, config(layers=2, ratio="50 %"), Quantization(channel_multiple=4))
+    cut = prune.dry_run(start, config(layers=2, ratio="50 %"), Quantization(channel_multiple=4))
     assert [block.name[-1] for block in blocks(cut.module)] == ["0"]
     assert blocks(cut.module)[0].heads(cut.module) == 2
     assert len(blocks(start.module)) == 3
@@ -343,7 +343,7 @@ def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:
 )
 def test_what_an_encoder_cannot_lose_is_told_before_training(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(StageError, match=why):
-        prune.rehearse(make.encoder(), config(**settings), Quantization(channel_multiple=4))
+        prune.dry_run(make.encoder(), config(**settings), Quantization(channel_multiple=4))
     with pytest.raises(StageError, match=why):
         prune.run(make.encoder(), config(**settings), about())
 
@@ -352,7 +352,7 @@ def test_what_an_encoder_cannot_lose_is_told_before_training(settings: dict[str,
 def test_other_models_have_no_heads(setting: str) -> None:
     settings = config(**{setting: 1 if setting == "layers" else "50 %"})
     with pytest.raises(StageError, match=f"{setting} can go from a transformer encoder only, and this model is none"):
-        prune.rehearse(net("residual"), settings, Quantization(channel_multiple=4))
+        prune.dry_run(net("residual"), settings, Quantization(channel_multiple=4))
 
 
 @pytest.mark.parametrize(
@@ -366,20 +366,20 @@ def test_other_models_have_no_heads(setting: str) -> None:
 )
 def test_what_is_advised_against_is_done_for_a_recipe_that_insists(settings: dict[str, Any], why: str) -> None:
     place = Place(quantization=Quantization(), encoder=True, later=("distill", "quantize"))
-    assert re.search(why, prune.misfit(config(**settings), place))
-    assert prune.misfit(config(**settings, insist=True), place) == ""
+    assert re.search(why, prune.incompatibility(config(**settings), place))
+    assert prune.incompatibility(config(**settings, insist=True), place) == ""
 
 
 def test_no_advice_where_none_is_due() -> None:
     led = Place(quantization=Quantization(), encoder=True, earlier=("distill",), later=("distill",))
-    assert prune.misfit(config(ratio="50 %"), led) == ""  # distillation has led, and may come again
+    assert prune.incompatibility(config(ratio="50 %"), led) == ""  # distillation has led, and may come again
     pictures = Place(quantization=Quantization(), later=("distill",))
-    assert prune.misfit(config(ratio="50 %"), pictures) == ""
-    assert prune.misfit(config(ratio="50 %", insist=True), pictures) == ""
-    assert "prune channels" in prune.misfit(config(pattern="2:4"), pictures)
-    assert prune.misfit(config(pattern="2:4", insist=True), pictures) == ""
+    assert prune.incompatibility(config(ratio="50 %"), pictures) == ""
+    assert prune.incompatibility(config(ratio="50 %", insist=True), pictures) == ""
+    assert "prune channels" in prune.incompatibility(config(pattern="2:4"), pictures)
+    assert prune.incompatibility(config(pattern="2:4", insist=True), pictures) == ""
     skipping = Place(quantization=Quantization(sparsity=("2:4",)), encoder=True)
-    assert "no smaller; a student" in prune.misfit(config(pattern="2:4"), skipping)
+    assert "no smaller; a student" in prune.incompatibility(config(pattern="2:4"), skipping)
 
 
 def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:

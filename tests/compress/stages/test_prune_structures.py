@@ -82,7 +82,7 @@ def answers(module: nn.Module, candidate: Candidate) -> Tensor:
 def test_all_layers_that_can_lose_half_of_their_channels(name: str, tmp_path: Path) -> None:
     start = net_zoo.candidate(name)
     had = outputs(start.module)
-    made = prune.rehearse(start, HALF, BLOCKS_OF_4)
+    made = prune.dry_run(start, HALF, BLOCKS_OF_4)
     now = outputs(made.module)
     whole = WHOLE.get(name, {})
     layers = [layer for layer in now if now[layer] != 3]
@@ -102,7 +102,7 @@ def test_layers_that_stay_whole_are_told_with_the_reason(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_nets_without_a_layer_to_prune_are_refused_in_words(name: str) -> None:
     with pytest.raises(StageError) as failure:
-        prune.rehearse(net_zoo.candidate(name), HALF, BLOCKS_OF_4)
+        prune.dry_run(net_zoo.candidate(name), HALF, BLOCKS_OF_4)
     assert REFUSED[name] in failure.value.message
     assert ("only convolutions and Linear" in failure.value.hint) == (name == "gru alone")
     assert "ratio" not in failure.value.hint and "channel_multiple" not in failure.value.hint
@@ -118,7 +118,7 @@ def test_every_net_is_distilled_and_factorized_or_refused_in_words(name: str) ->
     ):
         start = net_zoo.candidate(name)
         try:
-            made = stage.rehearse(start, config, BLOCKS_OF_4)
+            made = stage.dry_run(start, config, BLOCKS_OF_4)
         except StageError as error:
             assert error.message and error.hint
         else:
@@ -213,7 +213,7 @@ def test_a_grouped_convolution_that_comes_to_look_depthwise_is_none() -> None:
 
 
 def test_one_layer_in_two_places_and_one_weight_in_two_layers_stay_so(tmp_path: Path) -> None:
-    made = prune.rehearse(net_zoo.candidate("tied"), HALF, BLOCKS_OF_4)
+    made = prune.dry_run(net_zoo.candidate("tied"), HALF, BLOCKS_OF_4)
     for module in (made.module, reloaded(made, tmp_path / "saved").module):
         assert module.m0.weight is module.m2.weight and module.m4 is module.m6
         assert module.m4.weight.shape == (8, 8, 3, 3)
@@ -246,7 +246,7 @@ def test_a_layer_with_a_part_of_the_channels_is_told_with_the_rule() -> None:
 def test_a_frozen_part_is_not_touched_and_stays_frozen(tmp_path: Path) -> None:
     start = net_zoo.candidate("frozen")
     before = copy.deepcopy(start.module.state_dict())
-    made = prune.rehearse(start, HALF, BLOCKS_OF_4)
+    made = prune.dry_run(start, HALF, BLOCKS_OF_4)
     for module in (made.module, reloaded(made, tmp_path / "saved").module):
         frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
         assert frozen == ["stem.weight", "stem.bias", "m0.weight", "m0.bias"]
@@ -257,10 +257,10 @@ def test_a_frozen_part_is_not_touched_and_stays_frozen(tmp_path: Path) -> None:
 def test_to_spare_the_layer_that_is_named_helps() -> None:
     """The way out that an error names is taken: nothing but what it stands for stays."""
     config = prune.Config.model_validate({"ratio": "50 %", "spare": ("m0",)})
-    made = prune.rehearse(net_zoo.candidate("squeeze excite"), config, BLOCKS_OF_4)
+    made = prune.dry_run(net_zoo.candidate("squeeze excite"), config, BLOCKS_OF_4)
     assert [*outputs(made.module).values()] == [8, 16, 4, 16, 8, 3]
     with pytest.raises(StageError, match="every layer that could lose channels is spared") as failure:
-        prune.rehearse(
+        prune.dry_run(
             net_zoo.candidate("flat"), prune.Config.model_validate({"ratio": "50 %", "spare": ("*",)}), BLOCKS_OF_4
         )
     assert failure.value.hint == "spare fewer layers"

@@ -99,7 +99,7 @@ def test_what_was_reached_is_told() -> None:
 def test_a_latency_that_cannot_be_reached_is_told_before_training() -> None:
     config = prune.Config.model_validate({"target": {"latency": "1 ms"}})
     with pytest.raises(StageError, match="there is still a latency of 2 ms"):
-        prune.rehearse(fresh("residual", width=32), config, Quantization(channel_multiple=4), latency=lambda made: 2.0)
+        prune.dry_run(fresh("residual", width=32), config, Quantization(channel_multiple=4), latency=lambda made: 2.0)
 
 
 def test_a_share_of_all_is_all() -> None:
@@ -167,9 +167,10 @@ def _half(pattern: str) -> dict[str, Any]:
 
 def test_zeros_make_no_sense_where_the_hardware_multiplies_them() -> None:
     config = prune.Config.model_validate({"pattern": "2:4"})
-    assert "neither smaller nor faster" in prune.misfit(config, Place(quantization=Quantization()))
-    assert prune.misfit(config, Place(quantization=Quantization(sparsity=("2:4",)))) == ""
-    assert prune.misfit(prune.Config.model_validate({"ratio": "50 %"}), Place(quantization=Quantization())) == ""
+    assert "neither smaller nor faster" in prune.incompatibility(config, Place(quantization=Quantization()))
+    assert prune.incompatibility(config, Place(quantization=Quantization(sparsity=("2:4",)))) == ""
+    channels = prune.Config.model_validate({"ratio": "50 %"})
+    assert prune.incompatibility(channels, Place(quantization=Quantization())) == ""
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_block_is_spared_by_its_name() -> None:
         pruned(ratio="50 %", spare=("blocks.9",))
 
 
-def test_rehearsing_tells_early_what_cannot_work() -> None:
+def test_a_dry_run_tells_early_what_cannot_work() -> None:
     start = fresh("residual", width=32)
     for config, why in (
         ({"target": {"params": 100}}, "cannot reach"),
@@ -245,8 +246,8 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
         ({"ratio": "50 %", "spare": ("blocks.7",)}, "no layer matches 'blocks.7'"),
     ):
         with pytest.raises(StageError, match=why):
-            prune.rehearse(start, prune.Config.model_validate(config), Quantization(channel_multiple=4))
-    cut = prune.rehearse(start, prune.Config.model_validate({"ratio": "50 %"}), Quantization(channel_multiple=4))
+            prune.dry_run(start, prune.Config.model_validate(config), Quantization(channel_multiple=4))
+    cut = prune.dry_run(start, prune.Config.model_validate({"ratio": "50 %"}), Quantization(channel_multiple=4))
     assert widths(cut) == {16}
     assert widths(start) == {32}
 
@@ -254,7 +255,7 @@ def test_rehearsing_tells_early_what_cannot_work() -> None:
 def test_what_cannot_lose_channels_is_refused_early() -> None:
     config = prune.Config.model_validate({"ratio": "50 %"})
     with pytest.raises(StageError, match="conv: its channels are combined with the parameter 'scale'"):
-        prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
+        prune.dry_run(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
     config = prune.Config.model_validate({"target": {"params": "50 %"}})
     with pytest.raises(StageError, match=r"cannot reach 50 % .*: conv: .* combined with the parameter 'scale'"):
-        prune.rehearse(fresh("scaled", width=32), config, Quantization(channel_multiple=4))
+        prune.dry_run(fresh("scaled", width=32), config, Quantization(channel_multiple=4))

@@ -57,7 +57,7 @@ def test_many_widths_of_one_model_are_traced_once(monkeypatch: pytest.MonkeyPatc
 def test_a_derived_student_costs_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     traces, start = counted(monkeypatch, channels, "_found"), net_zoo.candidate("keywords")
     config = distill.Config.model_validate({"compression": 1.5})
-    distill.rehearse(start, config, Quantization(channel_multiple=4))
+    distill.dry_run(start, config, Quantization(channel_multiple=4))
     assert len(traces) == 1
 
 

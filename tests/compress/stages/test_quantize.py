@@ -22,7 +22,7 @@ from torch_factories import (
 )
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.compress.stages.quantize import Config, Mode, rehearse, run
+from edgepack.compress.stages.quantize import Config, Mode, dry_run, run
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
@@ -211,13 +211,13 @@ def test_layers_of_a_bare_sequence_go_by_their_own_names() -> None:
 )
 def test_a_pattern_that_makes_no_sense_is_found_before_training(pattern: str, message: str) -> None:
     with pytest.raises(StageError, match=message):
-        rehearse(learned(), Config(fp32=(pattern,)), Quantization())
+        dry_run(learned(), Config(fp32=(pattern,)), Quantization())
 
 
-def test_a_rehearsal_gives_the_structure_and_leaves_the_model_alone() -> None:
+def test_a_dry_run_gives_the_structure_and_leaves_the_model_alone() -> None:
     start = learned("depthwise")
     before = logits(start.module)
-    planned = rehearse(start, Config(), Quantization())
+    planned = dry_run(start, Config(), Quantization())
     made = run(learned("depthwise"), Config(mode="ptq"), context())
     assert planned.form == "exported"
     assert {n: t.shape for n, t in tensors(planned.module).items()} == {
@@ -235,7 +235,7 @@ class Undecided(nn.Module):  # type: ignore[misc]
 
 def test_a_model_that_cannot_be_exported_is_found_before_training() -> None:
     with pytest.raises(StageError, match=r"torch\.export cannot take this model"):
-        rehearse(replace(learned(), module=Undecided()), Config(), Quantization())
+        dry_run(replace(learned(), module=Undecided()), Config(), Quantization())
 
 
 @pytest.mark.parametrize("mode", ["ptq", "qat"])

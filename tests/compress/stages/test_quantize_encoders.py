@@ -15,7 +15,7 @@ from torch_factories import BITS, context, reloaded
 from torch_factories import candidate as convolutions
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.compress.stages.quantize import Config, rehearse, run
+from edgepack.compress.stages.quantize import Config, dry_run, run
 from edgepack.compress.stages.quantize.capture import capture
 from edgepack.compress.stages.quantize.convert import converted
 from edgepack.compress.stages.quantize.observers import Scheme, freeze_ranges, prepare
@@ -125,19 +125,19 @@ def test_layers_and_tables_left_in_fp32_are_float_and_the_rest_int8() -> None:
 
 def test_a_table_can_be_all_that_is_left_to_quantize() -> None:
     everything = ("*.query", "*.key", "*.value", "*.dense", "model.classifier")
-    result = rehearse(make.encoder(), Config(fp32=everything), Quantization())
+    result = dry_run(make.encoder(), Config(fp32=everything), Quantization())
     assert all(is_int8(node.args[0]) for node in calls(result, aten.embedding.default))
     with pytest.raises(StageError, match="fp32 names every layer"):
-        rehearse(make.encoder(), Config(fp32=everything, embeddings=False), Quantization())
+        dry_run(make.encoder(), Config(fp32=everything, embeddings=False), Quantization())
 
 
 def test_convolutions_have_no_dynamic_ranges() -> None:
     with pytest.raises(StageError, match=r"cannot be dynamic in a model with convolutions.*\n.*static"):
-        rehearse(convolutions(), Config(activations="dynamic"), Quantization())
+        dry_run(convolutions(), Config(activations="dynamic"), Quantization())
 
 
 def test_linear_layers_have_them_in_any_model() -> None:
-    result = rehearse(convolutions("mlp"), Config(activations="dynamic"), Quantization())
+    result = dry_run(convolutions("mlp"), Config(activations="dynamic"), Quantization())
     assert [is_int8(node.args[0]) for node in calls(result, aten.linear.default)] == [True, True]
 
 

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch_factories import Kind, accuracy, candidate, context
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.compress.stages.train import MAKES_TEACHER, Config, rehearse, run
+from edgepack.compress.stages.train import MAKES_TEACHER, Config, dry_run, run
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
 from edgepack.models.structure.surgery import Edit
@@ -44,7 +44,7 @@ def test_a_model_of_which_all_is_frozen_is_refused() -> None:
     start = candidate()
     start.module.requires_grad_(False)
     with pytest.raises(StageError, match=r"nothing to train: all \d+ parameters are frozen") as failure:
-        rehearse(start, Config(epochs=1), Quantization())
+        dry_run(start, Config(epochs=1), Quantization())
     assert "requires_grad_(True)" in failure.value.hint
     with pytest.raises(StageError, match="nothing to train"):
         run(start, Config(epochs=1), context())

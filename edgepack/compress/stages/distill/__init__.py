@@ -32,7 +32,7 @@ _ROUNDING = 1.02  # a student named as a quarter of its teacher has a few parame
 _DEMANDING = 0.01  # a tolerated drop below which a student of less than a sixteenth is unlikely to do
 
 
-def rehearse(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
+def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
     """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
     from edgepack.compress.training.loop import check_trainable
 

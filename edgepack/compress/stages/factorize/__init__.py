@@ -80,8 +80,12 @@ class Config(StageConfig):
             raise ValueError(f"give one of energy, rank and target, got {' and '.join(given)}")
         return self
 
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        return (self.recover,)
 
-def rehearse(candidate: "Candidate", config: Config, quantization: Quantization) -> "Candidate":
+
+def dry_run(candidate: "Candidate", config: Config, quantization: Quantization) -> "Candidate":
     """What can be known before anything is trained: fails where `run` would, and splits where the rank is given."""
     from edgepack.compress.training.loop import check_trainable
     from edgepack.models.structure.surgery import apply

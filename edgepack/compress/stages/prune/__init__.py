@@ -34,7 +34,7 @@ LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 
 
-def misfit(config: Config, place: Place) -> str:
+def incompatibility(config: Config, place: Place) -> str:
     """Why this makes no sense where it stands, or ""; a recipe that insists gets it all the same."""
     if config.insist:
         return ""
@@ -59,12 +59,12 @@ def misfit(config: Config, place: Place) -> str:
     return ""
 
 
-def rehearse(
+def dry_run(
     candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
 ) -> "Candidate":
     """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
     from edgepack.compress.stages.prune import layer_dropping
-    from edgepack.compress.stages.prune.importance import rehearsed
+    from edgepack.compress.stages.prune.importance import dry_run_score
     from edgepack.compress.stages.prune.target_search import Search, kept
     from edgepack.compress.training.loop import check_trainable
     from edgepack.models.structure.surgery import outputs
@@ -79,7 +79,7 @@ def rehearse(
     if config.layers is not None:
         candidate = layer_dropping.last(candidate, config.layers)
         candidate.check_rebuilt()
-    if config.measures:
+    if config.needs_timing:
         search.limit(candidate, whole)
         return candidate
     ratio = config.ratio or search.ratio(candidate, whole)
@@ -89,7 +89,7 @@ def rehearse(
     cut = candidate.narrowed(
         keep,
         multiple=quantization.channel_multiple,
-        scored=lambda module: rehearsed(module, config.importance, inputs),
+        scored=lambda module: dry_run_score(module, config.importance, inputs),
         spare=config.spare,
     )
     _check_removed(outputs(candidate.module), cut, ratio, config, quantization)
@@ -142,7 +142,7 @@ def _narrowed(
         notes.append(f"reached {config.target.tell(search.amount(pruned))}")
     notes += _notes(had, module, reasons(found.whole))
     settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder's heads may do by the share that they have
-    decided = {**settled, "target": None} if config.measures else {}
+    decided = {**settled, "target": None} if config.needs_timing else {}
     return replace(pruned, notes=tuple(notes), decided=decided)
 
 
@@ -151,7 +151,7 @@ def _no_narrower(candidate: "Candidate", notes: list[str], config: Config, emit:
 
     if config.target is None:
         return candidate.changed(notes=tuple(notes))
-    enough = {"target": {"params": parameters(candidate.module)}} if config.measures else {}
+    enough = {"target": {"params": parameters(candidate.module)}} if config.needs_timing else {}
     told = f"nothing to prune: the model has no more than {config.target.words()} already"
     emit(Note(text=told))
     return replace(candidate.changed(notes=(*notes, told)), decided=enough)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from edgepack.compress.contract import StageConfig
+from edgepack.compress.contract import StageConfig, Training
 from edgepack.compress.targets import Target
 from edgepack.compress.training.recovery import Recovery
 from edgepack.core.units import SHARE, Share
@@ -100,9 +100,12 @@ class Config(StageConfig):
         return self
 
     @property
-    def measures(self) -> bool:
-        """Whether what it does depends on timings."""
+    def needs_timing(self) -> bool:
         return self.target is not None and self.target.metric == "latency"
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        return (self.recover,)
 
     @property
     def of_encoders(self) -> list[str]:

@@ -33,7 +33,7 @@ def score(module: nn.Module, importance: str, context: Context) -> Score:
     return _score(module, importance, map(loss, batches))
 
 
-def rehearsed(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
+def dry_run_score(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
     """Of a dry run, which has no data: how large the outputs are stands for the loss."""
     return _score(module, importance, (module(*each).float().square().mean() for each in (inputs,)))
 

@@ -76,13 +76,12 @@ class Config(Training):
         return precision
 
     @property
-    def measures(self) -> bool:
-        """Whether what it does depends on timings."""
+    def needs_timing(self) -> bool:
         return _AUTO in self.fp32
 
     @property
-    def heeds(self) -> tuple[str, ...]:
-        return ("size",) if self.measures else ()
+    def budgets_used(self) -> tuple[str, ...]:
+        return ("size",) if self.needs_timing else ()
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -90,9 +89,9 @@ class Config(Training):
         return tuple(pattern for pattern in self.fp32 if pattern != _AUTO)
 
 
-def misfit(config: Config, place: Place) -> str:
+def incompatibility(config: Config, place: Place) -> str:
     """Why this makes no sense where it stands, or ""."""
-    if config.measures and place.evidence != "measured":
+    if config.needs_timing and place.evidence != "measured":
         return (
             f"fp32: {_AUTO} compares timings taken on the device, and those of this one are {place.evidence}: "
             "name the layers to leave in fp32, or none"
@@ -100,7 +99,7 @@ def misfit(config: Config, place: Place) -> str:
     return ""
 
 
-def rehearse(
+def dry_run(
     candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
 ) -> "Candidate":
     """Raises StageError for a model that cannot be exported, and for patterns that match no layer. Nothing is timed."""
@@ -119,7 +118,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     from edgepack.compress.stages.quantize.convert import converted
     from edgepack.compress.stages.quantize.observers import prepare
 
-    if config.measures:
+    if config.needs_timing:
         return _mixed(candidate, config, context)
     graph = capture(candidate, config.fp32, embeddings=config.embeddings)
     scheme = _scheme(candidate, config, context.quantization)

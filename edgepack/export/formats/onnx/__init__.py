@@ -35,9 +35,9 @@ class Config(Frozen):
         description="what an .ort file and runtime/ are for: amd64, or arm (64 bits too); default: this computer",
     )
 
-    @property
-    def suffix(self) -> str:
-        return f".{self.format}"
+
+def suffix(config: Config) -> str:
+    return f".{config.format}"
 
 
 def suited(config: Config, quantization: "Quantization") -> Config:

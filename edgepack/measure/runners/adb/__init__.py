@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Array = numpy.typing.NDArray[Any]
 
 EVIDENCE = {"time": "measured", "predict": "emulated", "delegates": "emulated"}
-NEAR = False
+IS_LOCAL = False
 INSTALL = {runtime: programs.advice(runtime) for runtime in programs.KINDS}
 
 _ROWS = 3  # that are answered on the phone

@@ -30,7 +30,7 @@ from edgepack.measure.processes import answer, check_controls, endless, leash
 from edgepack.measure.runners.emulated import system_image
 
 EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
-NEAR = True
+IS_LOCAL = True
 
 _RUNTIME = "onnxruntime"
 _LACKS = {"executorch": "ExecuTorch is not run under emulation"}

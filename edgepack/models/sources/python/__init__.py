@@ -50,10 +50,6 @@ def trained(config: Config, signature: Signature) -> bool:
     return config.checkpoint is not None
 
 
-def misfit(config: Config, signature: Signature) -> str:
-    return ""  # only the function knows what its model takes
-
-
 def files(config: Config) -> tuple[Path, ...]:
     """Its code, what that imports, and what the recipe names."""
     checkpoint = [Path(config.checkpoint)] if config.checkpoint else []

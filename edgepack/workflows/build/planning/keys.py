@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from edgepack.config.plugins import Choice
@@ -70,26 +69,19 @@ def _brief(value: Any) -> str:
 
 
 def plugin_facts(choice: Choice) -> dict[str, Any]:
-    libraries = getattr(choice.module, "LIBRARIES", ())
     return {
         "plugin": choice.name,
         "version": choice.module.VERSION,
         "config": choice.plain(),
-        "versions": provenance.versions(*provenance.CORE, *libraries),
+        "versions": provenance.versions(*provenance.CORE, *choice.module.LIBRARIES),
     }
 
 
 def files(models: Iterable[Choice]) -> list[str]:
     """The hashes of what models are made of: another file under the same name is another model."""
-    return [file_digest(path) for model in models for path in _files_of(model)]
+    return [file_digest(path) for model in models for path in model.module.files(model.config)]
 
 
 def installed(models: Iterable[Choice]) -> dict[str, str]:
     """The versions of what the code of models imports, where that is a user's."""
-    with_code = (model for model in models if hasattr(model.module, "installed"))
-    return {name: version for model in with_code for name, version in model.module.installed(model.config).items()}
-
-
-def _files_of(model: Choice) -> tuple[Path, ...]:
-    found: tuple[Path, ...] = model.module.files(model.config) if hasattr(model.module, "files") else ()
-    return found
+    return {name: version for model in models for name, version in model.module.installed(model.config).items()}

@@ -59,7 +59,7 @@ class Reads:
             self._seen[place] = reads.now(now, of=str(place))
 
     def _of(self, choice: Choice) -> dict[str, str]:
-        if not getattr(choice.module, "FOREIGN", False):
+        if not choice.module.FOREIGN:
             return {}
         place = self._place(choice)
         if place not in self._seen:
@@ -74,11 +74,8 @@ class Reads:
         """By what the function is made of: another code may read something else."""
         if id(choice) not in self._places:
             module, config = choice.module, choice.config
-            made_of = (
-                module.fingerprint(config)
-                if hasattr(module, "fingerprint")
-                else [file_digest(path) for path in module.files(config)]
-            )
+            is_data = choice.kind == "datasets"
+            made_of = module.fingerprint(config) if is_data else [file_digest(path) for path in module.files(config)]
             name = digest([choice.name, choice.plain(), made_of])[:16]
             self._places[id(choice)] = self.store.root / "reads" / f"{name}.json"
         return self._places[id(choice)]

@@ -109,7 +109,7 @@ class Planner:
             self._again[id] = partial(self._candidate, id, choice, parent, self.teacher.key if self.teacher else "")
             step = self._again[id]()
             # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
-            whole = whole and (not parent or getattr(choice.module, "MAKES_TEACHER", False))
+            whole = whole and (not parent or choice.module.MAKES_TEACHER)
             yield step
             step = self._settled.get(id, step)
             self.teacher, parent = step if whole else self.teacher, step.key
@@ -216,7 +216,7 @@ class Planner:
 
     def _heeded(self, stage: Choice) -> dict[str, Any]:
         """The budgets that what a stage does depends on, and the files that they are about."""
-        metrics = getattr(stage.config, "heeds", ())
+        metrics = stage.config.budgets_used
         heeded = binding(self.recipe.budgets, metrics)
         budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in heeded}
         return (
@@ -243,7 +243,7 @@ class Planner:
             "seed": recipe.seed,
             "compute": provenance.compute(),
             "versions": {
-                **provenance.versions(*provenance.CORE, *getattr(recipe.model.module, "LIBRARIES", ())),
+                **provenance.versions(*provenance.CORE, *recipe.model.module.LIBRARIES),
                 **installed([recipe.model]),
             },
         }
@@ -252,9 +252,9 @@ class Planner:
         return {"data": self.fingerprint, **self.reads.ingredients(self.recipe.data)}
 
     def _stage_ingredients(self, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
-        reads = getattr(stage.module, "READS", ())
+        reads = stage.module.READS
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
-        measured = self._measured_by(self.recipe.exporters[0]) if getattr(stage.config, "measures", False) else {}
+        measured = self._measured_by(self.recipe.exporters[0]) if stage.config.needs_timing else {}
         own = plugin_facts(stage)
         models = [value for _, value in stage.config if isinstance(value, Choice)]
         return {

@@ -34,7 +34,7 @@ def do(work: Workspace, step: Step, folder: Path) -> Artifact:
 def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
     """What is in a file, for people: where that cannot be read the file is none the worse."""
     try:
-        found: Contents | None = exporter.inspect(path, candidate) if hasattr(exporter, "inspect") else None
+        found: Contents | None = exporter.inspect(path, candidate)
     except Exception as error:
         logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
         told = f"what is in {path.name} could not be read ({type(error).__name__}; build.log has the traceback)"
@@ -45,6 +45,6 @@ def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candid
 
 def _keep_runtime_files(exporter: Choice, path: Path) -> None:
     """Beside the exported file, for the bundle."""
-    made = exporter.module.runtime_files(path, exporter.config) if hasattr(exporter.module, "runtime_files") else {}
+    made = exporter.module.runtime_files(path, exporter.config)
     for name, content in made.items():
         (path.parent / f"{RUNTIME_FILE}{name}").write_bytes(content)

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from edgepack.compress.contract import trainings
 from edgepack.config.device import Controls
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 def check(work: Workspace) -> None:
     """Raises StageError or DeviceError with the stage or export that would fail."""
-    if any(getattr(stage.config, "measures", False) for stage in work.recipe.stages):
+    if any(stage.config.needs_timing for stage in work.recipe.stages):
         check_timed(work)
     warn_of_saturation(work)
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
@@ -34,11 +33,11 @@ def check(work: Workspace) -> None:
     made = [candidate]
     stages = work.recipe.stages
     for stage, name in zip(stages, numbered(stage.name for stage in stages), strict=True):
-        if any(each.precision == "bf16" for each in trainings(stage.config)):
+        if any(each.precision == "bf16" for each in stage.config.trainings):
             guarded(name, _check_bf16, work.store.root)
-        if rehearse := getattr(stage.module, "rehearse", None):
-            timed = {"latency": Trials(work).latency} if getattr(stage.config, "measures", False) else {}
-            act: Callable[[], Candidate] = partial(rehearse, candidate, stage.config, work.device.quantization, **timed)
+        if dry_run := stage.module.dry_run:
+            timed = {"latency": Trials(work).latency} if stage.config.needs_timing else {}
+            act: Callable[[], Candidate] = partial(dry_run, candidate, stage.config, work.device.quantization, **timed)
             for model in (value for _, value in stage.config if isinstance(value, Choice)):
                 act = work.watched(model, f"the function of {name}'s model", act)
             before, candidate = candidate, guarded(f"{name}, dry run before any training", act, work.store.root)
@@ -62,7 +61,7 @@ def untrained(work: Workspace) -> "Candidate":
 
 def warn_of_saturation(work: Workspace) -> None:
     """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
-    heeded = any("int8_saturates" in getattr(stage.module, "READS", ()) for stage in work.recipe.stages)
+    heeded = any("int8_saturates" in stage.module.READS for stage in work.recipe.stages)
     if not heeded or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
         return
     if work.device.evidence.get("predict") == "measured":
@@ -79,7 +78,7 @@ def _try_exports(work: Workspace, made: "list[Candidate]") -> None:
 
     `made` are the model and what each stage gave.
     """
-    teaching = takewhile(lambda stage: getattr(stage.module, "MAKES_TEACHER", False), work.recipe.stages)
+    teaching = takewhile(lambda stage: stage.module.MAKES_TEACHER, work.recipe.stages)
     teacher, last = made[len([*teaching])], made[-1]
     tried = [("export {}", last)] if is_foreign(last) else []
     alike = (last.form, last.factory, last.surgery) == (teacher.form, teacher.factory, teacher.surgery)
