@@ -12,7 +12,6 @@ from edgepack.config.device import Controls
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.events import Note, StepProgress
-from edgepack.measure import dry_run
 from edgepack.measure.processes import Host
 from edgepack.workflows.build.planning.keys import numbered
 from edgepack.workflows.build.steps.trials import Trials, check_timed
@@ -94,6 +93,7 @@ def _try_exports(work: Workspace, made: "list[Candidate]") -> None:
 
 def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Host) -> None:
     """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""
+    from edgepack.measure import dry_run
 
     def progress(done: int, total: int) -> None:
         work.emit(StepProgress(doing=f"looking for what {exporter.name} cannot take", done=done, total=total))
