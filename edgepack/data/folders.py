@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepack.core.errors import RecipeError
-from edgepack.core.labels import doubts, flaw
+from edgepack.core.signature.labels import doubts, flaw
 from edgepack.data.partition import same_classes, unreadable
 
 _PARTS = {

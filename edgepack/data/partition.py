@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.errors import RecipeError
-from edgepack.core.labels import twin
+from edgepack.core.signature.labels import twin
 
 if TYPE_CHECKING:
     import numpy

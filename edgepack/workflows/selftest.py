@@ -19,9 +19,10 @@ from pydantic import ValidationError
 
 from edgepack.config import plugins
 from edgepack.config.device import Controls
-from edgepack.core import labels
 from edgepack.core.errors import DeviceError, RecipeError, SelftestError, VerifyError
 from edgepack.core.frozen import Frozen
+from edgepack.core.runtimes import RUNTIMES
+from edgepack.core.signature import labels
 from edgepack.core.units import SHARE
 from edgepack.data import tokenizer
 from edgepack.deliver import bundle

@@ -9,9 +9,8 @@ from bundle_factories import bundle, text_files
 from factories import edgepack, texts, tokenizer
 from pydantic import ValidationError
 
-from edgepack.core import labels
 from edgepack.core.errors import RecipeError, VerifyError
-from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature import Signature, TensorSpec, labels
 from edgepack.data.datasets import csv, python, text_folder
 from edgepack.deliver.bundle import verify
 from edgepack.workflows import selftest

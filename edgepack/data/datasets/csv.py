@@ -14,8 +14,8 @@ from pydantic import Field
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.files import digests
-from edgepack.core.labels import doubts, flaw
 from edgepack.core.signature import Signature
+from edgepack.core.signature.labels import doubts, flaw
 from edgepack.data import corpus
 from edgepack.data.corpus import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 from edgepack.data.partition import enough, missing, same_classes

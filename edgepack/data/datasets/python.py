@@ -20,8 +20,8 @@ from edgepack.config.user_code.references import Files, Reference, libraries, na
 from edgepack.core.errors import RecipeError, StageError, listed
 from edgepack.core.files import digest, digests, file_digest
 from edgepack.core.frozen import Frozen
-from edgepack.core.labels import problem
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature.labels import problem
 from edgepack.data.splits import Data, Split
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.core import labels
 from edgepack.core.errors import DeviceError
 from edgepack.core.metrics import METRICS
+from edgepack.core.signature import labels
 from edgepack.deliver.bundle import card, examples, sbom
 from edgepack.deliver.bundle.archive import Files
 from edgepack.deliver.bundle.manifest import SCHEMA, Entry, Manifest, Runtime, Source, sealed

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from edgepack.core import labels
 from edgepack.core.errors import ExitCode, RecipeError, VerifyError
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen
+from edgepack.core.signature import labels
 from edgepack.deliver.bundle.archive import MANIFEST, SUMS, Files, clash, read_folder, read_zip, safe
 from edgepack.deliver.bundle.rendering import as_json
 

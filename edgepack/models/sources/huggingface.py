@@ -13,8 +13,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.core.frozen import Frozen
-from edgepack.core.labels import order_of_numbers
 from edgepack.core.signature import Signature
+from edgepack.core.signature.labels import order_of_numbers
 from edgepack.data import hub, tokenizer
 from edgepack.models.contract import Checkpoint, CheckpointKey
 from edgepack.models.structure.layer_names import chosen

@@ -6,7 +6,7 @@ from pydantic import field_validator
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.frozen import Frozen
-from edgepack.core.labels import problem
+from edgepack.core.signature.labels import problem
 
 
 class TensorSpec(Frozen):
