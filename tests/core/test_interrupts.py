@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.{hangup})  # nohup ignores it
 from edgepack.core.process import interrupts
 interrupts._AGAIN, interrupts._PATIENCE = {again}, {patience}
-import edgepack.recipe
+import edgepack.config.recipe_reading
 from edgepack.core.errors import StageError
 
 def strike():
@@ -36,7 +36,7 @@ def work(*arguments, **options):
 {work}
     return arguments
 
-edgepack.recipe.load_recipe = work
+edgepack.config.recipe_reading.load_recipe = work
 from edgepack.__main__ import main
 main()
 """
