@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.core.metrics import METRICS
-from edgepack.judge.compare import differences, series
+from edgepack.judge.compare import series
 from edgepack.judge.history import Line, key_of, name_of_key, taken
+from edgepack.records.differences import differences
 from edgepack.records.verdict import Base, NoBase
 
 
@@ -46,7 +47,7 @@ class Baseline:
         if METRICS[metric].within == "data":
             return f"{self.named} was measured on other test data"
         there, here = (series(metric, name_of_key(each)) for each in (line.where, environment))
-        told = ", ".join(differences(there, here)) or "its processor has other features"
+        told = ", ".join(map(str, differences(there, here))) or "its processor has other features"
         return f"{self.named} was measured on another device or by another protocol: {told}"
 
 

@@ -4,7 +4,7 @@ Timings are compared on the same device, by the same protocol; accuracy and pari
 a file, always. Versions of runtimes and the kernel may differ: they are told as what changed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,10 +13,10 @@ from edgepack.core.files import digest
 from edgepack.core.metrics import METRICS
 from edgepack.core.units import NUMBER, SHARE
 from edgepack.records.build import Build, StageRecord
+from edgepack.records.differences import differences, numbered
 from edgepack.records.measurement import Measurement
 
 _TOLD_APART = ("versions", "kernel")  # of an environment: they may differ, and are told
-_KNOWN = 40  # letters of a value that is shown
 Item = TypeVar("Item")
 
 
@@ -91,7 +91,7 @@ class Comparison:
     @property
     def settings(self) -> tuple[str, ...]:
         """What the recipes say otherwise: "stages.distill.epochs 12 -> 20"."""
-        return tuple(differences(_by_name(_settled(self.before)), _by_name(_settled(self.after))))
+        return tuple(map(str, differences(_by_name(_settled(self.before)), _by_name(_settled(self.after)))))
 
     @property
     def stages(self) -> tuple[tuple[StageRecord, StageRecord], ...]:
@@ -102,7 +102,8 @@ class Comparison:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        return tuple(differences(*(each.provenance.get("versions", {}) for each in (self.before, self.after))))
+        before, after = (each.provenance.get("versions", {}) for each in (self.before, self.after))
+        return tuple(map(str, differences(before, after)))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -137,31 +138,7 @@ def why_not(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) ->
         return "other test data"
     keys = [key for key in first.keys() | second.keys() if first.get(key) != second.get(key)]
     what = "another protocol" if keys == ["protocol"] else "another device"
-    return f"{what}: {', '.join(differences(first, second))}"
-
-
-def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """What changed between two JSON values, each with its path.
-
-    >>> list(differences({"prune": {"ratio": "30 %"}}, {"prune": {"ratio": "40 %"}}))
-    ['prune.ratio 30 % -> 40 %']
-    """
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted({*before, *after}):
-            path = f"{name}.{key}" if name else str(key)
-            yield from differences(before.get(key), after.get(key), path) if before.get(key) != after.get(key) else ()
-    elif before is None or after is None:
-        yield f"{name} is new: {_brief(after)}" if before is None else f"{name} is gone: {_brief(before)}"
-    elif before != after:
-        short = _brief(before), _brief(after)
-        yield f"{name} {short[0]} -> {short[1]}" if short[0] != short[1] else f"{name} differs"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_brief(item)}" for key, item in list(value.items())[:3]) or "no settings"
-    text = str(value)
-    return text if len(text) <= _KNOWN else f"{text[: _KNOWN - 3]}..."
+    return f"{what}: {', '.join(map(str, differences(first, second)))}"
 
 
 def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,8 +162,5 @@ def _settled(build: Build) -> dict[str, Any]:
 
 
 def _numbered(items: Iterable[tuple[str, Item]]) -> dict[str, Item]:
-    found: dict[str, Item] = {}
-    for name, item in items:
-        twice = sum(each.partition(" ")[0] == name for each in found)
-        found[f"{name} ({twice + 1})" if twice else name] = item
-    return found
+    pairs = list(items)
+    return dict(zip(numbered(name for name, _ in pairs), (item for _, item in pairs), strict=True))

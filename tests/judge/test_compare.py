@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from factories import build, edgepack, measurement, record
 
-from edgepack.judge.compare import Change, Comparison, differences
+from edgepack.judge.compare import Change, Comparison
 from edgepack.records.build import Build
+from edgepack.records.differences import differences
 
 HERE = {"cpu": "a processor", "threads": 2, "protocol": "edgepack/1", "versions": {"onnxruntime": "1.32.0"}}
 
@@ -91,8 +92,11 @@ def test_what_stages_decided_and_left_is_told() -> None:
 
 
 def test_differences_that_are_too_long_to_show() -> None:
-    assert list(differences({"a": "x" * 50}, {"a": "x" * 51})) == ["a differs"]
-    assert list(differences({"a": [1]}, {"a": [1, 2]})) == ["a [1] -> [1, 2]"]
+    def told(before: Any, after: Any) -> list[str]:
+        return [str(each) for each in differences(before, after)]
+
+    assert told({"a": "x" * 50}, {"a": "x" * 51}) == ["a differs"]
+    assert told({"a": [1]}, {"a": [1, 2]}) == ["a [1] -> [1, 2]"]
 
 
 def _saved(name: str, *known: Any, **more: Any) -> str:

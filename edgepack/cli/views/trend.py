@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import TextIO
 
 from edgepack.deliver import wording
-from edgepack.judge.compare import differences
 from edgepack.judge.history import Figure, Line
+from edgepack.records.differences import differences
 
 _SHOWN = ("size", "latency.p50", "accuracy")
 
@@ -92,11 +92,11 @@ def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:
 
 def _breaks(before: Line, line: Line, artifact: str) -> Iterator[str]:
     """Where figures of one metric are no longer to be compared, and why."""
-    versions = list(differences(before.versions, line.versions))
+    versions = list(map(str, differences(before.versions, line.versions)))
     if versions:
         yield f"new versions: {', '.join(versions)}"
     if _apart(before, line, "latency.p50", artifact):
-        yield f"new series: {', '.join(differences(before.where, line.where)) or 'another processor'}"
+        yield f"new series: {', '.join(map(str, differences(before.where, line.where))) or 'another processor'}"
     if _apart(before, line, "accuracy", artifact):
         yield "new series: other test data"
 

@@ -25,9 +25,10 @@ from edgepack.measure.session import Facts, known
 from edgepack.measure.timing.figures import Answers, timings
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.records.artifact import Artifact
+from edgepack.records.differences import numbered
 from edgepack.records.verdict import Base
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
-from edgepack.workflows.build.planning.keys import differences, files, installed, numbered, plugin_facts
+from edgepack.workflows.build.planning.keys import files, installed, plugin_facts, reasons
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
 from edgepack.workflows.build.store import Store
@@ -279,7 +280,7 @@ class Planner:
         before = self.previous.get(str(id))
         if before is None:
             return "new step" if self.previous else "first time"
-        return ", ".join(differences(before, ingredients)) or "no longer in the store"
+        return ", ".join(reasons(before, ingredients)) or "no longer in the store"
 
 
 def _lacks_runtimes(step: Step, first: Step) -> bool:

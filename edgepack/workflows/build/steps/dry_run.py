@@ -13,7 +13,7 @@ from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.events import Note, StepProgress
 from edgepack.measure.processes import Host
-from edgepack.workflows.build.planning.keys import numbered
+from edgepack.records.differences import numbered
 from edgepack.workflows.build.steps.trials import Trials, check_timed
 from edgepack.workflows.build.workspace import Workspace, guarded, is_foreign, needs
 
