@@ -23,13 +23,13 @@ from edgepack.compress.stages import quantize
 from edgepack.config.device import Controls, Quantization
 from edgepack.config.plugins import choose, load
 from edgepack.core import provenance
+from edgepack.core.runtimes import runtime_of
 from edgepack.core.units import DURATION, SIZE
 from edgepack.measure import processes
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 
 _ROUNDS, _THREADS = 5, (1, 2)
-_RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}
 _PACKAGES = ("torch", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
 
 
@@ -79,7 +79,7 @@ def _timed(files: dict[str, Path]) -> dict[tuple[str, int], float]:
     for number in range(_ROUNDS):
         print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
         for name, threads in found:
-            job = {"runtime": _RUNTIMES[files[name].suffix], "file": str(files[name]), **TimingProtocol().job()}
+            job = {"runtime": runtime_of(files[name].suffix), "file": str(files[name]), **TimingProtocol().job()}
             with closing(processes.Host(Controls(threads=threads))) as here:
                 answer = here.run(job)
             found[name, threads].append(statistics.median(answer["samples_ns"]) * 1e-6)

@@ -38,6 +38,7 @@ from edgepack.config.device import Controls, Quantization
 from edgepack.config.plugins import choose, load
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
+from edgepack.core.runtimes import RUNTIMES, runtime_of
 from edgepack.core.signature import Signature
 from edgepack.core.units import DURATION, SIZE
 from edgepack.data.splits import Data, Split
@@ -46,7 +47,6 @@ from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 
 _ROUNDS, _CALIBRATION = 21, 512
-_RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}
 _PACKAGES = ("torch", "torchvision", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
 _NNCF = ("nncf==3.4.0", *(f"{name}=={provenance.versions(name)[name]}" for name in ("onnx", "onnxruntime")))
 _FP32, _OURS = "fp32, as exported", "edgepack, int8"
@@ -80,7 +80,7 @@ class Made:
     right: dict[str, Any]
 
     def of_ours(self) -> list[str]:
-        return [f"{_OURS}: {runtime}" for runtime in _RUNTIMES.values()]
+        return [f"{_OURS}: {runtime}" for runtime in RUNTIMES]
 
     def time(self, name: str) -> float:
         return statistics.median(self.rounds[name])
@@ -257,7 +257,7 @@ def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
         for number in range(_ROUNDS):
             print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
             for name, path in (list if number % 2 else reversed)(files.items()):
-                answer = here.run({**TimingProtocol().job(), "runtime": _RUNTIMES[path.suffix], "file": str(path)})
+                answer = here.run({**TimingProtocol().job(), "runtime": runtime_of(path.suffix), "file": str(path)})
                 found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return found
 
@@ -273,7 +273,7 @@ def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any
     for name, path in files.items():
         known = folder / f"answers-{file_digest(path)[:16]}.npy"
         if not known.exists():
-            runtime = _RUNTIMES[path.suffix]
+            runtime = runtime_of(path.suffix)
             numpy.save(known, evaluate.outputs(_run, file=path, runtime=runtime, split=test, folder=folder))
         found[name] = numpy.load(known)
     return found

@@ -30,8 +30,9 @@ from edgepack.core import provenance
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.units import DURATION
 from edgepack.export.contract import write
-from edgepack.measure import worker
+from edgepack.measure.runtimes import onnx_runtime
 from edgepack.measure.timing.protocol import MOST
+from edgepack.measure.worker import modes
 from edgepack.models.candidate import Candidate
 
 _PAGE = Path(__file__).with_suffix(".md")
@@ -200,17 +201,17 @@ def _overhead(file: Path) -> float:
     """Share of its time that the worker's loop adds: whole loops against whole loops, in turns."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
-    runtime = worker.OnnxRuntime()
+    runtime = onnx_runtime.Runtime()
     runtime.start(1)
     runtime.load(str(file))
-    bound = runtime.bind(worker.noise(runtime.specs))
+    bound = runtime.bind(modes.noise(runtime.specs))
 
     def bare() -> None:
         for _ in range(_RUNS):
             runtime.run(bound)
 
     def ours() -> None:
-        worker._repeat(runtime, bound, seconds=0.0, least=_RUNS, most=_RUNS, most_seconds=60.0)
+        modes.repeat(runtime, bound, seconds=0.0, least=_RUNS, most=_RUNS, most_seconds=60.0)
 
     shares = [_seconds(ours) / _seconds(bare) for _ in range(_TURNS + 1)]
     shares += [1 / (_seconds(bare) / _seconds(ours)) for _ in range(_TURNS)]  # the other one first

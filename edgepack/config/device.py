@@ -17,9 +17,9 @@ from edgepack.config.plugins import Choice
 from edgepack.core.errors import RecipeError
 from edgepack.core.frozen import Frozen
 from edgepack.core.provenance import int8_saturates
+from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.units import SIZE, Duration, Size
 
-RUNTIMES = ("executorch", "onnxruntime")
 _X86 = ("x86_64", "amd64", "AMD64")  # the only ones on which int8 products saturate
 Core = Annotated[int, Field(ge=0)]
 
@@ -54,7 +54,7 @@ class Controls(Frozen):
         return self
 
     def job(self) -> dict[str, Any]:
-        """What worker.py must know of them to time a file; threads and cores are told by the runner."""
+        """What the worker must know of them to time a file; threads and cores are told by the runner."""
         cool = self.cool_down
         return {"cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else {}
 
@@ -146,7 +146,7 @@ class Device:
 
     @property
     def evidence(self) -> dict[str, str]:
-        """What answers of each mode of worker.py are worth; a mode that is not in it is not done there."""
+        """What answers of each mode of the worker are worth; a mode that is not in it is not done there."""
         worth = dict(self.runner.module.EVIDENCE)
         if self.analytic is None and worth.get("time") == "estimated":
             del worth["time"]  # there is nothing to estimate with

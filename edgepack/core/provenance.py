@@ -13,7 +13,6 @@ from edgepack.core.errors import RecipeError
 
 CORE = ("edgepack", "torch")  # every stage's output depends on these
 MISSING = "not installed"
-_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")  # features that multiply bytes
 
 
 @cache
@@ -59,13 +58,19 @@ def cpu_features() -> frozenset[str]:
     return frozenset(cpu()["features"].split())
 
 
-INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})  # they sum products in 32 bits
+# Features that multiply bytes and sum the products in 32 bits: int8 is faster with them, and never saturates.
+_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 SATURATING = "put `quantization: {int8_saturates: true}` into the device profile"
 
 
 def int8_saturates(features: Set[str]) -> bool:
     """Whether a processor with these features sums products of u8 x s8 in 16 bits, so that large ones are cut off."""
-    return "avx2" in features and not features & INT8
+    return "avx2" in features and not int8_features(features)
+
+
+def int8_features(features: Set[str]) -> list[str]:
+    """Those of a processor's features that multiply int8."""
+    return sorted(features & _INT8)
 
 
 BF16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # features that multiply bfloat16; the last is Arm's
@@ -104,7 +109,7 @@ def summary(*packages: str) -> str:
     """The environment in one line for people, beside figures that were taken in it."""
     facts = environment()
     found = ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
-    int8 = ", ".join(name for name in _INT8 if name in cpu_features()) or "no int8 products"
+    int8 = ", ".join(int8_features(cpu_features())) or "no int8 products"
     return f"{facts['cpu']} ({int8}), {facts['threads']} of {facts['cores']} cores, {facts['system']}, {found}"
 
 

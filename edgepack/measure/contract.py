@@ -27,7 +27,7 @@ class Connection(Protocol):
     facts: dict[str, Any]
 
     def run(self, job: Job) -> dict[str, Any]:
-        """One job of worker.py in a fresh process there; files are named by their paths here. Raises DeviceError."""
+        """One job of the worker in a fresh process there; files are named by their paths here. Raises DeviceError."""
 
     def close(self) -> None:
         """Leave nothing of it on the device, neither files nor processes."""

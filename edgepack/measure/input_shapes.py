@@ -12,7 +12,7 @@ from typing import Any
 
 from edgepack.core.errors import DeviceError, RecipeError
 from edgepack.core.units import SIZE
-from edgepack.measure.worker import Spec
+from edgepack.measure.runtimes.contract import Spec
 
 _COPIES = 6  # of the inputs that are in memory at once, while they are made
 

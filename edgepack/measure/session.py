@@ -47,7 +47,7 @@ class DeviceSession:
         self.facts: Facts = before
 
     def run(self, job: Job) -> dict[str, Any]:
-        """One job of worker.py in a fresh process of the device. Raises DeviceError."""
+        """One job of the worker in a fresh process of the device. Raises DeviceError."""
         connection = self._connection or self._connect()
         if connection.facts != self.facts:
             changed = f"{self.device.name} is not as it was when it was last reached"

@@ -22,16 +22,18 @@ from edgepack.core.events import Emit, StepProgress
 from edgepack.core.files import file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import METRICS
+from edgepack.core.runtimes import RUNTIMES, runtime_of
 from edgepack.judge.gate import compare, judge
-from edgepack.measure import processes, worker
+from edgepack.measure import processes
 from edgepack.measure.contract import Connection, connected, lacking
 from edgepack.measure.evaluate import ROUNDING
 from edgepack.measure.input_shapes import fixed, too_large
+from edgepack.measure.runtimes.contract import Spec
 from edgepack.measure.timing import figures as timing_figures
 from edgepack.measure.timing import protocol as timing_protocol
 from edgepack.measure.timing.figures import Answers, Estimated, Timed, readings
 from edgepack.measure.timing.protocol import TimingProtocol
-from edgepack.measure.worker import Spec
+from edgepack.measure.worker import modes
 from edgepack.models.weights import file_kinds
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Verdict
@@ -151,9 +153,9 @@ def pair(
 
 
 def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[Budget]) -> dict[str, Any]:
-    runtime = worker.runtime_of(file.suffix.lower())
+    runtime = runtime_of(file.suffix.lower())
     if not runtime:
-        known = ", ".join(suffix for each in worker.RUNTIMES.values() for suffix in each.suffixes)
+        known = ", ".join(sorted(suffix for each in RUNTIMES.values() for suffix in each.suffixes))
         raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
     _check_readable(file)
     _check_whole(file)
@@ -269,7 +271,7 @@ def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"input-{i}.npy" for i in range(len(specs))]
         try:
-            rows = [worker.noise([*specs], seed, job.get("whole", 1)) for seed in range(_ROWS)]
+            rows = [modes.noise([*specs], seed, job.get("whole", 1)) for seed in range(_ROWS)]
             for path, arrays in zip(paths, zip(*rows, strict=True), strict=True):
                 numpy.save(path, numpy.stack(arrays), allow_pickle=False)
         except MemoryError:

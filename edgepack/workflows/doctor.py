@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.core import provenance
+from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.units import SIZE
-from edgepack.measure import worker
+from edgepack.measure.worker import system
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -20,14 +21,7 @@ if TYPE_CHECKING:
 _PATIENCE = 180.0  # seconds that a runtime may take to load; a second or two is usual
 _ROOM = 2e9  # bytes that a store with one large teacher and its exports can need
 
-# Runtime -> the packages that are loaded with it, and how a benchmark does that.
-_LOADS = {
-    "onnxruntime": (("onnxruntime",), "import onnxruntime"),
-    "executorch": (
-        ("torch", "executorch"),
-        "import torch; from executorch.extension.pybindings import _portable_lib",
-    ),
-}
+_LOAD = "from edgepack.measure.runtimes.{} import Runtime; Runtime()"  # as a benchmark loads a runtime
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def _versions() -> Iterator[Finding]:
 def _processor() -> Finding:
     cores = len(os.sched_getaffinity(0))
     features = provenance.cpu_features()
-    int8 = sorted(features & provenance.INT8)
+    int8 = provenance.int8_features(features)
     text = f"{provenance.cpu()['name']}, {cores} cores, int8 instructions: {', '.join(int8) or 'none'}"
     if provenance.int8_saturates(features):
         return Finding(True, text, "int8 products saturate here: weights get 7 bits")
@@ -88,7 +82,7 @@ def _load() -> Finding:
 
 
 def _governor() -> Finding:
-    governor = worker.governor()
+    governor = system.governor()
     if not governor:
         return Finding(True, "frequency governor: none to see (usual in a virtual machine)")
     fine = governor == "performance"
@@ -125,10 +119,10 @@ def _tools() -> Iterator[Finding]:
 
 def _runtimes() -> Iterator[Finding]:
     """Each runtime, loaded in a process of its own as a benchmark would."""
-    for name, (packages, code) in _LOADS.items():
-        why = _failure(code)
+    for name, runtime in RUNTIMES.items():
+        why = _failure(_LOAD.format(runtime.module))
         text = f"{name} does not load: {why}" if why else f"{name} loads"
-        yield Finding(not why, text, _anew(packages) if why else "")
+        yield Finding(not why, text, _anew(runtime.packages) if why else "")
 
 
 def _anew(packages: tuple[str, ...]) -> str:

@@ -31,7 +31,6 @@ from edgepack.deliver.bundle.cases import Case, Cases, Input, Interface
 from edgepack.deliver.bundle.manifest import Runtime, printable
 from edgepack.measure import processes
 from edgepack.measure.contract import connected
-from edgepack.measure.worker import RUNTIMES
 
 if TYPE_CHECKING:
     import numpy

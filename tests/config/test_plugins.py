@@ -19,8 +19,8 @@ from edgepack.config import plugins
 from edgepack.config.device import Quantization
 from edgepack.config.recipe import Place
 from edgepack.core.errors import RecipeError
+from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.signature import Signature
-from edgepack.measure import worker
 
 FOUND = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
 # What is None by default, and a function of these where a plugin has it.
@@ -111,7 +111,7 @@ def test_a_stage_says_what_it_takes_gives_and_reads(module: ModuleType) -> None:
 @_of("exporters")
 def test_an_exporter_writes_a_file_that_the_worker_can_run(module: ModuleType) -> None:
     assert module.SUFFIX.startswith(".")
-    assert module.RUNTIME in worker.RUNTIMES
+    assert module.RUNTIME in RUNTIMES
 
 
 @_of("datasets")

@@ -13,12 +13,12 @@ from edgepack.measure import processes
 POLICY = "OMP_WAIT_POLICY"
 # What a command finds as it begins its work, before torch is loaded.
 COMMAND = f"""
-import os, sys, edgepack.recipe
+import os, sys, edgepack.config.recipe_reading
 def work(*arguments, **options):
     assert "torch" not in sys.modules
     print(os.environ.get({POLICY!r}))
     raise KeyboardInterrupt
-edgepack.recipe.load_recipe = work
+edgepack.config.recipe_reading.load_recipe = work
 from edgepack.__main__ import main
 main()
 """
@@ -84,11 +84,11 @@ def test_what_is_timed_runs_with_what_the_user_has_set(
     worker.write_text(
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
         "import json, os\n"
-        "from edgepack.measure.worker import _awaited\n"
+        "from edgepack.measure.worker.job import _awaited\n"
         "_awaited(json.loads(sys.argv[1])['wait'])\n"
         f"print(json.dumps({{{POLICY!r}: os.environ.get({POLICY!r})}}))\n"
     )
-    monkeypatch.setattr(processes, "_WORKER", worker)
+    monkeypatch.setattr(processes, "_WORKER", [str(worker)])
     assert run_here({"runtime": "x"}) == {POLICY: user}
 
 

@@ -48,9 +48,9 @@ def test_the_tests_can_be_run_as_on_another_processor(monkeypatch: pytest.Monkey
     """EDGEPACK_TEST_CPU_FEATURES comes to this (see conftest.py): what plans and what runs files are told the same."""
     monkeypatch.setenv("CPU_FEATURES_ADDED", "avx2 amx_bf16 amx_int8")
     code = (
-        "from edgepack.core import provenance; from edgepack.measure import worker\n"
+        "from edgepack.core import provenance; from edgepack.measure.worker import system\n"
         "found = provenance.cpu_features()\n"
-        "assert {*worker.probe()['features'].split()} == found\n"
+        "assert {*system.probe()['features'].split()} == found\n"
         "print(provenance.int8_saturates(found), 'amx_bf16' in found, 'amx_int8' in provenance.summary())"
     )
     ran = python(code, path=[PROJECT / "tests/support/cpu_features"])

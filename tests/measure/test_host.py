@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -6,7 +7,7 @@ from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
-from factories import device, run_here
+from factories import PROJECT, device, run_here
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
@@ -14,7 +15,7 @@ from edgepack.config.device import Controls
 from edgepack.core.errors import DeviceError
 from edgepack.measure import processes
 from edgepack.measure.contract import connected
-from edgepack.measure.worker import TOO_WARM
+from edgepack.measure.worker.job import TOO_WARM
 
 ONE = Controls(threads=1)
 AWAITED = """
@@ -38,7 +39,7 @@ log("ready")
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A worker to be written by the test."""
-    monkeypatch.setattr(processes, "_WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(processes, "_WORKER", [str(tmp_path / "worker.py")])
     return tmp_path / "worker.py"
 
 
@@ -112,7 +113,8 @@ def test_workers_go_with_the_process_that_started_them(imports: str, worker: Pat
     """
     worker.write_text(
         "import json, sys, time\n"
-        "from edgepack.measure import worker\n"
+        "from edgepack.core.runtimes import RUNTIMES, RuntimeInfo\n"
+        "from edgepack.measure.worker import job\n"
         "class Runtime:\n"
         "    def __init__(self):\n"
         "        self.told = open('fifo', 'w')\n"
@@ -121,16 +123,16 @@ def test_workers_go_with_the_process_that_started_them(imports: str, worker: Pat
         "        self.told.write('hangs\\n')\n"
         "        self.told.flush()\n"
         "        time.sleep(3600)\n"
-        "worker.RUNTIMES['x'] = Runtime\n"
-        "worker.main(json.loads(sys.argv[1]))\n"
+        "RUNTIMES['x'] = RuntimeInfo('x', packages=(), suffixes=())\n"
+        "sys.modules['edgepack.measure.runtimes.x'] = sys.modules['__main__']\n"
+        "job.run(json.loads(sys.argv[1]))\n"
     )
     os.mkfifo("fifo")
     starts = (
         "import sys\n"
-        "from pathlib import Path\n"
         "from edgepack.config.device import Controls\n"
         "from edgepack.measure import processes\n"
-        "processes._WORKER = Path(sys.argv[1])\n"
+        "processes._WORKER = sys.argv[1:]\n"
         "processes.Host(Controls(threads=1)).run({'runtime': 'x', 'mode': 'time'})\n"
     )
     with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as told:
@@ -265,7 +267,7 @@ def test_the_cores_of_a_profile_are_those_it_runs_on(worker: Path) -> None:
 def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = []
     for governor in ("powersave", "performance", ""):
-        monkeypatch.setattr("edgepack.measure.worker.governor", lambda told=governor: told)
+        monkeypatch.setattr("edgepack.measure.worker.system.governor", lambda told=governor: told)
         facts.append(processes.Host(Controls()).facts.get("governor"))
     assert facts == ["powersave", "performance", None]
 
@@ -273,6 +275,22 @@ def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch:
 def test_a_runtime_that_is_not_installed_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.core.provenance.versions", lambda *names: dict.fromkeys(names, "not installed"))
     assert processes.Host(Controls()).facts["versions"] == {}
+
+
+def test_what_lies_beside_edgepack_does_not_come_before_the_packages_of_a_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edgepack that runs is the one that started it, though."""
+    beside = tmp_path / "beside"
+    shutil.copytree(PROJECT / "edgepack", beside / "edgepack")
+    (beside / "onnxruntime.py").write_text("raise ImportError('not this one')")
+    with (beside / "edgepack/measure/worker/modes.py").open("a") as modes:
+        modes.write("\nMODES['describe'] = lambda *_: {'ran': __file__}\n")
+    monkeypatch.setattr(processes, "_WORKER", [*processes._WORKER[:2], str(beside)])
+    file = tmp_path / "model.onnx"
+    file.write_bytes(exported("onnx", "quantized"))
+    answer = run_here({"runtime": "onnxruntime", "file": str(file), "mode": "describe"})
+    assert answer["ran"] == str(beside / "edgepack/measure/worker/modes.py")
 
 
 def test_a_device_that_stays_warm_is_told_so() -> None:

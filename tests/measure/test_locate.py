@@ -18,7 +18,8 @@ from edgepack.core.files import digest
 from edgepack.deliver import wording
 from edgepack.deliver.reports import junit
 from edgepack.judge.gate import judge
-from edgepack.measure import divergence, evaluate, worker
+from edgepack.measure import divergence, evaluate
+from edgepack.measure.worker import job
 from edgepack.models.candidate import Candidate
 from edgepack.workflows.build import pipeline
 from edgepack.workflows.build.planning.step import Step, StepId
@@ -34,7 +35,7 @@ def find(how: How) -> tuple[str, list[tuple[int, int]]]:
     said = divergence.find(
         made(how),
         ONNX,
-        lambda job: worker.main({**job, "threads": 1}),  # in this process: a fresh one for each piece takes seconds
+        lambda asked: job.run({**asked, "threads": 1}),  # in this process: a fresh one for each piece takes seconds
         samples,
         lambda done, total: told.append((done, total)),
     )

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.config.device import Controls, load_device
 from edgepack.core.errors import AbsentError, DeviceError
-from edgepack.measure import processes, worker
+from edgepack.measure import processes
 from edgepack.measure.contract import connected
 from edgepack.measure.runners import ssh
 from edgepack.measure.runners.ssh import address, connection, remote
 from edgepack.measure.session import DeviceSession
 from edgepack.measure.timing import protocol
+from edgepack.measure.worker import archive
 from edgepack.workflows.build import pipeline
 from edgepack.workflows.build.store import Store
 
@@ -212,7 +215,7 @@ def test_answers_are_those_of_this_computer(reached: ssh.Board, server: Server) 
     run_here({**job, "output": "here.npy"})
     assert Path("there.npy").read_bytes() == Path("here.npy").read_bytes()
     (session,) = server.folders()
-    assert {path.suffix for path in session.iterdir()} == {".py", ".onnx", ".npy"}
+    assert {path.suffix for path in session.iterdir()} == {".pyz", ".onnx", ".npy"}
     sent = {path.name: path.stat().st_mtime_ns for path in session.iterdir()}
     assert reached.run({**job, "output": "again.npy"})["rows"] == 48
     assert {path.name: path.stat().st_mtime_ns for path in session.iterdir()} == sent
@@ -355,14 +358,33 @@ def test_a_runtime_that_is_not_there_is_told_when_it_is_needed(server: Server) -
         session.run({**model(), "mode": "memory"})
 
 
+def unpacked() -> dict[str, str]:
+    """The files that a board gets as one."""
+    with zipfile.ZipFile(BytesIO(archive.packed())) as packed:
+        return {name: packed.read(name).decode() for name in packed.namelist()}
+
+
+def changed_worker(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the board get a worker whose module of modes ends with this code."""
+    content, files = BytesIO(), unpacked()
+    files["edgepack/measure/worker/modes.py"] += more
+    with zipfile.ZipFile(content, "w") as packed:
+        for name, source in files.items():
+            packed.writestr(name, source)
+    monkeypatch.setattr(archive, "packed", content.getvalue)
+
+
 def test_an_old_python_is_told_of(server: Server) -> None:
     """One that says it is old: what it is told to run must be readable for it, which ast checks as far as 3.7."""
     Path("old").mkdir()
     Path("old/sitecustomize.py").write_text("import sys\nsys.hexversion, sys.version = 0x030703F0, '3.7.3 (default)'\n")
     old = script(f'PYTHONPATH={Path("old").absolute()} exec {sys.executable} "$@"')
-    assert refused(board(interpreter=old)) == "the board has Python 3.7.3, and worker.py needs 3.9"
+    assert refused(board(interpreter=old)) == "the board has Python 3.7.3, and the worker needs 3.9"
     ast.parse(Path(remote.__file__).read_text(), feature_version=(3, 7))
-    ast.parse(Path(worker.__file__).read_text(), feature_version=(3, 9))
+    for name, source in unpacked().items():
+        parsed = ast.parse(source, name, feature_version=(3, 9))
+        calls = [node for node in ast.walk(parsed) if isinstance(node, ast.Call)]
+        assert "strict" not in {keyword.arg for call in calls for keyword in call.keywords}  # of zip, since 3.10
 
 
 def test_the_wrong_board_is_told_first(server: Server) -> None:
@@ -398,12 +420,9 @@ def test_a_talkative_login_is_told(server: Server) -> None:
 
 
 def test_a_worker_that_the_system_kills_is_no_lost_connection(
-    reached: ssh.Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    reached: ssh.Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(worker.__file__).read_text()
-    dies = "\nMODES['time'] = lambda *_: os.kill(os.getpid(), 9)\n\nif __name__"
-    (tmp_path / "dies.py").write_text(source.replace("\nif __name__", dies))
-    monkeypatch.setattr(ssh, "_WORKER", tmp_path / "dies.py")
+    changed_worker("import os\nMODES['time'] = lambda *_: os.kill(os.getpid(), 9)\n", monkeypatch)
     with pytest.raises(DeviceError, match="onnxruntime failed on") as failure:
         reached.run({**model(), "mode": "time", **SHORT})
     assert "memory" in failure.value.hint
@@ -411,7 +430,7 @@ def test_a_worker_that_the_system_kills_is_no_lost_connection(
 
 HANG = """
 def hang(runtime, job, baseline):
-    import ctypes
+    import ctypes, os
     mark = {mark!r}
     if {once} and os.path.exists(mark):
         return {{"samples_ns": [7]}}
@@ -420,7 +439,7 @@ def hang(runtime, job, baseline):
 
 
 MODES["time"] = hang
-if __name__"""
+"""
 
 
 @pytest.fixture
@@ -428,10 +447,8 @@ def hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path
     """Workers that hang as they time, or only the first of them does; gives the file that appears when one does."""
 
     def hangs(*, once: bool = False) -> Path:
-        mark, changed = tmp_path / "mark", tmp_path / "hanging.py"
-        source = Path(worker.__file__).read_text()
-        changed.write_text(source.replace("\nif __name__", HANG.format(mark=str(mark), once=once)))
-        monkeypatch.setattr(ssh, "_WORKER", changed)
+        mark = tmp_path / "mark"
+        changed_worker(HANG.format(mark=str(mark), once=once), monkeypatch)
         return mark
 
     monkeypatch.setattr(processes, "_TIMEOUT", PATIENCE)  # should nothing else end it

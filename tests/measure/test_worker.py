@@ -1,22 +1,30 @@
-"""The worker runs alone on the device: here it is started as a runner would, with nothing of edgepack around it."""
+"""The worker runs alone on the device: here its one file is started as a runner would start it."""
 
 import gc
+import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy
 import pytest
+from factories import python
 from torch_factories import data, exported, logits, made
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.measure import worker
+from edgepack.core.runtimes import RUNTIMES
+from edgepack.measure.runners.adb import programs
+from edgepack.measure.runtimes.contract import Refused, Spec
+from edgepack.measure.worker import archive, modes, system
+from edgepack.measure.worker.job import TOO_WARM, _cool_down
 
 FORMATS = {"executorch": "executorch", "onnxruntime": "onnx"}  # runtime -> exporter
 COOL = {"cool_down": {"below": 60.0, "seconds": 1.0}}
@@ -27,16 +35,54 @@ PROTOCOL = {"warm_up_seconds": 0.0, "seconds": 0.0, "least_runs": 7, "most_runs"
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     file = tmp_path / "model.bin"
     file.write_bytes(exported(FORMATS[request.param], "quantized"))
-    shutil.copy(worker.__file__, tmp_path)
+    (tmp_path / "worker.pyz").write_bytes(archive.packed())
     return {"runtime": request.param, "file": str(file), "threads": 1, "cpus": [min(os.sched_getaffinity(0))]}
 
 
 def work(job: dict[str, Any], **more: Any) -> dict[str, Any]:
-    command = [sys.executable, "worker.py", json.dumps({**job, **more})]
+    command = [sys.executable, "worker.pyz", json.dumps({**job, **more})]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     [line] = ran.stdout.splitlines()
     answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+def test_the_file_needs_no_edgepack_on_the_device(job: dict[str, Any]) -> None:
+    """Without site, what is installed here in place is not found; the packages of a runtime are."""
+    command = [sys.executable, "-S", "worker.pyz", json.dumps({**job, "mode": "time", **PROTOCOL})]
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("platlib")}
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert len(json.loads(ran.stdout)["samples_ns"]) == 7
+
+
+def test_the_file_holds_all_that_its_modules_import_besides_the_standard_library() -> None:
+    Path("worker.pyz").write_bytes(archive.packed())
+    modules = [name.removesuffix(".py").replace("/", ".") for name in ZipFile("worker.pyz").namelist()]
+    code = "import sys; sys.path.insert(0, 'worker.pyz')\nimport {}\nprint(*sys.modules)"
+    named = ", ".join(name.removesuffix(".__init__") for name in modules if name != "__main__")
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code.format(named)], capture_output=True, text=True, check=True
+    )
+    assert {name.partition(".")[0] for name in ran.stdout.split()} <= {*sys.stdlib_module_names, "edgepack", "__main__"}
+
+
+def test_the_file_is_the_same_each_time() -> None:
+    """Else a device that has it would be sent it again."""
+    code = (
+        "from hashlib import sha256\n"
+        "from edgepack.measure.worker import archive\n"
+        "print(sha256(archive.packed()).hexdigest())"
+    )
+    assert python(code).out.strip() == hashlib.sha256(archive.packed()).hexdigest()
+    Path("worker.pyz").write_bytes(archive.packed())
+    assert {each.date_time for each in ZipFile("worker.pyz").infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_every_runtime_has_its_module_under_another_name_than_its_packages() -> None:
+    for runtime in RUNTIMES.values():
+        assert hasattr(import_module(f"edgepack.measure.runtimes.{runtime.module}"), "Runtime")
+        assert runtime.module not in runtime.packages
+    assert {*programs.KINDS} <= {*RUNTIMES}
 
 
 def test_time(job: dict[str, Any]) -> None:
@@ -64,10 +110,12 @@ def test_predict(job: dict[str, Any]) -> None:
 
 
 TELL = """
-import gc, json, os, sys, worker
+import gc, json, os, sys
+sys.path.insert(0, "worker.pyz")
+from edgepack.measure.worker import job, modes
 tasks = lambda: [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
-worker.MODES["tell"] = lambda *_: {"tasks": tasks(), "garbage": [gc.isenabled(), gc.get_count()[0]]}
-print(json.dumps(worker.main(json.loads(sys.argv[1]))))
+modes.MODES["tell"] = lambda *_: {"tasks": tasks(), "garbage": [gc.isenabled(), gc.get_count()[0]]}
+print(json.dumps(job.run(json.loads(sys.argv[1]))))
 """
 
 
@@ -118,7 +166,7 @@ class Idle:
     ("least", "most", "most_seconds", "expected"), [(3, 10, 60, 3), (12, 10, 60, 10), (30, 100, 0, 3)]
 )
 def test_runs_are_bounded_all_ways(least: int, most: int, most_seconds: float, expected: int) -> None:
-    taken = worker._repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
+    taken = modes.repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
     assert len(taken) == expected
 
 
@@ -150,14 +198,14 @@ intr 1 2 3
 def test_others_are_who_took_the_time_of_its_cores(
     busy: int, idle: int, stolen: int, own: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_TICKS", 100)
-    before = worker.others(STAT.format(busy=1000, idle=1000, stolen=0), {0}, 0.0)
-    after = worker.others(STAT.format(busy=busy, idle=idle, stolen=stolen), {0}, own)
-    assert worker._share(before, after) == pytest.approx(share)
+    monkeypatch.setattr(system, "_TICKS", 100)
+    before = system.others(STAT.format(busy=1000, idle=1000, stolen=0), {0}, 0.0)
+    after = system.others(STAT.format(busy=busy, idle=idle, stolen=stolen), {0}, own)
+    assert system.share(before, after) == pytest.approx(share)
 
 
 def test_a_system_that_tells_no_times_has_no_others() -> None:
-    assert worker.others("", {0}, 1.0)[1] == 0.0
+    assert system.others("", {0}, 1.0)[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -167,7 +215,7 @@ def test_a_system_that_tells_no_times_has_no_others() -> None:
 def test_a_device_is_blind_that_should_be_cool_and_has_no_sensor(
     asked: dict[str, Any], told: dict[str, Any], expected: bool
 ) -> None:
-    assert worker.blind(asked, told) is expected
+    assert system.blind(asked, told) is expected
 
 
 @pytest.mark.parametrize(
@@ -188,14 +236,14 @@ def test_a_raspberry_pi_tells_whether_it_is_throttled(
     monkeypatch.setenv("PATH", f"{Path.cwd()}:/usr/bin:/bin")
     monkeypatch.setattr("glob.glob", lambda pattern: [])
     if "sleep" in program:
-        monkeypatch.setattr(worker, "_FIRMWARE", 0.2)
-    assert worker.state() == told
+        monkeypatch.setattr(system, "_FIRMWARE", 0.2)
+    assert system.state() == told
 
 
 def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
     """What is asked of it would take half an hour."""
     slow = {**PROTOCOL, "seconds": 1800.0, "most_runs": 10**9, "most_seconds": 1800.0}
-    command = [sys.executable, "worker.py", json.dumps({**job, "mode": "time", "leash": True, **slow})]
+    command = [sys.executable, "worker.pyz", json.dumps({**job, "mode": "time", "leash": True, **slow})]
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (1, "")
 
@@ -203,7 +251,7 @@ def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:
 def test_a_worker_that_waits_ends_with_its_input(job: dict[str, Any]) -> None:
     ours, its = socket.socketpair()
     start = {"runtime": job["runtime"], "wait": its.fileno(), "leash": True}
-    command = [sys.executable, "worker.py", json.dumps(start)]
+    command = [sys.executable, "worker.pyz", json.dumps(start)]
     with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[its.fileno()]) as process:
         its.close()
         assert ours.recv(1) and process.stdin
@@ -214,25 +262,25 @@ def test_a_worker_that_waits_ends_with_its_input(job: dict[str, Any]) -> None:
 def test_a_device_that_stays_warm_is_not_timed(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(worker, "state", lambda: {"celsius": 71.4})
-    with pytest.raises(SystemExit, match=str(worker.TOO_WARM)):
-        worker._cool_down(below=60, seconds=0)
+    monkeypatch.setattr(system, "state", lambda: {"celsius": 71.4})
+    with pytest.raises(SystemExit, match=str(TOO_WARM)):
+        _cool_down(below=60, seconds=0)
     assert "it stays at 71 degrees Celsius, above the 60" in capsys.readouterr().err
-    worker._cool_down(below=72, seconds=0)
+    _cool_down(below=72, seconds=0)
 
 
 def test_inputs_are_made_from_the_files_own_facts() -> None:
-    specs: list[worker.Spec] = [("x", (1, 3, 4, 4), "float32"), ("ids", (1, 7), "int64")]
-    [picture, words] = worker.noise(specs)
+    specs: list[Spec] = [("x", (1, 3, 4, 4), "float32"), ("ids", (1, 7), "int64")]
+    [picture, words] = modes.noise(specs)
     assert (picture.shape, picture.dtype, words.shape, words.dtype) == ((1, 3, 4, 4), "float32", (1, 7), "int64")
-    assert numpy.array_equal(picture, worker.noise(specs[:1])[0])
+    assert numpy.array_equal(picture, modes.noise(specs[:1])[0])
 
 
 def test_a_shape_that_the_file_leaves_open_is_given() -> None:
-    specs: list[worker.Spec] = [("x", ("batch", 3, 4, 4), "float32")]
-    with pytest.raises(worker.Refused, match="the shape of x is open: batch, 3, 4, 4"):
-        worker._fixed(specs, {})
-    assert worker._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
+    specs: list[Spec] = [("x", ("batch", 3, 4, 4), "float32")]
+    with pytest.raises(Refused, match="the shape of x is open: batch, 3, 4, 4"):
+        modes._fixed(specs, {})
+    assert modes._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
 
 
 def test_a_file_tells_its_inputs(job: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from edgepack.core import provenance
-from edgepack.measure import worker
+from edgepack.measure.worker import system
 from edgepack.workflows import doctor
 from edgepack.workflows.doctor import Finding
 
@@ -25,11 +25,11 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(provenance, "cpu", lambda: {"name": "a processor", "features": "avx2 avx512_vnni"})
-    monkeypatch.setattr(worker, "governor", lambda: "performance")
+    monkeypatch.setattr(system, "governor", lambda: "performance")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10e9, 0, 10e9))
     monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/bin/{tool}")
     monkeypatch.setattr(provenance, "versions", lambda name: {name: _wanted()[name]})
-    monkeypatch.setattr(doctor, "_LOADS", {name: (packages, "") for name, (packages, _) in doctor._LOADS.items()})
+    monkeypatch.setattr(doctor, "_LOAD", "")
 
 
 def _wanted() -> dict[str, str]:
@@ -96,7 +96,7 @@ def test_a_busy_machine(fine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     [("", True, ""), ("powersave", False, "sudo cpupower frequency-set -g performance")],
 )
 def test_the_governor(fine: None, monkeypatch: pytest.MonkeyPatch, governor: str, fine_: bool, advice: str) -> None:
-    monkeypatch.setattr(worker, "governor", lambda: governor)
+    monkeypatch.setattr(system, "governor", lambda: governor)
     found = about("governor")
     assert (found.fine, found.advice) == (fine_, advice)
 
@@ -117,7 +117,7 @@ def test_a_tool_that_is_missing_is_no_fault(fine: None, monkeypatch: pytest.Monk
 
 
 def loading(code: str, monkeypatch: pytest.MonkeyPatch) -> Finding:
-    monkeypatch.setattr(doctor, "_LOADS", {"executorch": (("torch", "executorch"), code)})
+    monkeypatch.setattr(doctor, "_LOAD", code)
     return about("executorch does not load: ")
 
 

@@ -14,9 +14,11 @@ from factories import edgepack, measurement, run_here
 from edgepack.cli.views import bench as bench_view
 from edgepack.config.device import load_device
 from edgepack.core.errors import DeviceError, RecipeError, RefusedError
-from edgepack.measure import processes, worker
+from edgepack.measure import processes
 from edgepack.measure.contract import connected
 from edgepack.measure.input_shapes import fixed
+from edgepack.measure.runtimes.contract import Spec
+from edgepack.measure.worker import job
 from edgepack.workflows import bench
 from edgepack.workflows.bench import Bench
 
@@ -53,7 +55,7 @@ def typed(name: str, dtype: int, shape: Any = (1, 4)) -> str:
 
 
 NOTHING = "m.onnx: a dimension of x is 0 (0,4): it holds no numbers, so there is nothing to time"
-OPEN: list[worker.Spec] = [("x", ("batch", 8), "float32")]
+OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ OPEN: list[worker.Spec] = [("x", ("batch", 8), "float32")]
     ],
 )
 def test_what_is_wrong_in_shapes(
-    specs: list[worker.Spec], shapes: dict[str, tuple[int, ...]], told: str, monkeypatch: pytest.MonkeyPatch
+    specs: list[Spec], shapes: dict[str, tuple[int, ...]], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgepack.measure.input_shapes._unranked", lambda file, name: False)
     with pytest.raises(RecipeError) as failure:
@@ -82,7 +84,7 @@ def test_what_is_wrong_in_shapes(
 
 def test_all_that_is_wrong_in_the_shapes_of_two_files_is_told_at_once() -> None:
     """A shape may be meant for one of them."""
-    other: list[worker.Spec] = [("z", (1, "n"), "float32")]
+    other: list[Spec] = [("z", (1, "n"), "float32")]
     files = [Path("a.onnx"), Path("b.onnx")]
     with pytest.raises(RecipeError) as failure:
         fixed(files, [OPEN, other], {"x": (2, 8), "y": (1,)})
@@ -202,7 +204,7 @@ def test_a_file_without_inputs_answers() -> None:
 
 
 def test_the_largest_inputs_of_a_pte_may_be_made_smaller() -> None:
-    specs: list[list[worker.Spec]] = [[("input 0", (16, 8), "float32")]]
+    specs: list[list[Spec]] = [[("input 0", (16, 8), "float32")]]
     file = Path("m.pte")
     assert fixed([file], specs, {"input 0": (2, 8)}) == [[("input 0", (2, 8), "float32")]]
     for shape in ((17, 8), (2, 8, 1)):
@@ -211,11 +213,11 @@ def test_the_largest_inputs_of_a_pte_may_be_made_smaller() -> None:
 
 
 def test_a_runtime_without_memory_is_the_devices_fault() -> None:
-    done = subprocess.CompletedProcess("", worker.NO_MEMORY, "", "std::bad_alloc\n")
+    done = subprocess.CompletedProcess("", job.NO_MEMORY, "", "std::bad_alloc\n")
     with pytest.raises(DeviceError, match=r"x failed on f, for want of memory: std::bad_alloc") as failure:
         processes.answer(done, {"runtime": "x", "file": "f"})
     assert not isinstance(failure.value, RefusedError) and "more memory" in failure.value.hint
-    with pytest.raises(MemoryError, match="Failed to allocate memory"), worker._refusing("it does not run"):
+    with pytest.raises(MemoryError, match="Failed to allocate memory"), job._refusing("it does not run"):
         raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 99")
 
 

@@ -52,7 +52,7 @@ class TimingProtocol(Frozen):
         return {"mode": "time", **self.model_dump(exclude={"name"})}
 
 
-Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of worker.py in a fresh process
+Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of the worker in a fresh process
 
 MOST = max(LOOKS)  # processes; after that a budget that is not decided is inconclusive
 

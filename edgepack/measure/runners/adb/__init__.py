@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.config.device import Controls, Device
 from edgepack.core.errors import AnswerError, DeviceError
 from edgepack.core.frozen import Frozen
-from edgepack.measure import evaluate, processes, worker
+from edgepack.measure import evaluate, processes
 from edgepack.measure.contract import Job
 from edgepack.measure.runners.adb import link as adb_link
 from edgepack.measure.runners.adb import output, programs
@@ -28,6 +28,7 @@ from edgepack.measure.runners.adb.folder import Folder
 from edgepack.measure.runners.adb.link import Link, LostError
 from edgepack.measure.runners.adb.output import Timing
 from edgepack.measure.runners.adb.programs import Tool
+from edgepack.measure.worker import system
 
 if TYPE_CHECKING:
     import numpy
@@ -178,7 +179,7 @@ class Phone:
             "samples_ns": [round(ms * 1e6) for ms in timing.runs[warm:]],
             "before": before,
             "after": after,
-            "blind": worker.blind(job, before),
+            "blind": system.blind(job, before),
             "versions": {job["runtime"]: self.tools[job["runtime"]].version},
         }
         return {**answer, "unchecked": _UNCHECKED} if job["runtime"] == "onnxruntime" else answer
@@ -262,7 +263,7 @@ def _pace(timing: Timing) -> float:
 
 
 def _counts(job: Job, pace: float) -> tuple[int, int]:
-    """How many runs warm up, and how many are timed, at this many milliseconds a run: what worker.py would do."""
+    """How many runs warm up, and how many are timed, at this many milliseconds a run: what the worker would do."""
     return _within(job, pace, job["warm_up_seconds"], 5), _within(job, pace, job["seconds"], job["least_runs"])
 
 

@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from edgepack.core.errors import DeviceError
 from edgepack.core.files import file_digest
+from edgepack.core.runtimes import RUNTIMES
 
 _ELF, _ARM64 = b"\x7fELF", b"\xb7\x00"
 _SYMBOLS = re.compile(rb"VERS_(\d+\.\d+\.\d+)\0")
@@ -79,7 +80,7 @@ def find() -> dict[str, Tool]:
     if not found:
         message = f"there is no runtime for it: {' and '.join(kind.variable for kind in KINDS.values())} are not set"
         raise DeviceError(
-            message, f"for .pte files, {advice('executorch')}\n  for .onnx files, {advice('onnxruntime')}"
+            message, "\n  ".join(f"for {RUNTIMES[name].suffixes[0]} files, {advice(name)}" for name in KINDS)
         )
     return found
 

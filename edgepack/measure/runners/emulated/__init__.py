@@ -24,10 +24,10 @@ from edgepack.core import provenance
 from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.core.frozen import Frozen
 from edgepack.core.process import openmp
-from edgepack.measure import worker
 from edgepack.measure.contract import Job
 from edgepack.measure.processes import answer, check_controls, endless, leash
 from edgepack.measure.runners.emulated import system_image
+from edgepack.measure.worker import archive
 
 EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
 IS_LOCAL = True
@@ -36,6 +36,7 @@ _RUNTIME = "onnxruntime"
 _LACKS = {"executorch": "ExecuTorch is not run under emulation"}
 _ANEW = "make its Python and runtime anew with `edgepack devices prepare`"
 _QEMU = ("qemu-aarch64-static", "qemu-aarch64")
+_WORKER = "worker.pyz"
 _TIMEOUT = 3600.0  # seconds, before any row
 _SLOWEST = 60.0  # seconds that one row of a prediction may take
 _FOREIGN = ("PYTHON", "LD_", "QEMU_")  # how variables begin that are meant for programs of this computer
@@ -82,9 +83,9 @@ class Emulated:
         try:
             with leash() as held, self._system() as system:
                 # -S: site would look for packages in folders of this computer.
-                command = [self.qemu, "-cpu", self.cpu, "-L", system, str(self.python), "-P", "-S", worker.__file__]
+                command = [self.qemu, "-cpu", self.cpu, "-L", system, str(self.python), "-P", "-S"]
                 done = subprocess.run(
-                    [*command, json.dumps(whole)],
+                    [*command, f"{system}/{_WORKER}", json.dumps(whole)],
                     stdin=held,
                     capture_output=True,
                     text=True,
@@ -100,7 +101,7 @@ class Emulated:
 
     @contextmanager
     def _system(self) -> Iterator[str]:
-        """The prepared folder, with a /proc/cpuinfo of the processor that is played.
+        """The prepared folder, with the worker and a /proc/cpuinfo of the processor that is played.
 
         What of an absolute path is not in it is this computer's. ONNX Runtime 1.32 crashes where that is told of x86.
         """
@@ -109,6 +110,7 @@ class Emulated:
                 Path(folder, each.name).symlink_to(each)
             Path(folder, "proc").mkdir()
             Path(folder, "proc", "cpuinfo").write_text(cpuinfo(PROCESSORS[self.cpu], os.cpu_count() or 1))
+            Path(folder, _WORKER).write_bytes(archive.packed())
             yield folder
 
 

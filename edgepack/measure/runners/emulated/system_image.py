@@ -1,4 +1,4 @@
-"""A folder with what worker.py needs on an aarch64 Linux: Python, its libraries, and the runtimes' wheels.
+"""A folder with what the worker needs on an aarch64 Linux: Python, its libraries, and the runtimes' wheels.
 
     arm64/
       edgepack.json        that it is ours, and what it was made of

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from edgepack.config.device import RUNTIMES, Device
+from edgepack.config.device import Device
 from edgepack.core import provenance
 from edgepack.core.errors import AbsentError, DeviceError
-from edgepack.measure import processes, worker
+from edgepack.core.runtimes import RUNTIMES
+from edgepack.measure import processes
 from edgepack.measure.contract import Job, recognise
 from edgepack.measure.runners.ssh.address import Address
 from edgepack.measure.runners.ssh.address import Config as Config
@@ -24,7 +25,6 @@ from edgepack.measure.runners.ssh.connection import Line, LostError
 EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
 IS_LOCAL = False
 
-_WORKER = Path(worker.__file__)
 _WAITS = (2.0, 10.0, 30.0)  # seconds before each further try: a small board needs half a minute to start again
 
 
@@ -79,7 +79,7 @@ class Board:
     def _facts(self, line: "Line") -> dict[str, Any]:
         """What stays the same from one day to the next. Raises DeviceError where nothing can run there."""
         found = _work(
-            line, {"mode": "probe", "runtime": "worker.py"}, advice="a device with this runner is a Linux computer"
+            line, {"mode": "probe", "runtime": "the worker"}, advice="a device with this runner is a Linux computer"
         )
         recognise(self.device, found)
         processes.check_controls(self.device, found["cores"], "it")
@@ -94,7 +94,7 @@ class Board:
     def _attempt(self, job: Job) -> dict[str, Any]:
         line = self._line or self.reach()
         output = f"{uuid4().hex}.npy"
-        packages = ", ".join(worker.RUNTIMES[job["runtime"]].packages)
+        packages = ", ".join(RUNTIMES[job["runtime"]].packages)
         advice = f"see whether the runtime loads there: {line.python} -c 'import {packages}'"
         found = _work(line, self._told(line, job, output), job, advice=advice)
         if "output" in job:
@@ -115,10 +115,10 @@ class Board:
 
 
 def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> dict[str, Any]:
-    """One process of worker.py there. `job` is how it is known here. Raises LostError or DeviceError."""
+    """One process of the worker there. `job` is how it is known here. Raises LostError or DeviceError."""
     job = job or told
     timeout = processes.patience(job)
-    arguments = (line.send(_WORKER), json.dumps({**told, "leash": True}))
+    arguments = (line.send_worker(), json.dumps({**told, "leash": True}))
     try:
         done = line.call(arguments, timeout=timeout, environment=processes.pools(told.get("threads", 1)))
     except subprocess.TimeoutExpired:

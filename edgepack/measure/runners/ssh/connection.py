@@ -20,6 +20,7 @@ from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.core.files import file_digest
 from edgepack.core.units import SIZE
 from edgepack.measure.runners.ssh.address import Address, Config, ssh
+from edgepack.measure.worker import archive
 
 _THERE = (Path(__file__).parent / "remote.py").read_text()
 _GREETING = 60.0  # seconds that logging in and starting Python may take
@@ -118,6 +119,12 @@ class Line:
             self._sent[name] = f"{self.folder}/{name}"
         return self._sent[name]
 
+    def send_worker(self) -> str:
+        """The path there of the file that does a job."""
+        file = self._place / "worker.pyz"
+        file.write_bytes(archive.packed())
+        return self.send(file)
+
     def fetch(self, name: str, target: Path) -> None:
         """A file from there, which goes there."""
         part = target.with_name(f"{target.name}.part")
@@ -195,11 +202,11 @@ class Line:
         raise DeviceError(f"{name} failed: {(said.splitlines() or [f'code {code}'])[-1]}", f"see what {try_it} says")
 
     def _check(self) -> None:
-        """Raises DeviceError where worker.py cannot run."""
+        """Raises DeviceError where the worker cannot run."""
         name = self.device.name
         if python := self._greeting.get("python"):
             hint = "name another one: `runner: {ssh: {python: ~/venv/bin/python}}`"
-            raise DeviceError(f"{name} has Python {python}, and worker.py needs 3.9", f"{hint} in {self.device.file}")
+            raise DeviceError(f"{name} has Python {python}, and the worker needs 3.9", f"{hint} in {self.device.file}")
         if lacking := self._greeting["lacking"]:
             what = " ".join(lacking)
             raise DeviceError(f"{name} has no {what}", f"install it there: `{self.python} -m pip install {what}`")

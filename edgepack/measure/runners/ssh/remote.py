@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20  # bytes
-_NEEDED = ("numpy",)  # of worker.py, besides the runtimes
+_NEEDED = ("numpy",)  # of the worker, besides the runtimes
 
 
 def keep(name: str) -> None:

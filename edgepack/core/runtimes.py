@@ -1,0 +1,29 @@
+"""The runtimes that can load an exported file. This is their only list.
+
+It goes to devices with the worker (measure/worker/archive.py): standard library only, for Python 3.9.
+"""
+
+from typing import NamedTuple
+
+
+class RuntimeInfo(NamedTuple):
+    """Where a runtime is loaded, the packages it consists of, and the suffixes of its files."""
+
+    module: str  # in measure/runtimes
+    packages: tuple[str, ...]  # in the order in which they are imported
+    suffixes: tuple[str, ...]
+
+
+RUNTIMES = {
+    "executorch": RuntimeInfo("executorch_runtime", packages=("torch", "executorch"), suffixes=(".pte",)),
+    "onnxruntime": RuntimeInfo("onnx_runtime", packages=("onnxruntime",), suffixes=(".onnx", ".ort")),
+}
+
+
+def runtime_of(suffix: str) -> str:
+    """The runtime that loads files with this suffix, or "".
+
+    >>> runtime_of(".ort"), runtime_of(".txt")
+    ('onnxruntime', '')
+    """
+    return next((name for name, runtime in RUNTIMES.items() if suffix in runtime.suffixes), "")

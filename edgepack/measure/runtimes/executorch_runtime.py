@@ -1,0 +1,56 @@
+"""ExecuTorch by its Python bindings, which want torch."""
+
+from typing import Any
+
+from edgepack.measure.runtimes.contract import NO_OUTPUTS, SUPPORTED_TYPES, Refused, Spec
+
+_TYPES = dict(  # the order of c10::ScalarType
+    enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))
+)
+_TYPES[11] = "bool"
+
+
+class Runtime:
+    def __init__(self) -> None:
+        import torch  # its libraries and types must be there before the runtime's own
+        from executorch.extension.pybindings import _portable_lib  # isort: skip
+        import executorch.kernels.quantized  # noqa: F401  (the kernel of int8 embedding tables)
+
+        self.torch, self.api = torch, _portable_lib
+
+    def start(self, threads: int) -> None:
+        """Threads run on the cores that the process is pinned to when they are made."""
+        self.torch.set_num_threads(1)
+        self.api._unsafe_reset_threadpool(threads)  # before the first load: afterwards it corrupts the heap
+
+    def delegates(self) -> list[str]:
+        return sorted(self.api._get_registered_backend_names())
+
+    def load(self, file: str) -> None:
+        self.program = self.api._load_program(file)  # kept: the method lives in its memory
+        self.method = self.program.load_method("forward")
+        meta = self.method.method_meta()
+        if not meta.num_outputs():
+            raise Refused(NO_OUTPUTS)
+        self.specs = [self._spec(meta, i) for i in range(meta.num_inputs())]
+
+    def _spec(self, meta: Any, i: int) -> Spec:
+        try:
+            tensor = meta.input_tensor_meta(i)
+        except IndexError:
+            raise Refused(f"its input {i} is no tensor, which cannot be fed: {SUPPORTED_TYPES}") from None
+        if tensor.dtype() not in _TYPES:
+            named = {15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"}.get(tensor.dtype(), "of another type")
+            raise Refused(f"its input {i} is {named}, which cannot be fed: {SUPPORTED_TYPES}")
+        return f"input {i}", tuple(tensor.sizes()), _TYPES[tensor.dtype()]
+
+    def bind(self, arrays: list[Any]) -> Any:
+        return [self.torch.from_numpy(array) for array in arrays]
+
+    def run(self, bound: Any) -> Any:
+        return self.method(bound)[0]
+
+    def array(self, output: Any) -> Any:
+        if not isinstance(output, self.torch.Tensor):
+            raise Refused(f"its first output is no tensor, but {type(output).__name__}, which cannot be compared")
+        return output.numpy()

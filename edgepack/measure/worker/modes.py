@@ -1,0 +1,117 @@
+"""What can be asked of a file that its runtime has loaded."""
+
+import time
+from typing import Any
+
+from edgepack.measure.runtimes.contract import Refused, Runtime, Spec
+from edgepack.measure.worker import system
+
+Job = dict[str, Any]
+_MS = 1e-6  # one nanosecond in milliseconds
+
+
+def measure_time(runtime: Runtime, job: Job, _baseline: int) -> Job:
+    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
+    before, others = system.state(), system.others_now()
+    first = _timed(runtime, bound)
+    limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
+    repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
+    samples = repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
+    crowded = system.share(others, system.others_now())
+    after = {"before": before, "after": system.state(), "blind": system.blind(job, before)}
+    return {"first_ms": first * _MS, "samples_ns": samples, "crowded": crowded, **after}
+
+
+def measure_memory(runtime: Runtime, job: Job, baseline: int) -> Job:
+    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
+    for _ in range(3):
+        runtime.run(bound)
+    resident = system.memory("VmRSS") + system.memory("VmSwap")
+    peak = max(system.memory("VmHWM"), resident)  # zram hides pages from the high-water mark
+    return {"peak_bytes": max(0, peak - baseline), "baseline_bytes": baseline}
+
+
+def predict(runtime: Runtime, job: Job, _baseline: int) -> Job:
+    import numpy
+
+    columns = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
+    shapes = [shape for _, shape, _ in _given(runtime.specs, job)]
+    if len(columns) != len(shapes):
+        raise Refused(f"it has {len(shapes)} inputs, and is given {len(columns)}")
+    rows = range(len(columns[0]) if columns else job["rows"])  # a file without inputs is run as often
+    outputs = [_row(runtime, [_input(columns[n], i, shape) for n, shape in enumerate(shapes)]) for i in rows]
+    numpy.save(job["output"], _joined(outputs), allow_pickle=False)
+    return {"rows": len(outputs)}
+
+
+def describe(runtime: Runtime, _job: Job, _baseline: int) -> Job:
+    return {"inputs": [{"name": name, "shape": shape, "dtype": dtype} for name, shape, dtype in runtime.specs]}
+
+
+MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
+
+
+def _row(runtime: Runtime, arrays: list[Any]) -> Any:
+    return runtime.array(runtime.run(runtime.bind(arrays))).copy()
+
+
+def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:
+    import numpy
+
+    return numpy.array(column[i] if column.shape[1:] == shape else column[i : i + 1], order="C")
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """One after the other; flat where what is answered decides how much that is."""
+    import numpy
+
+    parts = [numpy.atleast_1d(output) for output in outputs]
+    alike = len({part.shape[1:] for part in parts}) == 1
+    return numpy.concatenate(parts if alike else [part.ravel() for part in parts])
+
+
+def _timed(runtime: Runtime, bound: Any) -> int:
+    started = time.perf_counter_ns()
+    runtime.run(bound)
+    return time.perf_counter_ns() - started
+
+
+def repeat(runtime: Runtime, bound: Any, *, seconds: float, least: int, most: int, most_seconds: float) -> list[int]:
+    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them.
+
+    Three will do where more would take longer than `most_seconds`.
+    """
+    samples: list[int] = []
+    start = now = time.perf_counter_ns()
+    while len(samples) < most and (len(samples) < least or now < start + seconds * 1e9):
+        if len(samples) >= 3 and now > start + most_seconds * 1e9:
+            break
+        samples.append(_timed(runtime, bound))
+        now = time.perf_counter_ns()
+    return samples
+
+
+def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
+    """Every input with a shape of numbers."""
+    fixed = _given(specs, job)
+    for name, shape, _ in fixed:
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise Refused(f"the shape of {name} is open: {', '.join(map(str, shape))}")
+    return fixed
+
+
+def _given(specs: list[Spec], job: Job) -> list[Spec]:
+    """`shapes` of the job says those that the file leaves open."""
+    given: dict[str, list[int]] = job.get("shapes", {})
+    return [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
+
+
+def noise(specs: list[Spec], seed: int = 0, whole: int = 1) -> list[Any]:
+    """Values from 0 to 1 for each input; where they are whole numbers ones, of which nearly any table has a row."""
+    import numpy
+
+    random = numpy.random.default_rng(seed)
+    return [
+        random.random(shape, "float32").astype(dtype) if dtype.startswith("float") else numpy.full(shape, whole, dtype)
+        for _, shape, dtype in specs
+    ]
