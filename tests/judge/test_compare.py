@@ -96,6 +96,7 @@ def test_differences_that_are_too_long_to_show() -> None:
         return [str(each) for each in differences(before, after)]
 
     assert told({"a": "x" * 50}, {"a": "x" * 51}) == ["a differs"]
+    assert told({"a": True}, {"a": False}) == ["a true -> false"]  # as in a recipe
     assert told({"a": [1]}, {"a": [1, 2]}) == ["a [1] -> [1, 2]"]
 
 

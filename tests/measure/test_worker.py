@@ -24,7 +24,7 @@ from edgepack.core.runtimes import RUNTIMES
 from edgepack.measure.runners.adb import programs
 from edgepack.measure.runtimes.contract import Refused, Spec
 from edgepack.measure.worker import archive, modes, system
-from edgepack.measure.worker.job import TOO_WARM, _cool_down
+from edgepack.measure.worker.job import REFUSED, TOO_WARM, _cool_down
 
 FORMATS = {"executorch": "executorch", "onnxruntime": "onnx"}  # runtime -> exporter
 COOL = {"cool_down": {"below": 60.0, "seconds": 1.0}}
@@ -109,6 +109,13 @@ def test_predict(job: dict[str, Any]) -> None:
     assert (answers.argmax(1) == logits(made("quantized").module).numpy().argmax(1)).all()
 
 
+def test_a_file_that_is_given_another_number_of_inputs_is_refused(job: dict[str, Any]) -> None:
+    numpy.save("input.npy", data().test.inputs[0].numpy())
+    command = [sys.executable, "worker.pyz", json.dumps({**job, "mode": "predict", "inputs": ["input.npy"] * 2})]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (REFUSED, "it is given 2 inputs, and has 1")
+
+
 TELL = """
 import gc, json, os, sys
 sys.path.insert(0, "worker.pyz")
@@ -166,7 +173,8 @@ class Idle:
     ("least", "most", "most_seconds", "expected"), [(3, 10, 60, 3), (12, 10, 60, 10), (30, 100, 0, 3)]
 )
 def test_runs_are_bounded_all_ways(least: int, most: int, most_seconds: float, expected: int) -> None:
-    taken = modes.repeat(Idle(), None, seconds=0, least=least, most=most, most_seconds=most_seconds)
+    runtime: Any = Idle()
+    taken = modes.repeat(runtime, None, seconds=0, least=least, most=most, most_seconds=most_seconds)
     assert len(taken) == expected
 
 

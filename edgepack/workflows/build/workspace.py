@@ -123,7 +123,7 @@ class Workspace:
         return "" if needed in self._delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
     def timing_job(self, runtime: str, file: Path) -> dict[str, Any]:
-        """A job of worker.py, as JSON."""
+        """A job of the worker, as JSON."""
         return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
 
     def int8_differs(self, runtime: str, facts: Facts) -> bool:
