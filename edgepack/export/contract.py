@@ -46,7 +46,7 @@ class Exporter(Protocol):
             program.save(str(path), external_data=False)
     """
 
-    RUNTIME: str  # what loads the file, a key of worker.py's RUNTIMES
+    RUNTIME: str  # what loads the file, a key of core/runtimes.py
     SUFFIX: str  # of the file: ".pte"
     VERSION: int  # to bump when the same input would give another file
     Config: type[Frozen]  # what a recipe may say of it

@@ -62,7 +62,7 @@ class Runner(Protocol):
     """
 
     Config: type[Frozen]  # what a device profile may say of it; no address, serial or secret
-    # {mode of worker.py: "measured", "emulated" or "estimated"}: what its answers are worth. Other modes are not done
+    # {mode of the worker: "measured", "emulated" or "estimated"}: what its answers are worth. Other modes are not done
     # there.
     EVIDENCE: dict[str, str]
     IS_LOCAL: bool  # whether connecting takes no time: the device is this computer, or none at all

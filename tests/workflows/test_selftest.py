@@ -148,7 +148,7 @@ def test_a_runtime_that_the_device_has_not_is_said(
 
 
 def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.runners.processes.Host.run", lambda *given: pytest.fail("it was run"))
+    monkeypatch.setattr("edgepack.measure.processes.Host.run", lambda *given: pytest.fail("it was run"))
     path = bundle()
     path.write_bytes(path.read_bytes()[:-1])
     assert edgepack("selftest", str(path)).code == ExitCode.BUDGET
