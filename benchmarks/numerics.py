@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from edgepack.compress.stages.quantize.capture import capture
-from edgepack.compress.stages.quantize.observers import Scheme, prepare
+from edgepack.compress.stages.quantize.contract import Scheme
+from edgepack.compress.stages.quantize.observers import prepare
 from edgepack.compress.training import taps
 from edgepack.compress.training.numerics import Numerics, numerics
 from edgepack.config.plugins import choose

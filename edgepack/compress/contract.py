@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import Field
 
 from edgepack.config.device import Quantization
+from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.core.events import Emit
 from edgepack.core.frozen import Frozen
 from edgepack.data.contract import Task
@@ -63,6 +64,7 @@ class Context:
     """What a stage may use besides the candidate. `teacher` is None until a stage has made one.
 
     `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the bytes of a file, where they say.
+    `quantizer` is the one that the files want which are made of the result.
     """
 
     data: "TrainingData"
@@ -75,6 +77,7 @@ class Context:
     size: Size | None = None
     tolerance: float | None = None
     size_budget: float | None = None
+    quantizer: str = DEFAULT_QUANTIZER
 
 
 class Stage(Protocol):
@@ -109,6 +112,7 @@ class Stage(Protocol):
 
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the output
     READS: tuple[str, ...] = ()  # facts of the device's `quantization` that it reads
+    USES_QUANTIZER: bool = False  # whether it depends on `context.quantizer`: one result then is not for all files
     MAKES_TEACHER: bool = False  # whether later stages and the report compare with what it gives
 
     @abstractmethod
@@ -120,6 +124,6 @@ class Stage(Protocol):
         return ""
 
     # dry_run(candidate, config, quantization) does to an untrained structure what `run` will, so that what cannot work
-    # fails before hours are spent. With a config that needs timing it is given `latency` too, as a keyword. None: the
-    # structure stays as it is, and nothing is tried.
+    # fails before hours are spent. With a config that needs timing it is given `latency` too, as a keyword; where the
+    # stage uses a quantizer, its name as `quantizer`. None: the structure stays as it is, and nothing is tried.
     dry_run: "Callable[..., Candidate] | None" = None

@@ -29,27 +29,36 @@ FOLDERS = {
     "models": "models/sources",
     "datasets": "data/datasets",
     "stages": "compress/stages",
+    "quantizers": "compress/stages/quantize/quantizers",
     "exporters": "export/formats",
+    "backends": "export/formats/executorch/backends",
     "runners": "measure/runners",
     "reports": "deliver/reports",
 }
 KINDS = tuple(FOLDERS)
-# The class in the contract.py of each kind.
+# The class in the contract.py of each kind, which is the nearest above its folder.
 _CONTRACTS = {
     "tasks": "Task",
     "models": "ModelSource",
     "datasets": "Dataset",
     "stages": "Stage",
+    "quantizers": "Quantizer",
     "exporters": "Exporter",
+    "backends": "Backend",
     "runners": "Runner",
     "reports": "Report",
 }
+DEFAULT_QUANTIZER = "xnnpack"  # of files whose exporter asks for no other
 _PACKAGE = Path(__file__).parent.parent
 
 
 def names(kind: str) -> tuple[str, ...]:
     """Every plugin of a kind, shipped or installed, sorted."""
     return tuple(sorted({*_shipped(kind), *_installed(kind)}))
+
+
+def is_known(kind: str, name: str) -> bool:
+    return name in _shipped(kind) or name in _installed(kind)
 
 
 @cache
@@ -96,7 +105,8 @@ def contract(kind: str) -> Contract:
     ()
     """
     # Named by text, for its folder stands above this one.
-    page = getattr(import_module(f"edgepack.{FOLDERS[kind].partition('/')[0]}.contract"), _CONTRACTS[kind])
+    folder = next(each for each in Path(FOLDERS[kind]).parents if (_PACKAGE / each / "contract.py").exists())
+    page = getattr(import_module(".".join(("edgepack", *folder.parts, "contract"))), _CONTRACTS[kind])
     types, values = get_annotations(page), vars(page)
     parts = [part for part in {**types, **values} if not part.startswith("_")]
     required = tuple(part for part in parts if part not in values or part in page.__abstractmethods__)
@@ -194,7 +204,7 @@ def name_of(kind: str, value: object) -> str:
         keys = tuple(str(key) for key in value)
     else:
         raise ValueError(f"expected one {_singular(kind)} with its settings, one of: {', '.join(names(kind))}")
-    found = [key for key in keys if key in _shipped(kind) or key in _installed(kind)]
+    found = [key for key in keys if is_known(kind, key)]
     if not found:
         raise ValueError(unknown(_singular(kind), keys[0], names(kind)))
     if len(found) > 1:

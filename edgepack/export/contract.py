@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
-from edgepack.config.plugins import Choice
+from edgepack.config.plugins import DEFAULT_QUANTIZER, Choice
 from edgepack.core.errors import DeviceError, EdgepackError
 from edgepack.core.frozen import Frozen
 from edgepack.export.operations import Operation
@@ -73,6 +73,10 @@ class Exporter(Protocol):
     def needs(self, config: Any) -> str:
         """Name the delegate that a runtime must have to run the file, or "". Without torch."""
         return ""
+
+    def quantizer(self, config: Any) -> str:
+        """Name the quantizer that int8 files with these settings want."""
+        return DEFAULT_QUANTIZER
 
     def inspect(self, path: Path, candidate: "Candidate") -> "Contents | None":
         """Tell what is in the file, its tensors by the names of the candidate's layers; None: not known."""

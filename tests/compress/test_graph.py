@@ -14,8 +14,9 @@ from torch_factories import BITS, made, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.convert import converted
-from edgepack.compress.stages.quantize.observers import Scheme, freeze_ranges, prepare, take_ranges, with_three
+from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, take_ranges, with_three
 from edgepack.models.candidate import Candidate
 
 SAMPLES = 4 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -27,6 +27,8 @@ FOUND = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
 MAY_BE_NONE = {
     "dry_run": ["candidate", "config", "quantization"],
     "operations": ["path", "quantization", "shapes"],
+    "payload_operations": ["payload"],
+    "payload_parts": ["payload", "named"],
     "prepare": ["device", "tell"],
 }
 # The plugins that the pages of the contracts show as examples, by kind.
@@ -35,6 +37,7 @@ EXAMPLES = {
     "models": "linear",
     "datasets": "noise",
     "stages": "round",
+    "quantizers": "shader",
     "exporters": "plain_onnx",
     "runners": "bench",
     "reports": "outcome",
@@ -71,7 +74,7 @@ def test_a_plugin_has_all_that_its_contract_names_and_of_its_type(kind: str, nam
         elif part in MAY_BE_NONE:
             asked = MAY_BE_NONE[part]
             assert value is None or _parameters(value)[: len(asked)] == asked
-            assert value is None or {*_parameters(value)[len(asked) :]} <= {"latency"}
+            assert value is None or {*_parameters(value)[len(asked) :]} <= {"latency", "quantizer"}
         else:
             assert isinstance(value, str | None if default is None else type(default))
 
@@ -90,7 +93,7 @@ def test_settings_are_frozen_and_refuse_what_they_do_not_know(module: ModuleType
     assert all(isinstance(text, str) and text for _, text in plugins.settings(module))
 
 
-@_of("stages", "exporters")
+@_of("stages", "quantizers", "exporters")
 def test_what_a_key_depends_on_is_declared(module: ModuleType) -> None:
     assert isinstance(module.VERSION, int)
     assert module.VERSION >= 1

@@ -1,6 +1,7 @@
 """What ExecuTorch can hand a model to, where it is installed, and files that cannot run where they are built."""
 
 import shutil
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from factories import at_work, budget, build, built, edgepack, recipe, recipe_fi
 from torch_factories import How, Kind, context, data, logits, made
 from torch_factories import tiny_models as tiny_models
 
-from edgepack.config import plugins
+from edgepack.config import plugins, schema
 from edgepack.config.device import load_device
 from edgepack.deliver import wording
 from edgepack.export.contract import write
 from edgepack.export.formats import executorch
-from edgepack.export.formats.executorch import delegates
+from edgepack.export.formats.executorch.contract import backend_of
 from edgepack.judge.gate import judge
 from edgepack.measure import evaluate
 from edgepack.workflows.build.measurements import measurements
@@ -70,7 +71,7 @@ def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
 
 
 def test_a_backend_that_is_not_installed_is_a_mistake_at_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delegates, "find_spec", lambda name: None if name == "coremltools" else find_spec(name))
+    monkeypatch.setattr(executorch, "find_spec", lambda name: None if name == "coremltools" else find_spec(name))
     recipe_file(export=[{"executorch": {"backend": "coreml"}}])
     ran = edgepack("check", "tiny")
     assert ran.code == 2
@@ -78,13 +79,47 @@ def test_a_backend_that_is_not_installed_is_a_mistake_at_check(monkeypatch: pyte
     assert "cannot be written here: it needs the package coremltools: pip install coremltools" in ran.err
 
 
-@pytest.mark.parametrize("backend", delegates.BACKENDS)
+@pytest.mark.parametrize("backend", plugins.names("backends"))
 def test_whether_a_backend_is_installed_is_told_without_importing_it(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert executorch.unavailable(executorch.Config(backend=backend)) == ""
-    monkeypatch.setattr(delegates, "find_spec", lambda name: None)
+    monkeypatch.setattr(executorch, "find_spec", lambda name: None)
     assert "pip install executorch" in executorch.unavailable(executorch.Config(backend=backend))
+
+
+def test_another_package_brings_a_backend_with_what_differs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an installed package would publish it; all that it leaves out is as the contract says."""
+    source = ["NEEDS = 'QnnBackend'", "QUANTIZER = 'qnn'", "SOURCE = 'exir'"]
+    Path("hexagon.py").write_text("\n".join(source))
+    monkeypatch.syspath_prepend(Path.cwd())
+    installed = plugins._installed
+    point = EntryPoint(name="hexagon", value="hexagon", group="edgepack.backends")
+    monkeypatch.setattr(
+        plugins, "_installed", lambda kind: installed(kind) | ({"hexagon": point} if kind == "backends" else {})
+    )
+    chosen = plugins.choose("exporters", {"executorch": {"backend": "hexagon"}})
+    assert executorch.unavailable(executorch.Config(backend="hexagon")) == ""
+    assert executorch.needs(executorch.Config(backend="hexagon")) == "QnnBackend"
+    assert chosen.module.quantizer(chosen.config) == "qnn"
+    module = plugins.load("backends", "hexagon")
+    assert (module.PACKAGE, module.partitioners(), module.payload_parts) == ("", [], None)
+    assert (
+        "hexagon"
+        in schema.recipe()["properties"]["export"]["items"]["anyOf"][1]["properties"]["executorch"]["properties"][
+            "backend"
+        ]["enum"]
+    )
+
+
+def test_what_a_file_hands_to_a_backend_is_read_by_that_one() -> None:
+    found = {name: backend_of(name) for name in ("XnnpackBackend", "CoreMLBackend", "QnnBackend", "")}
+    assert {name: each and each.__name__.rpartition(".")[2] for name, each in found.items()} == {
+        "XnnpackBackend": "xnnpack",
+        "CoreMLBackend": "coreml",
+        "QnnBackend": None,
+        "": None,
+    }
 
 
 def test_a_runtime_tells_what_it_has() -> None:

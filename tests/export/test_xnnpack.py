@@ -14,10 +14,11 @@ from torch_factories import made, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.convert import converted
-from edgepack.compress.stages.quantize.observers import Scheme, prepare, take_ranges
-from edgepack.export.formats import executorch
-from edgepack.export.formats.executorch import delegates
+from edgepack.compress.stages.quantize.observers import prepare, take_ranges
+from edgepack.export.formats.executorch import tracing
+from edgepack.export.formats.executorch.backends.xnnpack import patches
 from edgepack.models.candidate import Candidate
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -226,7 +227,7 @@ def test_a_transposed_convolution_that_was_trained_in_int8_has_a_scale_for_each_
 def test_what_a_left_out_pass_looks_for_has_the_operator_it_is_known_by() -> None:
     from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
 
-    for source, word in ((bilinear_2d, delegates.BILINEAR), (sdpa, delegates.ATTENTION)):
+    for source, word in ((bilinear_2d, patches.BILINEAR), (sdpa, patches.ATTENTION)):
         assert source.get_graphs()
         for example in source.get_graphs():
             assert any(word in str(node.target) for node in example.graph.nodes), example.graph
@@ -250,8 +251,8 @@ def test_what_lowering_leaves_out_changes_no_byte(
     small, paths = quantized(net, how), (tmp_path / "ours.pte", tmp_path / "theirs.pte")
     write(small, "executorch", paths[0])
     assert sum(examples.called for examples in asked) == looked
-    monkeypatch.setattr(delegates, "_skip_idle_passes", nullcontext)
-    monkeypatch.setattr(executorch, "light_tracing", nullcontext)
+    monkeypatch.setattr(patches, "_skip_idle_passes", nullcontext)
+    monkeypatch.setattr(tracing, "light_tracing", nullcontext)
     write(small, "executorch", paths[1])
     assert all(examples.called for examples in asked)
     assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -17,7 +17,7 @@ from edgepack.compress.stages import quantize
 from edgepack.config import plugins
 from edgepack.config.device import Controls
 from edgepack.core.errors import RefusedError, StageError
-from edgepack.export.formats.executorch import xnnpack_rewrites
+from edgepack.export.formats.executorch.backends.xnnpack import rewrites
 from edgepack.measure import dry_run, evaluate, processes
 from edgepack.measure.timing.protocol import Run
 from edgepack.models.candidate import Candidate
@@ -75,7 +75,7 @@ def test_a_file_that_runs_is_let_pass(format: str) -> None:
 
 def test_a_file_that_its_runtime_refuses_is_told_with_the_layer_and_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ExecuTorch writes it of itself: with one bias, in the steps of the first of two passes."""
-    monkeypatch.setattr(xnnpack_rewrites, "_give_own", lambda module: False)
+    monkeypatch.setattr(rewrites, "_give_own", lambda module: False)
     with pytest.raises(
         StageError, match=r"aten\.conv2d\.default' at 'again', .*test_dry_run.py:\d+: inside ="
     ) as caught:
@@ -113,7 +113,7 @@ def test_a_failure_that_names_no_operator_is_searched_for(monkeypatch: pytest.Mo
 
 def test_an_operator_of_several_results_is_told_by_its_own_name_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its results are taken from it by another node of the graph."""
-    monkeypatch.setattr(xnnpack_rewrites, "_spell_out", lambda module: False)
+    monkeypatch.setattr(rewrites, "_spell_out", lambda module: False)
     with pytest.raises(
         StageError, match=r"only supports keep_dim .* 'aten\.max\.dim' at test_dry_run.py:\d+: most = inside\.max"
     ) as caught:
@@ -125,7 +125,7 @@ def test_a_pass_that_fails_is_told_with_the_operator_and_not_the_first_of_its_ki
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As ExecuTorch does for the norm of a transposed convolution of several groups; the stem is a convolution too."""
-    monkeypatch.setattr(xnnpack_rewrites, "_without_norms", lambda module: False)
+    monkeypatch.setattr(rewrites, "_without_norms", lambda module: False)
     grown = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4), nn.BatchNorm2d(8))
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), grown, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     with pytest.raises(StageError, match=r"the 'FuseBatchNormPass' pass .* begins with .*batch_norm.default' at '2.1'"):

@@ -12,8 +12,9 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.quantize import capture as quantize_capture
 from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.convert import converted
-from edgepack.compress.stages.quantize.observers import Scheme, prepare
+from edgepack.compress.stages.quantize.observers import prepare
 from edgepack.core.errors import StageError
 from edgepack.models.candidate import Candidate
 from edgepack.models.structure import folding

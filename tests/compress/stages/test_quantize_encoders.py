@@ -17,8 +17,9 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.quantize import Config, dry_run, run
 from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.convert import converted
-from edgepack.compress.stages.quantize.observers import Scheme, freeze_ranges, prepare
+from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare
 from edgepack.compress.training import evaluation, numerics
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError

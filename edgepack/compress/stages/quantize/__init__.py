@@ -1,5 +1,7 @@
 """Make weights and activations int8: calibrated on training samples, and trained to work so.
 
+Which tensors become int8 is for a quantizer to say: the one that the files want, a plugin in quantizers/.
+
 `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
 `best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
 tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from edgepack.compress.contract import Context, Precision, Training
+from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError
 from edgepack.core.units import SHARE
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from edgepack.compress.contract import Latency
+    from edgepack.compress.stages.quantize.contract import Scheme
     from edgepack.compress.stages.quantize.mixed_precision import Precision as Found
-    from edgepack.compress.stages.quantize.observers import Scheme
     from edgepack.compress.training.evaluation import Fitted
     from edgepack.config.device import Quantization
     from edgepack.data.splits import Split
@@ -36,6 +39,7 @@ TAKES, GIVES = "eager", "exported"
 VERSION = 7
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
+USES_QUANTIZER = True
 
 Mode = Literal["ptq", "qat", "best"]
 _FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights stay as they are
@@ -100,7 +104,11 @@ def incompatibility(config: Config, place: Place) -> str:
 
 
 def dry_run(
-    candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
+    candidate: "Candidate",
+    config: Config,
+    quantization: "Quantization",
+    latency: "Latency | None" = None,
+    quantizer: str = DEFAULT_QUANTIZER,
 ) -> "Candidate":
     """Raises StageError for a model that cannot be exported, and for patterns that match no layer. Nothing is timed."""
     from edgepack.compress.stages.quantize.capture import capture
@@ -108,7 +116,7 @@ def dry_run(
     from edgepack.compress.stages.quantize.observers import prepare
 
     graph = capture(candidate, config.named, embeddings=config.embeddings)
-    observed = prepare(graph, _scheme(candidate, config, quantization), training=False)
+    observed = prepare(graph, _scheme(candidate, config, quantization, quantizer), training=False)
     _observe(observed, candidate.noise(), candidate)
     return replace(candidate, module=converted(observed), form="exported")
 
@@ -121,7 +129,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     if config.needs_timing:
         return _mixed(candidate, config, context)
     graph = capture(candidate, config.fp32, embeddings=config.embeddings)
-    scheme = _scheme(candidate, config, context.quantization)
+    scheme = _scheme(candidate, config, context.quantization, context.quantizer)
     observed = prepare(graph, scheme, training=False)
     _calibrate(observed, context.data.train.first(config.calibration), candidate)
     notes = _notes(config, scheme)
@@ -151,7 +159,7 @@ def _precision(candidate: "Candidate", config: Config, context: Context) -> "Fou
     from edgepack.compress.stages.quantize.observers import prepare
     from edgepack.models.structure.layer_names import matches
 
-    scheme = _scheme(candidate, config, context.quantization)
+    scheme = _scheme(candidate, config, context.quantization, context.quantizer)
     samples = context.data.train.first(min(config.calibration, _TIMED))
 
     @lru_cache(maxsize=2)  # what won and int8 are timed in turns
@@ -169,14 +177,15 @@ def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) 
     return replace(candidate, module=module, form="exported", notes=tuple(notes))
 
 
-def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Scheme":
+def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization", quantizer: str) -> "Scheme":
     """Dynamic ranges suit encoders: a third of the error of fixed ones, and faster on both runtimes."""
-    from edgepack.compress.stages.quantize.observers import Scheme
+    from edgepack.compress.stages.quantize.contract import Scheme
     from edgepack.models.structure.encoder import TextClassifier
 
     encoder = isinstance(candidate.module, TextClassifier)
     dynamic = encoder if config.activations == "auto" else config.activations == "dynamic"
-    return Scheme(bits=7 if quantization.int8_saturates else 8, dynamic=dynamic, linear_only=encoder)
+    bits = 7 if quantization.int8_saturates else 8
+    return Scheme(quantizer=quantizer, bits=bits, dynamic=dynamic, linear_only=encoder)
 
 
 def _notes(config: Config, scheme: "Scheme") -> list[str]:

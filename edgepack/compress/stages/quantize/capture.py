@@ -4,8 +4,7 @@
     observed = prepare(graph, Scheme(), training=False)       # observers in it: run calibration samples through
     module = converted(observed)
 
-Through torchao's PT2E flow with the quantizer of ExecuTorch's XNNPACK backend: weights per channel, activations per
-tensor, embedding tables per row.
+Through torchao's PT2E flow; which tensors become int8 is for the scheme's quantizer to say.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from torch import fx, nn
 
 from edgepack.compress.stages.quantize.equality import check_equal
 from edgepack.core.errors import StageError
-from edgepack.models.structure.folding import WEIGHTED, check_norm, fold, fold_weights, norms, own, scale_and_shift
+from edgepack.models.structure.folding import WEIGHTED, check_norm, fold, fold_weights, norms, scale_and_shift
 from edgepack.models.structure.fx_graph import drop_unused
 from edgepack.models.structure.layer_names import check_patterns, matches
 
@@ -28,13 +27,10 @@ TABLE = aten.embedding.default
 _LAYERS = (*WEIGHTED, TABLE)
 EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
 HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
-_PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
-CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
-GATE = "gate"  # a relu that was a HardSigmoid, in a node's meta
 
 
 def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool = True) -> fx.GraphModule:
-    """The model without batch norm, its ReLU6 as ReLU, and the layers that `fp32` names kept from the quantizer.
+    """The model without batch norm, and the layers that `fp32` names kept from the quantizer.
 
     So are its embedding tables, without `embeddings`. Raises StageError when the model cannot be exported, or a pattern
     matches no layer.
@@ -51,10 +47,6 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
             _keep_from_quantizer(node)
     drop_unused(graph)
     check_equal(graph, candidate, lambda: _exported(candidate), _without)
-    for node in graph.graph.nodes:
-        _plain_relu(node)
-        _plain_gate(graph, node)
-    drop_unused(graph)
     return graph
 
 
@@ -105,34 +97,3 @@ def _keep_from_quantizer(node: fx.Node) -> None:
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
-
-
-def _plain_relu(node: fx.Node) -> None:
-    """ReLU6 is not fused by the quantizer, ReLU is: it is one until the quantizer has seen it."""
-    limit = _upper_limit(node)
-    if limit is not None:
-        node.meta[CEILING] = limit
-        node.target, node.args = aten.relu.default, node.args[:1]
-
-
-def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
-    """The HardSigmoid of a layer that gates something is a ReLU, too, until the quantizer has seen it.
-
-    Then nothing is rounded between the two, and `_fold_gate` can take it into the layer.
-    """
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-
-    if node.target in HARD_SIGMOIDS and all(user.target in _PRODUCTS for user in node.users):
-        layer = node.args[0]
-        takes = layer.target in WEIGHTED and len(layer.users) == 1 and len(layer.args) > 2
-        int8 = Q_ANNOTATION_KEY not in node.meta and Q_ANNOTATION_KEY not in layer.meta
-        if takes and int8 and own(graph, *layer.args[1:3]):
-            node.target, node.meta[GATE] = aten.relu.default, True
-
-
-def _upper_limit(node: fx.Node) -> float | None:
-    if node.target in (aten.relu6.default, aten.relu6_.default):
-        return 6.0
-    if node.target in (aten.hardtanh.default, aten.hardtanh_.default) and len(node.args) == 3 and node.args[1] == 0:
-        return float(node.args[2])
-    return None

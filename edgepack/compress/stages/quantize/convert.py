@@ -4,14 +4,16 @@ import copy
 import math
 from dataclasses import replace
 
+import torch
 from torch import fx
 
 from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed
-from edgepack.compress.stages.quantize.observers import asked_by_hard_swishes, is_swish_input
+from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, asked_by_hard_swishes, is_swish_input
 from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
 _HARDTANH = (-1.0, 1.0)  # its limits where none are given
+_INT8_WEIGHTS = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.default)
 _MEANS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
 _OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean as for what it is taken of
 
@@ -69,17 +71,15 @@ def _avoid_ties(mean: fx.Node) -> None:
 def _in_step(rounding: fx.Node) -> list[fx.Node]:
     """It, and the roundings of what only moves its numbers, which has the same steps by need.
 
-    None where cat puts them beside others: XNNPACK loads no file in which the steps of these differ.
+    None where cat puts them beside others: the steps of these may have to be the same, as in XNNPACK.
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import _is_share_obs_or_fq_op as moves
-
     found, left = [], [rounding]
     while left:
         found.append(each := left.pop())
         readers = [user for real in each.users for user in real.users]
         if any(user.target is aten.cat.default for user in readers):
             return []
-        kept = [user for user in readers if moves(user.target) and user.target not in _MEANS]
+        kept = [user for user in readers if KEEPS_RANGE in user.meta and user.target not in _MEANS]
         left += [again for user in kept for again in _roundings(user) if again.args[1:3] == each.args[1:3]]
     return found
 
@@ -93,10 +93,12 @@ def _round_biases(module: fx.GraphModule) -> None:
     for layer in [node for node in module.graph.nodes if node.target in WEIGHTED and len(node.args) > 2]:
         inputs, weight, bias = layer.args[:3]
         fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
-        int8 = fixed and weight.target is decomposed.dequantize_per_channel.default
+        int8 = fixed and weight.target in _INT8_WEIGHTS and weight.args[0].op == "get_attr"
         if int8 and own(module, bias):
-            steps, value = inputs.args[1] * tensor_of(module, weight.args[1]), tensor_of(module, bias)
-            if steps.shape == value.shape:  # they are not in a transposed convolution with groups
+            scale = weight.args[1]  # one number, or a tensor with one for each output
+            steps = inputs.args[1] * (tensor_of(module, scale) if isinstance(scale, fx.Node) else torch.tensor(scale))
+            value = tensor_of(module, bias)
+            if steps.shape in ((), value.shape):  # they are not in a transposed convolution with groups
                 value.copy_((value / steps).round() * steps)
 
 

@@ -7,13 +7,16 @@ Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from edgepack.config import plugins
+from edgepack.config.document import unknown
 from edgepack.core.frozen import Frozen
-from edgepack.export.formats.executorch.delegates import BACKENDS, light_tracing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,18 +34,43 @@ LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
 class Config(Frozen):
-    backend: Literal["xnnpack", "coreml", "vulkan", "portable"] = Field(
+    backend: str = Field(
         default="xnnpack",
         description="what runs the model: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
+        json_schema_extra=lambda schema: schema.update(enum=[*plugins.names("backends")]),
     )
+
+    @field_validator("backend")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        if not plugins.is_known("backends", name):
+            raise ValueError(unknown("value", name, plugins.names("backends")))
+        return name
+
+
+def _backend(config: Config) -> ModuleType:
+    return plugins.load("backends", config.backend)
 
 
 def unavailable(config: Config) -> str:
-    return BACKENDS[config.backend].unavailable()
+    """Looks for files only: importing the lowering would import torch."""
+    backend, found = _backend(config), find_spec("executorch")
+    if found is None:
+        return "executorch is not installed: pip install executorch"
+    places = [Path(folder, backend.SOURCE) for folder in found.submodule_search_locations or ()]
+    if not any(place.exists() for place in places):
+        return f"this executorch has no executorch/{backend.SOURCE}: pip install --force-reinstall executorch"
+    if backend.PACKAGE and find_spec(backend.PACKAGE) is None:
+        return f"it needs the package {backend.PACKAGE}: pip install {backend.PACKAGE}"
+    return ""
 
 
 def needs(config: Config) -> str:
-    return BACKENDS[config.backend].needs
+    return str(_backend(config).NEEDS)
+
+
+def quantizer(config: Config) -> str:
+    return str(_backend(config).QUANTIZER)
 
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
@@ -50,11 +78,10 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
-    from edgepack.export.formats.executorch.xnnpack_rewrites import delegable
+    from edgepack.export.formats.executorch.tracing import light_tracing
 
-    backend, exported = BACKENDS[config.backend], candidate.program(batch=1)
-    if config.backend == "xnnpack":
-        exported = delegable(exported, candidate.example_inputs())
+    backend = _backend(config)
+    exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
     with light_tracing(), backend.lowering():
         program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
     passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
@@ -97,4 +124,4 @@ def operations(
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
     from edgepack.export.formats.executorch import runtime_build
 
-    return runtime_build.files(path, config.backend)
+    return runtime_build.files(path, _backend(config))

@@ -4,6 +4,7 @@ import contextlib
 import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 _OPERATORS = "selected_operators.yaml"
 
@@ -25,23 +26,16 @@ Leave `EXECUTORCH_ENABLE_DTYPE_SELECTIVE_BUILD` out where the optimized kernels 
 _QUANTIZED = "-DEXECUTORCH_BUILD_KERNELS_QUANTIZED=ON "
 
 
-_BACKENDS = {  # what builds each, and the library that holds it
-    "xnnpack": ("-DEXECUTORCH_BUILD_XNNPACK=ON ", "`xnnpack_backend`"),
-    "vulkan": ("-DEXECUTORCH_BUILD_VULKAN=ON ", "`vulkan_backend`"),
-    "coreml": ("-DEXECUTORCH_BUILD_COREML=ON ", "`coremldelegate`"),
-}
-
-
-def files(path: Path, backend: str) -> dict[str, bytes]:
+def files(path: Path, backend: ModuleType) -> dict[str, bytes]:
     from importlib.metadata import version
 
     selected, operators = _selected(path)
-    flag, library = _BACKENDS.get(backend, ("", ""))
+    libraries = [f"`{name}`" for name in (backend.LIBRARY, "executorch_kernels") if name]
     told = f"ExecuTorch itself runs of operators: {', '.join(operators)}" if operators else "The backend runs all of it"
     text = _BUILDING.format(
         version=version("executorch").partition("+")[0],
-        flag=flag,
-        libraries=" and ".join(filter(None, (library, "`executorch_kernels`"))),
+        flag=f"{backend.BUILD} " if backend.BUILD else "",
+        libraries=" and ".join(libraries),
         quantized=_QUANTIZED if any(name.startswith("quantized_decomposed::") for name in operators) else "",
         operators=f"{told}.",
         name=_OPERATORS,

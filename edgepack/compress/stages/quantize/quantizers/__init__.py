@@ -1,0 +1,1 @@
+"""The quantizers: one plugin each. ../contract.py says what a plugin defines."""

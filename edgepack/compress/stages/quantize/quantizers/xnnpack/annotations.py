@@ -1,0 +1,115 @@
+"""Which tensors XNNPACK's kernels want in int8, noted in a graph's nodes as torchao reads it."""
+
+from collections.abc import Iterator
+
+import torch
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+from torch import fx
+from torchao.quantization.pt2e import FakeQuantize, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten
+from edgepack.compress.stages.quantize.contract import Scheme
+from edgepack.compress.stages.quantize.quantizers.xnnpack import limits
+from edgepack.core.errors import StageError
+from edgepack.models.structure.folding import CONVOLUTIONS, TRANSPOSED
+
+_SQUASHED = (*HARD_SIGMOIDS, aten.sigmoid.default)
+
+
+class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
+    def __init__(self, scheme: Scheme, *, training: bool) -> None:
+        super().__init__()
+        self.scheme = scheme
+        most = 2 ** (scheme.bits - 1) - 1  # symmetric: a channel's largest weight is met exactly, whatever its sign
+        self.set_global(
+            get_symmetric_quantization_config(
+                is_per_channel=True, is_qat=training, is_dynamic=scheme.dynamic, weight_qmin=-most, weight_qmax=most
+            )
+        )
+        # Searching for batch norm takes a second and a half, and none is left.
+        wanted = [known for known in XNNPACKQuantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
+        self.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Raises StageError for convolutions that would be dynamic: ONNX Runtime has no fast kernel for them."""
+        if self.scheme.dynamic and any(node.target in CONVOLUTIONS for node in model.graph.nodes):
+            raise StageError(
+                "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
+                "leave `activations` out, or make it static",
+            )
+        limits.hide(model)
+        return super().transform_for_annotation(model)
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        _annotate_tables(model)
+        super().annotate(model)
+        _give_whole_ranges(model)
+        return model
+
+
+def _annotate_tables(graph: fx.GraphModule) -> None:
+    """Embedding tables as ExecuTorch's kernel takes them: uint8, each row with a scale and a zero point in float."""
+    rows = QuantizationSpec(
+        dtype=torch.uint8,
+        qscheme=torch.per_channel_affine_float_qparams,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+    )
+    for node in graph.graph.nodes:
+        if node.target is TABLE and Q_ANNOTATION_KEY not in node.meta:
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map={node.args[0]: rows}, _annotated=True)
+
+
+def _give_whole_ranges(graph: fx.GraphModule) -> None:
+    """What lies between 0 and 1 by its nature is given all of that, seen in calibration or not.
+
+    For HardSigmoid the limits of the range then are those of the function, and integer kernels need no other. Where an
+    operator such as cat wants one range for several tensors, it is found by calibration: the others may be wider.
+    """
+    whole = FixedQParamsQuantizationSpec(
+        dtype=torch.int8, scale=1 / 255, zero_point=-128, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
+    )
+    notes = {node: node.meta[Q_ANNOTATION_KEY] for node in graph.graph.nodes if Q_ANNOTATION_KEY in node.meta}
+    shared = {each for note in notes.values() for each in _shared_from(note)}
+    for node, note in notes.items():
+        for feed, spec in note.input_qspec_map.items():
+            alone = isinstance(spec, QuantizationSpec) and not shared & {feed, (feed, node)}
+            if (feed.target in _SQUASHED or limits.GATE in feed.meta) and alone:
+                note.input_qspec_map[feed] = whole
+        if limits.GATE in node.meta and isinstance(note.output_qspec, QuantizationSpec):
+            note.output_qspec = whole
+
+
+def _shared_from(note: QuantizationAnnotation) -> Iterator[fx.Node | tuple[fx.Node, fx.Node]]:
+    """The nodes and edges whose range an operator takes for its own."""
+    for spec in (*note.input_qspec_map.values(), note.output_qspec):
+        if isinstance(spec, SharedQuantizationSpec):
+            yield spec.edge_or_node
+
+
+def scale_along_outputs(prepared: fx.GraphModule) -> None:
+    """Train the weights of transposed convolutions with a scale for each output, which lie along their second
+    dimension: what torchao puts there takes the first (0.18), and a file with one scale for each input does not load.
+    """
+    layers = [node for node in prepared.graph.nodes if node.target in TRANSPOSED and node.args[1].op == "call_module"]
+    for name in {node.args[1].target for node in layers}:
+        along_inputs = prepared.get_submodule(name)
+        observer = along_inputs.activation_post_process
+        fake = FakeQuantize(
+            observer=type(observer),
+            quant_min=along_inputs.quant_min,
+            quant_max=along_inputs.quant_max,
+            dtype=observer.dtype,
+            qscheme=observer.qscheme,
+            averaging_constant=observer.averaging_constant,
+            eps=float(observer.eps),
+            ch_axis=1,
+        )
+        prepared.set_submodule(name, fake)

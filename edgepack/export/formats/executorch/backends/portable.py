@@ -1,0 +1,1 @@
+"""No backend: ExecuTorch's own kernels, slow ones that run everywhere."""
