@@ -109,6 +109,7 @@ def test_a_stage_says_what_it_takes_gives_and_reads(module: ModuleType) -> None:
     assert {module.TAKES, module.GIVES} <= {"eager", "exported"}
     assert {*module.READS} <= {*Quantization.model_fields}
     assert isinstance(module.MAKES_TEACHER, bool)
+    assert module.USES_QUANTIZER is (module.__name__ == "edgepack.compress.stages.quantize")
 
 
 @_of("exporters")

@@ -13,7 +13,6 @@ from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
 _HARDTANH = (-1.0, 1.0)  # its limits where none are given
-_INT8_WEIGHTS = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.default)
 _MEANS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
 _OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean as for what it is taken of
 
@@ -93,7 +92,8 @@ def _round_biases(module: fx.GraphModule) -> None:
     for layer in [node for node in module.graph.nodes if node.target in WEIGHTED and len(node.args) > 2]:
         inputs, weight, bias = layer.args[:3]
         fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
-        int8 = fixed and weight.target in _INT8_WEIGHTS and weight.args[0].op == "get_attr"
+        rounded = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.default)
+        int8 = fixed and weight.target in rounded and weight.args[0].op == "get_attr"
         if int8 and own(module, bias):
             scale = weight.args[1]  # one number, or a tensor with one for each output
             steps = inputs.args[1] * (tensor_of(module, scale) if isinstance(scale, fx.Node) else torch.tensor(scale))
