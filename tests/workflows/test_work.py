@@ -28,7 +28,7 @@ from edgepack.workflows.build.steps import dry_run as dry_run_step
 from edgepack.workflows.build.steps import evaluation, outputs
 from edgepack.workflows.build.steps.trials import Trials
 from edgepack.workflows.build.store import Store
-from edgepack.workflows.build.workspace import REFERENCE, Workspace
+from edgepack.workflows.build.workspace import Workspace
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     work = at_work(recipe, device, store)
     told: list[Event] = []
     work.emit = told.append
-    step = Step(id=REFERENCE, key=digest("outputs"), ingredients={"parent": ""})
+    step = Step(id=StepId("outputs", "model"), key=digest("outputs"), ingredients={"parent": ""})
     monkeypatch.setattr(work, "candidate_of", lambda key: step)
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(

@@ -34,7 +34,7 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
     files |= beside(recipe, parts.signature)
     files |= _runtime(build, recipe, parts)
     files |= _selftest(parts)
-    files |= _provenance(build, recipe, device)
+    files |= _provenance(build, recipe, device, parts)
     manifest = _manifest(build, recipe, device)
     files |= examples.render(manifest, parts.signature)
     files["MODEL_CARD.md"] = card.render(build, manifest, parts.signature, elsewhere=is_elsewhere(device))
@@ -130,13 +130,12 @@ def _selftest(parts: "BundleParts") -> Files:
     return files
 
 
-def _provenance(build: Build, recipe: "Recipe", device: "Device") -> Files:
+def _provenance(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
     # A recipe with its decisions written in gives the same bundle, though its keys and notes differ.
     kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
     stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
-    decided = [record.decided for record in build.ledger[1:]]
     return {
-        "provenance/recipe.yaml": as_yaml(recipe.plain(decided)),
+        "provenance/recipe.yaml": as_yaml(recipe.plain(parts.decided)),
         "provenance/device.yaml": as_yaml(device.plain()),
         "provenance/versions.json": as_json(build.provenance["versions"]),
         "provenance/stages.json": as_json(stages),

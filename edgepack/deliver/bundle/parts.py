@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgepack.core.signature import Signature
 
@@ -13,6 +14,7 @@ class BundleParts:
     signature: Signature
     models: Mapping[str, bytes]
     runtime: Mapping[str, Mapping[str, bytes]]  # what a runtime's own build needs, by file name
+    decided: Sequence[dict[str, Any]]  # by stage, the settings that it chose by measuring, as JSON
     samples: Mapping[str, bytes]  # of the test split, by file name: case-0-pixels.bin, case-0.txt
     targets: Sequence[int]  # one a sample
     answers: Mapping[str, Sequence[Sequence[float]]]  # logits of each sample

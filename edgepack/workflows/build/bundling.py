@@ -1,20 +1,22 @@
 """What a finished build hands over to be packed into its bundle."""
 
+from typing import Any
+
 from edgepack.config.device import Device
 from edgepack.deliver.bundle.assemble import is_elsewhere
 from edgepack.deliver.bundle.parts import BundleParts
 from edgepack.records.artifact import RUNTIME_FILE
 from edgepack.records.build import Build
-from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome, ReferenceOutcome
+from edgepack.workflows.build.outcomes import AnswersOutcome, CandidateOutcome, EvaluationOutcome, ReferenceOutcome
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.steps.evaluation import answers
 from edgepack.workflows.build.store import Entry
-from edgepack.workflows.build.workspace import REFERENCE, Workspace
+from edgepack.workflows.build.workspace import Workspace
 
 
 def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     """Raises DeviceError where a file was damaged since it was measured."""
-    reference = work.entry(REFERENCE)
+    reference = work.entry(work.reference(work.recipe.exporters[0].name))  # the samples are the same in each
     exports = {each.label: StepId("artifact", each.subject, each.format) for each in build.shipped()}
     found = {label: _answers(work, id, device) for label, id in exports.items()}
     return BundleParts(
@@ -22,10 +24,20 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
         models={label: work.file(id)[1].read_bytes() for label, id in exports.items()},
         runtime={label: _beginning(work.entry(id), RUNTIME_FILE) for label, id in exports.items()},
         samples={f"case-{name}": content for name, content in _beginning(reference, "case-").items()},
+        decided=_decided(work),
         targets=ReferenceOutcome.read(reference).targets,
         answers={label: each.cases for label, each in found.items() if not each.not_run},
         not_run={label: each.not_run for label, each in found.items() if each.not_run},
     )
+
+
+def _decided(work: Workspace) -> list[dict[str, Any]]:
+    """What each stage chose by measuring; where it made one candidate a quantizer, for the first format:
+    a recipe can say no more.
+    """
+    variant = work.planner.variant(work.recipe.exporters[0])
+    made = [id for id in work.done if id.kind == "candidate" and id.format in ("", variant)]
+    return [CandidateOutcome.read(work.entry(id)).decided for id in made[1:]]
 
 
 def _answers(work: Workspace, id: StepId, device: Device) -> AnswersOutcome:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 Result = TypeVar("Result")
-REFERENCE = StepId("outputs", MODEL)
 
 
 class Workspace:
@@ -104,6 +103,10 @@ class Workspace:
             message = f"the file {artifact.label} was damaged and came out different when made again"
             raise DeviceError(message, "build again")
         return artifact, entry.path / artifact.file
+
+    def reference(self, format: str) -> StepId:
+        """The step that tells what torch answers, of the model that a file of this format is made of."""
+        return StepId("outputs", MODEL, self.planner.variant(self.exporter(format)))
 
     def exporter(self, format: str) -> Choice:
         return next(each for each in self.recipe.exporters if each.name == format)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from edgepack.config import plugins
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
@@ -67,3 +68,14 @@ def files(models: Iterable[Choice]) -> list[str]:
 def installed(models: Iterable[Choice]) -> dict[str, str]:
     """The versions of what the code of models imports, where that is a user's."""
     return {name: version for model in models for name, version in model.module.installed(model.config).items()}
+
+
+def quantizer_of(exporter: Choice) -> str:
+    """The quantizer that the int8 files of an exporter want."""
+    return str(exporter.module.quantizer(exporter.config))
+
+
+def quantizer_facts(name: str) -> dict[str, Any]:
+    module = plugins.load("quantizers", name)
+    facts = {"plugin": name, "version": module.VERSION, "versions": provenance.versions(*module.LIBRARIES)}
+    return {"quantizer": facts}

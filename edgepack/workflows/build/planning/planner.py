@@ -28,7 +28,14 @@ from edgepack.records.artifact import Artifact
 from edgepack.records.differences import numbered
 from edgepack.records.verdict import Base
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
-from edgepack.workflows.build.planning.keys import files, installed, plugin_facts, reasons
+from edgepack.workflows.build.planning.keys import (
+    files,
+    installed,
+    plugin_facts,
+    quantizer_facts,
+    quantizer_of,
+    reasons,
+)
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
 from edgepack.workflows.build.store import Store
@@ -66,7 +73,9 @@ class Planner:
         self.previous = previous(store, recipe, recipe.profile)
         self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
         self.reads = Reads(store)
+        self.quantizers = tuple(dict.fromkeys(quantizer_of(each) for each in recipe.exporters))
         self.teacher: Step | None = None
+        self.last: dict[str, Step] = {}  # candidates by variant: "", or the quantizer
         self._settled: dict[StepId, Step] = {}  # candidates that were not cached
         self._again: dict[StepId, Callable[[], Step]] = {}
         self.sha256: dict[str, str] = {}  # by format, of the files that are about to be timed
@@ -76,47 +85,68 @@ class Planner:
         """How many steps there will be: the model, its stages, what torch answers, and per format two files, each
         evaluated, and timed in turns.
         """
-        return 2 + len(self.recipe.stages) + 5 * len(self.recipe.exporters)
+        forked = [stage for stage in self.recipe.stages if len(self._variants_of(stage)) > 1]
+        first = self.recipe.stages.index(forked[0]) if forked else len(self.recipe.stages)
+        after = len(self.recipe.stages) - first
+        variants = len(self.quantizers) if forked else 1
+        return 1 + first + after * variants + variants + 5 * len(self.recipe.exporters)
 
     def whole(self) -> Plan:
         return Plan(recipe=self.recipe, steps=tuple(self.steps()))
 
     def steps(self) -> Iterator[Step]:
-        last = None
         for step in self.candidates():
             yield step
-            last = self._settled.get(step.id, step)
-        assert last is not None, "a plan begins with the model"
         exports = []
-        for export in self.exports(last):
+        for export in self.exports():
             yield export
             exports.append(export)
-        yield self.outputs(last)
+        for variant in self.last:
+            yield self.outputs(variant)
         first = None
         for export in exports:
-            step = self.evaluation(export, exports, last)
+            step = self.evaluation(export, exports)
             first = first or step
             yield step.because("the first file was not run then") if _lacks_runtimes(step, first) else step
         of_format = {(step.id.subject, step.id.format): step for step in exports}
         for exporter in self.recipe.exporters:
             yield self.timing(of_format[MODEL, exporter.name], of_format[TEACHER, exporter.name])
 
+    def _variants_of(self, stage: Choice) -> tuple[str, ...]:
+        """The quantizers that one candidate each is needed for from this stage on, if it is the first to use one."""
+        return self.quantizers if stage.module.USES_QUANTIZER and len(self.quantizers) > 1 else ("",)
+
+    def variant(self, exporter: Choice) -> str:
+        """Which of the last candidates a file is made of: that of its quantizer, where there is one of each."""
+        name = quantizer_of(exporter)
+        return name if name in self.last else ""
+
     def candidates(self) -> Iterator[Step]:
-        """The model as it starts, then one step a stage. What comes after it goes by the key that `renewed` gave."""
-        recipe, parent, whole = self.recipe, "", True
+        """The model as it starts, then one step a stage; one a quantizer from the first stage on that uses one, where
+        the files want several. What comes after a step goes by the key that `renewed` gave.
+        """
+        recipe, whole = self.recipe, True
         names = ["model", *numbered(stage.name for stage in recipe.stages)]
+        self.teacher, self.last = None, {}
         for choice, name in zip((recipe.model, *recipe.stages), names, strict=True):
-            id = StepId("candidate", name)
-            self._again[id] = partial(self._candidate, id, choice, parent, self.teacher.key if self.teacher else "")
-            step = self._again[id]()
+            parents = self.last
+            if [*parents] == [""] and len(variants := self._variants_of(choice)) > 1:
+                parents = dict.fromkeys(variants, parents[""])
             # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
-            whole = whole and (not parent or choice.module.MAKES_TEACHER)
-            yield step
-            step = self._settled.get(id, step)
-            self.teacher, parent = step if whole else self.teacher, step.key
+            whole = whole and (not parents or choice.module.MAKES_TEACHER)
+            teacher, made = self.teacher.key if self.teacher else "", {}
+            for variant in parents or ("",):
+                id = StepId("candidate", name, variant)
+                parent = parents[variant].key if parents else ""
+                self._again[id] = partial(self._candidate, id, choice, parent, teacher)
+                step = self._again[id]()
+                yield step
+                made[variant] = self._settled.get(id, step)
+            self.last = made
+            self.teacher = made[""] if whole else self.teacher
 
     def _candidate(self, id: StepId, choice: Choice, parent: str, teacher: str) -> Step:
-        ingredients = self._stage_ingredients(choice, parent, teacher) if parent else self._model_ingredients()
+        ingredients = self._stage_ingredients(id, choice, parent, teacher) if parent else self._model_ingredients()
         return self._step(id, ingredients, choice=choice)
 
     def renewed(self, step: Step) -> Step:
@@ -127,31 +157,33 @@ class Planner:
             step = self._settled[step.id] = self._again[step.id]()
         return step
 
-    def exports(self, last: Step) -> Iterator[Step]:
+    def exports(self) -> Iterator[Step]:
         """The model in every format, then the teacher it is compared with."""
-        assert self.teacher is not None
-        for subject, candidate in ((MODEL, last), (TEACHER, self.teacher)):
+        assert self.teacher is not None, "a plan begins with the model, the first teacher"
+        for subject in (MODEL, TEACHER):
             for exporter in self.recipe.exporters:
+                candidate = self.last[self.variant(exporter)] if subject == MODEL else self.teacher
                 ingredients = {**plugin_facts(exporter), "parent": candidate.key, "subject": subject}
                 yield self._step(StepId("artifact", subject, exporter.name), ingredients, choice=exporter)
 
-    def outputs(self, last: Step) -> Step:
+    def outputs(self, variant: str) -> Step:
         """What the torch model answers on the test split: the reference for parity."""
         ingredients = {
-            "parent": last.key,
+            "parent": self.last[variant].key,
             **self._data(),
             "versions": provenance.versions(*provenance.CORE),
         }
-        return self._step(StepId("outputs", MODEL), ingredients)
+        return self._step(StepId("outputs", MODEL, variant), ingredients)
 
-    def evaluation(self, export: Step, exports: Sequence[Step], last: Step) -> Step:
+    def evaluation(self, export: Step, exports: Sequence[Step]) -> Step:
         """How well a file does on the test split; each is held against its torch model, ours against the first."""
         assert self.teacher is not None, "the candidates come first"
         beside = [exports[0]] if export.id.subject == MODEL else []
         shas = [_sha(self.store, step) for step in (export, *beside)]
+        torch = self.last[self.variant(export.plugin)] if beside else self.teacher
         ingredients = {
             "files": shas,
-            "reference": last.key if beside else self.teacher.key,
+            "reference": torch.key,
             **self._data(),
             "task": self.recipe.task,
             "where": self._where(export.plugin, "predict"),
@@ -252,7 +284,7 @@ class Planner:
     def _data(self) -> dict[str, Any]:
         return {"data": self.fingerprint, **self.reads.ingredients(self.recipe.data)}
 
-    def _stage_ingredients(self, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
+    def _stage_ingredients(self, id: StepId, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
         reads = stage.module.READS
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if stage.config.needs_timing else {}
@@ -268,6 +300,7 @@ class Planner:
             "files": files(models),
             **self.reads.ingredients(*models),
             "teacher": teacher,
+            **(quantizer_facts(id.format or self.quantizers[0]) if stage.module.USES_QUANTIZER else {}),
         }
 
     def _step(self, id: StepId, ingredients: dict[str, Any], *, choice: Choice | None = None) -> Step:

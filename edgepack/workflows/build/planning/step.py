@@ -16,7 +16,7 @@ _VERBS = {"artifact": "export", "evaluation": "evaluate", "timing": "time"}
 @dataclass(frozen=True)
 class StepId:
     """A step of a recipe's plan. `subject` is the stage of a candidate, "prune (2)" for the second one of its kind; of
-    files it is MODEL or TEACHER. `format` is that of a file.
+    files it is MODEL or TEACHER. `format` is that of a file; of a candidate the quantizer, where there is one of each.
 
     >>> StepId("evaluation", "teacher", "onnx").name
     'evaluate teacher (onnx)'
@@ -43,9 +43,10 @@ class StepId:
     @property
     def name(self) -> str:
         """What a person calls it: "prune", "export onnx", "reference outputs"."""
-        if self.kind == "outputs":
-            return " ".join(filter(None, ("reference outputs", self.format and f"({self.format})")))
-        return f"{_VERBS[self.kind]} {self.label}" if self.kind in _VERBS else self.subject
+        if self.kind in _VERBS:
+            return f"{_VERBS[self.kind]} {self.label}"
+        named = "reference outputs" if self.kind == "outputs" else self.subject
+        return f"{named} ({self.format})" if self.format else named
 
     @property
     def label(self) -> str:

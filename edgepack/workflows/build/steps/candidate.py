@@ -68,7 +68,7 @@ def _staged(work: Workspace, step: Step) -> "Candidate":
 
 
 def _context(work: Workspace, step: Step) -> Context:
-    trials = Trials(work)
+    trials = Trials(work, step.id.format)
     return Context(
         data=work.data.for_stages(),
         task=work.task,
@@ -79,6 +79,7 @@ def _context(work: Workspace, step: Step) -> Context:
         latency=trials.latency,
         size=trials.size,
         tolerance=strictest(work.recipe.budgets, "accuracy", "max_drop"),
+        quantizer=step.id.format or work.planner.quantizers[0],
         size_budget=strictest(work.recipe.budgets, "size", "max"),
     )
 

@@ -11,7 +11,7 @@ from edgepack.core.files import digest
 from edgepack.measure import evaluate
 from edgepack.workflows.build.planning.keys import plugin_facts
 from edgepack.workflows.build.planning.step import StepId
-from edgepack.workflows.build.workspace import REFERENCE, Workspace
+from edgepack.workflows.build.workspace import Workspace
 
 _SEARCH = 3  # bump when the search would tell another sentence of the same file
 
@@ -38,7 +38,9 @@ def search(work: Workspace, id: StepId, folder: Path) -> dict[str, Any]:
     from edgepack.measure import divergence
 
     export = work.done[id.of("artifact")]
-    file, torch = (evaluate.load(work.entry(each).path / "logits.npy") for each in (id.of("evaluation"), REFERENCE))
+    file, torch = (
+        evaluate.load(work.entry(each).path / "logits.npy") for each in (id.of("evaluation"), work.reference(id.format))
+    )
     with numerics.deterministic(work.recipe.seed, provenance.threads()):
         differing = evaluate.unlike(work.task, file, torch, divergence.SAMPLES)
         samples = divergence.rows(work.data.test, differing)

@@ -2,7 +2,7 @@
 through every export.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import takewhile
@@ -23,27 +23,39 @@ if TYPE_CHECKING:
 
 def check(work: Workspace) -> None:
     """Raises StageError or DeviceError with the stage or export that would fail."""
+    quantizers = work.planner.quantizers
     if any(stage.config.needs_timing for stage in work.recipe.stages):
-        check_timed(work)
+        for quantizer in quantizers:
+            check_timed(work, Trials(work, quantizer).exporters[0])
     warn_of_saturation(work)
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
     candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
     guarded("model, untrained", partial(_check_steady, candidate), work.store.root)
-    made = [candidate]
-    stages = work.recipe.stages
-    for stage, name in zip(stages, numbered(stage.name for stage in stages), strict=True):
-        if any(each.precision == "bf16" for each in stage.config.trainings):
-            guarded(name, _check_bf16, work.store.root)
-        if dry_run := stage.module.dry_run:
-            timed = {"latency": Trials(work).latency} if stage.config.needs_timing else {}
-            act: Callable[[], Candidate] = partial(dry_run, candidate, stage.config, work.device.quantization, **timed)
-            for model in (value for _, value in stage.config if isinstance(value, Choice)):
-                act = work.watched(model, f"the function of {name}'s model", act)
-            before, candidate = candidate, guarded(f"{name}, dry run before any training", act, work.store.root)
-            if candidate.factory != before.factory:  # a student
-                guarded(f"{name}, untrained", partial(_check_steady, candidate), work.store.root)
-        made.append(candidate)
-    _try_exports(work, made)
+    for quantizer in quantizers:
+        made = [candidate]
+        stages = work.recipe.stages
+        for stage, name in zip(stages, numbered(stage.name for stage in stages), strict=True):
+            made.append(_dry_run(work, stage, name, made[-1], quantizer))
+        _try_exports(work, made, Trials(work, quantizer).exporters)
+
+
+def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", quantizer: str) -> "Candidate":
+    """The candidate after what the stage does to its structure."""
+    if any(each.precision == "bf16" for each in stage.config.trainings):
+        guarded(name, _check_bf16, work.store.root)
+    dry_run = stage.module.dry_run
+    if dry_run is None:
+        return candidate
+    more: dict[str, Any] = {"latency": Trials(work, quantizer).latency} if stage.config.needs_timing else {}
+    if stage.module.USES_QUANTIZER:
+        more["quantizer"] = quantizer
+    act: Callable[[], Candidate] = partial(dry_run, candidate, stage.config, work.device.quantization, **more)
+    for model in (value for _, value in stage.config if isinstance(value, Choice)):
+        act = work.watched(model, f"the function of {name}'s model", act)
+    made = guarded(f"{name}, dry run before any training", act, work.store.root)
+    if made.factory != candidate.factory:  # a student
+        guarded(f"{name}, untrained", partial(_check_steady, made), work.store.root)
+    return made
 
 
 def untrained(work: Workspace) -> "Candidate":
@@ -71,7 +83,7 @@ def warn_of_saturation(work: Workspace) -> None:
         work.emit(Note(text=f"warning: {told}: int8 files of ONNX Runtime lose accuracy here that they keep there"))
 
 
-def _try_exports(work: Workspace, made: "list[Candidate]") -> None:
+def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[Choice]) -> None:
     """Try the files of the last candidate, and those of the teacher, which is float and has other kernels. Only for
     models of others: what edgepack itself makes of torchvision and transformers can be exported.
 
@@ -85,7 +97,7 @@ def _try_exports(work: Workspace, made: "list[Candidate]") -> None:
         tried.append(("export teacher ({})", teacher.forgotten()))  # a stage may have changed its module since
     with closing(Host(Controls(threads=1))) as here:
         for label, candidate in tried:
-            for exporter in work.recipe.exporters:
+            for exporter in exporters:
                 act = partial(try_file, work, candidate, exporter, here)
                 name = label.format(exporter.name)
                 guarded(f"{name}, dry run before any training", act, work.store.root)

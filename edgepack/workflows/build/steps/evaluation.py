@@ -19,7 +19,7 @@ from edgepack.workflows.build.planning.step import MODEL, Step, StepId
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.dry_run import try_file
 from edgepack.workflows.build.steps.outputs import logits
-from edgepack.workflows.build.workspace import REFERENCE, Workspace, needs
+from edgepack.workflows.build.workspace import Workspace, needs
 
 if TYPE_CHECKING:
     from edgepack.measure.evaluate import Array
@@ -47,7 +47,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
         score=scored.score,
         rows=scored.rows,
         cases=tuple(map(tuple, found[:EXAMPLES].tolist())),
-        parity=_agreement(work, found, REFERENCE),
+        parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",
         broken=_broken(work, found, artifact),
@@ -65,7 +65,7 @@ def _agreement(work: Workspace, found: "Array", other: StepId) -> Agreement:
 
 def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
     """Why the file that would ship is broken, or "": its outputs are kept, to find where that begins."""
-    reference = evaluate.load(work.entry(REFERENCE).path / "logits.npy")
+    reference = evaluate.load(work.entry(work.reference(artifact.format)).path / "logits.npy")
     try:
         evaluate.check_same(work.task, found, reference, f"the {artifact.format} file")
     except StageError as error:
@@ -78,8 +78,9 @@ def _taught(work: Workspace) -> "Array":
     if work.teacher_outputs is None:
         assert work.planner.teacher is not None, "a plan begins with the model, the first teacher"
         key = work.planner.teacher.key
-        if key == work.done[REFERENCE].ingredients["parent"]:
-            work.teacher_outputs = evaluate.load(work.entry(REFERENCE).path / "logits.npy")
+        known = [id for id, step in work.done.items() if id.kind == "outputs" and step.ingredients["parent"] == key]
+        if known:
+            work.teacher_outputs = evaluate.load(work.entry(known[0]).path / "logits.npy")
         else:
             from edgepack.compress.training import numerics
 
@@ -126,7 +127,7 @@ def answers(work: Workspace, id: StepId) -> AnswersOutcome:
         artifact, _ = work.file(id)
         versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
         where = {**here.facts, "versions": versions}
-        ingredients = {"file": artifact.sha256, "samples": work.done[REFERENCE].key, "where": where}
+        ingredients = {"file": artifact.sha256, "samples": work.done[work.reference(id.format)].key, "where": where}
         key = digest({"kind": "answers", **ingredients})
         do = partial(_answers, work, id, here)
         found = work.store.get("answers", key) or work.store.make(

@@ -9,6 +9,7 @@ from edgepack.config.plugins import Choice
 from edgepack.core.errors import DeviceError, StageError
 from edgepack.export import contract
 from edgepack.measure.timing.figures import timings
+from edgepack.workflows.build.planning.keys import quantizer_of
 from edgepack.workflows.build.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ _KEPT = 2  # files
 class Trials:
     """What stages are given to decide by measuring."""
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: Workspace, variant: str = "") -> None:
+        """Of the files that would be made of a candidate of this variant: a quantizer, where the files want several."""
         self.work = work
+        self.exporters = [each for each in work.recipe.exporters if variant in ("", quantizer_of(each))]
         self.written: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the newest last
 
     def latency(self, candidate: "Candidate") -> float:
-        """What the device takes for one inference of the recipe's first format: the median of three processes, ms."""
-        check_timed(self.work)
-        exporter = self.work.recipe.exporters[0]
+        """The time of one inference on the device, of the first such format: the median of three processes, ms."""
+        exporter = self.exporters[0]
+        check_timed(self.work, exporter)
         content = self._first_file(candidate)
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"trial{contract.suffix(exporter)}"
@@ -39,14 +42,14 @@ class Trials:
 
     def size(self, candidate: "Candidate") -> float:
         """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
-        others = (len(_written(exporter, candidate)) for exporter in self.work.recipe.exporters[1:])
+        others = (len(_written(exporter, candidate)) for exporter in self.exporters[1:])
         return max([len(self._first_file(candidate)), *others])
 
     def _first_file(self, candidate: "Candidate") -> bytes:
         """Its file of the first format. Those of two exported programs are kept, which nothing changes any more: they
         are timed in turns, and lowering one takes longer than timing it.
         """
-        exporter = self.work.recipe.exporters[0]
+        exporter = self.exporters[0]
         if candidate.form == "eager":
             return _written(exporter, candidate)
         kept = self.written.pop(id(candidate.module), None) or (candidate.module, _written(exporter, candidate))
@@ -54,12 +57,12 @@ class Trials:
         return kept[1]
 
 
-def check_timed(work: Workspace) -> None:
+def check_timed(work: Workspace, exporter: Choice) -> None:
     """Raises DeviceError or StageError where a stage cannot time what it tries."""
     if work.device.evidence.get("time") != "measured":
         why = work.session.absent or f"the timings of {work.device.name} are not measured"
         raise DeviceError(f"what a stage decides by timing cannot be decided: {why}", "attach the device")
-    if why := work.why_not_run(work.recipe.exporters[0].name):
+    if why := work.why_not_run(exporter.name):
         raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
 
 
