@@ -119,7 +119,7 @@ MAKERS: dict[Kind, Callable[[int], nn.Module]] = {
 def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if an installed package published this module as the source of models `tiny`."""
     installed = plugins._installed
-    point = EntryPoint(name="tiny", value=__name__, group="edgepack.models.contract")
+    point = EntryPoint(name="tiny", value=__name__, group="edgepack.models")
     monkeypatch.setattr(
         plugins, "_installed", lambda kind: installed(kind) | ({"tiny": point} if kind == "models" else {})
     )

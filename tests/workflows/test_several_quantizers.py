@@ -73,6 +73,6 @@ def test_a_build_ships_each_file_of_its_own_quantizer() -> None:
     model = onnx.load(f"dist/{what.name}/bundle/models/{what.name}.onnx")
     stored = {tuple(tensor.dims): tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
     int8, fp32 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT
-    assert stored[8, 1, 3, 3] == int8 and fp32 in stored.values()  # convolutions alone
+    assert {len(shape): kind for shape, kind in stored.items()} == {4: int8, 2: fp32}  # convolutions alone
     (pte,) = [each for each in result.shipped() if each.format == "executorch"]
     assert pte.contents is not None and pte.contents.delegation == 1
