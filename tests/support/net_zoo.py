@@ -40,7 +40,7 @@ def build(config: Config, signature: Signature) -> nn.Module:
 @pytest.fixture(autouse=True)
 def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = plugins._installed
-    point = EntryPoint(name="zoo", value=__name__, group="edgepack.models.contract")
+    point = EntryPoint(name="zoo", value=__name__, group="edgepack.models")
     monkeypatch.setattr(
         plugins, "_installed", lambda kind: installed(kind) | ({"zoo": point} if kind == "models" else {})
     )
