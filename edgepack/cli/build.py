@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 @dist_option
 @store_option
 @history_option
-@click.option("--remeasure", is_flag=True, help="Take every measurement again, even of files that have not changed.")
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines instead of progress for people.")
+@click.option("--remeasure", is_flag=True, help="Measure every file again, also files that did not change.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines instead of readable progress.")
 def build(
     recipes: tuple[str, ...],
     device: str | None,
@@ -46,9 +46,10 @@ def build(
     remeasure: bool,
     as_json: bool,
 ) -> int:
-    """Build recipes: run what is not done yet, measure the exported files, judge them, write the bundle.
+    """Build recipes: compress, export, measure, judge, bundle.
 
-    RECIPE is a file, or a name in recipes/; without one, every recipe there is built.
+    Only steps that are not cached run. RECIPE is a YAML file or the name of a recipe in recipes/. Default: every recipe
+    in recipes/.
     """
     from edgepack.cli.views.progress import watcher
     from edgepack.workflows.build.store import Store
@@ -104,14 +105,17 @@ def _build_one(
 @device_option
 @set_option
 def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> None:
-    """Check recipes and their devices, and report every mistake at once. Runs nothing."""
+    """Validate recipes and device files, and report all mistakes.
+
+    Runs nothing.
+    """
     from edgepack.config.device import load_device
 
     for recipe in load_recipes(recipes, device, overrides):
         profile = load_device(recipe.device)
         stages = " -> ".join(stage.name for stage in recipe.stages)
-        budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budget, so nothing will be judged"
-        click.echo(f"{recipe.name}: fine ({stages}; {budgets}; for {profile.name})")
+        budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budgets: the build checks no limit"
+        click.echo(f"{recipe.name}: OK ({stages}; {budgets}; device: {profile.name})")
         for note in recipe.data.module.notes(recipe.data.config):
             click.echo(f"  note: {note}")
 
@@ -122,7 +126,10 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
 @set_option
 @store_option
 def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], store: str) -> None:
-    """Show every step of a build: cached, or why it would run. Runs nothing."""
+    """List the steps of a build: cached, or to run and why.
+
+    Runs nothing.
+    """
     from edgepack.config.device import load_device
     from edgepack.workflows.build.planning.planner import plan
     from edgepack.workflows.build.store import Store
@@ -140,9 +147,14 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
 @cli.command()
 @click.argument("recipe")
 @dist_option
-@click.option("--size", is_flag=True, help="What is in the files instead: layers, types, operators, delegation, arena.")
+@click.option(
+    "--size", is_flag=True, help="Show instead what the files hold: layers, types, operators, delegation, arena."
+)
 def explain(recipe: str, dist: str, size: bool) -> None:
-    """The ledger of the last build of RECIPE: what every stage cost and gained, and what it did to which layer."""
+    """Show what each stage of the last build cost and gained.
+
+    With notes on what each stage did to which layer.
+    """
     from edgepack.cli.views import file_contents
     from edgepack.cli.views.verdicts import ledger, show
     from edgepack.config.recipe_reading import load_recipe

@@ -14,16 +14,19 @@ from edgepack.core.errors import EdgepackError, RecipeError
 @cli.command()
 @bundle_argument
 @click.option(
-    "--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Check that this key has signed it, too."
+    "--public-key", type=click.Path(path_type=Path), metavar="FILE", help="Also check the signature with this key."
 )
 @signature_option
 def verify(bundle: Path, public_key: Path | None, signature: Path | None) -> None:
-    """Check that BUNDLE, a zip or its unpacked folder, is exactly what its manifest says, and who signed it."""
+    """Verify the files of a bundle, and optionally its signature.
+
+    BUNDLE is a zip or its unpacked folder. Every byte is checked against the bundle's own manifest.
+    """
     from edgepack.deliver.bundle import verify
 
     check_exists(bundle)
     if signature and not public_key:
-        raise RecipeError("--signature says nothing without the key", "give --public-key too")
+        raise RecipeError("--signature needs --public-key", "add --public-key FILE")
     if public_key:
         from edgepack.deliver.signing import beside, check
 
@@ -31,7 +34,7 @@ def verify(bundle: Path, public_key: Path | None, signature: Path | None) -> Non
     else:
         manifest = verify(bundle)
     signed = f", signed by {public_key}" if public_key else ""
-    click.echo(f"{bundle}: whole, {len(manifest.files)} files, {manifest.name} for {manifest.device}{signed}")
+    click.echo(f"OK: {len(manifest.files)} files verified, {manifest.name} for {manifest.device}{signed}")
 
 
 @cli.command()
@@ -41,9 +44,10 @@ def verify(bundle: Path, public_key: Path | None, signature: Path | None) -> Non
 )
 @signature_option
 def sign(bundle: Path, key: Path, signature: Path | None) -> None:
-    """Sign BUNDLE, when it is whole, with a key of your own; the signature lies beside it.
+    """Verify a bundle and sign it with your private key.
 
-    Needs the extra edgepack[sign]. The password of an encrypted key is taken from EDGEPACK_KEY_PASSWORD.
+    The signature is written next to BUNDLE. Needs edgepack[sign]. The password of an encrypted key is read from
+    EDGEPACK_KEY_PASSWORD.
     """
     from edgepack.deliver.signing import beside, sign
 
@@ -51,38 +55,39 @@ def sign(bundle: Path, key: Path, signature: Path | None) -> None:
     written = signature or beside(bundle)
     sign(bundle, key, written)
     _warn_of_verdict(bundle)
-    click.echo(f"{bundle}: signed, {written}")
+    click.echo(f"{bundle}: signed, signature in {written}")
 
 
 def _warn_of_verdict(bundle: Path) -> None:
-    """A signature says whose a bundle is; that it may not ship, only its build.json beside it says."""
+    """Warn when the build.json next to a signed bundle says that the bundle may not ship."""
     from edgepack.records.build import Build
 
     with suppress(EdgepackError):
         result = Build.read(bundle.resolve().parent / "build.json")
         if result.exit_code:
-            tell(f"it is signed, but its build ended with exit code {result.exit_code}: it did not meet its budgets")
+            tell(f"warning: the build of this bundle did not meet its budgets (exit code {result.exit_code})")
 
 
 @cli.command()
 @bundle_argument
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--deploy-only", is_flag=True, help="Just what an app ships: models/, io/ and licences/.")
+@click.option("--deploy-only", is_flag=True, help="Write only what an app ships: models/, io/ and licences/.")
 @click.option(
-    "--runtime", default="", metavar="NAME", help="Of that, just what an app with this one runtime ships: onnxruntime."
+    "--runtime", default="", metavar="NAME", help="With --deploy-only: only files for this runtime (onnxruntime)."
 )
 def unpack(bundle: Path, target: Path, deploy_only: bool, runtime: str) -> None:
-    """Check BUNDLE and write its files to TARGET, a folder, or a zip where it ends in .zip.
+    """Verify a bundle and unpack it.
 
-    What --deploy-only gives is a bundle too, that `verify` can check, of the same content digest. With --runtime its
-    files are those that the budgets size.deploy and size.download count, and the digest is their own.
+    TARGET is a folder, or a zip if the name ends in .zip. With --deploy-only the result is also a bundle, with the same
+    content digest, that `verify` can check. With --runtime it holds the files that the budgets size.deploy and
+    size.download count, and has its own digest.
     """
     from edgepack.core.units import SIZE
     from edgepack.deliver.bundle import unpack
 
     check_exists(bundle)
     if runtime and not deploy_only:
-        raise RecipeError("--runtime chooses among what an app ships", "give --deploy-only too")
+        raise RecipeError("--runtime needs --deploy-only", "add --deploy-only")
     manifest = unpack(bundle, target, deploy_only=deploy_only, runtime=runtime)
     size = SIZE.format(sum(each.bytes for each in manifest.files))
     click.echo(f"{target}: {len(manifest.files)} files, {size}, content {manifest.content_digest[:12]}")
@@ -90,9 +95,12 @@ def unpack(bundle: Path, target: Path, deploy_only: bool, runtime: str) -> None:
 
 @cli.command()
 @bundle_argument
-@click.option("--device", metavar="ID", help="Run them on this device; default: this computer, one thread.")
+@click.option("--device", metavar="ID", help="Run on this device. Default: this computer, one thread.")
 def selftest(bundle: Path, device: str | None) -> None:
-    """Run the samples in BUNDLE through its files, texts from the raw text on, and compare with when it was built."""
+    """Run the bundle's self-test samples and compare outputs.
+
+    Outputs are compared with those recorded at build time. Samples of text start from the raw text.
+    """
     from edgepack.config.device import load_device
     from edgepack.workflows.selftest import run
 
@@ -101,4 +109,4 @@ def selftest(bundle: Path, device: str | None) -> None:
     for answer in run(bundle, load_device(device) if device else None):
         answers += 1
         click.echo(f"{answer.file}  {answer.sample} -> {answer.label}")
-    click.echo(f"{bundle}: {answers} answers, all as when it was built")
+    click.echo(f"OK: {answers} outputs match those recorded at build time")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @cli.command()
 def stages() -> None:
-    """List what a recipe can name: stages and their settings, models, data sets, exporters, tasks."""
+    """List stages, models, data sets, exporters and tasks.
+
+    With the settings of each and their defaults.
+    """
     from edgepack.config import plugins
 
     for kind in ("stages", "models", "datasets", "exporters", "tasks"):
@@ -33,7 +36,10 @@ def stages() -> None:
 @cli.command()
 @click.argument("what", type=click.Choice(["recipe", "device"]))
 def schema(what: str) -> None:
-    """Print the JSON schema of a recipe or device file, for editors and linters."""
+    """Print the JSON schema of recipe or device files.
+
+    Editors and linters use it.
+    """
     import json
 
     from edgepack.config import schema as schemas
@@ -43,13 +49,13 @@ def schema(what: str) -> None:
 
 @cli.group()
 def cache() -> None:
-    """Look into the store of built steps, or clear it."""
+    """List or clean up the cache of finished build steps."""
 
 
 @cache.command("ls")
 @store_option
 def cache_ls(store: str) -> None:
-    """List what is stored, the last used first."""
+    """List cached steps, most recently used first."""
     from datetime import datetime
 
     from edgepack.core.units import SIZE
@@ -75,11 +81,11 @@ def _what(ingredients: dict[str, Any]) -> str:
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
-    help="Remove what was not used for so long.",
+    help="Remove steps that were not used for N days.",
 )
-@click.option("--max-size", metavar="SIZE", help="Then remove the least used until the store is this small: 5GB.")
+@click.option("--max-size", metavar="SIZE", help="Then remove the least recently used until the cache fits: 5GB.")
 def cache_gc(store: str, unused_days: float, max_size: str | None) -> None:
-    """Remove what was not used lately, and what killed builds left behind."""
+    """Remove steps that were not used recently, and leftovers of killed builds."""
     from edgepack.core.units import SIZE
     from edgepack.workflows.build.store import Store
 

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
-@click.option("--device", default="host", show_default=True, metavar="ID", help="Where to time it.")
+@click.option("--device", default="host", show_default=True, metavar="ID", help="Device to benchmark on.")
 @click.option(
     "--budget",
     "budgets",
     multiple=True,
     metavar="METRIC=LIMIT",
     callback=as_utf8,
-    help="Judge it too: latency.p50=2ms.",
+    help="Also check this budget: latency.p50=2ms.",
 )
 @click.option(
-    "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Of an input whose shape the file leaves open."
+    "--shape", "shapes", multiple=True, metavar="INPUT=N,N,...", help="Shape of an input with a dynamic shape."
 )
-@click.option("--json", "as_json", is_flag=True, help="The measurements with every sample as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print measurements and raw samples as JSON.")
 def bench(
     files: tuple[Path, ...], device: str, budgets: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
 ) -> int:
-    """Time FILE, a .pte, .onnx or .ort of anybody, on a device; or two in turns, for their ratio.
+    """Benchmark an exported model, or compare two by alternating runs.
 
-    Its answers are checked first. The sample is a fresh process: seven of them, or up to 21 where a budget or a ratio
-    is not decided by then.
+    FILE is a .pte, .onnx or .ort. The outputs are checked first. Latency is measured in 7 fresh processes, and in up to
+    21 if a budget or the ratio of two models is still undecided.
     """
     from edgepack.cli.views import bench as bench_view
     from edgepack.cli.views.progress import watcher
@@ -70,7 +70,7 @@ def bench(
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def devices(context: click.Context) -> None:
-    """List device profiles, and whether each can be used now."""
+    """List device profiles and whether each device is available now."""
     if context.invoked_subcommand:
         return
     from edgepack.config.device import all_devices, load_device
@@ -79,7 +79,7 @@ def devices(context: click.Context) -> None:
         try:
             device = load_device(file)
         except RecipeError as error:
-            click.echo(f"{id:16} cannot be used:\n{error}")
+            click.echo(f"{id:16} not usable:\n{error}")
             continue
         worth = device.evidence.get("time", "not timed")
         click.echo(f"{id:16} {device.name} ({device.runner.name}, {worth}): {_reachable(device)}")
@@ -88,9 +88,10 @@ def devices(context: click.Context) -> None:
 @devices.command("calibrate")
 @click.argument("device", default="host", metavar="[ID]")
 def devices_calibrate(device: str) -> None:
-    """Time small nets on a device and fit the figures that estimates are made with: a few minutes.
+    """Fit the latency estimates of a device: a few minutes.
 
-    Prints the `analytic` section of its profile. The error in it is that of nets which were left out of the fit.
+    Benchmarks small networks and prints the `analytic` section for the device file. Its error is measured on networks
+    left out of the fit.
     """
     from edgepack.cli.views.progress import watcher
     from edgepack.config.device import load_device
@@ -111,7 +112,10 @@ def devices_calibrate(device: str) -> None:
 @devices.command("prepare")
 @click.argument("id")
 def devices_prepare(id: str) -> None:
-    """Fetch what the device ID needs before it can be used: for an emulated one, its system and runtimes."""
+    """Download what a device needs before its first use.
+
+    For an emulated device: its system image and runtimes.
+    """
     from edgepack.config.device import load_device
 
     device = load_device(id)
@@ -136,7 +140,10 @@ def _reachable(device: "Device") -> str:
 @store_option
 @dist_option
 def doctor(store: str, dist: str) -> int:
-    """Check this machine: versions, processor, disk and load, and say what to change."""
+    """Check this machine and say what to change.
+
+    Checks versions, processor, disk and load.
+    """
     from edgepack.workflows.doctor import checks
 
     bad = False

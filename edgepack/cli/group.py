@@ -18,13 +18,12 @@ Exit codes
 @click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgepack")
 def cli() -> None:
-    """Compress a trained model for one device, prove it on the files you ship, and fail the build when it misses its
-    budgets.
+    """Compress a trained model for one device, measure the exported files, and fail the build if they miss a budget.
 
     \b
-    edgepack check quickstart        is the recipe right?
-    edgepack plan quickstart         what would a build do, and why?
-    edgepack build quickstart        do it; the exit code is the verdict
-    edgepack explain quickstart      what every stage cost and gained
-    edgepack gate quickstart         judge it again, without building
+    edgepack check quickstart        validate the recipe
+    edgepack plan quickstart         list the steps of a build
+    edgepack build quickstart        build; the exit code is the verdict
+    edgepack explain quickstart      show what each stage cost and gained
+    edgepack gate quickstart         check the budgets again, without building
     """

@@ -14,8 +14,8 @@ from edgepack.core.errors import EdgepackError, ExitCode, RecipeError, most_deci
 
 @cli.command()
 @click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
-@click.option("--recipe", metavar="RECIPE", help="Judge by the budgets and waivers of this recipe.")
-@click.option("--baseline", metavar="BUILD", help="Hold relative budgets against this build or bundle.")
+@click.option("--recipe", metavar="RECIPE", help="Use the budgets and waivers of this recipe.")
+@click.option("--baseline", metavar="BUILD", help="Baseline of relative budgets: a build or a bundle.")
 @click.option("--reports", type=click.Path(path_type=Path), metavar="DIR", help="Write reports to DIR/RECIPE/.")
 @set_option
 @dist_option
@@ -29,11 +29,11 @@ def gate(
     dist: str,
     history: str | None,
 ) -> int:
-    """Judge builds again from what they recorded, as of today; no model is run, and the exit code is the verdict.
+    """Check the budgets of finished builds again, without building.
 
-    BUILD is a build.json, the folder it lies in, or the name of a recipe that was built. It is judged by the budgets it
-    was built with, or those of --recipe, and against what it recorded of its baseline unless --baseline or --history
-    says otherwise. The reports beside it stay as they are; --reports writes others.
+    No model is run; the exit code is the verdict. BUILD is a build.json, its folder, or the name of a recipe that was
+    built. Default budgets are those of the build, and the default baseline is the one it recorded; --recipe, --baseline
+    and --history name others. Waivers count as of today. Existing reports are not changed; --reports writes new ones.
     """
     from edgepack.cli.views import github
     from edgepack.cli.views.verdicts import show
@@ -70,9 +70,8 @@ def _recipe_file(recipe: str) -> Path:
 @click.argument("after")
 @dist_option
 def compare(before: str, after: str, dist: str) -> int:
-    """Show what changed from one build to another: figures, settings, versions; or why the two cannot be compared.
-
-    Each is a build.json, the folder it lies in, or the name of a recipe that was built. Exit code 3 says that no figure
+    """Compare two builds: figures, settings and versions.
+    BEFORE and AFTER are each a build.json, its folder, or the name of a recipe that was built. Exit code 3: no figure
     can be compared.
     """
     from edgepack.cli.views import compare as compare_view
@@ -87,12 +86,22 @@ def compare(before: str, after: str, dist: str) -> int:
 
 @cli.command()
 @click.argument("recipe", required=False)
-@click.option("--device", metavar="ID", help="On this device alone.")
-@click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="So many builds.")
+@click.option("--device", metavar="ID", help="Only builds for this device.")
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Show the N most recent builds.",
+)
 @dist_option
 @history_option
 def trend(recipe: str | None, device: str | None, last: int, dist: str, history: str | None) -> None:
-    """Show the history of RECIPE, or of all: size, latency and accuracy of every build, and where they changed."""
+    """Show size, latency and accuracy of past builds.
+
+    Of RECIPE, or of all recipes, with what changed between builds.
+    """
     from edgepack.cli.views import trend as trend_view
     from edgepack.judge.history import FILE, read
 
@@ -102,7 +111,7 @@ def trend(recipe: str | None, device: str | None, last: int, dist: str, history:
     chosen = [line for line in lines if name in (None, line.recipe) and device in (None, line.device)]
     if not chosen:
         known = ", ".join(sorted({f"{line.recipe} on {line.device}" for line in lines})) or "none"
-        raise RecipeError("the history has no such build", f"in {past}: {known}")
+        raise RecipeError("no matching build in the history", f"{past} has: {known}")
     trend_view.show(chosen, sys.stdout, last)
     if damaged:
-        tell(f"{damaged} lines of {past} cannot be read, and are left out")
+        tell(f"warning: unreadable lines in {past}: {damaged}")

@@ -38,7 +38,7 @@ def _failed(error: BaseException) -> int:
     """Say why the command failed; gives the exit code of that."""
     if interrupts.behind(error) or isinstance(error, click.Abort):
         interrupts.heard()
-        tell("interrupted; what was done is kept, the same command goes on from there")
+        tell("interrupted; finished steps are cached, run the same command to continue")
         return ExitCode.INTERRUPTED
     try:
         raise error
@@ -53,7 +53,7 @@ def _failed(error: BaseException) -> int:
     except OSError as error:
         code = _full(error) if error.errno == errno.ENOSPC else _bug(error)
     except MemoryError:
-        tell("this command ran out of memory\n  close other programs, or use a computer with more")
+        tell("out of memory\n  close other programs, or use a computer with more memory")
         code = ExitCode.DEVICE
     except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
         code = _bug(error)
@@ -61,8 +61,8 @@ def _failed(error: BaseException) -> int:
 
 
 def _full(error: OSError) -> ExitCode:
-    why = "there is no space left for it" if error.errno == errno.ENOSPC else error.strerror
-    tell(f"not all that this command writes could be written: {why}\n  make room, or send its output elsewhere")
+    why = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+    tell(f"could not write all output: {why}\n  free disk space, or write the output to another disk")
     return ExitCode.DEVICE
 
 

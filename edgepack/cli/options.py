@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def as_utf8(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """What was typed: a system that knows no UTF-8 gives its bytes one by one, and "250 µs" has such."""
+    """Decode arguments such as "250 µs", which a system without UTF-8 passes byte by byte."""
     return tuple(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts)
 
 
 recipes_argument = click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
 device_option = click.option(
-    "--device", metavar="ID", help="Build for this device instead; without RECIPE: every recipe of it."
+    "--device", metavar="ID", help="Use this device instead. Without RECIPE: all recipes for this device."
 )
 set_option = click.option(
     "--set",
@@ -27,16 +27,19 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     callback=as_utf8,
-    help="Change one value: budgets.size=400kB.",
+    help="Override one value: budgets.size=400kB.",
 )
 store_option = click.option(
-    "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="The cache."
+    "--store", default=".edgepack/store", show_default=True, envvar="EDGEPACK_STORE", help="Folder of the cache."
 )
 dist_option = click.option(
-    "--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Where bundles go."
+    "--dist", default="dist", show_default=True, envvar="EDGEPACK_DIST", help="Folder of build outputs."
 )
 history_option = click.option(
-    "--history", metavar="FILE", envvar="EDGEPACK_HISTORY", help="One line a build. Default: history.jsonl in --dist."
+    "--history",
+    metavar="FILE",
+    envvar="EDGEPACK_HISTORY",
+    help="History file, one line per build. Default: history.jsonl in --dist.",
 )
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -44,26 +47,26 @@ signature_option = click.option(
     "--signature",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where the signature lies [default: BUNDLE.sig].",
+    help="Signature file [default: BUNDLE.sig].",
 )
 
 
 def check_exists(bundle: Path) -> None:
     if not bundle.exists():
-        raise RecipeError(f"there is no {bundle}", "give the .zip that a build wrote, or the folder it was unpacked to")
+        raise RecipeError(f"{bundle} not found", "give the .zip that a build wrote, or its unpacked folder")
     if not (bundle / "manifest.json").exists() and (bundle / "bundle/manifest.json").exists():
-        raise RecipeError(f"{bundle} is what a build wrote, not the bundle", f"give {bundle / 'bundle'}, or the .zip")
+        raise RecipeError(f"{bundle} is a build's output folder, not a bundle", f"give {bundle / 'bundle'} or the .zip")
 
 
 def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
-    """The recipes named, or all there are, or all of a device; every mistake in every one of them at once."""
+    """Load the recipes named, or all, or all of a device; raise every mistake in all of them at once."""
     from edgepack.config.device import load_device
     from edgepack.config.document import ConfigError
     from edgepack.config.recipe_reading import all_recipes, load_recipe
 
     found = recipes or tuple(str(file) for file in all_recipes())
     if not found:
-        raise RecipeError("no recipe: name a YAML file, or put one into the folder recipes/")
+        raise RecipeError("no recipe found", "name a YAML file, or put one into the folder recipes/")
     loaded: list[Recipe] = []
     problems: list[Problem] = []
     for recipe in found:
@@ -75,11 +78,13 @@ def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[
         raise ConfigError(list(dict.fromkeys(problems)))  # recipes share devices
     names = [recipe.name for recipe in loaded]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise RecipeError(f"several recipes are named {', '.join(sorted(twice))}", "their bundles would share a folder")
+        raise RecipeError(
+            f"several recipes are named {', '.join(sorted(twice))}", "rename one: both would write to the same folder"
+        )
     chosen = [recipe for recipe in loaded if recipes or device in (None, Path(recipe.device).stem)]
     if not chosen and device:
         load_device(device)  # says so when there is no such device
         raise RecipeError(
-            f"no recipe in recipes/ is for the device '{device}'", f"edgepack build RECIPE --device {device}"
+            f"no recipe in recipes/ is for the device '{device}'", f"name one: edgepack build RECIPE --device {device}"
         )
     return chosen

@@ -47,11 +47,14 @@ class StageConfig(Frozen):
 class Training(StageConfig):
     """The settings of a training: base of those of a stage that trains, or of one that recovers after its cuts."""
 
-    epochs: int = Field(ge=0, le=10_000, description="passes over the training split")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW, warmed up and then cosine")
-    batch_size: int = Field(default=64, ge=2, description="samples a step")
+    epochs: int = Field(ge=0, le=10_000, description="epochs")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="peak learning rate of AdamW; warm-up, then cosine decay"
+    )
+    batch_size: int = Field(default=64, ge=2, description="batch size")
     precision: Precision = Field(
-        default="fp32", description="bf16: mixed precision, on processors that multiply bf16; measure what it gains"
+        default="fp32",
+        description="bf16: mixed precision, for processors with bf16 instructions; measure whether it is faster",
     )
 
     @property

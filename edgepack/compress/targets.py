@@ -31,13 +31,13 @@ def _count(value: object) -> Amount:
         return _share(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Amount(value=_positive(value, value), is_share=False)
-    raise ValueError(f'{value!r} is neither a share nor a count: write it as "60 %" or 400000')
+    raise ValueError(f'{value!r} is neither a percentage nor a count: write it as "60 %" or 400000')
 
 
 def _share(text: str) -> Amount:
     value = SHARE.parse(text)
     if not 0 < value < 1:
-        raise ValueError(f"a target is what is left, above 0 % and below 100 %, got {SHARE.format(value)}")
+        raise ValueError(f"a target is the fraction that is left, above 0 % and below 100 %, got {SHARE.format(value)}")
     return Amount(value=value, is_share=True)
 
 
@@ -54,7 +54,7 @@ def _quantity(quantity: Quantity) -> Callable[[object], Amount]:
 
 def _positive(number: float, given: object) -> float:
     if number <= 0:
-        raise ValueError(f"a target is what is left, more than nothing, got {given}")
+        raise ValueError(f"a target is the amount that is left, above 0, got {given}")
     return number
 
 
@@ -76,7 +76,7 @@ def _field(quantity: Quantity | None, what: str) -> tuple[Any, ...]:
     return (
         BeforeValidator(_quantity(quantity) if quantity else _count),
         PlainSerializer(_plain(quantity), when_used="json"),
-        WithJsonSchema({**shapes, "description": f'{what}, or a share of it as "60 %"'}),
+        WithJsonSchema({**shapes, "description": f'{what}, or a percentage of the current model, such as "60 %"'}),
     )
 
 
@@ -87,10 +87,10 @@ class Target(Frozen):
     (600.0, 400)
     """
 
-    params: Annotated[Amount, *_field(None, "a number of parameters, as 400000")] | None = None
-    macs: Annotated[Amount, *_field(None, "multiply-accumulates of one inference, as 400000")] | None = None
-    size: Annotated[Amount, *_field(SIZE, f"bytes of the weights, as {SIZE.example}")] | None = None
-    latency: Annotated[Amount, *_field(DURATION, f"time of one inference, as {DURATION.example}")] | None = None
+    params: Annotated[Amount, *_field(None, "number of parameters, such as 400000")] | None = None
+    macs: Annotated[Amount, *_field(None, "multiply-accumulates of one inference, such as 400000")] | None = None
+    size: Annotated[Amount, *_field(SIZE, f"bytes of the weights, such as {SIZE.example}")] | None = None
+    latency: Annotated[Amount, *_field(DURATION, f"time of one inference, such as {DURATION.example}")] | None = None
 
     @classmethod
     def of(cls, **wanted: object) -> "Target":

@@ -36,26 +36,26 @@ class Figures(Frozen):
     fp32: Rates
     int8: Rates
     portable: Rate | None = Field(
-        default=None, description="billions a second of ExecuTorch's own kernels; default: as elementwise"
+        default=None, description="ExecuTorch's own kernels, billions of operations per second; default: as elementwise"
     )
-    bandwidth: Rate = Field(description="GB/s at which operators read and write what is in the cache")
-    memory: Rate = Field(description="GB/s at which they read weights that are not")
-    cache: Size = Field(description="how many bytes of weights stay in the cache from one inference to the next")
-    per_operation: Duration = Field(description="what every operator takes besides")
-    per_run: Duration = Field(description="what every inference takes besides")
+    bandwidth: Rate = Field(description="cache bandwidth of operators, GB/s")
+    memory: Rate = Field(description="memory bandwidth for weights outside the cache, GB/s")
+    cache: Size = Field(description="bytes of weights that stay in the cache between inferences")
+    per_operation: Duration = Field(description="overhead of each operator")
+    per_run: Duration = Field(description="overhead of each inference")
 
 
 class Analytic(Frozen):
     """The figures of a device that estimates are made with, by runtime."""
 
-    calibrated_from: str = Field(min_length=1, description="where the figures come from")
-    error: Share = Field(description="by how much an estimate misses a measurement in the mean")
-    threads: int = Field(ge=1, description="threads of the runtime for which the figures hold")
+    calibrated_from: str = Field(min_length=1, description="source of these figures")
+    error: Share = Field(description="mean error of an estimate, compared with measurements")
+    threads: int = Field(ge=1, description="number of runtime threads that these figures are for")
     runtimes: dict[str, Figures] = Field(min_length=1)
 
     @field_validator("error")
     @classmethod
     def _wrong_at_times(cls, error: float) -> float:
         if error <= 0:
-            raise ValueError("no estimate is always right: say by how much it misses in the mean, as 30 %")
+            raise ValueError("no estimate is exact: give its mean error, such as 30 %")
         return error

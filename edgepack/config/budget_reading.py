@@ -130,7 +130,7 @@ def _flatten(
 def _check_limits(document: Document, budgets: Mapping[str, Any], path: KeyPath, settings: set[str]) -> None:
     """A mapping that holds at most settings would be a budget that nobody ever judges."""
     if path != ("budgets",) and not budgets.keys() - settings:
-        document.problem(path, "no limit stands here, so nothing would be judged")
+        document.problem(path, "no limit given: add a limit or remove the budget")
 
 
 def _bounded(document: Document, value: object, path: KeyPath, metric: str, bound: str, scope: _Scope) -> _Entry:
@@ -196,16 +196,16 @@ def _mistake(entry: _Entry) -> str:
     if value < 0:
         return f"a limit cannot be below 0, got {entry.limit!r}"
     whole = quantity is SHARE and bound != "max_increase" and value > 1
-    return f"a share cannot be above 100 %, got {entry.limit!r}" if whole else ""
+    return f"a percentage cannot be above 100 %, got {entry.limit!r}" if whole else ""
 
 
 def _unmeasured(metric: str, scope: _Scope) -> str:
     """Why no file of this recipe can have such a figure, or ""."""
     if metric == "parity.runtimes" and len(scope.formats) > 1 and scope.runtime == scope.formats[0]:
         others = " or ".join(scope.formats[1:])
-        return f"nothing measures it: {scope.runtime} is the file that the others are compared with; limit {others}"
+        return f"no limit possible: {scope.runtime} is the reference that other files are compared with; limit {others}"
     formats = METRICS[metric].formats
     asked = (scope.runtime,) if scope.runtime else scope.formats
     if not formats or not asked or {*formats} & {*asked}:
         return ""
-    return f"nothing measures it: only files of {' and '.join(formats)} tell their {metric}"
+    return f"not measured: only {' and '.join(formats)} files have {metric}"

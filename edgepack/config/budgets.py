@@ -85,24 +85,24 @@ def _day(value: object) -> date:
     try:
         return value if type(value) is date else date.fromisoformat(str(value))
     except ValueError:
-        raise ValueError(f"expected a day, written as 2027-01-31, got {value!r}") from None
+        raise ValueError(f"expected a date such as 2027-01-31, got {value!r}") from None
 
 
 Day = Annotated[
     date,
     BeforeValidator(_day),
     PlainSerializer(date.isoformat, when_used="json"),
-    WithJsonSchema({"type": "string", "description": "the last day on which it holds, as 2027-01-31"}),
+    WithJsonSchema({"type": "string", "description": "last day of the waiver, such as 2027-01-31"}),
 ]
 
 
 class Waiver(Frozen):
     """Lets a budget be missed until a day, the last one on which it holds."""
 
-    budget: str = Field(description="its name, as reports call it: latency.p90, accuracy.max_drop, relative.size")
+    budget: str = Field(description="budget name as in reports: latency.p90, accuracy.max_drop, relative.size")
     until: Day
-    reason: str = Field(min_length=1, description="why, for whoever reads the report")
-    runtime: str = Field(default="", description="of the file of this exporter alone")
+    reason: str = Field(min_length=1, description="reason, shown in the report")
+    runtime: str = Field(default="", description="only for the file of this exporter")
 
     def covers(self, budget: str, label: str) -> bool:
         return self.budget == budget and self.runtime in ("", label)

@@ -27,30 +27,38 @@ Core = Annotated[int, Field(ge=0)]
 class Processor(Frozen):
     """What runs the model. It describes the device to people and to the analytic model; `match` recognises it."""
 
-    name: str = Field(description="as its maker calls it, as Cortex-A76")
-    architecture: str = Field(default="", description="as `uname -m` tells it: x86_64, aarch64")
-    features: tuple[str, ...] = Field(default=(), description="instructions that int8 kernels use, as asimddp, i8mm")
-    cores: int | None = Field(default=None, ge=1, description="cores of all kinds together")
+    name: str = Field(description="name of the processor, such as Cortex-A76")
+    architecture: str = Field(default="", description="output of `uname -m`: x86_64, aarch64")
+    features: tuple[str, ...] = Field(
+        default=(), description="instruction sets that int8 kernels use, such as asimddp, i8mm"
+    )
+    cores: int | None = Field(default=None, ge=1, description="total number of cores")
 
 
 class CoolDown(Frozen):
     """How cool the device must be before each process that is timed."""
 
-    below: float = Field(gt=0, lt=120, description="degrees Celsius of its hottest sensor, of a phone its battery")
-    timeout: Duration = Field(default=600_000.0, description="how long to wait for that")
+    below: float = Field(
+        gt=0,
+        lt=120,
+        description="wait until the hottest sensor (on a phone: the battery) is below this, degrees Celsius",
+    )
+    timeout: Duration = Field(default=600_000.0, description="longest time to wait")
 
 
 class Controls(Frozen):
     """What is held still while a file is timed."""
 
-    threads: int | None = Field(default=None, ge=1, description="threads of the runtime; default: every core")
-    cores: tuple[Core, ...] = Field(default=(), description="the cores they may run on; default: the last ones")
+    threads: int | None = Field(default=None, ge=1, description="number of runtime threads; default: all cores")
+    cores: tuple[Core, ...] = Field(default=(), description="cores to run on; default: the last ones")
     cool_down: CoolDown | None = None
 
     @model_validator(mode="after")
     def _enough(self) -> "Controls":
         if self.cores and self.threads and self.threads > len(set(self.cores)):
-            raise ValueError(f"{self.threads} threads need as many cores, and `cores` names {len(set(self.cores))}")
+            raise ValueError(
+                f"{self.threads} threads need {self.threads} cores, but `cores` names {len(set(self.cores))}"
+            )
         return self
 
     def job(self) -> dict[str, Any]:
@@ -62,9 +70,7 @@ class Controls(Frozen):
 class Quantization(Frozen):
     """What the hardware wants of a compressed model. Each fact is part of the key of the stages that read it."""
 
-    channel_multiple: int = Field(
-        default=8, ge=1, description="channels left by pruning and ranks are multiples of this"
-    )
+    channel_multiple: int = Field(default=8, ge=1, description="pruned channel counts and ranks are multiples of this")
     int8_saturates: bool | None = Field(
         default=None,
         description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then; "
@@ -72,10 +78,10 @@ class Quantization(Frozen):
     )
     activations: Literal["uint8", "int8"] = Field(
         default="uint8",
-        description="how ONNX Runtime's int8 kernels want activations: x86 fuses uint8 alone, ARM takes both",
+        description="activation type for ONNX Runtime's int8 kernels: x86 fuses uint8 only, ARM takes both",
     )
     sparsity: tuple[Literal["unstructured", "2:4"], ...] = Field(
-        default=(), description="patterns of zero weights that the hardware skips; most hardware skips none"
+        default=(), description="sparsity patterns that the hardware accelerates; most hardware accelerates none"
     )
 
 
@@ -87,12 +93,13 @@ class DeviceFile(Frozen):
     cpu: Processor | None = None
     memory: Size | None = None
     runtimes: dict[str, str] = Field(
-        default={}, description="versions a runtime may have there, as '>=1.20,<2'; default: the one installed here"
+        default={},
+        description="allowed runtime versions on the device, such as '>=1.20,<2'; default: the version installed here",
     )
     runner: Any
     controls: Controls = Controls()
     match: dict[str, tuple[str, ...]] = Field(
-        default={}, description="how to recognise it: {fact: [patterns]}, as {model: ['Raspberry Pi 5*']}"
+        default={}, description="how to recognise the device: {fact: [patterns]}, such as {model: ['Raspberry Pi 5*']}"
     )
     quantization: Quantization = Quantization()
     analytic: Analytic | None = None
@@ -101,16 +108,16 @@ class DeviceFile(Frozen):
     def _same_threads(self) -> "DeviceFile":
         asked, known = self.controls.threads, self.analytic.threads if self.analytic else None
         if asked and known and asked != known:
-            raise ValueError(f"`analytic` holds for {known} threads, and `controls` asks for {asked}")
+            raise ValueError(f"`analytic` is for {known} threads, but `controls` sets {asked}")
         return self
 
     @field_validator("name")
     @classmethod
     def _named(cls, name: str) -> str:
         if not name.strip():
-            raise ValueError("give the device a name that people know it by")
+            raise ValueError("give the device a name")
         if not name.isprintable():
-            raise ValueError(f"a name is printable text, got {name!r}")
+            raise ValueError(f"a name must be printable text, got {name!r}")
         return name
 
     @field_validator("runtimes")
@@ -124,7 +131,7 @@ class DeviceFile(Frozen):
             try:
                 SpecifierSet(versions)
             except InvalidSpecifier:
-                raise ValueError(f"{versions!r} does not say which versions: write it as '>=1.20,<2'") from None
+                raise ValueError(f"{versions!r} is not a version range: write it as '>=1.20,<2'") from None
         return runtimes
 
 
@@ -213,7 +220,7 @@ def _find(device: str | Path) -> Path:
         return Path(device)
     known = all_devices()
     if str(device) not in known:
-        raise RecipeError(unknown("device", device, known), "a device is a profile in the folder devices/")
+        raise RecipeError(unknown("device", device, known), "device files are in the folder devices/")
     return known[str(device)]
 
 

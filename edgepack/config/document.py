@@ -204,7 +204,7 @@ class _Reader:
         for key_node, value_node in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
             if not isinstance(key, str):
-                self.document.problem(path, "a key is plain text, not a list or mapping")
+                self.document.problem(path, "a key must be plain text, not a list or mapping")
             elif key in lines:
                 self.document.lines.setdefault((*path, key), lines[key])
                 self.document.problem((*path, key), f"the key '{key}' is given twice (line {line} too)")

@@ -125,7 +125,7 @@ def _imported(kind: str, name: str, get: Callable[[], ModuleType]) -> ModuleType
     except (Exception, SystemExit) as error:
         where = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
         raise RecipeError(
-            f"the {_singular(kind)} '{name}' does not load: {type(error).__name__}: {error}{where}", "mend or remove it"
+            f"the {_singular(kind)} '{name}' does not load: {type(error).__name__}: {error}{where}", "fix or remove it"
         ) from error
 
 

@@ -21,9 +21,9 @@ class RecipeFile(Frozen):
 
     edgepack: Literal[1]
     name: str | None = None
-    version: str | None = Field(default=None, description="of the model, as its bundle tells it")
-    licence: str | None = Field(default=None, description="of the model, as an SPDX expression: Apache-2.0")
-    licence_file: str | None = Field(default=None, description="the text of the licence, to go into the bundle")
+    version: str | None = Field(default=None, description="version of the model, written to the bundle")
+    licence: str | None = Field(default=None, description="licence of the model, an SPDX expression: Apache-2.0")
+    licence_file: str | None = Field(default=None, description="file with the licence text, copied to the bundle")
     task: str
     model: Any
     data: Any

@@ -114,12 +114,14 @@ class _Checker:
     def _name(self, name: object) -> str:
         if isinstance(name, str) and not _NAME.fullmatch(name):
             rule = "letters, digits, '.', '_' and '-' only, a letter or digit first"
-            self.document.problem(("name",), f"a name is used for files: {rule}; got {name!r}")
+            self.document.problem(("name",), f"a name is used in file names: {rule}; got {name!r}")
         return str(name)
 
     def _version(self, value: object) -> None:
         if isinstance(value, str) and not _VERSION.fullmatch(value):
-            self.document.problem(("version",), f"a version is letters, digits, '.', '_', '+' and '-'; got {value!r}")
+            self.document.problem(
+                ("version",), f"a version has letters, digits, '.', '_', '+' and '-' only; got {value!r}"
+            )
 
     def _licence(self, value: object) -> str | None:
         """The SPDX expression as it is usually written."""
@@ -131,7 +133,7 @@ class _Checker:
             return str(canonicalize_license_expression(value))
         except InvalidLicenseExpression:
             rule = "write an SPDX expression, such as Apache-2.0, 'MIT OR Apache-2.0' or LicenseRef-Proprietary"
-            self.document.problem(("licence",), f"{value!r} is no licence that SPDX knows: {rule}")
+            self.document.problem(("licence",), f"{value!r} is not an SPDX licence: {rule}")
         return None
 
     def _licence_file(self, value: object) -> None:
@@ -162,7 +164,7 @@ class _Checker:
 
     def _measurable(self, budgets: Sequence[Budget], exporters: Sequence[Choice | None]) -> None:
         if len(exporters) == 1 and any(budget.metric == "parity.runtimes" for budget in budgets):
-            message = "nothing measures it: two runtimes are compared, and the recipe exports for one"
+            message = "not measured: it compares two runtimes, and the recipe exports for one"
             self.document.problem(("budgets", "parity.runtimes"), message)
 
     def _order(self, values: object) -> None:
@@ -175,7 +177,9 @@ class _Checker:
                 return
             stage = plugins.load("stages", name)
             if form != stage.TAKES:
-                message = f"{name} takes an {stage.TAKES} model, but {giver} before it gives an {form} one: move it up"
+                message = (
+                    f"{name} needs an {stage.TAKES} model, but {giver} before it gives an {form} one: move {name} up"
+                )
                 self.document.problem(("stages", i), message)
                 return
             form, giver = stage.GIVES, name
@@ -187,7 +191,7 @@ class _Checker:
         if first is None or not first.module.MAKES_TEACHER:
             path: KeyPath = ("stages", 0) if stages else ("model",)
             message = (
-                "the model is not trained for this data: begin with the stage 'train', or give the model a checkpoint"
+                "the model is not trained for this data: add the stage 'train' first, or give the model a checkpoint"
             )
             self.document.problem(path, message)
 
@@ -219,7 +223,7 @@ class _Checker:
                 self.document.problem(("export", i), f"'{exporter.name}' is named twice")
             seen.add(exporter.name if exporter else "")
             if exporter and (message := exporter.module.unavailable(exporter.config)):
-                self.document.problem(("export", i, exporter.name), f"it cannot be written here: {message}")
+                self.document.problem(("export", i, exporter.name), f"not available here: {message}")
 
     def _signature(self, data: Choice) -> "Signature | None":
         """What the data looks like, if it is there."""

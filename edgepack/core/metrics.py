@@ -41,8 +41,8 @@ def _agreement(meaning: str, quantity: Quantity = SHARE, bound: str = "min") -> 
 
 METRICS: dict[str, Metric] = {
     "size": Metric(quantity=SIZE, meaning="bytes of the exported file"),
-    "size.deploy": Metric(quantity=SIZE, meaning="bytes of the file and of what an app ships beside it"),
-    "size.download": Metric(quantity=SIZE, meaning="the same, each file compressed for download (deflate)"),
+    "size.deploy": Metric(quantity=SIZE, meaning="bytes of the file and everything else an app ships"),
+    "size.download": Metric(quantity=SIZE, meaning="size.deploy, each file compressed for download (deflate)"),
     "latency.p50": _timed("median time of one inference"),
     "latency.p90": _timed("90th percentile of one inference"),
     "latency.p99": _timed("99th percentile of one inference"),
@@ -55,20 +55,22 @@ METRICS: dict[str, Metric] = {
         within="device",
     ),
     "memory.arena": Metric(
-        quantity=SIZE, meaning="memory planned for activations outside of backends", formats=("executorch",)
+        quantity=SIZE,
+        meaning="memory planned for activations of operators that are not delegated",
+        formats=("executorch",),
     ),
     "accuracy": Metric(
         quantity=SHARE,
         bounds=("min", "max_drop", "retain"),
-        meaning="share of test samples classified right",
+        meaning="fraction of test samples classified correctly",
         within="data",
     ),
-    "parity": _agreement("share of test samples on which it agrees with torch"),
-    "parity.difference": _agreement("largest difference of an output from torch's", NUMBER, "max"),
-    "parity.cosine": _agreement("cosine between all its outputs and torch's", NUMBER),
-    "parity.runtimes": _agreement("share of test samples on which it agrees with the first file"),
+    "parity": _agreement("fraction of test samples with the same decision as torch"),
+    "parity.difference": _agreement("largest difference of an output from torch", NUMBER, "max"),
+    "parity.cosine": _agreement("cosine similarity of all outputs and those of torch", NUMBER),
+    "parity.runtimes": _agreement("fraction of test samples with the same decision as the first file"),
     "delegation": Metric(
-        quantity=SHARE, bounds=("min",), meaning="share of operators that a backend runs", formats=("executorch",)
+        quantity=SHARE, bounds=("min",), meaning="fraction of operators that a backend runs", formats=("executorch",)
     ),
 }
 

@@ -104,7 +104,7 @@ DURATION = Quantity(
     shown=("us", "ms", "s"),
     example='"8 ms"',
 )
-SHARE = Quantity(name="a share", units={"%": 0.01}, shown=("%",), example='"95 %"')
+SHARE = Quantity(name="a percentage", units={"%": 0.01}, shown=("%",), example='"95 %"')
 NUMBER = Quantity(name="a number", units={"": 1}, shown=("",), example='"0.05"')  # of what has no unit: logits
 
 

@@ -39,7 +39,7 @@ def _known_encoding(name: str) -> str:
     try:
         "".encode(name)
     except (LookupError, UnicodeError):
-        raise ValueError(f"there is no text encoding {name!r}: for example utf-8, latin-1, cp1252") from None
+        raise ValueError(f"unknown text encoding {name!r}: use for example utf-8, latin-1 or cp1252") from None
     return name
 
 
@@ -49,13 +49,20 @@ Encoding = Annotated[str, AfterValidator(_known_encoding)]
 class Settings(Frozen):
     """What every data set of texts can be told."""
 
-    tokenizer: str = Field(description="a folder with tokenizer.json, all-MiniLM-L6-v2, or a name of the hub")
-    max_length: int = Field(default=128, ge=1, description="tokens of a text that the model is given, its own included")
-    windows: int = Field(
-        default=1, ge=1, le=100, description="parts of a longer text to train on, each of max_length; others: the first"
+    tokenizer: str = Field(
+        description="a folder with tokenizer.json, all-MiniLM-L6-v2, or a model name on the Hugging Face hub"
     )
-    validation: Share = Field(default=0.15, description="share of each class, where no file holds this split")
-    test: Share = Field(default=0.15, description="share of each class, where no file holds this split")
+    max_length: int = Field(default=128, ge=1, description="tokens per text, special tokens included")
+    windows: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="train on up to this many parts of a long text, each of max_length; evaluation uses the first part",
+    )
+    validation: Share = Field(
+        default=0.15, description="fraction of each class for this split, if it has no file of its own"
+    )
+    test: Share = Field(default=0.15, description="fraction of each class for this split, if it has no file of its own")
 
     @model_validator(mode="after")
     def _possible(self) -> "Settings":
@@ -174,8 +181,8 @@ def _own(
     if lacking or not own["validation"]:
         where = f"the class {lacking[0]!r} in training" if lacking else "validation"
         raise RecipeError(
-            f"nothing is left for {where}: as the model is given them, its documents are those of another split",
-            "give a longer max_length, or a tokenizer that knows their words",
+            f"nothing is left for {where}: after tokenizing, all its documents are also in another split",
+            "use a longer max_length, or a tokenizer that knows their words",
         )
     return own
 
@@ -191,7 +198,7 @@ def _notes(
     if cut:
         yield f"{cut} of {different} documents have more than {length} tokens"
     if rows > used:
-        yield f"{rows - used} of {rows} inputs are left out: as the model is given them, another split has the same"
+        yield f"{rows - used} of {rows} inputs are left out: after tokenizing, they are also in another split"
 
 
 def refuse(documents: Documents) -> None:
@@ -205,7 +212,7 @@ def refuse(documents: Documents) -> None:
         elif len(each.text) > LONGEST:
             problems.append(f"{each.place}: it has {len(each.text)} characters, more than {LONGEST}")
     if problems:
-        raise unreadable(problems, "document", "cannot be used", "mend or remove them")
+        raise unreadable(problems, "document", "cannot be used", "fix or remove them")
 
 
 def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
@@ -230,7 +237,9 @@ def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
                 )
     if contradictions:
         what = "has a copy" if len(contradictions) == 1 else "have copies"
-        raise unreadable(contradictions, "document", f"{what} with another label", "keep the one that is right")
+        raise unreadable(
+            contradictions, "document", f"{what} with another label", "keep the one with the correct label"
+        )
     return kept, lost
 
 
@@ -250,7 +259,7 @@ def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[st
         if not members:
             fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
             told = whereabouts(fates, len(fates), "document")
-            raise RecipeError(f"the {part} split has no document of its own: {told}", ONCE)
+            raise RecipeError(f"the {part} split has no document that other splits lack: {told}", ONCE)
         chosen = drawn([labels.index(each.label) for each in members], shares if part == "train" else {})
         # With nothing to be drawn from it, all of a part comes back under the name of train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

@@ -89,7 +89,7 @@ def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dic
         told = pool.map(lambda file, row: _attempt(file, frame, row), one.values(), stored)
         found = dict(zip(one, told, strict=True))
     if unread := [f"{shown(file)}: {why}" for file, sha in files.items() if isinstance(why := found[sha], str)]:
-        raise unreadable(unread, "picture", "cannot be read", "mend, convert or remove them")
+        raise unreadable(unread, "picture", "cannot be read", "fix, convert or remove them")
     return {content: each for content, each in found.items() if isinstance(each, Decoded)}
 
 

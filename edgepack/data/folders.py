@@ -27,7 +27,7 @@ _LITTER = {
 }
 
 POINTERS = ("version https://git-lfs.github.com/spec/", "/annex/objects/")  # how what stands for a large file begins
-NOT_FETCHED = "it only says where its content is: fetch that (git lfs pull, git annex get)"
+NOT_FETCHED = "it is a pointer to a file that is not here: fetch it (git lfs pull, git annex get)"
 
 Files = dict[str, tuple[Path, ...]]  # the files of each class
 
@@ -93,8 +93,8 @@ def shown(path: Path | str) -> str:
 def _refuse_broken(seen: _Seen) -> None:
     if seen.broken:
         told = [f"{shown(link)} -> {shown(link.readlink())}" for link in seen.broken]
-        advice = "fetch or mount what they lead to (git annex get, dvc pull), or remove them"
-        raise unreadable(told, "link", "lead nowhere" if len(told) > 1 else "leads nowhere", advice)
+        advice = "fetch or mount their targets (git annex get, dvc pull), or remove them"
+        raise unreadable(told, "link", "are broken" if len(told) > 1 else "is broken", advice)
 
 
 def counted(count: int, noun: str) -> str:
@@ -130,7 +130,7 @@ def _refuse_parts(root: Path, names: Sequence[str], parts: Sequence[str]) -> Non
         if len(inside) > 1 and ({*inside} <= {*names} or {*names} == {*parts}):
             raise RecipeError(
                 f"{root / part} holds folders of classes, as a split does, but {root} has no folder train with them",
-                f"move the classes that are trained on into {root / 'train'}",
+                f"move the classes to train on into {root / 'train'}",
             )
 
 
@@ -142,11 +142,11 @@ def _classes(folder: Path, names: Sequence[str], kind: Kind, seen: _Seen) -> Fil
         )
     for name in names:
         if why := flaw(name):
-            raise RecipeError(f"the folder {str(folder / name)!r} gives no label: {why}", "rename it")
+            raise RecipeError(f"the folder {str(folder / name)!r} is not a valid label: {why}", "rename it")
     if len(names) == 1:
         inside = folder / names[0]
         raise RecipeError(
-            f"{folder} holds one class only, {names[0]!r}: there is nothing to tell apart",
+            f"{folder} holds one class only, {names[0]!r}: a classifier needs at least two",
             f"if the classes are in it, name the folder {inside}" if len(_subfolders(inside)) > 1 else "",
         )
     return {name: _files(folder / name, kind, seen) for name in names}
@@ -255,13 +255,13 @@ def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
     if count := seen.left_out.total():
         yield f"{counted(count, 'file')} left out by ending: {_endings(kind, seen.left_out)}"
     if seen.no_files:
-        yield f"{counted(seen.no_files, 'thing')} left out: named as a {kind.noun} is, and no file (a pipe, a socket)"
+        yield f"{counted(seen.no_files, 'thing')} left out: named like a {kind.noun}, but not a file (a pipe, a socket)"
     if seen.loose:
-        yield f"{counted(seen.loose, kind.noun)} in no folder of a class, and left out"
+        yield f"{counted(seen.loose, kind.noun)} left out: not in the folder of a class"
     if seen.again:
-        yield f"{counted(seen.again, 'link')} not followed, to what is read already"
+        yield f"{counted(seen.again, 'link')} not followed: the target is already read"
     if beside:
-        yield f"{counted(len(beside), 'folder')} left out, beside those of the splits: {', '.join(map(shown, beside))}"
+        yield f"{counted(len(beside), 'folder')} left out, next to those of the splits: {', '.join(map(shown, beside))}"
 
 
 def _endings(kind: Kind, endings: Counter[str]) -> str:
@@ -283,4 +283,4 @@ def _doubts(folder: Path, classes: Files) -> Iterator[str]:
     same = next(iter(inside)) if len(inside) == 1 else ()
     if len(same) > 1:
         told = f"each class holds the same folders, {', '.join(map(shown, same))}"
-        yield f"{told}: if those are the classes, call the folders above them train, validation and test"
+        yield f"{told}: if those are the classes, rename the folders above them to train, validation and test"

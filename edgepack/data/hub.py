@@ -60,7 +60,7 @@ def _local(name: str) -> Path | None:
         return Path(spec.origin).parent / inside
     beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # it is not the hub that is meant
     if beside or not _HUB_NAME.fullmatch(name):
-        raise RecipeError(f"there is no folder {name!r}, and no package carries it", _meant(Path(name)))
+        raise RecipeError(f"there is no folder {name!r}, and no package has it", _meant(Path(name)))
     return None
 
 
@@ -81,10 +81,12 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
             return cached
     except LocalEntryNotFoundError:
         pass
-    told = f"'{name}' is no folder here ({Path.cwd() / name}), no package carries it, and it is not in the cache"
+    told = f"'{name}' is not a folder ({Path.cwd() / name}), no package has it, and it is not in the cache"
     if constants.HF_HUB_OFFLINE:
-        advice = "save the model to a folder and name that, or unset HF_HUB_OFFLINE"
-        raise RecipeError(f"{told} ({constants.HF_HUB_CACHE}); the hub is not asked, for HF_HUB_OFFLINE is set", advice)
+        advice = "save the model to a folder and name the folder, or unset HF_HUB_OFFLINE"
+        raise RecipeError(
+            f"{told} ({constants.HF_HUB_CACHE}); the hub was not tried, because HF_HUB_OFFLINE is set", advice
+        )
     fresh = _downloaded(name, files, f"{told} ({constants.HF_HUB_CACHE})")
     if missing := [file for file in files if not (fresh / file).is_file()]:
         raise RecipeError(f"'{name}' of the hub has no {' and no '.join(missing)}", _ADVICE.get(missing[0], ""))
@@ -99,10 +101,12 @@ def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated ones too: these are of the first kind
-        raise RecipeError(f"{told}, and huggingface.co has none of that name for you", _meant(Path(name))) from error
+        raise RecipeError(
+            f"{told}, and huggingface.co has no such model that you can access", _meant(Path(name))
+        ) from error
     except Exception as error:  # the hub's client raises many kinds: no network, proxies, full disks
         first = str(error).strip().partition("\n")[0]
         raise DeviceError(
-            f"{told}, and huggingface.co cannot give it: {type(error).__name__}: {first}",
-            "check the name and the network, or save the model to a folder and name that",
+            f"{told}, and it cannot be downloaded from huggingface.co: {type(error).__name__}: {first}",
+            "check the name and the network, or save the model to a folder and name the folder",
         ) from error

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Indices = numpy.typing.NDArray[numpy.int64]
 
-ONCE = "remove copies, so that each stands in one split and one class"
+ONCE = "remove copies, so that each is in one split and one class"
 _NAMED = 5  # samples, in an error about many
 
 
@@ -46,7 +46,7 @@ def quota(samples: int, share: float) -> int:
 def possible(validation: float, test: float, nouns: str) -> None:
     """Raises ValueError when such shares leave a split empty."""
     if not (validation > 0 and test > 0 and validation + test < 1):
-        raise ValueError(f"validation and test are shares above 0 % that leave some {nouns} for training")
+        raise ValueError(f"validation and test must be above 0 % and leave some {nouns} for training")
 
 
 def missing(found: Iterable[str], shares: Mapping[str, float]) -> dict[str, float]:

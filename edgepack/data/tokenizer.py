@@ -95,13 +95,13 @@ def load(name: str, max_length: int) -> Fixed:
     special = _special_tokens(tokenizer, settings)
     if "pad" not in special:
         raise RecipeError(
-            f"the tokenizer {name!r} has no padding token, and a file on a device takes texts of one length",
-            "give it one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}), and save it again",
+            f"the tokenizer {name!r} has no padding token, but exported files take texts of one length",
+            "add one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and save the tokenizer again",
         )
     if not tokenizer.num_special_tokens_to_add(False):
         raise RecipeError(
-            f"the tokenizer {name!r} adds no tokens of its own to a text, and encoders classify by the first one",
-            "give it a post_processor, as AutoTokenizer of the model's own class has one, and save it again",
+            f"the tokenizer {name!r} adds no special tokens to a text, but encoders classify by the first one",
+            "add a post_processor, as AutoTokenizer of the model's own class has, and save the tokenizer again",
         )
     _possible(max_length, added=tokenizer.num_special_tokens_to_add(False), most=settings.get("model_max_length"))
     tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
@@ -155,7 +155,9 @@ def read_file(file: Path) -> "Tokenizer":
     except OSError as error:
         raise RecipeError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
-        raise RecipeError(f"{file} is no tokenizer: {error}", "get it again, or save the tokenizer anew") from error
+        raise RecipeError(
+            f"{file} is not a tokenizer: {error}", "download it again, or save the tokenizer again"
+        ) from error
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def _settings(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{file} cannot be read as JSON: {error}", "get it again, or remove it") from error
+        raise RecipeError(f"{file} cannot be read as JSON: {error}", "download it again, or remove it") from error
     return settings if isinstance(settings, dict) else {}
 
 
@@ -183,8 +185,8 @@ def _special_tokens(tokenizer: "Tokenizer", settings: dict[str, Any]) -> dict[st
 def _possible(max_length: int, *, added: int, most: Any) -> None:
     if max_length <= added:
         raise RecipeError(
-            f"max_length is {max_length}, but the tokenizer adds {added} tokens of its own to every text",
-            f"give at least {added + 1}",
+            f"max_length is {max_length}, but the tokenizer adds {added} special tokens to every text",
+            f"use at least {added + 1}",
         )
     if isinstance(most, int | float) and max_length > most:
-        raise RecipeError(f"max_length is {max_length}, but the tokenizer says that its model takes {most:.0f} tokens")
+        raise RecipeError(f"max_length is {max_length}, but its tokenizer allows at most {most:.0f} tokens")

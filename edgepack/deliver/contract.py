@@ -44,7 +44,7 @@ def report_again(build: Build, reports: Path, judged: Path) -> Path:
     folder = reports / build.name
     real = folder.resolve()
     if real.parent != reports.resolve() or real == judged.parent.resolve():
-        raise RecipeError(f"{folder} is no place for reports of {judged}", "name another folder with --reports")
+        raise RecipeError(f"cannot write reports of {judged} to {folder}", "name another folder with --reports")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_reports(build, folder)

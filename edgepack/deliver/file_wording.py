@@ -20,15 +20,15 @@ def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
     """One line a question."""
     overhead = artifact.bytes - contents.stored_bytes
     yield f"tensors: {SIZE.format(contents.stored_bytes)} ({_listed(contents.by_dtype().items())})"
-    yield f"beyond them: {SIZE.format(overhead)}, {overhead / (artifact.bytes or 1):.1%} of the file"
+    yield f"other than tensors: {SIZE.format(overhead)}, {overhead / (artifact.bytes or 1):.1%} of the file"
     for backend, inside in contents.delegated.items():
         pieces = inside.get(OPAQUE, 0)
-        whole = f"{plural(pieces, 'piece')} that edgepack cannot look into, their tensors of the type '{UNREAD}'"
+        whole = f"{plural(pieces, 'opaque part')}, their tensors have the type '{UNREAD}'"
         yield f"delegated to {backend}: {whole if pieces else _counted(inside)}"
     kind = "not delegated" if contents.delegated else "operators"
     yield f"{kind}: {_counted(contents.operators) if contents.operators else 'none'}"
     if contents.arena_bytes is not None:
-        yield f"arena: {SIZE.format(contents.arena_bytes)} planned for activations outside of what is delegated"
+        yield f"arena: {SIZE.format(contents.arena_bytes)} planned for activations of operators that are not delegated"
 
 
 def _counted(operators: dict[str, int]) -> str:

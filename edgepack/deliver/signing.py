@@ -63,20 +63,23 @@ def check(bundle: Path, public_key: Path, signature: Path) -> Manifest:
     config = _with_key(lambda: verifying.Config().use_elliptic_key_verifier(public_key=public_key), public_key)
     config.set_hashing_config(_hashing())
     if not signature.is_file():
-        raise VerifyError(f"{bundle} is not signed: there is no {signature}", "name the signature with --signature")
+        raise VerifyError(
+            f"{bundle} is not signed: {signature} not found",
+            "if the signature is in another file, add --signature FILE",
+        )
     with TemporaryDirectory() as folder:
         try:
             config.verify(_laid_out(files, manifest, folder), signature)
         except Exception as error:  # whatever is wrong with a signature, the library has another error for it
             why = str(error).strip() or type(error).__name__
             message = f"{signature} is not the signature of {bundle} by {public_key}: {why}"
-            raise VerifyError(message, "do not ship it: sign the bundle again if it is yours") from None
+            raise VerifyError(message, "do not ship it; if the bundle is yours, sign it again") from None
     return manifest
 
 
 def _installed() -> None:
     if find_spec("model_signing") is None:
-        raise RecipeError("signatures need the package model-signing", 'pip install "edgepack[sign]"')
+        raise RecipeError("the package model-signing is not installed", 'pip install "edgepack[sign]"')
 
 
 def _with_key(use: Any, key: Path) -> Any:
@@ -85,8 +88,8 @@ def _with_key(use: Any, key: Path) -> Any:
     except OSError as error:
         raise RecipeError(f"cannot read the key {key}: {error.strerror}") from None
     except Exception as error:  # cryptography raises many kinds
-        advice = f"it takes a PEM file of P-256, P-384 or P-521; the password of an encrypted one in {PASSWORD}"
-        raise RecipeError(f"{key} cannot be used as a key: {str(error).splitlines()[0]}", advice) from None
+        advice = f"use a PEM file (P-256, P-384 or P-521); set {PASSWORD} to the password of an encrypted key"
+        raise RecipeError(f"{key} is not a usable key: {str(error).splitlines()[0]}", advice) from None
 
 
 def _hashing() -> "hashing.Config":

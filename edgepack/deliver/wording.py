@@ -27,7 +27,7 @@ HEADLINES = {
     ExitCode.OK: "every budget met",
     ExitCode.BUDGET: "a budget failed",
     ExitCode.USAGE: "the recipe is wrong",
-    ExitCode.INCONCLUSIVE: "not decided",
+    ExitCode.INCONCLUSIVE: "inconclusive or not measured",
     ExitCode.DEVICE: "the device or the infrastructure failed",
     ExitCode.STAGE: "a stage or an export failed",
     ExitCode.BUG: "a bug in edgepack",
@@ -56,7 +56,7 @@ def one_line(text: str) -> str:
 
 def headline(build: Build) -> str:
     if build.exit_code == ExitCode.OK and not build.verdicts:
-        return "no budget set, nothing was judged"
+        return "no budgets set, no limit checked"
     if build.exit_code == ExitCode.OK and (rest := _counted(each for each in build.verdicts if each.outcome != "pass")):
         return f"{HEADLINES[ExitCode.OK]} but for {rest}"
     return HEADLINES[ExitCode(build.exit_code)] if build.exit_code is not None else "not finished"
@@ -292,10 +292,10 @@ def _drop(build: Build, label: str) -> str:
 def doubts(build: Build) -> Iterator[str]:
     for verdict in build.verdicts:
         if verdict.outcome == "fail" and verdict.reason:
-            yield f"{verdict.budget} of {verdict.artifact} fails: {verdict.reason}"
+            yield f"{verdict.budget} of {verdict.artifact} failed: {verdict.reason}"
     for line in gains(build):
         if "x slower" in line or "x larger" in line:
-            yield f"compression did not pay: {line}{_advice(build) if 'x slower' in line else ''}"
+            yield f"compression made it worse: {line}{_advice(build) if 'x slower' in line else ''}"
     for each in build.measurements:
         for doubt in each.doubts:
             yield f"{each.metric} of {each.artifact}: {doubt}"
@@ -304,7 +304,7 @@ def doubts(build: Build) -> Iterator[str]:
 def _advice(build: Build) -> str:
     """What may help where int8 is slower; nothing where it was tried or there is no int8."""
     settings = [stage["quantize"] for stage in build.recipe.get("stages", ()) if "quantize" in stage]
-    advice = "; `quantize: {fp32: auto}` leaves in fp32 what is slower in int8"
+    advice = "; `quantize: {fp32: auto}` keeps layers in fp32 that are slower in int8"
     return advice if any("auto" not in each.get("fp32", ()) for each in settings) else ""
 
 
@@ -315,7 +315,7 @@ def reused(build: Build) -> str:
         return ""
     oldest = when(min(old, key=lambda each: each.taken_at))
     same = "same files, device, protocol and versions"
-    return f"timings were {oldest} ({same}); `edgepack build --remeasure` takes them again"
+    return f"timings were {oldest} ({same}); `edgepack build --remeasure` measures again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +379,7 @@ def built_on(build: Build) -> str:
     """The computer that trained and exported."""
     facts = build.provenance.get("environment", {})
     cores = f"{facts['threads']} of {plural(facts['cores'], 'core')}" if {"threads", "cores"} <= facts.keys() else ""
-    memory = f"{SIZE.format(facts['memory_bytes'])} of memory" if "memory_bytes" in facts else ""
+    memory = f"{SIZE.format(facts['memory_bytes'])} memory" if "memory_bytes" in facts else ""
     python = f"Python {facts['python']}" if "python" in facts else ""
     return ", ".join(part for part in (facts.get("cpu", ""), cores, memory, facts.get("system", ""), python) if part)
 
@@ -387,4 +387,4 @@ def built_on(build: Build) -> str:
 def commit(build: Build) -> str:
     """The commit that the recipe stood at, or nothing outside of a repository."""
     git = build.provenance.get("git", {})
-    return f"commit {git['commit'][:12]}{' with changes not committed' if git.get('dirty') else ''}" if git else ""
+    return f"commit {git['commit'][:12]}{' with uncommitted changes' if git.get('dirty') else ''}" if git else ""

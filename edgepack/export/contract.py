@@ -114,7 +114,7 @@ def operations(
     exporters = (plugins.load("exporters", name) for name in plugins.names("exporters"))
     readers = [each for each in exporters if each.operations and runtime == each.RUNTIME]
     if not readers:
-        raise DeviceError(f"no exporter can tell the operators of a file for {runtime}", "run it on the device")
+        raise DeviceError(f"no exporter can read the operators of a file for {runtime}", "measure it on the device")
     try:
         found: tuple[Operation, ...] = readers[0].operations(file, quantization, shapes)
     except EdgepackError:

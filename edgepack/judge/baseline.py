@@ -43,7 +43,7 @@ class Baseline:
 
     def _why_not(self, metric: str, artifact: str, line: Line | None, environment: Mapping[str, Any]) -> str:
         if line is None:
-            return f"{self.named} tells no {metric} of {artifact}"
+            return f"{self.named} has no {metric} of {artifact}"
         if METRICS[metric].within == "data":
             return f"{self.named} was measured on other test data"
         there, here = (series(metric, name_of_key(each)) for each in (line.where, environment))
@@ -53,6 +53,6 @@ class Baseline:
 
 def _beginning(metric: str, elsewhere: bool) -> str:
     if not elsewhere:
-        return "no earlier build of this recipe and device passed: nothing to compare with yet"
-    what = "on this data" if METRICS[metric].within == "data" else "on this very device, by this protocol"
+        return "no earlier build of this recipe and device passed: there is no baseline yet"
+    what = "on this data" if METRICS[metric].within == "data" else "on exactly this device and protocol"
     return f"no earlier build passed {what}: a new series begins"

@@ -111,7 +111,7 @@ class Comparison:
         labels = [{each.label for each in build.shipped()} for build in (self.before, self.after)]
         gone, new = labels[0] - labels[1], labels[1] - labels[0]
         return (
-            *(f"{label} is no longer built" for label in sorted(gone)),
+            *(f"{label} is no longer exported" for label in sorted(gone)),
             *(f"{label} is new" for label in sorted(new)),
         )
 

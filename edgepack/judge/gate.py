@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # A build tells where the files of such a failure begin to differ.
 EXPLAINED = ("parity", "parity.cosine", "parity.difference", "parity.runtimes")
 _COMPUTED = ("parity.cosine", "parity.difference")  # of all outputs: one that is no number leaves none
-EXPIRED = "its waiver ran out on"
+EXPIRED = "its waiver expired on"
 
 
 def today() -> date:
@@ -108,8 +108,8 @@ def _unmeasured(
         return f"not timed: {not_timed[artifact]}"
     agreed = known.get(("parity", artifact)) if budget.metric in _COMPUTED else None
     if agreed and (rows := agreed.detail.get("not_finite")):
-        return f"not to be computed: {rows} of its answers or of torch's hold a NaN or an infinity"
-    return f"nothing measured {budget.metric} of {artifact}"
+        return f"cannot be computed: {rows} outputs of the file or of torch are NaN or Inf"
+    return f"{budget.metric} of {artifact} was not measured"
 
 
 def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, baseline: Baseline | None) -> Verdict:
@@ -238,9 +238,7 @@ def _headroom(budget: Budget, value: float, limit: float) -> float | None:
 
 def _too_weak(budget: Budget, found: _Found) -> str:
     shown = METRICS[budget.metric].quantity.format(found.value)
-    return (
-        f"only {found.evidence}, as {shown}: the budget wants it {budget.evidence or METRICS[budget.metric].evidence}"
-    )
+    return f"only {found.evidence}, as {shown}: the budget needs {budget.evidence or METRICS[budget.metric].evidence}"
 
 
 def _reason(budget: Budget, decision: Outcome, found: _Found, base: Base | None) -> str:
@@ -251,4 +249,4 @@ def _reason(budget: Budget, decision: Outcome, found: _Found, base: Base | None)
         return ""
     lowest, highest = (allowed(budget, each) for each in (base.low, base.high)) if base else (budget.limit,) * 2
     limit = show(lowest) if lowest == highest else f"[{show(lowest)}, {show(highest)}]"
-    return f"the 95 % interval [{show(found.low)}, {show(found.high)}] straddles the limit {limit}"
+    return f"the 95 % interval [{show(found.low)}, {show(found.high)}] includes the limit {limit}"

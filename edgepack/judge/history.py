@@ -120,8 +120,8 @@ def check_named(path: Path) -> None:
     """Raises RecipeError where no file can stand, before anything is built."""
     folder = next(each for each in path.absolute().parents if each.exists())
     if path.is_dir() or not folder.is_dir():
-        why = f"{path} is a folder" if path.is_dir() else f"{folder} is no folder"
-        raise RecipeError(f"the history is one file, and {why}", "name a file: --history dist/history.jsonl")
+        why = f"{path} is a folder" if path.is_dir() else f"{folder} is not a folder"
+        raise RecipeError(f"the history must be a file, but {why}", "name a file: --history dist/history.jsonl")
 
 
 def append(path: Path, build: Build) -> None:

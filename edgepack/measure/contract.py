@@ -104,7 +104,7 @@ def recognise(device: "Device", facts: dict[str, Any]) -> None:
         found = str(facts.get(fact, ""))
         if not any(fnmatchcase(found, pattern) for pattern in patterns):
             message = f"this is not {device.name}: its {fact} is {found!r}, not {' or '.join(patterns)}"
-            raise DeviceError(message, f"attach the right device, or mend `match` in {device.file}")
+            raise DeviceError(message, f"attach the right device, or fix `match` in {device.file}")
 
 
 def _check_versions(device: "Device", found: dict[str, str]) -> None:
@@ -114,6 +114,6 @@ def _check_versions(device: "Device", found: dict[str, str]) -> None:
     for runtime, version in found.items():
         wanted = device.runtimes.get(runtime) or here.get(runtime, "")  # one that is not here is held to nothing
         if not SpecifierSet(wanted, prereleases=True).contains(version.partition("+")[0]):
-            message = f"{device.name} has {runtime} {version}, where {wanted} is wanted"
-            hint = f"install that there, or say `runtimes: {{{runtime}: ...}}` in {device.file}"
+            message = f"{device.name} has {runtime} {version}, but {wanted} is required"
+            hint = f"install that version on the device, or set `runtimes: {{{runtime}: ...}}` in {device.file}"
             raise DeviceError(message, hint)

@@ -176,15 +176,15 @@ class _Search:
     def sentence(self) -> str:
         limit = _FLOAT if self.candidate.form == "eager" else _INT8
         if not self.cuts or (end := self.at(self.cuts[-1])) is None:
-            return "where that begins cannot be said: its pieces do not run by themselves"
+            return "the first operator that differs was not found: parts of the model do not run separately"
         if end.share <= limit:
-            return f"no operator stands out: rounding in all of them makes the answers differ by {end}"
+            return f"no single operator causes it: rounding in all of them makes the outputs differ by {end}"
         node = self.first(limit)
         found, named = self.at(node), self.culprit(node)
         place = of_node(named)
         at = f" at {place}" if place else ""
-        differs = f"what it gives differs by {found}{self.before(node)}"
-        return f"it begins with the operator '{named.target}'{at}: {differs}"
+        differs = f"its output differs by {found}{self.before(node)}"
+        return f"the first operator that differs is '{named.target}'{at}: {differs}"
 
     def first(self, limit: float) -> fx.Node:
         """An operator that differs while all that leads to it does not."""
@@ -239,7 +239,7 @@ class _Search:
 
     def before(self, node: fx.Node) -> str:
         shares = [found.share for each in self.leading(node) if (found := self.at(each))]
-        return f", what it is given by {SHARE.format(max(shares))}" if shares else ""
+        return f", its input by {SHARE.format(max(shares))}" if shares else ""
 
     def differs(self, node: fx.Node, limit: float) -> bool:
         """A piece that cannot be exported or run says nothing: the search goes on behind it."""

@@ -46,7 +46,9 @@ def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "To
         try:
             contract.write(candidate, exporter, path)
         except UnplacedError as error:
-            raise _refused(candidate, exporter, run, told, f"{error.message}, build.log has the traceback") from error
+            raise _refused(
+                candidate, exporter, run, told, f"{error.message}, see build.log for the traceback"
+            ) from error
         if run is None:
             return
         try:
@@ -57,7 +59,10 @@ def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "To
         if not compare or off <= _BROKEN:
             return
         where = find(candidate, exporter, run, noise(candidate), told)
-    message = f"the {exporter.name} file does not answer like the torch model: on noise it is {SHARE.format(off)} off"
+    message = (
+        f"the {exporter.name} file gives other outputs than the torch model: on random inputs they differ by "
+        f"{SHARE.format(off)}"
+    )
     raise StageError(f"{message}; {where}", _way_out(candidate, exporter, None))
 
 
@@ -81,11 +86,11 @@ def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: 
         return StageError(reason, _way_out(candidate, exporter, None))
     place = f" at {found}" if (found := of_node(node)) else ""
     return StageError(
-        f"{reason}; it begins with the operator '{node.target}'{place}", _way_out(candidate, exporter, node)
+        f"{reason}; the first operator that fails is '{node.target}'{place}", _way_out(candidate, exporter, node)
     )
 
 
 def _way_out(candidate: "Candidate", exporter: "Choice", node: "fx.Node | None") -> str:
     weighted = candidate.form == "exported" and node is not None and node.target in WEIGHTED
-    fp32 = f"leave it in fp32 (quantize: {{fp32: ['{part_of(node)}']}}), " if weighted and part_of(node) else ""
-    return f"{fp32}write it with other operators, or leave {exporter.name} out of `export`"
+    fp32 = f"keep it in fp32 (quantize: {{fp32: ['{part_of(node)}']}}), " if weighted and part_of(node) else ""
+    return f"{fp32}write it with other operators, or remove {exporter.name} from `export`"

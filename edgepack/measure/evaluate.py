@@ -32,10 +32,10 @@ _TURNED = 0.05
 _UNLIKE = 0.5
 
 BROKEN = (
-    "leave this format out of `export`, or the layers it gets wrong in fp32; if int8 products saturate on the device, "
-    "its profile must say so: quantization.int8_saturates"
+    "remove this format from `export`, or keep the layers it gets wrong in fp32; if int8 products saturate on the "
+    "device, set quantization.int8_saturates in its profile"
 )
-BROKEN_FLOAT = "leave this format out of `export`, or write that part of the model with other operators"
+BROKEN_FLOAT = "remove this format from `export`, or write that part of the model with other operators"
 
 
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
@@ -120,14 +120,14 @@ def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: s
     import numpy
 
     if wrong := int((~numpy.isfinite(logits).all(axis=-1)).sum()):
-        raise StageError(f"{of} gives NaN or infinite outputs for {wrong:,} of {len(logits):,} test samples", hint)
+        raise StageError(f"{of} outputs NaN or Inf for {wrong:,} of {len(logits):,} test samples", hint)
     turned, unlike = _distance(task, logits, reference)
     rows = len(logits)
     if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
         return
-    decided = f"decides {turned:,} of {rows:,} test samples otherwise" if turned else "gives other outputs"
+    decided = f"decides {turned:,} of {rows:,} test samples differently" if turned else "gives other outputs"
     raise StageError(
-        f"{of} {decided} than the torch model that it was written from, by more than rounding: the file is broken",
+        f"{of} {decided} than the torch model that it was exported from, by more than rounding: the file is broken",
         hint,
     )
 

@@ -62,10 +62,12 @@ def _problem(file: Path, spec: Spec, shapes: Mapping[str, Sequence[int]]) -> str
     name, shape, _ = spec
     given, ranked = shapes.get(name), bool(shape) or not _unranked(file, name)
     if 0 in shape:
-        return f"a dimension of {name} is 0 ({_shown(shape)}): it holds no numbers, so there is nothing to time"
+        return f"a dimension of {name} is 0 ({_shown(shape)}): it has no elements, so there is nothing to time"
     if given is None:
         open_ = not ranked or not all(_is_size(size) for size in shape)
-        return f"the shape of {name} is open ({_shown(shape, ranked)}): give {_example(name, shape)}" if open_ else ""
+        return (
+            f"the shape of {name} is dynamic ({_shown(shape, ranked)}): give {_example(name, shape)}" if open_ else ""
+        )
     if not ranked or (len(given) == len(shape) and all(map(_fits(file), given, shape))):
         return ""
     return f"--shape {name}={','.join(map(str, given))} does not fit: the file has {name}={_shown(shape, ranked)}"
@@ -131,5 +133,5 @@ def _free() -> float:
 
 
 def too_large(file: object, specs: Sequence[Spec]) -> DeviceError:
-    message = f"{file}: inputs of {_listed(specs)} are {SIZE.format(_bytes(specs))}, for which there is no memory"
+    message = f"{file}: inputs of {_listed(specs)} are {SIZE.format(_bytes(specs))}, more than the free memory"
     return DeviceError(message, "give a smaller --shape, or use a computer with more memory")

@@ -40,8 +40,8 @@ _MOST = 4  # processes of a runtime that are started at once: each of ExecuTorch
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take
 _COOLER = "let it cool, or raise `cool_down` in its profile"
-_KILLED = "the system killed it, most likely for want of memory"
-_SMALLER = "give it smaller inputs, or a device with more memory"
+_KILLED = "the system killed it, most likely because memory ran out"
+_SMALLER = "use smaller inputs, or a device with more memory"
 _DOCTOR = "run `edgepack doctor` to check that the runtime is installed and loads"
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -168,10 +168,10 @@ def check_controls(device: Device, there: Collection[int], who: str) -> None:
     """Raises DeviceError where a device whose cores are `there` cannot give what its profile asks for."""
     controls = device.controls
     if (controls.threads or 1) > len(there):
-        message = f"{device.name} asks for {controls.threads} threads, and {who} has {len(there)} cores"
+        message = f"{device.name} sets {controls.threads} threads, but {who} has {len(there)} cores"
         raise DeviceError(message, f"set `controls` in {device.file}")
     if gone := sorted({*controls.cores} - {*there}):
-        message = f"{device.name} asks for the core {gone[0]}, and {who} has {sorted(there)}"
+        message = f"{device.name} sets core {gone[0]}, but {who} has {sorted(there)}"
         raise DeviceError(message, f"set `controls` in {device.file}")
 
 
@@ -204,7 +204,7 @@ def patience(job: Job) -> float:
 
 def endless(job: Job, timeout: float) -> DeviceError:
     message = f"{job.get('file', 'its check of the runtime')} did not finish in {timeout:.0f} s"
-    return DeviceError(message, "it hangs, or is far too slow for this device")
+    return DeviceError(message, "it hangs, or is too slow for this device")
 
 
 def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DO
     if done.returncode == REFUSED or died in _CRASHES:
         raise RefusedError(f"{what}: {reason}", advice)
     if done.returncode == NO_MEMORY:
-        raise DeviceError(f"{what}, for want of memory: {reason}", _SMALLER)
+        raise DeviceError(f"{what}, out of memory: {reason}", _SMALLER)
     hint = {signal.SIGKILL: _KILLED}.get(died, advice) if died else advice
     raise DeviceError(f"{what}: {reason}", _COOLER if done.returncode == TOO_WARM else hint)
 
@@ -237,7 +237,7 @@ def _reason(done: "subprocess.CompletedProcess[str]") -> str:
     if died := _signal(done.returncode):
         return f"{lines[-1]} (it died of {died.name})" if lines else f"it died of {died.name}"
     if not lines:
-        return f"it ended with code {done.returncode} and said nothing"
+        return f"it ended with code {done.returncode} without a message"
     said = next((found[2] for line in lines if (found := _SAID.match(line)) and found[1] not in _IDLE), "")
     return f"{lines[-1]} ({said})" if said and done.returncode == REFUSED else lines[-1]
 

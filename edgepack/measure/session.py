@@ -50,7 +50,7 @@ class DeviceSession:
         """One job of the worker in a fresh process of the device. Raises DeviceError."""
         connection = self._connection or self._connect()
         if connection.facts != self.facts:
-            changed = f"{self.device.name} is not as it was when it was last reached"
+            changed = f"{self.device.name} changed since the last connection"
             raise DeviceError(self.absent or changed, "build again")
         self.check(job["runtime"], Path(job.get("file", "")).name or "this recipe")
         return connection.run(job)

@@ -48,14 +48,14 @@ Checkpoint = Annotated[str, AfterValidator(_readable)]
 
 def _of_checkpoint(key: str | None, info: ValidationInfo) -> str | None:
     if key is not None and info.data.get("checkpoint", "") is None:
-        raise ValueError("it says which weights of a checkpoint are meant, and there is no checkpoint")
+        raise ValueError("it selects weights of a checkpoint, but there is no checkpoint")
     return key
 
 
 CheckpointKey = Annotated[
     str | None,
     AfterValidator(_of_checkpoint),
-    Field(description="which weights, where a file holds several: state_dict_ema, or what their names begin with"),
+    Field(description="which weights, if a file holds several: a key such as state_dict_ema, or a prefix of the names"),
 ]
 
 

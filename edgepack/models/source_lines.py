@@ -23,7 +23,7 @@ from torch import fx, nn
 import edgepack
 from edgepack.core.errors import EdgepackError, StageError
 
-_SHAPES = "what is computed must not depend on the values in tensors, nor on the number of samples: torch.where masks"
+_SHAPES = "the computation must not depend on tensor values or on the number of samples: use torch.where for masks"
 _NAMED = re.compile(r"OpOverload\(op='(\w+)\.(\w+)'|torch\._?ops\.(\w+)\.(\w+)|\b(\w+)::(\w+)|\b(aten|prims)\.(\w+)")
 _IN_A_PASS = re.compile(r"when running the '\w+' pass")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)')
@@ -156,9 +156,9 @@ def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]")
         node = _blamed(error, program())
         if node is None:
             raise UnplacedError(
-                f"{format} cannot take this model{_why(error)}", "build.log has the traceback"
+                f"{format} cannot take this model{_why(error)}", "see build.log for the traceback"
             ) from error
-        advice = f"write it with other operators, or leave {format} out of `export`; build.log has the traceback"
+        advice = f"write it with other operators, or remove {format} from `export`; see build.log for the traceback"
         raise StageError(
             f"{format} has nothing for the operator '{node.target}'{_at(of_node(node))}", advice
         ) from error

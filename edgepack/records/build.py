@@ -90,7 +90,7 @@ class Build(Frozen):
             build = cls.model_validate_json(content)
             _Shape.model_validate({"recipe": build.recipe, "device": build.device, "provenance": build.provenance})
         except ValidationError as error:
-            raise RecipeError(f"{path} is not a build of schema {SCHEMA}: {_why(content, error)}") from None
+            raise RecipeError(f"{path} is not a build.json of schema {SCHEMA}: {_why(content, error)}") from None
         return build
 
 
@@ -135,7 +135,7 @@ def _why(content: bytes, error: ValidationError) -> str:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
-        return "it is cut off, or no JSON"
+        return "it is truncated or not JSON"
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA:
         return f"it has the schema {schema!r}" if schema else "it has no schema"
@@ -150,14 +150,14 @@ def find_build(named: str, dist: Path) -> Path:
     """
     path = Path(named)
     if path.suffix == ".zip":
-        raise RecipeError(f"{named} is a bundle, and a bundle holds no timings", "name the build.json beside it")
+        raise RecipeError(f"{named} is a bundle, and bundles hold no timings", "name the build.json next to it")
     built = dist / _recipe_name(path) / "build.json"
     if path.is_file() and path.suffix not in (".yaml", ".yml") and not (named == path.stem and built.is_file()):
         return path
     found = next((choice for choice in (path / "build.json", built) if choice.is_file()), None)
     if found is None:
         known = ", ".join(sorted(each.parent.name for each in dist.glob("*/build.json"))) or "none"
-        hint = f"name a build.json, the folder it lies in, or a recipe that was built (in {dist}: {known})"
+        hint = f"name a build.json, its folder, or a recipe that was built (in {dist}: {known})"
         raise RecipeError(f"there is no build '{named}'", hint)
     return found
 

@@ -42,7 +42,7 @@ def baseline(
         return Baseline(
             lines=tuple(sorted(passed, key=lambda each: -each.started_at)),
             partial=_partial(history, before, lines, damaged) if again else "",
-            damaged=f"{damaged} of the lines in {history} cannot be read" if damaged else "",
+            damaged=f"unreadable lines in {history}: {damaged}" if damaged else "",
         )
     line = _named(Path(name))
     other = [
@@ -56,12 +56,12 @@ def baseline(
 
 def _partial(history: Path, before: float, lines: Iterable[Line], damaged: int) -> str:
     """Why the line of a baseline may be missing, or "": a history that was whole holds the build itself."""
-    advice = "name a baseline, or give its own --history"
+    advice = "name a baseline, or set --history"
     if not history.exists():
         return f"there is no history at {history}: {advice}"
     if all(each.started_at != before for each in lines):
         return f"the build itself is not in the history {history}: {advice}"
-    return f"the baseline may be in what cannot be read: {advice}" if damaged else ""
+    return f"the baseline may be in an unreadable line: {advice}" if damaged else ""
 
 
 def of_recipe(recipe: "Recipe", device: str, history: Path, before: float) -> Baseline | None:
@@ -85,7 +85,7 @@ def _named(path: Path) -> Line:
 def _judged(path: Path) -> Line:
     build = Build.read(path)
     if build.exit_code is None or build.error:
-        raise RecipeError(f"the baseline {path} is of a build that did not finish", "name one that did")
+        raise RecipeError(f"the baseline {path} is of a build that did not finish", "name one that finished")
     return Line.of(build)
 
 
@@ -100,7 +100,7 @@ def _of_bundle(path: Path) -> Line:
     try:
         manifest, files = bundle.read(path)
     except VerifyError as error:
-        raise RecipeError(f"the baseline {path} is neither a build nor a whole bundle: {error.message}") from None
+        raise RecipeError(f"the baseline {path} is neither a build nor a valid bundle: {error.message}") from None
     shas = {each.path: each.sha256 for each in manifest.files if each.role == "deploy"}
     entries = {runtime.format: runtime.entry.file for runtime in manifest.runtimes.values()}
     beside = [files[name] for name in shas.keys() - {*entries.values()}]

@@ -81,7 +81,7 @@ def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
         found += read_budgets(document, {metric: limit})
     for budget in found:
         if budget.metric not in _METRICS:
-            message = f"bench measures no {budget.metric}, but {', '.join(_METRICS)}: put it into a recipe"
+            message = f"bench measures {', '.join(_METRICS)}, not {budget.metric}: put this budget into a recipe"
             document.problem(("budgets", budget.metric), message)
     document.raise_problems()
     return tuple(found)
@@ -101,11 +101,11 @@ def bench(
     this computer.
     """
     if "time" not in device.evidence:
-        raise DeviceError(f"{device.name} times nothing: its runner is {device.runner.name}", "name another device")
+        raise DeviceError(f"{device.name} cannot be timed: its runner is {device.runner.name}", "use another device")
     with connected(device) as connection:
         job = _job(file, device, connection, budgets)
         [specs] = _inputs([job], shapes)
-        emit(StepProgress(doing="checking its answers", done=0, total=1))
+        emit(StepProgress(doing="checking its outputs", done=0, total=1))
         _check_answers(job, specs, connection)
         progress = _told("timing in fresh processes", emit)
 
@@ -136,14 +136,16 @@ def pair(
 ) -> Pair:
     """Time two files in turns until it is decided which is faster, or as long as any file is timed."""
     if device.evidence.get("time") != "measured":
-        raise DeviceError(f"{device.name} times nothing: two files are compared by measuring", "name another device")
+        raise DeviceError(
+            f"{device.name} cannot be timed: comparing two files needs measurements", "use another device"
+        )
     with connected(device) as connection:
         jobs = [_job(file, device, connection, ()) for file in (first, second)]
         inputs = _inputs(jobs, shapes)
         for job, specs in zip(jobs, inputs, strict=True):
-            emit(StepProgress(doing=f"checking the answers of {job['file']}", done=0, total=1))
+            emit(StepProgress(doing=f"checking the outputs of {job['file']}", done=0, total=1))
             _check_answers(job, specs, connection)
-        taken = timing_protocol.time_pair(connection.run, jobs, _told("timing in turns", emit))
+        taken = timing_protocol.time_pair(connection.run, jobs, _told("timing in alternating runs", emit))
         files = [
             _found(job, specs, device, connection, Timed(answers=answers), ())
             for job, specs, answers in zip(jobs, inputs, taken, strict=True)
@@ -156,7 +158,7 @@ def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[B
     runtime = runtime_of(file.suffix.lower())
     if not runtime:
         known = ", ".join(sorted(suffix for each in RUNTIMES.values() for suffix in each.suffixes))
-        raise RecipeError(f"{file} is no exported file: its name ends in none of {known}")
+        raise RecipeError(f"{file} is not an exported file: its name must end in one of {known}")
     _check_readable(file)
     _check_whole(file)
     if runtime not in connection.facts["versions"]:
@@ -167,7 +169,7 @@ def _job(file: Path, device: Device, connection: Connection, budgets: Sequence[B
 
 def _check_readable(file: Path) -> None:
     if not file.is_file():
-        raise RecipeError(f"{file} is a folder" if file.is_dir() else f"there is no file {file}")
+        raise RecipeError(f"{file} is a folder" if file.is_dir() else f"{file} not found")
     try:
         problem = file_kinds.stand_in(file)
         foreign = file.suffix.lower() == ".pte" and not file_kinds.is_executorch(file)
@@ -176,14 +178,16 @@ def _check_readable(file: Path) -> None:
     if problem:
         raise RecipeError(f"{file} is {problem}")
     if foreign:
-        raise RecipeError(f"{file} is no .pte: it does not begin as files of ExecuTorch do", "is it of another format?")
+        raise RecipeError(
+            f"{file} is not a .pte: it does not start like an ExecuTorch file", "check the format of the file"
+        )
 
 
 def _check_whole(file: Path) -> None:
     """Raises RecipeError where weights of an ONNX file lie beside it: there they are neither weighed nor sent along."""
     if file.suffix.lower() == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
         hint = "save it as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), OTHER)"
-        raise RecipeError(f"{file} keeps weights in another file, {beside}, which bench takes none of", hint)
+        raise RecipeError(f"{file} has weights in another file, {beside}, which bench does not support", hint)
 
 
 def _holds(file: Path, words: bytes) -> bool:
@@ -225,11 +229,11 @@ def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Conne
         ours = _answers_here(job, specs, here)
     theirs = ours if isinstance(connection, processes.Host) else _answers(job, specs, connection)
     if not numpy.isfinite(ours).all():
-        raise AnswerError(f"{job['file']} answers noise with what is no number", "are its weights and inputs right?")
-    otherwise = f"{job['file']}: the device answers otherwise than this computer"
-    hint = "its runtime may be of another version, or broken"
+        raise AnswerError(f"{job['file']} returned NaN or Inf on random input", "check its weights and inputs")
+    otherwise = f"{job['file']}: outputs on the device differ from this computer"
+    hint = "its runtime may have another version, or be broken"
     if theirs.shape != ours.shape:
-        raise AnswerError(f"{otherwise}: with {theirs.size} numbers, and {ours.size} here", hint)
+        raise AnswerError(f"{otherwise}: {theirs.size} values, but {ours.size} here", hint)
     reach, far = (float(numpy.abs(each).max(initial=0.0)) for each in (ours, ours - theirs))
     if not far <= ROUNDING * reach:
         raise AnswerError(f"{otherwise}: outputs up to {reach:.3g} differ by {far:.3g}", hint)
@@ -256,11 +260,11 @@ def _by_the_user(job: dict[str, Any]) -> Iterator[None]:
         yield
     except RefusedError as error:
         hint = (
-            f"is the file whole, and made for this version of {job['runtime']}?"
+            f"check that the file is complete and made for this version of {job['runtime']}"
             if "it does not" in error.message
             else ""
         )
-        raise RecipeError(error.message, f"do the shapes fit? {hint}" if job["shapes"] and hint else hint) from error
+        raise RecipeError(error.message, f"check the shapes; {hint}" if job["shapes"] and hint else hint) from error
 
 
 @contextmanager

@@ -33,7 +33,9 @@ _FORMATS = ("onnx", "executorch")
 def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
     """The figures of a device that can be timed. Raises DeviceError where it cannot."""
     if device.evidence.get("time") != "measured":
-        raise DeviceError(f"{device.name} cannot be timed, and figures come from timings", "calibrate one that can")
+        raise DeviceError(
+            f"{device.name} cannot be timed, which calibration needs", "calibrate a device that can be timed"
+        )
     with connected(device) as connection, TemporaryDirectory() as folder:
         return analytic(device, connection, measured(device, connection, Path(folder), emit))
 
@@ -45,7 +47,7 @@ def analytic(device: Device, connection: Connection, samples: dict[str, list[Sam
     nets = len({sample.net for each in samples.values() for sample in each})
     where = connection.facts.get("cpu") or device.name
     told = {
-        "calibrated_from": f"{nets} small nets in fp32 and int8, timed on {where}, {versions}",
+        "calibrated_from": f"{nets} small networks in fp32 and int8, timed on {where}, {versions}",
         "error": f"{100 * mean_error(errors):.0f} %",
         "threads": int(connection.facts["threads"]),
         "runtimes": {runtime: fit(each) for runtime, each in samples.items()},
@@ -95,7 +97,7 @@ def _there(device: Device, connection: Connection) -> tuple[str, ...]:
     runtimes = {format: plugins.load("exporters", format).RUNTIME for format in _FORMATS}
     found = tuple(format for format, runtime in runtimes.items() if runtime in connection.facts["versions"])
     if not found:
-        message = f"{device.name} has neither {' nor '.join(runtimes.values())}, and figures come from timing either"
+        message = f"{device.name} has neither {' nor '.join(runtimes.values())}, and calibration needs one of them"
         raise DeviceError(message, "install one there")
     return found
 

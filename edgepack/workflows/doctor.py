@@ -66,9 +66,7 @@ def _processor() -> Finding:
     text = f"{provenance.cpu()['name']}, {cores} cores, int8 instructions: {', '.join(int8) or 'none'}"
     if provenance.int8_saturates(features):
         return Finding(True, text, "int8 products saturate here: weights get 7 bits")
-    return Finding(
-        True, text, "" if int8 else "int8 files gain little speed here; another device's figures will differ"
-    )
+    return Finding(True, text, "" if int8 else "int8 is not much faster on this processor; other devices differ")
 
 
 def _load() -> Finding:
@@ -77,14 +75,14 @@ def _load() -> Finding:
     return Finding(
         fine,
         f"load {busy:.1f} on {cores} cores",
-        "" if fine else "timings taken now are not to be trusted: close what runs",
+        "" if fine else "timings are not reliable now: close other programs",
     )
 
 
 def _governor() -> Finding:
     governor = system.governor()
     if not governor:
-        return Finding(True, "frequency governor: none to see (usual in a virtual machine)")
+        return Finding(True, "frequency governor: unknown (usual in a virtual machine)")
     fine = governor == "performance"
     return Finding(
         fine, f"frequency governor: {governor}", "" if fine else "sudo cpupower frequency-set -g performance"
@@ -129,7 +127,7 @@ def _anew(packages: tuple[str, ...]) -> str:
     """How they are installed once more: pip leaves alone what is there in the right version, broken or not."""
     wanted = {each.name: f"'{each.name}{each.specifier}'" for each in _requirements()}
     named = " ".join(wanted[package] for package in packages)
-    return f"pip install --force-reinstall --no-deps {named}; `pip check` names what else is missing"
+    return f"pip install --force-reinstall --no-deps {named}; `pip check` lists what else is missing"
 
 
 def _failure(code: str) -> str:
@@ -139,6 +137,6 @@ def _failure(code: str) -> str:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return f"it did not end in {_PATIENCE:.0f} s"
-    lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode} and said nothing"]
+        return f"it did not finish in {_PATIENCE:.0f} s"
+    lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode} without a message"]
     return "" if done.returncode == 0 else lines[-1]

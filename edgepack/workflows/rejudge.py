@@ -26,7 +26,7 @@ from edgepack.records.verdict import Base, NoBase, Verdict
 from edgepack.workflows.baselines import baseline
 
 _PARTS = ("budgets", "waivers")  # of a recipe: what can change without building again
-_HINT = "`edgepack build` makes another build"
+_HINT = "run `edgepack build` for a new build"
 
 
 def rejudge(
@@ -82,7 +82,7 @@ class _Held:
     def _now(self) -> Baseline:
         build = self.build
         if self.recorded and self.name != LAST and not Path(self.name).exists():
-            return Baseline(lines=(), unfit=f"there is no {self.name} any more, and the build recorded no such figure")
+            return Baseline(lines=(), unfit=f"{self.name} no longer exists, and the build did not record this figure")
         device, began = str(build.device["id"]), build.started_at
         return baseline(self.name, build.name, device, self.history, began, build.overrides, again=True)
 
@@ -100,7 +100,7 @@ def _name_of(build: Build) -> str:
 
 def _unfinished(path: Path, build: Build) -> EdgepackError:
     """With the exit code that it ended with itself."""
-    error = EdgepackError(f"{path} is of a build that did not finish: {build.error or 'it was killed, or still runs'}")
+    error = EdgepackError(f"the build of {path} did not finish: {build.error or 'it was killed, or still runs'}")
     error.code = ExitCode(build.exit_code or ExitCode.INCONCLUSIVE)
     return error
 
@@ -120,7 +120,7 @@ def _check_bundle(path: Path, build: Build) -> None:
 
 def _same(bundle: Path, content: bytes, path: Path, build: Build) -> None:
     if hashlib.sha256(content).hexdigest() != build.bundle_sha256:
-        raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship that one")
+        raise VerifyError(f"{bundle} is not the bundle that {path} is about", "build again, and ship the new bundle")
 
 
 def _given(recipe: Path, build: Build) -> Document:
@@ -136,13 +136,13 @@ def _given(recipe: Path, build: Build) -> Document:
     about = _about(document.data)
     for part, built in {**_about(build.recipe), "device": str(build.device["id"])}.items():
         if about.get(part, built) != built:
-            message = f"{recipe} is for the {part} {about[part]}, and the build for {built}"
-            raise RecipeError(message, "judge a build by a recipe for the same task, model, data and device")
+            message = f"{recipe} is for the {part} {about[part]}, but the build is for {built}"
+            raise RecipeError(message, "use a recipe for the same task, model, data and device")
     return document
 
 
 def _nothing(recipe: Path) -> RecipeError:
-    return RecipeError(f"{recipe} sets no budgets, so nothing would be judged", "name a recipe that does")
+    return RecipeError(f"{recipe} sets no budgets, so there is nothing to check", "use a recipe with budgets")
 
 
 def _recorded(path: Path, build: Build) -> Document:
@@ -162,7 +162,9 @@ def _change(document: Document, text: str, option: str = "--set") -> None:
 def _hold_against(document: Document, baseline: str) -> None:
     budgets = document.data.get("budgets")
     if isinstance(budgets, dict) and not budgets.get("relative"):
-        raise RecipeError("there is no relative budget for --baseline", "--set 'budgets.relative={size: 2 %}' adds one")
+        raise RecipeError(
+            "--baseline needs a relative budget, and there is none", "add one: --set 'budgets.relative={size: 2 %}'"
+        )
     _change(document, f"budgets.relative.baseline={json.dumps(baseline)}", "--baseline")
 
 

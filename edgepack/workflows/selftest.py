@@ -68,9 +68,9 @@ class Answer:
     @property
     def difference(self) -> str:
         if self.label != self.expected:
-            return f"{self.file} says {self.label} of {self.sample}, not {self.expected}"
+            return f"{self.file} gives {self.label} for {self.sample}, not {self.expected}"
         shares = f"{SHARE.format(self.distance)} of their range, allowed are {SHARE.format(self.allowed)}"
-        return f"{self.file} gives other logits of {self.sample}: they are off by {shares}"
+        return f"{self.file} gives other logits for {self.sample}: they differ by {shares}"
 
 
 def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
@@ -81,7 +81,7 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
     """
     manifest, files = bundle.read(path)
     if manifest.deploy_only:
-        raise RecipeError(f"{path} holds just what an app ships, no samples", "test the bundle that it was taken from")
+        raise RecipeError(f"{path} holds only what an app ships, no samples", "test the complete bundle instead")
     told = _parsed(files, "selftest/cases.json", Cases)
     known = told.cases
     interface = _parsed(files, "io/signature.json", Interface)
@@ -110,7 +110,7 @@ def _reached(device: "Device | None") -> "Iterator[Connection]":
             yield here
         return
     if "predict" not in device.runner.module.EVIDENCE:
-        raise RecipeError(f"{device.name} runs nothing, so nothing can be tested there", "name a device that does")
+        raise RecipeError(f"{device.name} cannot run files, so it cannot test a bundle", "use another device")
     with connected(device) as connection:
         yield connection
 
@@ -118,26 +118,29 @@ def _reached(device: "Device | None") -> "Iterator[Connection]":
 def _judge(path: Path, different: list[str], skipped: list[str]) -> None:
     listed = "\n".join(f"  {each}" for each in [*different, *skipped])
     if different:
-        advice = "do not ship it for this runtime and processor: their versions may be others than provenance/ tells"
-        raise SelftestError(f"{path} does not answer as it did when it was built:\n{listed}", advice)
+        advice = "do not ship it for this runtime and processor: compare versions with provenance/"
+        raise SelftestError(f"{path}: outputs differ from those recorded at build time:\n{listed}", advice)
     if skipped:
-        raise DeviceError(f"{path} could not be tested whole:\n{listed}", "install the runtime, or test where it is")
+        raise DeviceError(
+            f"{path} could not be tested completely:\n{listed}",
+            "install the runtime, or test on a computer that has it",
+        )
 
 
 def _parsed(files: Files, name: str, kind: type[Content]) -> Content:
     try:
         return kind.model_validate_json(files[name])
     except (KeyError, ValidationError):
-        raise VerifyError(f"{name} is not there, or not what a self-test needs", _AGAIN) from None
+        raise VerifyError(f"{name} not found, or not valid for a self-test", _AGAIN) from None
 
 
 def _models(manifest: bundle.Manifest, told: Cases) -> Iterator[tuple[str, Runtime]]:
     """Each runtime with the file it runs; refuses a bundle that leaves it with nothing to compare."""
     if not (manifest.runtimes and told.cases):
-        raise VerifyError("the bundle holds nothing to test", _AGAIN)
+        raise VerifyError("the bundle has no self-test samples", _AGAIN)
     for runtime, facts in manifest.runtimes.items():
         if facts.format not in told.not_run and not all(facts.format in case.expected for case in told.cases):
-            raise VerifyError(f"the bundle does not tell what {runtime} should answer", _AGAIN)
+            raise VerifyError(f"the bundle has no expected outputs for {runtime}", _AGAIN)
         yield runtime, facts
 
 
@@ -150,7 +153,7 @@ def _columns(files: Files, cases: tuple[Case, ...], inputs: tuple[Input, ...]) -
         size = numpy.dtype(spec.dtype).itemsize * prod(spec.shape)
         rows = [files.get(f"selftest/{case.inputs[place]}") if place < len(case.inputs) else None for case in cases]
         if wrong := [i for i, row in enumerate(rows) if row is None or len(row) != size or spec.shape[:1] != (1,)]:
-            raise VerifyError(f"the input {spec.name!r} of case {wrong[0]} is not as io/signature.json says", _AGAIN)
+            raise VerifyError(f"the input {spec.name!r} of case {wrong[0]} does not match io/signature.json", _AGAIN)
         content = b"".join(row for row in rows if row)
         little = numpy.frombuffer(content, numpy.dtype(spec.dtype).newbyteorder("<"))
         columns.append(little.astype(spec.dtype).reshape(len(cases), *spec.shape[1:]))
@@ -168,25 +171,25 @@ def _tokenized(files: Files, cases: tuple[Case, ...], interface: Interface, colu
         reader = tokenizer.read(files[f"io/{tokenizer.FILE}"])
     except (KeyError, ValueError) as error:
         why = printable(str(error))
-        raise VerifyError(f"io/{tokenizer.FILE} is not there, or no tokenizer: {why}", _AGAIN) from None
+        raise VerifyError(f"io/{tokenizer.FILE} not found, or not a tokenizer: {why}", _AGAIN) from None
     for i, text in texts.items():
         made = tokenizer.encode(reader, [text]).inputs()
         for spec, column in zip(interface.inputs, columns, strict=True):
             if not numpy.array_equal(made.get(spec.name, ()), column[i : i + 1]):
-                yield f"io/{tokenizer.FILE} makes other {spec.name} of {_shown(text)}"
+                yield f"io/{tokenizer.FILE} gives other {spec.name} for {_shown(text)}"
 
 
 def _text(files: Files, case: Case) -> str:
     try:
         return files[f"selftest/{case.text}"].decode()
     except (KeyError, UnicodeDecodeError):
-        raise VerifyError(f"selftest/{case.text} is not there, or no text", _AGAIN) from None
+        raise VerifyError(f"selftest/{case.text} not found, or not text", _AGAIN) from None
 
 
 def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
     """Why the runtime cannot be asked, here or on the device of these facts, or ""."""
     if runtime not in RUNTIMES:
-        return f"this edgepack knows no runtime {runtime!r}"
+        return f"this edgepack does not support the runtime {runtime!r}"
     if facts is not None:
         never = str(facts.get("lacks", {}).get(runtime, ""))
         return never or ("" if runtime in facts["versions"] else f"{runtime} is not installed on the device")
@@ -196,7 +199,7 @@ def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
 
 def _unknown(format: str, told: Cases) -> str:
     why = told.not_run.get(format)
-    return f"nothing is known of its answers: where it was built, {printable(why)}" if why else ""
+    return f"its expected outputs are unknown: at build time, {printable(why)}" if why else ""
 
 
 def _answers(
@@ -217,7 +220,7 @@ def _answers(
     for case, logits in zip(told.cases, now, strict=True):
         before = numpy.array(case.expected[facts.format])
         if logits.shape != before.shape or len(names) != before.size:
-            raise VerifyError(f"{file} gives {logits.size} values, selftest/ and io/ tell otherwise", _AGAIN)
+            raise VerifyError(f"{file} gives {logits.size} values, which does not match selftest/ and io/", _AGAIN)
         label, expected = (printable(names[int(decide(each[None])[0])]) for each in (logits, before))
         sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
         distance = _distance(logits, before)
@@ -235,7 +238,7 @@ def _names(files: Files) -> list[str]:
     try:
         return labels.read(files["io/labels.txt"])
     except (KeyError, ValueError):
-        raise VerifyError("io/labels.txt is not there, or not a label on each line", _AGAIN) from None
+        raise VerifyError("io/labels.txt not found, or without one label per line", _AGAIN) from None
 
 
 def _distance(logits: "Array", before: "Array") -> float:

@@ -67,7 +67,7 @@ def _fails_with(error: BaseException) -> Callable[..., Any]:
         (DeviceError("no such device"), 4, "no such device\n"),
         (StageError("prune failed"), 5, "prune failed\n"),
         (VerifyError("changed"), 1, "changed\n"),
-        (KeyboardInterrupt(), 130, "interrupted; what was done is kept, the same command goes on from there\n"),
+        (KeyboardInterrupt(), 130, "interrupted; finished steps are cached, run the same command to continue\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -101,7 +101,7 @@ def test_a_signal_exits_130(number: signal.Signals) -> None:
     )
     ran = python(code, "check", "quickstart")
     assert ran.code == ExitCode.INTERRUPTED
-    assert ran.err.lstrip().startswith("interrupted; what was done is kept")
+    assert ran.err.lstrip().startswith("interrupted; finished steps are cached")
     assert "Traceback" not in ran.err
 
 
@@ -175,8 +175,8 @@ def test_an_output_without_space_is_told(arguments: tuple[str, ...]) -> None:
     """However little it is: what is said last waits for the end of the program to be written."""
     build(exit_code=0).save(_folder("kept") / "build.json")
     code, err = _with_full_output(MAIN, *arguments)
-    assert code == 4 and err.count("there is no space left") == 1 and "Traceback" not in err
-    assert "send its output elsewhere" in err.splitlines()[-1]
+    assert code == 4 and err.count("no space left on the disk") == 1 and "Traceback" not in err
+    assert "write the output to another disk" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("verdict", "wanted", "more"), [(0, 4, ()), (3, 4, ("--json",)), (1, 1, ("--json",))])
@@ -193,7 +193,7 @@ def instead(recipe, *arguments, emit, **options):
 pipeline.build = instead
 {MAIN}"""
     code, err = _with_full_output(instead, "build", str(recipe_file()), *more)
-    assert code == wanted and err.count("there is no space left") == 1
+    assert code == wanted and err.count("no space left on the disk") == 1
 
 
 def test_an_error_stream_without_space_changes_no_exit_code() -> None:
@@ -216,7 +216,7 @@ def _with_full_output(code: str, *arguments: str) -> tuple[int, str]:
 def test_memory_that_runs_out_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.config.recipe_reading.load_recipe", _fails_with(MemoryError()))
     ran = edgepack("check", "quickstart")
-    assert ran.code == ExitCode.DEVICE and "ran out of memory" in ran.err
+    assert ran.code == ExitCode.DEVICE and "out of memory" in ran.err
 
 
 def test_what_is_called_like_a_recipe_or_build_hides_neither() -> None:

@@ -146,7 +146,7 @@ def test_what_is_silent_or_idle_has_no_curve() -> None:
 def test_a_model_that_came_apart_is_an_error() -> None:
     layer = nn.Linear(4, 4)
     nn.init.constant_(layer.weight, float("nan"))
-    with pytest.raises(StageError, match="0 gives numbers that are not finite"):
+    with pytest.raises(StageError, match="0 outputs NaN or Inf"):
         curve(layer, "channel", torch.randn(8, 4))
 
 

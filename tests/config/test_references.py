@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said(reference: str, text: str, why: str) -> None:
 
 def test_a_name_that_is_no_function() -> None:
     _write("shop.py", "load = 3")
-    with pytest.raises(RecipeError, match="'shop:load' is no function, but int"):
+    with pytest.raises(RecipeError, match="'shop:load' is not a function but int"):
         resolve("shop:load")
 
 

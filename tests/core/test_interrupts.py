@@ -18,7 +18,7 @@ from edgepack.core.process import interrupts
 from edgepack.workflows.build.store import Store
 
 KEY = digest("a step")
-SAID = "interrupted; what was done is kept, the same command goes on from there"
+SAID = "interrupted; finished steps are cached, run the same command to continue"
 # `edgepack check`, with other work in its place; PATIENCE and AGAIN are short.
 COMMAND = """
 import ctypes, hashlib, os, signal, subprocess, sys, time

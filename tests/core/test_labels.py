@@ -55,10 +55,10 @@ def _signature(*names: str) -> Signature:
 @pytest.mark.parametrize(("label", "why"), ODD.items(), ids=ascii)
 def test_what_an_app_would_misread_is_no_label_whoever_gives_it(label: str, why: str) -> None:
     assert why in labels.flaw(label)
-    with pytest.raises(RecipeError, match="is no label: ") as caught:
+    with pytest.raises(RecipeError, match="is not a valid label: ") as caught:
         _signature("dog", label)
     caught.value.message.encode()  # it can be printed
-    with pytest.raises(ValidationError, match="is no label: "):
+    with pytest.raises(ValidationError, match="is not a valid label: "):
         python.Config(function="a:b", shape=(2,), labels=("dog", label))
 
 
@@ -92,7 +92,7 @@ def _outputs(count: int) -> bytes:
     [
         (b"mo\nney\nsport\n", "3 labels for 2 outputs: io/labels.txt"),
         (b"sport\n", "1 labels for 2 outputs: io/labels.txt"),
-        (b"mo\x0bney\nsport\n", "not a label on each line: io/labels.txt"),
+        (b"mo\x0bney\nsport\n", "io/labels.txt must have one label per line"),
     ],
 )
 def test_a_bundle_of_other_labels_than_outputs_is_not_whole(content: bytes, why: str) -> None:
@@ -104,7 +104,7 @@ def test_a_bundle_of_other_labels_than_outputs_is_not_whole(content: bytes, why:
 @pytest.mark.parametrize("content", [b"mo\nney\nsport\n", b"sport\n", None])
 def test_a_self_test_holds_the_labels_against_what_the_file_answers(content: bytes | None) -> None:
     files = {name: each for name, each in text_files(**{"io/labels.txt": content}).items() if each is not None}
-    with pytest.raises(VerifyError, match=r"values, selftest/ and io/ tell otherwise|labels.txt is not there"):
+    with pytest.raises(VerifyError, match=r"values, which does not match selftest/ and io/|labels.txt not found"):
         list(selftest.run(bundle(files)))
 
 
@@ -118,7 +118,7 @@ def test_a_folder_that_gives_no_label_is_named_when_it_is_checked(name: bytes) -
     Path("recipe.yaml").write_text("\n".join(told))
     ran = edgepack("check", "recipe.yaml")
     assert (ran.code, ran.out) == (2, "")
-    assert f"the folder {str(folder)!r} gives no label: it " in ran.err
+    assert f"the folder {str(folder)!r} is not a valid label: it " in ran.err
     assert "rename it" in ran.err
 
 

@@ -156,8 +156,8 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     [
         (f"{IMAGES}.gz", b"not gzip", "Not a gzipped file"),
         (f"{IMAGES}.gz", gzip.compress(bytes(5000), mtime=0)[:-10], "ended before the end-of-stream marker"),
-        (IMAGES, b"\0\0", "it is no IDX file of bytes in 3 dimensions"),
-        (IMAGES, _idx(numpy.zeros(200, numpy.uint8)), "it is no IDX file of bytes in 3 dimensions"),
+        (IMAGES, b"\0\0", "it is not an IDX file of bytes with 3 dimensions"),
+        (IMAGES, _idx(numpy.zeros(200, numpy.uint8)), "it is not an IDX file of bytes with 3 dimensions"),
         (IMAGES, _idx(numpy.zeros((200, 28, 28), numpy.uint8))[:-9], "announces 200 x 28 x 28 values and has 156791"),
         (IMAGES, _idx(numpy.zeros((200, 32, 32), numpy.uint8)), "its pictures are 32 x 32, not 28 x 28"),
         (LABELS, _idx(numpy.zeros(199, numpy.uint8)), "it has 199 labels for 200 pictures"),

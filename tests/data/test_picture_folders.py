@@ -59,7 +59,7 @@ def test_links_are_followed_and_loops_cut(pets: str) -> None:
         Path("pets", link).symlink_to(target)
     data = load(configured(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     assert sum(_sizes(data).values()) == 32
-    assert data.notes == ("3 links are not followed, to what is read already",)
+    assert data.notes == ("3 links are not followed: the target is already read",)
     check_colors(data)
 
 
@@ -73,7 +73,7 @@ def test_a_class_may_be_a_link_and_lead_back_no_further(pets: str) -> None:
 @pytest.mark.parametrize("place", ["pets/ant/gone.png", "pets/ant/folder", "pets/dog"])
 def test_links_that_lead_nowhere_are_named_when_checked(pets: str, place: str) -> None:
     Path(place).symlink_to("/annex/objects/1.png")
-    with pytest.raises(RecipeError, match=f"one link leads nowhere:\n  {place} -> /annex/objects/1.png") as caught:
+    with pytest.raises(RecipeError, match=f"one link is broken:\n  {place} -> /annex/objects/1.png") as caught:
         describe(configured())
     assert "git annex get" in caught.value.hint
 
@@ -98,7 +98,7 @@ def test_files_that_are_left_out_are_counted_by_ending(pets: str) -> None:
     write_picture("pets/loose.png")
     told = (
         "4 files are left out by ending: .txt 2, without an ending 1, .heic 1 (needs the package pillow-heif)",
-        "1 picture is in no folder of a class, and left out",
+        "1 picture is left out: not in the folder of a class",
     )
     assert image_folder.notes(configured()) == load(configured()).notes == told
     for i in range(3):
@@ -175,7 +175,7 @@ def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsR
 def test_transparent_pictures_are_counted(pets: str) -> None:
     Image.new("RGBA", (20, 20), (250, 20, 90, 100)).save("pets/ant/new.png")
     (told,) = load(configured()).notes
-    assert told == "1 picture is transparent in places: the colours that are stored there are taken"
+    assert told == "1 picture is partly transparent: the colours stored there are used"
 
 
 def test_of_copies_one_is_kept_and_none_stands_in_two_splits() -> None:
@@ -218,7 +218,7 @@ def test_of_several_frames_or_pages_the_first_is_taken_and_told(pets: str) -> No
     frames[1].resize((9, 9)).save("pets/bee/still.tif")
     data = load(configured(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     check_colors(data)
-    assert "4 pictures are of several frames or pages: the first is taken" in data.notes
+    assert "4 pictures are with several frames or pages: the first is used" in data.notes
 
 
 def test_what_is_no_file_is_told_as_such(pets: str) -> None:
@@ -226,7 +226,7 @@ def test_what_is_no_file_is_told_as_such(pets: str) -> None:
         os.mkfifo(f"pets/ant/{name}")
     assert load(configured()).notes == (
         "1 file is left out by ending: .txt 1",
-        "1 thing is left out: named as a picture is, and no file (a pipe, a socket)",
+        "1 thing is left out: named like a picture, but not a file (a pipe, a socket)",
     )
 
 
@@ -267,7 +267,7 @@ def test_where_the_pictures_of_a_class_went_is_told() -> None:
         RecipeError, match=r"'ant' has 0 different .*: all 6 pictures are under the label 'bee' too"
     ) as caught:
         load(configured())
-    assert caught.value.hint.startswith("remove copies, so that each stands in one split and one class")
+    assert caught.value.hint.startswith("remove copies, so that each is in one split and one class")
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "TESTING"), ("TRAIN", "Dev")])
@@ -278,7 +278,7 @@ def test_splits_are_known_by_their_names_in_any_case(names: tuple[str, str]) -> 
     data = load(configured())
     part = "validation" if other == "Dev" else "test"
     assert _sizes(data) == {"train": 24, "validation": 6, "test": 6, part: 9}
-    assert data.notes == ("1 folder is left out, beside those of the splits: unlabelled",)
+    assert data.notes == ("1 folder is left out, next to those of the splits: unlabelled",)
 
 
 def test_splits_without_training_pictures_are_not_taken_for_classes() -> None:

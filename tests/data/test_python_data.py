@@ -141,13 +141,13 @@ def test_samples_that_stand_in_two_splits_are_told() -> None:
     assert _loaded({"train": train, "validation": validation, "test": test}).notes == ()
     test[0][:2] = train[0][3:5]
     assert _loaded({"train": train, "validation": validation, "test": test}).notes == (
-        "2 of 6 test samples stand in train too: test scores are too good",
+        "2 of 6 test samples are also in train: test scores are too high",
     )
     copies = _loaded({"train": train, "validation": train, "test": train}).notes
     assert [told.partition(":")[0] for told in copies] == [
-        "6 of 6 test samples stand in train too",
-        "6 of 6 test samples stand in validation too",
-        "6 of 6 validation samples stand in train too",
+        "6 of 6 test samples are also in train",
+        "6 of 6 test samples are also in validation",
+        "6 of 6 validation samples are also in train",
     ]
 
 
@@ -156,7 +156,7 @@ def test_samples_of_several_kinds_are_compared_as_they_are_stored() -> None:
     train = Split(inputs=(inputs,), targets=torch.arange(6) % 2, prepare=lambda given: (given[0].float()[:, :, None],))
     other = replace(train, inputs=(inputs + 100,))
     data = _loaded(Data(train=train, validation=other, test=train), shape=(2, 1))
-    assert data.notes == ("6 of 6 test samples stand in train too: test scores are too good",)
+    assert data.notes == ("6 of 6 test samples are also in train: test scores are too high",)
 
 
 def test_a_class_that_a_split_lacks_is_told() -> None:
@@ -180,7 +180,7 @@ BAD = numpy.full((6, 2, 3), numpy.nan)
         (_parts(test=3), "'test' .* expected a pair of arrays"),
         (_parts(test=_arrays(inputs=[["a"]])), "'test' .* expected a pair of arrays"),
         (_parts(test=_arrays(0)), "'test' .* it is empty"),
-        (_parts(train=_arrays(1)), "'train' .* one sample is too few"),
+        (_parts(train=_arrays(1)), "'train' .* one sample is not enough"),
         (_parts(validation=_arrays(targets=numpy.zeros(5, int))), "'validation' .* 5 targets for 6 inputs"),
         (_parts(validation=_arrays(targets=numpy.zeros(6))), "'validation' .* targets are float64 of shape .6."),
         (_parts(validation=_arrays(targets=numpy.zeros((6, 2), int))), "targets are int64 of shape .6, 2."),
@@ -194,7 +194,7 @@ BAD = numpy.full((6, 2, 3), numpy.nan)
             _parts(train=_arrays(inputs=numpy.zeros((6, 2, 3), "uint8"))),
             "are uint8, but the recipe says float32",
         ),
-        (_parts(train=_arrays(inputs=BAD)), "'train' .* infinite or not a number"),
+        (_parts(train=_arrays(inputs=BAD)), "'train' .* NaN or Inf"),
     ],
 )
 def test_what_is_not_as_described_is_named(given: object, why: str) -> None:

@@ -179,7 +179,7 @@ def test_texts_that_are_the_same_once_they_are_cut_do_not_help_the_test_split() 
     rows = {part: {*rows} for part, rows in _rows(data).items()}
     assert not rows["test"] & (rows["train"] | rows["validation"]) and not rows["validation"] & rows["train"]
     assert len(data.test) == 2 + 9
-    assert "inputs are left out: as the model is given them" in data.notes[-1]
+    assert "inputs are left out: after tokenizing" in data.notes[-1]
 
 
 def test_texts_that_are_all_the_same_once_they_are_cut_are_refused() -> None:
@@ -273,7 +273,7 @@ def test_mixed_encodings_are_refused_or_replaced_and_counted() -> None:
     config = _folder(folder, encoding_errors="replace", test="70 %")
     data = text_folder.load(config)
     assert sum(len(split) for split in _splits(data).values()) == 22
-    told = "2 documents are not utf-8, such as news/sport/new.txt: U+FFFD stands for what cannot be read"
+    told = "2 documents are not utf-8, such as news/sport/new.txt: unreadable bytes are replaced by U+FFFD"
     assert data.notes == (told,)
     assert text_folder.fingerprint(config) != text_folder.fingerprint(_folder(folder, test="70 %"))
     assert text_folder.load(_folder(texts("clean"), encoding_errors="replace")).notes == ()
@@ -307,7 +307,7 @@ def test_litter_is_no_text_links_are_followed_and_what_is_left_out_is_counted() 
     assert [len(split) for split in _splits(data).values()] == [17, 4, 6]
     told = (
         "3 files are left out by ending: .md 2, .csv 1",
-        "1 link is not followed, to what is read already",
+        "1 link is not followed: the target is already read",
     )
     assert data.notes == text_folder.notes(config) == told
 
@@ -318,11 +318,11 @@ def test_litter_is_no_text_links_are_followed_and_what_is_left_out_is_counted() 
 def test_what_stands_for_a_text_that_was_not_fetched_is_no_text(begin: str) -> None:
     config = _folder(texts())
     Path("news/sport/1.txt").write_text(begin)
-    with pytest.raises(RecipeError, match=r"news/sport/1\.txt: it only says where its content is: fetch that"):
+    with pytest.raises(RecipeError, match=r"news/sport/1\.txt: it is a pointer to a file that is not here: fetch it"):
         text_folder.load(config)
     Path("news/sport/1.txt").unlink()
     Path("news/sport/1.txt").symlink_to("/annex/objects/1")
-    with pytest.raises(RecipeError, match=r"one link leads nowhere:\n  news/sport/1\.txt -> /annex"):
+    with pytest.raises(RecipeError, match=r"one link is broken:\n  news/sport/1\.txt -> /annex"):
         text_folder.describe(config)
 
 
@@ -418,12 +418,12 @@ def test_labels_that_are_numbers_are_in_their_order() -> None:
         ("", "news.csv has no column 'text', its first row is empty"),
         ("body,label\nx,y\n", "news.csv has no column 'text', its first row is 'body', 'label'"),
         ("text,topic\nx,y\n", "news.csv has no column 'label'"),
-        ("text;label\nx;y\n", r"first row is 'text;label'\n.*separated by commas"),
+        ("text;label\nx;y\n", r"first row is 'text;label'\n.*commas between columns"),
         ("text,label,text\nx,y,z\n", "news.csv has the column 'text' twice"),
         ("text,label\n", "news.csv has no rows"),
         ("text,label\nx,a\ny,a\n", "news.csv has one label only, 'a'"),
         (f"text,label\n{WIDE}x,\n", "news.csv:22: the label is empty"),
-        (f'text,label\n{WIDE}x,"a\nb"\n', r"news.csv:22: 'a\\nb' is no label"),
+        (f'text,label\n{WIDE}x,"a\nb"\n', r"news.csv:22: 'a\\nb' is not a valid label"),
         (f"text,label\n{WIDE}\nx,a,b\n", "news.csv:23: the row has 3 values for 2 columns"),
         (f"text,label\n{WIDE}x\n", "news.csv:22: the row has 1 values for 2 columns"),
         (
@@ -470,7 +470,7 @@ def test_bbc_news_has_no_article_in_two_splits(bbc: Data) -> None:
     assert bbc.notes == (
         "100 of 2225 documents are copies of others: one of each is kept",
         "2124 of 2125 documents have more than 128 tokens",
-        "7 of 2125 inputs are left out: as the model is given them, another split has the same",
+        "7 of 2125 inputs are left out: after tokenizing, they are also in another split",
     )
     shares = Counter(bbc.test.targets.tolist())
     assert [shares[i] for i in range(5)] == [101, 74, 81, 101, 69]

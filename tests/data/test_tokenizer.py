@@ -117,7 +117,8 @@ def test_without_a_padding_token_there_is_no_fixed_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "why"), [(1, "adds 2 tokens"), (2, "adds 2 tokens"), (21, "says that its model takes 20 tokens")]
+    ("length", "why"),
+    [(1, "adds 2 special tokens"), (2, "adds 2 special tokens"), (21, "says that its model takes 20 tokens")],
 )
 def test_lengths_that_cannot_be_are_refused(length: int, why: str) -> None:
     with pytest.raises(RecipeError, match=f"max_length is {length}, but the tokenizer {why}"):
@@ -132,7 +133,7 @@ def test_lengths_that_can_be_are_taken(most: Any) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"model": {"type": "WordPiece"}}', b"\xff\xfe", b"{" * 200])
 def test_a_damaged_tokenizer_is_named(content: bytes) -> None:
     Path(words(), "tokenizer.json").write_bytes(content)
-    with pytest.raises(RecipeError, match=r"words/tokenizer\.json is no tokenizer: "):
+    with pytest.raises(RecipeError, match=r"words/tokenizer\.json is not a tokenizer: "):
         load("words", 8)
 
 

@@ -23,7 +23,7 @@ def test_a_ratio_is_the_median_of_pairs_that_ran_in_turns_with_its_interval() ->
     (line,) = wording.gains(drifting)
     assert "2x faster (1.9x to 2.22x; 4 ms -> 2 ms)" in line
     assert "2x faster (1.9x to 2.22x; " in markdown.render(drifting)
-    assert "95 % between 1.9x to 2.22x" in html.render(drifting)
+    assert "95 % interval 1.9x to 2.22x" in html.render(drifting)
 
 
 def test_what_got_slower_is_told_as_such() -> None:

@@ -155,7 +155,7 @@ def test_what_was_not_run_is_not_measured_for_that_reason(work: Workspace) -> No
     verdicts = judge(budgets, ["executorch", "onnx"], [], {"executorch": WHY})
     assert [(each.artifact, each.outcome, each.reason) for each in verdicts] == [
         ("executorch", "not_measured", f"not run here: {WHY}"),
-        ("onnx", "not_measured", "nothing measured accuracy of onnx"),
+        ("onnx", "not_measured", "accuracy of onnx was not measured"),
         ("onnx", "not_measured", f"executorch was not run here: {WHY}"),
     ]
     shown = build(not_run={"onnx": WHY}, verdicts=verdicts)

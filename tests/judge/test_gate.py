@@ -79,7 +79,7 @@ def test_what_was_not_measured_never_passes() -> None:
         None,
         None,
     )
-    assert found.reason == "nothing measured latency.p50 of onnx"
+    assert found.reason == "latency.p50 of onnx was not measured"
 
 
 def test_a_measurement_of_another_file_is_none() -> None:
@@ -90,7 +90,7 @@ def test_a_measurement_of_another_file_is_none() -> None:
 def test_an_interval_across_the_limit_says_so() -> None:
     found = verdict("latency.p50", 2.0, "2 ms", low=1.9, high=2.1)
     assert (found.outcome, found.code) == ("inconclusive", ExitCode.INCONCLUSIVE)
-    assert found.reason == "the 95 % interval [1.9 ms, 2.1 ms] straddles the limit 2 ms"
+    assert found.reason == "the 95 % interval [1.9 ms, 2.1 ms] includes the limit 2 ms"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_latency_counts_when_the_budget_accepts_its_evidence(evidence: str, ac
     assert (found.outcome, found.evidence) == (outcome, evidence)
     if outcome == "not_measured":
         assert found.value is None
-        assert found.reason == f"only {evidence}, as 1.5 ms: the budget wants it {accepted or 'measured'}"
+        assert found.reason == f"only {evidence}, as 1.5 ms: the budget needs {accepted or 'measured'}"
 
 
 def test_accuracy_counts_wherever_it_was_found() -> None:
@@ -262,7 +262,7 @@ def test_a_waiver_holds_to_its_last_day() -> None:
 
 def test_a_waiver_that_ran_out_fails_and_says_when() -> None:
     (found,) = waive([MISSED], [waiver(until="2027-01-30")], DAY)
-    assert (found.outcome, found.code, found.reason) == ("fail", ExitCode.BUDGET, "its waiver ran out on 2027-01-30")
+    assert (found.outcome, found.code, found.reason) == ("fail", ExitCode.BUDGET, "its waiver expired on 2027-01-30")
 
 
 def test_a_waiver_says_nothing_of_what_is_met_or_not_meant() -> None:
@@ -390,7 +390,7 @@ def test_the_gate_judges_what_was_recorded() -> None:
 
 
 def test_the_gate_keeps_the_places_and_findings_of_the_build() -> None:
-    said = "its waiver ran out on 2026-01-01; at layer4.0"
+    said = "its waiver expired on 2026-01-01; at layer4.0"
     missed = verdict("parity", 0.5, "99 %").model_copy(update={"reason": said})
     recorded(budgets={"parity": "99 %"}, verdicts=(missed,), measurements=(measurement("parity", 0.5),))
     ran = edgepack("gate", "tiny")
@@ -422,7 +422,7 @@ def test_a_waiver_counts_until_its_day_and_no_longer(monkeypatch: pytest.MonkeyP
     for day, code, said in (
         ("2027-01-30", 0, "waived"),
         ("2027-01-31", 0, "waived until 2027-01-31: issue 12"),
-        ("2027-02-01", 1, "its waiver ran out on 2027-01-31"),
+        ("2027-02-01", 1, "its waiver expired on 2027-01-31"),
     ):
         monkeypatch.setattr(gate, "today", lambda day=day: date.fromisoformat(day))
         assert edgepack("gate", "tiny", *given).code == code
@@ -443,21 +443,21 @@ def test_the_budgets_of_another_recipe() -> None:
         ({"budgets": {"sise": "1 kB"}}, "did you mean 'size'"),
         (
             {"task": "text_classification"},
-            "is for the task text_classification, and the build for image_classification",
+            "is for the task text_classification, but the build is for image_classification",
         ),
-        ({"device": "host-1t"}, "is for the device host-1t, and the build for board"),
+        ({"device": "host-1t"}, "is for the device host-1t, but the build is for board"),
         (
             {"model": {"torchvision": "vgg11"}},
-            "is for the model torchvision vgg11, and the build for torchvision resnet18",
+            "is for the model torchvision vgg11, but the build is for torchvision resnet18",
         ),
-        ({"data": {"fashion_mnist": {}}}, "is for the data fashion_mnist, and the build for digits"),
+        ({"data": {"fashion_mnist": {}}}, "is for the data fashion_mnist, but the build is for digits"),
         ({"budgets": {"size": {"executorch": "1 kB"}}}, "unknown key 'executorch'"),
         ({"budgets": ["size"]}, "expected a mapping"),
         ({"waivers": 5}, "expected a list"),
         ({"budgets": None, "budgest": {"size": "1 kB"}}, "unknown key 'budgest': did you mean 'budgets'"),
-        ({"budgets": {}}, "sets no budgets, so nothing would be judged"),
-        ({"budgets": {"size": {}}}, "no limit stands here, so nothing would be judged"),
-        ({"budgets": {"relative": {"baseline": "last"}}}, "no limit stands here, so nothing would be judged"),
+        ({"budgets": {}}, "sets no budgets, so there is nothing to check"),
+        ({"budgets": {"size": {}}}, "no limit given: add a limit or remove the budget"),
+        ({"budgets": {"relative": {"baseline": "last"}}}, "no limit given: add a limit or remove the budget"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_for_the_build(parts: dict[str, Any], said: str) -> None:
@@ -486,7 +486,7 @@ def test_only_what_was_not_built_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: text[: len(text) // 2], "it is cut off"),
+        (lambda text: text[: len(text) // 2], "it is truncated"),
         (lambda text: text.replace("edgepack.build/1", "edgepack.build/2"), "it has the schema 'edgepack.build/2'"),
         (lambda text: "[1]", "it has no schema"),
         (lambda text: text.replace('"started_at": 1700000000.0', '"started_at": "x"'), "at started_at"),
@@ -508,7 +508,7 @@ def test_builds_that_are_not_there() -> None:
     ran = edgepack("gate", "tinny")
     assert ran.code == 2
     assert "there is no build 'tinny'" in ran.err and "in dist: tiny" in ran.err
-    assert "name the build.json beside it" in edgepack("gate", "dist/tiny/tiny.zip").err
+    assert "name the build.json next to it" in edgepack("gate", "dist/tiny/tiny.zip").err
 
 
 @pytest.mark.parametrize(
@@ -593,7 +593,7 @@ def test_reports_go_nowhere_else(reports: str, name: str) -> None:
     path = recorded()
     path.write_text(path.read_text().replace('"name": "tiny"', f'"name": "{name}"'))
     ran = edgepack("gate", str(path), "--reports", reports)
-    assert (ran.code, "is no place for reports" in ran.err) == (2, True)
+    assert (ran.code, "cannot write reports" in ran.err) == (2, True)
 
 
 def test_reports_that_cannot_be_written() -> None:
@@ -647,7 +647,7 @@ def test_the_last_build_that_passed_is_the_baseline_unless_another_is_named() ->
     assert "there is no history at dist/history.jsonl" in reasons()
     append(Path("dist/history.jsonl"), Build.read(path))
     assert edgepack("gate", str(path)).code == 0  # nothing before it: that is told, and fails nothing
-    assert "nothing to compare with yet" in reasons()
+    assert "there is no baseline yet" in reasons()
     append(
         Path("dist/history.jsonl"),
         Build.read(recorded("old", measurements=(measurement(value=480e3, sha256="b" * 64),))),
@@ -701,7 +701,7 @@ def test_a_recorded_failure_is_no_pass_by_a_history_that_lost_its_lines() -> Non
     ran = edgepack("gate", str(path), "--history", str(PAST))
     assert ran.code == 3
     assert "the build itself is not in the history dist/history.jsonl" in ran.out
-    assert "1 of the lines in dist/history.jsonl cannot be read" in ran.out
+    assert "unreadable lines in dist/history.jsonl: 1" in ran.out
     assert edgepack("gate", str(path), "--baseline", "last").code == 3
 
 
@@ -710,7 +710,7 @@ def test_the_beginning_that_a_build_was_is_recorded_too() -> None:
     path = recorded(budgets=relative)
     gate.judged(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9)).save(path)
     assert edgepack("gate", str(path)).code == 0
-    assert "nothing to compare with yet" in reasons()
+    assert "there is no baseline yet" in reasons()
     ran = edgepack("gate", str(path), "--set", "budgets.relative.latency.p50=5 %")  # which was not looked up
     assert ran.code == 3
     assert "there is no history at dist/history.jsonl" in ran.out
@@ -738,7 +738,7 @@ def test_the_history_is_found_from_within_the_folder(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("baseline", "said"),
-    [("nothing.json", "there is no 'nothing.json'"), ("broken.json", "it is cut off"), ("stopped", "did not finish")],
+    [("nothing.json", "there is no 'nothing.json'"), ("broken.json", "it is truncated"), ("stopped", "did not finish")],
 )
 def test_a_baseline_that_cannot_be_read(baseline: str, said: str) -> None:
     recorded(budgets=RELATIVE)
@@ -752,7 +752,7 @@ def test_a_baseline_without_a_relative_budget() -> None:
     recorded()
     ran = edgepack("gate", "tiny", "--baseline", str(recorded("old")))
     assert ran.code == 2
-    assert "there is no relative budget" in ran.err
+    assert "--baseline needs a relative budget" in ran.err
 
 
 def test_a_bundle_tells_sizes_and_no_timing() -> None:

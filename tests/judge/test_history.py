@@ -152,8 +152,8 @@ def test_lines_that_cannot_be_read_are_told_with_the_baseline_that_was_found_wit
         file.write("{\n")
     found, other = find(last()), find(last(recipe="third"))
     assert isinstance(found, Base) and isinstance(other, NoBase)
-    assert found.told == "the build of 2023-11-14 22:13 UTC (1 of the lines in dist/history.jsonl cannot be read)"
-    assert other.beginning and other.reason.endswith("1 of the lines in dist/history.jsonl cannot be read")
+    assert found.told == "the build of 2023-11-14 22:13 UTC (unreadable lines in dist/history.jsonl: 1)"
+    assert other.beginning and other.reason.endswith("unreadable lines in dist/history.jsonl: 1")
 
 
 def test_of_a_build_that_is_judged_again_no_beginning_is_believed_without_its_own_line() -> None:
@@ -168,7 +168,7 @@ def test_of_a_build_that_is_judged_again_no_beginning_is_believed_without_its_ow
         file.write("{\n")
     found = find(baseline("last", "other", "board", PAST, 1.7e9 + 86400, again=True))
     assert isinstance(found, NoBase)
-    assert not found.beginning and found.reason.startswith("the baseline may be in what cannot be read")
+    assert not found.beginning and found.reason.startswith("the baseline may be in an unreadable line")
 
 
 def test_a_trend_marks_steps_beyond_the_intervals() -> None:
@@ -199,13 +199,15 @@ def test_a_trend_tells_a_try_from_the_recipe() -> None:
     assert [row.remarks for row in rows(read(PAST)[0])] == [(), ("--set seed=1",)]
 
 
-@pytest.mark.parametrize(("named", "why"), [("recipes", "recipes is a folder"), ("taken/past.jsonl", "is no folder")])
+@pytest.mark.parametrize(
+    ("named", "why"), [("recipes", "recipes is a folder"), ("taken/past.jsonl", "is not a folder")]
+)
 def test_a_history_that_can_be_no_file_is_told_before_anything_is_built(named: str, why: str) -> None:
     Path("taken").write_text("")
     recipe_file()
     ran = edgepack("build", "tiny", "--device", "host", "--history", named)
     assert ran.code == 2
-    assert "the history is one file, and " in ran.err and why in ran.err
+    assert "the history must be a file, but " in ran.err and why in ran.err
     assert not Path("dist/tiny/build.json").exists() and not Path(".edgepack/store").exists()
 
 
@@ -222,7 +224,7 @@ def test_the_command_tells_of_lines_that_cannot_be_read() -> None:
         file.write("{\n")
     ran = edgepack("trend")
     assert ran.code == 0
-    assert "1 lines of dist/history.jsonl cannot be read" in ran.err
+    assert "unreadable lines in dist/history.jsonl: 1" in ran.err
 
 
 @pytest.mark.parametrize("arguments", [("nothing",), ("--device", "nowhere"), ("--history", "none.jsonl")])
@@ -230,7 +232,7 @@ def test_the_command_says_what_there_is(arguments: tuple[str, ...]) -> None:
     kept(made(0))
     ran = edgepack("trend", *arguments)
     assert ran.code == 2
-    assert "the history has no such build" in ran.err
+    assert "no matching build in the history" in ran.err
 
 
 def test_the_history_is_json_lines_for_other_programs() -> None:

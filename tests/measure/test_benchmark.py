@@ -218,7 +218,7 @@ def test_one_thread_is_not_advised_to_who_has_one() -> None:
     [
         ([0.02] * 7, ""),
         ([0.9, 0.9, 0.9, 0, 0, 0, 0], ""),
-        ([0.3] * 7, "other programs took 30% of the time of the cores that it was timed on: close them"),
+        ([0.3] * 7, "other programs used 30% of the time of the cores used for timing: close them"),
     ],
 )
 def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], told: str) -> None:
@@ -228,7 +228,7 @@ def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], t
 
 def test_who_should_be_cool_and_tells_no_temperature_is_doubted() -> None:
     [doubt] = doubts([_answer([1.0], blind=True)] * 7)
-    assert "tells no temperature" in doubt
+    assert "reports no temperature" in doubt
     assert not doubts([_answer([1.0], blind=False)] * 7)
 
 

@@ -315,9 +315,9 @@ def test_a_runtime_without_figures_is_told() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"error": "0 %"}, "no estimate is always right"),
+        ({"error": "0 %"}, "no estimate is exact"),
         ({"calibrated_from": ""}, "at least 1 character"),
-        ({"threads": 4}, "`analytic` holds for 4 threads, and `controls` asks for 1"),
+        ({"threads": 4}, "`analytic` is for 4 threads, but `controls` sets 1"),
     ],
     ids=["certain", "from nowhere", "other threads"],
 )

@@ -50,7 +50,7 @@ def test_a_row_that_is_no_number_fails_parity_and_leaves_the_rest_unmeasured(wro
     assert (verdicts["parity"].outcome, verdicts["parity"].value) == ("fail", 0.75)
     for metric in ("parity.difference", "parity.cosine"):
         assert verdicts[metric].outcome == "not_measured"
-        assert verdicts[metric].reason == "not to be computed: 1 of its answers or of torch's hold a NaN or an infinity"
+        assert verdicts[metric].reason == "cannot be computed: 1 outputs of the file or of torch are NaN or Inf"
 
 
 def test_where_torch_gives_no_number_either_nothing_agrees() -> None:
@@ -93,10 +93,10 @@ def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logi
 @pytest.mark.parametrize(
     ("logits", "told"),
     [
-        (ROWS[::-1], "of 200 test samples otherwise"),
-        (turned(0.3), "of 200 test samples otherwise"),
-        (ROWS * 0, "of 200 test samples otherwise"),
-        (ROWS * NAN, "gives NaN or infinite outputs for 200 of 200 test samples"),
+        (ROWS[::-1], "of 200 test samples differently"),
+        (turned(0.3), "of 200 test samples differently"),
+        (ROWS * 0, "of 200 test samples differently"),
+        (ROWS * NAN, "outputs NaN or Inf for 200 of 200 test samples"),
         (numpy.where(numpy.arange(200)[:, None] == 7, INF, ROWS), "infinite outputs for 1 of 200 test samples"),
         (ROWS * 3, "gives other outputs"),
     ],

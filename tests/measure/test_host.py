@@ -84,7 +84,7 @@ def test_a_missing_file_is_a_device_error(tmp_path: Path) -> None:
     ("program", "message", "hint"),
     [
         ("import os; os.kill(os.getpid(), 9)", "x failed on f: it died of SIGKILL", "memory"),
-        ("raise SystemExit(3)", "ended with code 3 and said nothing", "doctor"),
+        ("raise SystemExit(3)", "ended with code 3 without a message", "doctor"),
         ("import sys; sys.exit('the model wants\\n\\nmore')", "x failed on f: more", "doctor"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_timing_depends_on_processor_kernel_and_threads() -> None:
 
 @pytest.mark.parametrize(
     ("controls", "message"),
-    [({"threads": 99}, "asks for 99 threads, and this computer has"), ({"cores": (4096,)}, "asks for the core 4096")],
+    [({"threads": 99}, "sets 99 threads, but this computer has"), ({"cores": (4096,)}, "sets core 4096")],
 )
 def test_controls_that_this_computer_cannot_give_are_device_errors(controls: dict[str, Any], message: str) -> None:
     with pytest.raises(DeviceError, match=message), connected(device(controls=controls)):

@@ -69,9 +69,9 @@ def test_the_layer_that_an_exporter_spoils_is_named(
 ) -> None:
     spoil(monkeypatch, tensor)
     said, told = find(how)
-    assert said.startswith(f"it begins with the operator 'aten.conv2d.default' at '{layer}', ")
+    assert said.startswith(f"the first operator that differs is 'aten.conv2d.default' at '{layer}', ")
     assert "torch_factories.py:" in said
-    assert "what it gives differs by 2" in said
+    assert "its output differs by 2" in said
     assert 3 <= len(told) <= 9
     assert all(done < total for done, total in told)
 
@@ -103,7 +103,7 @@ def test_ranges_that_each_inference_measures_are_those_of_one_sample() -> None:
 
 def test_a_file_that_answers_alike_has_no_such_operator() -> None:
     said, told = find("quantized")
-    assert said.startswith("no operator stands out")
+    assert said.startswith("no single operator causes it")
     assert len(told) == 1
 
 
@@ -112,7 +112,10 @@ def test_pieces_that_cannot_be_exported_are_no_crash(monkeypatch: pytest.MonkeyP
         raise ValueError("no")
 
     monkeypatch.setattr(ONNX.module, "export", refuses)
-    assert find("quantized")[0] == "where that begins cannot be said: its pieces do not run by themselves"
+    assert (
+        find("quantized")[0]
+        == "the first operator that differs was not found: parts of the model do not run separately"
+    )
 
 
 def test_numbers_that_are_not_finite_differ_wholly() -> None:
@@ -164,7 +167,7 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
         ("parity.difference", "onnx"): "it begins in onnx",
         ("parity.cosine", "executorch"): "it begins in executorch",
     }
-    assert next(wording.doubts(told)) == "parity of onnx fails: it begins in onnx"
+    assert next(wording.doubts(told)) == "parity of onnx failed: it begins in onnx"
     assert "it begins in onnx" in junit.render(told)
 
 
@@ -174,7 +177,7 @@ def test_an_error_while_looking_leaves_the_verdict_as_it_is(monkeypatch: pytest.
     id = StepId("evaluation", "model", "onnx")
     for each in (id, id.of("artifact")):
         work.done[each] = Step(id=each, key=digest("a step"), ingredients={}, choice=ONNX)
-    assert step.where(work, id).startswith("where that begins was not found: ")
+    assert step.where(work, id).startswith("the first operator that differs was not found: ")
     monkeypatch.setattr(step, "search", lambda work, id, folder: {"told": f"found in {id.label}"})
     assert step.where(work, id) == "found in onnx"
     monkeypatch.setattr(step, "search", None)

@@ -90,7 +90,7 @@ def test_a_device_that_changed_meanwhile_is_told(board: Board) -> None:
     DeviceSession(where, store, always).close()
     reach = DeviceSession(where, store, never)
     board.facts = {**board.facts, "kernel": "7"}
-    with pytest.raises(DeviceError, match="not as it was when it was last reached"):
+    with pytest.raises(DeviceError, match="changed since the last connection"):
         reach.run(JOB)
     assert DeviceSession(where, store, never).facts["kernel"] == "7"
 
@@ -107,7 +107,7 @@ def test_a_device_without_the_runtime_is_told_what_to_install(board: Board) -> N
     [
         ({"model": ["A bord*"]}, VERSIONS, "this is not the board: its model is 'A board', not A bord"),
         ({"soc": ["X"]}, VERSIONS, "its soc is ''"),
-        ({}, {"onnxruntime": "1.20.0"}, r"has onnxruntime 1\.20\.0, where ==.* is wanted"),
+        ({}, {"onnxruntime": "1.20.0"}, r"has onnxruntime 1\.20\.0, but ==.* is required"),
     ],
 )
 def test_another_device_or_version_is_refused_and_left(

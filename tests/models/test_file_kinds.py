@@ -35,7 +35,7 @@ def test_of_a_whole_file_of_weights_nothing_is_told(name: str) -> None:
 def test_a_file_that_is_cut_off_is_told(name: str, share: float) -> None:
     content = _saved(name)
     Path(name).write_bytes(content[: max(12, int(share * len(content)))])
-    assert not_weights(Path(name)).startswith("cut off")
+    assert not_weights(Path(name)).startswith("truncated")
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_norm_of_the_batch_is_refused_with_its_layer() -> None:
 def test_a_graph_that_answers_otherwise_than_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the rewriting may get wrong one day: here each layer takes a norm that others read as well."""
     monkeypatch.setattr(folding, "_alone", lambda graph, layer: True)
-    with pytest.raises(StageError, match="does not answer like the model, from the batch norm at 'norm'"):
+    with pytest.raises(StageError, match="gives other outputs than the model, from the batch norm at 'norm'"):
         capture(candidate(NETS["pre-activation"]()), ())
 
 
@@ -171,5 +171,5 @@ def test_a_program_that_is_not_the_model_is_refused(monkeypatch: pytest.MonkeyPa
 
     other = candidate(NETS["depthwise"]())
     monkeypatch.setattr(quantize_capture, "_exported", lambda start: off(replace(start, module=NETS["depthwise"]())))
-    with pytest.raises(StageError, match="does not answer like the model"):
+    with pytest.raises(StageError, match="gives other outputs than the model"):
         capture(other, ())

@@ -64,7 +64,7 @@ def test_offline_the_error_says_what_was_looked_for_and_where(monkeypatch: pytes
     with pytest.raises(RecipeError) as caught:
         hub.folder("some-owner/some-bert", hub.CONFIG)
     told = str(caught.value)
-    assert all(part in told for part in ("'some-owner/some-bert'", "no package carries it", "cache", "HF_HUB_OFFLINE"))
+    assert all(part in told for part in ("'some-owner/some-bert'", "no package has it", "cache", "HF_HUB_OFFLINE"))
 
 
 def test_a_network_that_fails_is_of_the_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,9 @@ def test_a_network_that_fails_is_of_the_infrastructure(monkeypatch: pytest.Monke
         raise LocalEntryNotFoundError("no") if local_files_only else ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(DeviceError, match=r"huggingface\.co cannot give it: ConnectionError: no route to host"):
+    with pytest.raises(
+        DeviceError, match=r"it cannot be downloaded from huggingface\.co: ConnectionError: no route to host"
+    ):
         hub.folder("some-owner/some-bert", hub.CONFIG)
 
 

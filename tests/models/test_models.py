@@ -102,8 +102,8 @@ class Touches:
     [
         (Touches(), "cannot be read as weights (UnpicklingError)"),
         (nn.Linear(2, 2), "cannot be read as weights (UnpicklingError)"),
-        (torch.zeros(3), "holds no state dict, but Tensor"),
-        ({"epoch": 3, "loss": 0.5}, "holds no state dict, but a dict of epoch, loss"),
+        (torch.zeros(3), "holds Tensor, not a state dict"),
+        ({"epoch": 3, "loss": 0.5}, "holds a dict of epoch, loss, not a state dict"),
         ({"fc.weight": torch.zeros(3)}, "is of another model"),
         ({}, "is of another model"),
         (None, "cannot be read as weights"),
@@ -316,7 +316,7 @@ def test_transformers_take_the_pictures_of_the_data(name: str) -> None:
         ({"checkpoint": "gone.safetensors"}, "there is no file 'gone.safetensors'"),
         ({"weights": "IMAGENET1K_V7"}, "did you mean 'IMAGENET1K_V1'? (allowed: DEFAULT, IMAGENET1K_V1)"),
         ({"torchvision": "vgg16", "weights": "IMAGENET1K_FEATURES"}, "unknown weights of vgg16"),
-        ({"weights": "DEFAULT", "checkpoint": "w.pth"}, "leave one of them out"),
+        ({"weights": "DEFAULT", "checkpoint": "w.pth"}, "remove one of them"),
         ({"in_channels": 0}, "greater than or equal to 1"),
     ],
 )
@@ -332,7 +332,7 @@ def test_channels_must_be_those_of_the_data() -> None:
     assert "in_channels is 3, but the data has 1" in torchvision.incompatibility(config, signature(1))
     assert torchvision.incompatibility(Config(torchvision="resnet18"), signature(1)) == ""
     text = Signature(inputs=(TensorSpec(name="input", shape=(128,), dtype="int64"),), labels=("a", "b"))
-    assert "take pictures, but the data has inputs of shape [128]" in torchvision.incompatibility(
+    assert "need pictures, but the data has inputs of shape [128]" in torchvision.incompatibility(
         Config(torchvision="resnet18"), text
     )
 

@@ -174,7 +174,7 @@ def test_a_parametrization_that_answers_otherwise_when_it_is_folded_is_refused()
 
     model = net()
     nn.utils.parametrize.register_parametrization(model[0], "weight", Noise())
-    with pytest.raises(StageError, match="the Noise of '0' answers otherwise"):
+    with pytest.raises(StageError, match="the Noise of '0' gives other outputs"):
         folded(model, (PICTURES,))
 
 
@@ -220,7 +220,7 @@ def test_wrappers_are_taken_off_with_a_note(wrap: Any, kind: str, names: str) ->
         inside = plain(wrap(net()))
     assert next(iter(inside.state_dict())) == names
     assert torch.equal(answers(inside), answers(net()))
-    assert told[0] == f"taken out of its {kind}: what is compressed is the model inside"
+    assert told[0] == f"taken out of its {kind}: the model inside is compressed"
 
 
 class Doubled(nn.DataParallel):  # type: ignore[misc]
@@ -306,7 +306,7 @@ def test_weights_of_another_size_become_float32(kind: torch.dtype) -> None:
     with collected() as told:
         inside = plain(net().to(kind))
     assert {weight.dtype for weight in inside.parameters()} == {torch.float32}
-    assert told == [f"weights in {str(kind).removeprefix('torch.')} were made float32"]
+    assert told == [f"weights in {str(kind).removeprefix('torch.')} were converted to float32"]
 
 
 def test_state_besides_tensors_is_refused_by_the_layer() -> None:
@@ -318,5 +318,5 @@ def test_state_besides_tensors_is_refused_by_the_layer() -> None:
 
     with pytest.raises(StageError) as failure:
         plain(nn.Sequential(net(), Counts()))
-    assert failure.value.message.startswith("'1', a Counts, keeps state besides tensors (get_extra_state)")
+    assert failure.value.message.startswith("'1', a Counts, has state that is not tensors (get_extra_state)")
     assert "register_buffer" in failure.value.hint

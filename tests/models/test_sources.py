@@ -90,7 +90,7 @@ def test_what_depends_on_the_data_is_told_by_module_and_line(inner: str, place: 
         ("return torch.abs(x) + torch.fft.fft(x).abs()", "aten.abs.default", ("executorch",)),
         ("return x + torch.linalg.det(x.mT @ x)", "aten.linalg_det.default", ("executorch",)),
     ],
-    ids=["missing", "of complex numbers", "taken apart"],
+    ids=["missing", "complex", "taken apart"],
 )
 def test_an_operator_that_an_exporter_lacks_is_told_by_name_module_and_line(
     inner: str, operator: str, formats: tuple[str, ...], caplog: pytest.LogCaptureFixture
@@ -111,7 +111,7 @@ def test_an_error_of_an_exporter_that_names_no_operator_is_told_as_it_is() -> No
         source_lines.lowering("onnx", lambda: made.program(batch=1)),
     ):
         raise ValueError("no torch.ops here\nsecond line")
-    assert failure.value.hint == "build.log has the traceback"
+    assert failure.value.hint == "see build.log for the traceback"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_checkpoint_whose_answers_are_no_numbers_is_told_with_its_first_layer(
     ran = edgepack("build", "tiny")
     assert ran.code == 5
     told = "".join(ran.err.split("\n"))
-    assert "model: the outputs are NaN or infinite for" in told
+    assert "model: the outputs are NaN or Inf for" in told
     assert TOLD in told
 
 
@@ -285,7 +285,7 @@ def test_what_has_no_range_for_int8_is_told_before_training() -> None:
     ran = edgepack("build", "tiny")
     assert ran.code == 5
     told = "".join(ran.err.split("\n"))
-    assert "quantize, dry run before any training: the range of an activation is NaN or infinite" in told
+    assert "quantize, dry run before any training: the range of an activation is NaN or Inf" in told
     assert TOLD in told
 
 

@@ -82,7 +82,7 @@ def test_an_average_of_weights_is_loaded_without_its_count() -> None:
     averaged.update_parameters(net())
     after, told = loaded(averaged.state_dict())
     assert equal(after, net())
-    assert told[1] == "weights.pth: left out, as no part of these weights: 'n_averaged'"
+    assert told[1] == "weights.pth: left out, not part of these weights: 'n_averaged'"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_average_of_weights_is_loaded_without_its_count() -> None:
 def test_what_a_training_script_keeps_beside_the_model_is_left_out_and_told(beside: dict[str, Any]) -> None:
     after, told = loaded({"state_dict": {**under("model.", net()), **beside}, "epoch": 3})
     assert equal(after, net())
-    assert told[1].startswith(f"weights.pth: left out, as no part of these weights: '{next(iter(beside))}'")
+    assert told[1].startswith(f"weights.pth: left out, not part of these weights: '{next(iter(beside))}'")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_layers_beside_the_model_are_asked_about() -> None:
     assert "checkpoint_key: encoder" in failure.hint
     after, told = loaded(state, key="encoder")
     assert equal(after, net())
-    assert "left out, as no part of these weights: 'projector.weight', 'projector.bias'" in told[1]
+    assert "left out, not part of these weights: 'projector.weight', 'projector.bias'" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_an_average_without_names_is_told_as_left_out() -> None:
     assert told == [
         "weights.pth: 'ema.shadow_params' has a tensor for each of the model's 6 weights, but no names: left out"
     ]
-    assert "holds no state dict, but list" in refused(shadow).message
+    assert "holds list, not a state dict" in refused(shadow).message
 
 
 def test_two_sets_that_cannot_be_compared_are_two() -> None:
     empty = {name: tensor.to("meta") for name, tensor in net().state_dict().items()}
     assert "contains 2 sets of weights" in refused({"a": empty, "b": {**empty}}).message
-    assert "without numbers" in refused({"a": empty, "b": {**empty}}, "b").message
+    assert "without values" in refused({"a": empty, "b": {**empty}}, "b").message
 
 
 def test_a_key_that_is_not_there_names_those_that_are() -> None:
@@ -288,7 +288,7 @@ def test_a_prefix_makes_nothing_fit_that_does_not(change: Any, prefix: str) -> N
 def test_what_is_no_plain_float_is_no_weight(kind: str) -> None:
     state = {**net().state_dict(), "0.weight": net().state_dict()["0.weight"].to(getattr(torch, kind))}
     failure = refused(state)
-    assert f"weights.pth is not made of float weights: '0.weight' in {kind}" in failure.message
+    assert f"weights.pth has weights that are not float: '0.weight' in {kind}" in failure.message
     assert {"bool": "masks or flags", "complex64": "real weights"}.get(kind, "quantized") in failure.hint
 
 
@@ -301,7 +301,7 @@ def test_floats_of_another_size_become_float32_and_that_is_told(kind: str) -> No
     after, told = loaded(state)
     assert torch.equal(after.state_dict()["0.weight"], state["0.weight"].float())
     assert after.state_dict()["0.weight"].dtype == torch.float32
-    assert told == [f"weights.pth: weights in {kind} were made float32"]
+    assert told == [f"weights.pth: weights in {kind} were converted to float32"]
 
 
 @pytest.mark.parametrize(("count", "whole"), [(7.0, 7), (7.5, 8), (6.7, 7)])
@@ -319,7 +319,7 @@ def test_sparse_weights_are_made_dense(layout: torch.layout) -> None:
 
 def test_weights_without_numbers_are_refused() -> None:
     failure = refused({name: tensor.to("meta") for name, tensor in net().state_dict().items()})
-    assert "holds names and shapes without numbers: '0.weight', '0.bias'" in failure.message
+    assert "holds names and shapes without values: '0.weight', '0.bias'" in failure.message
 
 
 def without(*names: str) -> dict[str, torch.Tensor]:
@@ -343,15 +343,15 @@ _INT8 = (100 * _LINEAR).to(torch.int8)
         ),
         (
             {**without("3.weight"), "3.base_layer.weight": _LINEAR, "3.lora_A.default.weight": torch.ones(2, 144)},
-            "adapters of LoRA beside the weights: '3.lora_A.default.weight'",
+            "LoRA adapters next to the weights: '3.lora_A.default.weight'",
             "merge_and_unload()",
         ),
         (
             {**without("3.weight"), "3.weight_orig": _LINEAR, "3.weight_u": torch.ones(3), "3.weight_v": torch.ones(9)},
-            "weights as spectral norm keeps them: '3.weight_u'",
+            "weights in the form of spectral norm: '3.weight_u'",
             "remove_spectral_norm",
         ),
-        ({**without(), "3.weight_mask": torch.ones(3, 144)}, "masks of pruning beside the weights", "prune.remove"),
+        ({**without(), "3.weight_mask": torch.ones(3, 144)}, "pruning masks next to the weights", "prune.remove"),
     ],
     ids=["int8", "4 bits", "GPTQ", "QAT", "LoRA", "spectral norm", "a mask without its weight"],
 )
@@ -385,12 +385,12 @@ def test_a_file_is_read_as_what_it_is_whatever_its_name(saved: str, named: str) 
     with collected() as told:
         load_weights(fresh, Path(f"weights.{named}"))
     assert equal(fresh, net())
-    assert told == (["weights.pth was read as what it is, a .safetensors file"] if named == "pth" else [])
+    assert told == (["weights.pth was read as a .safetensors file"] if named == "pth" else [])
 
 
 def test_of_a_whole_model_in_a_file_the_class_is_told() -> None:
     failure = refused(net())
-    assert "it holds a torch.nn.modules.container.Sequential, which only code can make" in failure.message
+    assert "it holds a torch.nn.modules.container.Sequential, which only code can create" in failure.message
 
 
 def test_code_in_a_checkpoint_is_not_run() -> None:

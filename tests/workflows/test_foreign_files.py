@@ -54,7 +54,7 @@ def typed(name: str, dtype: int, shape: Any = (1, 4)) -> str:
     return f"{name}.onnx"
 
 
-NOTHING = "m.onnx: a dimension of x is 0 (0,4): it holds no numbers, so there is nothing to time"
+NOTHING = "m.onnx: a dimension of x is 0 (0,4): it has no elements, so there is nothing to time"
 OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
 
 
@@ -97,7 +97,7 @@ def test_all_that_is_wrong_in_the_shapes_of_two_files_is_told_at_once() -> None:
 
 @pytest.mark.parametrize("shape", [(10**11, 8), (100_000, 100_000, 8)])
 def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DeviceError, match=r"m.onnx: inputs of x=\d+,[\d,]+ are 3\d+ GB, for which there is no memory"):
+    with pytest.raises(DeviceError, match=r"m.onnx: inputs of x=\d+,[\d,]+ are 3\d+ GB, more than the free memory"):
         fixed([Path("m.onnx")], [OPEN], {"x": shape})
 
 
@@ -109,9 +109,9 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
         ("cut.onnx", "failed on cut.onnx: it does not load: InvalidProtobuf"),
         ("cut.ort", "failed on cut.ort: it does not load: Fail"),
         ("cut.pte", "failed on cut.pte: it does not load: RuntimeError: Failed to load program, error: 0x:"),
-        ("other.pte", "other.pte is no .pte: it does not begin as files of ExecuTorch do"),
+        ("other.pte", "other.pte is not a .pte: it does not start like an ExecuTorch file"),
         ("pointer.onnx", "pointer.onnx is a pointer of git-lfs, not the file: fetch it with `git lfs pull`\n"),
-        ("none.onnx", "failed on none.onnx: it has no outputs: there is nothing that it computes"),
+        ("none.onnx", "failed on none.onnx: it has no outputs"),
         ("bf16.onnx", "its input x is a tensor(bfloat16), which cannot be fed: only tensors of float16"),
         ("text.onnx", "its input x is a tensor(string), which cannot be fed"),
         ("empty.pte", "empty.pte is empty\n"),
@@ -214,7 +214,7 @@ def test_the_largest_inputs_of_a_pte_may_be_made_smaller() -> None:
 
 def test_a_runtime_without_memory_is_the_devices_fault() -> None:
     done = subprocess.CompletedProcess("", job.NO_MEMORY, "", "std::bad_alloc\n")
-    with pytest.raises(DeviceError, match=r"x failed on f, for want of memory: std::bad_alloc") as failure:
+    with pytest.raises(DeviceError, match=r"x failed on f, out of memory: std::bad_alloc") as failure:
         processes.answer(done, {"runtime": "x", "file": "f"})
     assert not isinstance(failure.value, RefusedError) and "more memory" in failure.value.hint
     with pytest.raises(MemoryError, match="Failed to allocate memory"), job._refusing("it does not run"):
@@ -233,4 +233,4 @@ def test_what_a_file_was_fed_with_is_shown() -> None:
     found = Bench(file="m.onnx", device="host", inputs={"x": (1, 4), "ids": (1, 128)}, measurements=(figure,))
     with Path("shown").open("w") as stream:
         bench_view.show(found, stream)
-    assert "fed with noise of x=1,4  ids=1,128\n" in Path("shown").read_text()
+    assert "random inputs: x=1,4  ids=1,128\n" in Path("shown").read_text()

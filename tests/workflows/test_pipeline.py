@@ -293,7 +293,7 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
         ran = project.run("verify", bundle)
         assert ran.code == 0 and "tiny for desk" in ran.out
     ran = project.run("selftest", "dist/tiny/tiny.zip")
-    assert (ran.code, ran.out.splitlines()[-1]) == (0, "dist/tiny/tiny.zip: 6 answers, all as when it was built")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
     assert sound(project.store)
     roles = {each.path: each.role for each in verify(project.dist / "bundle").files}
     listed = {"BUILDING.md", "selected_operators.yaml", "required_operators_and_types.config"}
@@ -511,7 +511,7 @@ def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project,
     )
     ran = _scripted(project, script, "--set", "stages.prune.ratio=60 %")
     assert ran.returncode == 130, ran.stderr
-    assert ran.stderr.strip().endswith("the same command goes on from there") and "failed" not in ran.stderr
+    assert ran.stderr.strip().endswith("run the same command to continue") and "failed" not in ran.stderr
     result = project.result()
     assert (result.exit_code, result.error) == (130, "interrupted")
     assert [record.stage for record in result.ledger] == STAGES[:3]
@@ -591,7 +591,7 @@ def test_a_file_that_is_refused_keeps_no_other_from_being_evaluated(
         return outputs(run, runtime=runtime, **rest)
 
     monkeypatch.setattr(evaluate, "outputs", refused)
-    with pytest.raises(StageError, match=r"evaluate executorch: .*does not load; it begins with the operator '"):
+    with pytest.raises(StageError, match=r"evaluate executorch: .*does not load; the first operator that fails is '"):
         evaluated_again(project, monkeypatch)
     result = project.result()
     assert result.exit_code == 5

@@ -122,7 +122,7 @@ def test_only_what_comes_after_a_changed_stage_runs(store: Store, board: Device)
 def test_no_step_is_said_to_have_left_the_store_when_an_earlier_one_changed(store: Store, board: Device) -> None:
     built(recipe(), board, store)
     reasons = _reasons(plan(recipe(overrides=["stages.quantize.epochs=5"]), board, store))
-    assert "no longer in the store" not in reasons.values()
+    assert "no longer in the cache" not in reasons.values()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_remeasure_runs_the_measurements_and_nothing_else(store: Store, board: D
     built(recipe(), board, store)
     reasons = _reasons(plan(recipe(), board, store, remeasure=True))
     assert {*reasons} == MEASURED
-    assert {*reasons.values()} == {"asked for by --remeasure"}
+    assert {*reasons.values()} == {"requested by --remeasure"}
 
 
 def test_what_was_removed_from_the_store_runs_again(store: Store, board: Device) -> None:
@@ -219,7 +219,7 @@ def test_what_was_removed_from_the_store_runs_again(store: Store, board: Device)
     for entry in store.entries():
         if entry.ingredients.get("plugin") == "prune":
             (entry.path / "record.json").unlink()
-    assert _reasons(plan(recipe(), board, store)) == {"prune": "no longer in the store"}
+    assert _reasons(plan(recipe(), board, store)) == {"prune": "no longer in the cache"}
 
 
 def test_a_checkpoint_counts_by_what_is_in_it(store: Store, board: Device, own_place: Path) -> None:

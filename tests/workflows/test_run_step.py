@@ -51,7 +51,7 @@ def test_every_step_in_a_process_of_its_own_gives_the_same_bundle() -> None:
 def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() -> None:
     recipe = load_recipe(recipe_file())
     device, store = load_device("host"), Store("store")
-    with pytest.raises(DeviceError, match="export onnx cannot be done: model is not in the store") as failure:
+    with pytest.raises(DeviceError, match="export onnx cannot run: model is not in the store") as failure:
         run_step(recipe, device, StepId("artifact", "model", "onnx"), store)
     assert failure.value.hint == "do candidate/model first"
     with pytest.raises(RecipeError, match="tiny has no step candidate/unknown"):
@@ -60,5 +60,5 @@ def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() ->
 
 @pytest.mark.parametrize("text", ["prune", "stage/prune", "candidate/", ""])
 def test_what_names_no_step_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no step: it is KIND/SUBJECT"):
+    with pytest.raises(ValueError, match="is not a step: write it as KIND/SUBJECT"):
         StepId.parse(text)

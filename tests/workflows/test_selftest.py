@@ -22,7 +22,7 @@ def test_texts_are_answered_by_the_file_that_ships() -> None:
     assert ran.out.splitlines() == [
         'models/news.onnx  "The bank and the market fell" -> money',
         'models/news.onnx  "The team won" -> sport',
-        "news.zip: 2 answers, all as when it was built",
+        "OK: 2 outputs match those recorded at build time",
     ]
 
 
@@ -48,7 +48,7 @@ def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     assert ran.code == ExitCode.STAGE
     assert "news.zip does not answer as it did when it was built" in ran.err
     assert 'models/news.onnx says sport of "The bank and the market fell", not money' in ran.err
-    assert "all as when it was built" not in ran.out
+    assert "match those recorded at build time" not in ran.out
 
 
 def test_the_same_decision_by_other_logits_is_noticed() -> None:
@@ -63,7 +63,7 @@ def test_what_an_app_ships_has_nothing_to_test() -> None:
     unpack(bundle(), Path("app"), deploy_only=True)
     ran = edgepack("selftest", "app")
     assert (ran.code, ran.out) == (ExitCode.USAGE, "")
-    assert "app holds just what an app ships, no samples" in ran.err
+    assert "app holds only what an app ships, no samples" in ran.err
 
 
 def test_a_tokenizer_that_makes_other_inputs_is_noticed() -> None:
@@ -96,7 +96,7 @@ def test_a_file_that_was_not_run_when_it_was_built_is_said_and_the_others_run() 
     ran = edgepack("selftest", str(bundle(files, runtimes=runtimes)))
     assert ran.code == ExitCode.DEVICE
     assert len(ran.out.splitlines()) == 2
-    assert "nothing is known of its answers: where it was built, executorch here has no VulkanBackend" in ran.err
+    assert "its expected outputs are unknown: at build time, executorch here has no VulkanBackend" in ran.err
 
 
 def test_pictures_are_answered_from_their_tensors() -> None:
@@ -158,13 +158,16 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"selftest/cases.json": b"{}"}, "cases.json is not there, or not what a self-test needs"),
-        ({"selftest/cases.json": as_json(cases=[], byte_order="little", tolerance=TOLERANCE)}, "holds nothing to test"),
+        ({"selftest/cases.json": b"{}"}, "cases.json not found, or not valid for a self-test"),
+        (
+            {"selftest/cases.json": as_json(cases=[], byte_order="little", tolerance=TOLERANCE)},
+            "has no self-test samples",
+        ),
         ({"io/signature.json": b"[]"}, "signature.json is not there, or not what"),
         ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 is not as"),
         ({"io/tokenizer.json": b"{}"}, "tokenizer.json is not there, or no tokenizer"),
-        ({"selftest/case-0.txt": b"\xff"}, "case-0.txt is not there, or no text"),
-        ({"io/labels.txt": b"money\n"}, "gives 2 values, selftest/ and io/ tell otherwise"),
+        ({"selftest/case-0.txt": b"\xff"}, "case-0.txt not found, or not text"),
+        ({"io/labels.txt": b"money\n"}, "gives 2 values, which does not match selftest/ and io/"),
     ],
 )
 def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> None:
@@ -175,7 +178,7 @@ def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> 
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        (runtime("models/news.onnx", "tflite"), "does not tell what onnxruntime should answer"),
+        (runtime("models/news.onnx", "tflite"), "has no expected outputs for onnxruntime"),
         (runtime("no"), "nothing for 'onnxruntime' to load: 'no'"),
         (runtime("selftest/cases.json"), "nothing for 'onnxruntime' to load"),
         ({"format": "onnx"}, r"does not describe a bundle: runtimes\.onnxruntime\.version"),

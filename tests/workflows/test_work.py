@@ -45,7 +45,7 @@ def test_weights_that_come_trained_and_know_nothing_are_doubted(
     work.emit = told.append
     monkeypatch.setattr(work.recipe.model.module, "trained", lambda config, signature: trained)
     candidate_step.warn_of_chance(work, score)
-    assert ["no more than chance with 10 classes" in str(event) for event in told] == [True] * doubted
+    assert ["no better than chance with 10 classes" in str(event) for event in told] == [True] * doubted
 
 
 def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_looked_into_is_told(work: Workspace, tmp_path: Pa
     work.emit = told.append
     made = dry_run_step.untrained(work)
     assert artifact_step.file_contents(work, SimpleNamespace(inspect=None), tmp_path / "model.pte", made) is None
-    assert "what is in model.pte could not be read (TypeError; build.log has the traceback)" in str(told[0])
+    assert "what is in model.pte could not be read (TypeError; see build.log for the traceback)" in str(told[0])
     unknown = SimpleNamespace(inspect=lambda path, candidate: None)
     assert artifact_step.file_contents(work, unknown, tmp_path / "model.pte", made) is None
     assert len(told) == 1  # an exporter need not know it
@@ -267,7 +267,7 @@ def test_a_teachers_file_is_held_against_the_torch_teacher(
         if answers is taught:
             assert evaluation.do(work, step, tmp_path).score == 1
             continue
-        with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples otherwise"):
+        with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples differently"):
             evaluation.do(work, step, tmp_path)
 
 
@@ -291,5 +291,5 @@ def test_bf16_where_the_processor_has_none_ends_before_any_training(
 
 
 def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> None:
-    with pytest.raises(ConfigError, match=r"at stages.1..quantize.precision\n.*precision is fp32 here, got bf16"):
+    with pytest.raises(ConfigError, match=r"at stages.1..quantize.precision\n.*precision must be fp32 here, got bf16"):
         recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"precision": "bf16"}}])

@@ -23,8 +23,8 @@ def show(found: Bench | Pair, stream: TextIO) -> None:
 
 def _ratio(found: Pair) -> str:
     first, second = (each.file for each in found.files)
-    word = "slower" if found.low > 1 else "faster" if found.high < 1 else "as fast, as far as can be told"
-    between = f"95 % between {found.low:.3f}x and {found.high:.3f}x"
+    word = "slower" if found.low > 1 else "faster" if found.high < 1 else "no significant difference"
+    between = f"95 % interval {found.low:.3f}x to {found.high:.3f}x"
     return f"{second} takes {found.ratio:.3f}x the time of {first}, {between}: {word}"
 
 
@@ -41,19 +41,19 @@ def _table(console: "Console", files: Sequence[Bench]) -> None:
 
     for found in files:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for column in ("metric", "value", "95 % between", "evidence", "processes"):
+        for column in ("metric", "value", "95 % interval", "evidence", "processes"):
             table.add_column(column, justify="right" if column in ("value", "processes") else "left", overflow="fold")
         for each in found.measurements:
             table.add_row(*_cells(each))
         console.print(f"{found.file} on {found.device}, {_environment(found.measurements[-1])}", markup=False)
         console.print(table)
         if fed := "  ".join(f"{name}={','.join(map(str, shape))}" for name, shape in found.inputs.items()):
-            console.print(f"fed with noise of {fed}", markup=False)
+            console.print(f"random inputs: {fed}", markup=False)
 
 
 def _cells(each: Measurement) -> tuple[str, ...]:
     low, high, value = (wording.figure(each.metric, figure) for figure in (each.low, each.high, each.value))
-    between = f"{low} and {high}" if each.low != each.high else ""
+    between = f"{low} to {high}" if each.low != each.high else ""
     return each.metric, value, between, _worth(each), str(each.detail.get("processes", ""))
 
 
@@ -78,4 +78,4 @@ def _doubts(console: "Console", files: Sequence[Bench]) -> None:
     for found in files:
         for each in found.measurements:
             for doubt in each.doubts:
-                console.print(f"doubt: {each.metric} of {found.file}: {doubt}", style="yellow", markup=False)
+                console.print(f"warning: {each.metric} of {found.file}: {doubt}", style="yellow", markup=False)

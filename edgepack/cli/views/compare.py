@@ -111,4 +111,4 @@ def _remarks(comparison: Comparison) -> Iterator[str]:
         for line in lines:
             yield f"{kind}: {line}"
     if not comparison.comparable:
-        yield "nothing of the two can be compared"
+        yield "no figure can be compared"

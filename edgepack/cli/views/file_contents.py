@@ -18,12 +18,12 @@ def show(build: Build, stream: TextIO) -> None:
 
     console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False)
     if not build.shipped():
-        console.print(f"the build has no file to look into{f': {build.error}' if build.error else ''}", markup=False)
+        console.print(f"the build exported no file{f': {build.error}' if build.error else ''}", markup=False)
     for artifact in build.shipped():
         console.print(f"{artifact.label}: {artifact.file}, {artifact.bytes:,} bytes", style="bold", markup=False)
         if artifact.contents is None:
-            why = "its exporter cannot, or an earlier edgepack built it, or build.log tells why not"
-            console.print(f"  nobody looked into it: {why}", markup=False)
+            why = "its exporter cannot read it, or an earlier edgepack built it, or see build.log"
+            console.print(f"  contents not available: {why}", markup=False)
             continue
         console.print(_layers(artifact.contents, artifact.bytes))
         for line in facts(artifact, artifact.contents):

@@ -39,8 +39,8 @@ def show(build: Build, stream: TextIO, reports: str, *, bundle: bool = True) -> 
 
 
 def _counted(doubts: int, reports: str) -> str:
-    where = f", all in {reports}/report.md" if reports else ""
-    return "1 doubt" if doubts == 1 else f"{doubts} doubts{where}, the first"
+    where = f" (all in {reports}/report.md)" if reports else ""
+    return "1 warning" if doubts == 1 else f"{doubts} warnings{where}, first"
 
 
 def _places(build: Build, reports: str, bundle: bool) -> str:

@@ -16,7 +16,7 @@ MAKES_TEACHER = True
 
 
 class Config(Training):
-    epochs: int = Field(default=8, ge=1, le=10_000, description="passes over the training split")
+    epochs: int = Field(default=8, ge=1, le=10_000, description="epochs")
 
 
 def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":

@@ -72,7 +72,7 @@ class AttentionTransfer:
         if not common:
             raise StageError(
                 "teacher and student have no feature maps of the same size to compare",
-                "leave `features` out, or choose a student that works at the teacher's resolutions",
+                "remove `features`, or choose a student with the teacher's resolutions",
             )
         self.seen: dict[tuple[str, Size], torch.Tensor] = {}
         self.sizes = common
@@ -135,8 +135,8 @@ class _OfEncoders:
         for role, module in (("teacher", teacher), ("student", student)):
             if not blocks(module):
                 raise StageError(
-                    f"the {role} is no transformer encoder, so it has no hidden states and no attention to compare",
-                    "use features, which compares the maps of convolutional nets",
+                    f"the {role} is not a transformer encoder, so it has no hidden states or attention to compare",
+                    "use features, which compares the feature maps of convolutional networks",
                 )
         self.known, self.own = _Watched(teacher, parts(teacher)), _Watched(student, parts(student))
         self.widths = self.known.width(inputs), self.own.width(inputs)

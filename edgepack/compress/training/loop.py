@@ -92,7 +92,7 @@ def fit(
         now = replace(judged(snapshot(module), context), epoch=epoch + 1)
         if not math.isfinite(now.loss):
             raise StageError(
-                f"training came apart in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
+                f"training diverged in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
                 f"use {'precision: fp32, or ' * how.bfloat16}a learning_rate below {settings.learning_rate:g}",
             )
         best = max(best, now, key=lambda each: each.score)
@@ -122,10 +122,10 @@ def check_trainable(module: nn.Module) -> None:
     if every and not any(each.requires_grad for each in every):
         raise StageError(
             f"there is nothing to train: all {len(every)} parameters are frozen (requires_grad is False)",
-            "let the function that makes the model unfreeze some: parameter.requires_grad_(True)",
+            "unfreeze some in the function that makes the model: parameter.requires_grad_(True)",
         )
     if not every:
-        raise StageError("there is nothing to train: the model has no parameters", "leave the stages that train out")
+        raise StageError("there is nothing to train: the model has no parameters", "remove the stages that train")
 
 
 def _as_good(now: Fitted, best: Fitted, samples: int) -> bool:

@@ -44,7 +44,7 @@ def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
     weights = _digest(teacher)
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
-        progress = Progress(emit, "asking the teacher", math.ceil(len(split) / EVALUATION_BATCH))
+        progress = Progress(emit, "running the teacher", math.ceil(len(split) / EVALUATION_BATCH))
         known = _ANSWERED[weights] = ref(split), predict(teacher, split, progress.advance)
     return known[1]
 

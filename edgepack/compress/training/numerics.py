@@ -46,7 +46,7 @@ def check_bf16() -> None:
     """Raises StageError where the processor would imitate it, which is slow."""
     if not cpu_features() & BF16:
         raise StageError(
-            f"this processor does not multiply bf16: it has none of {', '.join(sorted(BF16))}", "use precision: fp32"
+            f"this processor has no bf16 instructions: it has none of {', '.join(sorted(BF16))}", "use precision: fp32"
         )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Recovery(Training):
     """Training after a cut."""
 
-    epochs: int = Field(default=2, ge=0, le=10_000, description="passes over the training split after every step")
+    epochs: int = Field(default=2, ge=0, le=10_000, description="epochs after every step")
 
 
 def recover(module: "nn.Module", after: str, settings: Recovery, context: Context) -> None:

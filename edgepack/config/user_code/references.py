@@ -32,7 +32,7 @@ def source(reference: str) -> Path:
         expected = module.replace(".", "/")
         raise ValueError(f"there is no module '{module}': neither {expected}.py in this folder nor an installed one")
     if place.file.suffix != ".py":
-        raise ValueError(f"the module '{module}' is no Python file, but {place.file.name}")
+        raise ValueError(f"the module '{module}' is not a Python file but {place.file.name}")
     return place.file
 
 
@@ -55,7 +55,7 @@ def named(patterns: Iterable[str]) -> dict[str, Path]:
         here, inside = (Path("/"), pattern[1:]) if pattern.startswith("/") else (Path(), pattern)
         matches = [path for path in sorted(here.glob(inside or ".")) if path.is_file()]
         if not matches:
-            raise RecipeError(f"no file matches {pattern!r}", "files are named from the folder that edgepack runs in")
+            raise RecipeError(f"no file matches {pattern!r}", "paths are relative to the folder that edgepack runs in")
         found |= {str(path): path for path in matches}
     return found
 
@@ -72,7 +72,7 @@ def resolve(reference: str) -> Callable[..., Any]:
             f"'{reference}' does not load: {type(error).__name__}: {error}", f"python -c 'import {module}' shows where"
         ) from error
     if not callable(found):
-        raise RecipeError(f"'{reference}' is no function, but {type(found).__name__}")
+        raise RecipeError(f"'{reference}' is not a function but {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
 

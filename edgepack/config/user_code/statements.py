@@ -172,7 +172,7 @@ class _Folders:
                 return self.value(left) / self.value(right)
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return Path(f"{self.value(left)}{self.value(right)}")
-        raise ValueError("its value cannot be told")
+        raise ValueError("its value cannot be determined")
 
     def result(self, node: ast.Call) -> Path:
         """Of a function of os.path or a method of a path."""
@@ -181,7 +181,7 @@ class _Folders:
             given = [self.value(node.func.value), *given]
         act = _FUNCTIONS.get(_called(node))
         if act is None or (not given and act != Path.cwd):
-            raise ValueError("its value cannot be told")
+            raise ValueError("its value cannot be determined")
         return act(*given)
 
 

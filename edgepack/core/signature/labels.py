@@ -44,11 +44,11 @@ def problem(labels: Sequence[str]) -> str:
     seen: dict[str, str] = {}
     for label in labels:
         if why := flaw(label):
-            return f"{label!r} is no label: {why}"
+            return f"{label!r} is not a valid label: {why}"
         if (first := seen.get(_look(label))) == label:
             return f"the label {label!r} is given twice"
         if first is not None:
-            return f"two labels look the same, {first!a} and {label!a}: nobody could tell them apart"
+            return f"two labels look the same, {first!a} and {label!a}: no reader could tell them apart"
         seen[_look(label)] = label
     return ""
 

@@ -21,15 +21,15 @@ from edgepack.data.splits import Data
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 
-LICENCE = "copyright of the BBC, for research that is not commercial"
+LICENCE = "copyright of the BBC, for non-commercial research"
 _ARTICLES = Kind(
     noun="article", example="business/001.txt", known="files named .txt", accepts=lambda ending: ending == ".txt"
 )
 
 
 class Config(Settings):
-    test: Share = Field(default=0.2, description="share of each class")
-    validation: Share = Field(default=0.15, description="share of each class")
+    test: Share = Field(default=0.2, description="fraction of each class")
+    validation: Share = Field(default=0.15, description="fraction of each class")
 
 
 def describe(config: Config) -> Signature:

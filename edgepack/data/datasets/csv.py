@@ -29,12 +29,14 @@ Rows = dict[str, list[Document]]  # of each part that has a file
 
 
 class Config(Settings):
-    file: str = Field(description="the rows to train on, and those of each split that has no file of its own")
-    validation_file: str | None = Field(default=None, description="the rows of this split")
-    test_file: str | None = Field(default=None, description="the rows of this split")
-    text: str = Field(default="text", description="the column that holds the text")
-    label: str = Field(default="label", description="the column that holds its class")
-    encoding: Encoding = Field(default="utf-8", description="of the files")
+    file: str = Field(
+        description="file with the training rows, and with those of each split that has no file of its own"
+    )
+    validation_file: str | None = Field(default=None, description="file with the rows of this split")
+    test_file: str | None = Field(default=None, description="file with the rows of this split")
+    text: str = Field(default="text", description="column with the text")
+    label: str = Field(default="label", description="column with the class")
+    encoding: Encoding = Field(default="utf-8", description="encoding of the files")
 
     @property
     def files(self) -> dict[str, Path]:
@@ -80,7 +82,7 @@ def _rows(config: Config) -> Rows:
     labels = _labels(rows)
     if len(labels) < 2:
         found = f"one label only, {labels[0]!r}" if labels else "no rows"
-        raise RecipeError(f"{config.file} has {found}: there is nothing to tell apart")
+        raise RecipeError(f"{config.file} has {found}: a classifier needs at least two classes")
     for part, documents in rows.items():
         same_classes(f"in {config.files[part]}", part, labels, {each.label for each in documents})
     enough(Counter(each.label for each in rows["train"]), missing(rows, config.shares), "document")
@@ -95,14 +97,16 @@ def _documents(file: Path, config: Config) -> Iterator[Document]:
             _COMMAS if len(header) == 1 and {*header[0]} & {*";\t|"} else _named(file),
         )
     if twice := [column for column in (config.text, config.label) if header.count(column) > 1]:
-        raise RecipeError(f"{file} has the column {twice[0]!r} twice", "give one of the two another name")
+        raise RecipeError(f"{file} has the column {twice[0]!r} twice", "rename one of the two")
     for line, row in lines:
         if len(row) != len(header):
             raise RecipeError(f"{file}:{line}: the row has {len(row)} values for {len(header)} columns", _QUOTES)
         values = dict(zip(header, row, strict=True))
         label = values[config.label].strip()
         if why := flaw(label):
-            raise RecipeError(f"{file}:{line}: {f'{label!r} is no label: {why}' if label else 'the label is empty'}")
+            raise RecipeError(
+                f"{file}:{line}: {f'{label!r} is not a valid label: {why}' if label else 'the label is empty'}"
+            )
         yield Document(text=values[config.text], label=label, place=f"{file}:{line}")
 
 
@@ -110,8 +114,8 @@ def _named(file: Path) -> str:
     return f"name the columns: data: {{csv: {{file: {file}, text: ..., label: ...}}}}"
 
 
-_COMMAS = "columns are separated by commas: save it anew so"
-_QUOTES = 'a value that holds a comma, a quote or a line end stands in quotes, its own quotes twice: "so ""quoted"""'
+_COMMAS = "save the file with commas between columns"
+_QUOTES = 'put a value with a comma, a quote or a line end in quotes, and double the quotes inside it: "so ""quoted"""'
 
 
 def _lines(file: Path, encoding: str) -> list[tuple[int, list[str]]]:
@@ -136,4 +140,4 @@ def _lines(file: Path, encoding: str) -> list[tuple[int, list[str]]]:
 
 def _there(file: Path) -> None:
     if not file.is_file():
-        raise RecipeError(f"there is no file '{file}'", "files are named from the folder that edgepack runs in")
+        raise RecipeError(f"there is no file '{file}'", "paths are relative to the folder that edgepack runs in")

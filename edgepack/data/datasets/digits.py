@@ -29,7 +29,7 @@ _SPLITS = {"train": 0.60, "validation": 0.15, "test": 0.25}
 
 class Config(Frozen):
     size: int = Field(default=32, ge=8, le=224, description="side of the square picture in pixels, scaled bilinearly")
-    augment: bool = Field(default=False, description="shift training pictures by up to a sixteenth of their side")
+    augment: bool = Field(default=False, description="shift training pictures by up to 1/16 of their side")
 
 
 def describe(config: Config) -> Signature:

@@ -44,12 +44,12 @@ _FILES = {
 
 class Config(Frozen):
     folder: str | None = Field(
-        default=None, description="where the four IDX files are, .gz or not; default: found or downloaded"
+        default=None, description="folder of the four IDX files, .gz or not; default: searched for, or downloaded"
     )
     size: int = Field(default=_SIDE, ge=_SIDE, le=224, description="side of the picture in pixels, scaled bilinearly")
     augment: bool = Field(default=False, description="mirror training pictures and shift them by up to 2 pixels")
     samples: int | None = Field(
-        default=None, ge=20, description="training pictures used, equally many of every class; default: all"
+        default=None, ge=20, description="number of training pictures, the same for every class; default: all"
     )
 
 
@@ -166,7 +166,7 @@ def _downloaded() -> dict[str, Path]:
         for name in _FILES:
             (Path(source.raw_folder) / name).replace(cache / name)
     found = _in(cache)
-    assert found is not None, "every file was put there"
+    assert found is not None, "every file was saved there"
     return found
 
 
@@ -202,7 +202,7 @@ def _idx(path: Path, dimensions: int) -> "Bytes":
         raise _damaged(path, str(error)) from error
     start = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-        raise _damaged(path, f"it is no IDX file of bytes in {dimensions} dimensions")
+        raise _damaged(path, f"it is not an IDX file of bytes with {dimensions} dimensions")
     shape = [int(size) for size in numpy.frombuffer(content, ">u4", dimensions, offset=4)]
     values = numpy.frombuffer(content, numpy.uint8, offset=start)
     if len(values) != numpy.prod(shape, dtype=object):
@@ -218,4 +218,4 @@ def _bytes(path: Path) -> bytes:
 
 
 def _damaged(path: Path, problem: str) -> RecipeError:
-    return RecipeError(f"{path} is damaged: {problem}", "get it again, or name another folder")
+    return RecipeError(f"{path} is damaged: {problem}", "download it again, or name another folder")

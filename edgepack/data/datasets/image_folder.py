@@ -48,23 +48,31 @@ Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
 
 class Config(Frozen):
-    folder: str = Field(description="holds a folder for each class, or train, validation and test with those in them")
+    folder: str = Field(
+        description="folder with one subfolder per class, or with train, validation and test that have those"
+    )
     size: int = Field(default=224, ge=8, le=1024, description="side of the square picture in pixels")
     resize: int | None = Field(
         default=None, ge=8, le=2048, description="the shorter side before the crop; default: 256/224 of size"
     )
     color: Literal["rgb", "grey"] = "rgb"
-    mean: Channels | None = Field(default=None, description="subtracted from each channel; default: ImageNet's")
-    std: Channels | None = Field(default=None, description="each channel is divided by it; default: ImageNet's")
-    augment: bool = Field(default=True, description="crop training pictures at random places and mirror them")
-    validation: Share = Field(default=0.15, description="share of each class, where no folder holds this split")
-    test: Share = Field(default=0.15, description="share of each class, where no folder holds this split")
+    mean: Channels | None = Field(default=None, description="mean subtracted from each channel; default: ImageNet's")
+    std: Channels | None = Field(
+        default=None, description="standard deviation that each channel is divided by; default: ImageNet's"
+    )
+    augment: bool = Field(default=True, description="randomly crop and mirror training pictures")
+    validation: Share = Field(
+        default=0.15, description="fraction of each class for this split, if it has no folder of its own"
+    )
+    test: Share = Field(
+        default=0.15, description="fraction of each class for this split, if it has no folder of its own"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":
         possible(self.validation, self.test, "pictures")
         if self.shorter_side < self.size:
-            raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels that are cut out of it")
+            raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels of the crop")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, but a {self.color} picture has {self.channels}")
@@ -229,12 +237,12 @@ def _contradictions(groups: Sequence[Sequence[_Picture]], of: int) -> Iterator[s
 
 def _transparent(count: int) -> Iterator[str]:
     if count:
-        yield f"{counted(count, 'picture')} transparent in places: the colours that are stored there are taken"
+        yield f"{counted(count, 'picture')} partly transparent: the colours stored there are used"
 
 
 def _several(count: int) -> Iterator[str]:
     if count:
-        yield f"{counted(count, 'picture')} of several frames or pages: the first is taken"
+        yield f"{counted(count, 'picture')} with several frames or pages: the first is used"
 
 
 def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Sequence[str]) -> Lost:
@@ -268,7 +276,7 @@ def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost:
         if not members:
             fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
             told = whereabouts(fates, len(fates), "picture")
-            raise RecipeError(f"the {part} split has no picture of its own: {told}", ONCE)
+            raise RecipeError(f"the {part} split has no picture that other splits lack: {told}", ONCE)
         chosen = drawn([each.label for each in members], shares if part == "train" else {})
         # With nothing to be drawn from it, all of a part comes back under the name of train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

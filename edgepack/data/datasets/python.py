@@ -36,16 +36,16 @@ _BATCH = 256  # samples
 class Config(Frozen):
     function: Reference = Field(description='"module:function"; the current folder is searched first')
     shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = Field(
-        description="of one sample as the model takes it, for example [1, 28, 28]"
+        description="shape of one sample, for example [1, 28, 28]"
     )
-    labels: Annotated[tuple[str, ...], Field(min_length=2)] = Field(description="the name of target 0, 1, ...")
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] = Field(description="names of targets 0, 1, ...")
     dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
-    args: dict[str, Any] = Field(default={}, description="what the function is called with")
+    args: dict[str, Any] = Field(default={}, description="arguments of the function")
     files: Files = Field(
         default=(),
         description='what it reads, for example ["data/*.npz", "shop/*.py"]: when they change, so does the data',
     )
-    preprocessing: dict[str, Any] = Field(default={}, description="how an app makes the inputs, told in the bundle")
+    preprocessing: dict[str, Any] = Field(default={}, description="how an app makes the inputs, written to the bundle")
 
     @field_validator("labels")
     @classmethod
@@ -96,7 +96,7 @@ def _called(config: Config) -> object:
     except (Exception, SystemExit) as error:
         logging.getLogger(__name__).exception("%s failed", config.function)
         raise StageError(
-            f"{config.function} failed: {type(error).__name__}: {error}", "build.log has the traceback"
+            f"{config.function} failed: {type(error).__name__}: {error}", "see build.log for the traceback"
         ) from error
 
 
@@ -106,7 +106,9 @@ def _parts(function: str, given: object) -> dict[str, Any]:
     if isinstance(given, dict) and {*given} == {*_PARTS}:
         return given
     got = f"a dict with {', '.join(map(repr, given)) or 'nothing'}" if isinstance(given, dict) else type(given).__name__
-    raise RecipeError(f"{function} gave {got}", "return edgepack.Data, or a dict with 'train', 'validation' and 'test'")
+    raise RecipeError(
+        f"{function} returned {got}", "return edgepack.Data, or a dict with 'train', 'validation' and 'test'"
+    )
 
 
 def _split(part: str, given: Any) -> Split:
@@ -137,7 +139,7 @@ def _checked(part: str, split: Split, config: Config) -> Split:
     if lengths != {len(split)}:
         raise _wrong(part, f"it has {len(split)} targets for {' and '.join(map(str, sorted(lengths)))} inputs")
     if len(split) < (2 if part == "train" else 1):
-        raise _wrong(part, "it is empty" if not len(split) else "one sample is too few to train on")
+        raise _wrong(part, "it is empty" if not len(split) else "one sample is not enough to train on")
     low, high = int(split.targets.min()), int(split.targets.max())
     if low < 0 or high >= len(config.labels):
         raise _wrong(
@@ -157,12 +159,12 @@ def _as_described(part: str, inputs: "tuple[Tensor, ...]", config: Config) -> No
     if dtype != config.dtype:
         raise _wrong(part, f"inputs are {dtype}, but the recipe says {config.dtype}")
     if inputs[0].is_floating_point() and not bool(inputs[0].isfinite().all()):
-        raise _wrong(part, "some inputs are infinite or not a number")
+        raise _wrong(part, "some inputs are NaN or Inf")
 
 
 def _wrong(part: str, problem: str) -> RecipeError:
     return RecipeError(
-        f"the split '{part}' of the data is not as it should be: {problem}", "mend the function, or the recipe's data"
+        f"the split '{part}' of the data is wrong: {problem}", "fix the function, or the data section of the recipe"
     )
 
 
@@ -179,7 +181,7 @@ def _shared(splits: Mapping[str, Split]) -> Iterator[str]:
     for part, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
         known = {*contents[other]}
         if count := sum(each in known for each in contents[part]):
-            yield f"{count} of {len(contents[part])} {part} samples stand in {other} too: {part} scores are too good"
+            yield f"{count} of {len(contents[part])} {part} samples are also in {other}: {part} scores are too high"
 
 
 def _content(sample: "tuple[Tensor, ...]") -> bytes:

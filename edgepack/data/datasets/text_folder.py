@@ -31,10 +31,13 @@ _DOCUMENTS = Kind(
 
 
 class Config(Settings):
-    folder: str = Field(description="holds a folder for each class, or train, validation and test with those in them")
-    encoding: Encoding = Field(default="utf-8", description="of the files that have no byte order mark")
+    folder: str = Field(
+        description="folder with one subfolder per class, or with train, validation and test that have those"
+    )
+    encoding: Encoding = Field(default="utf-8", description="encoding of files without a byte order mark")
     encoding_errors: Literal["strict", "replace"] = Field(
-        default="strict", description="what is of another encoding: an error, or U+FFFD in its place and a note"
+        default="strict",
+        description="bytes of another encoding: an error (strict), or replaced by U+FFFD with a note (replace)",
     )
 
 
@@ -73,13 +76,13 @@ def load(config: Config) -> Data:
     return replace(data, notes=(*listing.notes, *_replaced(odd, config), *data.notes))
 
 
-_MIXED = "convert them, name their encoding, for example encoding: latin-1, or say encoding_errors: replace"
+_MIXED = "convert them, set their encoding (for example encoding: latin-1), or set encoding_errors: replace"
 
 
 def _replaced(odd: Mapping[Path, str], config: Config) -> Iterator[str]:
     if odd:
         told = f"not {config.encoding}, such as {shown(next(iter(odd)))}"
-        yield f"{counted(len(odd), 'document')} {told}: U+FFFD stands for what cannot be read"
+        yield f"{counted(len(odd), 'document')} {told}: unreadable bytes are replaced by U+FFFD"
 
 
 def _each(found: dict[str, Files]) -> Iterator[tuple[str, str, Path]]:
@@ -96,7 +99,7 @@ def _listed(config: Config) -> Listing:
     enough(counts, missing(found, config.shares), "document")
     sizes = ((file, file.stat().st_size) for _, _, file in _each(found))
     if problems := [f"{shown(file)}: {_odd(size)}" for file, size in sizes if not 0 < size <= LONGEST]:
-        raise unreadable(problems, "document", "cannot be used", "mend or remove them")
+        raise unreadable(problems, "document", "cannot be used", "fix or remove them")
     return listing
 
 

@@ -8,4 +8,4 @@ __all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score"]
 
 def incompatibility(signature: Signature) -> str:
     text = signature.preprocessing.get("kind") == "text"
-    return "it is a task for pictures, but the data is texts: text_classification" if text else ""
+    return "this task is for pictures, but the data is text: use text_classification" if text else ""

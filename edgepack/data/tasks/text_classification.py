@@ -7,4 +7,4 @@ __all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score"]
 
 
 def incompatibility(signature: Signature) -> str:
-    return "" if signature.preprocessing.get("kind") == "text" else "it is a task for texts, which the data is not"
+    return "" if signature.preprocessing.get("kind") == "text" else "this task is for text, but the data is not"

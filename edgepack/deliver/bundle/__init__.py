@@ -74,20 +74,22 @@ def unpack(bundle: Path, target: Path, *, deploy_only: bool = False, runtime: st
         else:
             swap(chosen, target)
     except OSError as error:
-        raise DeviceError(f"cannot write {target}: {error.strerror}", "name another place") from error
+        raise DeviceError(f"cannot write {target}: {error.strerror}", "choose another target") from error
     return verify(target)
 
 
 def _refuse(bundle: Path, target: Path) -> None:
     """Nothing but a whole bundle, with no file of anybody's in it, may be replaced."""
     if target == bundle or bundle in target.parents:
-        raise RecipeError(f"{target} is where the bundle itself lies", "name another place")
+        raise RecipeError(f"{target} is the folder of the bundle itself", "choose another target")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
         verify(target)
     except VerifyError:
-        raise RecipeError(f"{target} is there already, and no bundle", "name another place, or take it away") from None
+        raise RecipeError(
+            f"{target} already exists and is not a bundle", "choose another target or remove it"
+        ) from None
 
 
 def remove(folder: Path, name: str) -> None:

@@ -103,11 +103,11 @@ def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(Path(above, name) for name in (*folders, *files)):
             name = path.relative_to(folder).as_posix()
             if path.is_symlink():
-                raise VerifyError(f"{folder}: {name!r} is a link; a bundle holds plain files")
+                raise VerifyError(f"{folder}: {name!r} is a link; a bundle holds regular files only")
             if path.is_file():
                 yield name, path
             elif not path.is_dir():
-                raise VerifyError(f"{folder}: {name!r} is no plain file")
+                raise VerifyError(f"{folder}: {name!r} is not a regular file")
 
 
 def _beginning(path: Path, limit: int) -> bytes:
@@ -123,7 +123,7 @@ def _beginning(path: Path, limit: int) -> bytes:
 def read_zip(path: Path) -> Files:
     """The files of a zip that edgepack packed. Raises VerifyError for any other, before anything is unpacked."""
     if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
-        raise VerifyError(f"{path} is no plain file", "give the .zip that a build wrote, or its unpacked folder")
+        raise VerifyError(f"{path} is not a regular file", "give the .zip that a build wrote, or its unpacked folder")
     try:
         with path.open("rb") as file:
             return _unzipped(path, file)
@@ -144,18 +144,18 @@ def _unzipped(path: Path, file: BinaryIO) -> Files:
     except (VerifyError, OSError, MemoryError):
         raise
     except Exception as error:  # zipfile raises many kinds on bytes that are no zip
-        raise VerifyError(f"{path} is not a whole zip file: {error}", "copy or build it again") from None
+        raise VerifyError(f"{path} is not a complete zip file: {error}", "copy or build it again") from None
     file.seek(0)
     if pack(files) != file.read(length + 1):
         raise VerifyError(_CHANGED.format(path))
     return files
 
 
-_CHANGED = "{} was not packed by edgepack, or changed since: its bytes are not those of its files"
+_CHANGED = "{} was not packed by edgepack, or was changed later"
 
 
 def _too_large(path: Path) -> VerifyError:
-    return VerifyError(f"{path} is larger than the memory here", "check it on a computer that has more")
+    return VerifyError(f"{path} is larger than the memory of this computer", "use a computer with more memory")
 
 
 def _refuse_blown_up(file: BinaryIO, length: int) -> None:
@@ -163,23 +163,25 @@ def _refuse_blown_up(file: BinaryIO, length: int) -> None:
     file.seek(max(0, length - _END.size))
     end = file.read(_END.size)
     if len(end) < _END.size or end[:4] != b"PK\5\6":
-        raise zipfile.BadZipFile("it has no end")
+        raise zipfile.BadZipFile("its end is missing")
     *_, directory, start, _ = _END.unpack(end)
     if directory > _MOST or start + directory + _END.size != length:
-        raise zipfile.BadZipFile("its end is not where it says")
+        raise zipfile.BadZipFile("its end is not where the file says")
 
 
 def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) -> None:
     if sum(member.file_size for member in members) > length:  # also where every file overlaps the next
-        raise VerifyError(f"{path} was not packed by edgepack: it grows when it is unpacked")
+        raise VerifyError(f"{path} was not packed by edgepack: unpacked it is larger than declared")
     seen: set[str] = set()
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED:
-            raise VerifyError(f"{path} was not packed by edgepack: {member.filename!r} grows when it is unpacked")
+            raise VerifyError(
+                f"{path} was not packed by edgepack: unpacked {member.filename!r} is larger than declared"
+            )
         if not safe(member.filename):
             raise VerifyError(f"{path}: {member.filename!r} would be written outside the bundle's folder")
         if member.filename in seen:
-            raise VerifyError(f"{path}: {member.filename!r} is there twice")
+            raise VerifyError(f"{path}: {member.filename!r} occurs twice")
         seen.add(member.filename)
     if length != _END.size + sum(_HEADS + 2 * len(each.filename.encode()) + each.file_size for each in members):
         raise VerifyError(_CHANGED.format(path))  # before all of it is read

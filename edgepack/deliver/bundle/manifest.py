@@ -98,7 +98,7 @@ def read(bundle: Path) -> tuple[Manifest, Files]:
     problems = [*_differences(manifest, files), *_sums(manifest, files), *_loose_ends(manifest), *_labels(files)]
     if problems:
         listed = "\n".join(f"  {each}" for each in problems)
-        raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it: build it again")
+        raise VerifyError(f"{bundle} is not what its manifest says:\n{listed}", "do not ship it; build it again")
     return manifest, files
 
 
@@ -142,7 +142,7 @@ def _sizes(content: bytes) -> dict[str, int]:
 
 def _parsed(files: Mapping[str, bytes]) -> Manifest:
     if MANIFEST not in files:
-        raise VerifyError("there is no manifest.json: this is not an edgepack bundle")
+        raise VerifyError("manifest.json not found: this is not an edgepack bundle")
     try:
         schema = json.loads(files[MANIFEST])["schema"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -167,7 +167,7 @@ def _known(schema: Any) -> None:
         return
     known, message = SCHEMA.partition("/")[0], f"the manifest has schema {schema!r}, this edgepack reads {SCHEMA!r}"
     if isinstance(schema, str) and re.fullmatch(rf"{re.escape(known)}/[1-9][0-9]{{0,8}}", schema):
-        raise SchemaError(message, "a newer edgepack wrote it: update this one")
+        raise SchemaError(message, "a newer edgepack wrote it: update edgepack")
     raise VerifyError(message)
 
 
@@ -208,7 +208,7 @@ def _loose_ends(manifest: Manifest) -> Iterator[str]:
         if roles.get(runtime.entry.file) != "deploy":
             yield f"nothing for {name!r} to load: {runtime.entry.file!r}"
     if manifest.deploy_only and {*roles.values()} - {"deploy"}:
-        yield "more than an app ships, in a bundle of what it ships alone"
+        yield "a --deploy-only bundle holds files that an app does not ship"
 
 
 def _labels(files: Files) -> Iterator[str]:
@@ -218,7 +218,7 @@ def _labels(files: Files) -> Iterator[str]:
     try:
         found = labels.read(files["io/labels.txt"])
     except ValueError as error:
-        yield f"not a label on each line: io/labels.txt: {printable(str(error))}"
+        yield f"io/labels.txt must have one label per line: {printable(str(error))}"
         return
     if (outputs := _outputs(files["io/signature.json"])) not in (None, len(found)):
         yield f"{len(found)} labels for {outputs} outputs: io/labels.txt"

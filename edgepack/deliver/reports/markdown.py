@@ -10,7 +10,7 @@ FILE = "report.md"
 
 _BUDGETS = ("budget", "file", "value", "limit", "headroom", "verdict", "written at")
 _LEDGER = ("stage", "parameters", "MACs", "bytes", "accuracy", "seconds")
-_PLACES = ("where", "with", "what of", "figures", "evidence")
+_PLACES = ("where", "versions", "files", "figures", "evidence")
 
 
 def render(build: Build) -> str:
@@ -60,7 +60,7 @@ def _top(build: Build) -> Iterator[str]:
     yield from [*gains, ""] if gains else []
     yield "## Budgets"
     yield ""
-    yield from _budgets(build) if build.verdicts else ["nothing was judged", ""]
+    yield from _budgets(build) if build.verdicts else ["no limit checked", ""]
 
 
 def _budgets(build: Build) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _ledger(build: Build) -> Iterator[str]:
     if rows:
         yield "## Ledger"
         yield ""
-        yield "What each stage left: size of all stored tensors, accuracy of the torch model on the validation split."
+        yield "After each stage: size of all stored tensors, accuracy of the torch model on the validation split."
         yield ""
         yield from table(_LEDGER, rows)
         yield ""
@@ -123,7 +123,7 @@ def _loud(evidence: str) -> str:
 
 
 def _doubts(build: Build) -> Iterator[str]:
-    yield "## Doubts"
+    yield "## Warnings"
     yield ""
     yield from [f"- {escaped(doubt)}" for doubt in wording.doubts(build)] or ["none"]
     if note := wording.reused(build):

@@ -70,7 +70,7 @@ def _rule(id: str) -> dict[str, Any]:
     metric = next((known for known in (name, name.rpartition(".")[0]) if known in METRICS), "")
     short = f"Budget on {name}: {METRICS[metric].meaning}" if metric else f"Budget on {name}"
     if id == "edgepack/build":
-        short = "The build came to its end"
+        short = "The build finished"
     return {"id": id, "shortDescription": {"text": short}}
 
 

@@ -50,7 +50,7 @@ class Estimator:
     def _time(self, job: Job) -> dict[str, Any]:
         analytic, runtime = self.device.analytic, job["runtime"]
         if analytic is None or runtime not in analytic.runtimes:
-            message = f"the profile of {self.device.name} has no figures to estimate the time of {runtime} with"
+            message = f"the profile of {self.device.name} has no figures for estimating the time of {runtime}"
             raise DeviceError(message, f"add them to `analytic` in {self.device.file}")
         file = Path(job["file"])
         computed = operations(runtime, file, self.device.quantization, job.get("shapes", {}))

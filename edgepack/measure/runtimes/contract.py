@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
 
-NO_OUTPUTS = "it has no outputs: there is nothing that it computes"
-SUPPORTED_TYPES = "only tensors of float16, float32, float64, whole numbers and truth values are"
+NO_OUTPUTS = "it has no outputs"
+SUPPORTED_TYPES = "only tensors of float16, float32, float64, integers and booleans are"
 
 
 class Refused(Exception):

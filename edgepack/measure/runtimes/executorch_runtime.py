@@ -38,7 +38,7 @@ class Runtime:
         try:
             tensor = meta.input_tensor_meta(i)
         except IndexError:
-            raise Refused(f"its input {i} is no tensor, which cannot be fed: {SUPPORTED_TYPES}") from None
+            raise Refused(f"its input {i} is not a tensor, which cannot be fed: {SUPPORTED_TYPES}") from None
         if tensor.dtype() not in _TYPES:
             named = {15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"}.get(tensor.dtype(), "of another type")
             raise Refused(f"its input {i} is {named}, which cannot be fed: {SUPPORTED_TYPES}")
@@ -52,5 +52,5 @@ class Runtime:
 
     def array(self, output: Any) -> Any:
         if not isinstance(output, self.torch.Tensor):
-            raise Refused(f"its first output is no tensor, but {type(output).__name__}, which cannot be compared")
+            raise Refused(f"its first output is a {type(output).__name__}, not a tensor, which cannot be compared")
         return output.numpy()

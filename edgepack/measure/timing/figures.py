@@ -43,11 +43,11 @@ def slowed_down(answer: dict[str, Any]) -> str:
     """
     before, after = answer.get("before", {}), answer.get("after", {})
     if before.get("throttled") or after.get("throttled"):
-        return "it reports throttling, or too little power"
+        return "it reports throttling or low power"
     if after.get("throttle_count", 0) > before.get("throttle_count", 0):
         return "the processor throttled"
     rise = after.get("celsius", 0.0) - before.get("celsius", math.inf)
-    return f"it grew warmer by {rise:.0f} degrees" if rise > _RISE else ""
+    return f"its temperature rose by {rise:.0f} degrees" if rise > _RISE else ""
 
 
 def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -76,21 +76,21 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
     if len(values) < 2 or (mean := statistics.fmean(values)) == 0:
         return ""
     spread = statistics.stdev(values) / mean
-    fewer = "" if threads == 1 else ", or put `controls: {threads: 1}` into the device profile"
+    fewer = "" if threads == 1 else ", or set `controls: {threads: 1}` in the device profile"
     return f"processes differ by {spread:.0%}: close other programs{fewer}" if spread > _NOISY else ""
 
 
 def _crowded(answers: Answers) -> str:
     """Steady competition makes every process slower alike, so that they agree. The median: one process tells little."""
     share = statistics.median([answer.get("crowded", 0.0) for answer in answers] or [0.0])
-    told = f"other programs took {share:.0%} of the time of the cores that it was timed on: close them"
+    told = f"other programs used {share:.0%} of the time of the cores used for timing: close them"
     return told if share > _CROWDED else ""
 
 
 def _blind(answers: Answers) -> str:
     if not any(answer.get("blind") for answer in answers):
         return ""
-    return "the device tells no temperature, so `cool_down` waited for nothing: let it rest before it is timed"
+    return "the device reports no temperature, so `cool_down` had no effect: let it cool before timing"
 
 
 def _unchecked(answers: Answers) -> str:

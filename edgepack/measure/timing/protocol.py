@@ -114,4 +114,4 @@ def _check_state(answers: Answers) -> None:
     slowed = [why for answer in answers if (why := slowed_down(answer))]
     if len(answers) in LOOKS and len(slowed) > _SPOILT * len(answers):
         message = f"the device slowed down in {len(slowed)} of {len(answers)} processes: {slowed[-1]}"
-        raise DeviceError(message, "let it cool, feed it enough power, or give its profile a `cool_down`")
+        raise DeviceError(message, "let it cool, check its power supply, or set `cool_down` in its profile")

@@ -96,7 +96,7 @@ def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
     fixed = _given(specs, job)
     for name, shape, _ in fixed:
         if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise Refused(f"the shape of {name} is open: {', '.join(map(str, shape))}")
+            raise Refused(f"the shape of {name} is dynamic: {', '.join(map(str, shape))}")
     return fixed
 
 

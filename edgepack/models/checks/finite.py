@@ -47,7 +47,7 @@ def _used(node: fx.Node) -> str:
     return f" in '{part}'" if part else ""
 
 
-NOT_FINITE = "mend the checkpoint, or what makes the weights; after a stage that trains: a lower learning_rate"
+NOT_FINITE = "fix the checkpoint, or the code that makes the weights; after a training stage use a lower learning_rate"
 
 
 def first_not_finite(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:

@@ -29,8 +29,8 @@ ANSWERS = "answers.npy"
 
 _PATIENCE = 900  # seconds, for a process that loads a model and runs it once
 _ROUNDING = 1e-3  # of the largest output: sums of other batches come in another order
-_KEEP = "keep it in the state dict, self.register_buffer(name, tensor), or make it without chance"
-_ONCE = "let it answer alike in eval(): F.dropout(x, training=self.training), no noise, nothing counted"
+_KEEP = "keep it in the state dict with self.register_buffer(name, tensor), or make it deterministic"
+_ONCE = "make it deterministic in eval(): F.dropout(x, training=self.training), no noise, no counters"
 
 
 def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
@@ -46,7 +46,7 @@ def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
         if not same(first[row : row + 1], answer(module, alone), largest(first)):
             part = without_statistics(module) or _part(module, inputs, alone, row)
             raise StageError(
-                f"the output for a sample depends on the rest of the batch{part}: on a device it is alone", EACH
+                f"the output for a sample depends on the rest of the batch{part}: on a device each sample runs alone", EACH
             )
 
 
@@ -85,12 +85,12 @@ def check_in_process(candidate: "Candidate", inputs: Inputs, name: str) -> None:
             logging.getLogger(__name__).error("%r", error.stderr)
             raise StageError(
                 f"{name}, loaded in another process, gave no outputs within {_PATIENCE} s",
-                "let the function only make the model: it waits for something, or does more than that",
+                "let the function only make the model: it waits for something, or does other work",
             ) from error
         if done.returncode:
             logging.getLogger(__name__).error("%s", done.stderr)
             why = _ending(done.returncode, done.stderr)
-            raise StageError(f"{name} cannot be loaded in another process: {why}", "build.log has what it printed")
+            raise StageError(f"{name} cannot be loaded in another process: {why}", "see build.log for its output")
         again = torch.from_numpy(numpy.load(Path(folder, ANSWERS), allow_pickle=False))
     if not same(answer(candidate.module.eval(), inputs), again):
         raise StageError(
@@ -106,7 +106,7 @@ def _ending(code: int, printed: str) -> str:
     """
     if code < 0:
         named = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
-        return f"the process was ended by {named}"
+        return f"the process was killed by {named}"
     last = printed.strip().splitlines()[-1:]
     return last[0] if last and code == 1 else f"the process ended with the exit status {code}"
 

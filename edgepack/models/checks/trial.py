@@ -51,7 +51,7 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
         except Exception as error:
             logging.getLogger(__name__).exception("%s cannot take zeros", name)
             if batch == 1 and (norm := without_statistics(module)):
-                raise StageError(f"{name} gives no answer to a single sample{norm}", EACH) from error
+                raise StageError(f"{name} fails on a single sample{norm}", EACH) from error
             at = f", at {place}" if (place := source_lines.of_error(error, module)) else ""
             raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
         if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
@@ -61,7 +61,7 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
         if given.dtype != torch.float32:
             at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
             kind = str(given.dtype).removeprefix("torch.")
-            advice = "let forward return logits in float32: logits.float()"
+            advice = "return logits in float32 from forward: logits.float()"
             raise StageError(f"{name} gives outputs in {kind}, not in float32{at}", advice)
     return module.train(training)
 
@@ -75,8 +75,8 @@ def without_statistics(module: "nn.Module") -> str:
     return f": the batch norm '{found[0]}' keeps no statistics" if found else ""
 
 
-EACH = "let forward treat each sample by itself; a batch norm needs track_running_stats=True"
-_MEND = "mend the model, or name one that fits the data's shape and number of classes"
+EACH = "process each sample independently in forward; a batch norm needs track_running_stats=True"
+_MEND = "fix the model, or use one that fits the data's shape and number of classes"
 
 
 def _shapes(values: list[Any]) -> str:

@@ -32,10 +32,12 @@ _HEADS = ("classifier", "pooler", "pre_classifier")  # what a model without a he
 class Config(Frozen):
     huggingface: str = Field(description="a folder, all-MiniLM-L6-v2 (with the extra minilm), or owner/name of the hub")
     layers: int | tuple[int, ...] | None = Field(
-        default=None, description="the first so many of its layers, or those at these places from 0; default: all"
+        default=None, description="number of first layers to keep, or a list of layer indices from 0; default: all"
     )
     weights: Literal["pretrained"] | None = Field(default="pretrained", description="null: start from random weights")
-    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    checkpoint: Checkpoint | None = Field(
+        default=None, description="file with weights of exactly this model: .safetensors, .pth"
+    )
     checkpoint_key: CheckpointKey = None
 
     @field_validator("huggingface")
@@ -219,7 +221,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
             output_loading_info=True,
         )
     except Exception as error:  # damaged files fail in many ways
-        raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them anew") from error
+        raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them again") from error
     check_floats(path.parent / hub.WEIGHTS[0])
     lost = sorted(key for key in told["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
     if lost:

@@ -35,11 +35,17 @@ _HEADLESS = "IMAGENET1K_FEATURES"  # no classifier in it: for feature extraction
 
 
 class Config(Frozen):
-    torchvision: str = Field(description="the name of the model's builder, for example resnet18")
-    width: Share = Field(default=1.0, description="share of the channels of every layer that is kept")
-    in_channels: int | None = Field(default=None, ge=1, description="default: as many as the data has")
-    weights: str | None = Field(default=None, description="trained on ImageNet, for example DEFAULT; downloaded once")
-    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    torchvision: str = Field(description="name of the model in torchvision, for example resnet18")
+    width: Share = Field(default=1.0, description="fraction of channels to keep in every layer")
+    in_channels: int | None = Field(
+        default=None, ge=1, description="number of input channels; default: that of the data"
+    )
+    weights: str | None = Field(
+        default=None, description="pretrained ImageNet weights, for example DEFAULT; downloaded once"
+    )
+    checkpoint: Checkpoint | None = Field(
+        default=None, description="file with weights of exactly this model: .safetensors, .pth"
+    )
     checkpoint_key: CheckpointKey = None
 
     @field_validator("torchvision")
@@ -54,7 +60,7 @@ class Config(Frozen):
     def _narrower(cls, width: float) -> float:
         if not 0 < width <= 1:
             raise ValueError(
-                f"width is a share of the model's own channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
+                f"width is a percentage of the model's channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
             )
         return width
 
@@ -70,7 +76,7 @@ class Config(Frozen):
     @classmethod
     def _one_start(cls, checkpoint: object, info: ValidationInfo) -> object:
         if checkpoint is not None and info.data.get("weights") is not None:
-            raise ValueError("the model starts from weights or from a checkpoint: leave one of them out")
+            raise ValueError("weights and checkpoint exclude each other: remove one of them")
         return checkpoint
 
 
@@ -83,11 +89,11 @@ def trained(config: Config, signature: Signature) -> bool:
 def incompatibility(config: Config, signature: Signature) -> str:
     shape = signature.inputs[0].shape
     if len(shape) != 3:
-        return f"the models of torchvision take pictures, but the data has inputs of shape {[*shape]}"
+        return f"torchvision models need pictures, but the data has inputs of shape {[*shape]}"
     if config.in_channels not in (None, shape[0]):
-        return f"in_channels is {config.in_channels}, but the data has {shape[0]}: leave it out"
+        return f"in_channels is {config.in_channels}, but the data has {shape[0]}: remove it"
     if config.width < 1 and config.torchvision.startswith(_ATTENTION):
-        return f"{config.torchvision} cannot be narrowed, its attention has fixed heads: leave width out"
+        return f"{config.torchvision} cannot be narrowed, its attention has fixed heads: remove width"
     return ""
 
 
@@ -154,7 +160,7 @@ def _structure(name: str, signature: Signature) -> "nn.Module":
     except (AssertionError, ValueError) as error:
         raise StageError(
             f"{name} cannot take pictures of {height} x {width}: {reason(error)}",
-            "give the data another size, or name another model",
+            "use another size for the data, or another model",
         ) from error
     if channels != 3:
         _take_channels(module, channels)
@@ -206,8 +212,8 @@ def _downloaded(name: str, weights: str) -> "dict[str, Tensor]":
     except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError, UnpicklingError) as error:
         network = isinstance(error, URLError | HTTPException | TimeoutError | ConnectionError)
         raise (DeviceError if network else StageError)(
-            f"the weights {weights} of {name} could not be had from {member.url}: {reason(error)}",
-            f"download that file elsewhere and put it into {_cache()}, or name a checkpoint in place of weights",
+            f"the weights {weights} of {name} could not be downloaded from {member.url}: {reason(error)}",
+            f"download that file on another computer and copy it to {_cache()}, or use checkpoint instead of weights",
         ) from error
     for key in [key for key in state if re.match(r"aux|AuxLogits", key)]:
         del state[key]
@@ -284,6 +290,6 @@ def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
         why = error.message if isinstance(error, StageError) else reason(error)
         raise StageError(
             f"{config.torchvision} cannot be narrowed to {SHARE.format(config.width)}: {why}",
-            "nets of convolutions can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "
-            "or name a smaller model and leave width out",
+            "convolutional networks can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "
+            "or use a smaller model without width",
         ) from error

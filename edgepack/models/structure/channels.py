@@ -224,8 +224,8 @@ def _traced(module: nn.Module, inputs: Inputs, *, trailing: bool) -> Flow:
         at = source_lines.of_error(error, module)
         why = f"{type(error).__name__}: {error}"
         raise StageError(
-            f"how channels flow through this model cannot be followed{f', at {at}' if at else ''} ({why})",
-            "train a model that is smaller from the start, or use factorize or quantize",
+            f"cannot trace how channels flow through this model{f', at {at}' if at else ''} ({why})",
+            "train a smaller model, or use factorize or quantize",
         ) from error
     finally:
         for part, mode in modes.items():
@@ -260,17 +260,17 @@ def _sorted(flow: Flow) -> Channels:
     for slots, pieces in sorted(alike.items()):
         strand = _strand(found, slots[0], [*pieces.values()], [why for label in pieces for why in suspects[label]])
         reasons = [held[label] for label in pieces if label in held]
-        idle = "" if found.slots[strand.root].start in flow.ran else "it does not run when the model answers"
+        idle = "" if found.slots[strand.root].start in flow.ran else "it does not run in inference"
         if why := next(iter(reasons), "") or idle or _too_thick(strand):
             _stay(found, strand, why)
         elif frozen := _frozen(found, strand):
-            _stay(found, strand, f"'{frozen}', which must lose the same channels, is frozen (requires_grad is False)")
+            _stay(found, strand, f"'{frozen}', which would lose the same channels, is frozen (requires_grad is False)")
             found.whole |= {frozen: FROZEN} if frozen in found.makers(strand) else {}
         else:
             found.strands.append(strand)
     for name, layer in flow.module.named_modules():
         if isinstance(layer, _ConvNd | nn.Linear) and "weight" not in layer._parameters:
-            found.whole[name] = "its weight is computed, as by a parametrization"
+            found.whole[name] = "its weight is computed, for example by a parametrization"
     return found
 
 

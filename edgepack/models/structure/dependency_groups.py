@@ -79,7 +79,7 @@ class Survey:
     whole: dict[str, str]
 
 
-SPARED = "it is spared"  # a reason
+SPARED = "it is excluded"  # a reason
 
 
 def survey(module: nn.Module, inputs: Inputs, spare: Collection[str] = ()) -> Survey:

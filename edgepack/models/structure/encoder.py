@@ -146,14 +146,14 @@ def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str
     """
     row = [block.name for block in blocks(module)]
     if not row:
-        raise StageError(f"{of} is no transformer encoder, so it has no layers to choose from", "use compression: 4")
+        raise StageError(f"{of} is not a transformer encoder, so it has no layers to choose from", "use compression: 4")
     try:
         kept = chosen(layers, len(row), of)
     except ValueError as error:
         raise StageError(str(error), f"layers: {max(1, len(row) // 2)} keeps the lowest") from error
     places = range(kept) if isinstance(kept, int) else kept
     if len(places) == len(row):
-        raise StageError(f"all {len(row)} layers of {of} would be kept", "leave some of them out")
+        raise StageError(f"all {len(row)} layers of {of} would be kept", "remove some of them")
     return tuple(name for place, name in enumerate(row) if place not in places)
 
 

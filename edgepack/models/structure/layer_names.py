@@ -44,7 +44,7 @@ def chosen(layers: int | tuple[int, ...], known: int, of: str) -> int | tuple[in
             raise ValueError(f"{of} has {known} layers, {layers} cannot be kept")
         return layers
     if not layers or list(layers) != sorted({*layers}):
-        raise ValueError(f"layers are places from 0, each once and in order, got {[*layers]}")
+        raise ValueError(f"layers are indices from 0, each once and in order, got {[*layers]}")
     if layers[0] < 0 or layers[-1] >= known:
         raise ValueError(f"{of} has the layers 0 to {known - 1}, got {[*layers]}")
     return layers

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CHANGED = "outputs would change even where removed channels are not used"
+CHANGED = "outputs would change even though nothing uses the removed channels"
 OVERFLOWS = "with random weights its outputs overflow, so a cut cannot be checked"
 _ROUNDING = 1e-4  # of the largest answer, in float32
 _MOST = 1e30  # beyond this float32 is about to overflow

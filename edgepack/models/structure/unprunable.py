@@ -28,13 +28,13 @@ def nothing_removed(
     if not found.groups:
         return StageError(f"nothing was removed: {no_groups(module, found)}", way_out(found))
     if blocks(module):
-        why = f"no layer has a whole head, nor a block of {multiple} neurons, to spare"
+        why = f"no layer has a whole head, or a block of {multiple} neurons, that can be removed"
     elif all(share(group.name) == 1 for group in found.groups):
-        why = "every layer was to keep all of its channels"
+        why = "the ratio of every layer is 0 %"
     else:
-        why = f"in whole blocks of {multiple} channels, every layer keeps all it has: {_widths(found.groups)}"
+        why = f"no layer has a whole block of {multiple} channels to remove: {_widths(found.groups)}"
     also = reasons(found.whole)
-    why += f"; besides, {told(also)}" if also else ""
+    why += f"; also, {told(also)}" if also else ""
     return StageError(f"nothing was removed: at {fewer} {why}", _larger(found, multiple))
 
 
@@ -50,7 +50,7 @@ def no_groups(module: nn.Module, found: Survey) -> str:
     if why := reasons(found.whole):
         return f"no layer can lose channels: {told(why)}"
     if SPARED in found.whole.values():
-        return "every layer that could lose channels is spared"
+        return "every layer that could lose channels is excluded"
     answers = listed(list(found.whole)) or "none of its layers"
     others = [
         f"'{name}' is a {type(layer).__name__}"
@@ -64,10 +64,10 @@ def no_groups(module: nn.Module, found: Survey) -> str:
 def way_out(found: Survey) -> str:
     """What to do where not one layer can lose channels."""
     if FROZEN in found.whole.values():
-        return "let the function that makes the model unfreeze them (requires_grad), or leave prune out"
+        return "unfreeze them (requires_grad) in the function that makes the model, or remove prune"
     if SPARED in found.whole.values():
-        return "spare fewer layers"
-    others = "use quantize or factorize, a smaller model, or leave prune out"
+        return "exclude fewer layers"
+    others = "use quantize or factorize, a smaller model, or remove prune"
     return others if reasons(found.whole) else f"only convolutions and Linear lose channels: {others}"
 
 
@@ -78,10 +78,10 @@ def _larger(found: Survey, multiple: int) -> str:
         return any(group.left(1 - removed, multiple, group.size) < group.size for group in found.groups)
 
     able = [removed for removed in _SHARES if helps(removed)]
-    ways = [f"ask for a larger ratio, {SHARE.format(able[0])} or more"] if able else []
-    ways += ["spare fewer layers"] if SPARED in found.whole.values() else []
-    ways += ["set channel_multiple lower in the device profile"] if multiple > 1 else []
-    return ", or ".join(ways) or "the layers have no channels to lose: leave prune out"
+    ways = [f"use a larger ratio, {SHARE.format(able[0])} or more"] if able else []
+    ways += ["exclude fewer layers"] if SPARED in found.whole.values() else []
+    ways += ["lower channel_multiple in the device profile"] if multiple > 1 else []
+    return ", or ".join(ways) or "the layers have no channels to remove: remove prune"
 
 
 def cannot_be_narrower(module: nn.Module, inputs: Inputs) -> str:

@@ -30,7 +30,7 @@ def read(path: Path) -> Any:
             raise StageError(f"{path.name} is {problem}", _SAVE)
         if is_safetensors(path):
             if path.suffix.lower() != ".safetensors":
-                note(f"{path.name} was read as what it is, a .safetensors file")
+                note(f"{path.name} was read as a .safetensors file")
             return load_file(path)
         # From an open file: by its name torch would choose another reader.
         with torch.serialization.safe_globals([*_HARMLESS, *_numpy_internals()]), path.open("rb") as file:
@@ -47,7 +47,7 @@ def _unread(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(?:class|Unsupported \w+) (\S+\.\S+)", str(error))
-    return f"it holds a {found[1]}, which only code can make" if found else "damaged, or no file of weights"
+    return f"it holds a {found[1]}, which only code can create" if found else "damaged, or not a weights file"
 
 
 def _numpy_internals() -> Iterator[Any]:
@@ -67,7 +67,7 @@ def state_dicts(found: Any, path: Path) -> dict[str, State]:
     if not states:
         what = f"a dict of {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
         raise StageError(
-            f"{path.name} holds no state dict, but {what}", "torch.save(model.state_dict(), ...) makes one"
+            f"{path.name} holds {what}, not a state dict", "save it with torch.save(model.state_dict(), ...)"
         )
     return states
 

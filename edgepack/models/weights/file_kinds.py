@@ -28,7 +28,7 @@ def not_weights(path: Path) -> str:
         return found
     if is_safetensors(path):
         size, whole = path.stat().st_size, _whole_safetensors(path)
-        return f"cut off: it has {size:,} of {whole:,} bytes" if size < whole else ""
+        return f"truncated: it has {size:,} of {whole:,} bytes" if size < whole else ""
     return _of_zip(path)
 
 
@@ -68,9 +68,9 @@ def _of_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError):
-        return "cut off, or damaged at its end: copy or download it again"
+        return "truncated, or damaged at its end: copy or download it again"
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript archive, which is code: torch.jit.load(...).state_dict() has its weights"
     if not any(name.endswith("data.pkl") for name in names):
-        return f"a zip archive of other files than torch.save writes ({', '.join(names[:3])}): unpack it"
+        return f"a zip archive that torch.save did not write ({', '.join(names[:3])}): unpack it"
     return ""

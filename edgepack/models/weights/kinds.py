@@ -11,33 +11,33 @@ from edgepack.models.weights.checkpoints import State
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-_BEFORE = "save the weights as they were before they were quantized: `stages: [quantize: ...]` makes int8 of them"
+_BEFORE = "save the float weights from before quantization: `stages: [quantize: ...]` makes them int8"
 _NO_NUMBERS = {
-    "bool": "masks or flags are no weights: save those that they belong to",
-    "complex": "models of complex numbers cannot be exported: save one with real weights",
+    "bool": "masks or flags are not weights: save the weights that they belong to",
+    "complex": "complex models cannot be exported: save one with real weights",
 }
 # What the names of tensors tell of how a model was kept: in words, and the way to its plain weights.
 _KEPT = {
     r"(^|\.)lora_(embedding_)?[AB](\.|$)": (
-        "adapters of LoRA beside the weights",
-        "merge them into the weights and save these: model.merge_and_unload() in peft",
+        "LoRA adapters next to the weights",
+        "merge them into the weights and save the result: model.merge_and_unload() in peft",
     ),
     r"_fake_quant\.|(^|\.)(activation_post_process|fake_quant_enabled|observer_enabled)": (
-        "the observers of a model that is prepared for int8",
-        "save the model as it was before it was prepared: `stages: [quantize: {mode: qat}]` trains int8 here",
+        "observers of a model that was prepared for int8",
+        "save the model from before it was prepared: `stages: [quantize: {mode: qat}]` trains int8 here",
     ),
     r"(^|\.)(zero_point|qweight|qzeros|absmax|quant_map|SCB|weight_(scale(_inv)?|zero_point)|_packed_params)(\.|$)": (
         "quantized weights",
         _BEFORE,
     ),
     r"(weight|bias)_mask$": (
-        "masks of pruning beside the weights",
-        "make them part of the weights before these are saved: torch.nn.utils.prune.remove(layer, 'weight')",
+        "pruning masks next to the weights",
+        "merge them into the weights before you save: torch.nn.utils.prune.remove(layer, 'weight')",
     ),
     r"weight_u$|(^|\.)parametrizations\.\w+\.\d+\._u$": (
-        "weights as spectral norm keeps them",
+        "weights in the form of spectral norm",
         "save the model without it: torch.nn.utils.remove_spectral_norm(layer), or of a parametrization "
-        "remove_parametrizations(layer, 'weight'); or name a model that has it too",
+        "remove_parametrizations(layer, 'weight'); or use a model that has it too",
     ),
     r"(^|\.)parametrizations\.": (
         "weights under a parametrization of torch",
@@ -50,7 +50,7 @@ def check_kinds(tensors: State, own: State, path: Path) -> None:
     """Raises StageError for integers, and whatever else is no plain number, in place of weights."""
     if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise StageError(
-            f"{path.name} holds names and shapes without numbers: {quoted(empty)} on torch's meta device",
+            f"{path.name} holds names and shapes without values: {quoted(empty)} on torch's meta device",
             "save the model after its weights were loaded; of a model in shards, the full state dict",
         )
     _refuse({name: kind(each) for name, each in tensors.items() if not _is_kind(name, each, own[name])}, path)
@@ -78,7 +78,7 @@ def _refuse(wrong: Mapping[str, str], path: Path) -> None:
     if wrong:
         kinds = sorted({*wrong.values()})
         raise StageError(
-            f"{path.name} is not made of float weights: {quoted(wrong)} in {', '.join(kinds)}",
+            f"{path.name} has weights that are not float: {quoted(wrong)} in {', '.join(kinds)}",
             next((way_out for name, way_out in _NO_NUMBERS.items() if name in kinds[0].lower()), _BEFORE),
         )
 

@@ -275,7 +275,9 @@ def _chosen(matches: list[Match], own: State, path: Path, key: str | None) -> Ma
     if not asked:
         words = {word for match in matches if match.names for word in (match.entry, *match.prefixes) if word}
         known = ", ".join(map(repr, sorted(words))) or "no names"
-        raise StageError(f"{path.name} has nothing under '{key}', but {known}", "name one of these, or leave it out")
+        raise StageError(
+            f"{path.name} has nothing under '{key}', but {known}", "use one of these, or remove checkpoint_key"
+        )
     found = [match for match in asked if match.fits]
     if not found:
         _refuse(min(asked, key=lambda match: len(match.missing) + len(match.wrong)), own, path)
@@ -288,11 +290,11 @@ def _chosen(matches: list[Match], own: State, path: Path, key: str | None) -> Ma
     if len(found) > 1:
         raise StageError(
             f"{path.name} contains {len(names)} sets of weights that fit this model: {' and '.join(map(repr, names))}",
-            f"say which beside checkpoint, for example {advice}",
+            f"choose one next to checkpoint, for example {advice}",
         )
     raise StageError(
         f"{path.name} holds more than this model, whose weights are under '{names[0]}': {quoted(found[0].others)}",
-        f"name the whole model; or leave the others out: {advice}",
+        f"use the whole model, or skip the others: {advice}",
     )
 
 
@@ -327,7 +329,7 @@ def _refuse(best: Match, own: State, path: Path) -> None:
     raise StageError(
         f"{path.name} is of another model: {len(best.missing)} tensors are missing and {len(best.wrong)} do not fit, "
         f"the first is '{[*best.missing, *best.wrong][0]}'",
-        "name the model that the checkpoint was saved from, with its width and number of classes",
+        "use the model that the checkpoint was saved from, with its width and number of classes",
     )
 
 
@@ -338,10 +340,10 @@ def _told(match: Match) -> Iterator[str]:
     if match.folded:
         yield f"computed from the two tensors that the file has of each: {quoted(match.folded)}"
     if left := (*match.aside, *match.others):
-        yield f"left out, as no part of these weights: {quoted(left)}"
+        yield f"left out, not part of these weights: {quoted(left)}"
     kinds = {kind(tensor) for tensor in match.tensors.values() if tensor.is_floating_point()} - {"float32"}
     if kinds:
-        yield f"weights in {', '.join(sorted(kinds))} were made float32"
+        yield f"weights in {', '.join(sorted(kinds))} were converted to float32"
 
 
 def _passed_over(matches: list[Match], taken: Match, own: State) -> Iterator[str]:

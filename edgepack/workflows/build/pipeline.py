@@ -157,7 +157,7 @@ def _reason(error: BaseException, folder: Path) -> BaseException:
     return full_disk(error, folder) or error
 
 
-_WITHOUT = "without it files are run by this computer, and times are estimated where its profile has figures for that"
+_WITHOUT = "without it, files run on this computer, and times are estimated if the profile has figures for that"
 
 
 def _after(result: Build, runner: Runner, step: Step, folder: Path) -> Build:

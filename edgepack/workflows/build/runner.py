@@ -129,6 +129,6 @@ def run_step(
             if step.id == id:
                 return runner.ensure(step)
             if step.entry is None:
-                raise DeviceError(f"{id.name} cannot be done: {step.name} is not in the store", f"do {step.id} first")
+                raise DeviceError(f"{id.name} cannot run: {step.name} is not in the store", f"run {step.id} first")
             runner.work.done[step.id] = step
     raise AssertionError("a plan has the steps that it had a moment ago")

@@ -30,8 +30,8 @@ from edgepack.core.process import interrupts
 
 DEFAULT = Path(".edgepack/store")
 _HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]  # tells computers apart that share a store
-_README = """This folder is edgepack's cache. It is safe to delete: the next build makes again what it needs.
-`edgepack cache ls` lists it, `edgepack cache gc` removes what was not used lately.
+_README = """This folder is edgepack's cache. It is safe to delete: the next build creates what it needs again.
+`edgepack cache ls` lists it, `edgepack cache gc` removes what was not used recently.
 """
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# bford.info/cachedir: backup programs skip this folder\n"
 

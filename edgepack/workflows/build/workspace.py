@@ -100,7 +100,7 @@ class Workspace:
         entry = self.entry(export)
         artifact = Artifact.model_validate(entry.outcome)
         if self._sha256.setdefault(export, artifact.sha256) != artifact.sha256:
-            message = f"the file {artifact.label} was damaged and came out different when made again"
+            message = f"the file {artifact.label} was damaged, and exporting it again gave a different file"
             raise DeviceError(message, "build again")
         return artifact, entry.path / artifact.file
 
@@ -178,4 +178,6 @@ def guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
             raise disk from error
         logging.getLogger(__name__).exception("%s failed", name)
         first = (str(error).strip().splitlines() or [""])[0]
-        raise StageError(f"{name} failed: {type(error).__name__}: {first}", "build.log has the traceback") from error
+        raise StageError(
+            f"{name} failed: {type(error).__name__}: {first}", "see build.log for the traceback"
+        ) from error

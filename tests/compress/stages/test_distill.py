@@ -122,7 +122,7 @@ def test_assistants_lie_between_teacher_and_student(teacher: Candidate) -> None:
     student = run(teacher, derived(compression=30, progressive=2), context(events=events))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
     assert list(doing) == [
-        "asking the teacher",
+        "running the teacher",
         "teaching assistant 1 of 2",
         "teaching assistant 2 of 2",
         "teaching the student",

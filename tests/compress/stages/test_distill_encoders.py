@@ -84,7 +84,7 @@ def test_layers_that_cannot_be_kept_are_refused(layers: object, why: str) -> Non
 
 
 def test_layers_of_what_is_no_encoder_are_refused() -> None:
-    with pytest.raises(StageError, match="no transformer encoder") as failure:
+    with pytest.raises(StageError, match="not a transformer encoder") as failure:
         dry_run(candidate(), config(layers=1), BLOCK)
     assert "compression" in failure.value.hint
 

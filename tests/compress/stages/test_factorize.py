@@ -165,7 +165,7 @@ def test_a_rank_is_rounded_to_blocks() -> None:
 
 def test_between_what_pays_and_break_even_the_note_warns() -> None:
     result = run(learned(width=32), config(rank=24, layers=("blocks.0.conv1",)), context())
-    assert "(it may not be faster: that pays up to 17)" in result.notes[0]
+    assert "(it may not be faster: a split is faster up to rank 17)" in result.notes[0]
 
 
 def test_a_pattern_may_bring_layers_that_the_rank_is_too_high_for() -> None:
@@ -220,7 +220,7 @@ def test_a_target_that_is_met_already_changes_nothing() -> None:
 def test_a_target_out_of_reach_names_the_closest_in_reach(metric: str) -> None:
     with pytest.raises(StageError, match="splits cannot reach the target of 3 % of the") as failure:
         dry_run(candidate(width=32), config(target={metric: "3 %"}), Quantization(channel_multiple=4))
-    found = re.search(r"closest target in reach is ([\d.]+ %)", failure.value.hint)
+    found = re.search(r"closest possible target is ([\d.]+ %)", failure.value.hint)
     assert found
     closest = config(target={metric: found[1]})
     assert dry_run(candidate(width=32), closest, Quantization(channel_multiple=4)).surgery == ()
@@ -228,7 +228,7 @@ def test_a_target_out_of_reach_names_the_closest_in_reach(metric: str) -> None:
 
 
 def test_a_model_with_nothing_to_split_reaches_no_target() -> None:
-    with pytest.raises(StageError, match="no layer pays at one block of 8"):
+    with pytest.raises(StageError, match="no layer becomes smaller at one block of 8"):
         dry_run(candidate(width=8), config(target={"params": "90 %"}), Quantization())
 
 
@@ -297,8 +297,8 @@ def test_every_layer_is_split_or_says_why_not() -> None:
     ]
     reasons = whole(result)
     assert reasons["grouped"] == "it is a convolution in 4 groups"
-    assert reasons["idle"].startswith("it does not run itself")
-    assert reasons["shared"] == reasons["tied"] == reasons["tied_too"] == "its weight stands in the model twice"
+    assert reasons["idle"].startswith("it is never called")
+    assert reasons["shared"] == reasons["tied"] == reasons["tied_too"] == "its weight is used twice in the model"
     assert reasons["special"] == "a Doubling may do more than a Conv2d, Linear or Embedding"
     assert "NonDynamicallyQuantizableLinear" in reasons["attention.out_proj"]
     assert "of its energy needs rank" in reasons["head"]

@@ -94,7 +94,7 @@ def test_what_is_not_faster_again_is_not_believed() -> None:
     timings = iter([100.0, 100.0])
     found = decided(lambda made: 90.0 if made.notes else next(timings, 89.0))
     assert found.fp32 == ()
-    assert "was not when timed again" in found.notes[0]
+    assert "were not faster when timed again" in found.notes[0]
 
 
 def test_where_fp32_wins_everywhere_nothing_is_int8() -> None:
@@ -154,7 +154,7 @@ def test_what_was_decided_gives_the_same_without_a_clock(mode: Mode) -> None:
     about = context(latency=lambda made: 8 if floats(made) == {"1"} else 10)
     timed = run(learned("mlp"), settings, about)
     assert (floats(timed), timed.decided) == ({"1"}, {"fp32": ["1"]})
-    assert "left in fp32: 1" in timed.notes
+    assert "kept in fp32: 1" in timed.notes
     again = run(learned("mlp"), settings.model_copy(update={"fp32": ("1",)}), context())
     assert torch.equal(logits(timed.module), logits(again.module))
 
@@ -170,7 +170,7 @@ def test_a_model_of_which_nothing_is_int8_is_the_float_model(kind: Kind) -> None
 def test_a_dry_run_times_nothing_and_a_device_must_measure() -> None:
     config = Config.model_validate({"fp32": "auto"})
     assert dry_run(learned("mlp"), config, Quantization(), latency=None).form == "exported"
-    with pytest.raises(StageError, match="nothing here can measure a latency"):
+    with pytest.raises(StageError, match="no device here can measure latency"):
         run(learned("mlp"), config, context())
     for evidence, wrong in (("measured", False), ("emulated", True), ("estimated", True)):
         assert bool(incompatibility(config, Place(quantization=Quantization(), evidence=evidence))) == wrong

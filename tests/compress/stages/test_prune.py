@@ -101,7 +101,7 @@ def test_what_is_left_is_what_the_device_likes(multiple: int, left: int | None) 
         with pytest.raises(StageError, match="nothing was removed") as failure:
             run(learned(), config(ratio="40 %"), there)
         assert "stem.0 has 16" in failure.value.message
-        assert failure.value.hint == "set channel_multiple lower in the device profile"  # no ratio would do
+        assert failure.value.hint == "lower channel_multiple in the device profile"  # no ratio would do
     else:
         assert run(learned(), config(ratio="40 %"), there).module.stem[0].out_channels == left
 
@@ -121,7 +121,7 @@ def test_without_recovery_statistics_are_still_fresh() -> None:
 def test_a_larger_ratio_is_advised_where_it_helps() -> None:
     with pytest.raises(StageError, match="nothing was removed: at 10 % fewer channels") as failure:
         run(learned(), config(ratio="10 %"), context())
-    assert failure.value.hint.startswith("ask for a larger ratio, 13 % or more")
+    assert failure.value.hint.startswith("use a larger ratio, 13 % or more")
     assert run(learned(), config(ratio="13 %", recover={"epochs": 0}), context()).module.stem[0].out_channels == 12
 
 

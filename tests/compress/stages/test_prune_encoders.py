@@ -213,7 +213,7 @@ def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
 
 
 def test_a_target_out_of_reach_names_the_closest() -> None:
-    why = "one head and one block of 4 neurons in every layer there is still"
+    why = "one head and one block of 4 neurons in every layer"
     with pytest.raises(StageError, match=why):
         prune.dry_run(make.encoder(), config(target={"params": 100}), Quantization(channel_multiple=4))
 
@@ -305,7 +305,7 @@ def test_recovery_learns_with_the_teacher() -> None:
     assert judged(result.module, about()).loss < 0.2 * judged(bare.module, about()).loss
     assert not torch.equal(said(result.module), said(alone.module))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
-    assert list(doing) == ["asking the teacher", "recovering after dropping a layer", "recovering after cut 1 of 1"]
+    assert list(doing) == ["running the teacher", "recovering after dropping a layer", "recovering after cut 1 of 1"]
 
 
 def test_sensitivity_is_reported_for_heads_and_neurons() -> None:
@@ -332,11 +332,11 @@ def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:
     [
         ({"ratio": "50 %", "importance": "lamp"}, "importance lamp is made for the layers of convolutional nets"),
         ({"ratio": "50 %", "importance": "bn_scale"}, "importance bn_scale is made for"),
-        ({"layers": 2}, "2 layers cannot be dropped: the model has 2, and one must stay"),
+        ({"layers": 2}, "2 layers cannot be removed: the model has 2, and one must stay"),
         ({"layers": (0, 1)}, "2 layers cannot be dropped"),
-        ({"layers": (2,)}, "there is no layer 2 to drop: the layers are 0 to 1"),
+        ({"layers": (2,)}, "there is no layer 2 to remove: the layers are 0 to 1"),
         ({"heads": "10 %"}, "nothing was removed: at 10 % fewer heads no layer"),
-        ({"ratio": "1 %"}, "no layer has a whole head, nor a block of 4 neurons"),
+        ({"ratio": "1 %"}, "no layer has a whole head, or a block of 4 neurons"),
         ({"ratio": "50 %", "spare": ("model.bert.encoder.layer.7",)}, "no layer matches"),
     ],
     ids=str,
@@ -351,7 +351,9 @@ def test_what_an_encoder_cannot_lose_is_told_before_training(settings: dict[str,
 @pytest.mark.parametrize("setting", ["heads", "ffn", "layers"])
 def test_other_models_have_no_heads(setting: str) -> None:
     settings = config(**{setting: 1 if setting == "layers" else "50 %"})
-    with pytest.raises(StageError, match=f"{setting} can go from a transformer encoder only, and this model is none"):
+    with pytest.raises(
+        StageError, match=f"{setting} can be removed from a transformer encoder only, which this model is not"
+    ):
         prune.dry_run(net("residual"), settings, Quantization(channel_multiple=4))
 
 
@@ -360,7 +362,7 @@ def test_other_models_have_no_heads(setting: str) -> None:
     [
         ({"pattern": "2:4"}, "no smaller and no kernel faster; .*DistilBERT, arXiv 1910.01108"),
         ({"pattern": "unstructured", "ratio": "50 %"}, "no smaller and no kernel faster"),
-        ({"layers": 1}, "move prune behind distill"),
+        ({"layers": 1}, "move prune after distill"),
     ],
     ids=str,
 )

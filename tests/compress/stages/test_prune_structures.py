@@ -43,7 +43,7 @@ WHOLE = {
     ),
     "auxiliary": {
         "a": r"the model's code assumes this number of channels in training, at 'aside', .*net_zoo.py:\d+",
-        **dict.fromkeys(("aside", "second"), "it does not run when the model answers"),
+        **dict.fromkeys(("aside", "second"), "it does not run in inference"),
     },
     "standardised": {
         "stem": "its channels are mixed by a weight that is computed at 'm0'",
@@ -54,8 +54,8 @@ WHOLE = {
     "rolled channels": {"m0": r"its channels are mixed by 'roll' at 'm1', .*net_zoo.py:\d+"},
     "sorted channels": {"m0": r"its channels are mixed by 'sort' at 'm1', .*net_zoo.py:\d+"},
     "some shifted": {
-        "m0": "outputs would change even where removed channels are not used, perhaps because its channels are split "
-        r"by number with 'slice' at 'm1', .*net_zoo.py:\d+"
+        "m0": "outputs would change even though nothing uses the removed channels, perhaps because its channels are "
+        r"split by number with 'slice' at 'm1', .*net_zoo.py:\d+"
     },
     "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "all its channels depend on each other"),
 }
@@ -237,8 +237,8 @@ def test_a_layer_with_a_part_of_the_channels_is_told_with_the_rule() -> None:
     config = prune.Config.model_validate({"ratio": "50 %", "steps": 1, "recover": {"epochs": 0}})
     made = prune.run(net_zoo.candidate("shuffle unit"), config, context(quantization=Quantization(channel_multiple=8)))
     assert made.notes[0] == (
-        "asked for 50 % fewer channels; every layer keeps a multiple of 8 but m0.branch.4, m1.branch.4, "
-        "whose channels go with those of stem"
+        "asked for 50 % fewer channels; every layer keeps a multiple of 8 except m0.branch.4, m1.branch.4, "
+        "whose channels are removed with those of stem"
     )
     assert {"stem: 16 -> 8 channels", "m0.branch.4: 8 -> 4 channels"} <= {*made.notes}
 
@@ -259,8 +259,8 @@ def test_to_spare_the_layer_that_is_named_helps() -> None:
     config = prune.Config.model_validate({"ratio": "50 %", "spare": ("m0",)})
     made = prune.dry_run(net_zoo.candidate("squeeze excite"), config, BLOCKS_OF_4)
     assert [*outputs(made.module).values()] == [8, 16, 4, 16, 8, 3]
-    with pytest.raises(StageError, match="every layer that could lose channels is spared") as failure:
+    with pytest.raises(StageError, match="every layer that could lose channels is excluded") as failure:
         prune.dry_run(
             net_zoo.candidate("flat"), prune.Config.model_validate({"ratio": "50 %", "spare": ("*",)}), BLOCKS_OF_4
         )
-    assert failure.value.hint == "spare fewer layers"
+    assert failure.value.hint == "exclude fewer layers"

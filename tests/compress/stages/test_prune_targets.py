@@ -98,7 +98,7 @@ def test_what_was_reached_is_told() -> None:
 
 def test_a_latency_that_cannot_be_reached_is_told_before_training() -> None:
     config = prune.Config.model_validate({"target": {"latency": "1 ms"}})
-    with pytest.raises(StageError, match="there is still a latency of 2 ms"):
+    with pytest.raises(StageError, match="the closest is a latency of 2 ms"):
         prune.dry_run(fresh("residual", width=32), config, Quantization(channel_multiple=4), latency=lambda made: 2.0)
 
 
@@ -180,7 +180,7 @@ def test_zeros_make_no_sense_where_the_hardware_multiplies_them() -> None:
         ({"ratio": "50 %", "target": {"params": "50 %"}}, "either a ratio"),
         ({"pattern": "2:4", "ratio": "50 %"}, "half of the weights by definition"),
         ({"pattern": "unstructured", "target": {"params": "50 %"}}, "give a ratio"),
-        ({"pattern": "unstructured"}, "the ratio of the weights that become zero"),
+        ({"pattern": "unstructured"}, "the fraction of weights to set to zero"),
     ],
     ids=str,
 )

@@ -218,7 +218,7 @@ def gated(blocks: int, gate: Callable[[Tensor, Tensor], Tensor], end: Callable[[
     return Run(call, stem=conv(1, 16), layers=layers, head=nn.Linear(16, 3))
 
 
-CHANGED = "outputs would change even where removed channels are not used"
+CHANGED = "outputs would change even though nothing uses the removed channels"
 OVERFLOWS = "with random weights its outputs overflow, so a cut cannot be checked"
 
 

@@ -121,7 +121,7 @@ def test_layers_and_tables_left_in_fp32_are_float_and_the_rest_int8() -> None:
     float_layers = [node for node in calls(result, aten.linear.default) if not is_int8(node.args[1])]
     float_tables = [node for node in calls(result, aten.embedding.default) if not is_int8(node.args[0])]
     assert (len(float_layers), len(float_tables)) == (3, 1)
-    assert {note for note in result.notes if "*" in note} == {"left in fp32: *word_embeddings", "left in fp32: *.query"}
+    assert {note for note in result.notes if "*" in note} == {"kept in fp32: *word_embeddings", "kept in fp32: *.query"}
 
 
 def test_a_table_can_be_all_that_is_left_to_quantize() -> None:

@@ -18,34 +18,35 @@ class Config(Training):
     )
 
     student: ModelChoice | None = Field(
-        default=None, description="the model that is left: {torchvision: resnet18, width: 25 %}"
+        default=None, description="the student model: {torchvision: resnet18, width: 25 %}"
     )
     compression: float | None = Field(
         default=None,
         gt=1,
         le=10_000,
-        description="in place of a student: derive one from the model with this many times fewer parameters",
+        description="instead of student: derive a student from the model with this many times fewer parameters",
     )
     layers: PositiveInt | tuple[int, ...] | None = Field(
         default=None,
-        description="in place of a student: the first so many layers of an encoder, or those at these places from 0",
+        description="instead of student: the first N layers of an encoder, or a list of layer indices from 0",
     )
     scale: Literal["width", "depth"] = Field(
         default="width",
-        description="what a derived student has less of: channels, or blocks; of an encoder: heads, or layers",
+        description="width: a derived student has fewer channels (encoder: heads); depth: fewer blocks (layers)",
     )
     init: Literal["teacher", "random"] = Field(
-        default="teacher", description="what the student starts from: the teacher's weights where shapes allow, or none"
+        default="teacher", description="initial weights of the student: the teacher's where shapes match, or random"
     )
     progressive: Literal["auto"] | int = Field(
-        default="auto", description="teacher assistants on the way; auto: none up to 4x, one up to 16x, else two"
+        default="auto",
+        description="number of teacher assistants; auto: none up to 4x fewer parameters, one up to 16x, else two",
     )
-    epochs: int = Field(default=20, ge=1, le=10_000, description="passes over the training split, of each student")
+    epochs: int = Field(default=20, ge=1, le=10_000, description="epochs for each student")
     learning_rate: float = Field(
-        default=2e-3, gt=0, description="peak rate; a fresh student wants more than fine-tuning"
+        default=2e-3, gt=0, description="peak learning rate; higher for a new student than for fine-tuning"
     )
-    temperature: float = Field(default=4.0, gt=0, le=100, description="softens the teacher's outputs")
-    alpha: Share = Field(default=0.9, description="weight of the teacher; the labels have the rest")
+    temperature: float = Field(default=4.0, gt=0, le=100, description="temperature that softens the teacher's outputs")
+    alpha: Share = Field(default=0.9, description="weight of the teacher in the loss; the labels get the rest")
     features: float = Field(
         default=0.0, ge=0, le=1000, description="weight of feature matching (attention transfer); 0: none"
     )
@@ -53,14 +54,14 @@ class Config(Training):
         default=0.0, ge=0, le=1000, description="weight of matching an encoder's hidden states; 0: none"
     )
     attention: float = Field(
-        default=0.0, ge=0, le=1000, description="weight of matching how an encoder relates its tokens; 0: none"
+        default=0.0, ge=0, le=1000, description="weight of matching the attention relations of an encoder; 0: none"
     )
 
     @field_validator("alpha")
     @classmethod
     def _share(cls, alpha: float) -> float:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is a share between 0 % and 100 %, got {SHARE.format(alpha)}")
+            raise ValueError(f"alpha is a percentage between 0 % and 100 %, got {SHARE.format(alpha)}")
         return alpha
 
     @field_validator("progressive")
@@ -74,10 +75,10 @@ class Config(Training):
     def _one_student(self) -> "Config":
         if [self.student, self.compression, self.layers].count(None) != 2:
             raise ValueError(
-                "give one of: a student, as {torchvision: resnet18, width: 25 %}, a compression, as 8, or layers, as 2"
+                "give one of student ({torchvision: resnet18, width: 25 %}), compression (8) or layers (2)"
             )
         if self.init == "random" and self.student is not None and has_weights(self.student):
-            raise ValueError("init: random would throw the student's own weights away: leave one of them out")
+            raise ValueError("init: random would discard the student's own weights: remove one of the two")
         return self
 
 

@@ -40,7 +40,7 @@ class Axis:
         if len(found) > 1:
             first, last = (self.tensors[at][0].rpartition(".")[0] for at in (0, -1))
             raise StageError(
-                f"this encoder cannot be narrowed: what lies between '{first}' and '{last}' is not of one width",
+                f"this encoder cannot be narrowed: its width changes between '{first}' and '{last}'",
                 "use scale: depth, or name a student",
             )
         return int(found.pop())
@@ -78,7 +78,7 @@ def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
         smallest = of(1)
         raise StageError(
             f"no student of {size:,.0f} parameters: with the width of one head it still has {smallest:,}",
-            f"ask for a compression of at most {parameters(teacher.module) / smallest:.3g}, or name a student",
+            f"use a compression of at most {parameters(teacher.module) / smallest:.3g}, or name a student",
         )
     sibling = narrowed(teacher, heads, multiple)
     sibling.check_rebuilt()

@@ -15,7 +15,7 @@ def check_smaller(teacher: "Candidate", student: "Candidate") -> None:
     if has >= had:
         raise StageError(
             f"the student has {has:,} parameters, its teacher {had:,}",
-            "name a smaller student, or give it a smaller width",
+            "use a smaller student, or a smaller width",
         )
 
 
@@ -77,7 +77,7 @@ def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
         raise StageError(
             f"no student of {size:,.0f} parameters: with one block of {multiple} channels in "
             f"every layer it still has {smallest:,}{why}",
-            f"ask for a compression of at most {size_of(teacher) / smallest:.3g}, or name a student of another kind",
+            f"use a compression of at most {size_of(teacher) / smallest:.3g}, or name a student of another kind",
         )
     narrower = narrowed(widest(lambda keep: size_of(narrowed(keep)), size))
     narrower.check_rebuilt()

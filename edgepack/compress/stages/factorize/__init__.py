@@ -36,20 +36,25 @@ _ENERGY = "95 %"  # where no goal is given
 class Recovery(Training):
     """Training after the splits."""
 
-    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split")
+    epochs: int = Field(default=3, ge=0, le=10_000, description="epochs")
 
 
 class Config(StageConfig):
     energy: Share | None = Field(
-        default=None, description=f"share of each layer's output energy to keep; {_ENERGY} without a rank or target"
+        default=None, description=f"fraction of each layer's output energy to keep; {_ENERGY} without a rank or target"
     )
-    rank: int | None = Field(default=None, ge=1, description="or: the channels between the two thin layers")
-    target: Target | None = Field(default=None, description="or: what is left of the model, as {params: 60 %}")
+    rank: int | None = Field(
+        default=None, ge=1, description="instead of energy: number of channels between the two thin layers"
+    )
+    target: Target | None = Field(
+        default=None, description="instead of energy: size of the result, such as {params: 60 %}"
+    )
     scheme: Literal["auto", "channel", "spatial"] = Field(
-        default="auto", description="k x k and 1 x 1, or k x 1 and 1 x k; auto: fewer weights, at a rank: channel"
+        default="auto",
+        description="channel: k x k and 1 x 1; spatial: k x 1 and 1 x k; auto: fewer weights (with a rank: channel)",
     )
-    layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to look at")
-    calibration: int = Field(default=256, ge=1, description="training samples to calibrate with")
+    layers: tuple[str, ...] = Field(default=("*",), description="names or patterns of the layers to consider")
+    calibration: int = Field(default=256, ge=1, description="number of training samples for calibration")
     recover: Recovery = Field(default=Recovery(), description="training after the splits")
 
     @model_validator(mode="before")
@@ -63,14 +68,14 @@ class Config(StageConfig):
     @classmethod
     def _share(cls, energy: float | None) -> float | None:
         if energy is not None and not 0 < energy < 1:
-            raise ValueError(f"energy is a share, above 0 % and below 100 %, got {SHARE.format(energy)}")
+            raise ValueError(f"energy is a percentage, above 0 % and below 100 %, got {SHARE.format(energy)}")
         return energy
 
     @field_validator("target")
     @classmethod
     def _countable(cls, target: Target | None) -> Target | None:
         if target is not None and target.metric == "latency":
-            raise ValueError("factorize cannot aim at a latency: give params, macs or size")
+            raise ValueError("factorize has no latency target: use params, macs or size")
         return target
 
     @model_validator(mode="after")
@@ -155,7 +160,7 @@ def _notes(survey: "Survey", decision: "Decision") -> tuple[str, ...]:
     from edgepack.compress.stages.factorize.goals import IN, percent
 
     whole = {**survey.whole, **decision.whole}
-    told = {name: f"left whole: {whole[name]}" for name in survey.looked_at if name in whole}
+    told = {name: f"not split: {whole[name]}" for name in survey.looked_at if name in whole}
     for name, (curve, rank) in decision.splits.items():
         site, remark = survey.sites[name], decision.remarks.get(name, "")
         done = f"split{IN[curve.scheme]} at rank {rank} of {site.full(curve.scheme)}"

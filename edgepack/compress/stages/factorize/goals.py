@@ -72,7 +72,7 @@ class AtRank:
             more = f" and lower for {len(limits) - _NAMES} more" if len(limits) > _NAMES else ""
             raise StageError(
                 f"at rank {self._told()} a split saves no weights: break-even is at {shown}{more}",
-                f"ask for a lower rank; up to {SHARE.format(PAYS)} of break-even a split is not slower either",
+                f"use a lower rank; up to {SHARE.format(PAYS)} of break-even a split is also not slower",
             )
 
     def _why(self, name: str) -> str:
@@ -87,7 +87,7 @@ class AtRank:
         for name, (_, rank) in splits.items():
             limit = self.survey.sites[name].pays(self.survey.sites[name].schemes[0])
             rounded = [f"{self.asked} rounded to blocks"] if rank != self.asked else []
-            slow = [f"it may not be faster: that pays up to {int(limit)}"] if rank > limit else []
+            slow = [f"it may not be faster: a split is faster up to rank {int(limit)}"] if rank > limit else []
             if rounded or slow:
                 yield name, "; ".join([*rounded, *slow])
 
@@ -132,7 +132,8 @@ class AtEnergy:
             return f"no split of it saves {NOUNS[self.metric]}"
         limits = [f"{int(self.survey.sites[name].pays(curve.scheme))}{IN[curve.scheme]}" for curve in curves]
         needs = " or ".join(self._needs_words(name, curve) for curve in curves)
-        return f"{percent(self.energy)} of its energy needs rank {needs}, a split pays up to {' or '.join(limits)}"
+        gain = f"a split is faster only up to rank {' or '.join(limits)}"
+        return f"{percent(self.energy)} of its energy needs rank {needs}, {gain}"
 
     def _needs_words(self, name: str, curve: Curve) -> str:
         rank, known = max(self._needs(name, curve)), len(curve.kept)
@@ -155,7 +156,7 @@ class ForTarget:
     def decide(self, curves: Curves) -> Decision:
         if self.limit >= self.now:
             there = f"nothing to do: the model has {self.target.tell(self.now)}, the target is {self.target.words()}"
-            return Decision(splits={}, whole=dict.fromkeys(self.wanted, "the target is met without"), heading=(there,))
+            return Decision(splits={}, whole=dict.fromkeys(self.wanted, "the target is already met"), heading=(there,))
         self._refuse(self._left(curves, 0.0))
         nines = _highest(lambda nines: self._left(curves, 1 - 10**-nines) <= self.limit)
         best = self._at(1 - 10**-nines)
@@ -181,10 +182,11 @@ class ForTarget:
         if least <= self.limit:
             return
         share = SHARE.exact(math.ceil(1000 * least / self.now) / 1000)  # rounded up: it must be in reach itself
-        closest = f"at one block of {self.block} in every layer {self.target.tell(least)} are left, {share} of now"
-        hint = f"the closest target in reach is {share}: split more layers, or prune before"
+        reached = f"the closest is {self.target.tell(least)}, {share} of the current model"
+        closest = f"at one block of {self.block} in every layer {reached}"
+        hint = f"the closest possible target is {share}: split more layers, or prune first"
         if least >= self.now:
-            closest, hint = f"no layer pays at one block of {self.block}", "name wider layers"
+            closest, hint = f"no layer becomes smaller at one block of {self.block}", "name wider layers"
         raise StageError(f"splits cannot reach the target of {self.target.words()}: {closest}", hint)
 
 
@@ -214,7 +216,7 @@ def _amount(candidate: Candidate, metric: Metric) -> float:
 
 
 def _silent(curves: Curves) -> dict[str, str]:
-    return {name: "it answered nothing but zeros in calibration" for name, found in curves.items() if not found}
+    return {name: "its outputs were all zero in calibration" for name, found in curves.items() if not found}
 
 
 def percent(energy: float) -> str:

@@ -293,7 +293,7 @@ def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float)
     if not moment.rows:
         return ()
     if not total.isfinite().all():
-        raise StageError(f"{name} gives numbers that are not finite", "the model came apart: train it again")
+        raise StageError(f"{name} outputs NaN or Inf", "the model diverged: train it again with a lower learning_rate")
     outputs = _through(weight, total) if moment.of_patches else total
     if float(outputs.diagonal().sum()) <= 0:
         return ()

@@ -91,8 +91,8 @@ def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Sche
     )
 
 
-_IDLE = "it does not run itself: it is idle, or another part of the model uses its weight"
-_CONSTANT = "it gives every sample the same"
+_IDLE = "it is never called: it is unused, or another part of the model uses its weight"
+_CONSTANT = "its output is the same for every sample"
 
 
 def _unused(layer: nn.Module) -> str:
@@ -116,7 +116,7 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
         elif getattr(layer, "groups", 1) > 1:
             reasons[name] = f"it is a convolution in {layer.groups} groups"
         elif names[id(layer)] > 1 or users[id(layer.weight)] > 1:
-            reasons[name] = "its weight stands in the model twice"
+            reasons[name] = "its weight is used twice in the model"
     return reasons
 
 
@@ -125,7 +125,7 @@ def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:
     with own_random():
         _, faults = separated(names, lambda some: _fault(candidate, some))
     found = zip(names, faults, strict=True)
-    return {name: f"the model's code uses it otherwise than by calling it{why}" for name, why in found if why}
+    return {name: f"the model's code uses it in other ways than calling it{why}" for name, why in found if why}
 
 
 def _fault(candidate: Candidate, names: Sequence[str]) -> str:

@@ -44,17 +44,17 @@ def incompatibility(config: Config, place: Place) -> str:
         return (
             f"{config.pattern} zeros make a transformer's file no smaller{and_slow}; a student with fewer layers is "
             "smaller and faster at nearly the same quality (DistilBERT, arXiv 1910.01108: 40 % smaller, 60 % faster, "
-            "97 % of BERT's score): distill, or prune layers, heads and ffn, or say `insist: true`"
+            "97 % of BERT's score): distill, or prune layers, heads and ffn, or set `insist: true`"
         )
     if config.pattern != "channels" and not skipped:
         return (
-            f"{config.pattern} zeros make a file neither smaller nor faster on hardware that multiplies them all the "
-            f"same: prune channels, or say `sparsity: ['{config.pattern}']` in the profile of a device that skips them"
+            f"{config.pattern} zeros make a file neither smaller nor faster on hardware that does not skip them: "
+            f"prune channels, or set `sparsity: ['{config.pattern}']` in the profile of a device that skips them"
         )
     if place.encoder and "distill" in place.later and "distill" not in place.earlier:
         return (
             "distillation leads for transformers: a student that takes the layers of a teacher already pruned learns "
-            "from a weaker one: move prune behind distill, or say `insist: true`"
+            "from a weaker one: move prune after distill, or set `insist: true`"
         )
     return ""
 
@@ -167,12 +167,12 @@ def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:
     encoder = bool(blocks(module))
     if config.of_encoders and not encoder:
         raise StageError(
-            f"{config.of_encoders[0]} can go from a transformer encoder only, and this model is none",
-            "give the ratio of its channels, or a target",
+            f"{config.of_encoders[0]} can be removed from a transformer encoder only, which this model is not",
+            "give a ratio of channels, or a target",
         )
     if encoder and config.importance in ("lamp", "bn_scale"):
         raise StageError(
-            f"importance {config.importance} is made for the layers of convolutional nets, and this is an encoder",
+            f"importance {config.importance} is for convolutional networks, but this is an encoder",
             "use taylor, l1, l2 or random",
         )
     if config.layers is not None:
@@ -206,7 +206,9 @@ def _rule(module: "nn.Module", had: Mapping[str, int], groups: "Sequence[Group]"
     if not odd:
         return rule
     wider = listed([*dict.fromkeys(led.values())])
-    return f"{rule} but {listed(odd)}" + (f", whose channels go with those of {wider}" if len(led) == len(odd) else "")
+    return f"{rule} except {listed(odd)}" + (
+        f", whose channels are removed with those of {wider}" if len(led) == len(odd) else ""
+    )
 
 
 def _check_removed(

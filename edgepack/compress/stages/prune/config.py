@@ -18,41 +18,43 @@ class Config(StageConfig):
     )
 
     ratio: Share | None = Field(
-        default=None, description="share of the channels of every layer that goes; 50 % leaves a quarter of the weights"
+        default=None,
+        description="fraction of channels to remove from every layer; 50 % leaves a quarter of the weights",
     )
     target: Target | None = Field(
-        default=None, description="in place of a ratio what is left: one of params, macs, size, latency"
+        default=None, description="instead of a ratio: size of the result, one of params, macs, size, latency"
     )
     heads: Share | None = Field(
-        default=None, description="of an encoder: share of the attention heads of every layer that goes, not the ratio"
+        default=None, description="encoders: fraction of attention heads to remove from every layer, instead of ratio"
     )
     ffn: Share | None = Field(
-        default=None, description="of an encoder: share of the feed-forward neurons that goes, not the ratio"
+        default=None, description="encoders: fraction of feed-forward neurons to remove, instead of ratio"
     )
     layers: int | tuple[int, ...] | None = Field(
         default=None,
-        description="of an encoder: how many layers go, those that the validation split misses least, or their places",
+        description="encoders: number of layers to remove (the least important first), or their indices",
     )
-    steps: int = Field(default=3, ge=1, le=100, description="cuts on the way, each followed by recovery")
+    steps: int = Field(default=3, ge=1, le=100, description="number of cuts, each followed by recovery")
     importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = Field(
-        default="taylor", description="what a channel is worth; bn_scale is l2 where no batch norm follows"
+        default="taylor", description="importance of a channel; bn_scale is l2 if no batch norm follows"
     )
     spare: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
     pattern: Literal["channels", "unstructured", "2:4"] = Field(
-        default="channels", description="what goes: whole channels, or single weights where the device gains from that"
+        default="channels",
+        description="what to remove: whole channels, or single weights if the device accelerates sparsity",
     )
     sensitivity: bool = Field(
-        default=False, description="report first what cutting each layer alone does to the accuracy"
+        default=False, description="first report how pruning each single layer changes the accuracy"
     )
     recover: Recovery = Field(default=Recovery(), description="training after every cut")
-    insist: bool = Field(default=False, description="do what edgepack advises against, with its reasons")
+    insist: bool = Field(default=False, description="prune although edgepack advises against it")
 
     @field_validator("ratio")
     @classmethod
     def _leaves_something(cls, ratio: float | None) -> float | None:
         if ratio is not None and not 0 < ratio < 1:
             raise ValueError(
-                f"ratio is the share of channels that goes, above 0 % and below 100 %, got {SHARE.format(ratio)}"
+                f"ratio is the fraction of channels to remove, above 0 % and below 100 %, got {SHARE.format(ratio)}"
             )
         return ratio
 
@@ -60,16 +62,18 @@ class Config(StageConfig):
     @classmethod
     def _leaves_some(cls, share: float | None) -> float | None:
         if share is not None and not 0 <= share < 1:
-            raise ValueError(f"the share that goes is 0 % or more and below 100 %, got {SHARE.format(share)}")
+            raise ValueError(f"the fraction to remove is 0 % or more and below 100 %, got {SHARE.format(share)}")
         return share
 
     @field_validator("layers")
     @classmethod
     def _in_order(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
         if isinstance(layers, int) and layers < 1:
-            raise ValueError(f"layers is how many go, at least 1, or a list of their places, got {layers}")
+            raise ValueError(
+                f"layers is the number of layers to remove, at least 1, or a list of their indices, got {layers}"
+            )
         if isinstance(layers, tuple) and (not layers or layers[0] < 0 or list(layers) != sorted({*layers})):
-            raise ValueError(f"layers are places from 0, each once and in order, got {[*layers]}")
+            raise ValueError(f"layers are indices from 0, each once and in order, got {[*layers]}")
         return layers
 
     @model_validator(mode="after")
@@ -77,26 +81,28 @@ class Config(StageConfig):
         if self.pattern != "channels":
             return self._of_zeros()
         if self.ratio is not None and self.target is not None:
-            raise ValueError("give either a ratio, as 50 %, or a target, as {macs: 40 %}")
+            raise ValueError("give either a ratio (50 %) or a target ({macs: 40 %})")
         if self.target is None and self.layers is None and not self.cuts(self.ratio or 0):
             raise ValueError(
-                "give either a ratio, as 50 %, or a target, as {macs: 40 %}; of an encoder also layers, heads or ffn"
+                "give either a ratio (50 %) or a target ({macs: 40 %}); for an encoder also layers, heads or ffn"
             )
         if (self.ratio is not None or self.target is not None) and None not in (self.heads, self.ffn):
-            raise ValueError("heads and ffn leave nothing to the ratio or target: leave one of the three out")
+            raise ValueError(
+                "with heads and ffn there is nothing left for the ratio or target: remove one of the three"
+            )
         return self
 
     def _of_zeros(self) -> "Config":
         if self.of_encoders:
-            raise ValueError(f"{self.of_encoders[0]} go whole: leave the pattern out")
+            raise ValueError(f"{self.of_encoders[0]} are removed as a whole: remove the pattern")
         if self.pattern == "2:4" and (self.ratio, self.target) != (None, None):
-            raise ValueError("2:4 is half of the weights by definition: leave ratio and target out")
+            raise ValueError("2:4 is half of the weights by definition: remove ratio and target")
         if self.sensitivity:
-            raise ValueError("sensitivity is measured of channels: leave it out")
+            raise ValueError("sensitivity is for channels only: remove it")
         if self.pattern == "unstructured" and self.target:
-            raise ValueError("zeros between weights make nothing smaller: give a ratio in place of the target")
+            raise ValueError("sparse weights make nothing smaller: give a ratio instead of the target")
         if self.pattern == "unstructured" and self.ratio is None:
-            raise ValueError("give the ratio of the weights that become zero, as 50 %")
+            raise ValueError("give the fraction of weights to set to zero, such as 50 %")
         return self
 
     @property

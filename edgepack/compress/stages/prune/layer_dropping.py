@@ -27,13 +27,13 @@ def check_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
     """Raises StageError unless the encoder has these layers and is left with one."""
     known = len(blocks(module))
     if isinstance(layers, tuple) and layers[-1] >= known:
-        raise StageError(f"there is no layer {layers[-1]} to drop: the layers are 0 to {known - 1}", _MEND)
+        raise StageError(f"there is no layer {layers[-1]} to remove: the layers are 0 to {known - 1}", _MEND)
     number = layers if isinstance(layers, int) else len(layers)
     if number >= known:
-        raise StageError(f"{number} layers cannot be dropped: the model has {known}, and one must stay", _MEND)
+        raise StageError(f"{number} layers cannot be removed: the model has {known}, and one must stay", _MEND)
 
 
-_MEND = "layers is how many of those still there go, or their places from 0: name fewer"
+_MEND = "layers is the number of layers to remove, or their indices from 0: remove fewer"
 
 
 def last(candidate: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
@@ -77,7 +77,7 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
     for turn in range(1, number + 1):
         whole, cost = judged(module, context), {}
         for name in [name for name in reversed(names) if name not in gone]:  # of two alike the later: lower ones matter
-            context.emit(StepProgress(doing="measuring what each layer is worth", done=done, total=total))
+            context.emit(StepProgress(doing="measuring the importance of each layer", done=done, total=total))
             done += 1
             kept = _passed_over(module, name)
             now = judged(module, context)

@@ -59,7 +59,7 @@ class Search:
 
     def _out_of_reach(self, target: Target, candidate: Candidate, closest: float, whole: float) -> StageError:
         share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be in reach itself
-        spared = " that is not spared" if self.config.spare else ""
+        spared = " that is not excluded" if self.config.spare else ""
         found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.spare)
         if not found.groups:
             return StageError(
@@ -69,8 +69,8 @@ class Search:
         able = f"{spared} that can lose any" if also else spared
         return StageError(
             f"pruning cannot reach {target.words()}: with {self._least(candidate.module)} in every layer{able} "
-            f"there is still {target.tell(closest)}, {share} of now{f'; {told(also)}' if also else ''}",
-            f"ask for that or more{', spare fewer layers' * bool(spared)}, or begin with a smaller student",
+            f"the closest is {target.tell(closest)}, {share} of the current model{f'; {told(also)}' if also else ''}",
+            f"set the target to that or more{', exclude fewer layers' * bool(spared)}, or start from a smaller student",
         )
 
     def _least(self, module: nn.Module) -> str:
@@ -98,5 +98,5 @@ def _amount(target: Target, candidate: Candidate, latency: Latency | None) -> fl
             return stored_bytes(candidate.module)
         case "latency":
             if latency is None:
-                raise StageError("nothing here can measure a latency", "give a ratio, or a target of macs")
+                raise StageError("no device here can measure latency", "give a ratio, or a target of macs")
             return latency(candidate)

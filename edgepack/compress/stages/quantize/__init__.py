@@ -56,27 +56,30 @@ Layers = Annotated[
 
 class Config(Training):
     mode: Mode = Field(
-        default="qat", description="ptq: calibration alone; qat: training as well; best: the better of the two"
+        default="qat",
+        description="ptq: calibration only; qat: quantization-aware training; best: the better of the two",
     )
-    epochs: int = Field(default=3, ge=0, le=10_000, description="passes over the training split, of qat")
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate, a tenth of fine-tuning")
-    calibration: int = Field(default=512, ge=1, description="training samples that set the ranges of activations")
+    epochs: int = Field(default=3, ge=0, le=10_000, description="epochs of qat")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate, a tenth of that for fine-tuning")
+    calibration: int = Field(
+        default=512, ge=1, description="number of number of number of training samples that set the ranges of activations"
+    )
     activations: Literal["auto", "static", "dynamic"] = Field(
         default="auto",
-        description="their ranges fixed by calibration, or measured in each inference; auto: dynamic for encoders",
+        description="ranges: static (calibrated) or dynamic (measured in each inference); auto: dynamic for encoders",
     )
-    embeddings: bool = Field(default=True, description="embedding tables in int8 too")
+    embeddings: bool = Field(default=True, description="quantize embedding tables too")
     fp32: Layers = Field(
         default=(),
-        description="names or patterns of the layers left in fp32; auto: what is faster so, timed in the first format "
-        "of the recipe alone",
+        description="names or patterns of layers to keep in fp32; auto: those faster in fp32, timed in the first "
+        "export format only",
     )
 
     @field_validator("precision")
     @classmethod
     def _full(cls, precision: Precision) -> Precision:
         if precision != "fp32":
-            raise ValueError(f"precision is fp32 here, got {precision}: what stands in for int8 computes in fp32 only")
+            raise ValueError(f"precision must be fp32 here, got {precision}: simulated int8 computes in fp32 only")
         return precision
 
     @property
@@ -97,8 +100,8 @@ def incompatibility(config: Config, place: Place) -> str:
     """Why this makes no sense where it stands, or ""."""
     if config.needs_timing and place.evidence != "measured":
         return (
-            f"fp32: {_AUTO} compares timings taken on the device, and those of this one are {place.evidence}: "
-            "name the layers to leave in fp32, or none"
+            f"fp32: {_AUTO} needs timings measured on the device, but this device's are {place.evidence}: "
+            "name the layers to keep in fp32, or none"
         )
     return ""
 
@@ -191,9 +194,9 @@ def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization"
 def _notes(config: Config, scheme: "Scheme") -> list[str]:
     saturates = ["weights have 7 bits: the device's int8 products saturate"] * (scheme.bits == 7)
     dynamic = ["activations: int8, their ranges measured in each inference"] * scheme.dynamic
-    between = ["left in fp32: all but Linear layers and embedding tables"] * scheme.linear_only
-    tables = ["left in fp32: embedding tables"] * (not config.embeddings)
-    return [*saturates, *dynamic, *between, *tables, *(f"left in fp32: {pattern}" for pattern in config.fp32)]
+    between = ["kept in fp32: all but Linear layers and embedding tables"] * scheme.linear_only
+    tables = ["kept in fp32: embedding tables"] * (not config.embeddings)
+    return [*saturates, *dynamic, *between, *tables, *(f"kept in fp32: {pattern}" for pattern in config.fp32)]
 
 
 def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate") -> None:
@@ -212,7 +215,7 @@ def _observe(prepared: "GraphModule", inputs: "tuple[Tensor, ...]", candidate: "
         prepared(*inputs)
     except RuntimeError as error:
         if place := first_not_finite(candidate.module, inputs) or first_not_finite(prepared, inputs):
-            raise StageError(f"the range of an activation is NaN or infinite{place}", NOT_FINITE) from error
+            raise StageError(f"the range of an activation is NaN or Inf{place}", NOT_FINITE) from error
         raise
 
 

@@ -85,7 +85,7 @@ def _leave_float(
     chosen = {node for node, names in layers.items() if matches(names[-1] if names else "", patterns)}
     chosen |= {node for node in weighted if node.target is TABLE and not embeddings}
     if weighted and chosen.issuperset(weighted) and EVERYTHING not in patterns:
-        advice = f"name fewer, leave the stage out, or say that you mean it: fp32: ['{EVERYTHING}']"
+        advice = f"name fewer layers, remove the stage, or confirm with fp32: ['{EVERYTHING}']"
         raise StageError("fp32 names every layer: nothing is left to quantize", advice)
     for node in graph.graph.nodes:
         if node in chosen:

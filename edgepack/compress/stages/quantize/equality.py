@@ -34,8 +34,8 @@ def check_equal(
             return
         place = _exported_otherwise(captured(), candidate, inputs) or _rewritten(captured(), rewrite, inputs, expected)
     raise StageError(
-        f"the graph to be quantized does not answer like the model{place}",
-        "write that part of the model with other operators, or leave the stage out; please report it, the model is not "
+        f"the graph to quantize gives other outputs than the model{place}",
+        "write that part of the model with other operators, or remove the stage; please report this, the model is not "
         "at fault",
     )
 

@@ -113,7 +113,7 @@ class Trials:
 
     def again(self, left: Left) -> float:
         if self.context.latency is None:
-            raise StageError("nothing here can measure a latency", "name the layers to leave in fp32, or none")
+            raise StageError("no device here can measure latency", "name the layers to keep in fp32, or none")
         self._tell()
         self.done += 1
         return self.context.latency(self._made(left))
@@ -162,7 +162,7 @@ def decide(trials: Trials) -> Precision:
     best = trials.all if trials.faster(trials.all, grown) else grown
     timed = f"int8 everywhere {_ms(trials.ms(_NONE))}, fp32 everywhere {_ms(trials.ms(trials.all))}"
     if best and not trials.confirmed(best):
-        told = f"int8 everywhere: what seemed faster in fp32 was not when timed again ({timed})"
+        told = f"int8 everywhere: layers that seemed faster in fp32 were not faster when timed again ({timed})"
         return Precision(fp32=trials.given, notes=(told,))
     notes = tuple(_notes(trials, best, timed))
     return Precision(fp32=trials.patterns(best) if best else trials.given, notes=notes)
@@ -198,7 +198,7 @@ def _notes(trials: Trials, best: Left, timed: str) -> Iterator[str]:
     yield f"{timed}, mixed {_ms(trials.ms(best))}" if best else f"int8 everywhere is fastest here: {timed}"
     for i in sorted(best):
         alone = trials.known.get(frozenset([i]), math.inf)
-        why = f"{_ms(int8)} -> {_ms(alone)} alone" if alone < int8 else "beside another"
+        why = f"{_ms(int8)} -> {_ms(alone)} alone" if alone < int8 else "with another"
         yield f"faster in fp32 here: {', '.join(trials.groups[i])} ({why})"
     budget = trials.context.size_budget
     if budget is not None and trials.ms(trials.all) < (1 - _NOISE) * trials.ms(best):

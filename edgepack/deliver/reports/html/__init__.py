@@ -99,7 +99,7 @@ def _change(teacher: Measurement, ours: Measurement) -> str:
         return f"{points:+.2f} points, from {wording.measured(teacher)}"
     ratio = f"{wording.times(teacher, ours)}, " if ours.value and teacher.value else ""
     if bounds := wording.ratio_bounds(teacher, ours):
-        ratio += f"95 % between {bounds}, "
+        ratio += f"95 % interval {bounds}, "
     return f"{ratio}from {wording.measured(teacher)}"
 
 
@@ -291,7 +291,7 @@ def layers(artifact: Artifact, contents: Contents) -> Layers:
     largest = list(file_wording.largest(contents.tensors, _LAYERS))
     overhead = max(0, artifact.bytes - contents.stored_bytes)
     most = max([each.bytes for each in largest] + [overhead, 1])
-    sizes = [(each.layer, each.dtype, each.bytes) for each in largest] + [("beyond tensors", "", overhead)]
+    sizes = [(each.layer, each.dtype, each.bytes) for each in largest] + [("other than tensors", "", overhead)]
     rows = [
         (layer, dtype, SIZE.format(size), f"{size / (artifact.bytes or 1) * 100:.1f} %", charts.bar(size / most))
         for layer, dtype, size in sizes

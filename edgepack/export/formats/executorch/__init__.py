@@ -36,7 +36,7 @@ LIBRARIES = ("executorch", "torchao", "coremltools")
 class Config(Frozen):
     backend: str = Field(
         default="xnnpack",
-        description="what runs the model: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
+        description="backend: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
         json_schema_extra=lambda schema: schema.update(enum=[*plugins.names("backends")]),
     )
 

@@ -90,6 +90,6 @@ def _kernel(operator: str, tensors: list[Tensor]) -> Operation:
 def _delegated(program: Any, delegate: Any) -> Iterator[Operation]:
     backend = backend_of(delegate.id)
     if backend is None or backend.payload_operations is None:
-        message = f"what the file hands to {delegate.id} is in a form of its own, so its time cannot be estimated"
-        raise DeviceError(message, "run it on the device")
+        message = f"the part delegated to {delegate.id} cannot be read, so its time cannot be estimated"
+        raise DeviceError(message, "measure it on the device")
     yield from backend.payload_operations(program.backend_delegate_data[delegate.processed.index].data)

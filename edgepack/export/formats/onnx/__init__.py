@@ -25,14 +25,14 @@ LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
 class Config(Frozen):
     opset: int = Field(default=20, ge=18, le=23, description="version of the operator set")
     activations: Literal["auto", "uint8", "int8"] = Field(
-        default="auto", description="how quantized activations are stored; auto: as the profile of the device says"
+        default="auto", description="type of quantized activations; auto: from the device profile"
     )
     format: Literal["onnx", "ort"] = Field(
-        default="onnx", description="ort: optimized already, what a minimal build of the runtime loads"
+        default="onnx", description="ort: already optimized, the only format that a minimal runtime build loads"
     )
     target_platform: Literal["arm", "amd64"] | None = Field(
         default=None,
-        description="what an .ort file and runtime/ are for: amd64, or arm (64 bits too); default: this computer",
+        description="processor for an .ort file and runtime/: amd64, or arm (also 64-bit); default: this computer",
     )
 
 

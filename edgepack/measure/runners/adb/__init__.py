@@ -44,9 +44,7 @@ _TRIAL = 5  # runs that tell how many there must be
 _TRIES = 3  # processes, until one held enough runs
 _MARGIN = 1.2  # more runs than would do at the pace so far
 _PAUSE = 5.0  # seconds between two looks at the temperature
-_UNCHECKED = (
-    "onnxruntime_perf_test writes no outputs, so its answers on the phone were not looked at: do that in the app"
-)
+_UNCHECKED = "onnxruntime_perf_test writes no outputs, so outputs on the phone were not checked: check them in the app"
 
 # What a timing depends on, and what `match` can name. Serial numbers are properties too: no others are kept.
 _PROPERTIES = (
@@ -76,10 +74,10 @@ def connect(device: Device) -> "Phone":
     try:
         told = output.properties(link.shell(_ASK).out)
     except LostError:
-        raise DeviceError(f"{device.name} went away at once", "look at the phone and its cable") from None
+        raise DeviceError(f"{device.name} disconnected at once", "check the phone and its cable") from None
     if (abi := told.get("ro.product.cpu.abi", "")) != "arm64-v8a":
-        message = f"what is attached as {device.name} is for {abi or 'nothing known'}, not arm64-v8a"
-        raise DeviceError(message, "attach a phone with a 64-bit system; an emulator on x86 is none")
+        message = f"the device attached as {device.name} is for {abi or 'an unknown ABI'}, not arm64-v8a"
+        raise DeviceError(message, "attach a phone with a 64-bit system, not an emulator on x86")
     tools = programs.find()
     return Phone(device, link, _facts(device, told, tools), tools)
 
@@ -106,9 +104,9 @@ def _cores(device: Device, there: tuple[int, ...]) -> list[int]:
     controls, hint = device.controls, f"set `controls` in {device.file}"
     named = list(controls.cores) or list(there)
     if gone := sorted(set(named) - set(there)):
-        raise DeviceError(f"{device.name} asks for the core {gone[0]}, and the phone runs {list(there)} now", hint)
+        raise DeviceError(f"{device.name} sets core {gone[0]}, but the phone runs {list(there)} now", hint)
     if not named or (controls.threads or 1) > len(named):
-        raise DeviceError(f"{device.name} asks for {controls.threads or 1} threads, and the phone runs {named}", hint)
+        raise DeviceError(f"{device.name} sets {controls.threads or 1} threads, but the phone runs {named}", hint)
     return named[-(controls.threads or len(named)) :]
 
 
@@ -133,7 +131,7 @@ class Phone:
                 return answer
             case "delegates":
                 return self._delegates(job)
-        raise DeviceError(f"the runner adb does not know how to {job['mode']} a file", "name another device")
+        raise DeviceError(f"the runner adb cannot {job['mode']} a file", "use another device")
 
     def close(self) -> None:
         self.here.close()
@@ -149,8 +147,8 @@ class Phone:
             self.folder.forget()
             return act()
         except LostError:
-            hint = "look at the phone and its cable; does it restart under load?"
-            raise DeviceError(f"{self.name} went away twice while it was at work", hint) from None
+            hint = "check the phone and its cable; does it restart under load?"
+            raise DeviceError(f"{self.name} disconnected twice during work", hint) from None
 
     def _delegates(self, job: Job) -> dict[str, Any]:
         """Those that both have: the test split runs here, and the program there."""
@@ -159,8 +157,8 @@ class Phone:
 
     def _time(self, job: Job) -> dict[str, Any]:
         if job["runtime"] == "onnxruntime" and job.get("shapes"):
-            message = f"{Path(job['file']).name} leaves shapes open, which onnxruntime_perf_test takes as 1"
-            raise DeviceError(message, "export it with the shapes that the app has")
+            message = f"{Path(job['file']).name} has dynamic shapes, which onnxruntime_perf_test sets to 1"
+            raise DeviceError(message, "export it with the shapes that the app uses")
         file = self.folder.model(Path(job["file"]))
         if file not in self._pace:
             self._pace[file] = _pace(self._process(job, file, _TRIAL))
@@ -207,14 +205,14 @@ class Phone:
         with TemporaryDirectory() as folder:
             there = self._answers(job, columns, here, Path(folder))
         reach, model = float(numpy.abs(here.astype("float64")).max(initial=0.0)), Path(job["file"]).name
-        hint = "its runtime may be of another version, or built with other kernels"
+        hint = "its runtime may have another version or other kernels"
         for row, (mine, its) in enumerate(zip(here, there, strict=True)):
             if len(its) != mine.nbytes:
                 raise AnswerError(f"{model} gives {len(its)} bytes on {self.name}, and {mine.nbytes} here", hint)
             off = mine.astype("float64") - numpy.frombuffer(its, mine.dtype)  # differences of bytes wrap around
             far = numpy.abs(off).max(initial=0.0)
             if not far <= evaluate.ROUNDING * reach:
-                message = f"{model} answers otherwise on {self.name} than on this computer"
+                message = f"{model} gives other outputs on {self.name} than on this computer"
                 raise AnswerError(f"{message}: of row {row}, outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
     def _answers(self, job: Job, columns: "list[Array]", here: "Array", near: Path) -> list[bytes]:
@@ -247,7 +245,7 @@ class Phone:
         end = time.monotonic() + limits["seconds"]
         while why := _too_warm(self._state(), limits["below"]):
             if time.monotonic() > end:
-                message = f"{self.name} does not cool down: {why}, after {limits['seconds']:.0f} s of waiting"
+                message = f"{self.name} does not cool down: {why}, after {limits['seconds']:.0f} s"
                 raise DeviceError(message, "take it out of its case and off the charger, or raise `cool_down`")
             time.sleep(_PAUSE)
 

@@ -78,16 +78,16 @@ class Folder:
         except HangsError:
             self.kill()
             message = f"{model} did not finish in {_TIMEOUT:.0f} s on {self.link.name}"
-            raise DeviceError(message, "it hangs, or is far too slow for this phone") from None
+            raise DeviceError(message, "it hangs, or is too slow for this phone") from None
         first, _, printed = done.out.partition("\n")
         pid = int(first) if first.isdigit() else 0
         if done.code == 0:
             return Ran(pid, printed)
         why = output.complaint(self.log(pid, whole=False), pid) or _last(printed, done.err)
-        hint = "was the program built with what the file needs: backend, kernels, the libraries beside it?"
+        hint = "check that the program was built with what the file needs: backend, kernels, libraries next to it"
         if done.code == 137:
-            hint = "Android killed it, most likely for want of memory"
-        reason = why or f"it ended with code {done.code} and said nothing"
+            hint = "Android killed it, most likely because memory ran out"
+        reason = why or f"it ended with code {done.code} without a message"
         raise DeviceError(f"{runtime} failed on {model} on {self.link.name}: {reason}", hint)
 
     def log(self, pid: int, *, whole: bool = True) -> str:
@@ -129,7 +129,7 @@ class Folder:
         done = self.link.shell(shlex.join(command))
         if done.code == 0:
             return
-        hint = f"look at the room there: adb shell df {_PLACE}"
+        hint = f"check the free space: adb shell df {_PLACE}"
         if "No space left" in done.err:
             raise DeviceError(f"{self.link.name} has no space left", hint)
         raise DeviceError(f"{self.link.name} refuses {command[0]}: {_last(done.err)}", hint)

@@ -20,10 +20,10 @@ _MARK = "edgepack-ended"
 
 # What `adb devices` says of a device that cannot be used, and what to do.
 _STATES = {
-    "unauthorized": "unlock it, and allow this computer in the question that it shows",
-    "authorizing": "wait a moment: it is being asked",
+    "unauthorized": "unlock it, and allow this computer in the dialog",
+    "authorizing": "wait a moment: authorization is in progress",
     "offline": "unplug it and plug it in again, or run `adb reconnect offline`",
-    "no permissions": "this user may not open it: apt-get install android-sdk-platform-tools-common, plug it in again",
+    "no permissions": "no permission to open it: apt-get install android-sdk-platform-tools-common, plug it in again",
     "recovery": "start Android on it: `adb reboot`",
     "sideload": "start Android on it: `adb reboot`",
 }
@@ -81,7 +81,7 @@ class Link:
         if done.returncode != 0:
             self._still_there()
             why = _last(self._unnamed(done.stderr))
-            raise DeviceError(f"{self.name} did not give its answers: {why}", "run `adb pull` by hand")
+            raise DeviceError(f"{self.name} did not send its outputs: {why}", "run `adb pull` by hand")
 
     def wait(self) -> None:
         """Until the phone is there again and has started. Raises DeviceError when that takes too long."""
@@ -95,7 +95,7 @@ class Link:
                 pass  # it went away again, or never came
             time.sleep(0.5)
         raise DeviceError(
-            f"{self.name} went away and was not back in {_RETURN:.0f} s", "look at the phone and its cable"
+            f"{self.name} disconnected and was not back in {_RETURN:.0f} s", "check the phone and its cable"
         )
 
     def _unnamed(self, said: str) -> str:
@@ -110,7 +110,7 @@ class Link:
         try:
             return _call("-s", self.serial, *arguments, timeout=timeout)
         except subprocess.TimeoutExpired:
-            hint = "look at the phone and its cable, or run `adb kill-server`"
+            hint = "check the phone and its cable, or run `adb kill-server`"
             raise HangsError(f"{self.name} did not answer in {timeout:.0f} s", hint) from None
 
 
@@ -120,21 +120,21 @@ def find(device: Device) -> Link:
     Raises AbsentError where there is none, DeviceError where it is not clear which, or it cannot be used.
     """
     if shutil.which("adb") is None:
-        raise AbsentError("adb is not on this computer", "apt-get install adb")
+        raise AbsentError("adb is not installed", "apt-get install adb")
     there, (variable, serial) = _attached(), _wanted(device.id)
     if not there:
         hint = "plug it in and allow USB debugging in its developer options; `adb devices` must list it"
         raise AbsentError("no Android device is attached", hint)
     if serial and serial not in there:
         hint = "`adb devices` lists those that are; over the network, run `adb connect` first"
-        raise AbsentError(f"the device that {variable} names is not attached", hint)
+        raise AbsentError(f"the device named by {variable} is not attached", hint)
     if not serial and len(there) > 1:
-        message = f"{len(there)} Android devices are attached, and none is named"
-        raise DeviceError(message, f"put the serial of one, as `adb devices` shows it, into {variable}")
+        message = f"{len(there)} Android devices are attached, and none is chosen"
+        raise DeviceError(message, f"set {variable} to the serial of one, from `adb devices`")
     serial = serial or next(iter(there))
     state = re.split(r"[;(]", there[serial])[0].strip()
     if state != "device":
-        raise DeviceError(f"{device.name} is attached, and {state}", _STATES.get(state, "look at the phone"))
+        raise DeviceError(f"{device.name} is attached, and {state}", _STATES.get(state, "check the phone"))
     return Link(serial=serial, name=device.name)
 
 
@@ -149,7 +149,7 @@ def _attached() -> dict[str, str]:
     try:
         done = _call("devices", timeout=_SHORT)
     except subprocess.TimeoutExpired:
-        raise DeviceError("`adb devices` does not end", "run `adb kill-server`") from None
+        raise DeviceError("`adb devices` does not finish", "run `adb kill-server`") from None
     if done.returncode != 0:
         raise DeviceError(f"adb does not work: {_last(done.stderr)}", "run `adb kill-server`, then `adb devices`")
     return output.attached(done.stdout)
@@ -163,4 +163,4 @@ def _call(*arguments: str, timeout: float) -> "subprocess.CompletedProcess[str]"
 
 
 def _last(said: str) -> str:
-    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")

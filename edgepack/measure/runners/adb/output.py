@@ -97,7 +97,7 @@ def executor(log: str, pid: int) -> Timing:
     loaded, asked = _LOADED.search(text), _ENDED.search(text)
     if loaded is None or asked is None or not (runs or int(asked[1]) == 0):
         message = "executor_runner does not log the time of each run: it is too old"
-        raise DeviceError(message, "build that of ExecuTorch 1.3 or later")
+        raise DeviceError(message, "build it from ExecuTorch 1.3 or later")
     if 1 not in runs or len(runs) < _KEPT * int(asked[1]):
         message = f"the phone's log kept {len(runs)} of {asked[1]} runs"
         raise DeviceError(message, "make it larger: adb logcat -G 8M")
@@ -114,7 +114,7 @@ def perf_test(printed: str, table: str) -> Timing:
     rows = (line.rsplit(",", 4) for line in table.splitlines())
     runs = tuple(float(row[1]) * 1000 for row in rows if len(row) == 5)
     if session is None or first is None or not runs:
-        message = "onnxruntime_perf_test does not tell what loading and each run took: it is too old"
-        raise DeviceError(message, "build that of the same ONNX Runtime as here")
+        message = "onnxruntime_perf_test does not print the times of loading and of each run: it is too old"
+        raise DeviceError(message, "build it from the same ONNX Runtime version as here")
     # It tells whole milliseconds, rounded down: the next one is what the first run took at most.
     return Timing(load=float(session[1]) * 1000, first=int(first[1]) + 1.0, runs=runs)

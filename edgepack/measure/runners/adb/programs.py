@@ -78,7 +78,7 @@ def find() -> dict[str, Tool]:
     """The program of each runtime that is named. Raises DeviceError when none is, or one is not right."""
     found = {runtime: _tool(kind, os.environ[kind.variable]) for runtime, kind in KINDS.items() if _named(kind)}
     if not found:
-        message = f"there is no runtime for it: {' and '.join(kind.variable for kind in KINDS.values())} are not set"
+        message = f"no runtime for this phone: {' and '.join(kind.variable for kind in KINDS.values())} are not set"
         raise DeviceError(
             message, "\n  ".join(f"for {RUNTIMES[name].suffixes[0]} files, {advice(name)}" for name in KINDS)
         )
@@ -92,11 +92,11 @@ def _named(kind: Kind) -> bool:
 def _tool(kind: Kind, name: str) -> Tool:
     program = Path(name).absolute()
     if not program.is_file():
-        raise DeviceError(f"{kind.variable} names {name}, and there is no such file", f"to build it, {kind.build}")
+        raise DeviceError(f"{kind.variable} names {name}, which was not found", f"to build it, {kind.build}")
     with program.open("rb") as file:
         head = file.read(20)
     if head[:4] != _ELF or head[18:20] != _ARM64:
-        raise DeviceError(f"{name} is no program for arm64", f"build it for Android: {kind.build}")
+        raise DeviceError(f"{name} is not a program for arm64", f"build it for Android: {kind.build}")
     libraries = tuple(sorted(program.parent.glob("lib*.so")))
     return Tool(program=program, libraries=libraries, version=_version(kind, program, libraries))
 
@@ -109,5 +109,5 @@ def _version(kind: Kind, program: Path, libraries: tuple[Path, ...]) -> str:
     try:
         return str(Version(text))
     except InvalidVersion:
-        hint = f"leave it in the source tree that it was built in, or put a {kind.told} with the version beside it"
-        raise DeviceError(f"nothing tells which version {program} is", hint) from None
+        hint = f"keep it in the source tree that it was built in, or put a {kind.told} with the version next to it"
+        raise DeviceError(f"the version of {program} is unknown", hint) from None

@@ -34,7 +34,7 @@ IS_LOCAL = True
 
 _RUNTIME = "onnxruntime"
 _LACKS = {"executorch": "ExecuTorch is not run under emulation"}
-_ANEW = "make its Python and runtime anew with `edgepack devices prepare`"
+_ANEW = "create its Python and runtime again with `edgepack devices prepare`"
 _QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 _WORKER = "worker.pyz"
 _TIMEOUT = 3600.0  # seconds, before any row
@@ -61,7 +61,7 @@ PROCESSORS = {
 
 class Config(Frozen):
     cpu: Literal["cortex-a53", "cortex-a72", "cortex-a76", "max"] = Field(
-        default="cortex-a76", description="what qemu plays; only the last two have int8 dot products"
+        default="cortex-a76", description="processor that qemu emulates; only the last two have int8 dot products"
     )
 
 
@@ -134,8 +134,8 @@ def connect(device: Device) -> Emulated:
     check_controls(device, os.sched_getaffinity(0), "this computer")
     python = system_image.python(root)
     if python is None:
-        hint = f"run `edgepack devices prepare {device.id}`, which makes it in {root}"
-        raise AbsentError("no arm64 Python was prepared yet", hint)  # the message lands in reports: no path of a home
+        hint = f"run `edgepack devices prepare {device.id}`, which creates it in {root}"
+        raise AbsentError("arm64 Python is not prepared yet", hint)  # the message lands in reports: no path of a home
     found = system_image.versions(root, _RUNTIME, "numpy")
     facts = {
         "runner": "emulated",
@@ -168,7 +168,7 @@ def _wheels(device: Device) -> list[str]:
 def _qemu() -> str:
     found = next(filter(None, map(shutil.which, _QEMU)), None)
     if found is None:
-        raise AbsentError("there is no qemu-aarch64 here", "install it: Debian's and Ubuntu's package qemu-user-static")
+        raise AbsentError("qemu-aarch64 is not installed", "install it: Debian's and Ubuntu's package qemu-user-static")
     return found
 
 
@@ -177,5 +177,5 @@ def _version(qemu: str) -> str:
     done = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=60)
     found = re.search(r"version (\S+)", done.stdout)
     if done.returncode != 0 or not found:
-        raise DeviceError(f"{qemu} does not start", "install the package qemu-user-static anew")
+        raise DeviceError(f"{qemu} does not start", "reinstall the package qemu-user-static")
     return found[1]

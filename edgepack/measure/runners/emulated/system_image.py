@@ -59,8 +59,8 @@ def versions(root: Path, *packages: str) -> dict[str, str]:
 def make(root: Path, wheels: Sequence[str], tell: Tell) -> None:
     """Make it, or make it anew; `wheels` as pip wants them. It appears whole or not at all. Raises DeviceError."""
     if root.exists() and any(root.iterdir()) and not (root / _MARK).is_file():
-        advice = "name an empty folder, or one that this command made, with EDGEPACK_ARM64_ROOT"
-        raise DeviceError(f"{root} holds other things, and would be replaced", advice)
+        advice = "set EDGEPACK_ARM64_ROOT to an empty folder, or to one that this command made"
+        raise DeviceError(f"{root} holds other files, which would be overwritten", advice)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root.parent, prefix=".arm64-", ignore_cleanup_errors=True) as work:
@@ -92,7 +92,7 @@ def _fetch(folder: Path) -> list[Path]:
     (folder / "status").touch()
     apt = ["apt-get", *(word for option in _options(folder) for word in ("-o", option)), "--quiet", "--yes"]
     update = _done([*apt, "update"])
-    advice = "this needs arm64 among the package sources of this computer, as Debian's are, and the network"
+    advice = "this needs the network, and package sources that have arm64, as Debian's have"
     problem = "apt-get has no Python for arm64"
     if update.returncode != 0:
         problem += f" ({_last(update)})"
@@ -128,7 +128,7 @@ def _install(root: Path, wheels: Sequence[str]) -> None:
     platforms = [word for platform in _PLATFORMS for word in ("--platform", platform)]
     where = ["--target", str(site(root)), *platforms, "--python-version", version, "--implementation", "cp"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    advice = "check the network, and that there is such a version for aarch64"
+    advice = "check the network, and that this version exists for aarch64"
     _run([*pip, "--only-binary=:all:", *where, *wheels], "pip cannot fetch the runtimes for arm64", advice)
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         compileall.compile_dir(root / "usr" / "lib" / binary.name, quiet=2)
@@ -145,8 +145,8 @@ def _done(command: list[str]) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
         raise DeviceError(
-            f"there is no {command[0]} here, which fetches Debian's Python for arm64",
-            "make the folder on a Debian, copy it here, and name it with EDGEPACK_ARM64_ROOT",
+            f"{command[0]} is not installed; it downloads Debian's Python for arm64",
+            "make the folder on a Debian computer, copy it here, and set EDGEPACK_ARM64_ROOT to it",
         ) from None
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{command[0]} did not finish in {_TIMEOUT:.0f} s", "check the network") from None

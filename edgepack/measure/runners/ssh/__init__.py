@@ -67,7 +67,7 @@ class Board:
         self._folders.append(Path(line.folder).name)
         facts = self._facts(line)
         if self.facts and facts != self.facts:
-            raise DeviceError(f"{self.device.name} is not as it was before its connection broke", "build again")
+            raise DeviceError(f"{self.device.name} changed while the connection was lost", "build again")
         self.facts = facts
         return line
 
@@ -85,7 +85,7 @@ class Board:
         processes.check_controls(self.device, found["cores"], "it")
         if not found["versions"]:
             package = "onnxruntime=={onnxruntime}".format(**provenance.versions("onnxruntime"))
-            hint = f"install what the recipe exports to there, as `{line.python} -m pip install {package}`"
+            hint = f"install the runtimes of the recipe there: `{line.python} -m pip install {package}`"
             raise DeviceError(f"{self.device.name} has neither {' nor '.join(RUNTIMES)}", hint)
         cores = processes.pinned(self.device.controls, found["cores"])
         kept = ("model", "cpu", "features", "machine", "kernel", "governor", "versions")
@@ -95,7 +95,7 @@ class Board:
         line = self._line or self.reach()
         output = f"{uuid4().hex}.npy"
         packages = ", ".join(RUNTIMES[job["runtime"]].packages)
-        advice = f"see whether the runtime loads there: {line.python} -c 'import {packages}'"
+        advice = f"check that the runtime loads there: {line.python} -c 'import {packages}'"
         found = _work(line, self._told(line, job, output), job, advice=advice)
         if "output" in job:
             line.fetch(output, Path(job["output"]))

@@ -17,13 +17,13 @@ _NOBODY = "edgepack-asks-for-no-host"
 
 
 class Config(Frozen):
-    python: str = Field(default="python3", description="the interpreter there, as ~/venv/bin/python")
+    python: str = Field(default="python3", description="Python interpreter on the device, such as ~/venv/bin/python")
 
     @field_validator("python")
     @classmethod
     def _program(cls, python: str) -> str:
         if not python.strip() or not python.isprintable() or python.startswith("-"):
-            raise ValueError(f"name a program, as python3 or ~/venv/bin/python, got {python!r}")
+            raise ValueError(f"expected a program, such as python3 or ~/venv/bin/python, got {python!r}")
         return python
 
 
@@ -40,12 +40,12 @@ class Address:
         variable = f"EDGEPACK_SSH_{re.sub('[^A-Z0-9]', '_', device.id.upper())}"
         destination = os.environ.get(variable, "").strip()
         if destination.startswith("-") or not all(letter.isprintable() and letter != " " for letter in destination):
-            raise DeviceError(f"{variable} names no host", "write it as `ssh` takes it: user@host, or a host alias")
+            raise DeviceError(f"{variable} has no host", "set it to user@host, or to a host alias of ssh")
         if destination:
             return cls(destination, f"${variable}")
         if _knows(device.id):
             return cls(device.id, device.id)
-        message = f"{device.name} is not configured: there is no {variable}, and ssh knows no host {device.id}"
+        message = f"{device.name} is not configured: {variable} is not set, and ssh has no host {device.id}"
         raise AbsentError(message, f"set {variable}=user@host, or put `Host {device.id}` into ~/.ssh/config")
 
 
@@ -53,7 +53,7 @@ def ssh() -> list[str]:
     """EDGEPACK_SSH_CONFIG names a configuration to use in place of the user's."""
     config = os.environ.get("EDGEPACK_SSH_CONFIG", "")
     if shutil.which("ssh") is None:
-        raise AbsentError("ssh is not installed here", "install it: apt install openssh-client")
+        raise AbsentError("ssh is not installed", "install it: apt install openssh-client")
     return ["ssh", *(["-F", config] if config else [])]
 
 
@@ -62,7 +62,7 @@ def _knows(name: str) -> bool:
     anybody, found = _settings(_NOBODY), _settings(name)
     if anybody.returncode != 0:
         why = (anybody.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise DeviceError(f"ssh cannot read its configuration: {why}", "mend it, or set EDGEPACK_SSH_CONFIG")
+        raise DeviceError(f"ssh cannot read its configuration: {why}", "fix it, or set EDGEPACK_SSH_CONFIG")
     return found.returncode == 0 and found.stdout.lower() != anybody.stdout.replace(_NOBODY, name).lower()
 
 
@@ -75,4 +75,4 @@ def _settings(name: str) -> "subprocess.CompletedProcess[str]":
         )
     except subprocess.TimeoutExpired:
         message = f"ssh did not read its configuration in {_CONFIGURED:.0f} s"
-        raise DeviceError(message, "see what a `Match exec` in it waits for, or set EDGEPACK_SSH_CONFIG") from None
+        raise DeviceError(message, "check what a `Match exec` in it waits for, or set EDGEPACK_SSH_CONFIG") from None

@@ -181,10 +181,8 @@ class Line:
         try:
             found: dict[str, Any] = json.loads(line)
         except ValueError:
-            message = f"{self.device.name} prints as it logs in: {line.strip()[:60]!r}"
-            raise DeviceError(
-                message, "silence that, in ~/.bashrc or the like, for shells without a terminal"
-            ) from None
+            message = f"{self.device.name} prints text at login: {line.strip()[:60]!r}"
+            raise DeviceError(message, "turn that off for shells without a terminal, in ~/.bashrc or similar") from None
         return found
 
     def _failed(self, code: int) -> dict[str, Any]:
@@ -193,19 +191,19 @@ class Line:
         logging.getLogger(__name__).info("ssh ended with %s: %s", code, said)
         name, try_it = self.device.name, f"`ssh {self.address.told} true`"
         if code < 0:
-            raise AbsentError(f"{name} said nothing in {_GREETING:.0f} s", f"see whether {try_it} works")
+            raise AbsentError(f"{name} did not respond in {_GREETING:.0f} s", f"check that {try_it} works")
         if code == 255:
             raise _unconnected(name, said, try_it)
         if code in (126, 127):
-            hint = "install Python 3.9 or newer there, or name it: `runner: {ssh: {python: ~/venv/bin/python}}`"
+            hint = "install Python 3.9 or newer there, or set `runner: {ssh: {python: ~/venv/bin/python}}`"
             raise DeviceError(f"{name} has no program {self.python}", f"{hint} in {self.device.file}")
-        raise DeviceError(f"{name} failed: {(said.splitlines() or [f'code {code}'])[-1]}", f"see what {try_it} says")
+        raise DeviceError(f"{name} failed: {(said.splitlines() or [f'code {code}'])[-1]}", f"check what {try_it} says")
 
     def _check(self) -> None:
         """Raises DeviceError where the worker cannot run."""
         name = self.device.name
         if python := self._greeting.get("python"):
-            hint = "name another one: `runner: {ssh: {python: ~/venv/bin/python}}`"
+            hint = "set another one: `runner: {ssh: {python: ~/venv/bin/python}}`"
             raise DeviceError(f"{name} has Python {python}, and the worker needs 3.9", f"{hint} in {self.device.file}")
         if lacking := self._greeting["lacking"]:
             what = " ".join(lacking)
@@ -221,7 +219,7 @@ class Line:
             message = (
                 f"{self.device.name} has no space: {file.name} is {SIZE.format(size)}, {SIZE.format(free)} are free"
             )
-            raise DeviceError(message, "make room where its ~/.cache is")
+            raise DeviceError(message, "free disk space for its ~/.cache")
 
     def _hand(self, do: str, *arguments: str, size: int = 0, **streams: Any) -> "subprocess.CompletedProcess[str]":
         """Have a file taken or given there."""
@@ -232,7 +230,9 @@ class Line:
             raise LostError(f"the connection to {self.device.name} is too slow", "check its network") from None
         if done.returncode != 0:
             why = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
-            raise DeviceError(f"{self.device.name} cannot {do} a file: {why}", "see whether its disk is full or broken")
+            raise DeviceError(
+                f"{self.device.name} cannot {do} a file: {why}", "check whether its disk is full or broken"
+            )
         return done
 
 
@@ -241,19 +241,19 @@ def _unconnected(name: str, said: str, try_it: str) -> DeviceError:
     for words, kind, why, hint in _REASONS:
         if any(each in said for each in words):
             return kind(f"{name} {why}", hint.format(try_it))
-    return DeviceError(f"ssh could not connect to {name}", f"see what {try_it} says")
+    return DeviceError(f"ssh could not connect to {name}", f"check what {try_it} says")
 
 
-_REACHED = "see that it is on and in the network: {} must work"
+_REACHED = "check that it is on and on the network: {} must work"
 _REASONS: tuple[tuple[tuple[str, ...], type[DeviceError], str, str], ...] = (
-    (("Could not resolve hostname",), AbsentError, "has a host name that nobody knows", _REACHED),
+    (("Could not resolve hostname",), AbsentError, "host name could not be resolved", _REACHED),
     (("Connection refused",), AbsentError, "refuses connections over ssh", _REACHED),
-    (("timed out", "No route to host", "unreachable", "Host is down"), AbsentError, "does not answer", _REACHED),
+    (("timed out", "No route to host", "unreachable", "Host is down"), AbsentError, "does not respond", _REACHED),
     (
         ("REMOTE HOST IDENTIFICATION HAS CHANGED",),
         DeviceError,
-        "has another host key than ssh knows",
-        "it is another computer, or was installed anew: then `ssh-keygen -R` its host, and try {}",
+        "has another host key than the one ssh knows",
+        "it is another computer, or was reinstalled: then `ssh-keygen -R` its host, and try {}",
     ),
     (
         ("Host key verification failed",),
@@ -264,8 +264,8 @@ _REASONS: tuple[tuple[tuple[str, ...], type[DeviceError], str, str], ...] = (
     (
         ("Permission denied", "Too many authentication failures"),
         DeviceError,
-        "does not let this user in",
-        "{} must work without a password: `ssh-copy-id` brings a key there",
+        "refuses this user",
+        "{} must work without a password: `ssh-copy-id` copies a key to it",
     ),
     (("Connection closed", "Connection reset"), AbsentError, "closes connections over ssh", _REACHED),
 )

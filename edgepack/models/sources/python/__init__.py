@@ -26,9 +26,11 @@ FOREIGN = True
 
 
 class Config(Frozen):
-    python: Reference = Field(description='"module:function" that gives the model, for example shop.nets:make')
-    args: dict[str, Any] = Field(default={}, description="what the function is called with, by name")
-    checkpoint: Checkpoint | None = Field(default=None, description="weights of this very model: .safetensors, .pth")
+    python: Reference = Field(description='"module:function" that returns the model, for example shop.nets:make')
+    args: dict[str, Any] = Field(default={}, description="keyword arguments of the function")
+    checkpoint: Checkpoint | None = Field(
+        default=None, description="file with weights of exactly this model: .safetensors, .pth"
+    )
     checkpoint_key: CheckpointKey = None
     files: Files = Field(
         default=(),
@@ -91,7 +93,7 @@ def _made(config: Config, signature: Signature) -> "nn.Module":
         logging.getLogger(__name__).exception("%s failed", config.python)
         given = ", ".join(f"{name}={value!r}" for name, value in config.args.items())
         message = f"'{config.python}', called with ({given}), failed: {reason(error)}"
-        raise StageError(message, "build.log has the traceback") from error
+        raise StageError(message, "see build.log for the traceback") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
     if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before they know their size

@@ -27,7 +27,7 @@ _WRAPPERS = {
     _COMPILED: "_orig_mod",
     "_FabricModule": "_original_module",
 }
-_UNSCRIPTED = "let the function return the module that it was made from, and give its weights as a checkpoint"
+_UNSCRIPTED = "return the original module from the function, and give its weights as a checkpoint"
 _SAME = 1e-4  # of the largest output: rounding
 
 
@@ -35,7 +35,7 @@ def plain(module: nn.Module) -> nn.Module:
     """A copy without wrappers, in float32. Raises StageError for state that is in no tensor."""
     inner = _unwrapped(module)
     if isinstance(inner, torch.jit.ScriptModule):
-        raise StageError("the model is TorchScript, which can neither be trained nor exported", _UNSCRIPTED)
+        raise StageError("the model is TorchScript, which cannot be trained or exported", _UNSCRIPTED)
     own = _copied(inner)
     _unwrap_parts(own)
     _check_tensors(own)
@@ -48,7 +48,7 @@ def _copied(module: nn.Module) -> nn.Module:
     except Exception as error:  # whatever its attributes make of it
         message = f"the model, a {type(module).__name__}, cannot be copied: {reason(error)}"
         raise StageError(
-            message, "let the function return the model without what runs it, such as model.module"
+            message, "return the model without its wrapper from the function, such as model.module"
         ) from error
 
 
@@ -56,7 +56,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     inside = _inside(module)
     if inside is None:
         return module
-    note(f"taken out of its {type(module).__name__}: what is compressed is the model inside")
+    note(f"taken out of its {type(module).__name__}: the model inside is compressed")
     return _unwrapped(inside)
 
 
@@ -94,7 +94,7 @@ def _check_tensors(module: nn.Module) -> None:
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             where = f"'{name}', a {type(part).__name__}," if name else f"the model, a {type(part).__name__},"
             raise StageError(
-                f"{where} keeps state besides tensors (get_extra_state), which is not saved with the weights",
+                f"{where} has state that is not tensors (get_extra_state), which is not saved with the weights",
                 "keep it in buffers: self.register_buffer(name, tensor)",
             )
 
@@ -103,7 +103,7 @@ def _in_float32(module: nn.Module) -> nn.Module:
     kept = [*module.parameters(), *module.buffers()]
     others = {str(each.dtype).removeprefix("torch.") for each in kept if each.is_floating_point()} - {"float32"}
     if others:
-        note(f"weights in {', '.join(sorted(others))} were made float32")
+        note(f"weights in {', '.join(sorted(others))} were converted to float32")
     return module.float()
 
 
@@ -129,13 +129,13 @@ def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
             raise StageError(f"the {told} cannot be folded into plain weights: {error}", _BY_HAND) from error
     after = answer(module, inputs)
     if not same(before, after, rounding=_SAME):
-        raise StageError(f"folded into plain weights, the {found[0][0]} answers otherwise", _BY_HAND)
+        raise StageError(f"folded into plain weights, the {found[0][0]} gives other outputs", _BY_HAND)
     shown = listed([told for told, _ in found], 3)
     note(f"folded into plain weights: {shown}")
     return module.train(training)
 
 
-_BY_HAND = "let the function return the model with plain weights: parametrize.remove_parametrizations(layer, name)"
+_BY_HAND = "return the model with plain weights from the function: parametrize.remove_parametrizations(layer, name)"
 
 
 def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:

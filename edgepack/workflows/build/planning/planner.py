@@ -237,7 +237,7 @@ class Planner:
             reason = "the device was not reached yet" if all(shas) else "its file is not built yet"
             return Step(id=id, key="", ingredients={}, reason=reason, choice=export.choice)
         step = self._step(id, ingredients, choice=export.choice)
-        return step.because("asked for by --remeasure") if self.remeasure and step.cached else step
+        return step.because("requested by --remeasure") if self.remeasure and step.cached else step
 
     def _measured_by(self, exporter: Choice) -> dict[str, Any]:
         """What the timings that a stage takes depend on."""
@@ -313,7 +313,7 @@ class Planner:
         before = self.previous.get(str(id))
         if before is None:
             return "new step" if self.previous else "first time"
-        return ", ".join(reasons(before, ingredients)) or "no longer in the store"
+        return ", ".join(reasons(before, ingredients)) or "no longer in the cache"
 
 
 def _lacks_runtimes(step: Step, first: Step) -> bool:

@@ -34,7 +34,9 @@ class StepId:
         kind, _, rest = text.partition("/")
         subject, _, format = rest.partition("/")
         if kind not in get_args(Kind) or not subject:
-            raise ValueError(f"{text!r} is no step: it is KIND/SUBJECT or KIND/SUBJECT/FORMAT, as timing/model/onnx")
+            raise ValueError(
+                f"{text!r} is not a step: write it as KIND/SUBJECT or KIND/SUBJECT/FORMAT, as timing/model/onnx"
+            )
         return cls(kind, subject, format)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

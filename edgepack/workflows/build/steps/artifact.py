@@ -36,9 +36,11 @@ def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candid
     try:
         found: Contents | None = exporter.inspect(path, candidate)
     except Exception as error:
-        logging.getLogger(__name__).exception("what is in %s could not be read", path.name)
-        told = f"what is in {path.name} could not be read ({type(error).__name__}; build.log has the traceback)"
-        work.emit(Note(text=f"warning: {told}: no bytes by layer, no delegation and no arena will be told of it"))
+        logging.getLogger(__name__).exception("the contents of %s could not be read", path.name)
+        told = (
+            f"the contents of {path.name} could not be read ({type(error).__name__}; see build.log for the traceback)"
+        )
+        work.emit(Note(text=f"warning: {told}: the report will lack its bytes by layer, delegation and arena"))
         return None
     return found
 

@@ -108,9 +108,9 @@ def warn_of_chance(work: Workspace, score: float) -> None:
     """Weights that came trained and say nothing of this data are the usual accident with one's own."""
     classes = len(work.signature.labels)
     if _comes_trained(work) and score < _CHANCE / classes:
-        told = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no more than chance"
+        told = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no better than chance"
         advice = "check the order of the labels and the preprocessing"
-        work.emit(Note(text=f"warning: the model comes trained, but {told} with {classes} classes: {advice}"))
+        work.emit(Note(text=f"warning: the model is pretrained, but {told} with {classes} classes: {advice}"))
 
 
 def _comes_trained(work: Workspace) -> bool:

@@ -24,12 +24,12 @@ def where(work: Workspace, id: StepId) -> str:
     try:
         found = work.store.get("difference", key)
         if found is None:
-            work.emit(Note(text=f"looking for where {id.label} begins to differ from torch"))
+            work.emit(Note(text=f"finding the first operator of {id.label} that differs from torch"))
             found = work.store.make("difference", key, ingredients, partial(search, work, id))
         return str(found.outcome["told"])
     except Exception as error:
         logging.getLogger(__name__).exception("where %s differs was not found", id.label)
-        return f"where that begins was not found: {type(error).__name__}, build.log has the traceback"
+        return f"the first operator that differs was not found: {type(error).__name__}, see build.log for the traceback"
 
 
 def search(work: Workspace, id: StepId, folder: Path) -> dict[str, Any]:

@@ -76,11 +76,11 @@ def warn_of_saturation(work: Workspace) -> None:
     if not heeded or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
         return
     if work.device.evidence.get("predict") == "measured":
-        told = f"int8 products saturate on {work.device.name}, and weights of 8 bits lose accuracy by that"
+        told = f"int8 products saturate on {work.device.name}, so 8-bit weights lose accuracy"
         work.emit(Note(text=f"warning: {told}: {provenance.SATURATING}"))
     else:
         told = f"int8 products saturate on this computer, which runs the files for {work.device.name}"
-        work.emit(Note(text=f"warning: {told}: int8 files of ONNX Runtime lose accuracy here that they keep there"))
+        work.emit(Note(text=f"warning: {told}: int8 ONNX Runtime files lose accuracy here, but not on the device"))
 
 
 def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[Choice]) -> None:
@@ -108,7 +108,7 @@ def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Ho
     from edgepack.measure import dry_run
 
     def progress(done: int, total: int) -> None:
-        work.emit(StepProgress(doing=f"looking for what {exporter.name} cannot take", done=done, total=total))
+        work.emit(StepProgress(doing=f"finding what {exporter.name} cannot export", done=done, total=total))
 
     run: Callable[[dict[str, Any]], dict[str, Any]] | None = here.run if _runs_here(exporter, here) else None
     alike = not work.int8_differs(exporter.module.RUNTIME, here.facts)

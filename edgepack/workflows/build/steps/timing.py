@@ -61,7 +61,7 @@ def _before(work: Workspace, step: Step) -> tuple[Answers, Answers]:
 def why_not_timed(work: Workspace) -> str:
     if "time" in work.device.evidence:
         return ""
-    why = work.session.absent or f"its runner, {work.device.runner.name}, times nothing"
+    why = work.session.absent or f"its runner, {work.device.runner.name}, cannot time files"
     return f"{why}, and the profile of {work.device.name} has no analytic model to estimate with"
 
 

@@ -61,7 +61,7 @@ def check_timed(work: Workspace, exporter: Choice) -> None:
     """Raises DeviceError or StageError where a stage cannot time what it tries."""
     if work.device.evidence.get("time") != "measured":
         why = work.session.absent or f"the timings of {work.device.name} are not measured"
-        raise DeviceError(f"what a stage decides by timing cannot be decided: {why}", "attach the device")
+        raise DeviceError(f"a stage needs timings to decide: {why}", "attach the device")
     if why := work.why_not_run(exporter.name):
         raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
 

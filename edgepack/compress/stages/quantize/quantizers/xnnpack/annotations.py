@@ -42,7 +42,7 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
         if self.scheme.dynamic and any(node.target in CONVOLUTIONS for node in model.graph.nodes):
             raise StageError(
                 "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
-                "leave `activations` out, or make it static",
+                "remove `activations`, or set it to static",
             )
         limits.hide(model)
         return super().transform_for_annotation(model)
