@@ -226,7 +226,7 @@ def test_what_is_called_like_a_recipe_or_build_hides_neither() -> None:
     Path("pets").mkdir()
     Path("tool").write_bytes(b"\x7fELF")
     for name in ("pets", "tool"):
-        assert edgepack("check", name).out.startswith(f"{name}: fine")
+        assert edgepack("check", name).out.startswith(f"{name}: OK")
         assert edgepack("check", f"./{name}").code == 2
         assert edgepack("gate", name).code == edgepack("explain", name).code == 0
     assert "recipes/pets.yaml is for the device" in edgepack("gate", "pets", "--recipe", "pets").err
