@@ -73,8 +73,8 @@ class Quantization(Frozen):
     channel_multiple: int = Field(default=8, ge=1, description="pruned channel counts and ranks are multiples of this")
     int8_saturates: bool | None = Field(
         default=None,
-        description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights get 7 bits then; "
-        "default: as the features of its processor say",
+        description="whether products of u8 x s8 are summed in 16 bits (AVX2 without VNNI): weights then get 7 bits; "
+        "default: from the features of its processor",
     )
     activations: Literal["uint8", "int8"] = Field(
         default="uint8",

@@ -251,7 +251,7 @@ def test_copies_leave_enough_of_every_class_or_are_refused(pets: str) -> None:
     shutil.rmtree("pets")
     write_folder("pets/train", 6), write_folder("pets/test", 2)
     shutil.copytree("pets/test", "pets/val")
-    told = "the validation split has no picture of its own: all 6 pictures are in the test split too"
+    told = "the validation split has no picture that other splits lack: all 6 pictures are in the test split too"
     with pytest.raises(RecipeError, match=told):
         load(configured())
 

@@ -89,9 +89,7 @@ def _pictures(norm: nn.Module) -> nn.Module:
 def test_a_batch_norm_that_cannot_do_without_others_is_told() -> None:
     with pytest.raises(StageError) as failure:
         tried(Net(nn.BatchNorm1d(16, track_running_stats=False)), SIGNATURE, "the model")
-    assert failure.value.message == (
-        "the model gives no answer to a single sample: the batch norm 'between' keeps no statistics"
-    )
+    assert failure.value.message == ("the model fails on a single sample: the batch norm 'between' keeps no statistics")
     assert "track_running_stats=True" in failure.value.hint
 
 
@@ -319,7 +317,7 @@ def test_what_is_drawn_on_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("does", "why"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "the process was killed by SIGSEGV"),
         ("os._exit(3)", "the process ended with the exit status 3"),
         ("time.sleep(60)", "gave no outputs within 1 s"),
     ],

@@ -144,7 +144,7 @@ BUILDS = {
         bundle="",
     ),
     "failed half way": build(
-        exit_code=4, error=f"the board does not answer: {AWKWARD}", verdicts=(), measurements=(), bundle=""
+        exit_code=4, error=f"the board does not respond: {AWKWARD}", verdicts=(), measurements=(), bundle=""
     ),
     "not finished": build(exit_code=None, finished_at=None, verdicts=()),
     "interrupted": build(exit_code=130, error="interrupted"),

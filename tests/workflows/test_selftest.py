@@ -46,8 +46,8 @@ def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     path = bundle(text_files(**{"models/news.onnx": classifier(first=1)}))
     ran = edgepack("selftest", str(path))
     assert ran.code == ExitCode.STAGE
-    assert "news.zip does not answer as it did when it was built" in ran.err
-    assert 'models/news.onnx says sport of "The bank and the market fell", not money' in ran.err
+    assert "news.zip outputs differ from those recorded at build time" in ran.err
+    assert 'models/news.onnx gives sport for "The bank and the market fell", not money' in ran.err
     assert "match those recorded at build time" not in ran.out
 
 

@@ -46,7 +46,8 @@ def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
         if not same(first[row : row + 1], answer(module, alone), largest(first)):
             part = without_statistics(module) or _part(module, inputs, alone, row)
             raise StageError(
-                f"the output for a sample depends on the rest of the batch{part}: on a device each sample runs alone", EACH
+                f"the output for a sample depends on the rest of the batch{part}: on a device each sample runs alone",
+                EACH,
             )
 
 
@@ -94,8 +95,8 @@ def check_in_process(candidate: "Candidate", inputs: Inputs, name: str) -> None:
         again = torch.from_numpy(numpy.load(Path(folder, ANSWERS), allow_pickle=False))
     if not same(answer(candidate.module.eval(), inputs), again):
         raise StageError(
-            f"{name}, loaded in another process, gives other outputs: its code draws numbers when it is imported, or "
-            "goes by the order of a set",
+            f"{name}, loaded in another process, gives other outputs: its code draws random numbers at import, or "
+            "depends on the order of a set",
             _KEEP,
         )
 

@@ -107,7 +107,9 @@ def test_depth_takes_the_highest_layers_first() -> None:
 
 
 def test_depth_alone_leaves_the_embeddings() -> None:
-    with pytest.raises(StageError, match=r"without the 3 layers that can go .* for the embeddings stay") as failure:
+    with pytest.raises(
+        StageError, match=r"without the 3 layers that can be removed .* because the embeddings stay"
+    ) as failure:
         dry_run(encoder(**DEEP), config(compression=100, scale="depth"), BLOCK)
     assert "use scale: width, or a compression of at most 3.09" in failure.value.hint
 

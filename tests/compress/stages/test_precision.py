@@ -76,7 +76,7 @@ def test_blocks_that_pay_only_together_are_found() -> None:
 def test_a_block_beside_what_wins_saves_a_way() -> None:
     found = decided(clock({"blocks.0": 20, "blocks.1": -2, "blocks.2": 20, "head": -20}, crossing=9))
     assert found.fp32 == ("blocks.0", "blocks.1", "blocks.2")
-    assert "blocks.1 (beside another)" in found.notes[2]
+    assert "blocks.1 (with another)" in found.notes[2]
 
 
 def test_many_small_gains_are_one_large() -> None:

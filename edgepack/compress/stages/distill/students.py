@@ -102,7 +102,7 @@ def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") 
         most = size_of(teacher) / size_of(student)
         raise StageError(
             f"no student of {size:,.0f} parameters: without the {len(blocks)} {'layers' if layers else 'blocks'} that "
-            f"can go it has {size_of(student):,}{', for the embeddings stay' if layers else ''}",
+            f"can be removed it has {size_of(student):,}{', because the embeddings stay' if layers else ''}",
             "use scale: width" + (f", or a compression of at most {most:.3g}" if blocks else ""),
         )
     return student

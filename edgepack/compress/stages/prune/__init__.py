@@ -53,8 +53,8 @@ def incompatibility(config: Config, place: Place) -> str:
         )
     if place.encoder and "distill" in place.later and "distill" not in place.earlier:
         return (
-            "distillation leads for transformers: a student that takes the layers of a teacher already pruned learns "
-            "from a weaker one: move prune after distill, or set `insist: true`"
+            "distill transformers before pruning, because a pruned teacher is weaker: move prune after distill, "
+            "or set `insist: true`"
         )
     return ""
 

@@ -62,7 +62,9 @@ class Config(Training):
     epochs: int = Field(default=3, ge=0, le=10_000, description="epochs of qat")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate, a tenth of that for fine-tuning")
     calibration: int = Field(
-        default=512, ge=1, description="number of number of number of training samples that set the ranges of activations"
+        default=512,
+        ge=1,
+        description="number of number of number of number of training samples that set the ranges of activations",
     )
     activations: Literal["auto", "static", "dynamic"] = Field(
         default="auto",

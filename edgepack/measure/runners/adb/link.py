@@ -111,7 +111,7 @@ class Link:
             return _call("-s", self.serial, *arguments, timeout=timeout)
         except subprocess.TimeoutExpired:
             hint = "check the phone and its cable, or run `adb kill-server`"
-            raise HangsError(f"{self.name} did not answer in {timeout:.0f} s", hint) from None
+            raise HangsError(f"{self.name} did not respond in {timeout:.0f} s", hint) from None
 
 
 def find(device: Device) -> Link:
