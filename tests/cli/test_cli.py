@@ -95,7 +95,7 @@ def test_a_bug_exits_70_and_leaves_a_log_to_report(own_place: Path, monkeypatch:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_exits_130(number: signal.Signals) -> None:
     code = (
-        "import os, signal, edgepack.recipe as r; "
+        "import os, signal, edgepack.config.recipe_reading as r; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background job ignores it
         f"r.load_recipe = lambda *a, **k: os.kill(os.getpid(), {int(number)}); {MAIN}"
     )
@@ -155,7 +155,7 @@ def test_what_nobody_reads_to_its_end_keeps_its_exit_code(command: str, wanted: 
     build(measurements=()).save(_folder("other") / "build.json")
     instead = f"""
 import sys; sys.path[:0] = [{str(PROJECT / "tests/support")!r}, {str(PROJECT)!r}]
-import factories, types, edgepack.errors as errors, edgepack.selftest as selftest
+import factories, types, edgepack.core.errors as errors, edgepack.workflows.selftest as selftest
 from edgepack.workflows.bench import Bench
 missed = factories.measurement("latency.p50", 9.0, environment={{"versions": {{}}}})
 found = Bench(file="a.onnx", device="host", measurements=(missed,), verdicts=(factories.verdict("size", 9e9),))

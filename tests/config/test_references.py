@@ -86,7 +86,7 @@ def test_however_it_is_defined(text: str) -> None:
         ("shop:laod", "def load(): ...", "unknown function of shop 'laod': did you mean 'load'? (allowed: load)"),
         ("shop:load", "def other():\n    load = 1", "unknown function of shop 'load' (allowed: other)"),
         ("shop:load", "x = 1\ndef load(", "shop.py is not valid Python: '(' was never closed (line 2)"),
-        ("math:sqrt", "", "the module 'math' is no Python file"),
+        ("math:sqrt", "", "the module 'math' is not a Python file"),
     ],
 )
 def test_what_is_wrong_is_said(reference: str, text: str, why: str) -> None:

@@ -295,7 +295,7 @@ def test_splits_without_training_pictures_are_not_taken_for_classes() -> None:
 def test_pictures_whose_content_was_not_fetched_are_named(pets: str) -> None:
     Path("pets/ant/0.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     Path("pets/bee", os.fsdecode(b"caf\xe9.png")).write_text("")
-    with pytest.raises(RecipeError, match=r"pets/ant/0\.png: it only says where its content is") as caught:
+    with pytest.raises(RecipeError, match=r"pets/ant/0\.png: it is a pointer to a file that is not here") as caught:
         load(configured())
     assert "'pets/bee/caf\\udce9.png': cannot" in caught.value.message.encode().decode()
 

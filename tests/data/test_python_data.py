@@ -174,9 +174,9 @@ BAD = numpy.full((6, 2, 3), numpy.nan)
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (None, "gave NoneType"),
-        ({}, "gave a dict with nothing"),
-        ({"train": _arrays(), "val": _arrays()}, "gave a dict with 'train', 'val'"),
+        (None, "returned NoneType"),
+        ({}, "returned a dict with nothing"),
+        ({"train": _arrays(), "val": _arrays()}, "returned a dict with 'train', 'val'"),
         (_parts(test=3), "'test' .* expected a pair of arrays"),
         (_parts(test=_arrays(inputs=[["a"]])), "'test' .* expected a pair of arrays"),
         (_parts(test=_arrays(0)), "'test' .* it is empty"),

@@ -118,7 +118,7 @@ def test_without_a_padding_token_there_is_no_fixed_length() -> None:
 
 @pytest.mark.parametrize(
     ("length", "why"),
-    [(1, "adds 2 special tokens"), (2, "adds 2 special tokens"), (21, "says that its model takes 20 tokens")],
+    [(1, "adds 2 special tokens"), (2, "adds 2 special tokens"), (21, "allows at most 20 tokens")],
 )
 def test_lengths_that_cannot_be_are_refused(length: int, why: str) -> None:
     with pytest.raises(RecipeError, match=f"max_length is {length}, but the tokenizer {why}"):

@@ -625,7 +625,7 @@ def test_a_baseline_by_its_path() -> None:
     [
         ({"device": {"id": "phone", "name": "a phone"}}, "the device 'phone', not 'board'"),
         ({"recipe": {"name": "tiny2"}}, "the recipe 'tiny2', not 'tiny'"),
-        ({"measurements": ()}, "tells no size of onnx"),
+        ({"measurements": ()}, "has no size of onnx"),
         (
             {"measurements": (measurement(), measurement("latency.p50", 1.5, environment={"cpu": "another"}))},
             "was measured on another device or by another protocol: cpu another -> ours",
@@ -725,7 +725,7 @@ def test_a_baseline_that_is_gone_is_remembered() -> None:
     assert edgepack("gate", str(path)).code == 1
     assert "size of onnx 400 kB +2 %" in edgepack("gate", str(path)).out
     assert edgepack("gate", str(path), "--history", "other.jsonl").code == 1  # which says nothing of it
-    assert "there is no old.json any more" in reasons("budgets.relative.latency.p50=5 %")
+    assert "old.json no longer exists" in reasons("budgets.relative.latency.p50=5 %")
     assert edgepack("gate", str(path), "--baseline", "old.json").code == 2
 
 
@@ -765,7 +765,7 @@ def test_a_bundle_tells_sizes_and_no_timing() -> None:
     assert "relative to the bundle old.zip: size of onnx 499 kB +2 %" in ran.out
     recorded(budgets=RELATIVE)
     assert edgepack("gate", "tiny", "--baseline", "old.zip").code == 3
-    assert "old.zip tells no latency.p50 of onnx" in reasons(against="old.zip")
+    assert "old.zip has no latency.p50 of onnx" in reasons(against="old.zip")
 
 
 def test_a_bundle_tells_what_an_app_ships_of_it() -> None:

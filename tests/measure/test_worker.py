@@ -113,7 +113,7 @@ def test_a_file_that_is_given_another_number_of_inputs_is_refused(job: dict[str,
     numpy.save("input.npy", data().test.inputs[0].numpy())
     command = [sys.executable, "worker.pyz", json.dumps({**job, "mode": "predict", "inputs": ["input.npy"] * 2})]
     ran = subprocess.run(command, capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (REFUSED, "it is given 2 inputs, and has 1")
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (REFUSED, "got 2 inputs, but the file has 1")
 
 
 TELL = """
@@ -286,7 +286,7 @@ def test_inputs_are_made_from_the_files_own_facts() -> None:
 
 def test_a_shape_that_the_file_leaves_open_is_given() -> None:
     specs: list[Spec] = [("x", ("batch", 3, 4, 4), "float32")]
-    with pytest.raises(Refused, match="the shape of x is open: batch, 3, 4, 4"):
+    with pytest.raises(Refused, match="the shape of x is dynamic: batch, 3, 4, 4"):
         modes._fixed(specs, {})
     assert modes._fixed(specs, {"shapes": {"x": [2, 3, 4, 4]}}) == [("x", (2, 3, 4, 4), "float32")]
 

@@ -61,9 +61,9 @@ OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
 @pytest.mark.parametrize(
     ("specs", "shapes", "told"),
     [
-        (OPEN, {}, "m.onnx: the shape of x is open (batch,8): give --shape x=1,8"),
-        ([("in put", (None, 4), "int64")], {}, "m.onnx: the shape of in put is open (?,4): give --shape 'in put=1,4'"),
-        ([("x", (-1, 4), "int64")], {}, "m.onnx: the shape of x is open (-1,4): give --shape x=1,4"),
+        (OPEN, {}, "m.onnx: the shape of x is dynamic (batch,8): give --shape x=1,8"),
+        ([("in put", (None, 4), "int64")], {}, "m.onnx: the shape of in put is dynamic (?,4): give --shape 'in put=1,4'"),
+        ([("x", (-1, 4), "int64")], {}, "m.onnx: the shape of x is dynamic (-1,4): give --shape x=1,4"),
         ([("x", (0, 4), "int64")], {}, NOTHING),
         ([("x", (0, 4), "int64")], {"x": (1, 4)}, NOTHING),
         (OPEN, {"x": (1, 9)}, "m.onnx: --shape x=1,9 does not fit: the file has x=batch,8"),
@@ -90,7 +90,7 @@ def test_all_that_is_wrong_in_the_shapes_of_two_files_is_told_at_once() -> None:
         fixed(files, [OPEN, other], {"x": (2, 8), "y": (1,)})
     assert str(failure.value).splitlines() == [
         "--shape y: there is no such input: a.onnx has x=batch,8; b.onnx has z=1,n",
-        "b.onnx: the shape of z is open (1,n): give --shape z=1,1",
+        "b.onnx: the shape of z is dynamic (1,n): give --shape z=1,1",
     ]
     assert fixed(files, [OPEN, other], {"x": (2, 8), "z": (1, 3)})[1] == [("z", (1, 3), "float32")]
 
@@ -104,8 +104,8 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("open.onnx", "open.onnx: the shape of x is open (batch,8): give --shape x=1,8\n"),
-        ("unranked.onnx", "the shape of x is open (of any number of axes): give --shape x=1,8\n"),
+        ("open.onnx", "open.onnx: the shape of x is dynamic (batch,8): give --shape x=1,8\n"),
+        ("unranked.onnx", "the shape of x is dynamic (of any number of axes): give --shape x=1,8\n"),
         ("cut.onnx", "failed on cut.onnx: it does not load: InvalidProtobuf"),
         ("cut.ort", "failed on cut.ort: it does not load: Fail"),
         ("cut.pte", "failed on cut.pte: it does not load: RuntimeError: Failed to load program, error: 0x:"),

@@ -37,7 +37,7 @@ def predict(runtime: Runtime, job: Job, _baseline: int) -> Job:
     columns = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
     shapes = [shape for _, shape, _ in _given(runtime.specs, job)]
     if len(columns) != len(shapes):
-        raise Refused(f"it is given {len(columns)} inputs, and has {len(shapes)}")
+        raise Refused(f"got {len(columns)} inputs, but the file has {len(shapes)}")
     rows = range(len(columns[0]) if columns else job["rows"])  # a file without inputs is run as often
     outputs = [_row(runtime, [_input(columns[n], i, shape) for n, shape in enumerate(shapes)]) for i in rows]
     numpy.save(job["output"], _joined(outputs), allow_pickle=False)
