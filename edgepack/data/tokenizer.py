@@ -189,4 +189,4 @@ def _possible(max_length: int, *, added: int, most: Any) -> None:
             f"use at least {added + 1}",
         )
     if isinstance(most, int | float) and max_length > most:
-        raise RecipeError(f"max_length is {max_length}, but its tokenizer allows at most {most:.0f} tokens")
+        raise RecipeError(f"max_length is {max_length}, but the tokenizer allows at most {most:.0f} tokens")

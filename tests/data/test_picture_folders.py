@@ -289,7 +289,7 @@ def test_splits_without_training_pictures_are_not_taken_for_classes() -> None:
     for name in ("val", "test"):
         shutil.rmtree(f"pets/{name}")
     (told,) = image_folder.notes(configured())
-    assert told.startswith("each class holds the same folders, ant, bee, cow: if those are the classes, call")
+    assert told.startswith("each class holds the same folders, ant, bee, cow: if those are the classes, rename")
 
 
 def test_pictures_whose_content_was_not_fetched_are_named(pets: str) -> None:
