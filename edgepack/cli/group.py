@@ -1,4 +1,4 @@
-"""The command group: what `edgepack --help` shows."""
+"""Define the command group that `edgepack --help` shows."""
 
 import click
 

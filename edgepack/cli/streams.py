@@ -1,4 +1,4 @@
-"""Standard output and error: kept apart from what libraries print, and safe when nobody reads."""
+"""Keep standard output and error apart from what libraries print, and survive readers that stop reading."""
 
 import io
 import os

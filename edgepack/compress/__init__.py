@@ -1,1 +1,1 @@
-"""What makes a model smaller or faster."""
+"""Make a model smaller or faster."""

@@ -1,4 +1,4 @@
-"""What a stage must define, what it may, and what it is given."""
+"""Define what a stage must and may provide, and what it gets."""
 
 from abc import abstractmethod
 from collections.abc import Callable

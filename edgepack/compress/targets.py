@@ -1,4 +1,4 @@
-"""What must be left of a model after it is made smaller: `target: {params: 60 %}`, `{macs: 400000}`, `{size: 600 kB}`.
+"""Define how small a model must become: `target: {params: 60 %}`, `{macs: 400000}`, `{size: 600 kB}`.
 
 A share is of the model as it comes to the stage. A whole number without a unit is a count of parameters or MACs.
 """

@@ -1,1 +1,1 @@
-"""Recipes, devices and budgets: what a person writes, checked."""
+"""Read and check what a person writes: recipes, devices and budgets."""

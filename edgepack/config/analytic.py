@@ -1,4 +1,4 @@
-"""What a device takes for a model, worked out from its operators and a few figures of its profile: no measurement.
+"""Estimate the latency of a model on a device from its operators and rates in the profile.
 
     time = per_run + sum over operators of
            (macs / rate of its kind + elements / rate of elementwise + bytes / bandwidth + per_operation)

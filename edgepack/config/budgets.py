@@ -1,4 +1,4 @@
-"""What can be measured of an exported file, and the limits a recipe sets on it.
+"""Define what can be measured of an exported file, and the limits that a recipe sets.
 
     budgets:
       size: 600 kB                                       # the metric's first bound, of every exported file

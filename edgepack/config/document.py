@@ -1,4 +1,4 @@
-"""YAML text to frozen pydantic values, or every mistake at once: file, line, key path, what is allowed.
+"""Parse YAML into frozen pydantic values, or report all mistakes: file, line, key path, allowed values.
 
 Knows nothing of edgepack's own nouns. A `Document` is read once and then asked for its parts:
 

@@ -1,4 +1,4 @@
-"""What to build: a recipe, read from YAML and checked whole before anything runs.
+"""Define the recipe: what to build, read from YAML and checked completely before anything runs.
 
 recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=400kB"])
 """

@@ -1,4 +1,4 @@
-"""recipes/x.yaml -> Recipe: found, overridden, checked, every mistake told with its place."""
+"""Find, override and check recipes, and report every mistake with its place."""
 
 import re
 from collections.abc import Iterator, Sequence

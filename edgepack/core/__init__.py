@@ -1,1 +1,1 @@
-"""What everything else stands on, and which stands on nothing of edgepack."""
+"""Provide what all other folders use; it uses none of them."""

@@ -1,4 +1,4 @@
-"""What the library tells whoever watches. It never prints; the CLI decides how each of these looks."""
+"""Define the events that the library emits. It never prints; the CLI decides how events look."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

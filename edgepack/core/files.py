@@ -1,4 +1,4 @@
-"""Files and digests: written whole or not at all, and known by what is in them."""
+"""Write files completely or not at all, and compute digests of their content."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What can be measured of an artifact, in which unit, and which way is better."""
+"""Define the metrics of an artifact: unit and better direction."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What a build was made with: versions, processor, git state, environment. No torch."""
+"""Record what a build was made with: versions, processor, git state, environment. No torch."""
 
 import os
 import platform

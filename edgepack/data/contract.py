@@ -1,4 +1,4 @@
-"""What a data set and a task must define, and what they may."""
+"""Define what a data set and a task must and may provide."""
 
 from abc import abstractmethod
 from pathlib import Path

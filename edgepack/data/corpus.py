@@ -1,4 +1,4 @@
-"""What data sets of texts share: the tokenizer, what a document must be, splits that share none, and the inputs."""
+"""Share code of text data sets: tokenizer, document checks, splits without overlap, model inputs."""
 
 import codecs
 from collections import Counter

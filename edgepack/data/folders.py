@@ -1,4 +1,4 @@
-"""How a folder that holds a folder for each class is read: what is taken, and what is told of the rest.
+"""Read a folder with one subfolder per class, and report what is skipped.
 
 Hidden files and folders, and what systems and programs leave behind, are no data. Links are followed; one that leads
 nowhere is an error, for nobody knows how much is missing.

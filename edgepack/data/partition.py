@@ -1,4 +1,4 @@
-"""How splits are drawn, and what has to be there for it."""
+"""Draw splits, and check that each class has enough samples."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

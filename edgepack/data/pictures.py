@@ -1,4 +1,4 @@
-"""What data sets of pictures share: how pictures are shifted and mirrored at random."""
+"""Share code of picture data sets: random shifts and mirroring."""
 
 from typing import TYPE_CHECKING
 

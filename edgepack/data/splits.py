@@ -1,4 +1,4 @@
-"""Batches and splits: what stages train on, and exported files are evaluated on."""
+"""Define batches and splits, for training and for evaluation of exported files."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

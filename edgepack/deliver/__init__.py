@@ -1,1 +1,1 @@
-"""What leaves the build: the bundle, its signature, reports."""
+"""Write what leaves the build: the bundle, its signature, reports."""

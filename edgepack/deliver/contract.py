@@ -1,4 +1,4 @@
-"""What a report must define, and how reports are written."""
+"""Define what a report must provide, and write reports."""
 
 from abc import abstractmethod
 from pathlib import Path

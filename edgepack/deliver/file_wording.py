@@ -1,4 +1,4 @@
-"""What is in an exported file, in words."""
+"""Describe the contents of an exported file in words."""
 
 from collections.abc import Iterable, Iterator
 

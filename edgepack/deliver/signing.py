@@ -1,4 +1,4 @@
-"""Who answers for a bundle: a signature beside it, by a key of one's own, as OpenSSF's model-signing makes it.
+"""Sign a bundle with the user's own key, and verify the signature next to it (OpenSSF model-signing).
 
     openssl ecparam -name prime256v1 -genkey -noout -out key.pem
     openssl ec -in key.pem -pubout -out key.pub

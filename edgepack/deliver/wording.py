@@ -1,4 +1,4 @@
-"""How figures are worded, the same in every report."""
+"""Format figures, the same in every report."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What an exporter must define, what it may, and how exporters are asked."""
+"""Define what an exporter must and may provide, and call exporters."""
 
 import logging
 from abc import abstractmethod

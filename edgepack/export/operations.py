@@ -1,4 +1,4 @@
-"""What a device computes to run an exported file: the operators of its graph, each with its work and its traffic.
+"""Define the operations that a device runs for an exported file, each with its work and memory traffic.
 
 An exporter that can tell gives them by `operations(path, quantization)`, read from the file alone, so that files which
 edgepack did not make are read as well.

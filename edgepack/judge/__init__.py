@@ -1,1 +1,1 @@
-"""Measurements against budgets, and builds against each other."""
+"""Compare measurements with budgets, and builds with each other."""

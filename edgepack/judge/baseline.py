@@ -1,4 +1,4 @@
-"""What an earlier build measured, for budgets that are relative to it."""
+"""Define the baseline of relative budgets: what an earlier build measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Two builds -> what changed, or why they cannot be compared.
+"""Compare two builds: what changed, or why they cannot be compared.
 
 Timings are compared on the same device, by the same protocol; accuracy and parity on the same data; what is counted in
 a file, always. Versions of runtimes and the kernel may differ: they are told as what changed.

@@ -1,4 +1,4 @@
-"""What a runner must define, what it may, and how a device is reached."""
+"""Define what a runner must and may provide, and connect to a device."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Where an exported file begins to answer otherwise than the torch model.
+"""Find the first operator of an exported file whose output differs from the torch model.
 
     find(candidate, exporter, run, samples, told)   # a Finding: "'layer2.0.conv1', nets.py:41: ...", 0.31, 0.002
 

@@ -1,4 +1,4 @@
-"""Whether what an exporter writes of a model can be loaded and run at all, and who is to blame where it cannot.
+"""Check that an exported model loads and runs, and find the operator that fails otherwise.
 
     check(candidate, exporter, run, told)       # before anything is trained: the weights do not matter
 

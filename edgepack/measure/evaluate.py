@@ -1,4 +1,4 @@
-"""Whether an exported file still does the task: its outputs on the test split, through its own runtime, at batch 1."""
+"""Evaluate an exported file on the test split, in its own runtime, at batch 1."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""The shapes of what `edgepack bench` feeds a file: those that it has itself, and those that --shape gives.
+"""Determine the input shapes for `edgepack bench`: those of the file, and those from --shape.
 
 read_shapes(["ids=1,128"])                         # {"ids": (1, 128)}
 fixed([Path("net.onnx")], [specs], {"ids": (1, 128)})   # the inputs of each file in shapes of numbers

@@ -1,4 +1,4 @@
-"""Fresh processes of the worker on this computer, and what runners that start it elsewhere share with them.
+"""Start fresh processes of the worker on this computer, and share code with runners that start it elsewhere.
 
 A runtime takes far longer to import than most files do to be timed. So processes are started several at once, one a
 core, and none begins its job before all have imported the runtime and stand still: then each does one job, and while it

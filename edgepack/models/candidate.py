@@ -1,4 +1,4 @@
-"""Candidate: a torch model on its way from teacher to bundle, saved so that anyone can rebuild it, without pickle.
+"""Define Candidate, a torch model on its way from teacher to bundle, saved without pickle.
 
 On disk an eager candidate is three things: how the untouched model is made (`factory`), what was done to its structure
 since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized) one is `program.pt2`.

@@ -1,4 +1,4 @@
-"""What a source of models must define, and what it may; settings that sources share."""
+"""Define what a source of models must and may provide, and the settings that sources share."""
 
 from abc import abstractmethod
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is worth telling of a model while it is built: it stands in the ledger, beside the step `model`."""
+"""Collect notes on a model while it is built, for the ledger."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

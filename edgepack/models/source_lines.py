@@ -1,4 +1,4 @@
-"""Where in a model's own code something stands, for errors that its author can act on.
+"""Find the line of a model's own code that an error comes from.
 
     'features.3.conv', nets.py:41: x = x.nonzero()
 

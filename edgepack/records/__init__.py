@@ -1,1 +1,1 @@
-"""What a build finds out: values that build.json is made of."""
+"""Define what a build finds out: the values in build.json."""

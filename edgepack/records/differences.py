@@ -1,4 +1,4 @@
-"""What differs between two JSON values, and names that tell the entries of a list apart."""
+"""List the differences between two JSON values, and make names in a list unique."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is in an exported file: the tensors it stores, by layer and type, and its operators.
+"""Define the contents of an exported file: stored tensors by layer and type, and operators.
 
 Read from the file itself by its exporter's `inspect`. What a file takes above its tensors is its overhead: the graph,
 names, padding.

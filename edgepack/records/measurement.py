@@ -1,4 +1,4 @@
-"""Measurement: one figure of one artifact, with its interval and what it is worth."""
+"""Define Measurement: one figure of one artifact, with its interval and evidence."""
 
 from collections.abc import Mapping
 from typing import Any

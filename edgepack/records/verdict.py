@@ -1,4 +1,4 @@
-"""Verdict: what the gate says of one budget."""
+"""Define Verdict: the result of the gate for one budget."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

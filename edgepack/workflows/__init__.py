@@ -1,1 +1,1 @@
-"""What a command does."""
+"""Implement what each command does."""

@@ -1,4 +1,4 @@
-"""Fit the analytic model of a device to what it takes for small nets of the blocks that models are made of.
+"""Fit the analytic model of a device to timings of small networks.
 
 Each net is exported in fp32 and int8 for each runtime of the device, timed there, and its operators counted. The
 figures are those that miss the timings least, in ratios; the error that is told comes from nets that were left out of

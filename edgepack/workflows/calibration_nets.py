@@ -1,4 +1,4 @@
-"""Small nets of the blocks that models are made of, with random weights: what a device is calibrated with.
+"""Define the small networks with random weights that a device is calibrated with.
 
 They run in milliseconds and span what sets the speed of an operator: many pixels or few, many channels or few, weights
 that stay in the cache and those that do not.

@@ -1,4 +1,4 @@
-"""What of this machine can spoil a build or a timing, and what to change."""
+"""Check what on this machine can spoil a build or a timing, and advise what to change."""
 
 import os
 import shutil

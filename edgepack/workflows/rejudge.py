@@ -1,4 +1,4 @@
-"""A build judged again from what it recorded: no model is run, and nothing but build.json is needed.
+"""Judge a build again from its build.json, without running a model.
 
 That holds for relative budgets too: the verdicts tell what was looked up of the baseline. Another baseline, or
 history, is looked up where it is named.

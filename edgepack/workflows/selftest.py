@@ -1,4 +1,4 @@
-"""A bundle tested by what it holds: its samples through its files, each in its own runtime, from text to label.
+"""Run a bundle's samples through its files, each in its own runtime, and compare outputs.
 
 for answer in run(Path("dist/news/news.zip")):
     print(answer.file, answer.sample, answer.label)

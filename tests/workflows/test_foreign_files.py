@@ -62,7 +62,11 @@ OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
     ("specs", "shapes", "told"),
     [
         (OPEN, {}, "m.onnx: the shape of x is dynamic (batch,8): give --shape x=1,8"),
-        ([("in put", (None, 4), "int64")], {}, "m.onnx: the shape of in put is dynamic (?,4): give --shape 'in put=1,4'"),
+        (
+            [("in put", (None, 4), "int64")],
+            {},
+            "m.onnx: the shape of in put is dynamic (?,4): give --shape 'in put=1,4'",
+        ),
         ([("x", (-1, 4), "int64")], {}, "m.onnx: the shape of x is dynamic (-1,4): give --shape x=1,4"),
         ([("x", (0, 4), "int64")], {}, NOTHING),
         ([("x", (0, 4), "int64")], {"x": (1, 4)}, NOTHING),

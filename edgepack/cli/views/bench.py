@@ -1,4 +1,4 @@
-"""What timing a file found out, as a table for people. Makes no file."""
+"""Print the measurements of `edgepack bench` as tables."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO

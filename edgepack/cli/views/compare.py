@@ -1,4 +1,4 @@
-"""Two builds side by side, on the console."""
+"""Print two builds side by side."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

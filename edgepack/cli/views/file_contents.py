@@ -1,4 +1,4 @@
-"""What `explain --size` shows of each file that ships: its largest layers, its types, its operators, its overhead."""
+"""Print what `explain --size` shows of each exported file: layers, types, operators, overhead."""
 
 from typing import TYPE_CHECKING, TextIO
 

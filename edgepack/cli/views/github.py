@@ -1,4 +1,4 @@
-"""What GitHub Actions shows beside a job: an annotation at each line of the recipe that is not met, and the summary.
+"""Print GitHub Actions annotations at the recipe lines of missed budgets, and write the step summary.
 
 Makes no file in dist/. Source of the format: GitHub Docs, Workflow commands for GitHub Actions.
 """

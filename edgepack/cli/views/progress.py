@@ -1,4 +1,4 @@
-"""Progress of a build: live on a terminal, plain lines in CI, or JSON lines."""
+"""Show the progress of a build: live on a terminal, plain lines in CI, or JSON lines."""
 
 import dataclasses
 import io

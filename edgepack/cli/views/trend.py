@@ -1,4 +1,4 @@
-"""The history of a recipe on a device, on the console: one row a build and file, the newest last."""
+"""Print the history of a recipe on a device: one row per build and file, the newest last."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a person sees: progress while a build runs, and the table at its end. Makes no file."""
+"""Print the budgets table and the ledger at the end of a build."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO

@@ -1,4 +1,4 @@
-"""Train the model on the labels: it becomes the teacher that everything later is compared with."""
+"""Train the model on the labels; the result is the teacher that later stages are compared with."""
 
 from typing import TYPE_CHECKING
 

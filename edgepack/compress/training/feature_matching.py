@@ -1,4 +1,4 @@
-"""What a student learns from the inside of its teacher, besides its outputs.
+"""Match a student's features with its teacher's, in addition to outputs.
 
 features    convolutional nets: where the teacher looks, at every resolution that both have
 hidden      encoders: what the teacher knows of each token after its layers

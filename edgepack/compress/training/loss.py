@@ -1,4 +1,4 @@
-"""What training minimises: the task, a teacher, its features."""
+"""Define what training minimises: the task loss, a teacher, its features."""
 
 import hashlib
 import math

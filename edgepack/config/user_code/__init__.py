@@ -1,1 +1,1 @@
-"""Code and files of the user's that a recipe leads to: what they are made of is part of every key."""
+"""Find the user's code and files that a recipe depends on; they are part of every key."""

@@ -1,4 +1,4 @@
-"""What a user's module is made of: the files of hers that it imports, and theirs, found without running any of them.
+"""Find the files that a user's module imports, without running any of them.
 
     of("shop.nets").files          # shop/__init__.py, shop/nets.py, ../common/blocks.py, ...
     of("shop.nets").libraries      # {"timm": "1.0.3"}: installed packages that it imports, or what it imports

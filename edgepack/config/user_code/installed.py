@@ -1,4 +1,4 @@
-"""Which installed distribution a file is of, and its version, without a look into any other.
+"""Find the installed distribution and version that a file belongs to, without reading other distributions.
 
     version_of(Path(".../site-packages/timm/__init__.py"))       # ("timm", "1.0.3")
 

@@ -1,4 +1,4 @@
-"""What a user's function reads besides the files that its key covers: when that changes, what it made is out of date.
+"""Record what a user's function reads besides files in its key: when that changes, its result is out of date.
 
     with watched(covered) as read:
         make()

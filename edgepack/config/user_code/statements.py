@@ -1,4 +1,4 @@
-"""What a Python file says that it imports, read from its text: nothing of it runs.
+"""Parse the imports of a Python file from its text, without running it.
 
 read(Path("shop/nets.py")).imports     # (Import(level=1, module="blocks", names=("Block",)), ...)
 """

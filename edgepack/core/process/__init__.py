@@ -1,1 +1,1 @@
-"""What concerns this process: signals, threads, random numbers, libraries that need care as they load."""
+"""Control this process: signals, threads, random numbers, libraries that need care at import."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one of them ends what runs, wherever it strikes.
+"""Handle Ctrl-C, SIGTERM and SIGHUP: one of them ends whatever runs.
 
 Python makes a KeyboardInterrupt of a signal, at whatever line the main thread happens to be. Libraries swallow it there
 (a bare `except:`, a callback, a `__del__`), or make another error of it. So that one came is remembered: `check` raises

@@ -1,4 +1,4 @@
-"""torchvision and transformers as they load beside a torch without CUDA, quietly."""
+"""Import torchvision and transformers quietly with a torch without CUDA."""
 
 from functools import cache
 from importlib.util import find_spec

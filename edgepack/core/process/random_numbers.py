@@ -1,4 +1,4 @@
-"""Chance that is nobody else's: a detour through a model leaves every random generator as it was."""
+"""Run code without changing the state of any random generator."""
 
 import random
 from collections.abc import Iterator

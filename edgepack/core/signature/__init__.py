@@ -1,4 +1,4 @@
-"""What a model takes and gives: names, shapes and types of inputs, labels, preprocessing."""
+"""Define a model's inputs and outputs: names, shapes, types, labels, preprocessing."""
 
 from typing import Any
 

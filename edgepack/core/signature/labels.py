@@ -1,4 +1,4 @@
-"""What a label may be: each stands on a line of a bundle's io/labels.txt, where an app finds it by its number.
+"""Check labels: each is one line of a bundle's io/labels.txt, where an app finds it by its number.
 
 Every data set's labels are held to this, wherever they come from: `Signature` asks for it. A line end in one label
 would give every later class the name of another.

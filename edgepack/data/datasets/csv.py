@@ -1,4 +1,4 @@
-"""Your own texts in CSV files: a column with the text, a column with its label, a row a document.
+"""Your own texts in CSV files: one row per document, with a text column and a label column.
 
 news.csv, from which the splits are drawn, or a file for each split; the first row names the columns.
 """

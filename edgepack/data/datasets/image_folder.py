@@ -1,4 +1,4 @@
-"""Your own pictures: one folder a class, split here or already in folders train, validation and test.
+"""Your own pictures: one folder per class, in one folder or in train, validation and test.
 
 pets/cat/1.jpg pets/dog/1.jpg   or   pets/train/cat/1.jpg pets/validation/cat/2.jpg pets/test/cat/3.jpg
 """

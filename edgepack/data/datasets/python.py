@@ -1,4 +1,4 @@
-"""Your own data: a function of yours that returns its splits, `data: {python: {function: "shop.data:load", ...}}`.
+"""Your own data: your function returns its splits, `data: {python: {function: "shop.data:load", ...}}`.
 
 def load(**args):
     return {"train": (inputs, targets), "validation": (inputs, targets), "test": (inputs, targets)}

@@ -1,4 +1,4 @@
-"""Your own texts: one folder a class, one file a document, split here or already in train, validation and test.
+"""Your own texts: one folder per class, one file per document, in one folder or in train, validation and test.
 
 news/sport/1.txt news/tech/1.txt   or   news/train/sport/1.txt news/validation/sport/2.txt news/test/sport/3.txt
 """

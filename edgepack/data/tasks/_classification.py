@@ -1,4 +1,4 @@
-"""What tasks with one label a sample share: logits [n, classes], targets [n]."""
+"""Share code of tasks with one label per sample: logits [n, classes], targets [n]."""
 
 from typing import TYPE_CHECKING, Any
 

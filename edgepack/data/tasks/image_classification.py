@@ -1,4 +1,4 @@
-"""One picture, one label."""
+"""Image classification, one label per picture."""
 
 from edgepack.core.signature import Signature
 from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score

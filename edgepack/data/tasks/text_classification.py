@@ -1,4 +1,4 @@
-"""One text, one label."""
+"""Text classification, one label per text."""
 
 from edgepack.core.signature import Signature
 from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score

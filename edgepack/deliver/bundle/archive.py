@@ -1,4 +1,4 @@
-"""A bundle as a zip and as a folder: packed the same way every time, and read as if someone meant harm.
+"""Pack a bundle as a zip or folder in a reproducible way, and read it as untrusted input.
 
 A zip must be, byte for byte what `pack` makes of its files, so nothing can hide in it. A folder holds plain files only.
 """

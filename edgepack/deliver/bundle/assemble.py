@@ -1,4 +1,4 @@
-"""What goes into a bundle, made from a finished build."""
+"""Assemble the files of a bundle from a finished build."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the model does, what it was made from, how good its files are. No timings: they differ each time.
+"""Render MODEL_CARD.md: what the model does, how it was made, how good its files are. No timings: they vary.
 
 After M. Mitchell et al., Model Cards for Model Reporting, arXiv 1810.03993, as far as a build knows the answers.
 """

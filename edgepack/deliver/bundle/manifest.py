@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle is and what it holds, and whether that is so."""
+"""Write and verify manifest.json, which lists what a bundle holds."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""BundleParts: what a build hands over to be packed. No model is run while a bundle is made."""
+"""Define BundleParts, what a build passes on for packing. No model runs while a bundle is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""junit.xml: one test case a budget and file, and one for the build itself, for the test tab of a CI server.
+"""Render junit.xml: one test case per budget and file, and one for the build, for the test tab of CI.
 
 A budget that failed is a failure; what could not be judged is an error; what does not decide the exit code (waived, or
 of the level warn or info) is skipped, with its figure in the message.

@@ -1,4 +1,4 @@
-"""report.md: verdict, budgets, ledger, places and doubts, for a pull request."""
+"""Render report.md: verdict, budgets, ledger, devices and warnings, for a pull request."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""report.sarif: what is not met, at the line of the recipe that sets the limit, for code scanning.
+"""Render report.sarif: missed budgets at their lines in the recipe, for code scanning.
 
 Source: OASIS, Static Analysis Results Interchange Format (SARIF) 2.1.0 Plus Errata 01, 2023. Code scanning refuses a
 result without a place, and takes any result for an alert: what passes is left out. Places are from the root of the

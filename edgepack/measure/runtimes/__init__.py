@@ -1,1 +1,1 @@
-"""One module a runtime, named in core/runtimes.py; contract.py says what each must define."""
+"""Hold one module per runtime, named in core/runtimes.py; contract.py defines what each must provide."""

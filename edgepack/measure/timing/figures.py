@@ -1,4 +1,4 @@
-"""What timed processes say, as figures, and reasons to doubt them."""
+"""Turn timed processes into figures, and list reasons to distrust them."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""How a file is timed so that the figure can be trusted, and what a figure is.
+"""Define how a file is timed so that the figure is reliable.
 
 The sample is a fresh process, never an iteration: inside one process runs agree with each other far better than two
 processes do. Rounds of seven processes are taken until an order-statistic interval of their medians lies wholly on one

@@ -1,4 +1,4 @@
-"""One job: a runtime is imported, loads one file and does with it what is asked; the answer is one line of JSON."""
+"""Run one job: import a runtime, load one file, do what is asked, and print one line of JSON."""
 
 import contextlib
 import fcntl

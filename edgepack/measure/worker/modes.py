@@ -1,4 +1,4 @@
-"""What can be asked of a file that its runtime has loaded."""
+"""Define the jobs that can run on a loaded file."""
 
 import time
 from typing import Any

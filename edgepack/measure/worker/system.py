@@ -1,4 +1,4 @@
-"""What tells about the device: what it is, how warm, who else uses its cores, how much memory this process takes."""
+"""Read facts of the device: its kind, temperature, load of its cores, memory of this process."""
 
 import glob
 import os

@@ -1,1 +1,1 @@
-"""What is found out about a model before it is trusted."""
+"""Check a model before it is used."""

@@ -1,4 +1,4 @@
-"""Where a model first answers NaN or infinity."""
+"""Find where a model first outputs NaN or Inf."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

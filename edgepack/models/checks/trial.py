@@ -1,4 +1,4 @@
-"""A model is tried once when it is built, so that what cannot work is told before anything is trained."""
+"""Run a new model once, so that errors are found before training."""
 
 import logging
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""A transformer encoder that classifies text, through transformers: BERT, DistilBERT, RoBERTa, ELECTRA, MiniLM.
+"""A transformer encoder for text classification, through transformers: BERT, DistilBERT, RoBERTa, ELECTRA, MiniLM.
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
 The head is of its own where the model was trained for as many classes, else it starts anew.

@@ -1,4 +1,4 @@
-"""Any classifier of torchvision by its name, at any width, with as many inputs and classes as the data has.
+"""Any torchvision classifier, at any width, with the input channels and classes of the data.
 
 Its trained weights are those of ImageNet: 1000 classes, pictures of three channels. For other data the layers at both
 ends are changed: the first convolution keeps what it has learned, summed or repeated over the channels, as in timm

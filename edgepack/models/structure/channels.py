@@ -1,4 +1,4 @@
-"""Which channels of a model can go, together with what else, and why others cannot.
+"""Find the channels of a model that can be removed, what is removed with them, and why others cannot.
 
 A model is run once to see where its channels flow (see flow.py). What is found so is tried on a copy with random
 weights before it is believed: without some of its channels a model must answer as it does where nothing reads them.

@@ -1,4 +1,4 @@
-"""What of a model can only go together: channels that flow through layers, attention heads, feed-forward neurons.
+"""Group what can only be removed together: channels of several layers, attention heads, feed-forward neurons.
 
 for group in survey(module, inputs).groups:
     group.remove([0, 3])     # the first and the fourth, in place, with all that depends on them

@@ -1,4 +1,4 @@
-"""Why layers keep all their channels, and what to do about it."""
+"""Explain why layers keep all their channels, and what to do about it."""
 
 from collections.abc import Callable, Collection, Mapping
 

@@ -1,4 +1,4 @@
-"""What files of weights hold, read without running their code."""
+"""Read files of weights without running their code."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""What a file is by its own bytes, whatever it is named: told from its first ones and its end."""
+"""Detect the kind of a file from its bytes, whatever its name."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Weights from files, held against the model that they are for, and filled in.
+"""Match weights from files with the model, and load them.
 
 What wrappers put before the names of tensors is left out where all fits without it, and what else a training script
 saved beside the model is left out too; each time a note says so. Which of two sets of weights is meant is asked.

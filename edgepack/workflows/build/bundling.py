@@ -1,4 +1,4 @@
-"""What a finished build hands over to be packed into its bundle."""
+"""Collect what a finished build passes on for packing into its bundle."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the outcomes of steps say, as measurements for the gate."""
+"""Turn outcomes of steps into measurements for the gate."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What each kind of step finds out: the values that its entry in the store holds as JSON."""
+"""Define the outcome of each kind of step: the values that its cache entry holds as JSON."""
 
 from statistics import median
 from typing import Any, Self

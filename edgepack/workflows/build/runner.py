@@ -1,4 +1,4 @@
-"""Runner: does one step after the other, each from the store where that has it.
+"""Run one step after the other, or take each from the store.
 
     Runner(recipe, session, store, planner).ensure(step)      # its entry, made now unless it is cached
     run_step(recipe, device, StepId.parse("candidate/prune"), store)

@@ -1,4 +1,4 @@
-"""What was built before, by content-addressed key: candidates, artifacts and measurements.
+"""Store candidates, artifacts and measurements by content-addressed key.
 
     store/
       README.txt  CACHEDIR.TAG

@@ -1,4 +1,4 @@
-"""Put a small student in place of the model, taught by the model's own outputs.
+"""Replace the model by a small student that learns the model's outputs.
 
 Where the student is much smaller, teacher assistants of sizes in between stand between the two.
 Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015; for the

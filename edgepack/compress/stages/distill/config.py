@@ -1,4 +1,4 @@
-"""What a recipe may say of distillation."""
+"""Define the settings of distillation in a recipe."""
 
 from typing import TYPE_CHECKING, Literal
 

@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher before training."""
+"""Initialise a student with weights of its teacher."""
 
 from typing import TYPE_CHECKING
 

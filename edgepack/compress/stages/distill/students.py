@@ -1,4 +1,4 @@
-"""A student made from the teacher's own structure: narrower or shallower."""
+"""Derive a narrower or shallower student from the teacher's structure."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Split a wide layer into two thin ones, where few of its directions carry what it does to real activations.
+"""Split wide layers into two thin ones where their activations have low rank.
 
 A k x k convolution becomes k x k to `rank` channels and 1 x 1 back (channel), or k x 1 and 1 x k (spatial), whichever
 has fewer weights for the energy; a Linear becomes two, an embedding table a narrow one and a Linear. Energy is measured

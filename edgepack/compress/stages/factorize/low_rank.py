@@ -1,4 +1,4 @@
-"""What a layer's output keeps at every rank, and the two thin layers that keep it.
+"""Compute how much of a layer's output each rank keeps, and the two thin layers for a rank.
 
 A layer is split in one of two schemes, each a matrix of its weight [n, c, k, l] cut at a rank r:
 

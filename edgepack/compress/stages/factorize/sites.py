@@ -1,4 +1,4 @@
-"""The layers of a model that can be split into two thin ones, what each would save, and why others cannot."""
+"""Find the layers that can be split into two thin ones, what each would save, and why others cannot."""
 
 import difflib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Remove whole channels, attention heads or layers, the least important first, and recover after every cut.
+"""Remove whole channels, attention heads or layers, the least important first, and fine-tune after every cut.
 
 Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900. The Taylor importance is
 P. Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771. Heads: P. Michel et

@@ -1,4 +1,4 @@
-"""What a recipe may say of pruning."""
+"""Define the settings of pruning in a recipe."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What channels, heads and neurons are worth, and what it costs to cut each group of layers alone."""
+"""Compute the importance of channels, heads and neurons, and the cost of pruning each group alone."""
 
 import copy
 from collections.abc import Iterator

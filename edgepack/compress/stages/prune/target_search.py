@@ -1,4 +1,4 @@
-"""How much of a model must go to meet a target: found by bisection over what is really left."""
+"""Find by bisection how much to remove to meet a target."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Make weights and activations int8: calibrated on training samples, and trained to work so.
+"""Make weights and activations int8: calibrated on training samples, or with quantization-aware training.
 
 Which tensors become int8 is for a quantizer to say: the one that the files want, a plugin in quantizers/.
 
@@ -64,7 +64,7 @@ class Config(Training):
     calibration: int = Field(
         default=512,
         ge=1,
-        description="number of number of number of number of training samples that set the ranges of activations",
+        description="number of training samples that set the ranges of activations",
     )
     activations: Literal["auto", "static", "dynamic"] = Field(
         default="auto",

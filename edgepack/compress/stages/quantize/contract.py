@@ -1,4 +1,4 @@
-"""What a quantizer must define, what it may, and the scheme that it is given."""
+"""Define what a quantizer must and may provide, and the scheme that it gets."""
 
 from abc import abstractmethod
 from dataclasses import dataclass

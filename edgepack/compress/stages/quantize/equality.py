@@ -1,4 +1,4 @@
-"""A captured graph held against the eager model it was made of: whatever was rewritten, it must answer the same."""
+"""Check that a captured graph gives the same outputs as the eager model."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence

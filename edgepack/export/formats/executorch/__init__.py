@@ -1,4 +1,4 @@
-"""ExecuTorch's .pte: batch 1, memory planned, everything that the backend takes delegated to it.
+"""ExecuTorch's .pte: batch 1, planned memory, operators delegated to the backend where possible.
 
 What it does not take runs on the portable kernels, which are slow. A file for Core ML or Vulkan is weighed here, ships,
 and runs where its runtime has that backend.

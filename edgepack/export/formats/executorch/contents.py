@@ -1,4 +1,4 @@
-"""What is in a .pte: its program, what was handed to backends, and the constants of both.
+"""Read the contents of a .pte: its program, what is delegated to backends, and the constants of both.
 
 The layer of an operator is that of its weight; biases and scales go with it.
 """

@@ -1,4 +1,4 @@
-"""What a backend of ExecuTorch may define. It is one module; the name of its file is its name in a recipe."""
+"""Define what a backend of ExecuTorch may provide. It is one module; its file name is its name in a recipe."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""The operators of a .pte: those that ExecuTorch itself computes, and those inside of what it hands to a backend."""
+"""List the operators of a .pte: those that ExecuTorch runs itself, and those that it delegates to a backend."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

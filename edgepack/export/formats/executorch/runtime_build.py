@@ -1,4 +1,4 @@
-"""What a build of ExecuTorch for one .pte alone needs: the operators that it runs itself, with their types."""
+"""List what an ExecuTorch build for one .pte needs: the operators that it runs itself, with their types."""
 
 import contextlib
 import io

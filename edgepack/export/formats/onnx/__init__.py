@@ -1,4 +1,4 @@
-"""ONNX for ONNX Runtime, or its .ort form: batch 1, weights that were quantized stored as int8."""
+"""ONNX for ONNX Runtime, or its .ort form: batch 1, quantized weights stored as int8."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is in an .onnx file, or in its .ort form: initializers, and operators by name."""
+"""Read the contents of an .onnx or .ort file: initializers, and operators by name."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass

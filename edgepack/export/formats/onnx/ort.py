@@ -1,4 +1,4 @@
-"""ONNX Runtime's own .ort form of a file, and what a build of ONNX Runtime for that file alone needs.
+"""Write ONNX Runtime's .ort form of a file, and list what an ONNX Runtime build for that file needs.
 
 An .ort file holds the graph as it was optimized for one kind of processor; on x86 its convolutions have the block
 length of the computer that wrote it. A minimal build loads no other form, and knows only the operators it is given.

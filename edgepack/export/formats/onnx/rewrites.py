@@ -1,4 +1,4 @@
-"""What the quantized graph is written as, so that ONNX Runtime has one fast integer operator for each of its layers.
+"""Rewrite the quantized graph so that ONNX Runtime has one fast integer operator for each layer.
 
     DequantizeLinear -> Conv -> Relu -> QuantizeLinear      # as torch's exporter writes it
     DequantizeLinear -> Conv -> QuantizeLinear              # as the file says it: one QLinearConv

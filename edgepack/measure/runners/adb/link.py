@@ -1,4 +1,4 @@
-"""adb, the program: which phone, commands and files on their way to it, and what goes wrong there."""
+"""Run adb: choose a phone, send commands and files, and explain failures."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a phone and the two programs on it print, as values.
+"""Parse what a phone and the two programs on it print.
 
 Formats: ExecuTorch's examples/portable/executor_runner and runtime/platform/default/android.cpp; ONNX Runtime's
 onnxruntime/test/perftest; Android's BatteryService, ThermalManagerService, logcat and getprop; `adb devices`.

@@ -1,4 +1,4 @@
-"""A folder with what the worker needs on an aarch64 Linux: Python, its libraries, and the runtimes' wheels.
+"""Make a folder with what the worker needs on aarch64 Linux: Python, libraries, wheels of the runtimes.
 
     arm64/
       edgepack.json        that it is ours, and what it was made of

@@ -1,4 +1,4 @@
-"""One ssh connection: files sent, commands run, and what went wrong said plainly."""
+"""Hold one ssh connection: send files, run commands, and explain failures."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What the runner `ssh` has done on the device: one folder for as long as a connection lasts, and files to and fro.
+"""Work on the device for the runner `ssh`: one folder per connection, and file transfer.
 
 keep FOLDER                     make it, tell where it is, and remove it as soon as the input ends; the first line of
                                 the input names the folders of connections that broke: what still runs there is ended

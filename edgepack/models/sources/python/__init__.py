@@ -1,4 +1,4 @@
-"""A model of your own: what a function of your code gives, named "module:function".
+"""Your own model, returned by your function "module:function".
 
 The function is called with `args`, when the recipe is built and again whenever a saved candidate is loaded: the same
 arguments must give the same structure. Wrappers are taken off, and weights that are computed each time are folded.

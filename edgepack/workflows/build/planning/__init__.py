@@ -1,1 +1,1 @@
-"""Recipe x Device -> Plan: the steps of a build, each with its key, and whether it is cached or why it must run."""
+"""Plan a build: the steps, each with its key, and whether it is cached or why it must run."""

@@ -1,4 +1,4 @@
-"""What a step's key is made of, and why one differs from another."""
+"""Compute the key of a step, and explain why two keys differ."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What plans remember from one build to the next: what steps were made of, and what functions of a user read."""
+"""Remember between builds what steps were made of, and what functions of a user read."""
 
 import json
 from collections.abc import Iterable

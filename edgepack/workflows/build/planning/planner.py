@@ -1,4 +1,4 @@
-"""Gives the steps of a build one after the other, looking into the store anew for each.
+"""Plan the steps of a build one after the other, and look each up in the store.
 
 Pure and without torch, so that `check`, `plan` and an up-to-date `build` are instant. A step's key is the sha256 of all
 that its result depends on (`ingredients`), the key of the step before it included; so a change anywhere changes every

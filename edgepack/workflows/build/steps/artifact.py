@@ -1,4 +1,4 @@
-"""An exported file: written, looked into, and kept with what a runtime's own build needs."""
+"""Export a file, read its contents, and keep what a runtime build for it needs."""
 
 import logging
 from pathlib import Path

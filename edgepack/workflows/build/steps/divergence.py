@@ -1,4 +1,4 @@
-"""Where a file begins to answer otherwise than torch."""
+"""Find the first operator of a file that differs from torch."""
 
 import logging
 from functools import partial

@@ -1,6 +1,4 @@
-"""Before hours are spent on training: an untrained model goes through what every stage does to its structure, and
-through every export.
-"""
+"""Run an untrained model through every stage and export, before hours of training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""What the torch model answers on the test split: what its exported files are held against."""
+"""Compute the outputs of the torch model on the test split, the reference for its exported files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""How long an exported file takes on the device, and the teacher's file in turns with it."""
+"""Time an exported file on the device, alternating with the teacher's file."""
 
 import time
 from collections.abc import Callable

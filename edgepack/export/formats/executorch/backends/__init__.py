@@ -1,1 +1,1 @@
-"""What ExecuTorch can hand a model to: one plugin each. ../contract.py says what a plugin defines."""
+"""Hold the backends of ExecuTorch, one plugin each. ../contract.py defines what a plugin provides."""

@@ -1,4 +1,4 @@
-"""What is mended of ExecuTorch's lowering to XNNPACK while it is at work (1.4.1)."""
+"""Patch ExecuTorch's lowering to XNNPACK while it runs (1.4.1)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a file hands to XNNPACK: a flatbuffer that names its constants by their hash."""
+"""Read what a file delegates to XNNPACK: a flatbuffer that names its constants by their hash."""
 
 import json
 import re
