@@ -23,7 +23,7 @@ $(RECIPES): setup           ## build one recipe
 $(DEVICES): setup           ## build every recipe of one device
 	$(BIN)/edgepack build --device $@
 
-gate: setup                 ## judge every build again as of today, building nothing
+gate: setup                 ## check the budgets of every build again, without building
 	$(BIN)/edgepack gate $(BUILDS)
 
 check: setup                ## ruff and mypy
@@ -31,17 +31,17 @@ check: setup                ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup               ## put the code in form
+format: setup               ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup                 ## every test, the whole quickstart among them
+test: setup                 ## all tests, the quickstart too
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-quick: setup                ## the tests that take seconds each
+quick: setup                ## tests that take seconds
 	$(BIN)/pytest -m 'not slow'
 
-bench: setup                ## take the figures in benchmarks/ again (nothing else may run)
+bench: setup                ## measure the figures in benchmarks/ again (run nothing else)
 	$(BIN)/python benchmarks/numerics.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/claims.py
@@ -53,11 +53,11 @@ bench: setup                ## take the figures in benchmarks/ again (nothing el
 	$(BIN)/python benchmarks/commands.py
 	$(BIN)/python benchmarks/interrupts.py
 
-clean:                      ## remove bundles and the cache, keep .venv and the history of builds
+clean:                      ## remove bundles and the cache, keep .venv and the build history
 	rm -rf .edgepack
 	if [ -d dist ]; then find dist -mindepth 1 -maxdepth 1 ! -name history.jsonl -exec rm -rf {} +; fi
 
-help:                       ## show this
+help:                       ## show this help
 	@echo "make TARGET"
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | awk '{n=$$1; $$1=""; printf "  %-8s%s\n", n, $$0}'
 	@echo "recipes (make RECIPE builds one):                 $(RECIPES)"

@@ -168,10 +168,10 @@ def check_controls(device: Device, there: Collection[int], who: str) -> None:
     """Raises DeviceError where a device whose cores are `there` cannot give what its profile asks for."""
     controls = device.controls
     if (controls.threads or 1) > len(there):
-        message = f"{device.name} sets {controls.threads} threads, but {who} has {len(there)} cores"
+        message = f"the profile of {device.name} sets {controls.threads} threads, but {who} has {len(there)} cores"
         raise DeviceError(message, f"set `controls` in {device.file}")
     if gone := sorted({*controls.cores} - {*there}):
-        message = f"{device.name} sets core {gone[0]}, but {who} has {sorted(there)}"
+        message = f"the profile of {device.name} sets core {gone[0]}, but {who} has {sorted(there)}"
         raise DeviceError(message, f"set `controls` in {device.file}")
 
 

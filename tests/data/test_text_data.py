@@ -129,7 +129,7 @@ def test_a_split_that_only_repeats_another_is_refused() -> None:
         text_folder.load(_folder())
     assert caught.value.message.endswith("into train and validation: all 4 documents are in the test split too")
     texts("news/train", 8), texts("news/val", 2)
-    with pytest.raises(RecipeError, match="the validation split has no document of its own"):
+    with pytest.raises(RecipeError, match="the validation split has no document that other splits lack"):
         text_folder.load(_folder())
 
 

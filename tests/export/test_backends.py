@@ -76,7 +76,7 @@ def test_a_backend_that_is_not_installed_is_a_mistake_at_check(monkeypatch: pyte
     ran = edgepack("check", "tiny")
     assert ran.code == 2
     assert "at export[0].executorch" in ran.err
-    assert "cannot be written here: it needs the package coremltools: pip install coremltools" in ran.err
+    assert "not available here: it needs the package coremltools: pip install coremltools" in ran.err
 
 
 @pytest.mark.parametrize("backend", plugins.names("backends"))

@@ -240,7 +240,7 @@ COOL: dict[str, Any] = {"before": {"celsius": 50.0, "throttle_count": 9}, "after
 
 @pytest.mark.parametrize(
     ("state", "told"),
-    [(WARM, "warmer by 11 degrees"), (COUNTED, "the processor throttled"), (TOLD, "reports"), (COOL, ""), ({}, "")],
+    [(WARM, "rose by 11 degrees"), (COUNTED, "the processor throttled"), (TOLD, "reports"), (COOL, ""), ({}, "")],
 )
 def test_a_device_that_slowed_down_is_told(state: dict[str, Any], told: str) -> None:
     found = slowed_down(_answer([1.0], **state))
@@ -254,7 +254,7 @@ def _states(*states: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_one_slowed_process_of_seven_is_a_doubt_and_two_are_a_device_error() -> None:
     taken = _states(WARM, *[COOL] * 6)
-    assert [doubt for doubt in doubts(taken) if "in 1 of 7 processes it grew warmer" in doubt]
+    assert [doubt for doubt in doubts(taken) if "in 1 of 7 processes its temperature rose" in doubt]
     with pytest.raises(DeviceError, match="slowed down in 2 of 7 processes: the processor throttled") as failure:
         _states(WARM, COUNTED, *[COOL] * 5)
     assert failure.value.code == 4

@@ -307,7 +307,7 @@ def test_a_runtime_without_figures_is_told() -> None:
     one = {**ANALYTIC, "runtimes": {"onnxruntime": FIGURES}}
     with (
         connected(board(analytic=one)) as connection,
-        pytest.raises(DeviceError, match="no figures to estimate the time of executorch with"),
+        pytest.raises(DeviceError, match="no figures for estimating the time of executorch"),
     ):
         connection.run({"mode": "time", "runtime": "executorch", "file": "m.pte"})
 

@@ -390,7 +390,7 @@ def test_the_wrong_board_is_told_first(server: Server) -> None:
     wrong = board(match={"model": ["Raspberry Pi 5*"]}, controls={"threads": 4096})
     assert refused(wrong).startswith("this is not the board: its model is ")
     assert refused(board(controls={"threads": 4096})).startswith("the board sets 4096 threads, but it has ")
-    assert "where ==1.2.3 is wanted" in refused(board(runtimes={"onnxruntime": "==1.2.3"}))
+    assert "but ==1.2.3 is required" in refused(board(runtimes={"onnxruntime": "==1.2.3"}))
 
 
 def test_a_file_larger_than_the_boards_disk_is_not_sent(reached: ssh.Board) -> None:

@@ -338,7 +338,7 @@ _INT8 = (100 * _LINEAR).to(torch.int8)
         ({**without("3.weight"), "3.qweight": _INT8, "3.scales": torch.ones(3)}, "quantized weights: '3.q", "quantize"),
         (
             {**without(), "3.weight_fake_quant.scale": torch.ones(1), "3.weight_fake_quant.zero_point": torch.ones(1)},
-            "observers of a model that is prepared for int8: '3.weight_fake_quant.scale'",
+            "observers of a model that was prepared for int8: '3.weight_fake_quant.scale'",
             "mode: qat",
         ),
         (

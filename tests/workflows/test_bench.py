@@ -233,7 +233,7 @@ def test_drift_of_the_machine_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "code", "message"),
     [
         (["gone.onnx"], 2, "gone.onnx not found"),
-        (["m.txt"], 2, "ends in none of .onnx, .ort, .pte"),
+        (["m.txt"], 2, "must end in one of .onnx, .ort, .pte"),
         (["a.onnx", "b.onnx", "c.onnx"], 2, "one file, or two"),
         (["a.onnx", "b.onnx", "--budget", "latency.p50=1ms"], 2, "two without a budget"),
         (["a.onnx", "--budget", "latency.p50=1"], 2, "has no unit"),

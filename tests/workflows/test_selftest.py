@@ -55,7 +55,9 @@ def test_the_same_decision_by_other_logits_is_noticed() -> None:
     files = text_files()
     cases = json.loads(files["selftest/cases.json"])
     cases["cases"][1]["expected"]["onnx"] = [0.0, 1.7]
-    with pytest.raises(SelftestError, match=r'other logits of "The team won": .* off by 17\.6 % .* allowed are 5 %'):
+    with pytest.raises(
+        SelftestError, match=r'other logits for "The team won": .* differ by 17\.6 % .* allowed are 5 %'
+    ):
         list(selftest.run(bundle(text_files(**{"selftest/cases.json": as_json(**cases)}))))
 
 
@@ -80,7 +82,10 @@ def test_a_runtime_that_is_not_installed_is_said_and_the_others_run(monkeypatch:
         return dict.fromkeys((name, "onnxruntime"), runtime("models/news.onnx"))
 
     monkeypatch.setattr(selftest, "find_spec", lambda name: None if name == "executorch" else object())
-    for name, why in (("executorch", "executorch is not installed here"), ("tflite", "knows no runtime 'tflite'")):
+    for name, why in (
+        ("executorch", "executorch is not installed here"),
+        ("tflite", "does not support the runtime 'tflite'"),
+    ):
         ran = edgepack("selftest", str(bundle(runtimes=runtimes(name))))
         assert ran.code == ExitCode.DEVICE
         assert f"models/news.onnx was not run: {why}" in ran.err or f"was not run: this edgepack {why}" in ran.err
@@ -163,9 +168,9 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
             {"selftest/cases.json": as_json(cases=[], byte_order="little", tolerance=TOLERANCE)},
             "has no self-test samples",
         ),
-        ({"io/signature.json": b"[]"}, "signature.json is not there, or not what"),
+        ({"io/signature.json": b"[]"}, "signature.json not found, or not valid"),
         ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 is not as"),
-        ({"io/tokenizer.json": b"{}"}, "tokenizer.json is not there, or no tokenizer"),
+        ({"io/tokenizer.json": b"{}"}, "tokenizer.json not found, or not a tokenizer"),
         ({"selftest/case-0.txt": b"\xff"}, "case-0.txt not found, or not text"),
         ({"io/labels.txt": b"money\n"}, "gives 2 values, which does not match selftest/ and io/"),
     ],

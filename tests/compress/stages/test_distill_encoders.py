@@ -315,7 +315,7 @@ def test_the_teachers_dropout_is_off_while_it_is_watched() -> None:
 
 @pytest.mark.parametrize("setting", ["hidden", "attention"])
 def test_nets_without_attention_are_refused_early(setting: str) -> None:
-    with pytest.raises(StageError, match="the teacher is no transformer encoder") as failure:
+    with pytest.raises(StageError, match="the teacher is not a transformer encoder") as failure:
         dry_run(candidate(width=32), config(compression=2, **{setting: 1.0}), BLOCK)
     assert "use features" in failure.value.hint
 

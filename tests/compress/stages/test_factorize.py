@@ -40,7 +40,7 @@ def splits(result: Candidate) -> Iterator[tuple[str, int, float]]:
 
 def whole(result: Candidate) -> dict[str, str]:
     """Why layers were left whole."""
-    return {name: why for note in result.notes for name, mark, why in [note.partition(": left whole: ")] if mark}
+    return {name: why for note in result.notes for name, mark, why in [note.partition(": not split: ")] if mark}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -330,10 +330,10 @@ def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"ratio": "50 %", "importance": "lamp"}, "importance lamp is made for the layers of convolutional nets"),
-        ({"ratio": "50 %", "importance": "bn_scale"}, "importance bn_scale is made for"),
+        ({"ratio": "50 %", "importance": "lamp"}, "importance lamp is for convolutional networks"),
+        ({"ratio": "50 %", "importance": "bn_scale"}, "importance bn_scale is for"),
         ({"layers": 2}, "2 layers cannot be removed: the model has 2, and one must stay"),
-        ({"layers": (0, 1)}, "2 layers cannot be dropped"),
+        ({"layers": (0, 1)}, "2 layers cannot be removed"),
         ({"layers": (2,)}, "there is no layer 2 to remove: the layers are 0 to 1"),
         ({"heads": "10 %"}, "nothing was removed: at 10 % fewer heads no layer"),
         ({"ratio": "1 %"}, "no layer has a whole head, or a block of 4 neurons"),

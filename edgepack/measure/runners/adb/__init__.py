@@ -104,9 +104,13 @@ def _cores(device: Device, there: tuple[int, ...]) -> list[int]:
     controls, hint = device.controls, f"set `controls` in {device.file}"
     named = list(controls.cores) or list(there)
     if gone := sorted(set(named) - set(there)):
-        raise DeviceError(f"{device.name} sets core {gone[0]}, but the phone runs {list(there)} now", hint)
+        raise DeviceError(
+            f"the profile of {device.name} sets core {gone[0]}, but the phone runs {list(there)} now", hint
+        )
     if not named or (controls.threads or 1) > len(named):
-        raise DeviceError(f"{device.name} sets {controls.threads or 1} threads, but the phone runs {named}", hint)
+        raise DeviceError(
+            f"the profile of {device.name} sets {controls.threads or 1} threads, but the phone runs {named}", hint
+        )
     return named[-(controls.threads or len(named)) :]
 
 
