@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,8 @@ from torch_factories import How, context, data, exported, logits, made, reloaded
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.config import plugins
+from edgepack.export import tracing
+from edgepack.export.formats.onnx import torchlib
 from edgepack.measure import evaluate
 
 FORMATS = plugins.names("exporters")
@@ -48,6 +51,15 @@ def test_one_candidate_gives_the_same_bytes_wherever_it_is_exported(
     before = logits(again.module)
     assert write(again, format, elsewhere / "other name") == exported(format, how)
     assert torch.equal(logits(again.module), before)  # and the candidate is what it was
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_is_kept_from_one_onnx_export_to_the_next_changes_no_byte(
+    how: How, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchlib, "read_once", nullcontext)
+    monkeypatch.setattr(tracing, "operators_listed_once", nullcontext)
+    assert write(made(how), "onnx", tmp_path / "model.onnx") == exported("onnx", how)
 
 
 @pytest.mark.parametrize("format", FORMATS)

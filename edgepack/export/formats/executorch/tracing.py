@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+
+from edgepack.export.tracing import operators_listed_once
 
 
 @contextmanager
@@ -15,15 +16,12 @@ def light_tracing() -> Iterator[None]:
     from types import SimpleNamespace
     from unittest.mock import patch
 
-    from torch.export import decomp_utils, exported_program
     from torch.fx import config, traceback
 
     shared = SimpleNamespace(copy=copy.copy, deepcopy=list)  # of what a node came from, which nobody changes
-    listed = cache(exported_program._collect_all_valid_cia_ops)  # "should never be modified", says torch
     with (
         patch.object(traceback, "copy", shared),
         patch.object(config, "do_not_emit_stack_traces", True),
-        patch.object(exported_program, "_collect_all_valid_cia_ops", listed),
-        patch.object(decomp_utils, "_collect_all_valid_cia_ops", listed),
+        operators_listed_once(),
     ):
         yield

@@ -52,20 +52,23 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
 
     from edgepack.export.formats.onnx import ort
     from edgepack.export.formats.onnx.int8 import TRANSLATIONS, spelled
+    from edgepack.export.formats.onnx.torchlib import read_once
     from edgepack.export.tensor_layers import name_initializers, named
+    from edgepack.export.tracing import operators_listed_once
 
     names = named(candidate) if candidate.form == "exported" else None  # an eager model's tensors have them already
     if candidate.form == "exported":
         candidate = replace(candidate, module=spelled(candidate.module))
-    program = torch.onnx.export(
-        candidate.program(batch=1),
-        dynamo=True,
-        custom_translation_table=TRANSLATIONS,
-        verbose=False,
-        opset_version=config.opset,
-        input_names=[spec.name for spec in candidate.signature.inputs],
-        output_names=["logits"],
-    )
+    with operators_listed_once(), read_once():
+        program = torch.onnx.export(
+            candidate.program(batch=1),
+            dynamo=True,
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+            opset_version=config.opset,
+            input_names=[spec.name for spec in candidate.signature.inputs],
+            output_names=["logits"],
+        )
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
     for rewrite in _rewrites(config):
         rewrite(program.model)
