@@ -17,9 +17,7 @@ for of samples that fall to the other side of a boundary about as many are won a
 """
 
 import statistics
-import subprocess
 import sys
-import venv
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy
 import torch
+from peers import FP32, NNCF, of_executorch, of_onnx
 
 from edgepack.compress.contract import Context
 from edgepack.compress.stages import quantize, train
@@ -48,8 +47,7 @@ from edgepack.models.candidate import Candidate
 
 _ROUNDS, _CALIBRATION = 21, 512
 _PACKAGES = ("torch", "torchvision", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
-_NNCF = ("nncf==3.4.0", *(f"{name}=={provenance.versions(name)[name]}" for name in ("onnx", "onnxruntime")))
-_FP32, _OURS = "fp32, as exported", "edgepack, int8"
+_OURS = "edgepack, int8"
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,8 @@ def _files(
     """By who made them, a colon and the runtime; and of ours, how many bytes of tensors are in them."""
     calibration = context.data.train.first(_CALIBRATION)
     made = {
-        **_of_executorch(contender, teacher, folder, calibration),
-        **_of_onnx(contender, teacher, folder, calibration),
+        **of_executorch(teacher, folder, calibration, text=contender.text),
+        **of_onnx(teacher, folder, calibration, text=contender.text),
     }
     small = quantize.run(teacher.copy(), quantize.Config(mode="ptq", calibration=_CALIBRATION), context)
     ours = {"edgepack, fp32": teacher, _OURS: small} if contender.text else {_OURS: small}
@@ -156,98 +154,6 @@ def _files(
             exporter.export(candidate, exporter.Config(), path)
             stored[label] = exporter.inspect(path, candidate).stored_bytes
     return made, stored
-
-
-def _of_onnx(contender: Contender, teacher: Candidate, folder: Path, calibration: Split) -> dict[str, Path]:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    plain, ready = folder / "plain.onnx", folder / "ready.onnx"
-    names = [spec.name for spec in teacher.signature.inputs]
-    program = torch.export.export(teacher.module.eval(), teacher.example_inputs())
-    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
-    exported.save(str(plain), external_data=False)
-    quant_pre_process(str(plain), str(ready))
-    made = {f"{_FP32}: onnxruntime": plain}
-    if contender.text:
-        made["quantize_dynamic, per channel: onnxruntime"] = path = folder / "dynamic.onnx"
-        quantize_dynamic(ready, path, per_channel=True)
-    else:
-        for kind in ("QUInt8", "QInt8"):
-            made[f"quantize_static, {kind[1:].lower()}: onnxruntime"] = path = folder / f"static-{kind}.onnx"
-            types = {"activation_type": QuantType[kind], "weight_type": QuantType.QInt8}
-            quantize_static(
-                ready, path, _Reader(names, calibration), quant_format=QuantFormat.QDQ, per_channel=True, **types
-            )
-    return {**made, **_of_nncf(contender, plain, names, folder, calibration)}
-
-
-class _Reader:
-    """What onnxruntime asks for calibration samples, one at a time."""
-
-    def __init__(self, names: list[str], samples: Split) -> None:
-        self.feeds = _feeds(names, samples)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self.feeds, None)
-
-
-def _feeds(names: list[str], samples: Split) -> Iterator[dict[str, Any]]:
-    for batch in samples.batches(1):
-        yield {name: tensor.numpy() for name, tensor in zip(names, batch.inputs, strict=True)}
-
-
-_NNCF_SCRIPT = """
-import sys, numpy, onnx, nncf
-source, samples, target, text = sys.argv[1:]
-held = numpy.load(samples)
-feeds = [{name: held[name][i:i + 1] for name in held.files} for i in range(len(held[held.files[0]]))]
-more = {"model_type": nncf.ModelType.TRANSFORMER} if text == "True" else {}
-onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(feeds), **more), target)
-"""
-
-
-def _of_nncf(contender: Contender, plain: Path, names: list[str], folder: Path, calibration: Split) -> dict[str, Path]:
-    """Nothing where NNCF does not install or fails; what it said is shown."""
-    home, samples, target = folder.parent / "nncf", folder / "samples.npz", folder / "nncf.onnx"
-    python = home / "bin" / "python"
-    if not python.exists():
-        venv.create(home, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *_NNCF], check=False)
-    arrays = zip(*(feed.values() for feed in _feeds(names, calibration)), strict=True)
-    held: dict[str, Any] = {name: numpy.concatenate(each) for name, each in zip(names, arrays, strict=True)}
-    numpy.savez(samples, **held)
-    command = [str(each) for each in (python, "-c", _NNCF_SCRIPT, plain, samples, target, contender.text)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(f"NNCF failed on {contender.name}: {done.stderr[-1000:]}", file=sys.stderr, flush=True)
-        return {}
-    return {"NNCF: onnxruntime": target}
-
-
-def _of_executorch(contender: Contender, teacher: Candidate, folder: Path, calibration: Split) -> dict[str, Path]:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from executorch.exir import to_edge_transform_and_lower
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    inputs = teacher.example_inputs()
-    exported = torch.export.export(teacher.module.eval(), inputs)
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=contender.text)
-    observed = prepare_pt2e(exported.module(check_guards=False), XNNPACKQuantizer().set_global(config))
-    with torch.no_grad():
-        for batch in calibration.batches(1):
-            observed(*batch.inputs)
-    programs = {_FP32: exported, "post-training flow, int8": torch.export.export(convert_pt2e(observed), inputs)}
-    made = {}
-    for name, program in programs.items():
-        made[f"{name}: executorch"] = path = folder / f"{name}.pte"
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-        path.write_bytes(lowered.to_executorch().buffer)
-    return made
 
 
 def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
@@ -285,18 +191,18 @@ def _section(made: Made) -> list[str]:
     lines += [_row(name, made) for name in made.files]
     lines += ["", "| goal | found | |", "|---|---|---|"]
     lines += [f"| {goal} | {found} | {outcome} |" for goal, found, outcome in _goals(made)]
-    return [*lines, "", f"Taken on: {provenance.summary(*_PACKAGES)}; {_NNCF[0]}.", ""]
+    return [*lines, "", f"Taken on: {provenance.summary(*_PACKAGES)}; {NNCF[0]}.", ""]
 
 
 def _row(name: str, made: Made) -> str:
-    ratio = made.ratio(f"{_FP32}: {_runtime(name)}", name)
+    ratio = made.ratio(f"{FP32}: {_runtime(name)}", name)
     size, shown = SIZE.format(made.files[name].stat().st_size), DURATION.format(made.time(name))
     accuracy, apart = made.right[name].mean(), _divergences(made, name).mean()
     return f"| {name} | {size} | {shown} | {ratio:.2f}x faster | {accuracy:.2%} | {apart:.3g} |"
 
 
 def _divergences(made: Made, name: str) -> Any:
-    fp32, its = (_log_shares(made.answers[each]) for each in (f"{_FP32}: {_runtime(name)}", name))
+    fp32, its = (_log_shares(made.answers[each]) for each in (f"{FP32}: {_runtime(name)}", name))
     return (numpy.exp(fp32) * (fp32 - its)).sum(1)
 
 
@@ -311,7 +217,7 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
     for runtime, slowest in (("onnxruntime", 1.02), ("executorch", 1.0)):
         yield from _beside_peers(made, runtime, slowest)
     if made.contender.name == "ResNet-18":
-        ratio = made.ratio(f"{_FP32}: onnxruntime", f"{_OURS}: onnxruntime")
+        ratio = made.ratio(f"{FP32}: onnxruntime", f"{_OURS}: onnxruntime")
         yield "onnxruntime: int8 at least 4x faster than fp32 (AVX-512 VNNI)", f"{ratio:.2f}x", _told(ratio >= 4)
     for name in made.of_ours():
         size, stored = made.files[name].stat().st_size, made.stored[name]
@@ -333,7 +239,7 @@ def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[st
     lost = 100 * (made.right[best].astype(float) - made.right[ours])
     found = f"{-lost.mean():+.2f} points, 95 % within {_noise(lost):.2f} of it"
     yield f"{runtime}: as accurate as that file", found, _told(lost.mean() <= 0, lost.mean() <= _noise(lost))
-    if not best.startswith(_FP32):
+    if not best.startswith(FP32):
         mine, its = (_divergences(made, name) for name in (ours, best))
         more = mine - its
         found = f"{mine.mean():.3g} and {its.mean():.3g}, 95 % within {_noise(more):.1g} of it"

@@ -10,8 +10,6 @@ everything. With --folder the results are kept there, and a campaign that was br
 """
 
 import argparse
-import fcntl
-import hashlib
 import json
 import os
 import random
@@ -28,12 +26,12 @@ from threading import Thread
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from soundness import sha256, unsound_dist, unsound_store, whole
+
 from edgepack.__main__ import main as command_line
 from edgepack.config.device import load_device
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core import provenance
-from edgepack.core.errors import EdgepackError
-from edgepack.deliver.bundle import verify
 from edgepack.records.build import Build
 from edgepack.workflows.build.pipeline import build
 from edgepack.workflows.build.store import Store
@@ -221,7 +219,7 @@ def _undisturbed() -> Undisturbed:
         for folder in ("store", "dist"):
             shutil.rmtree(folder)
         phases[fresh] = _phases(Run(fresh=fresh))
-    return Undisturbed(sha256=_sha256(), phases=phases)
+    return Undisturbed(sha256=sha256(), phases=phases)
 
 
 def _phases(run: Run) -> dict[str, float]:
@@ -287,7 +285,7 @@ def _stop(
         stop.wrong.append("it did not end in time")
     if strays := run.strays():
         stop.wrong.append(f"processes left: {len(strays)}")
-    stop.wrong += [*_unsound_store(), *_unsound_dist(undisturbed, stop)]
+    stop.wrong += [*unsound_store(), *unsound_dist(undisturbed.sha256)]
     return stop, {*run.names("StepFinished")}
 
 
@@ -296,60 +294,18 @@ def _told() -> int:
     return _PAST.stat().st_size if _PAST.exists() else 0
 
 
-def _unsound_store() -> Iterator[str]:
-    store = Store("store")
-    for entry in store.entries():
-        if store.get(entry.kind, entry.key) is None:
-            yield f"a damaged {entry.kind} in the store"
-    for file in store.root.glob("locks/*.lock"):
-        with file.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield f"{file.name} is still held"
-
-
-def _unsound_dist(undisturbed: Undisturbed, stop: Stop) -> Iterator[str]:
-    """What would make somebody believe in a build that was stopped."""
-    file, zip = Path("dist/net/build.json"), Path("dist/net/net.zip")
-    try:
-        told = Build.read(file) if file.exists() else None
-    except EdgepackError as error:
-        yield f"build.json: {error.message}"
-        return
-    if zip.exists() and _sha256() != undisturbed.sha256:
-        yield "the bundle is another one"
-    if told and told.exit_code == 0 and not _whole():
-        yield "build.json tells of a bundle that is not there"
-    if told and told.exit_code not in (0, None, 130):
-        yield f"build.json has exit code {told.exit_code}"
-    if told and told.exit_code is not None and told.exit_code != 0 and zip.exists():
-        yield "a bundle beside a build.json that says it failed"
-
-
-def _whole() -> bool:
-    try:
-        return all(verify(Path("dist/net", each)) for each in ("net.zip", "bundle"))
-    except EdgepackError:
-        return False
-
-
 def _finished(undisturbed: Undisturbed) -> Iterator[str]:
     """What is wrong once the build has come to its end."""
     if code := Run(fresh=False).end():
         yield f"the build that went on ended with {code}"
         return
-    if _sha256() != undisturbed.sha256 or not _whole():
+    if sha256() != undisturbed.sha256 or not whole():
         yield "its bundle differs"
     if (Build.read(Path("dist/net/build.json"))).exit_code != 0:
         yield "its build.json does not say 0"
     left = [*Path("store/tmp").iterdir(), *Path("dist/net").glob(".*"), *Path("store").glob("*/.*.tmp")]
     if left:
         yield f"left behind: {', '.join(str(each) for each in left)}"
-
-
-def _sha256() -> str:
-    return hashlib.sha256(Path("dist/net/net.zip").read_bytes()).hexdigest()
 
 
 def _page(stops: list[Stop], undisturbed: Undisturbed) -> str:

@@ -18,7 +18,10 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 SIMULATED = Path(__file__).parent / "support" / "cpu_features"
 pytest_plugins = ["limits"]
-LONGEST = ("test_quickstart", "test_pipeline", "test_graph", "test_quantize", "test_xnnpack", "test_families")
+LONGEST = (
+    *("test_quickstart", "test_run_step", "test_xnnpack", "test_pipeline", "test_interrupted_builds"),
+    *("test_failing_builds", "test_observers", "test_quantize", "test_families"),
+)
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
 # What this process starts inherits it, a worker of xdist among them.

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import budget, recipe, recipe_file, recipe_text
+from factories import PROJECT, budget, recipe, recipe_file, recipe_text
 from pydantic import BaseModel
+from text_factories import described
 
 from edgepack.compress.stages import quantize
+from edgepack.config import plugins, recipe_reading
 from edgepack.config.device import load_device
 from edgepack.config.document import ConfigError
 from edgepack.config.recipe import Recipe
@@ -141,7 +143,7 @@ def test_set_leaves_the_file_alone() -> None:
 
 
 @pytest.mark.parametrize("written", [json.dumps, lambda value: as_yaml(value).decode()], ids=["json", "yaml"])
-@pytest.mark.parametrize("source", [None, *sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))], ids=str)
+@pytest.mark.parametrize("source", [None, *sorted((PROJECT / "recipes").glob("*.yaml"))], ids=str)
 def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | None, own_place: Path) -> None:
     first = load_recipe(source, overrides=["budgets.latency.p90=1.2345 ms"]) if source else recipe()
     Path("resolved.yaml").write_text(written(first.plain()))
@@ -189,3 +191,18 @@ def test_a_bound_may_be_written_with_a_dot() -> None:
         "accuracy.max_drop": 0.02,
         "size": 1e6,
     }
+
+
+def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:
+    """A student of another kind takes the place of the model; what a stage derives is of the same kind."""
+    bert = plugins.choose("models", {"huggingface": described(), "weights": None})
+    student = {"distill": {"student": {"torchvision": "mobilenet_v3_small"}}}
+    stages = [
+        plugins.choose("stages", stage) for stage in ({"prune": {"layers": 1}}, student, {"prune": {"ratio": "5 %"}})
+    ]
+    places = list(recipe_reading._places(load_device("host"), bert, stages))
+    assert [(place.encoder, place.later) for place in places] == [
+        (True, ("distill", "prune")),
+        (True, ("prune",)),
+        (False, ()),
+    ]

@@ -286,8 +286,7 @@ def test_a_prefix_makes_nothing_fit_that_does_not(change: Any, prefix: str) -> N
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "bool", "complex64", "float8_e4m3fn"])
 def test_what_is_no_plain_float_is_no_weight(kind: str) -> None:
-    state = {**net().state_dict(), "0.weight": net().state_dict()["0.weight"].to(getattr(torch, kind))}
-    failure = refused(state)
+    failure = refused({**net().state_dict(), "0.weight": net().state_dict()["0.weight"].to(getattr(torch, kind))})
     assert f"weights.pth has weights that are not float: '0.weight' in {kind}" in failure.message
     assert {"bool": "masks or flags", "complex64": "real weights"}.get(kind, "quantized") in failure.hint
 
@@ -312,14 +311,13 @@ def test_a_count_may_be_an_average(count: float, whole: int) -> None:
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_bsr])
 def test_sparse_weights_are_made_dense(layout: torch.layout) -> None:
-    block = {"blocksize": (1, 2)} if layout == torch.sparse_bsr else {}
-    state = under("", net())
+    block, state = {"blocksize": (1, 2)} if layout == torch.sparse_bsr else {}, net().state_dict()
     assert equal(loaded({**state, "3.weight": state["3.weight"].to_sparse(layout=layout, **block)})[0], net())
 
 
 def test_weights_without_numbers_are_refused() -> None:
-    failure = refused({name: tensor.to("meta") for name, tensor in net().state_dict().items()})
-    assert "holds names and shapes without values: '0.weight', '0.bias'" in failure.message
+    shapes = {name: tensor.to("meta") for name, tensor in net().state_dict().items()}
+    assert "holds names and shapes without values: '0.weight', '0.bias'" in refused(shapes).message
 
 
 def without(*names: str) -> dict[str, torch.Tensor]:
@@ -389,8 +387,7 @@ def test_a_file_is_read_as_what_it_is_whatever_its_name(saved: str, named: str) 
 
 
 def test_of_a_whole_model_in_a_file_the_class_is_told() -> None:
-    failure = refused(net())
-    assert "it holds a torch.nn.modules.container.Sequential, which only code can create" in failure.message
+    assert "it holds a torch.nn.modules.container.Sequential, which only code can create" in refused(net()).message
 
 
 def test_code_in_a_checkpoint_is_not_run() -> None:

@@ -1,10 +1,15 @@
 """Builds of every kind that a report must get right."""
 
+import io
+import json
 import math
 from typing import Any
 
+import pytest
 from factories import artifact, build, measurement, record, verdict
 
+from edgepack.cli.views import verdicts
+from edgepack.config import plugins
 from edgepack.records.build import Build
 from edgepack.records.file_contents import Contents, Stored
 from edgepack.records.measurement import Measurement
@@ -151,3 +156,27 @@ BUILDS = {
     "awkward": _awkward(),
     "zeros": _smallest(),
 }
+
+
+EVERY_BUILD = pytest.mark.parametrize("name", BUILDS)
+LOUD = full()
+
+
+def rendered(report: str, of: Build) -> str:
+    text: str = plugins.load("reports", report).render(of)
+    return text
+
+
+def on_console(of: Build) -> str:
+    stream = io.StringIO()
+    verdicts.show(of, stream, "dist/tiny")
+    verdicts.ledger(of, stream)
+    return stream.getvalue()
+
+
+def sarif_of(of: Build) -> dict[str, Any]:
+    log = json.loads(rendered("sarif", of))
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    found: dict[str, Any] = run
+    return found

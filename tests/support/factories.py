@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from edgepack.cli import main
 from edgepack.config.budgets import Budget
 from edgepack.config.device import Controls, Device, load_device
@@ -21,6 +23,7 @@ from edgepack.config.recipe import Recipe, resolve
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.files import digest
 from edgepack.core.metrics import METRICS, quantity_of
+from edgepack.deliver.bundle import pack
 from edgepack.judge.gate import judge
 from edgepack.measure import processes
 from edgepack.measure.session import DeviceSession, known
@@ -196,7 +199,10 @@ def timed(taken: list[dict[str, Any]]) -> TimingOutcome:
 
 def run_here(job: dict[str, Any], controls: Controls | None = None) -> dict[str, Any]:
     """One job, by itself; on one thread unless controls are given."""
-    with contextlib.closing(processes.Host(controls or Controls(threads=1))) as here:
+    with (
+        mock.patch.object(processes, "_MOST", 1),  # a second process would be started for no job
+        contextlib.closing(processes.Host(controls or Controls(threads=1))) as here,
+    ):
         return here.run(job)
 
 
@@ -204,6 +210,23 @@ def bundle_files(**models: bytes) -> dict[str, bytes]:
     """The files of a small, whole bundle: its models, a manifest and the sums."""
     named = {f"models/{name}.onnx": content for name, content in (models or {"tiny": bytes(range(64))}).items()}
     return sealed({"io/labels.txt": b"zero\none\n", "selftest/cases.json": b"{}\n", **named})
+
+
+def as_zip(files: dict[str, bytes], name: str = "tiny.zip") -> Path:
+    path = Path(name)
+    path.write_bytes(pack(files))
+    return path
+
+
+def as_folder(files: dict[str, bytes], name: str = "bundle") -> Path:
+    for path, content in files.items():
+        target = Path(name, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return Path(name)
+
+
+FORMS = pytest.mark.parametrize("form", [as_zip, as_folder], ids=["zip", "folder"])
 
 
 def runtime(file: str = "models/tiny.onnx", format: str = "onnx") -> dict[str, Any]:

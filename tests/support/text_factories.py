@@ -8,7 +8,7 @@ import torch
 
 from edgepack.config import plugins
 from edgepack.core.signature import Signature, TensorSpec
-from edgepack.data.splits import Split, TrainingData
+from edgepack.data.splits import Data, Split, TrainingData
 from edgepack.models.candidate import Candidate
 
 LENGTH, TOKENS, LABELS = 16, 60, ("sport", "tech", "business")
@@ -75,3 +75,12 @@ def _split(count: int, pad: int, seed: int) -> Split:
     ids = torch.randint(10, TOKENS, (count, LENGTH), generator=random)
     ids[:, 0], ids[:, 2] = 2, 5 + targets
     return Split(inputs=(torch.where(mask.bool(), ids, pad), mask), targets=targets)
+
+
+def splits_of(data: Data) -> dict[str, Any]:
+    return {"train": data.train, "validation": data.validation, "test": data.test}
+
+
+def rows_of(data: Data) -> dict[str, list[tuple[int, ...]]]:
+    """The ids of each document of each split."""
+    return {part: [tuple(row) for row in split.head(len(split))[0].tolist()] for part, split in splits_of(data).items()}

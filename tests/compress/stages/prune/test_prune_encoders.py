@@ -17,8 +17,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack.compress.stages import prune, train
 from edgepack.compress.training.evaluation import judged, predict
 from edgepack.compress.training.numerics import deterministic
-from edgepack.config import plugins, recipe_reading
-from edgepack.config.device import Quantization, load_device
+from edgepack.config.device import Quantization
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, StepProgress
@@ -382,21 +381,6 @@ def test_no_advice_where_none_is_due() -> None:
     assert prune.incompatibility(config(pattern="2:4", insist=True), pictures) == ""
     skipping = Place(quantization=Quantization(sparsity=("2:4",)), encoder=True)
     assert "no smaller; a student" in prune.incompatibility(config(pattern="2:4"), skipping)
-
-
-def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:
-    """A student of another kind takes the place of the model; what a stage derives is of the same kind."""
-    bert = plugins.choose("models", {"huggingface": make.described(), "weights": None})
-    student = {"distill": {"student": {"torchvision": "mobilenet_v3_small"}}}
-    stages = [
-        plugins.choose("stages", stage) for stage in ({"prune": {"layers": 1}}, student, {"prune": {"ratio": "5 %"}})
-    ]
-    places = list(recipe_reading._places(load_device("host"), bert, stages))
-    assert [(place.encoder, place.later) for place in places] == [
-        (True, ("distill", "prune")),
-        (True, ("prune",)),
-        (False, ()),
-    ]
 
 
 def test_zeros_insisted_on_stay_in_an_encoder() -> None:

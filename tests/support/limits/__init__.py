@@ -15,7 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import sweeper
+
+from limits import sweeper
 
 _MARK = "PYTEST_STARTED_BY"  # in the environment of every process that tests start
 _CURRENT = "PYTEST_CURRENT_TEST"  # set by pytest: which test, and whether its set-up, call or teardown

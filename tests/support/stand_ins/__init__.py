@@ -1,0 +1,1 @@
+"""What stands in for devices and packages that are not here."""
