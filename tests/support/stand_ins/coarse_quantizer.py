@@ -1,6 +1,6 @@
 """A quantizer as another package would bring it: convolutions alone, their weights in one range each.
 
-Where `coarse` is imported, "coarse" names it.
+Where `coarse_quantizer` is imported, "coarse" names it.
 """
 
 from importlib.metadata import EntryPoint
