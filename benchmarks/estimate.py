@@ -205,7 +205,7 @@ def _summary(found: Found) -> Iterator[str]:
         yield f"| {runtime} | {dtype} | {error:.0%} | {worst:+.0%} | {_ordered(some):.0%} |"
     yield ""
     yield f"- The small nets themselves, each left out of the fit in turn: {found.figures.error:.0%}."
-    yield f"- Fitted to these models instead, each left out of the fit in turn: {_left_out(found.models):.0%}."
+    yield f"- EpochResult to these models instead, each left out of the fit in turn: {_left_out(found.models):.0%}."
 
 
 def _left_out(samples: dict[str, list[Sample]]) -> float:

@@ -59,13 +59,15 @@ class ConfigError(RecipeError):
         self.problems = tuple(problems)
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """
+def unknown(kind: str, name: object, known: Iterable[str], meant: str = "") -> str:
+    """`meant` is what is known to be meant by the name.
+
+
     >>> unknown("stage", "prunne", ["prune", "distill"])
     "unknown stage 'prunne': did you mean 'prune'? (allowed: distill, prune)"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
+    close = [meant] if meant else difflib.get_close_matches(str(name), names, n=1)
     hint = f": did you mean '{close[0]}'?" if close else ""
     if close and len(names) > _LONG_LIST:
         return f"unknown {kind} '{name}'{hint}"
@@ -306,7 +308,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], loc: KeyPath) -> str:
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
-        return unknown("key", loc[-1], owner.model_fields if owner else ())
+        renamed = getattr(owner, "RENAMED", {}).get(loc[-1], "")
+        return unknown("key", loc[-1], owner.model_fields if owner else (), renamed)
     if kind == "missing":
         return f"the key '{loc[-1]}' is missing"
     if kind == "value_error":

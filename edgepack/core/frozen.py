@@ -1,12 +1,15 @@
 """The base of every value that is read from a file or written to one."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
     """Base of every value that is read from or written to a file: immutable, keyword-only, nothing unknown."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # keys by the names that they had before, for who writes those
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

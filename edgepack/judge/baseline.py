@@ -6,7 +6,7 @@ from typing import Any
 
 from edgepack.core.metrics import METRICS
 from edgepack.judge.compare import series
-from edgepack.judge.history import Line, key_of, name_of_key, taken
+from edgepack.judge.history import HistoryEntry, key_of, name_of_key, taken
 from edgepack.records.differences import differences
 from edgepack.records.verdict import Base, NoBase
 
@@ -18,7 +18,7 @@ class Baseline:
     A baseline that was `named` has to be comparable; of the history, what is not begins a new series.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[HistoryEntry, ...]
     named: str = ""
     unfit: str = ""  # why none of it can be compared
     partial: str = ""  # why what is not in the history need not be the beginning of a series
@@ -41,7 +41,7 @@ class Baseline:
         reason = "; ".join(filter(None, (self.partial or _beginning(metric, bool(known)), self.damaged)))
         return NoBase(reason=reason, beginning=not self.partial)
 
-    def _why_not(self, metric: str, artifact: str, line: Line | None, environment: Mapping[str, Any]) -> str:
+    def _why_not(self, metric: str, artifact: str, line: HistoryEntry | None, environment: Mapping[str, Any]) -> str:
         if line is None:
             return f"{self.named} has no {metric} of {artifact}"
         if METRICS[metric].within == "data":

@@ -76,7 +76,7 @@ def _waived(verdict: Verdict, waivers: Sequence[Waiver], day: date) -> Verdict:
     return verdict.because(f"{EXPIRED} {last.until}")
 
 
-def judged(
+def judge_build(
     build: "Build", budgets: Sequence[Budget], waivers: Sequence[Waiver] = (), baseline: Baseline | None = None
 ) -> "Build":
     """The build with its verdicts as of today, and the exit code that they come to."""

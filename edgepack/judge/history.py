@@ -39,7 +39,7 @@ class Figure(Frozen):
     taken: str
 
 
-class Line(Frozen):
+class HistoryEntry(Frozen):
     """One build. `where` is what people know a device by."""
 
     schema_: Literal["edgepack.history/1"] = Field(default=SCHEMA, alias="schema")
@@ -58,7 +58,7 @@ class Line(Frozen):
     figures: tuple[Figure, ...] = ()
 
     @classmethod
-    def of(cls, build: Build) -> "Line":
+    def of(cls, build: Build) -> "HistoryEntry":
         told = next((each.environment for each in build.measurements if each.metric == "latency.p50"), {})
         return cls(
             schema=SCHEMA,
@@ -126,7 +126,7 @@ def check_named(path: Path) -> None:
 
 def append(path: Path, build: Build) -> None:
     """Add the build in one write, so that builds that end at once leave whole lines. Raises DeviceError."""
-    text = Line.of(build).model_dump_json(by_alias=True).encode() + b"\n"
+    text = HistoryEntry.of(build).model_dump_json(by_alias=True).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -142,7 +142,7 @@ def append(path: Path, build: Build) -> None:
         raise disk_error(error, path) from error
 
 
-def read(path: Path) -> tuple[tuple[Line, ...], int]:
+def read(path: Path) -> tuple[tuple[HistoryEntry, ...], int]:
     """Every line that can be read, in the order they were written, and how many cannot; of no file, none."""
     try:
         texts = [text for text in path.read_bytes().split(b"\n") if text.strip()]
@@ -154,8 +154,8 @@ def read(path: Path) -> tuple[tuple[Line, ...], int]:
     return tuple(lines), len(texts) - len(lines)
 
 
-def _parsed(text: bytes) -> Line | None:
+def _parsed(text: bytes) -> HistoryEntry | None:
     try:
-        return Line.model_validate_json(text)
+        return HistoryEntry.model_validate_json(text)
     except ValueError:
         return None

@@ -74,7 +74,7 @@ def _write(split: "Split", paths: Sequence[Path]) -> None:
                 file.write(array.data)
 
 
-def unlike(task: Task, logits: "Array", reference: "Array", count: int) -> list[int]:
+def mismatched_rows(task: Task, logits: "Array", reference: "Array", count: int) -> list[int]:
     """The rows to look at when two sets of outputs differ: where decisions do first, then where the values do most."""
     import numpy
 

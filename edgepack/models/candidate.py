@@ -112,7 +112,7 @@ class Candidate:
         *,
         multiple: int,
         scored: Callable[[nn.Module], Score] = lambda module: first,
-        spare: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
     ) -> "Candidate":
         """A copy with this share of the channels of every layer, or of each group; `scored` is asked with the copy.
 
@@ -120,7 +120,7 @@ class Candidate:
         """
         narrow, before = self.copy(), sizes(self.module)
         inputs, score = self.example_inputs(2), scored(narrow.module.eval())
-        shrink(narrow.module, inputs, keep=keep, score=score, multiple=multiple, spare=spare)
+        shrink(narrow.module, inputs, keep=keep, score=score, multiple=multiple, exclude=exclude)
         if known := recalled(narrow.module):  # of the shapes before: the next width need not be traced
             recall(self.module, known)
         return narrow.changed(*resizes(before, narrow.module))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.config.budgets import LAST
 from edgepack.core.errors import RecipeError, VerifyError
 from edgepack.judge.baseline import Baseline
-from edgepack.judge.history import SCHEMA, Figure, Line, key_of, read, taken
+from edgepack.judge.history import SCHEMA, Figure, HistoryEntry, key_of, read, taken
 from edgepack.records.artifact import deflated
 from edgepack.records.build import Build
 
@@ -54,7 +54,7 @@ def baseline(
     return Baseline(lines=(line,), named=name, unfit=unfit)
 
 
-def _partial(history: Path, before: float, lines: Iterable[Line], damaged: int) -> str:
+def _partial(history: Path, before: float, lines: Iterable[HistoryEntry], damaged: int) -> str:
     """Why the line of a baseline may be missing, or "": a history that was whole holds the build itself."""
     advice = "name a baseline, or set --history"
     if not history.exists():
@@ -70,7 +70,7 @@ def of_recipe(recipe: "Recipe", device: str, history: Path, before: float) -> Ba
     return baseline(names[0], recipe.name, device, history, before, recipe.overrides) if names else None
 
 
-def _named(path: Path) -> Line:
+def _named(path: Path) -> HistoryEntry:
     """A build.json, the folder it lies in, or a bundle; of a bundle with its build beside it, that build."""
     if (path / "build.json").is_file():
         return _judged(path / "build.json")
@@ -82,18 +82,18 @@ def _named(path: Path) -> Line:
     return _of_bundle(path)
 
 
-def _judged(path: Path) -> Line:
+def _judged(path: Path) -> HistoryEntry:
     build = Build.read(path)
     if build.exit_code is None or build.error:
         raise RecipeError(f"the baseline {path} is of a build that did not finish", "name one that finished")
-    return Line.of(build)
+    return HistoryEntry.of(build)
 
 
 def _sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _of_bundle(path: Path) -> Line:
+def _of_bundle(path: Path) -> HistoryEntry:
     """A bundle tells the sizes of its files, and no timing: those differ from run to run."""
     from edgepack.deliver import bundle
 
@@ -104,7 +104,7 @@ def _of_bundle(path: Path) -> Line:
     shas = {each.path: each.sha256 for each in manifest.files if each.role == "deploy"}
     entries = {runtime.format: runtime.entry.file for runtime in manifest.runtimes.values()}
     beside = [files[name] for name in shas.keys() - {*entries.values()}]
-    return Line(
+    return HistoryEntry(
         schema=SCHEMA,
         recipe=manifest.name,
         device=manifest.device,

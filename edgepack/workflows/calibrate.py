@@ -19,7 +19,7 @@ from edgepack.core.errors import DeviceError
 from edgepack.core.events import Emit, StepProgress
 from edgepack.measure.contract import Connection, connected
 from edgepack.measure.timing.estimator import mean_error
-from edgepack.measure.timing.estimator_fit import Sample, fit, left_out
+from edgepack.measure.timing.estimator_fit import Sample, fit_rates, left_out
 from edgepack.measure.timing.protocol import TimingProtocol
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def analytic(device: Device, connection: Connection, samples: dict[str, list[Sam
         "calibrated_from": f"{nets} small networks in fp32 and int8, timed on {where}, {versions}",
         "error": f"{100 * mean_error(errors):.0f} %",
         "threads": int(connection.facts["threads"]),
-        "runtimes": {runtime: fit(each) for runtime, each in samples.items()},
+        "runtimes": {runtime: fit_rates(each) for runtime, each in samples.items()},
     }
     return Analytic.model_validate(told)
 

@@ -19,7 +19,7 @@ from edgepack.config.document import Document, unknown
 from edgepack.config.overrides import override
 from edgepack.core.errors import EdgepackError, ExitCode, RecipeError, VerifyError
 from edgepack.judge.baseline import Baseline
-from edgepack.judge.gate import EXPIRED, EXPLAINED, judged
+from edgepack.judge.gate import EXPIRED, EXPLAINED, judge_build
 from edgepack.judge.history import FILE
 from edgepack.records.build import Build
 from edgepack.records.verdict import Base, NoBase, Verdict
@@ -62,7 +62,7 @@ def rejudge(
     if names:
         past = history or Path(os.path.relpath(path.resolve().parent.parent / FILE))
         held = _Held(name=names[0], build=build, history=past, recorded=recorded if names[0] == _name_of(build) else {})
-    again = judged(build, budgets, waivers, held)
+    again = judge_build(build, budgets, waivers, held)
     return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
 
 

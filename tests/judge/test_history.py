@@ -12,7 +12,7 @@ from factories import artifact, build, edgepack, measurement, recipe_file, verdi
 from edgepack.cli.views.trend import rows
 from edgepack.core.errors import DeviceError
 from edgepack.judge.baseline import Baseline
-from edgepack.judge.history import Line, append, read
+from edgepack.judge.history import HistoryEntry, append, read
 from edgepack.records.build import Build
 from edgepack.records.verdict import Base, NoBase
 from edgepack.workflows.baselines import baseline
@@ -136,7 +136,7 @@ def test_the_same_file_in_the_same_place_is_known() -> None:
 
 
 def _trend(*builds: Build) -> list[tuple[str, ...]]:
-    return [row.cells() for row in rows([Line.of(each) for each in builds])]
+    return [row.cells() for row in rows([HistoryEntry.of(each) for each in builds])]
 
 
 def test_a_file_that_stays_the_same_ships_with_more_beside_it() -> None:

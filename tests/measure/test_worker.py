@@ -90,7 +90,7 @@ def test_time(job: dict[str, Any]) -> None:
     assert answer["load_ms"] > 0 and answer["first_ms"] > 0
     assert len(answer["samples_ns"]) == 7 and all(isinstance(ns, int) and ns > 0 for ns in answer["samples_ns"])
     assert job["runtime"] in answer["versions"]
-    assert (answer["crowded"], answer["blind"]) == (0.0, False)  # of so short a time
+    assert (answer["cpu_contention"], answer["blind"]) == (0.0, False)  # of so short a time
 
 
 def test_memory(job: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ def held(**more: Any) -> Path:
     append(Path("dist/history.jsonl"), Build.read(recorded("old", measurements=(measurement(), timed))))
     relative = {"relative": {"baseline": "last", "size": "2 %", "latency.p50": "5 %"}}
     path = recorded(budgets=relative, started_at=1.7e9 + 60, **more)
-    judged = gate.judged(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9 + 60))
+    judged = gate.judge_build(
+        Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9 + 60)
+    )
     judged.save(path)
     append(PAST, judged)
     return path

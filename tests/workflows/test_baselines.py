@@ -94,7 +94,7 @@ def test_a_recorded_failure_is_no_pass_by_a_history_that_lost_its_lines() -> Non
 def test_the_beginning_that_a_build_was_is_recorded_too() -> None:
     relative = {"relative": {"baseline": "last", "size": "2 %"}}
     path = recorded(budgets=relative)
-    gate.judged(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9)).save(path)
+    gate.judge_build(Build.read(path), limits(relative), (), baseline("last", "tiny", "board", PAST, 1.7e9)).save(path)
     assert edgepack("gate", str(path)).code == 0
     assert "there is no baseline yet" in reasons()
     ran = edgepack("gate", str(path), "--set", "budgets.relative.latency.p50=5 %")  # which was not looked up
@@ -106,7 +106,9 @@ def test_a_baseline_that_is_gone_is_remembered() -> None:
     relative = {"relative": {"baseline": "old.json", "size": "2 %"}}
     build(measurements=(measurement(value=400e3),)).save(Path("old.json"))
     path = recorded(budgets=relative)
-    gate.judged(Build.read(path), limits(relative), (), baseline("old.json", "tiny", "board", PAST, 1.7e9)).save(path)
+    gate.judge_build(Build.read(path), limits(relative), (), baseline("old.json", "tiny", "board", PAST, 1.7e9)).save(
+        path
+    )
     Path("old.json").unlink()
     assert edgepack("gate", str(path)).code == 1
     assert "size of onnx 400 kB +2 %" in edgepack("gate", str(path)).out

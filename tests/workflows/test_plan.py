@@ -10,7 +10,7 @@ from edgepack.config.device import Device, load_device
 from edgepack.config.recipe import Recipe, resolve
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.judge.baseline import Baseline
-from edgepack.judge.history import Figure, Line, key_of, taken
+from edgepack.judge.history import Figure, HistoryEntry, key_of, taken
 from edgepack.workflows.build.planning.planner import Planner, plan
 from edgepack.workflows.build.planning.step import Plan
 from edgepack.workflows.build.store import Store
@@ -272,7 +272,7 @@ def test_a_timing_that_cannot_be_told_from_its_baseline_takes_more_processes(sto
             taken=taken(sha256, where),
         )
         about: dict[str, Any] = {"schema": "edgepack.history/1", "recipe": "tiny", "device": "board"}
-        line = Line(**about, started_at=0, exit_code=0, figures=(figure,))
+        line = HistoryEntry(**about, started_at=0, exit_code=0, figures=(figure,))
         return [*_reasons(plan(relative, board, store, baseline=Baseline(lines=(line,))))]
 
     assert against(2.0) == []  # far below

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TextIO
 
 from edgepack.deliver import wording
-from edgepack.judge.history import Figure, Line
+from edgepack.judge.history import Figure, HistoryEntry
 from edgepack.records.differences import differences
 
 _SHOWN = ("size", "latency.p50", "accuracy")
@@ -17,7 +17,7 @@ _SHOWN = ("size", "latency.p50", "accuracy")
 class Row:
     """A file of a build. `remarks` tell where a new series begins, and what changed beyond the intervals."""
 
-    line: Line
+    line: HistoryEntry
     artifact: str
     times: int  # builds one after the other that found the same
     remarks: tuple[str, ...]
@@ -36,7 +36,7 @@ class Row:
         )
 
 
-def show(lines: Sequence[Line], stream: TextIO, last: int) -> None:
+def show(lines: Sequence[HistoryEntry], stream: TextIO, last: int) -> None:
     """One table for each recipe and device, of its last builds."""
     from rich import box
     from rich.console import Console
@@ -62,10 +62,10 @@ def _newest(found: Sequence[Row], last: int) -> list[Row]:
     return [row for row in found if row.line.started_at in lines]
 
 
-def rows(lines: Sequence[Line]) -> list[Row]:
+def rows(lines: Sequence[HistoryEntry]) -> list[Row]:
     """Of builds that found the same one after the other, the last stands for all."""
     found: list[Row] = []
-    before: Line | None = None
+    before: HistoryEntry | None = None
     for _, same in groupby(sorted(lines, key=lambda line: line.started_at), key=_outcome):
         builds = list(same)
         line = builds[-1]
@@ -77,12 +77,12 @@ def rows(lines: Sequence[Line]) -> list[Row]:
     return found
 
 
-def _outcome(line: Line) -> object:
+def _outcome(line: HistoryEntry) -> object:
     figures = tuple((each.metric, each.artifact, each.value, each.taken) for each in line.figures)
     return line.exit_code, line.overrides, line.artifacts, line.versions, figures
 
 
-def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:
+def _remarks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterator[str]:
     yield from _breaks(before, line, artifact)
     for metric in _SHOWN:
         old, new = before.find(metric, artifact), line.find(metric, artifact)
@@ -90,7 +90,7 @@ def _remarks(before: Line, line: Line, artifact: str) -> Iterator[str]:
             yield f"{metric} {_step(old, new)}"
 
 
-def _breaks(before: Line, line: Line, artifact: str) -> Iterator[str]:
+def _breaks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterator[str]:
     """Where figures of one metric are no longer to be compared, and why."""
     versions = list(map(str, differences(before.versions, line.versions)))
     if versions:
@@ -101,7 +101,7 @@ def _breaks(before: Line, line: Line, artifact: str) -> Iterator[str]:
         yield "new series: other test data"
 
 
-def _apart(before: Line, line: Line, metric: str, artifact: str) -> bool:
+def _apart(before: HistoryEntry, line: HistoryEntry, metric: str, artifact: str) -> bool:
     old, new = before.find(metric, artifact), line.find(metric, artifact)
     return bool(old and new and old.series != new.series)
 

@@ -17,7 +17,7 @@ EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class EpochResult:
     """An epoch: its number, its score on the validation split, and the loss there."""
 
     epoch: int
@@ -58,12 +58,12 @@ class Progress:
         self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
 
 
-def judged(module: nn.Module, context: Context) -> Fitted:
+def validate(module: nn.Module, context: Context) -> EpochResult:
     """Its score and loss on the validation split, as of epoch 0."""
     split = context.data.validation
     logits = predict(module, split)
     loss = context.task.loss(logits, split.targets)
-    return Fitted(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
+    return EpochResult(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
 
 
 def train_mode(module: nn.Module, training: bool) -> None:

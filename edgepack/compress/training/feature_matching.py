@@ -33,7 +33,7 @@ class Transfer(Protocol):
     def close(self) -> None: ...
 
 
-class Inside:
+class FeatureLoss:
     """Several transfers at once, each by its name in TRANSFERS with its weight; those of weight 0 are left out."""
 
     def __init__(self, weights: Mapping[str, float], teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from edgepack.compress.contract import Context, Precision
 from edgepack.compress.training import taps
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
-from edgepack.compress.training.evaluation import Fitted, Progress, judged, train_mode
+from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss
 from edgepack.compress.training.numerics import numerics
 from edgepack.core.errors import StageError
@@ -52,7 +52,7 @@ def fit(
     distillation: Distillation | None = None,
     snapshot: Callable[[nn.Module], nn.Module] = lambda module: module,
     each_epoch: Callable[[int], None] = lambda epoch: None,
-) -> Fitted:
+) -> EpochResult:
     """Train `module` in place and leave it with the weights of the epoch that is kept, before the first included.
 
     `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
@@ -68,13 +68,13 @@ def fit(
     if not trained:  # all is frozen, and no epoch asked for
         loss.close()
         _lay_out(module.to("cpu"), torch.contiguous_format)
-        return judged(snapshot(module), context)
+        return validate(snapshot(module), context)
     optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
     per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
     steps = settings.epochs * per_epoch
     held = _hold_zeros(module)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    best = fitted = judged(snapshot(module), context)
+    best = fitted = validate(snapshot(module), context)
     kept = _weights(module)
     progress = Progress(context.emit, doing, steps)
     for epoch in range(settings.epochs):
@@ -89,7 +89,7 @@ def fit(
             progress.advance()
         if lags(module, per_epoch):
             refresh_batch_norm(module, context.data.train)
-        now = replace(judged(snapshot(module), context), epoch=epoch + 1)
+        now = replace(validate(snapshot(module), context), epoch=epoch + 1)
         if not math.isfinite(now.loss):
             raise StageError(
                 f"training diverged in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
@@ -128,7 +128,7 @@ def check_trainable(module: nn.Module) -> None:
         raise StageError("there is nothing to train: the model has no parameters", "remove the stages that train")
 
 
-def _as_good(now: Fitted, best: Fitted, samples: int) -> bool:
+def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
     """Whether chance alone may set it below the best: by up to two standard errors of a share of so many samples.
 
     After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, who take one.

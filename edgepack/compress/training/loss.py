@@ -12,7 +12,7 @@ from torch import nn
 
 from edgepack.compress.contract import Context
 from edgepack.compress.training.evaluation import EVALUATION_BATCH, Progress, predict, train_mode
-from edgepack.compress.training.feature_matching import Inside
+from edgepack.compress.training.feature_matching import FeatureLoss
 from edgepack.compress.training.numerics import Numerics
 from edgepack.core.events import Emit
 from edgepack.data.splits import Batch, Split
@@ -70,9 +70,9 @@ class Loss:
         how: Numerics,
     ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
-        self.inside: Inside | None = None
+        self.inside: FeatureLoss | None = None
         if distillation and any(distillation.inside.values()):
-            self.inside = Inside(distillation.inside, distillation.teacher, module, context.data.train.head(2))
+            self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, context.data.train.head(2))
         self.known: torch.Tensor | None = None
         if distillation and not (self.inside or context.data.augmented):
             self.known = _answers(distillation.teacher, context.data.train, context.emit)

@@ -8,7 +8,7 @@ from edgepack.core.metrics import METRICS
 from edgepack.core.signature import labels
 from edgepack.deliver.bundle import card, examples, sbom
 from edgepack.deliver.bundle.archive import Files
-from edgepack.deliver.bundle.manifest import SCHEMA, Entry, Manifest, Runtime, Source, sealed
+from edgepack.deliver.bundle.manifest import SCHEMA, EntryPoint, Manifest, Runtime, Source, sealed
 from edgepack.deliver.bundle.rendering import as_json, as_yaml
 from edgepack.records.build import Build
 
@@ -173,5 +173,5 @@ def _described(artifact: "Artifact", exporter: "Choice", versions: dict[str, str
         version=versions[artifact.runtime],
         format=artifact.format,
         needs=module.needs(exporter.config) or None,
-        entry=Entry(file=file, method=module.METHOD),
+        entry=EntryPoint(file=file, method=module.METHOD),
     )

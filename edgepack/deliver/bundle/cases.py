@@ -5,16 +5,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgepack.core.frozen import Frozen
-from edgepack.deliver.bundle.manifest import Line
+from edgepack.deliver.bundle.manifest import PrintableText
 
 
 class Case(Frozen):
     """One sample: its inputs, its raw text where it is one, and what each format answered when it was built."""
 
-    inputs: tuple[Line, ...]
+    inputs: tuple[PrintableText, ...]
     target: int
     expected: dict[str, tuple[float, ...]]
-    text: Line | None = None
+    text: PrintableText | None = None
 
 
 class Tolerance(Frozen):
@@ -32,7 +32,7 @@ class Cases(Frozen):
 
 
 class Input(Frozen):
-    name: Line
+    name: PrintableText
     shape: tuple[int, ...]
     dtype: Literal["float32", "int64", "int32", "uint8"]
 

@@ -26,7 +26,7 @@ _ROLES: dict[str, Role] = {
     "selftest": "test",
     "provenance": "provenance",
 }
-Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
+PrintableText = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
 
 
 class File(Frozen):
@@ -36,7 +36,7 @@ class File(Frozen):
     role: Role
 
 
-class Entry(Frozen):
+class EntryPoint(Frozen):
     """Where an app enters: the file it loads and, where a file has several, the method it calls."""
 
     file: str
@@ -46,10 +46,10 @@ class Entry(Frozen):
 class Runtime(Frozen):
     """What a file is for: the runtime's version that it was made with, and the delegate it needs beyond the usual."""
 
-    version: Line
-    format: Line
-    needs: Line | None = None
-    entry: Entry
+    version: PrintableText
+    format: PrintableText
+    needs: PrintableText | None = None
+    entry: EntryPoint
 
 
 class Source(Frozen):
@@ -68,13 +68,13 @@ class Manifest(Frozen):
     """
 
     schema_: Literal["edgepack.bundle/1"] = Field(default=SCHEMA, alias="schema")
-    name: Line
-    version: Line | None
-    task: Line
-    device: Line
-    licence: Line | None
+    name: PrintableText
+    version: PrintableText | None
+    task: PrintableText
+    device: PrintableText
+    licence: PrintableText | None
     source: Source
-    runtimes: dict[Line, Runtime]
+    runtimes: dict[PrintableText, Runtime]
     deploy_only: bool
     files: tuple[File, ...]
     content_digest: str

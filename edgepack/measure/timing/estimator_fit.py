@@ -33,7 +33,7 @@ class Sample:
     ms: float
 
 
-def fit(samples: Sequence[Sample]) -> Figures:
+def fit_rates(samples: Sequence[Sample]) -> Figures:
     """The figures with which estimates miss these timings least: least squares of the logarithms of their ratios.
 
     A figure that no sample tells anything of stays near what all of them together suggest.
@@ -54,7 +54,7 @@ def left_out(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
     """Each sample with what is estimated for it by figures that were fitted without its net, in milliseconds."""
     found = []
     for net in dict.fromkeys(sample.net for sample in samples):
-        figures = fit([sample for sample in samples if sample.net != net])
+        figures = fit_rates([sample for sample in samples if sample.net != net])
         found += [(each, estimate(figures, each.operations).ms) for each in samples if each.net == net]
     return found
 

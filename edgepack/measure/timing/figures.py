@@ -10,7 +10,7 @@ from edgepack.core.order_statistics import interval, percentile
 from edgepack.records.measurement import Reading
 
 _RISE = 10.0  # degrees Celsius within one process
-_CROWDED = 0.10  # share of its cores' time that others may take while a file is timed
+_CPU_CONTENTION = 0.10  # share of its cores' time that others may take while a file is timed
 _NOISY = 0.10  # coefficient of variation between processes above which a figure is doubted
 # Runs a process must have timed before a percentile of them says anything: MLPerf's early-stopping minima at a
 # confidence of 99 % (MLCommons inference, loadgen/early_stopping).
@@ -67,7 +67,8 @@ def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def doubts(answers: Answers, threads: int | None = None) -> tuple[str, ...]:
     """Reasons not to trust the timings of a file, each with what to do about it."""
-    found = (_unsteady(answers, threads), _crowded(answers), _slowed(answers), _blind(answers), _unchecked(answers))
+    steady = _unsteady(answers, threads)
+    found = (steady, _cpu_contention(answers), _slowed(answers), _blind(answers), _unchecked(answers))
     return tuple(doubt for doubt in found if doubt)
 
 
@@ -80,11 +81,11 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
     return f"processes differ by {spread:.0%}: close other programs{fewer}" if spread > _NOISY else ""
 
 
-def _crowded(answers: Answers) -> str:
+def _cpu_contention(answers: Answers) -> str:
     """Steady competition makes every process slower alike, so that they agree. The median: one process tells little."""
-    share = statistics.median([answer.get("crowded", 0.0) for answer in answers] or [0.0])
+    share = statistics.median([answer.get("cpu_contention", 0.0) for answer in answers] or [0.0])
     told = f"other programs used {share:.0%} of the time of the cores used for timing: close them"
-    return told if share > _CROWDED else ""
+    return told if share > _CPU_CONTENTION else ""
 
 
 def _blind(answers: Answers) -> str:

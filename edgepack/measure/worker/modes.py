@@ -17,9 +17,9 @@ def measure_time(runtime: Runtime, job: Job, _baseline: int) -> Job:
     limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
     repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
     samples = repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
-    crowded = system.share(others, system.others_now())
+    contention = system.share(others, system.others_now())
     after = {"before": before, "after": system.state(), "blind": system.blind(job, before)}
-    return {"first_ms": first * _MS, "samples_ns": samples, "crowded": crowded, **after}
+    return {"first_ms": first * _MS, "samples_ns": samples, "cpu_contention": contention, **after}
 
 
 def measure_memory(runtime: Runtime, job: Job, baseline: int) -> Job:

@@ -79,11 +79,11 @@ class Survey:
     whole: dict[str, str]
 
 
-SPARED = "it is excluded"  # a reason
+EXCLUDED = "it is excluded"  # a reason
 
 
-def survey(module: nn.Module, inputs: Inputs, spare: Collection[str] = ()) -> Survey:
-    """Every group but those that give the model's output or touch a layer to spare.
+def survey(module: nn.Module, inputs: Inputs, exclude: Collection[str] = ()) -> Survey:
+    """Every group but those that give the model's output or touch an excluded layer.
 
     Raises StageError for a structure that cannot be followed.
     """
@@ -92,8 +92,8 @@ def survey(module: nn.Module, inputs: Inputs, spare: Collection[str] = ()) -> Su
     else:
         found = channels(module, inputs)
         every, whole = [*_traced(found)], dict(found.whole)
-    kept = [group for group in every if any(matches(name, spare) for name in group.loses_outputs)]
-    whole |= {name: SPARED for group in kept for name in group.loses_outputs}
+    kept = [group for group in every if any(matches(name, exclude) for name in group.loses_outputs)]
+    whole |= {name: EXCLUDED for group in kept for name in group.loses_outputs}
     able = tuple(group for group in every if group not in kept)
     in_part = {name for group in able for name in group.loses_outputs}  # other channels of theirs may have to stay
     return Survey(groups=able, whole={name: why for name, why in whole.items() if name not in in_part})

@@ -157,7 +157,7 @@ def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str
     return tuple(name for place, name in enumerate(row) if place not in places)
 
 
-def spare_layers(module: nn.Module) -> tuple[str, ...]:
+def droppable_layers(module: nn.Module) -> tuple[str, ...]:
     """The layers of an encoder that can go, the highest first: all but the lowest.
 
     The lower ones are the more general. Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained

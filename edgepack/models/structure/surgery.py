@@ -265,14 +265,14 @@ def shrink(
     score: Score,
     multiple: int,
     original: Mapping[str, int] | None = None,
-    spare: Collection[str] = (),
+    exclude: Collection[str] = (),
 ) -> dict[str, int]:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
     An encoder loses whole attention heads, at least one stays in each layer, and neurons of its feed-forward networks.
     `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
     now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
-    give the model's output keep all of theirs, and so do those that match a pattern of `spare`, with all that
+    give the model's output keep all of theirs, and so do those that match a pattern of `exclude`, with all that
     depends on them. A grouped convolution loses as many channels from each of its groups. Gives the channels that each
     group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
@@ -280,7 +280,7 @@ def shrink(
     inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
     goals: dict[str, int] = {}
     cuts, now = [], outputs(module)
-    for group in survey(module, inputs, spare).groups:
+    for group in survey(module, inputs, exclude).groups:
         share = keep.get(group.name, 1.0) if isinstance(keep, Mapping) else keep
         was = group.size * (original or now).get(group.name, now[group.name]) / now[group.name]
         left = group.left(share, multiple, was)
@@ -308,7 +308,7 @@ def widest(left: Callable[[float], float], limit: float) -> float:
     return meets / _GRID
 
 
-def spare_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
+def droppable_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
     """Blocks of layers, standing in a row with others, that give the shape they take: the model runs without them.
 
     The heaviest first, of two the same the last.

@@ -7,7 +7,7 @@ from torch import nn
 from edgepack.core.errors import StageError, listed
 from edgepack.core.units import SHARE
 from edgepack.models.structure.channels import FROZEN, Inputs, told
-from edgepack.models.structure.dependency_groups import SPARED, Group, Survey, survey
+from edgepack.models.structure.dependency_groups import EXCLUDED, Group, Survey, survey
 from edgepack.models.structure.encoder import blocks
 from edgepack.models.structure.flow import OUTPUT
 from edgepack.models.structure.surgery import outputs
@@ -16,15 +16,20 @@ _SHARES = [k / 100 for k in range(1, 100)]
 
 
 def reasons(whole: Mapping[str, str]) -> dict[str, str]:
-    """Those that a user need not expect: besides the layers that answer and those that the recipe spares."""
-    return {name: why for name, why in whole.items() if why not in (OUTPUT, SPARED)}
+    """Those that a user need not expect: besides the layers that answer and those that the recipe excludes."""
+    return {name: why for name, why in whole.items() if why not in (OUTPUT, EXCLUDED)}
 
 
 def nothing_removed(
-    module: nn.Module, inputs: Inputs, fewer: str, spare: Collection[str], multiple: int, share: Callable[[str], float]
+    module: nn.Module,
+    inputs: Inputs,
+    fewer: str,
+    exclude: Collection[str],
+    multiple: int,
+    share: Callable[[str], float],
 ) -> StageError:
     """Why a cut would remove nothing, and what would; `share` tells how much of a group was to stay, by its name."""
-    found = survey(module, inputs, spare)
+    found = survey(module, inputs, exclude)
     if not found.groups:
         return StageError(f"nothing was removed: {no_groups(module, found)}", way_out(found))
     if blocks(module):
@@ -49,7 +54,7 @@ def no_groups(module: nn.Module, found: Survey) -> str:
     """Why not one layer can lose channels."""
     if why := reasons(found.whole):
         return f"no layer can lose channels: {told(why)}"
-    if SPARED in found.whole.values():
+    if EXCLUDED in found.whole.values():
         return "every layer that could lose channels is excluded"
     answers = listed(list(found.whole)) or "none of its layers"
     others = [
@@ -65,7 +70,7 @@ def way_out(found: Survey) -> str:
     """What to do where not one layer can lose channels."""
     if FROZEN in found.whole.values():
         return "unfreeze them (requires_grad) in the function that makes the model, or remove prune"
-    if SPARED in found.whole.values():
+    if EXCLUDED in found.whole.values():
         return "exclude fewer layers"
     others = "use quantize or factorize, a smaller model, or remove prune"
     return others if reasons(found.whole) else f"only convolutions and Linear lose channels: {others}"
@@ -79,7 +84,7 @@ def _larger(found: Survey, multiple: int) -> str:
 
     able = [removed for removed in _SHARES if helps(removed)]
     ways = [f"use a larger ratio, {SHARE.format(able[0])} or more"] if able else []
-    ways += ["exclude fewer layers"] if SPARED in found.whole.values() else []
+    ways += ["exclude fewer layers"] if EXCLUDED in found.whole.values() else []
     ways += ["lower channel_multiple in the device profile"] if multiple > 1 else []
     return ", or ".join(ways) or "the layers have no channels to remove: remove prune"
 

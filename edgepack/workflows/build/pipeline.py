@@ -32,7 +32,7 @@ from edgepack.deliver.bundle.assemble import beside
 from edgepack.deliver.contract import write_reports
 from edgepack.judge import history
 from edgepack.judge.baseline import Baseline
-from edgepack.judge.gate import EXPLAINED, judged
+from edgepack.judge.gate import EXPLAINED, judge_build
 from edgepack.measure.session import DeviceSession, Facts
 from edgepack.records.artifact import Artifact, deflated
 from edgepack.records.build import Build, StageRecord
@@ -259,7 +259,7 @@ def _weighed(result: Build, work: Workspace) -> Build:
 
 
 def _judged(result: Build, recipe: Recipe, baseline: Baseline | None) -> Build:
-    found = judged(result, recipe.budgets, recipe.waivers, baseline)
+    found = judge_build(result, recipe.budgets, recipe.waivers, baseline)
     return found.model_copy(update={"finished_at": round(time.time(), 3)})
 
 

@@ -24,7 +24,7 @@ from edgepack.export.formats.executorch import operators as pte_operators
 from edgepack.export.operations import Operation
 from edgepack.measure.contract import connected
 from edgepack.measure.timing.estimator import bounds, estimate
-from edgepack.measure.timing.estimator_fit import Sample, fit, left_out
+from edgepack.measure.timing.estimator_fit import Sample, fit_rates, left_out
 from edgepack.workflows.build.measurements import measurements
 from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.steps import timing
@@ -229,7 +229,7 @@ def _synthetic(known: Figures) -> Iterator[Sample]:
 def test_calibration_finds_the_figures_again() -> None:
     """What it finds estimates as the figures would that the timings were made with."""
     samples = list(_synthetic(figures()))
-    found = fit(samples)
+    found = fit_rates(samples)
     for sample in samples:
         assert estimate(found, sample.operations).ms == pytest.approx(sample.ms, rel=0.1)
     for dtype in ("fp32", "int8"):
@@ -249,7 +249,7 @@ def test_the_error_that_is_told_is_of_nets_that_were_left_out() -> None:
         for i in range(1, 5)
     ]
     odd = Sample(net="odd", operations=(operation(kind="depthwise", macs=10**8),), ms=300.0)
-    seen = estimate(fit([*samples, odd]), odd.operations).ms
+    seen = estimate(fit_rates([*samples, odd]), odd.operations).ms
     (missed,) = (ms for sample, ms in left_out([*samples, odd]) if sample.net == "odd")
     assert abs(seen / 300 - 1) < 0.3 < abs(missed / 300 - 1)
 

@@ -17,7 +17,7 @@ from edgepack.core.events import Note
 from edgepack.core.units import SHARE
 
 if TYPE_CHECKING:
-    from edgepack.compress.training.evaluation import Fitted
+    from edgepack.compress.training.evaluation import EpochResult
     from edgepack.config.device import Quantization
     from edgepack.models.candidate import Candidate
 
@@ -46,9 +46,9 @@ def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization"
 
 def _check_inside(teacher: "Candidate", student: "Candidate", config: Config) -> None:
     """Raises StageError where the two have nothing to compare inside."""
-    from edgepack.compress.training.feature_matching import Inside
+    from edgepack.compress.training.feature_matching import FeatureLoss
 
-    Inside(_inside(config), teacher.module, student.module, teacher.example_inputs(2)).close()
+    FeatureLoss(_inside(config), teacher.module, student.module, teacher.example_inputs(2)).close()
 
 
 def _inside(config: Config) -> dict[str, float]:
@@ -113,7 +113,7 @@ def _warn(ratio: float, context: Context) -> None:
         context.emit(Note(text=f"warning: {ratio:.0f}x fewer parameters make a drop of at most {drop} unlikely"))
 
 
-def _teach(student: "Candidate", teacher: "Candidate", config: Config, context: Context, doing: str) -> "Fitted":
+def _teach(student: "Candidate", teacher: "Candidate", config: Config, context: Context, doing: str) -> "EpochResult":
     from edgepack.compress.training.batch_norm import refresh_batch_norm
     from edgepack.compress.training.loop import fit
     from edgepack.compress.training.loss import Distillation

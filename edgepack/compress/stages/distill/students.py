@@ -89,11 +89,11 @@ def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") 
 
     Of an encoder, without its highest layers.
     """
-    from edgepack.models.structure.encoder import spare_layers
-    from edgepack.models.structure.surgery import Edit, spare_blocks
+    from edgepack.models.structure.encoder import droppable_layers
+    from edgepack.models.structure.surgery import Edit, droppable_blocks
 
-    student, layers = teacher.copy(), spare_layers(teacher.module)
-    blocks = layers or spare_blocks(teacher.module, teacher.example_inputs(2))
+    student, layers = teacher.copy(), droppable_layers(teacher.module)
+    blocks = layers or droppable_blocks(teacher.module, teacher.example_inputs(2))
     for name in blocks:
         if size_of(student) <= size:
             return student

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgepack.compress.stages.factorize.goals import Decision, Goal
-    from edgepack.compress.stages.factorize.low_rank import Curve, Scheme
+    from edgepack.compress.stages.factorize.low_rank import Curve, SplitScheme
     from edgepack.compress.stages.factorize.sites import Survey
     from edgepack.models.candidate import Candidate
     from edgepack.models.structure.surgery import Edit
@@ -122,7 +122,7 @@ def _goal(candidate: "Candidate", config: Config, quantization: Quantization) ->
     from edgepack.compress.stages.factorize.goals import AtEnergy, AtRank, ForTarget
     from edgepack.compress.stages.factorize.sites import survey
 
-    automatic: tuple[Scheme, ...] = ("channel",) if config.rank else ("channel", "spatial")
+    automatic: tuple[SplitScheme, ...] = ("channel",) if config.rank else ("channel", "spatial")
     found = survey(candidate, config.layers, automatic if config.scheme == "auto" else (config.scheme,))
     if config.rank:
         return AtRank(found, config.rank, quantization.channel_multiple)
@@ -132,7 +132,7 @@ def _goal(candidate: "Candidate", config: Config, quantization: Quantization) ->
     return AtEnergy(found, config.energy, quantization.channel_multiple)
 
 
-def _edit(name: str, scheme: "Scheme", rank: int) -> "Edit":
+def _edit(name: str, scheme: "SplitScheme", rank: int) -> "Edit":
     from edgepack.models.structure.surgery import Edit
 
     return Edit(op="split_spatial" if scheme == "spatial" else "split", layer=name, to={"rank": rank})

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from edgepack.compress.stages.factorize.low_rank import Curve, Scheme, needed
+from edgepack.compress.stages.factorize.low_rank import Curve, SplitScheme, needed
 from edgepack.compress.stages.factorize.sites import PAYS, Site, Survey
 from edgepack.compress.targets import NOUNS, Metric, Target
 from edgepack.core.errors import StageError
@@ -17,7 +17,7 @@ from edgepack.models.structure.dependency_groups import nearest
 _FINEST, _HALVINGS = 12.0, 40  # bisection looks for n in an energy of 1 - 10 ** -n
 _NAMES = 8  # in an error
 
-IN: dict[Scheme, str] = {"channel": "", "spatial": " in space"}
+IN: dict[SplitScheme, str] = {"channel": "", "spatial": " in space"}
 Curves = Mapping[str, tuple[Curve, ...]]
 
 
@@ -34,8 +34,8 @@ class Goal(Protocol):
 
     survey: Survey
     upto: float
-    wanted: dict[str, tuple[Scheme, ...]]
-    known: dict[str, tuple[Scheme, int]]
+    wanted: dict[str, tuple[SplitScheme, ...]]
+    known: dict[str, tuple[SplitScheme, int]]
 
     def decide(self, curves: Curves) -> Decision: ...
 
@@ -51,7 +51,7 @@ class AtRank:
         saves = {name for name, rank in ranks.items() if rank < self._break_even(name)}
         self._refuse_useless(saves)
         self.known = {name: (survey.sites[name].schemes[0], rank) for name, rank in ranks.items() if name in saves}
-        self.wanted: dict[str, tuple[Scheme, ...]] = {name: (scheme,) for name, (scheme, _) in self.known.items()}
+        self.wanted: dict[str, tuple[SplitScheme, ...]] = {name: (scheme,) for name, (scheme, _) in self.known.items()}
         self.whole = {name: self._why(name) for name in ranks if name not in saves}
 
     def decide(self, curves: Curves) -> Decision:
@@ -102,7 +102,7 @@ class AtEnergy:
     ) -> None:
         self.survey, self.energy, self.block, self.metric, self.up = survey, energy, block, metric, up
         self.wanted = {name: site.schemes for name, site in survey.sites.items()}
-        self.known: dict[str, tuple[Scheme, int]] = {}
+        self.known: dict[str, tuple[SplitScheme, int]] = {}
 
     def decide(self, curves: Curves) -> Decision:
         splits = self.splits(curves)
@@ -136,7 +136,7 @@ class AtEnergy:
         return f"{percent(self.energy)} of its energy needs rank {needs}, {gain}"
 
     def _needs_words(self, name: str, curve: Curve) -> str:
-        rank, known = max(self._needs(name, curve)), len(curve.kept)
+        rank, known = max(self._needs(name, curve)), len(curve.retained_energy)
         return f"{rank if rank <= known else f'above {known}'}{IN[curve.scheme]}"
 
 
@@ -150,7 +150,7 @@ class ForTarget:
         self.now = _amount(candidate, target.metric)
         self.limit = target.limit(self.now)
         self.wanted = {name: site.schemes for name, site in survey.sites.items()}
-        self.known: dict[str, tuple[Scheme, int]] = {}
+        self.known: dict[str, tuple[SplitScheme, int]] = {}
         self._refuse(self.now - sum(self._most(site) for site in survey.sites.values()))
 
     def decide(self, curves: Curves) -> Decision:
@@ -203,7 +203,7 @@ def _saved(able: tuple[float, Curve, int]) -> float:
     return able[0]
 
 
-def _blocks(site: Site, scheme: Scheme, rank: int, block: int, *, up: bool = False) -> int:
+def _blocks(site: Site, scheme: SplitScheme, rank: int, block: int, *, up: bool = False) -> int:
     """A rank in whole blocks, at least one, never more than a matrix can have."""
     full = site.full(scheme)
     return min(full, math.ceil(rank / block) * block) if up else nearest(rank, block, most=full)

@@ -25,7 +25,7 @@ from edgepack.core.errors import StageError
 from edgepack.data.splits import Split
 from edgepack.models.structure.encoder import TextClassifier
 
-Scheme = Literal["channel", "spatial"]
+SplitScheme = Literal["channel", "spatial"]
 
 _BATCH = 32
 _ROWS = 16_384  # patches of one layer, over all samples; from larger pictures positions are drawn
@@ -35,13 +35,13 @@ _LIFT = 1e-3  # of the mean input power: what calibration did not see counts thi
 _NOTHING = 1e-12  # of the largest eigenvalue: below it is rounding
 
 
-def schemes(layer: nn.Module) -> tuple[Scheme, ...]:
+def schemes(layer: nn.Module) -> tuple[SplitScheme, ...]:
     """Those that differ for this layer: with a k x 1 kernel both are the same."""
     both = isinstance(layer, nn.Conv2d) and layer.kernel_size[1] > 1
     return ("channel", "spatial") if both else ("channel",)
 
 
-def shape(layer: nn.Module, scheme: Scheme) -> tuple[int, int]:
+def shape(layer: nn.Module, scheme: SplitScheme) -> tuple[int, int]:
     """Rows and columns of the matrix whose rank is cut."""
     outputs, inputs = _matrix(layer).shape
     if scheme == "channel":
@@ -50,19 +50,19 @@ def shape(layer: nn.Module, scheme: Scheme) -> tuple[int, int]:
     return outputs * across, inputs // across
 
 
-def break_even(layer: nn.Module, scheme: Scheme = "channel") -> float:
+def break_even(layer: nn.Module, scheme: SplitScheme = "channel") -> float:
     """The rank at which the two thin layers have as many weights as the one: mn / (m + n) for a Linear."""
     return float(_matrix(layer).numel() / sum(shape(layer, scheme)))
 
 
 class Curve(Protocol):
-    """`kept[r - 1]` is the share of the layer's energy that rank r keeps at least."""
+    """`retained_energy[r - 1]` is the share of the layer's energy that rank r keeps at least."""
 
     @property
-    def scheme(self) -> Scheme: ...
+    def scheme(self) -> SplitScheme: ...
 
     @property
-    def kept(self) -> Tensor: ...
+    def retained_energy(self) -> Tensor: ...
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
         """The weights of the two thin layers, [rank, ...] and [outputs, rank, ...], of equal norm in every channel."""
@@ -73,23 +73,23 @@ class Curve(Protocol):
 
 def needed(curve: Curve, energy: float) -> int:
     """The lowest rank that keeps this energy; one more than the curve knows where none does."""
-    return int((curve.kept < energy).sum()) + 1
+    return int((curve.retained_energy < energy).sum()) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
     """The eigenvectors U of the outputs' second moment, largest first: the weight W becomes U (U^T W)."""
 
-    kept: Tensor
+    retained_energy: Tensor
     basis: Tensor
     weight: Tensor
-    scheme: Scheme = "channel"
+    scheme: SplitScheme = "channel"
 
     @classmethod
     def of(cls, weight: Tensor, moment: Tensor, rows: int, most: int) -> "Channel":
         values, vectors = _largest(moment, min(max(rows, most), moment.shape[0]))
-        kept = values.cumsum(0) / values.sum()
-        return cls(kept=kept, basis=vectors[:, :most], weight=weight)
+        retained = values.cumsum(0) / values.sum()
+        return cls(retained_energy=retained, basis=vectors[:, :most], weight=weight)
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
         basis = self.basis[:, :rank].to(self.weight.dtype)
@@ -97,7 +97,7 @@ class Channel:
         return first.reshape(rank, *self.weight.shape[1:]), second.reshape(-1, rank, *[1] * (self.weight.dim() - 2))
 
     def exactly(self, rank: int) -> float:
-        return float(self.kept[rank - 1])
+        return float(self.retained_energy[rank - 1])
 
 
 class Table(Channel):
@@ -116,14 +116,14 @@ class Spatial:
     higher, one Cholesky factor tells the error at every rank.
     """
 
-    kept: Tensor
+    retained_energy: Tensor
     filters: Tensor  # [rank, c*k]
     factor: Tensor  # Cholesky's, [rank*l, rank*l], of the second moment of what the filters give
     answers: Tensor  # [n, rank*l]: the outputs in the factor's coordinates
     weight: Tensor
     lift: float
     energy: float
-    scheme: Scheme = "spatial"
+    scheme: SplitScheme = "spatial"
 
     @classmethod
     def of(cls, weight: Tensor, gram: Tensor, most: int) -> "Spatial":
@@ -140,8 +140,9 @@ class Spatial:
         answers = torch.linalg.solve_triangular(factor, seen @ whole.T, upper=False).T
         explained = answers.square().sum(0).reshape(-1, across).sum(1).cumsum(0)
         missing = (whole @ gram).mul(whole).sum() - explained
-        kept = (1 - missing / energy).cummax(0).values
-        return cls(kept=kept, filters=filters, factor=factor, answers=answers, weight=weight, lift=lift, energy=energy)
+        retained = (1 - missing / energy).cummax(0).values
+        known = {"weight": weight, "lift": lift, "energy": energy}
+        return cls(retained_energy=retained, filters=filters, factor=factor, answers=answers, **known)
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
         first, second = _balanced(self.filters[:rank], self._horizontal(rank))
@@ -152,7 +153,7 @@ class Spatial:
         """The lift made the error look larger than it is, by what the two thin layers leave of the bare weight."""
         made = torch.einsum("nrl,rp->npl", self._horizontal(rank), self.filters[:rank])
         off = self.weight.flatten(1).double() - made.flatten(1)
-        return float(self.kept[rank - 1]) + self.lift * float(off.square().sum()) / self.energy
+        return float(self.retained_energy[rank - 1]) + self.lift * float(off.square().sum()) / self.energy
 
     def _horizontal(self, rank: int) -> Tensor:
         across = self.weight.shape[-1]
@@ -237,7 +238,7 @@ class _Moment:
 
 
 def curves(
-    module: nn.Module, wanted: Mapping[str, tuple[Scheme, ...]], data: Split, samples: int, *, upto: float = 1.0
+    module: nn.Module, wanted: Mapping[str, tuple[SplitScheme, ...]], data: Split, samples: int, *, upto: float = 1.0
 ) -> dict[str, tuple[Curve, ...]]:
     """For each named layer one curve a wanted scheme; none for a layer that answers nothing but zeros.
 
@@ -252,7 +253,7 @@ def curves(
     return found
 
 
-def _groups(module: nn.Module, wanted: Mapping[str, tuple[Scheme, ...]]) -> Iterator[list[str]]:
+def _groups(module: nn.Module, wanted: Mapping[str, tuple[SplitScheme, ...]]) -> Iterator[list[str]]:
     group: list[str] = []
     held = 0
     for name in wanted:
@@ -267,7 +268,7 @@ def _groups(module: nn.Module, wanted: Mapping[str, tuple[Scheme, ...]]) -> Iter
 
 
 def _collect(
-    module: nn.Module, wanted: Mapping[str, tuple[Scheme, ...]], data: Split, samples: int
+    module: nn.Module, wanted: Mapping[str, tuple[SplitScheme, ...]], data: Split, samples: int
 ) -> dict[str, _Moment]:
     count = min(samples, len(data))
     moments, hooks = {}, []
@@ -285,7 +286,7 @@ def _collect(
     return moments
 
 
-def _curves(name: str, wanted: tuple[Scheme, ...], moment: _Moment, upto: float) -> tuple[Curve, ...]:
+def _curves(name: str, wanted: tuple[SplitScheme, ...], moment: _Moment, upto: float) -> tuple[Curve, ...]:
     layer, total = moment.layer, moment.total
     weight, kind = layer.weight.detach(), Channel
     if isinstance(layer, nn.Embedding):

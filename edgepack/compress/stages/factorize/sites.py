@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from edgepack.compress.stages.factorize.low_rank import Scheme, break_even, schemes, shape
+from edgepack.compress.stages.factorize.low_rank import SplitScheme, break_even, schemes, shape
 from edgepack.compress.targets import Metric
 from edgepack.core.errors import StageError, listed
 from edgepack.core.process.random_numbers import own_random
@@ -31,24 +31,24 @@ class Site:
     """A layer that can be split."""
 
     layer: nn.Module
-    schemes: tuple[Scheme, ...]
+    schemes: tuple[SplitScheme, ...]
     calls: tuple[Call, ...]
 
     @property
     def is_table(self) -> bool:
         return isinstance(self.layer, nn.Embedding)
 
-    def break_even(self, scheme: Scheme) -> float:
+    def break_even(self, scheme: SplitScheme) -> float:
         return break_even(self.layer, scheme)
 
-    def pays(self, scheme: Scheme) -> float:
+    def pays(self, scheme: SplitScheme) -> float:
         """The rank up to which a split is worth it: for an embedding, which costs no time, all that saves weights."""
         return (1.0 if self.is_table else PAYS) * self.break_even(scheme)
 
-    def full(self, scheme: Scheme) -> int:
+    def full(self, scheme: SplitScheme) -> int:
         return min(shape(self.layer, scheme))
 
-    def saved(self, metric: Metric, scheme: Scheme, rank: int) -> float:
+    def saved(self, metric: Metric, scheme: SplitScheme, rank: int) -> float:
         """What a split takes off the model's parameters, MACs or bytes."""
         weight: Tensor = self.layer.weight
         outputs, inputs = shape(self.layer, scheme)
@@ -71,7 +71,7 @@ class Survey:
     looked_at: tuple[str, ...]
 
 
-def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[Scheme]) -> Survey:
+def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[SplitScheme]) -> Survey:
     """Raises StageError where a pattern matches no layer that can be split."""
     module = candidate.module.eval()
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _KINDS)}
@@ -99,7 +99,7 @@ def _unused(layer: nn.Module) -> str:
     return _CONSTANT if isinstance(layer, nn.Embedding) else _IDLE
 
 
-def _site(layer: nn.Module, calls: Sequence[Call], allowed: Sequence[Scheme]) -> Site:
+def _site(layer: nn.Module, calls: Sequence[Call], allowed: Sequence[SplitScheme]) -> Site:
     """A layer without the scheme that is asked for has but one."""
     there = schemes(layer)
     return Site(layer=layer, schemes=tuple(each for each in there if each in allowed) or there, calls=tuple(calls))

@@ -35,8 +35,8 @@ READS = ("channel_multiple",)
 
 
 def incompatibility(config: Config, place: Place) -> str:
-    """Why this makes no sense where it stands, or ""; a recipe that insists gets it all the same."""
-    if config.insist:
+    """Why this makes no sense where it stands, or ""; a recipe that forces it gets it all the same."""
+    if config.force:
         return ""
     skipped = config.pattern in place.quantization.sparsity
     and_slow = "" if skipped else " and no kernel faster"
@@ -44,7 +44,7 @@ def incompatibility(config: Config, place: Place) -> str:
         return (
             f"{config.pattern} zeros make a transformer's file no smaller{and_slow}; a student with fewer layers is "
             "smaller and faster at nearly the same quality (DistilBERT, arXiv 1910.01108: 40 % smaller, 60 % faster, "
-            "97 % of BERT's score): distill, or prune layers, heads and ffn, or set `insist: true`"
+            "97 % of BERT's score): distill, or prune layers, heads and ffn, or set `force: true`"
         )
     if config.pattern != "channels" and not skipped:
         return (
@@ -54,7 +54,7 @@ def incompatibility(config: Config, place: Place) -> str:
     if place.encoder and "distill" in place.later and "distill" not in place.earlier:
         return (
             "distill transformers before pruning, because a pruned teacher is weaker: move prune after distill, "
-            "or set `insist: true`"
+            "or set `force: true`"
         )
     return ""
 
@@ -90,7 +90,7 @@ def dry_run(
         keep,
         multiple=quantization.channel_multiple,
         scored=lambda module: dry_run_score(module, config.importance, inputs),
-        spare=config.spare,
+        exclude=config.exclude,
     )
     _check_removed(outputs(candidate.module), cut, ratio, config, quantization)
     cut.check_rebuilt()
@@ -128,7 +128,7 @@ def _narrowed(
 
     config, module = search.config, candidate.module
     before, had = sizes(module), outputs(module)
-    found = survey(module.eval(), candidate.example_inputs(2), config.spare)
+    found = survey(module.eval(), candidate.example_inputs(2), config.exclude)
     for step in range(1, config.steps + 1):
         _cut(module, kept(module, ratio, config, step / config.steps), had, config, context)
         if step == 1:
@@ -163,7 +163,7 @@ def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:
     from edgepack.models.structure.encoder import blocks
     from edgepack.models.structure.surgery import outputs
 
-    check_patterns(config.spare, outputs(module), "layers with channels", sure=sure)
+    check_patterns(config.exclude, outputs(module), "layers with channels", sure=sure)
     encoder = bool(blocks(module))
     if config.of_encoders and not encoder:
         raise StageError(
@@ -227,7 +227,7 @@ def _check_removed(
     def share(name: str) -> float:
         return keep.get(name, 1.0) if isinstance(keep, dict) else keep
 
-    raise nothing_removed(cut.module.eval(), inputs, fewer, config.spare, multiple, share)
+    raise nothing_removed(cut.module.eval(), inputs, fewer, config.exclude, multiple, share)
 
 
 def _cut(
@@ -243,7 +243,7 @@ def _cut(
         score=score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,
         original=had,
-        spare=config.spare,
+        exclude=config.exclude,
     )
     module.zero_grad(set_to_none=True)
     now = outputs(module)

@@ -38,7 +38,9 @@ class Config(StageConfig):
     importance: Literal["taylor", "l1", "l2", "lamp", "bn_scale", "random"] = Field(
         default="taylor", description="importance of a channel; bn_scale is l2 if no batch norm follows"
     )
-    spare: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
+    RENAMED = {"spare": "exclude", "insist": "force"}
+
+    exclude: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
     pattern: Literal["channels", "unstructured", "2:4"] = Field(
         default="channels",
         description="what to remove: whole channels, or single weights if the device accelerates sparsity",
@@ -47,7 +49,7 @@ class Config(StageConfig):
         default=False, description="first report how pruning each single layer changes the accuracy"
     )
     recover: Recovery = Field(default=Recovery(), description="training after every cut")
-    insist: bool = Field(default=False, description="prune although edgepack advises against it")
+    force: bool = Field(default=False, description="prune although edgepack advises against it")
 
     @field_validator("ratio")
     @classmethod

@@ -81,7 +81,7 @@ def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:
 def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:
     """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
     example = context.data.train.head(2)
-    names = list(dict.fromkeys(group.name for group in survey(module.eval(), example, config.spare).groups))
+    names = list(dict.fromkeys(group.name for group in survey(module.eval(), example, config.exclude).groups))
     whole = _trial(copy.deepcopy(module), {}, config, context)
     notes = []
     for i, name in enumerate(names):
@@ -100,7 +100,7 @@ def _trial(module: nn.Module, keep: dict[str, float], config: "Config", context:
         keep=keep,
         score=score(module, config.importance, context),
         multiple=context.quantization.channel_multiple,
-        spare=config.spare,
+        exclude=config.exclude,
     )
     refresh_batch_norm(module, context.data.train, samples=512)
     some = context.data.validation.first(_TRIAL_SAMPLES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from edgepack.compress.contract import Context
-from edgepack.compress.training.evaluation import Fitted, judged
+from edgepack.compress.training.evaluation import EpochResult, validate
 from edgepack.compress.training.recovery import Recovery, recover
 from edgepack.core.errors import StageError
 from edgepack.core.events import StepProgress
@@ -75,12 +75,12 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
     told: dict[str, str] = {}
     done, total = 0, sum(len(names) - i for i in range(number))
     for turn in range(1, number + 1):
-        whole, cost = judged(module, context), {}
+        whole, cost = validate(module, context), {}
         for name in [name for name in reversed(names) if name not in gone]:  # of two alike the later: lower ones matter
             context.emit(StepProgress(doing="measuring the importance of each layer", done=done, total=total))
             done += 1
             kept = _passed_over(module, name)
-            now = judged(module, context)
+            now = validate(module, context)
             replace_layer(module, name, kept)
             cost[name], told[name] = now.loss - whole.loss, _worth(now, whole)
         least = min(cost, key=lambda name: cost[name])
@@ -98,6 +98,6 @@ def _passed_over(module: nn.Module, name: str) -> nn.Module:
     return layer
 
 
-def _worth(without: Fitted, whole: Fitted) -> str:
+def _worth(without: EpochResult, whole: EpochResult) -> str:
     points = 100 * (without.score - whole.score)
     return f"without it {points:+z.1f} points and {without.loss - whole.loss:+z.4f} of loss on validation"

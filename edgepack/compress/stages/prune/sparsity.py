@@ -30,7 +30,7 @@ def sparsified(candidate: "Candidate", config: "Config", context: Context) -> "C
 
 
 def _thinned(module: nn.Module, config: "Config") -> list[str]:
-    chosen = [name for name in outputs(module) if not matches(name, config.spare)]
+    chosen = [name for name in outputs(module) if not matches(name, config.exclude)]
     if config.pattern == "unstructured":
         return chosen
     return [name for name in chosen if module.get_submodule(name).weight.shape[1] % 4 == 0]

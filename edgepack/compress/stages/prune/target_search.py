@@ -55,12 +55,12 @@ class Search:
     def _left(self, candidate: Candidate, keep: float) -> float:
         with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
             shares, multiple = kept(candidate.module, 1 - keep, self.config), self.quantization.channel_multiple
-            return self.amount(candidate.narrowed(shares, multiple=multiple, spare=self.config.spare))
+            return self.amount(candidate.narrowed(shares, multiple=multiple, exclude=self.config.exclude))
 
     def _out_of_reach(self, target: Target, candidate: Candidate, closest: float, whole: float) -> StageError:
         share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be in reach itself
-        spared = " that is not excluded" if self.config.spare else ""
-        found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.spare)
+        spared = " that is not excluded" if self.config.exclude else ""
+        found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.exclude)
         if not found.groups:
             return StageError(
                 f"pruning cannot reach {target.words()}: {no_groups(candidate.module, found)}", way_out(found)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgepack.compress.contract import Latency
     from edgepack.compress.stages.quantize.contract import Scheme
     from edgepack.compress.stages.quantize.mixed_precision import Precision as Found
-    from edgepack.compress.training.evaluation import Fitted
+    from edgepack.compress.training.evaluation import EpochResult
     from edgepack.config.device import Quantization
     from edgepack.data.splits import Split
     from edgepack.models.candidate import Candidate
@@ -228,7 +228,7 @@ def _trained(
     candidate: "Candidate",
     config: Config,
     context: Context,
-) -> "tuple[GraphModule, Fitted]":
+) -> "tuple[GraphModule, EpochResult]":
     """Starts where calibration ended, so that its epoch 0 is the calibrated model."""
     from edgepack.compress.stages.quantize.convert import converted
     from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, take_ranges
@@ -252,9 +252,9 @@ def _trained(
 
 def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
     """The one with the higher score on the validation split, then the lower loss; the first where both are equal."""
-    from edgepack.compress.training.evaluation import judged
+    from edgepack.compress.training.evaluation import validate
 
-    found = {mode: judged(module, context) for mode, module in modules.items()}
+    found = {mode: validate(module, context) for mode, module in modules.items()}
     kept = max(found, key=lambda mode: (found[mode].score, -found[mode].loss))
     told = [
         f"{mode}: {context.task.METRIC} {SHARE.format(each.score)}, loss {each.loss:.4f}"

@@ -42,7 +42,7 @@ def search(work: Workspace, id: StepId, folder: Path) -> dict[str, Any]:
         evaluate.load(work.entry(each).path / "logits.npy") for each in (id.of("evaluation"), work.reference(id.format))
     )
     with numerics.deterministic(work.recipe.seed, provenance.threads()):
-        differing = evaluate.unlike(work.task, file, torch, divergence.SAMPLES)
+        differing = evaluate.mismatched_rows(work.task, file, torch, divergence.SAMPLES)
         samples = divergence.rows(work.data.test, differing)
         candidate = work.candidate(work.candidate_of(export.ingredients["parent"]))
 

@@ -13,8 +13,8 @@ from edgepack.compress.contract import Context
 from edgepack.compress.stages.distill import dry_run, run
 from edgepack.compress.stages.distill.config import Config
 from edgepack.compress.stages.distill.encoder_siblings import axes, narrowed, narrower
-from edgepack.compress.training.evaluation import judged, predict
-from edgepack.compress.training.feature_matching import HiddenStates, Inside, Relations
+from edgepack.compress.training.evaluation import predict, validate
+from edgepack.compress.training.feature_matching import FeatureLoss, HiddenStates, Relations
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation
 from edgepack.config.device import Quantization
@@ -297,9 +297,9 @@ def test_a_student_learns_with_help_from_the_inside() -> None:
     there = context(data=text(192))
     teacher = encoder()
     fit(teacher.module, there, config(compression=2, epochs=8, learning_rate=5e-3), doing="")
-    assert judged(teacher.module, there).score > 0.9
+    assert validate(teacher.module, there).score > 0.9
     student = run(teacher, config(compression=2, epochs=6, learning_rate=5e-3, hidden=1.0, attention=1.0), there)
-    assert judged(student.module, there).score > 0.8
+    assert validate(student.module, there).score > 0.8
 
 
 def test_the_teachers_dropout_is_off_while_it_is_watched() -> None:
@@ -328,7 +328,7 @@ def test_encoders_have_no_feature_maps() -> None:
 
 def test_weights_of_zero_watch_nothing() -> None:
     teacher, student = encoder().module, encoder().module
-    assert Inside({"hidden": 0.0, "features": 0.0}, teacher, student, text(2).train.head(2)).parts == []
+    assert FeatureLoss({"hidden": 0.0, "features": 0.0}, teacher, student, text(2).train.head(2)).parts == []
 
 
 def test_heads_leave_whole() -> None:

@@ -12,7 +12,7 @@ from torch_factories import context, reloaded
 
 from edgepack.compress.stages import quantize
 from edgepack.compress.stages.factorize import Config, dry_run, run
-from edgepack.compress.stages.factorize.low_rank import Scheme, break_even, curves
+from edgepack.compress.stages.factorize.low_rank import SplitScheme, break_even, curves
 from edgepack.compress.training import evaluation
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
@@ -143,14 +143,14 @@ def test_padding_does_not_count() -> None:
     noise = torch.randint(10, make.TOKENS, ids.shape, generator=torch.Generator().manual_seed(3))
     noisy = replace(data.train, inputs=(torch.where(mask.bool(), ids, noise), mask))
     module = make.encoder().module
-    wanted: dict[str, tuple[Scheme, ...]] = {
+    wanted: dict[str, tuple[SplitScheme, ...]] = {
         name: ("channel",)
         for name, layer in module.named_modules()
         if name.endswith(("word_embeddings", "0.intermediate.dense"))
     }
     clean, other = (curves(module, wanted, split, 96) for split in (data.train, noisy))
     for name in wanted:
-        torch.testing.assert_close(clean[name][0].kept, other[name][0].kept)
+        torch.testing.assert_close(clean[name][0].retained_energy, other[name][0].retained_energy)
 
 
 def test_a_dropped_layer_is_not_looked_at() -> None:

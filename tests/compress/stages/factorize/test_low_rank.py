@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.compress.stages.factorize.low_rank import Curve, Scheme, break_even, curves, needed, schemes
+from edgepack.compress.stages.factorize.low_rank import Curve, SplitScheme, break_even, curves, needed, schemes
 from edgepack.core.errors import StageError
 from edgepack.data.splits import Split
 from edgepack.models.structure import surgery
@@ -32,7 +32,7 @@ CASES = [
 ]
 
 
-def curve(layer: nn.Module, scheme: Scheme, inputs: torch.Tensor = PICTURES, **more: Any) -> Curve:
+def curve(layer: nn.Module, scheme: SplitScheme, inputs: torch.Tensor = PICTURES, **more: Any) -> Curve:
     data = Split(inputs=(inputs,), targets=torch.zeros(len(inputs)))
     [found] = curves(nn.Sequential(layer), {"0": (scheme,)}, data, 1000, **more)["0"]
     return found
@@ -61,29 +61,29 @@ def energy_kept(layer: nn.Module, pair: nn.Module, inputs: torch.Tensor = PICTUR
 
 
 @pytest.mark.parametrize(("name", "scheme"), CASES)
-def test_the_energy_that_is_told_is_the_one_that_is_kept(name: str, scheme: Scheme) -> None:
+def test_the_energy_that_is_told_is_the_one_that_is_kept(name: str, scheme: SplitScheme) -> None:
     layer = nn.Conv2d(6, 8, **{"kernel_size": 3, **CONVOLUTIONS[name]})
     found = curve(layer, scheme, upto=10)
     for rank in (1, 3, 5):
         really = energy_kept(layer, thin(layer, found, rank))
         assert found.exactly(rank) == pytest.approx(really, abs=1e-5)
-        assert float(found.kept[rank - 1]) <= really + 1e-5
-    assert torch.equal(found.kept, found.kept.sort().values)
+        assert float(found.retained_energy[rank - 1]) <= really + 1e-5
+    assert torch.equal(found.retained_energy, found.retained_energy.sort().values)
 
 
 @pytest.mark.parametrize(("name", "scheme"), CASES)
-def test_at_full_rank_the_pair_is_the_layer(name: str, scheme: Scheme) -> None:
+def test_at_full_rank_the_pair_is_the_layer(name: str, scheme: SplitScheme) -> None:
     """On inputs that calibration has not seen too."""
     layer = nn.Conv2d(6, 8, **{"kernel_size": 3, **CONVOLUTIONS[name]})
     found, strangers = curve(layer, scheme, upto=10), torch.randn(3, 6, 9, 11)
-    pair = thin(layer, found, len(found.kept))
+    pair = thin(layer, found, len(found.retained_energy))
     torch.testing.assert_close(pair(strangers), layer(strangers), rtol=1e-3, atol=1e-3)
 
 
 def test_what_little_data_does_not_show_stays_as_the_weight_has_it() -> None:
     layer, strangers = nn.Conv2d(6, 8, 3), torch.randn(3, 6, 9, 11)
     found = curve(layer, "spatial", torch.randn(2, 6, 3, 4), upto=10)
-    assert len(found.kept) == 18
+    assert len(found.retained_energy) == 18
     torch.testing.assert_close(thin(layer, found, 18)(strangers), layer(strangers), rtol=1e-3, atol=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_a_model_that_came_apart_is_an_error() -> None:
         (nn.Conv2d(4, 8, (5, 3)), "spatial", 4 * 8 * 15 / (4 * 5 + 8 * 3)),
     ],
 )
-def test_break_even_is_the_rank_that_saves_nothing(layer: nn.Module, scheme: Scheme, rank: float) -> None:
+def test_break_even_is_the_rank_that_saves_nothing(layer: nn.Module, scheme: SplitScheme, rank: float) -> None:
     assert break_even(layer, scheme) == pytest.approx(rank)
 
 
@@ -169,5 +169,5 @@ def test_the_rank_that_an_energy_needs() -> None:
     found = curve(nn.Conv2d(6, 8, 3), "channel", upto=10)
     for energy in (0.1, 0.5, 0.9):
         rank = needed(found, energy)
-        assert float(found.kept[rank - 1]) >= energy
-        assert rank == 1 or float(found.kept[rank - 2]) < energy
+        assert float(found.retained_energy[rank - 1]) >= energy
+        assert rank == 1 or float(found.retained_energy[rank - 2]) < energy

@@ -15,7 +15,7 @@ from torch_factories import context, reloaded
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages import prune, train
-from edgepack.compress.training.evaluation import judged, predict
+from edgepack.compress.training.evaluation import predict, validate
 from edgepack.compress.training.numerics import deterministic
 from edgepack.config.device import Quantization
 from edgepack.config.recipe import Place
@@ -151,7 +151,7 @@ def test_each_part_has_its_own_share_or_the_ratio() -> None:
 
 def test_steps_lead_to_the_same_widths_and_every_layer_is_listed() -> None:
     spared = "model.bert.encoder.layer.1.attention"
-    result = prune.run(make.encoder(), config(ratio="75 %", steps=3, spare=(spared,)), about())
+    result = prune.run(make.encoder(), config(ratio="75 %", steps=3, exclude=(spared,)), about())
     assert result.notes == (
         "asked for 75 % fewer heads and 75 % fewer feed-forward neurons; "
         "every layer keeps a head, and a multiple of 4 neurons",
@@ -233,7 +233,7 @@ def _taught() -> Candidate:
     with deterministic(0, 1):
         taught = train.run(made, settings, about())
     taught.module.requires_grad_(True)
-    assert judged(taught.module, about()).score > 0.9
+    assert validate(taught.module, about()).score > 0.9
     return taught
 
 
@@ -300,8 +300,8 @@ def test_recovery_learns_with_the_teacher() -> None:
     bare = prune.run(taught(), config(**settings | {"recover": {"epochs": 0}}), about())
     alone = prune.run(taught(), config(**settings), about())
     result = prune.run(taught(), config(**settings), about(teacher=taught(), events=events))
-    assert judged(result.module, about()).score > 0.9
-    assert judged(result.module, about()).loss < 0.2 * judged(bare.module, about()).loss
+    assert validate(result.module, about()).score > 0.9
+    assert validate(result.module, about()).loss < 0.2 * validate(bare.module, about()).loss
     assert not torch.equal(said(result.module), said(alone.module))
     doing = dict.fromkeys(event.doing for event in events if isinstance(event, StepProgress))
     assert list(doing) == ["running the teacher", "recovering after dropping a layer", "recovering after cut 1 of 1"]
@@ -336,7 +336,7 @@ def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:
         ({"layers": (2,)}, "there is no layer 2 to remove: the layers are 0 to 1"),
         ({"heads": "10 %"}, "nothing was removed: at 10 % fewer heads no layer"),
         ({"ratio": "1 %"}, "no layer has a whole head, or a block of 4 neurons"),
-        ({"ratio": "50 %", "spare": ("model.bert.encoder.layer.7",)}, "no layer matches"),
+        ({"ratio": "50 %", "exclude": ("model.bert.encoder.layer.7",)}, "no layer matches"),
     ],
     ids=str,
 )
@@ -368,7 +368,7 @@ def test_other_models_have_no_heads(setting: str) -> None:
 def test_what_is_advised_against_is_done_for_a_recipe_that_insists(settings: dict[str, Any], why: str) -> None:
     place = Place(quantization=Quantization(), encoder=True, later=("distill", "quantize"))
     assert re.search(why, prune.incompatibility(config(**settings), place))
-    assert prune.incompatibility(config(**settings, insist=True), place) == ""
+    assert prune.incompatibility(config(**settings, force=True), place) == ""
 
 
 def test_no_advice_where_none_is_due() -> None:
@@ -376,14 +376,14 @@ def test_no_advice_where_none_is_due() -> None:
     assert prune.incompatibility(config(ratio="50 %"), led) == ""  # distillation has led, and may come again
     pictures = Place(quantization=Quantization(), later=("distill",))
     assert prune.incompatibility(config(ratio="50 %"), pictures) == ""
-    assert prune.incompatibility(config(ratio="50 %", insist=True), pictures) == ""
+    assert prune.incompatibility(config(ratio="50 %", force=True), pictures) == ""
     assert "prune channels" in prune.incompatibility(config(pattern="2:4"), pictures)
-    assert prune.incompatibility(config(pattern="2:4", insist=True), pictures) == ""
+    assert prune.incompatibility(config(pattern="2:4", force=True), pictures) == ""
     skipping = Place(quantization=Quantization(sparsity=("2:4",)), encoder=True)
     assert "no smaller; a student" in prune.incompatibility(config(pattern="2:4"), skipping)
 
 
 def test_zeros_insisted_on_stay_in_an_encoder() -> None:
-    sparse = prune.run(make.encoder(), config(pattern="2:4", insist=True, recover={"epochs": 1}), about())
+    sparse = prune.run(make.encoder(), config(pattern="2:4", force=True, recover={"epochs": 1}), about())
     weight = sparse.module.get_submodule(blocks(sparse.module)[0].query).weight
     assert set((weight.reshape(-1, 4) == 0).sum(1).tolist()) == {2}

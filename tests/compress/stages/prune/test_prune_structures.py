@@ -257,11 +257,11 @@ def test_a_frozen_part_is_not_touched_and_stays_frozen(tmp_path: Path) -> None:
 
 def test_to_spare_the_layer_that_is_named_helps() -> None:
     """The way out that an error names is taken: nothing but what it stands for stays."""
-    config = prune.Config.model_validate({"ratio": "50 %", "spare": ("m0",)})
+    config = prune.Config.model_validate({"ratio": "50 %", "exclude": ("m0",)})
     made = prune.dry_run(net_zoo.candidate("squeeze excite"), config, BLOCKS_OF_4)
     assert [*outputs(made.module).values()] == [8, 16, 4, 16, 8, 3]
     with pytest.raises(StageError, match="every layer that could lose channels is excluded") as failure:
         prune.dry_run(
-            net_zoo.candidate("flat"), prune.Config.model_validate({"ratio": "50 %", "spare": ("*",)}), BLOCKS_OF_4
+            net_zoo.candidate("flat"), prune.Config.model_validate({"ratio": "50 %", "exclude": ("*",)}), BLOCKS_OF_4
         )
     assert failure.value.hint == "exclude fewer layers"

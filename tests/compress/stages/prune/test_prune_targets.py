@@ -110,7 +110,7 @@ def test_a_share_of_all_is_all() -> None:
 
 
 def test_every_layer_is_listed_before_and_after() -> None:
-    notes = pruned(ratio="50 %", spare=("blocks.1.conv1",)).notes
+    notes = pruned(ratio="50 %", exclude=("blocks.1.conv1",)).notes
     assert notes[0] == "asked for 50 % fewer channels; every layer keeps a multiple of 4"
     assert "blocks.0.conv1: 32 -> 16 channels" in notes
     assert "blocks.1.conv1: 32 channels as before" in notes
@@ -118,7 +118,7 @@ def test_every_layer_is_listed_before_and_after() -> None:
 
 
 def test_a_spared_layer_keeps_all_that_depends_on_it() -> None:
-    kept = pruned(ratio="50 %", spare=("blocks.0.conv2",))
+    kept = pruned(ratio="50 %", exclude=("blocks.0.conv2",))
     sizes = surgery.sizes(kept.module)
     assert (sizes["blocks.0.conv1"]["out_channels"], sizes["stem.0"]["out_channels"]) == (16, 32)
 
@@ -146,7 +146,7 @@ def test_zeros_between_weights_survive_recovery(pattern: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("ratio", "steps"), [("8 %", 1), ("30 %", 3), ("80 %", 3)])
 def test_as_many_weights_are_zero_as_were_asked_for(ratio: str, steps: int) -> None:
-    sparse = pruned(pattern="unstructured", ratio=ratio, steps=steps, spare=("head",))
+    sparse = pruned(pattern="unstructured", ratio=ratio, steps=steps, exclude=("head",))
     weights = [layer.weight for name, layer in sparse.module.named_modules() if isinstance(layer, nn.Conv2d)]
     share = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert share == pytest.approx(float(ratio.split()[0]) / 100, abs=0.005)
@@ -232,10 +232,10 @@ def test_a_channel_that_says_nothing_can_go_from_a_group_without_a_change() -> N
 
 
 def test_a_block_is_spared_by_its_name() -> None:
-    kept = pruned(ratio="50 %", spare=("blocks.0",))
+    kept = pruned(ratio="50 %", exclude=("blocks.0",))
     assert surgery.sizes(kept.module)["blocks.0.conv1"]["out_channels"] == 32
     with pytest.raises(StageError, match=r"no layer matches 'blocks\.9'"):
-        pruned(ratio="50 %", spare=("blocks.9",))
+        pruned(ratio="50 %", exclude=("blocks.9",))
 
 
 def test_a_dry_run_tells_early_what_cannot_work() -> None:
@@ -243,7 +243,7 @@ def test_a_dry_run_tells_early_what_cannot_work() -> None:
     for config, why in (
         ({"target": {"params": 100}}, "cannot reach"),
         ({"ratio": "1 %"}, "nothing was removed"),
-        ({"ratio": "50 %", "spare": ("blocks.7",)}, "no layer matches 'blocks.7'"),
+        ({"ratio": "50 %", "exclude": ("blocks.7",)}, "no layer matches 'blocks.7'"),
     ):
         with pytest.raises(StageError, match=why):
             prune.dry_run(start, prune.Config.model_validate(config), Quantization(channel_multiple=4))
