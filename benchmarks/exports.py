@@ -224,8 +224,8 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
         beyond = f"{SIZE.format(size - stored)} beyond {SIZE.format(stored)}"
         yield f"{_runtime(name)}: file at most 1.02x its tensors and 60 kB", beyond, _told(size <= 1.02 * stored + 60e3)
     agreed = evaluate.parity(load("tasks", made.contender.task), *(made.answers[name] for name in made.of_ours()))
-    found = f"{agreed['agreement']:.2%}, cosine {agreed['cosine']:.5f}, {agreed['largest_difference']:.3g} apart"
-    yield "both files agree on at least 99.5 % of test samples", found, _told(agreed["agreement"] >= 0.995)
+    found = f"{agreed.agreement:.2%}, cosine {agreed.cosine:.5f}, {agreed.largest_difference:.3g} apart"
+    yield "both files agree on at least 99.5 % of test samples", found, _told(agreed.agreement >= 0.995)
 
 
 def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[str, str, str]]:

@@ -1,9 +1,11 @@
 """The base of every value that is read from a file or written to one."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]  # a JSON object: what is written to a file or a worker, or read from one
 
 
 class Frozen(BaseModel):

@@ -4,16 +4,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 
 if TYPE_CHECKING:
     from edgepack.config.device import Device
 
-Job = dict[str, Any]
+Job = Json
 
 
 class Connection(Protocol):
@@ -24,9 +24,9 @@ class Connection(Protocol):
     there why: files of that one are not run, where a runtime that is only missing is an error.
     """
 
-    facts: dict[str, Any]
+    facts: Json
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         """One job of the worker in a fresh process there; files are named by their paths here. Raises DeviceError."""
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
         "This computer, with a name of its own."
 
-        from edgepack.core.frozen import Frozen
+        from edgepack.core.frozen import Frozen, Json
         from edgepack.measure.processes import Host
 
         EVIDENCE = {"time": "measured", "predict": "measured"}
@@ -98,7 +98,7 @@ def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
     return DeviceError(f"{device.name} has no {runtime}, which {what} needs", hint)
 
 
-def recognise(device: "Device", facts: dict[str, Any]) -> None:
+def recognise(device: "Device", facts: Json) -> None:
     """Raises DeviceError where these are the facts of another device than its profile is about."""
     for fact, patterns in device.match.items():
         found = str(facts.get(fact, ""))

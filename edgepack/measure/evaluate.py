@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.errors import StageError
+from edgepack.core.frozen import Frozen
 from edgepack.data.contract import Task
 from edgepack.measure.timing.protocol import Run
 
@@ -90,26 +91,33 @@ def load(path: Path) -> "Array":
     return array
 
 
-def parity(task: Task, logits: "Array", reference: "Array") -> dict[str, Any]:
+class Agreement(Frozen):
     """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs.
 
     A row that is not finite in one of them agrees with none, and then the other two figures are None: `not_finite`
     tells of how many rows that is so.
     """
+
+    agreement: float
+    largest_difference: float | None = None
+    cosine: float | None = None
+    not_finite: int | None = None
+
+
+def parity(task: Task, logits: "Array", reference: "Array") -> Agreement:
     import numpy
 
     alike = task.decide(logits) == task.decide(reference)
     finite = numpy.isfinite(logits).all(axis=-1) & numpy.isfinite(reference).all(axis=-1)
     if not finite.all():
-        agreement = float((finite & alike).mean())
-        return {"agreement": agreement, "largest_difference": None, "cosine": None, "not_finite": int((~finite).sum())}
+        return Agreement(agreement=float((finite & alike).mean()), not_finite=int((~finite).sum()))
     logits, reference = logits.astype("float64"), reference.astype("float64")  # in float32 large squares are infinite
     norms = numpy.linalg.norm(logits) * numpy.linalg.norm(reference)
-    return {
-        "agreement": float(alike.mean()),
-        "largest_difference": float(numpy.abs(logits - reference).max()),
-        "cosine": float((logits * reference).sum() / (norms + 1e-30)),
-    }
+    return Agreement(
+        agreement=float(alike.mean()),
+        largest_difference=float(numpy.abs(logits - reference).max()),
+        cosine=float((logits * reference).sum() / (norms + 1e-30)),
+    )
 
 
 def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: str = BROKEN) -> None:

@@ -18,11 +18,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from edgepack.config.device import Controls, Device
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, RefusedError
+from edgepack.core.frozen import Json
 from edgepack.core.process import openmp
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.measure.contract import Job
@@ -54,7 +54,7 @@ class Host:
     _waiting: "list[_Process]" = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Json:
         cpu, governor = provenance.cpu(), system.governor()
         return {
             "runner": "host",
@@ -72,7 +72,7 @@ class Host:
     def _cores(self) -> list[int]:
         return pinned(self.controls, os.sched_getaffinity(0))
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         cores, timeout = self._cores, patience(job)
         whole = {**job, "threads": len(cores), "cpus": cores}
         end = time.monotonic() + timeout
@@ -207,10 +207,10 @@ def endless(job: Job, timeout: float) -> DeviceError:
     return DeviceError(message, "it hangs, or is too slow for this device")
 
 
-def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> dict[str, Any]:
+def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> Json:
     """What a worker said. Raises RefusedError where the file is to blame, DeviceError when it failed otherwise."""
     if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: Json = json.loads(done.stdout)
         return found
     what, reason = f"{job['runtime']} failed on {job.get('file', 'its check of the runtime')}", _reason(done)
     died = _signal(done.returncode)

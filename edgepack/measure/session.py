@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from edgepack.config.device import Device
 from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.core.files import digest, write_atomic
+from edgepack.core.frozen import Json
 from edgepack.measure.contract import Connection, Job, connected, lacking
 
-Facts = dict[str, Any]
+Facts = Json
 STAND_IN = "estimate"  # the runner that works without the device
 
 
@@ -46,7 +46,7 @@ class DeviceSession:
             before = self._connect().facts
         self.facts: Facts = before
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         """One job of the worker in a fresh process of the device. Raises DeviceError."""
         connection = self._connection or self._connect()
         if connection.facts != self.facts:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from edgepack.core.errors import ExitCode, RecipeError
 from edgepack.core.files import write_atomic
-from edgepack.core.frozen import Frozen, Moment
+from edgepack.core.frozen import Frozen, Json, Moment
 from edgepack.records.artifact import Artifact
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Verdict
@@ -35,7 +35,7 @@ class StageRecord(Frozen):
     seconds: float
     reused: bool = False
     notes: tuple[str, ...] = ()
-    decided: dict[str, Any] = {}  # settings that the stage chose by measuring
+    decided: Json = {}  # settings that the stage chose by measuring
 
 
 def _code(value: int) -> int:
@@ -46,10 +46,10 @@ class Build(Frozen):
     """The outcome of a recipe on a device. `exit_code` is None until the build is over."""
 
     schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
-    recipe: dict[str, Any]
+    recipe: Json
     recipe_file: str = ""  # from the folder that edgepack ran in
     overrides: tuple[str, ...] = ()  # what --set changed of it
-    device: dict[str, Any]
+    device: Json
     exit_code: Annotated[int, AfterValidator(_code)] | None = None
     error: str = ""
     started_at: Moment
@@ -61,7 +61,7 @@ class Build(Frozen):
     not_run: dict[str, str] = {}  # the label of each file that the runtime at hand cannot run, and why
     not_timed: dict[str, str] = {}  # of each that could be run and not timed
     verdicts: tuple[Verdict, ...] = ()
-    provenance: dict[str, Any] = {}
+    provenance: Json = {}
     bundle: str = ""
     bundle_sha256: str = ""
 
@@ -94,7 +94,7 @@ class Build(Frozen):
         return build
 
 
-_Named = Annotated[dict[str, Any], Field(min_length=1, max_length=1)]  # {onnx: {opset: 20}}
+_Named = Annotated[Json, Field(min_length=1, max_length=1)]  # {onnx: {opset: 20}}
 
 
 class _Loose(BaseModel):
@@ -107,7 +107,7 @@ class _Recipe(_Loose):
     name: str
     stages: list[_Named] = []
     export: list[_Named] = []
-    budgets: dict[str, Any] = {}
+    budgets: Json = {}
     waivers: list[Any] = []
 
 

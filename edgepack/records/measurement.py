@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from edgepack.core.frozen import Frozen, Moment
+from edgepack.core.frozen import Frozen, Json, Moment
 from edgepack.core.metrics import Evidence
 
 
@@ -18,7 +18,7 @@ class Reading(Frozen):
     high: float
     doubts: tuple[str, ...] = ()
     samples: tuple[tuple[float, ...], ...] = ()
-    detail: dict[str, Any] = {}  # JSON
+    detail: Json = {}
 
 
 class Measurement(Frozen):
@@ -40,8 +40,8 @@ class Measurement(Frozen):
     reused: bool = False  # taken by an earlier build
     doubts: tuple[str, ...] = ()
     samples: tuple[tuple[float, ...], ...] = ()
-    environment: dict[str, Any] = {}  # JSON
-    detail: dict[str, Any] = {}
+    environment: Json = {}
+    detail: Json = {}
 
     @classmethod
     def of(cls, reading: Reading, about: Mapping[str, Any]) -> "Measurement":

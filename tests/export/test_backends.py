@@ -67,7 +67,7 @@ def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
         folder=tmp_path,
     )
     agreed = evaluate.parity(context().task, answers, logits(made("quantized").module).numpy()[:8])
-    assert agreed["agreement"] == 1
+    assert agreed.agreement == 1
 
 
 def test_a_backend_that_is_not_installed_is_a_mistake_at_check(monkeypatch: pytest.MonkeyPatch) -> None:

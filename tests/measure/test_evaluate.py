@@ -14,7 +14,7 @@ from edgepack.judge.gate import judge
 from edgepack.measure import evaluate
 from edgepack.records.verdict import Verdict
 from edgepack.workflows.build.measurements import measurements
-from edgepack.workflows.build.outcomes import Agreement, EvaluationOutcome
+from edgepack.workflows.build.outcomes import EvaluationOutcome
 from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.store import Entry, Store
 
@@ -22,12 +22,12 @@ NAN, INF = float("nan"), float("inf")
 REFERENCE = numpy.array([[1, 0], [1, 0], [1, 0], [0, 1]], "float32")
 
 
-def judged(logits: Any, reference: Any = REFERENCE) -> tuple[dict[str, Any], dict[str, Verdict]]:
+def judged(logits: Any, reference: Any = REFERENCE) -> tuple[evaluate.Agreement, dict[str, Verdict]]:
     """What is stored, and the verdicts on all that a build makes of it."""
     work = at_work(load_recipe("quickstart"), device(), Store("store"))
     parity = evaluate.parity(context().task, logits, reference)
     step = Step(id=StepId("evaluation", "model", "onnx"), key=digest("a step"), ingredients={})
-    outcome = EvaluationOutcome(score=0.5, rows=4, parity=Agreement(**parity))
+    outcome = EvaluationOutcome(score=0.5, rows=4, parity=parity)
     entry = work.store.make(step.kind, step.key, {}, lambda folder: outcome.stored())
     assert isinstance(entry, Entry)
     figures = measurements(build(), step, entry)
@@ -37,7 +37,8 @@ def judged(logits: Any, reference: Any = REFERENCE) -> tuple[dict[str, Any], dic
 
 def test_what_agrees_passes() -> None:
     parity, verdicts = judged(REFERENCE * numpy.float32(1.25))
-    assert parity == {"agreement": 1.0, "largest_difference": 0.25, "cosine": pytest.approx(1)}
+    assert (parity.agreement, parity.largest_difference) == (1.0, 0.25)
+    assert parity.cosine == pytest.approx(1)
     assert {verdict.outcome for verdict in verdicts.values()} == {"pass"}
 
 
@@ -46,7 +47,7 @@ def test_a_row_that_is_no_number_fails_parity_and_leaves_the_rest_unmeasured(wro
     logits = REFERENCE.copy()
     logits[0, 0] = wrong  # its argmax is that of the reference, or none
     parity, verdicts = judged(logits)
-    assert parity == {"agreement": 0.75, "largest_difference": None, "cosine": None, "not_finite": 1}
+    assert parity == evaluate.Agreement(agreement=0.75, not_finite=1)
     assert (verdicts["parity"].outcome, verdicts["parity"].value) == ("fail", 0.75)
     for metric in ("parity.difference", "parity.cosine"):
         assert verdicts[metric].outcome == "not_measured"
@@ -56,11 +57,11 @@ def test_a_row_that_is_no_number_fails_parity_and_leaves_the_rest_unmeasured(wro
 def test_where_torch_gives_no_number_either_nothing_agrees() -> None:
     both = REFERENCE.copy()
     both[0, 0], both[1, 1] = NAN, INF
-    assert judged(both, both)[0] == {"agreement": 0.5, "largest_difference": None, "cosine": None, "not_finite": 2}
+    assert judged(both, both)[0] == evaluate.Agreement(agreement=0.5, not_finite=2)
 
 
 def test_large_outputs_are_still_numbers() -> None:
-    assert judged(REFERENCE * numpy.float32(1e30), REFERENCE * numpy.float32(1e30))[0]["cosine"] == pytest.approx(1)
+    assert judged(REFERENCE * numpy.float32(1e30), REFERENCE * numpy.float32(1e30))[0].cosine == pytest.approx(1)
 
 
 ROWS = numpy.random.default_rng(0).normal(size=(200, 5)).astype("float32")

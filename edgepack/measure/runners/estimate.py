@@ -5,13 +5,12 @@ The figures are the profile's `analytic`; without them nothing is timed. What it
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgepack.config.analytic import Analytic
 from edgepack.config.device import Controls, Device
 from edgepack.core.errors import DeviceError
 from edgepack.core.files import digest
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.units import SHARE
 from edgepack.export.contract import operations
 from edgepack.measure.contract import Job
@@ -34,20 +33,20 @@ class Estimator:
     host: Host
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Json:
         analytic = self.device.analytic
         figures = digest(analytic.model_dump(mode="json"))[:12] if analytic else ""
         here, cpu = self.host.facts, self.device.cpu
         name = f"{cpu.name if cpu else self.device.name}, worked out on {here['cpu']}"
         return {**here, "cpu": name, "runner": "estimate", "analytic": figures}
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         return self._time(job) if job["mode"] == "time" else self.host.run(job)
 
     def close(self) -> None:
         self.host.close()
 
-    def _time(self, job: Job) -> dict[str, Any]:
+    def _time(self, job: Job) -> Json:
         analytic, runtime = self.device.analytic, job["runtime"]
         if analytic is None or runtime not in analytic.runtimes:
             message = f"the profile of {self.device.name} has no figures for estimating the time of {runtime}"
@@ -59,7 +58,7 @@ class Estimator:
         return {"value_ms": found.ms, "low_ms": low, "high_ms": high, "detail": _detail(analytic, found.slowest)}
 
 
-def _detail(analytic: Analytic, slowest: tuple[tuple[str, float], ...]) -> dict[str, Any]:
+def _detail(analytic: Analytic, slowest: tuple[tuple[str, float], ...]) -> Json:
     return {
         "error": SHARE.exact(analytic.error),
         "calibrated_from": analytic.calibrated_from,

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.order_statistics import interval, percentile
 from edgepack.records.measurement import Reading
 
@@ -15,7 +15,7 @@ _NOISY = 0.10  # coefficient of variation between processes above which a figure
 # Runs a process must have timed before a percentile of them says anything: MLPerf's early-stopping minima at a
 # confidence of 99 % (MLCommons inference, loadgen/early_stopping).
 NEEDED = {"latency.p90": (0.90, 64), "latency.p99": (0.99, 662)}
-Answers = list[dict[str, Any]]  # what the processes of one file said, in the order they ran, as JSON
+Answers = list[Json]  # what the processes of one file said, in the order they ran, as JSON
 
 
 class Estimated(Frozen):
@@ -24,7 +24,7 @@ class Estimated(Frozen):
     value_ms: float
     low_ms: float
     high_ms: float
-    detail: dict[str, Any]  # JSON
+    detail: Json
 
 
 class Timed(Frozen):
@@ -35,7 +35,7 @@ class Timed(Frozen):
     estimate: Estimated | None = None
 
 
-def slowed_down(answer: dict[str, Any]) -> str:
+def slowed_down(answer: Json) -> str:
     """What slowed the device down while this process was timed, or ""; nothing is known of one that does not tell.
 
     >>> slowed_down({"before": {"throttle_count": 3}, "after": {"throttle_count": 5}})
@@ -50,7 +50,7 @@ def slowed_down(answer: dict[str, Any]) -> str:
     return f"its temperature rose by {rise:.0f} degrees" if rise > _RISE else ""
 
 
-def timings(answers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+def timings(answers: Sequence[Json]) -> dict[str, list[float]]:
     """One figure a process, in milliseconds, for each latency metric; without percentiles of too few runs."""
     least = min((len(answer["samples_ns"]) for answer in answers), default=0)
     return {

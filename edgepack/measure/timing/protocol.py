@@ -7,10 +7,9 @@ Source of the interval: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from edgepack.core.errors import DeviceError
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.order_statistics import LOOKS, interval
 from edgepack.measure.timing.figures import NEEDED, Answers, slowed_down, timings
 
@@ -39,7 +38,7 @@ class TimingProtocol(Frozen):
         """
         return cls(least_runs=max([cls().least_runs, *(NEEDED[each][1] for each in metrics if each in NEEDED)]))
 
-    def key(self) -> dict[str, Any]:
+    def key(self) -> Json:
         """What a timing depends on. Of the runs there may be more than were asked for: `kept` tells."""
         return self.model_dump(exclude={"least_runs"})
 
@@ -48,11 +47,11 @@ class TimingProtocol(Frozen):
         counts = ((len(answer["samples_ns"]), sum(answer["samples_ns"])) for answer in answers)
         return all(runs >= self.least_runs or ns >= self.most_seconds * 1e9 for runs, ns in counts)
 
-    def job(self) -> dict[str, Any]:
+    def job(self) -> Json:
         return {"mode": "time", **self.model_dump(exclude={"name"})}
 
 
-Run = Callable[[dict[str, Any]], dict[str, Any]]  # one job of the worker in a fresh process
+Run = Callable[[Json], Json]  # one job of the worker in a fresh process
 
 MOST = max(LOOKS)  # processes; after that a budget that is not decided is inconclusive
 
@@ -64,7 +63,7 @@ def enough(answers: Answers, decided: Callable[[], bool]) -> bool:
 
 def time_in_turns(
     run: Run,
-    jobs: Sequence[dict[str, Any]],
+    jobs: Sequence[Json],
     before: Sequence[Answers],
     decided: Callable[[tuple[Answers, ...]], bool],
     progress: Callable[[int, int], None],
@@ -87,12 +86,12 @@ def time_in_turns(
     return taken
 
 
-def time_pair(run: Run, jobs: Sequence[dict[str, Any]], progress: Callable[[int, int], None]) -> tuple[Answers, ...]:
+def time_pair(run: Run, jobs: Sequence[Json], progress: Callable[[int, int], None]) -> tuple[Answers, ...]:
     """Time two files in turns until it is decided which is faster. Raises DeviceError as `time_in_turns`."""
     return time_in_turns(run, jobs, ([], []), lambda taken: _differs(ratios(*taken)), progress)
 
 
-def peaks(run: Run, evidence: Mapping[str, str], job: dict[str, Any]) -> list[dict[str, Any]]:
+def peaks(run: Run, evidence: Mapping[str, str], job: Json) -> list[Json]:
     """What a few processes say of their memory; nothing where the device cannot tell."""
     passes = _PASSES if "memory" in evidence else 0
     return [run({**job, "mode": "memory"}) for _ in range(passes)]

@@ -1,8 +1,7 @@
 """Collect what a finished build passes on for packing into its bundle."""
 
-from typing import Any
-
 from edgepack.config.device import Device
+from edgepack.core.frozen import Json
 from edgepack.deliver.bundle.assemble import is_elsewhere
 from edgepack.deliver.bundle.parts import BundleParts
 from edgepack.records.artifact import RUNTIME_FILE
@@ -31,7 +30,7 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     )
 
 
-def _decided(work: Workspace) -> list[dict[str, Any]]:
+def _decided(work: Workspace) -> list[Json]:
     """What each stage chose by measuring; where it made one candidate a quantizer, for the first format:
     a recipe can say no more.
     """

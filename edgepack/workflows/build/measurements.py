@@ -1,9 +1,9 @@
 """Turn outcomes of steps into measurements for the gate."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from edgepack.core.files import digest
+from edgepack.core.frozen import Json
 from edgepack.core.metrics import METRICS
 from edgepack.measure.timing.figures import exact, readings
 from edgepack.records.artifact import Artifact, deflated, label_of
@@ -42,7 +42,7 @@ def _readings(step: Step, entry: Entry, threads: int | None) -> Iterator[tuple[s
                 yield from ((label, each) for each in readings(timed, threads=threads, doubted=subject == MODEL))
 
 
-def _where(entry: Entry) -> dict[str, Any]:
+def _where(entry: Entry) -> Json:
     """What the outcome depends on besides the file: as much of it as two figures must share to be compared. As JSON."""
     made = entry.ingredients
     protocol = {"protocol": made["protocol"]["name"]} if "protocol" in made else {}

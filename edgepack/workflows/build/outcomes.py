@@ -1,10 +1,11 @@
 """Define the outcome of each kind of step: the values that its cache entry holds as JSON."""
 
 from statistics import median
-from typing import Any, Self
+from typing import Self
 
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.units import DURATION, SHARE, SIZE
+from edgepack.measure.evaluate import Agreement
 from edgepack.measure.timing.figures import Timed, timings
 from edgepack.records.artifact import Artifact
 from edgepack.workflows.build.planning.step import Step
@@ -14,7 +15,7 @@ from edgepack.workflows.build.store import Entry
 class Outcome(Frozen):
     """What is None or empty is not stored."""
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Json:
         return self.model_dump(mode="json", exclude_defaults=True)
 
     @classmethod
@@ -31,7 +32,7 @@ class CandidateOutcome(Outcome):
     accuracy: float
     seconds: float
     notes: tuple[str, ...] = ()
-    decided: dict[str, Any] = {}  # settings of the stage that it chose by measuring, as JSON
+    decided: Json = {}  # settings of the stage that it chose by measuring, as JSON
 
 
 class ReferenceOutcome(Outcome):
@@ -40,15 +41,6 @@ class ReferenceOutcome(Outcome):
     score: float
     rows: int
     targets: tuple[int, ...] = ()
-
-
-class Agreement(Frozen):
-    """How far two sets of outputs agree: see measure/evaluate.py, parity."""
-
-    agreement: float
-    largest_difference: float | None = None
-    cosine: float | None = None
-    not_finite: int | None = None  # rows
 
 
 class EvaluationOutcome(Outcome):

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edgepack.config.device import Device
 from edgepack.config.recipe import Recipe, ResolvedRecipe, resolve
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, RecipeError
 from edgepack.core.events import Emit, Note
+from edgepack.core.frozen import Json
 from edgepack.judge.baseline import Baseline
 from edgepack.measure.session import DeviceSession
 from edgepack.records.artifact import Artifact
@@ -74,7 +74,7 @@ class Runner:
             self._dry_run()
         return self._make(Step(id=step.id, key=step.key, ingredients=step.ingredients, choice=step.choice))
 
-    def _do(self, step: Step, folder: Path) -> dict[str, Any]:
+    def _do(self, step: Step, folder: Path) -> Json:
         """The outcome as JSON."""
         do = partial(_DO[step.kind], self.work, step, folder)
         if step.kind in _WITHOUT_TORCH:
@@ -98,7 +98,7 @@ class Runner:
                 guarded(name, lambda: self.work.data, self.store.root)
 
 
-def _stored(outcome: Outcome | Artifact) -> dict[str, Any]:
+def _stored(outcome: Outcome | Artifact) -> Json:
     return outcome.stored() if isinstance(outcome, Outcome) else outcome.model_dump(mode="json")
 
 

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from edgepack.core.errors import DeviceError
 from edgepack.core.files import digest, disk_error, file_digest, write_atomic
+from edgepack.core.frozen import Json
 from edgepack.core.process import interrupts
 
 DEFAULT = Path(".edgepack/store")
@@ -44,9 +44,9 @@ class Entry:
     key: str
     path: Path
     made_at: float
-    ingredients: dict[str, Any]
-    outcome: dict[str, Any]
-    files: dict[str, dict[str, Any]]
+    ingredients: Json
+    outcome: Json
+    files: dict[str, Json]
 
     @property
     def bytes(self) -> int:
@@ -104,7 +104,7 @@ class Store:
             entry if entry and all(_intact(entry.path / name, facts) for name, facts in entry.files.items()) else None
         )
 
-    def make(self, kind: str, key: str, ingredients: dict[str, Any], fill: Callable[[Path], dict[str, Any]]) -> Entry:
+    def make(self, kind: str, key: str, ingredients: Json, fill: Callable[[Path], Json]) -> Entry:
         """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored when it raises."""
         with self._writing():
             self._prepare()
@@ -213,7 +213,7 @@ class Store:
             (self.root / "README.txt").write_text(_README)
             (self.root / "CACHEDIR.TAG").write_text(_TAG)
 
-    def _publish(self, folder: Path, target: Path, ingredients: dict[str, Any], outcome: dict[str, Any]) -> None:
+    def _publish(self, folder: Path, target: Path, ingredients: Json, outcome: Json) -> None:
         files = {
             str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
             for path in sorted(folder.rglob("*"))
@@ -236,7 +236,7 @@ class Store:
             raise disk_error(error, self.root) from error
 
 
-def _intact(path: Path, facts: dict[str, Any]) -> bool:
+def _intact(path: Path, facts: Json) -> bool:
     try:
         return (path.stat().st_size, file_digest(path)) == (facts["bytes"], facts["sha256"])
     except OSError:

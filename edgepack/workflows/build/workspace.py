@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.config import plugins
 from edgepack.config.plugins import Choice
@@ -14,6 +14,7 @@ from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, EdgepackError, StageError
 from edgepack.core.events import Emit, Note
 from edgepack.core.files import full_disk
+from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.measure.session import DeviceSession, Facts
 from edgepack.records.artifact import Artifact
@@ -125,7 +126,7 @@ class Workspace:
             self._delegates[runtime] = self.session.run(job)["delegates"]
         return "" if needed in self._delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
-    def timing_job(self, runtime: str, file: Path) -> dict[str, Any]:
+    def timing_job(self, runtime: str, file: Path) -> Json:
         """A job of the worker, as JSON."""
         return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
 

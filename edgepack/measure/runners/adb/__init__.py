@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.config.device import Controls, Device
 from edgepack.core.errors import AnswerError, DeviceError
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.measure import evaluate, processes
 from edgepack.measure.contract import Job
 from edgepack.measure.runners.adb import link as adb_link
@@ -82,7 +82,7 @@ def connect(device: Device) -> "Phone":
     return Phone(device, link, _facts(device, told, tools), tools)
 
 
-def _facts(device: Device, told: dict[str, str], tools: dict[str, Tool]) -> dict[str, Any]:
+def _facts(device: Device, told: dict[str, str], tools: dict[str, Tool]) -> Json:
     cores = _cores(device, output.cores(told.get("online", "")))
     return {
         "runner": "adb",
@@ -117,16 +117,16 @@ def _cores(device: Device, there: tuple[int, ...]) -> list[int]:
 class Phone:
     """A phone in reach."""
 
-    def __init__(self, device: Device, link: Link, facts: dict[str, Any], tools: dict[str, Tool]) -> None:
+    def __init__(self, device: Device, link: Link, facts: Json, tools: dict[str, Tool]) -> None:
         self.name, self.link, self.facts, self.tools = device.name, link, facts, tools
         self.folder = Folder(link, tools, facts["cores"])
         self.here = processes.Host(Controls())
         self._pace: dict[str, float] = {}  # milliseconds a run, by where the file lies there
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         match job["mode"]:
             case "time":
-                found: dict[str, Any] = self._again(lambda: self._time(job))
+                found: Json = self._again(lambda: self._time(job))
                 return found
             case "predict":
                 answer = self.here.run(job)
@@ -154,12 +154,12 @@ class Phone:
             hint = "check the phone and its cable; does it restart under load?"
             raise DeviceError(f"{self.name} disconnected twice during work", hint) from None
 
-    def _delegates(self, job: Job) -> dict[str, Any]:
+    def _delegates(self, job: Job) -> Json:
         """Those that both have: the test split runs here, and the program there."""
         here = self.here.run(job)["delegates"]
         return {"delegates": [name for name in here if self.tools[job["runtime"]].holds(name)]}
 
-    def _time(self, job: Job) -> dict[str, Any]:
+    def _time(self, job: Job) -> Json:
         if job["runtime"] == "onnxruntime" and job.get("shapes"):
             message = f"{Path(job['file']).name} has dynamic shapes, which onnxruntime_perf_test sets to 1"
             raise DeviceError(message, "export it with the shapes that the app uses")
@@ -238,7 +238,7 @@ class Phone:
         self.link.pull([f"{there}/{name}" for name in outputs], near)
         return [(near / name).read_bytes() for name in outputs]
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Json:
         return output.state(self.link.shell("dumpsys battery; dumpsys thermalservice").out)
 
     def _cool_down(self, job: Job) -> None:
@@ -254,7 +254,7 @@ class Phone:
             time.sleep(_PAUSE)
 
 
-def _too_warm(state: dict[str, Any], below: float) -> str:
+def _too_warm(state: Json, below: float) -> str:
     if state.get("celsius", 0.0) > below:
         return f"its battery has {state['celsius']:.0f} degrees Celsius, above the {below:.0f} of cool_down"
     return f"it is throttled, thermal status {state['throttled']}" if state.get("throttled") else ""

@@ -7,9 +7,9 @@ onnxruntime/test/perftest; Android's BatteryService, ThermalManagerService, logc
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from edgepack.core.errors import DeviceError
+from edgepack.core.frozen import Json
 
 _ITERATION = re.compile(r"Iteration (\d+) of \d+: ([\d.]+) ms")
 _LOADED = re.compile(r"Model loaded in ([\d.]+) ms")
@@ -60,7 +60,7 @@ def cores(text: str) -> tuple[int, ...]:
     return tuple(core for low, _, high in ranges for core in range(int(low), int(high or low) + 1))
 
 
-def state(text: str) -> dict[str, Any]:
+def state(text: str) -> Json:
     """The battery's degrees Celsius, told in tenths, and the thermal status, 0 while nothing is slowed down; without
     what the phone does not tell (the status: before Android 10).
     """

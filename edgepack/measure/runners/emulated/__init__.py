@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from edgepack.config.device import Device
 from edgepack.core import provenance
 from edgepack.core.errors import AbsentError, DeviceError
-from edgepack.core.frozen import Frozen
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.process import openmp
 from edgepack.measure.contract import Job
 from edgepack.measure.processes import answer, check_controls, endless, leash
@@ -73,9 +73,9 @@ class Emulated:
     root: Path
     python: Path
     cpu: str
-    facts: dict[str, Any]
+    facts: Json
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         whole = {**job, "threads": self.facts["threads"], "leash": True}
         timeout = _TIMEOUT + _SLOWEST * job.get("rows", 0)
         own = {name: value for name, value in openmp.of_the_user(os.environ).items() if not name.startswith(_FOREIGN)}

@@ -9,12 +9,12 @@ import logging
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from edgepack.config.device import Device
 from edgepack.core import provenance
 from edgepack.core.errors import AbsentError, DeviceError
+from edgepack.core.frozen import Json
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.measure import processes
 from edgepack.measure.contract import Job, recognise
@@ -43,11 +43,11 @@ class Board:
 
     def __init__(self, device: Device, address: Address) -> None:
         self.device, self.address = device, address
-        self.facts: dict[str, Any] = {}
+        self.facts: Json = {}
         self._line: Line | None = None
         self._folders: list[str] = []  # there, of connections that broke
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Json:
         for wait in (*_WAITS, None):
             try:
                 return self._attempt(job)
@@ -76,7 +76,7 @@ class Board:
             self._line.close()
         self._line = None
 
-    def _facts(self, line: "Line") -> dict[str, Any]:
+    def _facts(self, line: "Line") -> Json:
         """What stays the same from one day to the next. Raises DeviceError where nothing can run there."""
         found = _work(
             line, {"mode": "probe", "runtime": "the worker"}, advice="a device with this runner is a Linux computer"
@@ -91,7 +91,7 @@ class Board:
         kept = ("model", "cpu", "features", "machine", "kernel", "governor", "versions")
         return {"runner": "ssh", **{fact: found[fact] for fact in kept}, "cores": cores, "threads": len(cores)}
 
-    def _attempt(self, job: Job) -> dict[str, Any]:
+    def _attempt(self, job: Job) -> Json:
         line = self._line or self.reach()
         output = f"{uuid4().hex}.npy"
         packages = ", ".join(RUNTIMES[job["runtime"]].packages)
@@ -114,7 +114,7 @@ class Board:
         return there
 
 
-def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> dict[str, Any]:
+def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> Json:
     """One process of the worker there. `job` is how it is known here. Raises LostError or DeviceError."""
     job = job or told
     timeout = processes.patience(job)

@@ -18,6 +18,7 @@ from uuid import uuid4
 from edgepack.config.device import Device
 from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.core.files import file_digest
+from edgepack.core.frozen import Json
 from edgepack.core.units import SIZE
 from edgepack.measure.runners.ssh.address import Address, Config, ssh
 from edgepack.measure.worker import archive
@@ -150,7 +151,7 @@ class Line:
     def _socket(self) -> str:
         return str(self._place / "s").replace("%", "%%")
 
-    def _greet(self, broken: Sequence[str]) -> dict[str, Any]:
+    def _greet(self, broken: Sequence[str]) -> Json:
         """Log in, and hear where the folder is. What keeps it ends as soon as this process does, however it ends."""
         options = [f"-o{name}={value}" for name, value in {**_OPTIONS, "ControlPath": self._socket}.items()]
         kept = _shell(self.python, ("-c", _THERE, "keep", f"session-{uuid4().hex}"))
@@ -177,15 +178,15 @@ class Line:
             timer.cancel()
         return self._understood(line) if line else self._failed(keeper.wait())
 
-    def _understood(self, line: str) -> dict[str, Any]:
+    def _understood(self, line: str) -> Json:
         try:
-            found: dict[str, Any] = json.loads(line)
+            found: Json = json.loads(line)
         except ValueError:
             message = f"{self.device.name} prints text at login: {line.strip()[:60]!r}"
             raise DeviceError(message, "turn that off for shells without a terminal, in ~/.bashrc or similar") from None
         return found
 
-    def _failed(self, code: int) -> dict[str, Any]:
+    def _failed(self, code: int) -> Json:
         """Why nobody there said a word."""
         said = (self._place / "said").read_text(errors="replace").strip()
         logging.getLogger(__name__).info("ssh ended with %s: %s", code, said)

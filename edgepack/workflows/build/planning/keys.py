@@ -7,6 +7,7 @@ from edgepack.config import plugins
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
+from edgepack.core.frozen import Json
 from edgepack.records.differences import Difference, differences
 
 
@@ -51,7 +52,7 @@ def _features(before: str, after: str) -> str:
     return " ".join(["processor features", *shown])
 
 
-def plugin_facts(choice: Choice) -> dict[str, Any]:
+def plugin_facts(choice: Choice) -> Json:
     return {
         "plugin": choice.name,
         "version": choice.module.VERSION,
@@ -75,7 +76,7 @@ def quantizer_of(exporter: Choice) -> str:
     return str(exporter.module.quantizer(exporter.config))
 
 
-def quantizer_facts(name: str) -> dict[str, Any]:
+def quantizer_facts(name: str) -> Json:
     module = plugins.load("quantizers", name)
     facts = {"plugin": name, "version": module.VERSION, "versions": provenance.versions(*module.LIBRARIES)}
     return {"quantizer": facts}

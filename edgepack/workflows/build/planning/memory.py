@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from edgepack.config.device import Device
 from edgepack.config.plugins import Choice
 from edgepack.config.recipe import Recipe
 from edgepack.config.user_code import reads
 from edgepack.core.files import digest, file_digest, write_atomic
+from edgepack.core.frozen import Json
 from edgepack.workflows.build.planning.step import Plan
 from edgepack.workflows.build.store import Store
 
@@ -21,10 +21,10 @@ def remember(plan: Plan, store: Store) -> None:
     write_atomic(path, json.dumps({str(step.id): step.ingredients for step in plan.steps}, indent=1).encode())
 
 
-def previous(store: Store, recipe: Recipe, device: Device) -> dict[str, Any]:
+def previous(store: Store, recipe: Recipe, device: Device) -> Json:
     """The ingredients of each step as they were, by the step's id as text; {} where none are known."""
     try:
-        before: dict[str, Any] = json.loads(_place(store, recipe, device).read_text())
+        before: Json = json.loads(_place(store, recipe, device).read_text())
         return before
     except (OSError, ValueError):
         return {}
@@ -42,7 +42,7 @@ class Reads:
         self._places: dict[int, Path] = {}  # by the id of a choice, which the recipe holds
         self._seen: dict[Path, dict[str, str]] = {}
 
-    def ingredients(self, *choices: Choice) -> dict[str, Any]:
+    def ingredients(self, *choices: Choice) -> Json:
         found = {name: sha for each in choices for name, sha in self._of(each).items()}
         return {"read": found} if found else {}
 

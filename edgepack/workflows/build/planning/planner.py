@@ -10,7 +10,6 @@ is empty.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from edgepack.config.budgets import Budget, binding
 from edgepack.config.device import Device
@@ -18,6 +17,7 @@ from edgepack.config.plugins import Choice
 from edgepack.config.recipe import Recipe, ResolvedRecipe, resolve
 from edgepack.core import provenance
 from edgepack.core.files import digest
+from edgepack.core.frozen import Json
 from edgepack.core.order_statistics import interval
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import outcome
@@ -231,7 +231,7 @@ class Planner:
         found = self.baseline.find(budget.metric, format, sha, where) if self.baseline else None
         return found if isinstance(found, Base) else Base(value=0.0, low=0.0, high=0.0, told="", same=True)
 
-    def _about(self, id: StepId, export: Step, ingredients: dict[str, Any], shas: Sequence[str]) -> Step:
+    def _about(self, id: StepId, export: Step, ingredients: Json, shas: Sequence[str]) -> Step:
         """A step that looks at an exported file; its key is known once the file is there."""
         if not all(shas) or self.facts is None:
             reason = "the device was not reached yet" if all(shas) else "its file is not built yet"
@@ -239,7 +239,7 @@ class Planner:
         step = self._step(id, ingredients, choice=export.choice)
         return step.because("requested by --remeasure") if self.remeasure and step.cached else step
 
-    def _measured_by(self, exporter: Choice) -> dict[str, Any]:
+    def _measured_by(self, exporter: Choice) -> Json:
         """What the timings that a stage takes depend on."""
         return {
             "export": plugin_facts(exporter),
@@ -247,7 +247,7 @@ class Planner:
             "where": self._where(exporter, "time"),
         }
 
-    def _heeded(self, stage: Choice) -> dict[str, Any]:
+    def _heeded(self, stage: Choice) -> Json:
         """The budgets that what a stage does depends on, and the files that they are about."""
         metrics = stage.config.budgets_used
         heeded = binding(self.recipe.budgets, metrics)
@@ -256,7 +256,7 @@ class Planner:
             {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
         )
 
-    def _where(self, exporter: Choice, mode: str) -> dict[str, Any]:
+    def _where(self, exporter: Choice, mode: str) -> Json:
         """Where a job of this mode is done: what is known of the device, its controls, the versions that matter."""
         facts, runtime = self.facts or {}, exporter.module.RUNTIME
         versions = provenance.versions("edgepack", "torch", "numpy")
@@ -264,7 +264,7 @@ class Planner:
         evidence = self.device.evidence.get(mode, "")
         return {**facts, **self.device.controls.job(), "evidence": evidence, "versions": {**versions, **there}}
 
-    def _model_ingredients(self) -> dict[str, Any]:
+    def _model_ingredients(self) -> Json:
         recipe = self.recipe
         return {
             "plugin": recipe.model.name,
@@ -281,10 +281,10 @@ class Planner:
             },
         }
 
-    def _data(self) -> dict[str, Any]:
+    def _data(self) -> Json:
         return {"data": self.fingerprint, **self.reads.ingredients(self.recipe.data)}
 
-    def _stage_ingredients(self, id: StepId, stage: Choice, parent: str, teacher: str) -> dict[str, Any]:
+    def _stage_ingredients(self, id: StepId, stage: Choice, parent: str, teacher: str) -> Json:
         reads = stage.module.READS
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
         measured = self._measured_by(self.recipe.exporters[0]) if stage.config.needs_timing else {}
@@ -303,13 +303,13 @@ class Planner:
             **(quantizer_facts(id.format or self.quantizers[0]) if stage.module.USES_QUANTIZER else {}),
         }
 
-    def _step(self, id: StepId, ingredients: dict[str, Any], *, choice: Choice | None = None) -> Step:
+    def _step(self, id: StepId, ingredients: Json, *, choice: Choice | None = None) -> Step:
         key = digest({"kind": id.kind, **ingredients})
         entry = self.store.peek(id.kind, key)
         reason = "" if entry else self._why(id, ingredients)
         return Step(id=id, key=key, ingredients=ingredients, reason=reason, choice=choice, entry=entry)
 
-    def _why(self, id: StepId, ingredients: dict[str, Any]) -> str:
+    def _why(self, id: StepId, ingredients: Json) -> str:
         before = self.previous.get(str(id))
         if before is None:
             return "new step" if self.previous else "first time"

@@ -1,10 +1,11 @@
 """Step: one piece of a build's work; StepId: which one, whatever its result depends on."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from edgepack.config.plugins import Choice
 from edgepack.config.recipe import ResolvedRecipe
+from edgepack.core.frozen import Json
 from edgepack.records.artifact import label_of
 from edgepack.workflows.build.store import Entry
 
@@ -66,7 +67,7 @@ class Step:
 
     id: StepId
     key: str
-    ingredients: dict[str, Any]  # JSON
+    ingredients: Json
     reason: str = ""  # why it must run; empty when it is cached
     choice: Choice | None = None  # the plugin at work, where there is one
     entry: Entry | None = None

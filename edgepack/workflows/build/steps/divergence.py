@@ -3,11 +3,11 @@
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edgepack.core import provenance
 from edgepack.core.events import Note, StepProgress
 from edgepack.core.files import digest
+from edgepack.core.frozen import Json
 from edgepack.measure import evaluate
 from edgepack.workflows.build.planning.keys import plugin_facts
 from edgepack.workflows.build.planning.step import StepId
@@ -32,7 +32,7 @@ def where(work: Workspace, id: StepId) -> str:
         return f"the first operator that differs was not found: {type(error).__name__}, see build.log for the traceback"
 
 
-def search(work: Workspace, id: StepId, folder: Path) -> dict[str, Any]:
+def search(work: Workspace, id: StepId, folder: Path) -> Json:
     """As JSON, {"told": the sentence}."""
     from edgepack.compress.training import numerics
     from edgepack.measure import divergence

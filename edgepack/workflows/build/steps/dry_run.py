@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.config.device import Controls
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.events import Note, StepProgress
+from edgepack.core.frozen import Json
 from edgepack.measure.processes import Host
 from edgepack.records.differences import numbered
 from edgepack.workflows.build.steps.trials import Trials, check_timed
@@ -44,7 +45,7 @@ def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", 
     dry_run = stage.module.dry_run
     if dry_run is None:
         return candidate
-    more: dict[str, Any] = {"latency": Trials(work, quantizer).latency} if stage.config.needs_timing else {}
+    more: Json = {"latency": Trials(work, quantizer).latency} if stage.config.needs_timing else {}
     if stage.module.USES_QUANTIZER:
         more["quantizer"] = quantizer
     act: Callable[[], Candidate] = partial(dry_run, candidate, stage.config, work.device.quantization, **more)
@@ -108,7 +109,7 @@ def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Ho
     def progress(done: int, total: int) -> None:
         work.emit(StepProgress(doing=f"finding what {exporter.name} cannot export", done=done, total=total))
 
-    run: Callable[[dict[str, Any]], dict[str, Any]] | None = here.run if _runs_here(exporter, here) else None
+    run: Callable[[Json], Json] | None = here.run if _runs_here(exporter, here) else None
     alike = not work.int8_differs(exporter.module.RUNTIME, here.facts)
     dry_run.check(candidate, exporter, run, progress, compare=alike)
 

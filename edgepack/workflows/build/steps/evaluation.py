@@ -14,7 +14,7 @@ from edgepack.data.splits import EXAMPLES
 from edgepack.measure import evaluate
 from edgepack.measure.processes import Host
 from edgepack.records.artifact import Artifact
-from edgepack.workflows.build.outcomes import Agreement, AnswersOutcome, EvaluationOutcome
+from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome
 from edgepack.workflows.build.planning.step import MODEL, Step, StepId
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.dry_run import try_file
@@ -58,9 +58,9 @@ def _was_run(work: Workspace, id: StepId) -> bool:
     return id not in work.failed and not EvaluationOutcome.read(work.entry(id)).not_run
 
 
-def _agreement(work: Workspace, found: "Array", other: StepId) -> Agreement:
+def _agreement(work: Workspace, found: "Array", other: StepId) -> evaluate.Agreement:
     beside = evaluate.load(work.entry(other).path / "logits.npy")
-    return Agreement(**evaluate.parity(work.task, found, beside))
+    return evaluate.parity(work.task, found, beside)
 
 
 def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgepack.core.errors import DeviceError
 from edgepack.core.events import StepProgress
+from edgepack.core.frozen import Json
 from edgepack.measure.timing import protocol
 from edgepack.measure.timing.figures import Answers, Estimated, Timed
 from edgepack.workflows.build.outcomes import TimingOutcome
@@ -37,7 +37,7 @@ def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
     return TimingOutcome(model=Timed(answers=model, memory=memory), teacher=Timed(answers=teacher))
 
 
-def _estimated(work: Workspace, jobs: list[dict[str, Any]]) -> TimingOutcome:
+def _estimated(work: Workspace, jobs: list[Json]) -> TimingOutcome:
     """What nobody can work out, today or tomorrow, is no error: all else goes on."""
     found = []
     for job in jobs:
