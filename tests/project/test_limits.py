@@ -36,7 +36,7 @@ def ran(folder: Path, hangs: dict[str, str], *options: str) -> "subprocess.Compl
         (folder / f"test_{name}.py").write_text(text)
     limits = ["timeout=2", "timeout_method=signal", "faulthandler_timeout=4", "faulthandler_exit_on_timeout=true"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "limits", *options, *(f"-o{each}" for each in limits)]
-    path = os.pathsep.join([str(PROJECT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(PROJECT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
         [*command, f"--rootdir={folder}", str(folder)],
