@@ -106,7 +106,8 @@ def test_a_budget_that_is_not_decided_takes_all_rounds(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("off", "message"), [(0.5, "outputs on the device differ from this computer"), (numpy.nan, "otherwise")]
+    ("off", "message"),
+    [(0.5, "outputs on the device differ from this computer"), (numpy.nan, "differ from this computer")],
 )
 def test_a_wrong_answer_is_told_before_anything_is_timed(
     off: float, message: str, monkeypatch: pytest.MonkeyPatch

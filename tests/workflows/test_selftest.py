@@ -46,7 +46,7 @@ def test_another_decision_is_a_failure_that_is_no_budget() -> None:
     path = bundle(text_files(**{"models/news.onnx": classifier(first=1)}))
     ran = edgepack("selftest", str(path))
     assert ran.code == ExitCode.STAGE
-    assert "news.zip outputs differ from those recorded at build time" in ran.err
+    assert "news.zip: outputs differ from those recorded at build time" in ran.err
     assert 'models/news.onnx gives sport for "The bank and the market fell", not money' in ran.err
     assert "match those recorded at build time" not in ran.out
 
@@ -169,7 +169,7 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
             "has no self-test samples",
         ),
         ({"io/signature.json": b"[]"}, "signature.json not found, or not valid"),
-        ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 is not as"),
+        ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 does not match"),
         ({"io/tokenizer.json": b"{}"}, "tokenizer.json not found, or not a tokenizer"),
         ({"selftest/case-0.txt": b"\xff"}, "case-0.txt not found, or not text"),
         ({"io/labels.txt": b"money\n"}, "gives 2 values, which does not match selftest/ and io/"),

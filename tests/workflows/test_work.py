@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_looked_into_is_told(work: Workspace, tmp_path: Pa
     work.emit = told.append
     made = dry_run_step.untrained(work)
     assert artifact_step.file_contents(work, SimpleNamespace(inspect=None), tmp_path / "model.pte", made) is None
-    assert "what is in model.pte could not be read (TypeError; see build.log for the traceback)" in str(told[0])
+    assert "the contents of model.pte could not be read (TypeError; see build.log for the traceback)" in str(told[0])
     unknown = SimpleNamespace(inspect=lambda path, candidate: None)
     assert artifact_step.file_contents(work, unknown, tmp_path / "model.pte", made) is None
     assert len(told) == 1  # an exporter need not know it

@@ -11,7 +11,7 @@ from edgepack.models.weights.checkpoints import State
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-_BEFORE = "save the float weights from before quantization: `stages: [quantize: ...]` makes them int8"
+_BEFORE = "save the float weights from before they were quantized: `stages: [quantize: ...]` makes them int8"
 _NO_NUMBERS = {
     "bool": "masks or flags are not weights: save the weights that they belong to",
     "complex": "complex models cannot be exported: save one with real weights",

@@ -217,7 +217,9 @@ def test_an_old_python_is_told_of(server: Server) -> None:
 def test_the_wrong_board_is_told_first(server: Server) -> None:
     wrong = board(match={"model": ["Raspberry Pi 5*"]}, controls={"threads": 4096})
     assert refused(wrong).startswith("this is not the board: its model is ")
-    assert refused(board(controls={"threads": 4096})).startswith("the board sets 4096 threads, but it has ")
+    assert refused(board(controls={"threads": 4096})).startswith(
+        "the profile of the board sets 4096 threads, but it has "
+    )
     assert "but ==1.2.3 is required" in refused(board(runtimes={"onnxruntime": "==1.2.3"}))
 
 

@@ -58,7 +58,7 @@ def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() ->
     device, store = load_device("host"), Store("store")
     with pytest.raises(DeviceError, match="export onnx cannot run: model is not in the store") as failure:
         run_step(recipe, device, StepId("artifact", "model", "onnx"), store)
-    assert failure.value.hint == "do candidate/model first"
+    assert failure.value.hint == "run candidate/model first"
     with pytest.raises(RecipeError, match="tiny has no step candidate/unknown"):
         run_step(recipe, device, StepId("candidate", "unknown"), store)
 
