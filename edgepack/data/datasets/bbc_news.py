@@ -21,7 +21,7 @@ from edgepack.data.splits import Data
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 
-LICENCE = "copyright of the BBC, for non-commercial research"
+LICENCE = "copyright of the BBC, for research that is not commercial"
 _ARTICLES = Kind(
     noun="article", example="business/001.txt", known="files named .txt", accepts=lambda ending: ending == ".txt"
 )

@@ -212,7 +212,7 @@ def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
 
 
 def test_a_target_out_of_reach_names_the_closest() -> None:
-    why = "one head and one block of 4 neurons in every layer"
+    why = "one head and one block of 4 neurons in every layer the closest is"
     with pytest.raises(StageError, match=why):
         prune.dry_run(make.encoder(), config(target={"params": 100}), Quantization(channel_multiple=4))
 
