@@ -29,7 +29,9 @@ WHOLE = {
     "gru": {"b": "it feeds the GRU 'rnn', which cannot be resized"},
     "lstm": {"b": "it feeds the LSTM 'rnn', which cannot be resized"},
     "parts by number": {"stem": r"the model's code assumes this number of channels, at 'm0', .*py:\d+: .*split"},
-    "slices by number": {"m0": r"the model's code assumes this number of channels, at 'm1', .*net_zoo.py:\d+"},
+    "slices by number": {
+        "m0": r"the model's code assumes this number of channels, at 'm1', .*(__init__|blocks).py:\d+"
+    },
     "view by number": {"m0": "the model's code assumes this number of channels"},
     "channel shuffle": {"m0": "all its channels depend on each other"},
     "own norm": {"m0": "it feeds the Scaled 'm1', which cannot be resized"},
@@ -37,26 +39,26 @@ WHOLE = {
     "frozen": dict.fromkeys(("stem", "m0"), "it is frozen"),
     "vit": {
         **dict.fromkeys(("patch", "out", "thin"), "its channels are combined with the parameter 'place'"),
-        "qkv": r"its channels are mixed by 'bmm' at .*net_zoo.py:\d+",
+        "qkv": r"its channels are mixed by 'bmm' at .*(__init__|blocks).py:\d+",
     },
     "multi head": dict.fromkeys(
         ("patch", "layer.self_attn.out_proj", "layer.linear2"), "it feeds the MultiheadAttention 'layer.self_attn'"
     ),
     "auxiliary": {
-        "a": r"the model's code assumes this number of channels in training, at 'aside', .*net_zoo.py:\d+",
+        "a": r"the model's code assumes this number of channels in training, at 'aside', .*(__init__|blocks).py:\d+",
         **dict.fromkeys(("aside", "second"), "it does not run in inference"),
     },
     "standardised": {
         "stem": "its channels are mixed by a weight that is computed at 'm0'",
-        "m0": r"its weight is read by other code at 'm0', .*net_zoo.py:\d+",
+        "m0": r"its weight is read by other code at 'm0', .*(__init__|blocks).py:\d+",
     },
     "positions": {"stem": "its channels are combined with the buffer 'm0.table'"},
-    "experts": {"m0.gate": r"its channels are mixed by 'argmax' at 'm0', .*net_zoo.py:\d+"},
-    "rolled channels": {"m0": r"its channels are mixed by 'roll' at 'm1', .*net_zoo.py:\d+"},
-    "sorted channels": {"m0": r"its channels are mixed by 'sort' at 'm1', .*net_zoo.py:\d+"},
+    "experts": {"m0.gate": r"its channels are mixed by 'argmax' at 'm0', .*(__init__|blocks).py:\d+"},
+    "rolled channels": {"m0": r"its channels are mixed by 'roll' at 'm1', .*(__init__|blocks).py:\d+"},
+    "sorted channels": {"m0": r"its channels are mixed by 'sort' at 'm1', .*(__init__|blocks).py:\d+"},
     "some shifted": {
         "m0": "outputs would change even though nothing uses the removed channels, perhaps because its channels are "
-        r"split by number with 'slice' at 'm1', .*net_zoo.py:\d+"
+        r"split by number with 'slice' at 'm1', .*(__init__|blocks).py:\d+"
     },
     "mixer": dict.fromkeys(("tokens.2", "channels.2", "patch"), "all its channels depend on each other"),
 }
