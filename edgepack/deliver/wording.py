@@ -8,8 +8,8 @@ from typing import Any
 
 from edgepack.core.errors import ExitCode
 from edgepack.core.metrics import FROM_BELOW, METRICS, quantity_of
-from edgepack.core.order_statistics import interval as interval_of
 from edgepack.core.units import SHARE, SIZE
+from edgepack.deliver.ratios import is_worse, ratio_bounds, times, with_teacher
 from edgepack.records.build import Build
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Verdict
@@ -245,43 +245,15 @@ def when(measurement: Measurement) -> str:
 def gains(build: Build) -> Iterator[str]:
     """One line a shipped file: how much smaller and faster than its teacher, on the same runtime."""
     for artifact in build.shipped():
-        parts = []
-        for metric in ("size", "latency.p50"):
-            teacher, ours = build.find(metric, f"teacher ({artifact.label})"), build.find(metric, artifact.label)
-            if teacher and ours and ours.value and teacher.value:
-                between = f"{bounds}; " if (bounds := ratio_bounds(teacher, ours)) else ""
-                parts.append(f"{times(teacher, ours)} ({between}{measured(teacher)} -> {measured(ours)})")
+        parts = [
+            f"{times(*pair)} ({ratio_bounds(*pair, after='; ')}{measured(pair[0])} -> {measured(pair[1])})"
+            for pair in with_teacher(build, artifact.label)
+        ]
         if artifact.label in build.not_run:
             parts.append(f"not run here ({build.not_run[artifact.label]})")
         drop = _drop(build, artifact.label)
         if parts or drop:
             yield f"{artifact.label}: {', '.join(parts)}{drop}, against the fp32 teacher on {artifact.runtime}"
-
-
-def times(teacher: Measurement, ours: Measurement) -> str:
-    """ "6.5x faster", "1.2x larger"; both are above 0."""
-    better, worse = ("smaller", "larger") if ours.metric == "size" else ("faster", "slower")
-    pairs = _in_turns(teacher, ours)
-    ratio = interval_of(pairs)[0] if pairs else teacher.value / ours.value
-    return f"{ratio:.3g}x {better}" if ratio >= 1 else f"{1 / ratio:.3g}x {worse}"
-
-
-def ratio_bounds(teacher: Measurement, ours: Measurement) -> str:
-    """Between what the ratio of two times lies with 95 % confidence, or "" where the two were not taken in turns."""
-    pairs = _in_turns(teacher, ours)
-    if not pairs:
-        return ""
-    ratio, low, high = interval_of(pairs)
-    low, high = (low, high) if ratio >= 1 else (1 / high, 1 / low)
-    return f"{low:.3g}x to {high:.3g}x"
-
-
-def _in_turns(teacher: Measurement, ours: Measurement) -> list[float]:
-    """The ratio of each two processes that ran one after the other."""
-    before, after = (each.detail.get("each", ()) for each in (teacher, ours))
-    if ours.metric != "latency.p50" or teacher.taken_at != ours.taken_at or len(before) != len(after):
-        return []
-    return [theirs / mine for theirs, mine in zip(before, after, strict=True)]
 
 
 def _drop(build: Build, label: str) -> str:
@@ -293,9 +265,11 @@ def doubts(build: Build) -> Iterator[str]:
     for verdict in build.verdicts:
         if verdict.outcome == "fail" and verdict.reason:
             yield f"{verdict.budget} of {verdict.artifact} failed: {verdict.reason}"
-    for line in gains(build):
-        if "x slower" in line or "x larger" in line:
-            yield f"compression made it worse: {line}{_advice(build) if 'x slower' in line else ''}"
+    for artifact in build.shipped():
+        worse = [ours.metric for teacher, ours in with_teacher(build, artifact.label) if is_worse(teacher, ours)]
+        line = next((each for each in gains(build) if each.startswith(f"{artifact.label}: ")), "")
+        if worse:
+            yield f"compression made it worse: {line}{_advice(build) if 'latency.p50' in worse else ''}"
     for each in build.measurements:
         for doubt in each.doubts:
             yield f"{each.metric} of {each.artifact}: {doubt}"

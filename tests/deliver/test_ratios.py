@@ -31,6 +31,13 @@ def test_what_got_slower_is_told_as_such() -> None:
     assert "2x slower (1.6x to 2.5x; 1 ms -> 2 ms)" in line
 
 
+@pytest.mark.parametrize(("ours", "warned"), [([1.1] * 6 + [1.01], True), ([1.1] * 6 + [0.99], False)])
+def test_what_may_be_chance_is_no_warning(ours: list[float], warned: bool) -> None:
+    """Slower in each of seven pairs is slower with 95 % confidence, in six of them it is not."""
+    found = [each for each in wording.doubts(timed([1.0] * 7, ours)) if each.startswith("compression made it worse")]
+    assert bool(found) == warned
+
+
 @pytest.mark.parametrize(("ours", "apart"), [([1.0] * 7, 60.0), ([1.0] * 14, 0.0)], ids=["apart", "unlike"])
 def test_figures_that_were_not_taken_in_turns_have_no_interval(ours: list[float], apart: float) -> None:
     (line,) = wording.gains(timed([2.0] * 7, ours, apart=apart))

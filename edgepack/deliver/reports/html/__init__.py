@@ -12,6 +12,7 @@ from edgepack.core.metrics import FROM_BELOW, METRICS
 from edgepack.core.order_statistics import percentile
 from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver import file_wording, wording
+from edgepack.deliver.ratios import ratio_bounds, times
 from edgepack.deliver.reports.html import charts
 from edgepack.records.artifact import Artifact
 from edgepack.records.build import Build, StageRecord
@@ -97,8 +98,8 @@ def _change(teacher: Measurement, ours: Measurement) -> str:
     if ours.metric == "accuracy":
         points = (ours.value - teacher.value) * 100
         return f"{points:+.2f} points, from {wording.measured(teacher)}"
-    ratio = f"{wording.times(teacher, ours)}, " if ours.value and teacher.value else ""
-    if bounds := wording.ratio_bounds(teacher, ours):
+    ratio = f"{times(teacher, ours)}, " if ours.value and teacher.value else ""
+    if bounds := ratio_bounds(teacher, ours):
         ratio += f"95 % interval {bounds}, "
     return f"{ratio}from {wording.measured(teacher)}"
 
