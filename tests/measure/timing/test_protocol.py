@@ -223,7 +223,7 @@ def test_one_thread_is_not_advised_to_who_has_one() -> None:
 )
 def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], told: str) -> None:
     """The processes agree all the same, when all of them were slowed down alike."""
-    assert doubts([_answer([1.0], crowded=share) for share in shares]) == ((told,) if told else ())
+    assert doubts([_answer([1.0], cpu_contention=share) for share in shares]) == ((told,) if told else ())
 
 
 def test_who_should_be_cool_and_tells_no_temperature_is_doubted() -> None:
