@@ -75,7 +75,7 @@ def test_a_latency_is_met_by_timing_and_its_ratio_is_kept() -> None:
 
 
 def test_a_target_out_of_reach_names_the_closest() -> None:
-    with pytest.raises(StageError, match=r"cannot reach 100 parameters: .* still 667 parameters"):
+    with pytest.raises(StageError, match=r"cannot reach 100 parameters: .* the closest is 667 parameters"):
         pruned(target={"params": 100})
 
 
