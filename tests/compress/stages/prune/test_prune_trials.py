@@ -201,7 +201,7 @@ def test_what_cannot_be_followed_is_named_with_its_place() -> None:
     def fails(m: nn.Module, x: Tensor) -> Tensor:
         raise RuntimeError("no such luck")
 
-    with pytest.raises(StageError, match=r"cannot be followed, at 'm0', .*\.py:\d+: .* \(RuntimeError: no such luck\)"):
+    with pytest.raises(StageError, match=r"through this model, at 'm0', .*\.py:\d+: .* \(RuntimeError: no such luck\)"):
         found(net(Run(fails), conv(16, 16)))
 
 
