@@ -1,15 +1,12 @@
 """stages, schema, cache."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgepack.cli.group import cli
 from edgepack.cli.options import store_option
 from edgepack.core.errors import RecipeError
-
-if TYPE_CHECKING:
-    pass
 
 
 @cli.command()

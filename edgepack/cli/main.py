@@ -1,4 +1,9 @@
-"""The command line: parse, call, render, exit. Everything heavy is imported by the command that needs it."""
+"""The command line: parse, call, render, exit.
+
+A command is a function under `@cli.command()` in one of the modules imported below; a new module is added to that line.
+Its docstring is its help, its return value the exit code. It imports what is heavy itself, so that `--help` stays
+instant; arguments that several share stand in options.py, what is printed in views/, what it does in workflows/.
+"""
 
 import errno
 import sys

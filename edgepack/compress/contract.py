@@ -126,6 +126,10 @@ class Stage(Protocol):
         """Say why the stage makes no sense where the recipe puts it, or "". Without torch, for `check` asks too."""
         return ""
 
+    def uses(self, config: Any) -> dict[str, str]:
+        """Name the plugins of other kinds that it takes: {kind: name}. Their VERSION and LIBRARIES count as its own."""
+        return {}
+
     # dry_run(candidate, config, quantization) does to an untrained structure what `run` will, so that what cannot work
     # fails before hours are spent. With a config that needs timing it is given `latency` too, as a keyword; where the
     # stage uses a quantizer, its name as `quantizer`. None: the structure stays as it is, and nothing is tried.

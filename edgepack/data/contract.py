@@ -34,7 +34,7 @@ class Dataset(Protocol):
 
 
         def fingerprint(config):
-            return f"noise 1 {config.side}"
+            return f"side {config.side}"
 
 
         def load(config):
@@ -51,6 +51,7 @@ class Dataset(Protocol):
 
     Config: type[Frozen]  # what a recipe may say of it
 
+    VERSION: int = 1  # to bump when the same fingerprint would give other samples, as after a change of `load`
     LICENCE: str = "not stated"  # of the samples: the bundle ships some
     FOREIGN: bool = False  # whether a user's own code makes the samples: what it reads is watched
 
@@ -60,10 +61,13 @@ class Dataset(Protocol):
 
     @abstractmethod
     def fingerprint(self, config: Any) -> str:
-        """Tell what the samples are made of: another fingerprint, and every step runs again. Without torch."""
+        """Tell what the samples are made of: settings, and what is in files. With another fingerprint, name of the data
+        set or VERSION every step runs again; nothing else tells that samples changed. Without torch.
+        """
 
     @abstractmethod
-    def load(self, config: Any) -> Data: ...
+    def load(self, config: Any) -> Data:
+        """Give inputs [n, *shape] of the types that `describe` tells, and int64 targets [n], the indices of labels."""
 
     def files(self, config: Any) -> tuple[Path, ...]:
         """Name the files that the fingerprint covers, where the data is FOREIGN."""
@@ -104,7 +108,8 @@ class Task(Protocol):
             return logits.argmax(axis=1)
     """
 
-    METRIC: str  # the name of the score
+    METRIC: str  # the name of the score in warnings; budgets and reports call every score accuracy
+    VERSION: int = 1  # to bump when the same logits would give another loss or score
 
     @abstractmethod
     def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
@@ -120,7 +125,9 @@ class Task(Protocol):
 
     @abstractmethod
     def decide(self, logits: Any) -> Any:
-        """What an app would show; two runtimes agree on a sample where they decide alike. Of numpy arrays."""
+        """What an app would show, one whole number a sample, shape [n]; two runtimes agree on a sample where these are
+        the same. Of numpy arrays.
+        """
 
     def incompatibility(self, signature: Signature) -> str:
         """Say why the data is not for this task, or "". Without torch."""

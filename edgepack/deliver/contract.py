@@ -1,11 +1,12 @@
 """Define what a report must provide, and write reports."""
 
+import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgepack.config import plugins
-from edgepack.core.errors import RecipeError
+from edgepack.core.errors import RecipeError, StageError
 from edgepack.core.files import disk_error, write_atomic
 from edgepack.records.build import Build
 
@@ -13,7 +14,9 @@ from edgepack.records.build import Build
 class Report(Protocol):
     """Tells of a build in one file of dist/<recipe>/. Stands in deliver/reports/; everything must be defined.
 
-    A figure whose evidence is not "measured" says so beside itself: `wording.value` does. A whole report:
+    What a build holds stands in records/build.py. A figure whose evidence is not "measured" says so beside itself:
+    `wording.value` does of a verdict, `wording.measured` of a measurement. `edgepack gate RECIPE --reports DIR` writes
+    it without a build. A whole report:
 
         "How a build ended, in one line."
 
@@ -32,8 +35,19 @@ class Report(Protocol):
 
 
 def write_reports(build: Build, folder: Path) -> None:
+    """Write all of them. Raises StageError with the first that fails, when the others are written."""
+    failed: list[tuple[str, Exception]] = []
     for report in _reports():
-        write_atomic(folder / report.FILE, report.render(build).encode())
+        try:
+            content = report.render(build)
+        except Exception as error:
+            logging.getLogger(__name__).exception("the report %s failed", report.__name__)
+            failed.append((report.__name__.rpartition(".")[2], error))
+        else:
+            write_atomic(folder / report.FILE, content.encode())
+    for name, cause in failed:
+        message = f"the report '{name}' failed: {type(cause).__name__}: {cause}"
+        raise StageError(message, "build.log has the traceback") from cause
 
 
 def report_again(build: Build, reports: Path, judged: Path) -> Path:

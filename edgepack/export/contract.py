@@ -74,6 +74,10 @@ class Exporter(Protocol):
         """Name the delegate that a runtime must have to run the file, or "". Without torch."""
         return ""
 
+    def uses(self, config: Any) -> dict[str, str]:
+        """Name the plugins of other kinds that it takes: {kind: name}. Their VERSION and LIBRARIES count as its own."""
+        return {}
+
     def quantizer(self, config: Any) -> str:
         """Name the quantizer that int8 files with these settings want."""
         return DEFAULT_QUANTIZER

@@ -21,7 +21,7 @@ DEVICES = sorted((HERE / "bad_devices").glob("*.yaml"))
 def _says_what_it_should(file: Path) -> None:
     arguments, message = transcript(file.with_suffix(".txt"))
     ran = edgepack(*arguments)
-    there = {"{devices}": sorted(all_devices()), "{runners}": plugins.names("runners")}
+    there = {"{devices}": sorted(all_devices()), **{f"{{{kind}}}": plugins.names(kind) for kind in plugins.KINDS}}
     for word, names in there.items():
         message = message.replace(word, ", ".join(names))
     assert ran.err == message

@@ -158,7 +158,6 @@ def test_a_source_of_models_is_named_by_its_own_key(module: ModuleType) -> None:
 
 @_of("runners")
 def test_a_runner_says_what_its_answers_are_worth(module: ModuleType) -> None:
-    module.Config()
     assert isinstance(module.IS_LOCAL, bool)
     assert set(module.EVIDENCE) <= {"time", "memory", "predict", "delegates"}
     assert set(module.EVIDENCE.values()) <= {"measured", "emulated", "estimated"}

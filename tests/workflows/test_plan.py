@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from factories import answers, built, device, edgepack, recipe, recipe_file, recipe_text
 
+from edgepack.config import plugins
 from edgepack.config.device import Device, load_device
 from edgepack.config.recipe import Recipe, resolve
 from edgepack.config.recipe_reading import load_recipe
@@ -316,3 +317,22 @@ def test_a_budget_on_a_percentile_times_again_what_was_run_too_seldom() -> None:
     assert {step.name: step.reason for step in again.steps if step.reason} == {
         name: "its budget needs more runs" for name in ("time executorch", "time onnx")
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "runs"),
+    [
+        ("tasks", "image_classification", "model"),
+        ("datasets", "digits", "model"),
+        ("importances", "taylor", "prune"),
+        ("quantizers", "xnnpack", "quantize"),
+        ("backends", "xnnpack", "export executorch"),
+    ],
+)
+def test_a_plugin_of_another_version_runs_again(
+    kind: str, name: str, runs: str, store: Store, board: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(recipe(), board, store)
+    module = plugins.load(kind, name)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert next(iter(_reasons(plan(recipe(), board, store)))) == runs

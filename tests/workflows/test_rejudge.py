@@ -216,7 +216,7 @@ def test_the_gate_writes_reports_of_its_own() -> None:
     assert ran.code == 1
     assert "report again/tiny/report.html" in ran.out
     written = sorted(each.name for each in Path("again/tiny").iterdir())
-    assert written == ["junit.xml", "report.html", "report.md", "report.sarif"]
+    assert {*written} >= {"junit.xml", "report.html", "report.md", "report.sarif"}
     assert "a budget failed" in Path("again/tiny/report.md").read_text()
     assert (path.parent / "report.md").read_text() == "as it was"
 

@@ -136,7 +136,7 @@ def test_what_a_backend_hides_cannot_be_estimated() -> None:
     class Delegate:
         id = "CoreMLBackend"
 
-    with pytest.raises(DeviceError, match="CoreMLBackend is in a form of its own"):
+    with pytest.raises(DeviceError, match="the part delegated to CoreMLBackend cannot be read"):
         list(pte_operators._delegated(None, Delegate()))
 
 

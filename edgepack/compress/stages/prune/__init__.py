@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgepack.compress.contract import Context
 from edgepack.compress.stages.prune.config import Config as Config
 from edgepack.compress.training.recovery import recover
+from edgepack.config import plugins
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError, listed
 from edgepack.core.events import Emit, Note
@@ -32,6 +33,10 @@ TAKES, GIVES = "eager", "eager"
 VERSION = 8
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
+
+
+def uses(config: Config) -> dict[str, str]:
+    return {"importances": config.importance}
 
 
 def incompatibility(config: Config, place: Place) -> str:
@@ -170,11 +175,10 @@ def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:
             f"{config.of_encoders[0]} can be removed from a transformer encoder only, which this model is not",
             "give a ratio of channels, or a target",
         )
-    if encoder and config.importance in ("lamp", "bn_scale"):
-        raise StageError(
-            f"importance {config.importance} is for convolutional networks, but this is an encoder",
-            "use taylor, l1, l2 or random",
-        )
+    if encoder and not plugins.load("importances", config.importance).FITS_ENCODERS:
+        fitting = [each for each in plugins.names("importances") if plugins.load("importances", each).FITS_ENCODERS]
+        message = f"importance {config.importance} is for convolutional networks, but this is an encoder"
+        raise StageError(message, f"use {', '.join(fitting[:-1])} or {fitting[-1]}")
     if config.layers is not None:
         layer_dropping.check_layers(module, config.layers)
 

@@ -3,15 +3,15 @@
 import copy
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch_pruning import importance as known
 
 from edgepack.compress.contract import Context
 from edgepack.compress.training.batch_norm import refresh_batch_norm
 from edgepack.compress.training.evaluation import predict
+from edgepack.config import plugins
 from edgepack.core.events import StepProgress
 from edgepack.data.splits import Batch
 from edgepack.models.structure.dependency_groups import Score, survey
@@ -39,23 +39,11 @@ def dry_run_score(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]
 
 
 def _score(module: nn.Module, importance: str, losses: Iterator[Tensor]) -> Score:
-    if importance == "taylor":
+    plugin = plugins.load("importances", importance)
+    if plugin.NEEDS_GRADIENTS:
         _accumulate_gradients(module, losses)
-    scores: dict[str, Score] = {
-        "taylor": known.GroupTaylorImportance(),
-        "l1": known.GroupMagnitudeImportance(p=1),
-        "l2": known.GroupMagnitudeImportance(p=2),
-        "lamp": known.LAMPImportance(p=2),
-        "bn_scale": _by_norm,
-        "random": known.RandomImportance(),
-    }
-    return scores[importance]
-
-
-def _by_norm(group: Any) -> Tensor:
-    """The scale of the batch norm behind each channel; the size of its weights where none follows (squeeze-excite)."""
-    worth: Tensor | None = known.BNScaleImportance()(group)
-    return known.GroupMagnitudeImportance(p=2)(group) if worth is None else worth
+    found: Score = plugin.score()
+    return found
 
 
 def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:

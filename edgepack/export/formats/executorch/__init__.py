@@ -48,6 +48,10 @@ class Config(Frozen):
         return name
 
 
+def uses(config: Config) -> dict[str, str]:
+    return {"backends": config.backend}
+
+
 def _backend(config: Config) -> ModuleType:
     return plugins.load("backends", config.backend)
 

@@ -46,11 +46,13 @@ class Backend(Protocol):
             return [QnnPartitioner(...)]
     """
 
-    DELEGATE: str = ""  # what a file names it by
+    VERSION: int = 1  # to bump when the same program would give another file
+    LIBRARIES: tuple[str, ...] = ()  # packages besides executorch whose version changes the file
+    DELEGATE: str = ""  # what a file names it by, to tell its operators and bytes in reports; mostly that of NEEDS
     NEEDS: str = ""  # the delegate that a runtime must have to run the file; "" where every runtime will do
     SOURCE: str = "exir"  # its lowering, inside the package executorch
     PACKAGE: str = ""  # what its lowering needs besides
-    QUANTIZER: str = DEFAULT_QUANTIZER  # of its int8 files
+    QUANTIZER: str = DEFAULT_QUANTIZER  # of its int8 files, a name in compress/stages/quantize/quantizers/
     BUILD: str = ""  # the option of CMake that builds it into a runtime
     LIBRARY: str = ""  # what an app links then
 

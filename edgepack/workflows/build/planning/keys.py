@@ -7,7 +7,6 @@ from edgepack.config import plugins
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
-from edgepack.core.frozen import Json
 from edgepack.records.differences import Difference, differences
 
 
@@ -52,13 +51,29 @@ def _features(before: str, after: str) -> str:
     return " ".join(["processor features", *shown])
 
 
-def plugin_facts(choice: Choice) -> Json:
-    return {
+def plugin_facts(choice: Choice) -> dict[str, Any]:
+    facts = {
         "plugin": choice.name,
         "version": choice.module.VERSION,
         "config": choice.plain(),
         "versions": provenance.versions(*provenance.CORE, *choice.module.LIBRARIES),
     }
+    inner = {kind: inner_facts(kind, name) for kind, name in choice.module.uses(choice.config).items()}
+    return {**facts, **inner}
+
+
+def inner_facts(kind: str, name: str) -> dict[str, Any]:
+    """Of a plugin that another one takes."""
+    module = plugins.load(kind, name)
+    return {"plugin": name, "version": module.VERSION, "versions": provenance.versions(*module.LIBRARIES)}
+
+
+def data_fingerprint(data: Choice) -> str:
+    return f"{data.name} {data.module.VERSION} {data.module.fingerprint(data.config)}"
+
+
+def task_facts(task: str) -> dict[str, Any]:
+    return {"task": task, "task version": plugins.load("tasks", task).VERSION}
 
 
 def files(models: Iterable[Choice]) -> list[str]:
@@ -76,7 +91,5 @@ def quantizer_of(exporter: Choice) -> str:
     return str(exporter.module.quantizer(exporter.config))
 
 
-def quantizer_facts(name: str) -> Json:
-    module = plugins.load("quantizers", name)
-    facts = {"plugin": name, "version": module.VERSION, "versions": provenance.versions(*module.LIBRARIES)}
-    return {"quantizer": facts}
+def quantizer_facts(name: str) -> dict[str, Any]:
+    return {"quantizer": inner_facts("quantizers", name)}

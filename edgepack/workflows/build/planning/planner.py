@@ -29,12 +29,14 @@ from edgepack.records.differences import numbered
 from edgepack.records.verdict import Base
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
 from edgepack.workflows.build.planning.keys import (
+    data_fingerprint,
     files,
     installed,
     plugin_facts,
     quantizer_facts,
     quantizer_of,
     reasons,
+    task_facts,
 )
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
@@ -71,7 +73,8 @@ class Planner:
         self.store, self.facts, self.remeasure, self.baseline = store, facts, remeasure, baseline
         self.protocol = TimingProtocol.of(budget.metric for budget in recipe.budgets)
         self.previous = previous(store, recipe, recipe.profile)
-        self.fingerprint = recipe.data.module.fingerprint(recipe.data.config)
+        self.fingerprint = data_fingerprint(recipe.data)
+        self.task = task_facts(recipe.task)
         self.reads = Reads(store)
         self.quantizers = tuple(dict.fromkeys(quantizer_of(each) for each in recipe.exporters))
         self.teacher: Step | None = None
@@ -185,7 +188,7 @@ class Planner:
             "files": shas,
             "reference": torch.key,
             **self._data(),
-            "task": self.recipe.task,
+            **self.task,
             "where": self._where(export.plugin, "predict"),
             "version": _EVALUATION,
         }
@@ -270,7 +273,7 @@ class Planner:
             "plugin": recipe.model.name,
             "config": recipe.model.plain(),
             "files": files([recipe.model]),
-            "task": recipe.task,
+            **self.task,
             "data": self.fingerprint,
             **self.reads.ingredients(recipe.model, recipe.data),
             "seed": recipe.seed,

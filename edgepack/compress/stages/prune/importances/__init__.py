@@ -1,0 +1,1 @@
+"""One module an importance of channels; see compress/stages/prune/contract.py."""
