@@ -43,13 +43,13 @@ class Command:
 
 
 _COMMANDS = (
-    Command(words="gate quickstart", limit=0.3),
+    Command(words="gate quickstart", limit=0.35),
     Command(words="compare quickstart quickstart", limit=0.5),
     Command(words="verify {dist}/quickstart/quickstart.zip", limit=0.5),
-    Command(words="check quickstart"),
+    Command(words="check quickstart", limit=0.3),
     Command(words="plan quickstart"),
-    Command(words="build quickstart"),
-    Command(words="--help"),
+    Command(words="build quickstart", limit=0.6),
+    Command(words="--help", limit=0.15),
 )
 
 
