@@ -1,8 +1,11 @@
 """Define batches and splits, for training and for evaluation of exported files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from edgepack.core.errors import RecipeError
+from edgepack.core.signature import Signature
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -95,3 +98,32 @@ class Data(TrainingData):
 
     def for_stages(self) -> TrainingData:
         return TrainingData(train=self.train, validation=self.validation)
+
+    def check(self, signature: Signature) -> None:
+        """Raises RecipeError where splits are not as the data set describes them, by all targets and a few inputs."""
+        for part in ("train", "validation", "test"):
+            if problem := _problem(getattr(self, part), signature):
+                raise RecipeError(
+                    f"the split '{part}' of the data is wrong: {problem}", "fix `load` or `describe` of the data set"
+                )
+
+
+def _problem(split: Split, signature: Signature) -> str:
+    import torch
+
+    lengths = {len(tensor) for tensor in (*split.inputs, split.targets)}
+    if len(lengths) > 1 or not len(split):
+        return f"it has {len(split)} targets for {' and '.join(str(len(each)) for each in split.inputs)} inputs"
+    if split.targets.dtype != torch.int64 or split.targets.dim() != 1:
+        kind = str(split.targets.dtype).removeprefix("torch.")
+        return f"targets are {kind} of shape {list(split.targets.shape)}, expected int64 of shape [n]"
+    low, high, most = int(split.targets.min()), int(split.targets.max()), len(signature.labels) - 1
+    if low < 0 or high > most:
+        return f"targets go from {low} to {high}, but the labels are 0 to {most}"
+    given = [(list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")) for tensor in split.head(2)]
+    wanted = [([*spec.shape], spec.dtype) for spec in signature.inputs]
+    return "" if given == wanted else f"a sample is {_shown(given)}, described as {_shown(wanted)}"
+
+
+def _shown(inputs: Sequence[tuple[list[int], str]]) -> str:
+    return " and ".join(f"{dtype} of shape {shape}" for shape, dtype in inputs) or "nothing"

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from edgepack.config import plugins
+from edgepack.core.errors import RecipeError
 from edgepack.data.datasets import digits
 from edgepack.data.datasets.digits import Config
 from edgepack.data.partition import drawn
@@ -190,3 +193,25 @@ def test_windows_are_parts_of_their_pictures() -> None:
     allowed = {place.numpy().tobytes() for whole in places for place in (whole, whole.flip(1))}
     assert windows.shape == (200, 2, 5, 5)
     assert {window.numpy().tobytes() for window in windows[:, 1]} == allowed
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "problem"),
+    [
+        (torch.zeros(4, 2, 8, 8), torch.arange(4), "a sample is float32 of shape [2, 8, 8], described as float32 of"),
+        (torch.zeros(4, 1, 8, 8).double(), torch.arange(4), "a sample is float64 of shape [1, 8, 8], described as"),
+        (torch.zeros(4, 1, 8, 8), torch.arange(4) + 7, "targets go from 7 to 10, but the labels are 0 to 9"),
+        (torch.zeros(4, 1, 8, 8), torch.arange(4).int(), "targets are int32 of shape [4], expected int64"),
+        (torch.zeros(3, 1, 8, 8), torch.arange(4), "it has 4 targets for 3 inputs"),
+    ],
+    ids=["shape", "type", "range", "type of targets", "number"],
+)
+def test_samples_that_are_not_as_described_are_told_before_any_step(
+    inputs: torch.Tensor, targets: torch.Tensor, problem: str
+) -> None:
+    good = Split(inputs=(torch.zeros(4, 1, 8, 8),), targets=torch.arange(4))
+    bad = Split(inputs=(inputs,), targets=targets)
+    signature = plugins.load("datasets", "digits").describe(plugins.choose("datasets", {"digits": {"size": 8}}).config)
+    with pytest.raises(RecipeError, match=re.escape(f"the split 'validation' of the data is wrong: {problem}")):
+        Data(train=good, validation=bad, test=good).check(signature)
+    Data(train=good, validation=good, test=good).check(signature)

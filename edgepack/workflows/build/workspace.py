@@ -61,6 +61,7 @@ class Workspace:
     def data(self) -> "Data":
         load = partial(self.recipe.data.module.load, self.recipe.data.config)
         data: Data = self.watched(self.recipe.data, "the data's function", load)()
+        data.check(self.signature)
         for note in data.notes:
             self.emit(Note(text=note))
         return data

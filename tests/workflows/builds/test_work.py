@@ -142,7 +142,7 @@ def test_products_that_saturate_on_what_stands_in_for_a_device_say_nothing_of_it
     work.emit = told.append
     monkeypatch.setitem(work.session.facts, "features", "avx2 fma")
     dry_run_step.warn_of_saturation(work)
-    assert "this computer, which runs the files for Cortex-A55, estimated: int8 files" in str(told[0])
+    assert "this computer, which runs the files for Cortex-A55, estimated: int8 ONNX" in str(told[0])
     assert "device profile" not in str(told[0])
 
 
