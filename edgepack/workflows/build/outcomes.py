@@ -63,6 +63,7 @@ class TimingOutcome(Outcome):
     teacher: Timed = Timed()
     not_run: str = ""
     not_timed: str = ""
+    teacher_not_timed: str = ""
 
 
 class AnswersOutcome(Outcome):

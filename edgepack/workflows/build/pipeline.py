@@ -34,7 +34,7 @@ from edgepack.judge import history
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPLAINED, judge_build
 from edgepack.measure.session import DeviceSession, Facts
-from edgepack.records.artifact import Artifact, deflated
+from edgepack.records.artifact import Artifact, deflated, label_of
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.verdict import Verdict
 from edgepack.workflows import baselines
@@ -44,7 +44,7 @@ from edgepack.workflows.build.outcomes import CandidateOutcome, EvaluationOutcom
 from edgepack.workflows.build.output import alone, output_folder, record_failure, withdraw
 from edgepack.workflows.build.planning.memory import remember
 from edgepack.workflows.build.planning.planner import Planner
-from edgepack.workflows.build.planning.step import MODEL, Plan, Step, StepId
+from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
 from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.evaluation import check_files
@@ -163,7 +163,8 @@ _WITHOUT = "without it, files run on this computer, and times are estimated if t
 def _after(result: Build, runner: Runner, step: Step, folder: Path) -> Build:
     """The build after one more step. A file that fails as it runs keeps no other from being evaluated."""
     failed = runner.work.failed
-    if step.kind in ("evaluation", "timing") and step.id.of("evaluation") in failed:
+    ran = [id for id in failed if id.format == step.id.format]  # of the model's file or the teacher's: both are timed
+    if step.kind == "timing" and ran:
         return result
     try:
         entry = _do(runner, step)
@@ -241,8 +242,11 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
             more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
         case "evaluation" if why := EvaluationOutcome.read(entry).not_run:
             more["not_run"] = {**result.not_run, step.id.label: why}
-        case "timing" if why := TimingOutcome.read(entry).not_timed:
-            more["not_timed"] = {**result.not_timed, step.id.label: why}
+        case "timing":
+            found = TimingOutcome.read(entry)
+            whys = ((MODEL, found.not_timed), (TEACHER, found.teacher_not_timed))
+            told = {label_of(step.id.format, subject): why for subject, why in whys if why}
+            more["not_timed"] = {**result.not_timed, **told}
     return result.model_copy(update=more)
 
 

@@ -293,3 +293,10 @@ def test_bf16_where_the_processor_has_none_ends_before_any_training(
 def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> None:
     with pytest.raises(ConfigError, match=r"at stages.1..quantize.precision\n.*precision must be fp32 here, got bf16"):
         recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"precision": "bf16"}}])
+
+
+def test_outputs_that_are_not_finite_are_no_samples_of_a_bundle() -> None:
+    """They end the build with where they begin, not with what JSON cannot hold."""
+    assert evaluation._cases(numpy.eye(2, dtype="float32")) == ((1.0, 0.0), (0.0, 1.0))
+    for wrong in (numpy.nan, numpy.inf):
+        assert evaluation._cases(numpy.array([[1.0, 0.0], [wrong, 1.0]])) == ()

@@ -119,6 +119,10 @@ class Planner:
         """The quantizers that one candidate each is needed for from this stage on, if it is the first to use one."""
         return self.quantizers if stage.module.USES_QUANTIZER and len(self.quantizers) > 1 else ("",)
 
+    def exporters_of(self, variant: str) -> list[Choice]:
+        """Those whose files are made of candidates of this variant."""
+        return [each for each in self.recipe.exporters if variant in ("", quantizer_of(each))]
+
     def variant(self, exporter: Choice) -> str:
         """Which of the last candidates a file is made of: that of its quantizer, where there is one of each."""
         name = quantizer_of(exporter)
@@ -208,7 +212,7 @@ class Planner:
         step = self._about(export.id.of("timing"), export, ingredients, shas)
         known = TimingOutcome.read(step.entry) if step.entry and step.cached else TimingOutcome()
         answers = known.model.answers  # none where it was not run
-        if answers and not self.protocol.kept(answers):
+        if answers and not (self.protocol.kept(answers) and self.protocol.kept(known.teacher.answers)):
             return step.because("its budget needs more runs")
         if answers and not self.decided(export.id.format, answers):
             return step.because("its budget is not decided yet")
@@ -290,7 +294,7 @@ class Planner:
     def _stage_ingredients(self, id: StepId, stage: Choice, parent: str, teacher: str) -> Json:
         reads = stage.module.READS
         facts = self.device.quantization.model_dump(mode="json", include=set(reads))
-        measured = self._measured_by(self.recipe.exporters[0]) if stage.config.needs_timing else {}
+        measured = self._measured_by(self.exporters_of(id.format)[0]) if stage.config.needs_timing else {}
         own = plugin_facts(stage)
         models = [value for _, value in stage.config if isinstance(value, Choice)]
         return {

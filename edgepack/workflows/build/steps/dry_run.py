@@ -1,6 +1,6 @@
 """Run an untrained model through every stage and export, before hours of training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import takewhile
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def check(work: Workspace) -> None:
     """Raises StageError or DeviceError with the stage or export that would fail."""
     quantizers = work.planner.quantizers
-    if any(stage.config.needs_timing for stage in work.recipe.stages):
-        for quantizer in quantizers:
-            check_timed(work, Trials(work, quantizer).exporters[0])
+    for stage, variants in zip(work.recipe.stages, _variants(work), strict=True):
+        for variant in variants if stage.config.needs_timing else ():
+            check_timed(work, Trials(work, variant).exporters[0])
     warn_of_saturation(work)
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
     candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
@@ -33,21 +33,32 @@ def check(work: Workspace) -> None:
     for quantizer in quantizers:
         made = [candidate]
         stages = work.recipe.stages
-        for stage, name in zip(stages, numbered(stage.name for stage in stages), strict=True):
-            made.append(_dry_run(work, stage, name, made[-1], quantizer))
+        names = numbered(stage.name for stage in stages)
+        for stage, name, variants in zip(stages, names, _variants(work), strict=True):
+            variant = quantizer if quantizer in variants else ""
+            made.append(_dry_run(work, stage, name, made[-1], variant))
         _try_exports(work, made, Trials(work, quantizer).exporters)
 
 
-def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", quantizer: str) -> "Candidate":
+def _variants(work: Workspace) -> Iterator[tuple[str, ...]]:
+    """The variants of the candidate that each stage gives: see Planner.candidates."""
+    variants: tuple[str, ...] = ("",)
+    for stage in work.recipe.stages:
+        if stage.module.USES_QUANTIZER and len(work.planner.quantizers) > 1:
+            variants = work.planner.quantizers
+        yield variants
+
+
+def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
     """The candidate after what the stage does to its structure."""
     if any(each.precision == "bf16" for each in stage.config.trainings):
         guarded(name, _check_bf16, work.store.root)
     dry_run = stage.module.dry_run
     if dry_run is None:
         return candidate
-    more: Json = {"latency": Trials(work, quantizer).latency} if stage.config.needs_timing else {}
+    more: Json = {"latency": Trials(work, variant).latency} if stage.config.needs_timing else {}
     if stage.module.USES_QUANTIZER:
-        more["quantizer"] = quantizer
+        more["quantizer"] = variant or work.planner.quantizers[0]
     act: Callable[[], Candidate] = partial(dry_run, candidate, stage.config, work.device.quantization, **more)
     for model in (value for _, value in stage.config if isinstance(value, Choice)):
         act = work.watched(model, f"the function of {name}'s model", act)

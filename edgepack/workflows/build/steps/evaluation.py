@@ -46,12 +46,19 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     return EvaluationOutcome(
         score=scored.score,
         rows=scored.rows,
-        cases=tuple(map(tuple, found[:EXAMPLES].tolist())),
+        cases=_cases(found[:EXAMPLES]),
         parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",
         broken=_broken(work, found, artifact),
     )
+
+
+def _cases(logits: "Array") -> tuple[tuple[float, ...], ...]:
+    """As a bundle holds them; none of a file that answers NaN or Inf, which gets into no bundle."""
+    import numpy
+
+    return tuple(map(tuple, logits.tolist())) if numpy.isfinite(logits).all() else ()
 
 
 def _was_run(work: Workspace, id: StepId) -> bool:
@@ -143,4 +150,8 @@ def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOu
         return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
     split = work.data.test.first(EXAMPLES)
     found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
-    return AnswersOutcome(cases=tuple(map(tuple, found.tolist())))
+    if not (cases := _cases(found)):
+        raise StageError(
+            f"the {artifact.format} file outputs NaN or Inf on the computer that built it", evaluate.BROKEN
+        )
+    return AnswersOutcome(cases=cases)

@@ -19,7 +19,7 @@ def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
     if why := work.why_not_run(format):
         return TimingOutcome(not_run=why)
     if why := why_not_timed(work):
-        return TimingOutcome(not_timed=why)
+        return TimingOutcome(not_timed=why, teacher_not_timed=why)
     runtime = step.plugin.module.RUNTIME
     files = [work.file(StepId("timing", subject, format))[1] for subject in (MODEL, TEACHER)]
     jobs = [work.timing_job(runtime, file) for file in files]
@@ -39,22 +39,22 @@ def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
 
 def _estimated(work: Workspace, jobs: list[Json]) -> TimingOutcome:
     """What nobody can work out, today or tomorrow, is no error: all else goes on."""
-    found = []
+    found, whys = [], []
     for job in jobs:
         try:
             found.append(Timed(estimate=Estimated.model_validate(work.session.run(job))))
+            whys.append("")
         except DeviceError as error:
-            if not found:
-                return TimingOutcome(not_timed=error.message)
             found.append(Timed())
-    return TimingOutcome(model=found[0], teacher=found[1])
+            whys.append(error.message)
+    return TimingOutcome(model=found[0], teacher=found[1], not_timed=whys[0], teacher_not_timed=whys[1])
 
 
 def _before(work: Workspace, step: Step) -> tuple[Answers, Answers]:
     """What was taken of both before, where more will do; as many as ever are taken did not decide: then afresh."""
     known = TimingOutcome.read(step.entry) if step.entry and not work.planner.remeasure else TimingOutcome()
     model, teacher = known.model.answers, known.teacher.answers
-    kept = len(model) == len(teacher) < protocol.MOST and work.planner.protocol.kept(model)
+    kept = all(map(work.planner.protocol.kept, (model, teacher))) and len(model) == len(teacher) < protocol.MOST
     return (model, teacher) if kept else ([], [])
 
 

@@ -9,7 +9,6 @@ from edgepack.config.plugins import Choice
 from edgepack.core.errors import DeviceError, StageError
 from edgepack.export import contract
 from edgepack.measure.timing.figures import timings
-from edgepack.workflows.build.planning.keys import quantizer_of
 from edgepack.workflows.build.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class Trials:
     def __init__(self, work: Workspace, variant: str = "") -> None:
         """Of the files that would be made of a candidate of this variant: a quantizer, where the files want several."""
         self.work = work
-        self.exporters = [each for each in work.recipe.exporters if variant in ("", quantizer_of(each))]
+        self.exporters = work.planner.exporters_of(variant)
         self.written: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the newest last
 
     def latency(self, candidate: "Candidate") -> float:
