@@ -10,6 +10,7 @@ from factories import python, recipe_file
 from edgepack.config.device import load_device
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.errors import DeviceError, RecipeError
+from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.workflows.build.pipeline import build
 from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.planning.step import StepId
@@ -27,11 +28,16 @@ SHORT = [
 # A process for each step, of one that has done nothing but import libraries, which takes longer than most steps.
 ELSEWHERE = """
 import json, os, sys
-import torch, torchvision, torchao, onnx, executorch.exir
+import torch, torchao, onnx, executorch.exir
+from edgepack.core.process.libraries import torchvision
+torchvision()
 from edgepack import Store, load_device, load_recipe
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.runner import run_step
+from edgepack.measure.timing.protocol import TimingProtocol
 overrides, first = json.loads(sys.argv[1]), sys.argv[2]
+short = TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=3, most_runs=3)
+TimingProtocol.of = lambda metrics: short
 for step in sys.argv[2:]:
     if not (child := os.fork()):
         recipe = load_recipe("quickstart", overrides=overrides)
@@ -44,7 +50,9 @@ for step in sys.argv[2:]:
 
 
 @pytest.mark.slow
-def test_every_step_in_a_process_of_its_own_gives_the_same_bundle() -> None:
+def test_every_step_in_a_process_of_its_own_gives_the_same_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=3, most_runs=3)
+    monkeypatch.setattr(TimingProtocol, "of", lambda metrics: short)
     recipe = load_recipe("quickstart", overrides=SHORT)
     device = load_device(recipe.device)
     steps = [step.id for step in plan(recipe, device, Store("elsewhere")).steps]
