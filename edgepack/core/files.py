@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
 
     They are remembered under the name `of` what they belong to.
     """
+    from concurrent.futures import ThreadPoolExecutor  # of the many commands that ask for no digests, none pays for it
+
     memory = DOWNLOADS / f"digests-{digest(of)[:16]}.json"
     before = _remembered(memory)
     with ThreadPoolExecutor() as pool:

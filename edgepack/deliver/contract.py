@@ -1,6 +1,5 @@
 """Define what a report must provide, and write reports."""
 
-import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +40,8 @@ def write_reports(build: Build, folder: Path) -> None:
         try:
             content = report.render(build)
         except Exception as error:
+            import logging
+
             logging.getLogger(__name__).exception("the report %s failed", report.__name__)
             failed.append((report.__name__.rpartition(".")[2], error))
         else:
