@@ -70,10 +70,10 @@ def test_what_an_app_ships_has_nothing_to_test() -> None:
 
 def test_a_tokenizer_that_makes_other_inputs_is_noticed() -> None:
     other = load(tokenizer("other", special=("[UNK]", "[PAD]", "[CLS]", "[SEP]")), 8)
-    with pytest.raises(SelftestError, match=r'tokenizer\.json makes other input_ids of "The bank and'):
+    with pytest.raises(SelftestError, match=r'tokenizer\.json gives other input_ids for "The bank and'):
         list(selftest.run(bundle(text_files(**{"io/tokenizer.json": other.json()}))))
     longer = load(tokenizer(), 9)
-    with pytest.raises(SelftestError, match=r"makes other attention_mask of"):
+    with pytest.raises(SelftestError, match=r"gives other attention_mask for"):
         list(selftest.run(bundle(text_files(**{"io/tokenizer.json": longer.json()}))))
 
 

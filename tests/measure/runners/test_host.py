@@ -148,6 +148,12 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
+def once(job: dict[str, Any]) -> dict[str, Any]:
+    """What a job gives of a computer that starts as many processes at once as it has cores."""
+    with closing(processes.Host(ONE)) as here:
+        return here.run(job)
+
+
 def log() -> list[tuple[str, str]]:
     """What happened, and in which process."""
     lines = (line.split() for line in Path("log").read_text().splitlines())
@@ -177,13 +183,13 @@ def test_each_runtime_has_workers_of_its_own(worker: Path, cores: int) -> None:
 def test_no_more_than_four_start_at_once(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(64)})
     worker.write_text(f"{LOGS}{AWAITED}print(json.dumps(job))\n")
-    run_here({"runtime": "x"})
+    once({"runtime": "x"})
     assert len({process for _, process in log()}) == 4
 
 
 def test_those_that_got_no_job_are_gone_afterwards(worker: Path, cores: int) -> None:
     worker.write_text(f"{LOGS}{AWAITED}print(json.dumps(job))\n")
-    run_here({"runtime": "x"})
+    once({"runtime": "x"})
     ended = {process for _, process in log()}
     assert len(ended) == cores and not any(Path("/proc", process).exists() for process in ended)
 
@@ -216,7 +222,7 @@ def test_one_that_was_killed_as_it_started_is_no_failure_while_there_are_others(
     killed = "if open('log').read().count('starts') == 1:\n    os.kill(os.getpid(), 9)\n"
     worker.write_text(f"{LOGS}{killed}{AWAITED}print(json.dumps(job))\n")
     Path("log").touch()
-    assert [run_here({"runtime": "x", "job": i})["job"] for i in range(2)] == [0, 1]
+    assert [once({"runtime": "x", "job": i})["job"] for i in range(2)] == [0, 1]
 
 
 def test_a_start_that_is_interrupted_leaves_nobody(worker: Path, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
