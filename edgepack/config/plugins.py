@@ -17,8 +17,9 @@ from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from edgepack.config.document import KeyPath, Nested, unknown
 from edgepack.core.errors import RecipeError
@@ -57,10 +58,6 @@ _PACKAGE = Path(__file__).parent.parent
 def names(kind: str) -> tuple[str, ...]:
     """Every plugin of a kind, shipped or installed, sorted."""
     return tuple(sorted({*_shipped(kind), *_installed(kind)}))
-
-
-def is_known(kind: str, name: str) -> bool:
-    return name in _shipped(kind) or name in _installed(kind)
 
 
 @cache
@@ -206,12 +203,30 @@ def name_of(kind: str, value: object) -> str:
         keys = tuple(str(key) for key in value)
     else:
         raise ValueError(f"expected one {_singular(kind)} with its settings, one of: {', '.join(names(kind))}")
-    found = [key for key in keys if is_known(kind, key)]
+    found = [key for key in keys if key in names(kind)]
     if not found:
         raise ValueError(unknown(_singular(kind), keys[0], names(kind)))
     if len(found) > 1:
         raise ValueError(f"one {_singular(kind)} only, got {' and '.join(found)}")
     return found[0]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A setting that names a plugin of a kind: `backend: Annotated[str, Named("backends")] = "xnnpack"`."""
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": [*names(self.kind)]}
+
+    def _known(self, name: str) -> str:
+        if name not in names(self.kind):
+            raise ValueError(unknown("value", name, names(self.kind)))
+        return name
 
 
 def summary(module: ModuleType) -> str:

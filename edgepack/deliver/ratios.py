@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from edgepack.core.order_statistics import interval
+from edgepack.records.artifact import TEACHER, label_of
 from edgepack.records.build import Build
 from edgepack.records.measurement import Measurement
 
@@ -10,7 +11,7 @@ from edgepack.records.measurement import Measurement
 def with_teacher(build: Build, label: str) -> Iterator[tuple[Measurement, Measurement]]:
     """What is known of both files, the teacher's first: size, then time."""
     for metric in ("size", "latency.p50"):
-        teacher, ours = build.find(metric, f"teacher ({label})"), build.find(metric, label)
+        teacher, ours = build.find(metric, label_of(label, TEACHER)), build.find(metric, label)
         if teacher and ours and ours.value and teacher.value:
             yield teacher, ours
 

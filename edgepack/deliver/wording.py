@@ -10,6 +10,7 @@ from edgepack.core.errors import ExitCode
 from edgepack.core.metrics import FROM_BELOW, METRICS, quantity_of
 from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver.ratios import is_worse, ratio_bounds, times, with_teacher
+from edgepack.records.artifact import TEACHER, label_of
 from edgepack.records.build import Build
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Verdict
@@ -257,7 +258,7 @@ def gains(build: Build) -> Iterator[str]:
 
 
 def _drop(build: Build, label: str) -> str:
-    teacher, ours = build.find("accuracy", f"teacher ({label})"), build.find("accuracy", label)
+    teacher, ours = build.find("accuracy", label_of(label, TEACHER)), build.find("accuracy", label)
     return f", accuracy {measured(teacher)} -> {measured(ours)}" if teacher and ours else ""
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 from edgepack.config.budgets import Budget, Waiver
 from edgepack.core.errors import ExitCode, most_decisive
 from edgepack.core.metrics import AGAINST_TEACHER, FROM_BELOW, METRICS, Evidence
+from edgepack.records.artifact import TEACHER, label_of
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Base, NoBase, Outcome, Verdict
 
@@ -212,7 +213,7 @@ def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
     ours = known.get((budget.metric, artifact))
     if ours is None or budget.bound not in AGAINST_TEACHER:
         return _Found(value=ours.value, low=ours.low, high=ours.high, evidence=ours.evidence) if ours else None
-    teacher = known.get((budget.metric, f"teacher ({artifact})"))
+    teacher = known.get((budget.metric, label_of(artifact, TEACHER)))
     if teacher is None or (budget.bound == "retain" and teacher.low <= 0):
         return None
     made = {"max_drop": _drop, "retain": _retained}[budget.bound](teacher, ours)

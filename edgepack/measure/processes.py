@@ -36,6 +36,7 @@ _START = (
     "from edgepack.measure.worker.job import main; main()"
 )
 _WORKER = ("-c", _START, str(Path(__file__).parents[2]))
+MEASURED = dict.fromkeys(("time", "memory", "predict", "delegates"), "measured")  # of who runs all modes of the worker
 _MOST = 4  # processes of a runtime that are started at once: each of ExecuTorch takes some 200 MB
 _TIMEOUT = 600.0  # seconds; a job takes a few
 _SLOWEST = 2.0  # seconds that one row of a prediction may take

@@ -7,13 +7,15 @@ from edgepack.core.files import file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.records.file_contents import Contents
 
+MODEL, TEACHER = "model", "teacher"  # subjects: what ships, and the fp32 file that it is compared with
+
 
 class Artifact(Frozen):
-    """The file a device loads. `subject` is "model" for what ships, "teacher" for the fp32 file it is compared with."""
+    """The file a device loads."""
 
     format: str  # the exporter that wrote it: executorch, onnx
     runtime: str  # the runtime that loads it: executorch, onnxruntime
-    subject: str = "model"
+    subject: str = MODEL
     file: str
     bytes: int
     sha256: str
@@ -30,7 +32,7 @@ class Artifact(Frozen):
             bytes=path.stat().st_size,
             sha256=file_digest(path),
             contents=contents,
-            compressed=deflated(path.read_bytes()) if subject == "model" else None,
+            compressed=deflated(path.read_bytes()) if subject == MODEL else None,
         )
 
     @property
@@ -43,7 +45,7 @@ def label_of(format: str, subject: str) -> str:
     >>> label_of("onnx", "model"), label_of("onnx", "teacher")
     ('onnx', 'teacher (onnx)')
     """
-    return format if subject == "model" else f"{subject} ({format})"
+    return format if subject == MODEL else f"{subject} ({format})"
 
 
 def deflated(content: bytes) -> int:

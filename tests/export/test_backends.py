@@ -1,13 +1,12 @@
 """What ExecuTorch can hand a model to, where it is installed, and files that cannot run where they are built."""
 
 import shutil
-from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import at_work, budget, build, built, edgepack, recipe, recipe_file, run_here
+from factories import at_work, budget, build, built, edgepack, published, recipe, recipe_file, run_here
 from torch_factories import How, Kind, context, data, logits, made
 from torch_factories import tiny_models as tiny_models
 
@@ -93,11 +92,7 @@ def test_another_package_brings_a_backend_with_what_differs_alone(monkeypatch: p
     source = ["NEEDS = 'QnnBackend'", "QUANTIZER = 'qnn'", "SOURCE = 'exir'"]
     Path("hexagon.py").write_text("\n".join(source))
     monkeypatch.syspath_prepend(Path.cwd())
-    installed = plugins._installed
-    point = EntryPoint(name="hexagon", value="hexagon", group="edgepack.backends")
-    monkeypatch.setattr(
-        plugins, "_installed", lambda kind: installed(kind) | ({"hexagon": point} if kind == "backends" else {})
-    )
+    published(monkeypatch, "backends", "hexagon", "hexagon")
     chosen = plugins.choose("exporters", {"executorch": {"backend": "hexagon"}})
     assert executorch.unavailable(executorch.Config(backend="hexagon")) == ""
     assert executorch.needs(executorch.Config(backend="hexagon")) == "QnnBackend"

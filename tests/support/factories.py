@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from unittest import mock
 import pytest
 
 from edgepack.cli import main
+from edgepack.config import plugins
 from edgepack.config.budgets import Budget
 from edgepack.config.device import Controls, Device, load_device
 from edgepack.config.recipe import Recipe, resolve
@@ -144,6 +146,14 @@ def build(**more: Any) -> Build:
 def answers(count: int = 7, p50_ms: float = 1.0) -> list[dict[str, Any]]:
     """What `count` worker processes say whose every inference takes the same time."""
     return [{"samples_ns": [p50_ms * 1e6] * 64, "load_ms": 5.0, "first_ms": 3.0} for _ in range(count)]
+
+
+def published(monkeypatch: pytest.MonkeyPatch, kind: str, name: str, module: str) -> None:
+    """As if an installed package published this module as the plugin `name`."""
+    installed, point = plugins._installed, EntryPoint(name=name, value=module, group=f"edgepack.{kind}")
+    monkeypatch.setattr(
+        plugins, "_installed", lambda asked: installed(asked) | ({name: point} if asked == kind else {})
+    )
 
 
 def entry(store: Store, key: str = digest("a step"), kind: str = "candidate", **files: str) -> Entry:

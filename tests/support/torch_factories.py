@@ -7,13 +7,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
 import torch
+from factories import published
 from torch import nn
 
 from edgepack.compress.contract import Context
@@ -118,11 +118,7 @@ MAKERS: dict[Kind, Callable[[int], nn.Module]] = {
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if an installed package published this module as the source of models `tiny`."""
-    installed = plugins._installed
-    point = EntryPoint(name="tiny", value=__name__, group="edgepack.models")
-    monkeypatch.setattr(
-        plugins, "_installed", lambda kind: installed(kind) | ({"tiny": point} if kind == "models" else {})
-    )
+    published(monkeypatch, "models", "tiny", __name__)
 
 
 def candidate(kind: Kind = "residual", *, seed: int = 0, **config: Any) -> Candidate:

@@ -9,6 +9,7 @@ import pytest
 from factories import bundle_files, edgepack, measurement, recipe_file, verdict
 from recorded_builds import reasons, recorded
 
+from edgepack.config import plugins
 from edgepack.deliver.bundle import pack
 from edgepack.deliver.bundle.archive import swap
 from edgepack.judge import gate
@@ -216,6 +217,7 @@ def test_the_gate_writes_reports_of_its_own() -> None:
     assert ran.code == 1
     assert "report again/tiny/report.html" in ran.out
     written = sorted(each.name for each in Path("again/tiny").iterdir())
+    assert written == sorted(plugins.load("reports", name).FILE for name in plugins.names("reports"))
     assert {*written} >= {"junit.xml", "report.html", "report.md", "report.sarif"}
     assert "a budget failed" in Path("again/tiny/report.md").read_text()
     assert (path.parent / "report.md").read_text() == "as it was"

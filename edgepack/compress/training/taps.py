@@ -1,7 +1,7 @@
 """Convolutions on a few pixels, without the taps that only ever meet padding.
 
 The last layers of a net made for larger pictures see one pixel: of a 3 x 3 kernel eight taps multiply zeros, and their
-gradients, which are zero too, take a good part of a training step (benchmarks/numerics.md).
+gradients, which are zero too, take a good part of a training step (benchmarks/taps.md).
 """
 
 from collections.abc import Iterator

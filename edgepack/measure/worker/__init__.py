@@ -14,7 +14,7 @@ With "leash": true it ends as soon as its standard input does, so that nothing i
 With "wait": N it is given no more than the runtime: it imports that, says so on the socket with file descriptor N, and
 gets the job from there as JSON.
 
-archive.py packs these modules, and those of measure/runtimes, into one file, which is what runs, here as elsewhere. In
-it they have the names that they have here. So they import the standard library and each other only at the top, and
-Python 3.9 must read them.
+This computer starts the modules where they stand. For others archive.py packs them, and those of measure/runtimes, into
+one file, in which they have the names that they have here. So they import the standard library and each other only at
+the top, and Python 3.9 must read them.
 """

@@ -6,11 +6,11 @@ from edgepack.core.files import digest
 from edgepack.core.frozen import Json
 from edgepack.core.metrics import METRICS
 from edgepack.measure.timing.figures import exact, readings
-from edgepack.records.artifact import Artifact, deflated, label_of
+from edgepack.records.artifact import MODEL, TEACHER, Artifact, deflated, label_of
 from edgepack.records.build import Build
 from edgepack.records.measurement import Measurement, Reading
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
-from edgepack.workflows.build.planning.step import MODEL, TEACHER, Step
+from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.store import Entry
 
 

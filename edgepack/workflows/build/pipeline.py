@@ -34,7 +34,7 @@ from edgepack.judge import history
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPLAINED, judge_build
 from edgepack.measure.session import DeviceSession, Facts
-from edgepack.records.artifact import Artifact, deflated, label_of
+from edgepack.records.artifact import MODEL, TEACHER, Artifact, deflated, label_of
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.verdict import Verdict
 from edgepack.workflows import baselines
@@ -44,7 +44,7 @@ from edgepack.workflows.build.outcomes import CandidateOutcome, EvaluationOutcom
 from edgepack.workflows.build.output import alone, output_folder, record_failure, withdraw
 from edgepack.workflows.build.planning.memory import remember
 from edgepack.workflows.build.planning.planner import Planner
-from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
+from edgepack.workflows.build.planning.step import Plan, Step, StepId
 from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.evaluation import check_files

@@ -17,9 +17,9 @@ from edgepack.core.files import full_disk
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.measure.session import DeviceSession, Facts
-from edgepack.records.artifact import Artifact
+from edgepack.records.artifact import MODEL, Artifact
 from edgepack.workflows.build.planning.planner import Planner
-from edgepack.workflows.build.planning.step import MODEL, Step, StepId
+from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.store import Entry, Store
 
 if TYPE_CHECKING:

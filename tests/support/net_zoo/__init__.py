@@ -4,14 +4,13 @@ Each takes pictures of 1 x 8 x 8, sound of 1 x 64 or texts of 12 tokens, and tel
 """
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 
 import pytest
 import torch
+from factories import published
 from torch import nn
 from torch.nn import functional
 
-from edgepack.config import plugins
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.models.candidate import Candidate, Factory
@@ -73,11 +72,7 @@ def build(config: Config, signature: Signature) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = plugins._installed
-    point = EntryPoint(name="zoo", value=__name__, group="edgepack.models")
-    monkeypatch.setattr(
-        plugins, "_installed", lambda kind: installed(kind) | ({"zoo": point} if kind == "models" else {})
-    )
+    published(monkeypatch, "models", "zoo", __name__)
 
 
 def candidate(name: str) -> Candidate:

@@ -3,11 +3,11 @@
 Where `coarse_quantizer` is imported, "coarse" names it.
 """
 
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 import torch
+from factories import published
 from torch import fx
 from torchao.quantization.pt2e import (
     FusedMovingAvgObsFakeQuantize,
@@ -18,7 +18,6 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgepack.compress.stages.quantize.contract import Scheme
-from edgepack.config import plugins
 
 VERSION = 1
 
@@ -66,8 +65,4 @@ class Coarse(Quantizer):  # type: ignore[misc]
 @pytest.fixture(autouse=True)
 def coarse_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if an installed package published this module as the quantizer `coarse`."""
-    installed = plugins._installed
-    point = EntryPoint(name="coarse", value=__name__, group="edgepack.quantizers")
-    monkeypatch.setattr(
-        plugins, "_installed", lambda kind: installed(kind) | ({"coarse": point} if kind == "quantizers" else {})
-    )
+    published(monkeypatch, "quantizers", "coarse", __name__)

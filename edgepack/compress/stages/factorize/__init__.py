@@ -5,7 +5,7 @@ has fewer weights for the energy; a Linear becomes two, an embedding table a nar
 on what calibration samples make the layer answer, so that a rank is chosen for the error it causes and not for the norm
 of a weight.
 Source: X. Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, arXiv 1505.06798; M. Jaderberg et
-al., BMVC 2014, arXiv 1405.3866; X. Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378 (see edgepack/lowrank.py).
+al., BMVC 2014, arXiv 1405.3866; X. Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378 (see low_rank.py).
 """
 
 from typing import TYPE_CHECKING, Any, Literal

@@ -1,14 +1,13 @@
 """Define the settings of pruning in a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from edgepack.compress.contract import StageConfig, Training
 from edgepack.compress.targets import Target
 from edgepack.compress.training.recovery import Recovery
-from edgepack.config import plugins
-from edgepack.config.document import unknown
+from edgepack.config.plugins import Named
 from edgepack.core.units import SHARE, Share
 
 _OF_ENCODERS = ("heads", "ffn", "layers")  # settings
@@ -39,10 +38,8 @@ class Config(StageConfig):
         description="encoders: number of layers to remove (the least important first), or their indices",
     )
     steps: int = Field(default=3, ge=1, le=100, description="number of cuts, each followed by recovery")
-    importance: str = Field(
-        default="taylor",
-        description="importance of a channel; bn_scale is l2 if no batch norm follows",
-        json_schema_extra=lambda schema: schema.update(enum=[*plugins.names("importances")]),
+    importance: Annotated[str, Named("importances")] = Field(
+        default="taylor", description="importance of a channel; bn_scale is l2 if no batch norm follows"
     )
     exclude: tuple[str, ...] = Field(default=(), description="names or patterns of layers that keep all their channels")
     pattern: Literal["channels", "unstructured", "2:4"] = Field(
@@ -54,13 +51,6 @@ class Config(StageConfig):
     )
     recover: Recovery = Field(default=Recovery(), description="training after every cut")
     force: bool = Field(default=False, description="prune although edgepack advises against it")
-
-    @field_validator("importance")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        if not plugins.is_known("importances", name):
-            raise ValueError(unknown("value", name, plugins.names("importances")))
-        return name
 
     @field_validator("ratio")
     @classmethod

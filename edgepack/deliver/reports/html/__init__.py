@@ -14,7 +14,7 @@ from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver import file_wording, wording
 from edgepack.deliver.ratios import ratio_bounds, times
 from edgepack.deliver.reports.html import charts
-from edgepack.records.artifact import Artifact
+from edgepack.records.artifact import TEACHER, Artifact, label_of
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.file_contents import Contents
 from edgepack.records.measurement import Measurement
@@ -88,7 +88,7 @@ def cards(build: Build) -> list[tuple[Artifact, list[Figure]]]:
 
 def _figures(build: Build, label: str) -> Iterator[Figure]:
     for metric, name in (("size", "size"), ("latency.p50", "latency, p50"), ("accuracy", "accuracy, test split")):
-        ours, teacher = build.find(metric, label), build.find(metric, f"teacher ({label})")
+        ours, teacher = build.find(metric, label), build.find(metric, label_of(label, TEACHER))
         if ours:
             change = _change(teacher, ours) if teacher else ""
             yield Figure(name=name, value=wording.figure(metric, ours.value), evidence=ours.evidence, change=change)

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from edgepack.config import plugins
-from edgepack.config.document import unknown
+from edgepack.config.plugins import Named
 from edgepack.core.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -34,18 +34,10 @@ LIBRARIES = ("executorch", "torchao", "coremltools")
 
 
 class Config(Frozen):
-    backend: str = Field(
+    backend: Annotated[str, Named("backends")] = Field(
         default="xnnpack",
         description="backend: xnnpack, coreml or vulkan; portable: slow kernels that run everywhere",
-        json_schema_extra=lambda schema: schema.update(enum=[*plugins.names("backends")]),
     )
-
-    @field_validator("backend")
-    @classmethod
-    def _there(cls, name: str) -> str:
-        if not plugins.is_known("backends", name):
-            raise ValueError(unknown("value", name, plugins.names("backends")))
-        return name
 
 
 def uses(config: Config) -> dict[str, str]:

@@ -22,7 +22,7 @@ from edgepack.measure.runners.ssh.address import Address
 from edgepack.measure.runners.ssh.address import Config as Config
 from edgepack.measure.runners.ssh.connection import Line, LostError
 
-EVIDENCE = {"time": "measured", "memory": "measured", "predict": "measured", "delegates": "measured"}
+EVIDENCE = processes.MEASURED
 IS_LOCAL = False
 
 _WAITS = (2.0, 10.0, 30.0)  # seconds before each further try: a small board needs half a minute to start again

@@ -24,7 +24,7 @@ from edgepack.judge.gate import outcome
 from edgepack.measure.session import Facts, known
 from edgepack.measure.timing.figures import Answers, timings
 from edgepack.measure.timing.protocol import TimingProtocol
-from edgepack.records.artifact import Artifact
+from edgepack.records.artifact import MODEL, TEACHER, Artifact
 from edgepack.records.differences import numbered
 from edgepack.records.verdict import Base
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
@@ -39,7 +39,7 @@ from edgepack.workflows.build.planning.keys import (
     task_facts,
 )
 from edgepack.workflows.build.planning.memory import Reads, previous
-from edgepack.workflows.build.planning.step import MODEL, TEACHER, Plan, Step, StepId
+from edgepack.workflows.build.planning.step import Plan, Step, StepId
 from edgepack.workflows.build.store import Store
 
 _EVALUATION = 5  # bump when the same answers of a file would give other figures
@@ -88,18 +88,14 @@ class Planner:
         """How many steps there will be: the model, its stages, what torch answers, and per format two files, each
         evaluated, and timed in turns.
         """
-        forked = [stage for stage in self.recipe.stages if len(self._variants_of(stage)) > 1]
-        first = self.recipe.stages.index(forked[0]) if forked else len(self.recipe.stages)
-        after = len(self.recipe.stages) - first
-        variants = len(self.quantizers) if forked else 1
-        return 1 + first + after * variants + variants + 5 * len(self.recipe.exporters)
+        variants = [("",), *self.variants()]
+        return sum(map(len, variants)) + len(variants[-1]) + 5 * len(self.recipe.exporters)
 
     def whole(self) -> Plan:
         return Plan(recipe=self.recipe, steps=tuple(self.steps()))
 
     def steps(self) -> Iterator[Step]:
-        for step in self.candidates():
-            yield step
+        yield from self.candidates()
         exports = []
         for export in self.exports():
             yield export
@@ -115,9 +111,15 @@ class Planner:
         for exporter in self.recipe.exporters:
             yield self.timing(of_format[MODEL, exporter.name], of_format[TEACHER, exporter.name])
 
-    def _variants_of(self, stage: Choice) -> tuple[str, ...]:
-        """The quantizers that one candidate each is needed for from this stage on, if it is the first to use one."""
-        return self.quantizers if stage.module.USES_QUANTIZER and len(self.quantizers) > 1 else ("",)
+    def variants(self) -> Iterator[tuple[str, ...]]:
+        """Which candidates each stage gives: the one "", or from the first stage on that uses a quantizer one for each
+        quantizer that the files want, if they want several.
+        """
+        variants: tuple[str, ...] = ("",)
+        for stage in self.recipe.stages:
+            if stage.module.USES_QUANTIZER and len(self.quantizers) > 1:
+                variants = self.quantizers
+            yield variants
 
     def exporters_of(self, variant: str) -> list[Choice]:
         """Those whose files are made of candidates of this variant."""
@@ -129,22 +131,22 @@ class Planner:
         return name if name in self.last else ""
 
     def candidates(self) -> Iterator[Step]:
-        """The model as it starts, then one step a stage; one a quantizer from the first stage on that uses one, where
-        the files want several. What comes after a step goes by the key that `renewed` gave.
+        """The model as it starts, then one step a stage and variant. What comes after a step goes by the key that
+        `renewed` gave.
         """
         recipe, whole = self.recipe, True
         names = ["model", *numbered(stage.name for stage in recipe.stages)]
         self.teacher, self.last = None, {}
-        for choice, name in zip((recipe.model, *recipe.stages), names, strict=True):
+        for choice, name, variants in zip(
+            (recipe.model, *recipe.stages), names, [("",), *self.variants()], strict=True
+        ):
             parents = self.last
-            if [*parents] == [""] and len(variants := self._variants_of(choice)) > 1:
-                parents = dict.fromkeys(variants, parents[""])
             # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
             whole = whole and (not parents or choice.module.MAKES_TEACHER)
             teacher, made = self.teacher.key if self.teacher else "", {}
-            for variant in parents or ("",):
+            for variant in variants:
                 id = StepId("candidate", name, variant)
-                parent = parents[variant].key if parents else ""
+                parent = (parents.get(variant) or parents[""]).key if parents else ""
                 self._again[id] = partial(self._candidate, id, choice, parent, teacher)
                 step = self._again[id]()
                 yield step
@@ -254,11 +256,10 @@ class Planner:
             "where": self._where(exporter, "time"),
         }
 
-    def _heeded(self, stage: Choice) -> Json:
+    def _budgets_used(self, stage: Choice) -> Json:
         """The budgets that what a stage does depends on, and the files that they are about."""
-        metrics = stage.config.budgets_used
-        heeded = binding(self.recipe.budgets, metrics)
-        budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in heeded}
+        used = binding(self.recipe.budgets, stage.config.budgets_used)
+        budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in used}
         return (
             {"budgets": budgets, "exports": [plugin_facts(each) for each in self.recipe.exporters]} if budgets else {}
         )
@@ -301,7 +302,7 @@ class Planner:
             **own,
             "versions": {**own["versions"], **installed(models)},
             **measured,
-            **self._heeded(stage),
+            **self._budgets_used(stage),
             "parent": parent,
             "device": facts,
             "files": files(models),

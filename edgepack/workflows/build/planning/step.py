@@ -10,7 +10,6 @@ from edgepack.records.artifact import label_of
 from edgepack.workflows.build.store import Entry
 
 Kind = Literal["candidate", "artifact", "outputs", "evaluation", "timing"]
-MODEL, TEACHER = "model", "teacher"  # subjects of files: what ships, and the fp32 file it is compared with
 _VERBS = {"artifact": "export", "evaluation": "evaluate", "timing": "time"}
 
 

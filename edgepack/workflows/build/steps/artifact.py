@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from edgepack.config.plugins import Choice
 from edgepack.core.events import Note, StepProgress
 from edgepack.export import contract
-from edgepack.records.artifact import RUNTIME_FILE, Artifact
-from edgepack.workflows.build.planning.step import MODEL, Step
+from edgepack.records.artifact import MODEL, RUNTIME_FILE, Artifact
+from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.workspace import Workspace
 
 if TYPE_CHECKING:

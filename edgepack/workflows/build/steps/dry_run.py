@@ -1,6 +1,6 @@
 """Run an untrained model through every stage and export, before hours of training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import takewhile
@@ -22,31 +22,22 @@ if TYPE_CHECKING:
 
 def check(work: Workspace) -> None:
     """Raises StageError or DeviceError with the stage or export that would fail."""
-    quantizers = work.planner.quantizers
-    for stage, variants in zip(work.recipe.stages, _variants(work), strict=True):
-        for variant in variants if stage.config.needs_timing else ():
-            check_timed(work, Trials(work, variant).exporters[0])
+    stages, variants = work.recipe.stages, [*work.planner.variants()]
+    for stage, those in zip(stages, variants, strict=True):
+        for variant in those if stage.config.needs_timing else ():
+            check_timed(work, work.planner.exporters_of(variant)[0])
     warn_of_saturation(work)
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
     candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
     guarded("model, untrained", partial(_check_steady, candidate), work.store.root)
-    for quantizer in quantizers:
-        made = [candidate]
-        stages = work.recipe.stages
-        names = numbered(stage.name for stage in stages)
-        for stage, name, variants in zip(stages, names, _variants(work), strict=True):
-            variant = quantizer if quantizer in variants else ""
-            made.append(_dry_run(work, stage, name, made[-1], variant))
-        _try_exports(work, made, Trials(work, quantizer).exporters)
-
-
-def _variants(work: Workspace) -> Iterator[tuple[str, ...]]:
-    """The variants of the candidate that each stage gives: see Planner.candidates."""
-    variants: tuple[str, ...] = ("",)
-    for stage in work.recipe.stages:
-        if stage.module.USES_QUANTIZER and len(work.planner.quantizers) > 1:
-            variants = work.planner.quantizers
-        yield variants
+    made = {"": [candidate]}  # by variant, the model and what each stage gave
+    names = numbered(stage.name for stage in stages)
+    for stage, name, those in zip(stages, names, variants, strict=True):
+        # A stage may change what it is given, so two variants need one each.
+        before = {variant: made.get(variant) or [*made[""][:-1], made[""][-1].copy()] for variant in those}
+        made = {each: [*given, _dry_run(work, stage, name, given[-1], each)] for each, given in before.items()}
+    for variant, given in made.items():
+        _try_exports(work, given, work.planner.exporters_of(variant))
 
 
 def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
@@ -82,8 +73,8 @@ def untrained(work: Workspace) -> "Candidate":
 
 def warn_of_saturation(work: Workspace) -> None:
     """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
-    heeded = any("int8_saturates" in stage.module.READS for stage in work.recipe.stages)
-    if not heeded or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
+    used = any("int8_saturates" in stage.module.READS for stage in work.recipe.stages)
+    if not used or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
         return
     if work.device.evidence.get("predict") == "measured":
         told = f"int8 products saturate on {work.device.name}, so 8-bit weights lose accuracy"

@@ -13,9 +13,9 @@ from edgepack.core.files import digest
 from edgepack.data.splits import EXAMPLES
 from edgepack.measure import evaluate
 from edgepack.measure.processes import Host
-from edgepack.records.artifact import Artifact
+from edgepack.records.artifact import MODEL, Artifact
 from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome
-from edgepack.workflows.build.planning.step import MODEL, Step, StepId
+from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.dry_run import try_file
 from edgepack.workflows.build.steps.outputs import logits

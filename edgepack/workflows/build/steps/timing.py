@@ -9,8 +9,9 @@ from edgepack.core.events import StepProgress
 from edgepack.core.frozen import Json
 from edgepack.measure.timing import protocol
 from edgepack.measure.timing.figures import Answers, Estimated, Timed
+from edgepack.records.artifact import MODEL, TEACHER
 from edgepack.workflows.build.outcomes import TimingOutcome
-from edgepack.workflows.build.planning.step import MODEL, TEACHER, Step, StepId
+from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.workspace import Workspace
 
 
