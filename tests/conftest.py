@@ -17,7 +17,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 SIMULATED = Path(__file__).parent / "support" / "cpu_features"
-pytest_plugins = ["limits"]
+pytest_plugins = ["limits", "short_timings"]
 LONGEST = (
     *("test_quickstart", "test_run_step", "test_xnnpack", "test_pipeline", "test_interrupted_builds"),
     *("test_failing_builds", "test_observers", "test_quantize", "test_families"),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from factories import edgepack
 from filelock import FileLock
+from short_timings import SHORTENED
 
 from edgepack.records.build import Build
 from edgepack.workflows.build.runner import Runner
@@ -105,11 +106,19 @@ for folder in {*os.environ["PYTHONPATH"].split(os.pathsep)[1:]}:
     if os.path.exists(other := os.path.join(folder, "sitecustomize.py")):
         runpy.run_path(other)
 """
-WITHOUT_DRY_RUN = """\
+EDGEPACK = f"""\
+import sys
+{SHORTENED}
+from edgepack.__main__ import main
+sys.argv[0] = "edgepack"
+main()
+"""
+WITHOUT_DRY_RUN = f"""\
 import os, signal, sys
 from unittest import mock
 from edgepack.workflows.build.runner import Runner
 mock.patch.object(Runner, "_dry_run", lambda self: None).start()
+{SHORTENED}
 """
 LIMIT = 600.0  # seconds after which a command is ended
 STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
@@ -125,7 +134,7 @@ STEPS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A folder with the tiny recipe, and `edgepack` run in it."""
+    """A folder with the tiny recipe, and `edgepack` run in it, with short timings."""
 
     folder: Path
 
@@ -153,7 +162,7 @@ class Project:
     @contextmanager
     def started(self, *arguments: str, **environment: str) -> "Iterator[subprocess.Popen[str]]":
         """`edgepack`, as `_python` starts it."""
-        with self._python("-m", "edgepack", *arguments, **environment) as process:
+        with self._python("-c", EDGEPACK, *arguments, **environment) as process:
             yield process
 
     @contextmanager
@@ -260,8 +269,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
 
 
 @pytest.fixture
-def project(first: tuple[Project, Ran], tmp_path: Path) -> Project:
-    """A copy of the project that was built."""
+def project(first: tuple[Project, Ran], tmp_path: Path, short_timings: None) -> Project:
+    """A copy of the project that was built, whose timings builds in this process find too."""
     return Project(folder=Path(shutil.copytree(first[0].folder, tmp_path / "project")))
 
 

@@ -18,7 +18,6 @@ from edgepack.core.errors import AnswerError, RecipeError
 from edgepack.measure import processes
 from edgepack.measure.contract import Connection
 from edgepack.measure.input_shapes import read_shapes
-from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.workflows import bench as benches
 from edgepack.workflows.bench import bench, pair, read_limits
 
@@ -260,9 +259,9 @@ def test_shapes_are_read() -> None:
         read_shapes(["ids=1,0"])
 
 
-def test_a_real_file_on_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("short_timings")
+def test_a_real_file_on_this_computer() -> None:
     """Short processes, but all of them: from the command line to the table and the verdict."""
-    monkeypatch.setattr("edgepack.measure.timing.protocol.TimingProtocol.of", lambda metrics: _SHORT)
     Path("net.onnx").write_bytes(exported("onnx", "quantized"))
     ran = edgepack("bench", "net.onnx", "--device", "host-1t", "--budget", "latency.p50=1us", "--json")
     assert ran.code == 1
@@ -271,6 +270,3 @@ def test_a_real_file_on_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = edgepack("bench", "net.onnx", "--device", "host-1t", "--budget", "latency.p50=1s")
     assert shown.code == 0
     assert "net.onnx on host-1t, 1 thread, " in shown.out and "latency.p50: pass, at most 1 s" in shown.out
-
-
-_SHORT = TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=3)

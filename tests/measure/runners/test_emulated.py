@@ -25,7 +25,6 @@ from edgepack.core.errors import AbsentError, DeviceError
 from edgepack.measure.contract import connected
 from edgepack.measure.runners import emulated
 from edgepack.measure.runners.emulated import system_image
-from edgepack.measure.timing import protocol
 from edgepack.workflows.build import pipeline
 from edgepack.workflows.build.steps import timing
 from edgepack.workflows.build.store import Store
@@ -179,12 +178,11 @@ def test_files_of_a_runtime_that_it_never_has_are_not_run_and_nothing_is_timed(p
     assert "cannot time files" in timing.why_not_timed(work)
 
 
+@pytest.mark.usefixtures("short_timings")
 def test_a_bundle_is_the_same_whether_its_device_was_there_or_not(
     played: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it was there, it ran one of the two files, and this computer both."""
-    short = protocol.TimingProtocol(name="short", warm_up_seconds=0, seconds=0, least_runs=7)
-    monkeypatch.setattr(protocol.TimingProtocol, "of", lambda metrics: short)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("net_of_nobody.py").write_text(NET)
     tiny = recipe(

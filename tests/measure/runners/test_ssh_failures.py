@@ -23,7 +23,6 @@ from edgepack.measure import processes
 from edgepack.measure.contract import connected
 from edgepack.measure.runners import ssh
 from edgepack.measure.runners.ssh import connection
-from edgepack.measure.timing import protocol
 from edgepack.workflows.build import pipeline
 from edgepack.workflows.build.store import Store
 
@@ -192,9 +191,8 @@ def make():
 """
 
 
+@pytest.mark.usefixtures("short_timings")
 def test_from_profile_to_verdict(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = protocol.TimingProtocol(name="short", warm_up_seconds=0, seconds=0, least_runs=7)
-    monkeypatch.setattr(protocol.TimingProtocol, "of", lambda metrics: short)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("net_of_a_board.py").write_text(NET)
     board(controls={"threads": 1})

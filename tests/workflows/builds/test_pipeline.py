@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from short_timings import SHORTENED
 from tiny_project import FILES, LIMIT, STAGES, STEPS, Project, Ran, sound
 from tiny_project import first as first
 from tiny_project import no_torch as no_torch
@@ -185,7 +186,7 @@ def test_measurements_are_taken_again_when_asked_for(project: Project, monkeypat
 def test_the_library_can_be_used_as_its_documentation_says(project: Project) -> None:
     """Its public names are functions, though modules have some of the same names."""
     script = (
-        "from edgepack import Store, build, load_device, load_recipe\n"
+        f"{SHORTENED}from edgepack import Store, build, load_device, load_recipe\n"
         "from edgepack.workflows.build.planning.planner import plan\n"
         "recipe = load_recipe('recipes/tiny.yaml')\n"
         "device = load_device(recipe.device)\n"

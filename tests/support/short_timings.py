@@ -1,0 +1,22 @@
+"""Timings of real files by real processes, but few of them: for what is made of timings, not for what they tell."""
+
+import pytest
+
+from edgepack.measure.timing import protocol
+
+SHORT = protocol.TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=64)  # as a 90th percentile needs
+PROCESSES = 3
+# The same in a process of its own, before it does anything else.
+SHORTENED = f"""\
+from edgepack.measure.timing import protocol
+short = protocol.TimingProtocol(**{SHORT.model_dump()})
+protocol.TimingProtocol.of = lambda metrics: short
+protocol.LOOKS, protocol.MOST, protocol._PASSES = {{{PROCESSES}: 1}}, {PROCESSES}, 1
+"""
+
+
+@pytest.fixture
+def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol.TimingProtocol, "of", lambda metrics: SHORT)
+    for name, value in {"LOOKS": {PROCESSES: 1}, "MOST": PROCESSES, "_PASSES": 1}.items():
+        monkeypatch.setattr(protocol, name, value)
