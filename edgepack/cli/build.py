@@ -162,7 +162,7 @@ def explain(recipe: str, dist: str, size: bool) -> None:
 
     try:
         name = load_recipe(recipe).name
-    except RecipeError:  # the recipe may have gone or changed since; what it built is still there
+    except RecipeError:  # the recipe may be deleted or changed since; the build itself is still there
         name = Path(recipe).stem
     result = Build.read(Path(dist) / name / "build.json")
     if size:

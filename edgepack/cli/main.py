@@ -20,7 +20,7 @@ from edgepack.core.process import interrupts, openmp
 
 
 def main() -> NoReturn:
-    """Run the command line. Every failure is one of the exit codes; a traceback is shown for none of them."""
+    """Run the command line. Every failure gives one of the exit codes, and none shows a traceback."""
     interrupts.install()
     openmp.wait_asleep()
     Unheeding.lost.clear()
@@ -40,7 +40,7 @@ def _run() -> int:
 
 
 def _failed(error: BaseException) -> int:
-    """Say why the command failed; gives the exit code of that."""
+    """Print why the command failed; returns the exit code."""
     if interrupts.behind(error) or isinstance(error, click.Abort):
         interrupts.heard()
         tell("interrupted; finished steps are cached, run the same command to continue")
@@ -60,7 +60,7 @@ def _failed(error: BaseException) -> int:
     except MemoryError:
         tell("out of memory\n  close other programs, or use a computer with more memory")
         code = ExitCode.DEVICE
-    except (Exception, SystemExit) as error:  # no command ends the program itself: whatever does is no verdict
+    except (Exception, SystemExit) as error:  # no command calls exit itself: if a library does, that is not a verdict
         code = _bug(error)
     return code
 

@@ -59,7 +59,7 @@ def check_exists(bundle: Path) -> None:
 
 
 def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
-    """Load the recipes named, or all, or all of a device; raise every mistake in all of them at once."""
+    """Load the named recipes, or all, or all for a device. Raises ConfigError with every mistake in all of them."""
     from edgepack.config.device import load_device
     from edgepack.config.document import ConfigError
     from edgepack.config.recipe_reading import all_recipes, load_recipe
@@ -83,7 +83,7 @@ def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[
         )
     chosen = [recipe for recipe in loaded if recipes or device in (None, Path(recipe.device).stem)]
     if not chosen and device:
-        load_device(device)  # says so when there is no such device
+        load_device(device)  # raises an error if there is no such device
         raise RecipeError(
             f"no recipe in recipes/ is for the device '{device}'", f"name one: edgepack build RECIPE --device {device}"
         )

@@ -14,7 +14,7 @@ from edgepack.core.errors import EdgepackError
 
 
 class Screen:
-    """The user's own output and error streams, kept apart from what libraries print while a build runs."""
+    """The user's output and error streams, separated from what libraries print while a build runs."""
 
     def __init__(self) -> None:
         self.out, self.err = sys.stdout, sys.stderr
@@ -23,14 +23,14 @@ class Screen:
     def __enter__(self) -> "Screen":
         try:
             self._kept = tuple(os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-        except (OSError, AttributeError, ValueError):  # captured in memory, as tests do: there is nothing to keep apart
+        except (OSError, AttributeError, ValueError):  # captured in memory, as in tests: nothing to separate
             return self
         out, err = self._kept
         self.out, self.err = _unheeding(os.dup(out), "utf-8"), _unheeding(os.dup(err), "utf-8", counts=False)
         return self
 
     def send_libraries_to(self, log: Path) -> None:
-        """From now on whatever writes to file descriptors 1 and 2 writes to this file."""
+        """Redirect file descriptors 1 and 2 to this file from now on."""
         if self._kept:
             target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for fd in (1, 2):
@@ -50,13 +50,13 @@ class Screen:
 
 
 class Unheeding(io.FileIO):
-    """A file that forgets what nobody reads any more, as in `edgepack gate x | head -1`: the verdict stands.
+    """A file that drops output nobody reads any more, as in `edgepack gate x | head -1`, so that the verdict stands.
 
-    A broken pipe would end the command before its exit code is known: rich and click both leave the program for it. So
-    would a full disk, and a build would take it for that of its store: what could not be written is told at the end.
+    On a broken pipe, rich and click would exit before the exit code is known. On a full disk, a build would blame its
+    store. Output that could not be written is reported at the end.
     """
 
-    lost: ClassVar[list[OSError]] = []  # of what was meant for the standard output
+    lost: ClassVar[list[OSError]] = []  # errors of writing to standard output
     counts = True
 
     def write(self, data: Any) -> int:
@@ -77,11 +77,11 @@ def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = 
 
 
 def _of(stream: Any, *, counts: bool) -> TextIO:
-    """The standard stream so, where it is a file; one in memory, as in tests, breaks no pipe."""
-    if stream is None:  # closed from the start: `edgepack gate x >&-`
+    """Return the stream as one that ignores broken pipes; streams in memory, as in tests, are returned unchanged."""
+    if stream is None:  # closed before the start: `edgepack gate x >&-`
         return Path(os.devnull).open("w", encoding="utf-8")
     try:
-        errors = stream.errors if stream.encoding.lower() == "utf-8" else "backslashreplace"  # of µs in ASCII
+        errors = stream.errors if stream.encoding.lower() == "utf-8" else "backslashreplace"  # for µs in ASCII
         return _unheeding(stream.fileno(), stream.encoding, errors, lines=stream.line_buffering, counts=counts)
     except (OSError, AttributeError, ValueError):
         return stream  # type: ignore[no-any-return]
@@ -101,7 +101,7 @@ def unheeding_streams() -> Iterator[None]:
 
 
 def annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
-    """Show an error beside the files of a pull request, where this is a job of GitHub Actions."""
+    """Show an error at the files of a pull request, if this is a job of GitHub Actions."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         from edgepack.cli.views import github
 
@@ -110,6 +110,6 @@ def annotate(error: EdgepackError, stream: TextIO, folder: Path | None = None) -
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Say something on the error stream; that nobody reads it changes no exit code."""
+    """Print to the error stream; if nobody reads it, the exit code stays the same."""
     with suppress(OSError):
         click.echo(text, file=stream or sys.stderr)

@@ -20,7 +20,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Rates(Frozen):
-    """Billions of multiply-accumulates a second by kind (operations.py), of elementwise operators of elements."""
+    """Speed by kind of operator (operations.py): 10^9 multiply-accumulates a second, for elementwise 10^9 elements."""
 
     stem: Rate
     conv: Rate
@@ -31,7 +31,7 @@ class Rates(Frozen):
 
 
 class Figures(Frozen):
-    """How fast one runtime is on a device."""
+    """Speed of one runtime on a device."""
 
     fp32: Rates
     int8: Rates
@@ -46,7 +46,7 @@ class Figures(Frozen):
 
 
 class Analytic(Frozen):
-    """The figures of a device that estimates are made with, by runtime."""
+    """Figures of a device for latency estimates, by runtime."""
 
     calibrated_from: str = Field(min_length=1, description="source of these figures")
     error: Share = Field(description="mean error of an estimate, compared with measurements")

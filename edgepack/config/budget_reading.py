@@ -14,7 +14,7 @@ from edgepack.core.units import SHARE
 def read_waivers(
     document: Document, value: object, budgets: Sequence[Budget], formats: Sequence[str] = ()
 ) -> tuple[Waiver, ...]:
-    """The waivers of a recipe that exports `formats`; every mistake in them is noted in the document."""
+    """Return the waivers of a recipe that exports `formats`; every mistake is noted in the document."""
     found = []
     allowed = {"budget": {budget.name for budget in budgets}, "runtime": {*formats, ""}}
     for i, item in enumerate(value if isinstance(value, tuple) else ()):
@@ -27,12 +27,12 @@ def read_waivers(
 
 
 class _Missing:
-    """The limit of a mapping that has none."""
+    """Stands for the limit in a mapping that gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """One limit as it is written, with what surrounds it."""
+    """One limit as written, with the settings around it."""
 
     path: KeyPath
     metric: str
@@ -47,7 +47,7 @@ class _Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scope:
-    """What holds for every limit inside a mapping."""
+    """Settings that apply to every limit inside a mapping."""
 
     formats: tuple[str, ...]
     against: str = ""
@@ -64,9 +64,9 @@ class _Scope:
 def read_budgets(
     document: Document, value: object, formats: Sequence[str] = (), recorded: str = LAST
 ) -> tuple[Budget, ...]:
-    """The budgets of a recipe that exports `formats`; every mistake in them is noted in the document.
+    """Return the budgets of a recipe that exports `formats`; every mistake is noted in the document.
 
-    Of the baseline that was `recorded` all is known: it need not be there.
+    The `recorded` baseline need not exist as a file: its values are already known.
     """
     if not isinstance(value, dict):
         return ()
@@ -102,7 +102,7 @@ def _relative(document: Document, value: object, scope: _Scope, recorded: str) -
 def _flatten(
     document: Document, budgets: Mapping[str, Any], path: KeyPath, prefix: str, scope: _Scope
 ) -> Iterator[_Entry]:
-    """The limits of `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}`, `size: {onnx: 1 MB}`."""
+    """Yield limits: `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}`, `size: {onnx: 1 MB}`."""
     if prefix in METRICS:
         scope = scope.within(options=_options(document, budgets, path, scope))
     _check_limits(document, budgets, path, {*OPTIONS} if prefix in METRICS else set())
@@ -128,13 +128,13 @@ def _flatten(
 
 
 def _check_limits(document: Document, budgets: Mapping[str, Any], path: KeyPath, settings: set[str]) -> None:
-    """A mapping that holds at most settings would be a budget that nobody ever judges."""
+    """Note a mistake if a mapping has settings but no limit: such a budget would never be judged."""
     if path != ("budgets",) and not budgets.keys() - settings:
         document.problem(path, "no limit given: add a limit or remove the budget")
 
 
 def _bounded(document: Document, value: object, path: KeyPath, metric: str, bound: str, scope: _Scope) -> _Entry:
-    """A limit, or {limit: ..., level: ...} where it alone has a setting."""
+    """Return an entry from a limit, or from {limit: ..., level: ...} where this bound has its own settings."""
     if isinstance(value, dict):
         for key in value.keys() - {"limit", *OPTIONS}:
             document.problem((*path, key), unknown("key", key, ("limit", *OPTIONS)))
@@ -146,7 +146,7 @@ def _bounded(document: Document, value: object, path: KeyPath, metric: str, boun
 
 
 def _options(document: Document, value: Mapping[str, Any], path: KeyPath, scope: _Scope) -> dict[str, Any]:
-    """The settings in force inside this mapping."""
+    """Return the settings that apply inside this mapping."""
     options = dict(scope.options)
     for key, allowed in OPTIONS.items():
         if key in value and value[key] in allowed:
@@ -157,7 +157,7 @@ def _options(document: Document, value: Mapping[str, Any], path: KeyPath, scope:
 
 
 def _checked(document: Document, entry: _Entry) -> Budget | None:
-    if entry.limit is _Missing:  # that is told already
+    if entry.limit is _Missing:  # already reported
         return None
     if message := _mistake(entry):
         document.problem(entry.path, message)
@@ -200,7 +200,7 @@ def _mistake(entry: _Entry) -> str:
 
 
 def _unmeasured(metric: str, scope: _Scope) -> str:
-    """Why no file of this recipe can have such a figure, or ""."""
+    """Return why no file of this recipe can have this metric, or ""."""
     if metric == "parity.runtimes" and len(scope.formats) > 1 and scope.runtime == scope.formats[0]:
         others = " or ".join(scope.formats[1:])
         return f"no limit possible: {scope.runtime} is the reference that other files are compared with; limit {others}"

@@ -24,45 +24,45 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import METRICS, Evidence, Level, quantity_of
 from edgepack.core.units import Quantity
 
-LAST = "last"  # the baseline: the last passing build of the same recipe and device
+LAST = "last"  # name of the baseline: the last passing build of the same recipe and device
 RELATIVE = "relative"
 OPTIONS: dict[str, tuple[str, ...]] = {"level": get_args(Level), "evidence": get_args(Evidence)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """One limit on one metric, in the metric's base unit (bytes, ms, share); that of `max_increase` is a share.
+    """One limit on one metric, in the metric's base unit (bytes, ms, share); for `max_increase` it is a share.
 
-    A relative budget is one that is held `against` a baseline: "last", or the path of a build or bundle.
+    A relative budget compares with a baseline, `against`: "last", or the path of a build or bundle.
     """
 
     metric: str
     bound: str  # max | min | max_drop | retain | max_increase | max_decrease
     limit: float
-    place: str  # file:line, for whoever has to change it
-    runtime: str = ""  # the exporter whose file alone it is about; default: all that have no limit of their own
+    place: str  # file:line, where the limit can be changed
+    runtime: str = ""  # exporter whose file it applies to; default: all files without their own limit
     level: Level = "error"
-    evidence: Evidence | None = None  # the least it accepts; default: as the metric says
+    evidence: Evidence | None = None  # weakest evidence that it accepts; default: the metric's
     against: str = ""
 
     @property
     def name(self) -> str:
-        """As waivers and reports call it: "latency.p50", "accuracy.max_drop", "relative.size"."""
+        """Return the name used in waivers and reports: "latency.p50", "accuracy.max_drop", "relative.size"."""
         if self.against:
             return f"{RELATIVE}.{self.metric}"
         return self.metric if self.bound == METRICS[self.metric].bounds[0] else f"{self.metric}.{self.bound}"
 
     @property
     def quantity(self) -> Quantity:
-        """What its limit is written in."""
+        """Return the kind of quantity in which the limit is given."""
         return quantity_of(self.metric, self.bound)
 
     def accepts(self, evidence: str) -> bool:
-        order = get_args(Evidence)  # the best first
+        order = get_args(Evidence)  # the strongest first
         return order.index(evidence) <= order.index(self.evidence or METRICS[self.metric].evidence)
 
     def about(self, label: str, budgets: "Iterable[Budget]") -> bool:
-        """Whether the file of this label is held to it, and not to another of `budgets` in its place."""
+        """Return whether it applies to the file with this label, and no budget for just that file replaces it."""
         if self.runtime:
             return self.runtime == label
         own = any((each.name, each.runtime) == (self.name, label) for each in budgets)
@@ -70,18 +70,18 @@ class Budget:
 
 
 def binding(budgets: "Iterable[Budget]", metrics: Iterable[str]) -> "tuple[Budget, ...]":
-    """The absolute budgets on these metrics that fail a build: what a stage may go by."""
+    """Return the absolute budgets on these metrics that can fail a build: those that a stage may aim for."""
     wanted = {*metrics}
     return tuple(each for each in budgets if each.metric in wanted and each.level == "error" and not each.against)
 
 
 def strictest(budgets: "Iterable[Budget]", metric: str, bound: str) -> float | None:
-    """The smallest such limit, if there is any."""
+    """Return the smallest of these limits, or None if there is none."""
     return min((each.limit for each in binding(budgets, [metric]) if each.bound == bound), default=None)
 
 
 def _day(value: object) -> date:
-    """A day, as YAML or a text gives it. Raises ValueError."""
+    """Return the date from YAML or text. Raises ValueError."""
     try:
         return value if type(value) is date else date.fromisoformat(str(value))
     except ValueError:
@@ -97,7 +97,7 @@ Day = Annotated[
 
 
 class Waiver(Frozen):
-    """Lets a budget be missed until a day, the last one on which it holds."""
+    """Permits a missed budget until and including a date."""
 
     budget: str = Field(description="budget name as in reports: latency.p90, accuracy.max_drop, relative.size")
     until: Day
@@ -109,7 +109,7 @@ class Waiver(Frozen):
 
 
 def plain(budgets: Sequence[Budget]) -> dict[str, Any]:
-    """The budgets as a recipe spells them out."""
+    """Return the budgets as written in a recipe."""
     result: dict[str, Any] = {}
     for budget in budgets:
         outer = result

@@ -20,12 +20,12 @@ from edgepack.core.provenance import int8_saturates
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.units import SIZE, Duration, Size
 
-_X86 = ("x86_64", "amd64", "AMD64")  # the only ones on which int8 products saturate
+_X86 = ("x86_64", "amd64", "AMD64")  # int8 products saturate on these only
 Core = Annotated[int, Field(ge=0)]
 
 
 class Processor(Frozen):
-    """What runs the model. It describes the device to people and to the analytic model; `match` recognises it."""
+    """The processor that runs the model, for people and for latency estimates; `match` recognises the device."""
 
     name: str = Field(description="name of the processor, such as Cortex-A76")
     architecture: str = Field(default="", description="output of `uname -m`: x86_64, aarch64")
@@ -36,7 +36,7 @@ class Processor(Frozen):
 
 
 class CoolDown(Frozen):
-    """How cool the device must be before each process that is timed."""
+    """How cool the device must be before each timed process."""
 
     below: float = Field(
         gt=0,
@@ -47,7 +47,7 @@ class CoolDown(Frozen):
 
 
 class Controls(Frozen):
-    """What is held still while a file is timed."""
+    """Conditions that are held constant while a file is timed."""
 
     threads: int | None = Field(default=None, ge=1, description="number of runtime threads; default: all cores")
     cores: tuple[Core, ...] = Field(default=(), description="cores to run on; default: the last ones")
@@ -62,13 +62,13 @@ class Controls(Frozen):
         return self
 
     def job(self) -> dict[str, Any]:
-        """What the worker must know of them to time a file; threads and cores are told by the runner."""
+        """Return what the worker needs to time a file; the runner passes threads and cores."""
         cool = self.cool_down
         return {"cool_down": {"below": cool.below, "seconds": cool.timeout / 1000}} if cool else {}
 
 
 class Quantization(Frozen):
-    """What the hardware wants of a compressed model. Each fact is part of the key of the stages that read it."""
+    """What the hardware requires of a compressed model. Each value is part of the key of the stages that read it."""
 
     channel_multiple: int = Field(default=8, ge=1, description="pruned channel counts and ranks are multiples of this")
     int8_saturates: bool | None = Field(
@@ -153,19 +153,19 @@ class Device:
 
     @property
     def evidence(self) -> dict[str, str]:
-        """What answers of each mode of the worker are worth; a mode that is not in it is not done there."""
+        """Return the evidence that each mode of the worker gives; a missing mode is not available on this device."""
         worth = dict(self.runner.module.EVIDENCE)
         if self.analytic is None and worth.get("time") == "estimated":
-            del worth["time"]  # there is nothing to estimate with
+            del worth["time"]  # without these figures nothing can be estimated
         return worth
 
     def run_by(self, runner: str, settings: dict[str, Any]) -> "Device":
-        """This device, its files run in another way: where they then run is not it, and has versions of its own."""
+        """Return this device with another runner: files then run elsewhere, so match rules and versions are cleared."""
         return replace(self, runner=plugins.choose("runners", {runner: settings}), match={}, runtimes={})
 
     def settled(self, facts: Mapping[str, Any]) -> "Device":
-        """Its profile with what that leaves to its processor: the one it names, else the one that runs the files, of
-        which `facts` tell. While nothing is known of either, nothing saturates.
+        """Return the profile with `int8_saturates` filled in from the features of its processor, or else from `facts`
+        of the processor that runs the files. False if neither is known.
         """
         if self.quantization.int8_saturates is not None:
             return self
@@ -197,7 +197,7 @@ def _dump(value: Frozen | None) -> dict[str, Any]:
 
 
 def load_device(device: str | Path) -> Device:
-    """The profile with this id, or in this file. Raises ConfigError with every mistake in it."""
+    """Return the profile with this id or in this file. Raises ConfigError with every mistake in it."""
     file = _find(device)
     document = Document.read(file)
     raw = document.check(DeviceFile, document.data)
@@ -210,7 +210,7 @@ def load_device(device: str | Path) -> Device:
 
 
 def all_devices() -> dict[str, Path]:
-    """Every profile by id: those shipped, and the project's own, which win."""
+    """Return every profile by id: the shipped ones, and the project's own, which take precedence."""
     folders = (_shipped(), Path("devices"))
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
@@ -226,7 +226,7 @@ def _find(device: str | Path) -> Path:
 
 def _shipped() -> Path:
     package = Path(__file__).parent.parent
-    inside = package / "devices"  # in a wheel; a checkout has the folder beside the package
+    inside = package / "devices"  # in a wheel; in a checkout the folder is next to the package
     return inside if inside.is_dir() else package.parent / "devices"
 
 

@@ -21,15 +21,15 @@ from pydantic_core import ErrorDetails
 from edgepack.core.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
-_LONG_LIST = 20  # names; a longer list would bury the suggestion
-ASIDE = "x-"  # what keys at the top begin with that only hold what others merge
-_MERGE = "tag:yaml.org,2002:merge"  # of a plain <<
+_LONG_LIST = 20  # names; a longer list would hide the suggestion
+ASIDE = "x-"  # top-level keys with this prefix only hold values that others merge
+_MERGE = "tag:yaml.org,2002:merge"  # tag of a plain <<
 _MAX_NODES = 10_000  # more is not a recipe but an attack on the reader (aliases of aliases)
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Nested(ValueError):
-    """Raised by a validator that checks part of its value with another model: keeps each mistake at its own line."""
+    """Raised by a validator that checks part of its value with another model, so that each mistake keeps its line."""
 
     def __init__(self, error: ValidationError, model: type[BaseModel], value: object, path: KeyPath) -> None:
         super().__init__(str(error))
@@ -38,7 +38,7 @@ class Nested(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands and what to write instead."""
+    """One mistake: where it is and what to write instead."""
 
     file: str
     line: int
@@ -52,7 +52,7 @@ class Problem:
 
 
 class ConfigError(RecipeError):
-    """Every mistake of one file."""
+    """All mistakes of one file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -60,7 +60,7 @@ class ConfigError(RecipeError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str], meant: str = "") -> str:
-    """`meant` is what is known to be meant by the name.
+    """Return the message for an unknown name; `meant` is the right one if that is known.
 
 
     >>> unknown("stage", "prunne", ["prune", "distill"])
@@ -87,13 +87,13 @@ def show_path(path: KeyPath) -> str:
 
 @dataclass
 class Document:
-    """The plain data of one YAML file, the line of each key, and the problems found in it so far."""
+    """The plain data of one YAML file, the line of each key, and the problems found so far."""
 
     file: str
     data: Any
     lines: dict[KeyPath, int]
     problems: list[Problem] = field(default_factory=list)
-    _elsewhere: dict[KeyPath, str] = field(default_factory=dict)  # values that an option of the command line gave
+    _elsewhere: dict[KeyPath, str] = field(default_factory=dict)  # values given by a command-line option
 
     @classmethod
     def read(cls, path: Path) -> "Document":
@@ -128,12 +128,12 @@ class Document:
         return document
 
     def came_from(self, option: str, path: KeyPath) -> None:
-        """The value at `path`, and all below it, was given by this option of the command line."""
+        """Note that the value at `path`, with all below it, came from this command-line option."""
         self._elsewhere[path] = option
         self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
 
     def where(self, path: KeyPath) -> tuple[str, int]:
-        """The file and line of the nearest key on the way to `path`, or the option it was given by and 0."""
+        """Return the file and line of the nearest key above `path`, or the option that gave the value and 0."""
         while path and path not in self.lines and path not in self._elsewhere:
             path = path[:-1]
         return (self._elsewhere[path], 0) if path in self._elsewhere else (self.file, self.lines.get(path, 1))
@@ -146,7 +146,7 @@ class Document:
         self.problems.append(Problem(*self.where(path), show_path(path), message))
 
     def check(self, model: type[Model], value: object, path: KeyPath = ()) -> Model | None:
-        """`value` as a `model`, or None after noting each mistake in it."""
+        """Return `value` as a `model`, or None after noting each mistake."""
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -154,7 +154,7 @@ class Document:
             return None
 
     def note(self, error: ValidationError, model: type[BaseModel], value: object, path: KeyPath) -> None:
-        """One problem for each place that `error` names."""
+        """Note one problem for each place that `error` names."""
         seen: set[KeyPath] = set()
         for detail in error.errors():
             loc = _without_union_tags(detail["loc"], value)
@@ -199,7 +199,7 @@ class _Reader:
         return {key: self.read(value, (*path, key)) for key, (_, value) in pairs.items()}
 
     def _pairs(self, node: Any, path: KeyPath) -> dict[str, tuple[Any, Any]]:
-        """The nodes of each key and its value: the mapping's own, then those it merges (`<<: *base`)."""
+        """Return the key and value nodes of a mapping: its own, then those that it merges (`<<: *base`)."""
         pairs: dict[str, tuple[Any, Any]] = {}
         lines: dict[str, int] = {}
         merged: list[Any] = []
@@ -240,7 +240,7 @@ class _Reader:
 
 
 def read_value(text: str) -> Any:
-    """The value of one YAML scalar, list or mapping on the command line (`--set seed=3`)."""
+    """Return the value of a YAML scalar, list or mapping from the command line (`--set seed=3`)."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -260,9 +260,9 @@ def _tuples(value: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What the YAML reader has against a text, in one line."""
+    """Return the YAML reader's error in one line."""
     problem, context = getattr(error, "problem", None), getattr(error, "context", None)
-    if problem and problem.startswith("but "):  # the second half of a sentence that its context begins
+    if problem and problem.startswith("but "):  # this is the second half of a sentence that starts in the context
         return f"{context}, {problem}"
     return problem or context or str(error).splitlines()[0]
 
@@ -275,7 +275,7 @@ def _line(error: Exception, text: str) -> int:
 
 
 def shown(path: Path) -> str:
-    """The path from the current folder, where it lies below it."""
+    """Return the path relative to the current folder if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -299,12 +299,12 @@ _EXPECTED = {
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
-    """Whether a list is only called too short since pydantic left out its wrong items, each told by itself."""
+    """Return whether a list is too short only because pydantic left out its wrong items, which are reported anyway."""
     return detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], loc: KeyPath) -> str:
-    """One pydantic error in the words of somebody who writes YAML."""
+    """Return a pydantic error in words for people who write YAML."""
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
@@ -338,7 +338,7 @@ def _literals(expected: str) -> list[str]:
 
 
 def _without_union_tags(loc: tuple[str | int, ...], value: object) -> KeyPath:
-    """pydantic adds the name of the union member it tried ("int", "literal['all']"); keep only keys of the data."""
+    """Return the path without the names of union members that pydantic adds ("int", "literal['all']")."""
     path: list[str | int] = []
     for i, part in enumerate(loc):
         inside = isinstance(value, dict) or (isinstance(value, tuple) and isinstance(part, int) and part < len(value))

@@ -7,13 +7,13 @@ from edgepack.core.errors import RecipeError
 
 
 def override(document: Document, text: str) -> None:
-    """Apply `key.path=value`; an item of a list is named by its number or, for stages, by the stage."""
+    """Apply `key.path=value`; list items are addressed by index, stages also by name."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text!r}: write it as key.path=value, for example --set budgets.size=1MB")
     before = document.data
     try:
-        # `stages[2].prune` is how mistakes are reported, so it is understood too.
+        # Mistakes are reported with `stages[2].prune`, so this form is accepted too.
         parts = key.replace("[", ".").replace("]", "").split(".")
         document.data, path = _set(before, parts, read_value(value))
     except LookupError as error:
@@ -22,7 +22,7 @@ def override(document: Document, text: str) -> None:
 
 
 def _set(node: Any, parts: list[str], value: Any) -> tuple[Any, KeyPath]:
-    """`node` with the value at `parts` replaced or added, and the path where it now stands."""
+    """Return `node` with the value at `parts` replaced or added, and the path where it is now."""
     if not parts:
         return value, ()
     if isinstance(node, tuple):
@@ -36,7 +36,7 @@ def _set(node: Any, parts: list[str], value: Any) -> tuple[Any, KeyPath]:
 
 
 def _next_key(mapping: dict[str, Any], parts: list[str]) -> tuple[str, list[str]]:
-    for end in range(len(parts), 0, -1):  # `latency.p50` may stand in the file as one key
+    for end in range(len(parts), 0, -1):  # `latency.p50` may be one key in the file
         if (name := ".".join(parts[:end])) in mapping:
             return name, parts[end:]
     return parts[0], parts[1:]
@@ -52,7 +52,7 @@ def _item(items: tuple[Any, ...], parts: list[str]) -> tuple[int, list[str]]:
 
 
 def _first_new(before: Any, path: KeyPath) -> KeyPath:
-    """The part of `path` down to the first value that was not a mapping or list before: what the override wrote."""
+    """Return the part of `path` down to the first new mapping, list or value: what the override wrote."""
     for depth, part in enumerate(path, start=1):
         if isinstance(before, tuple):
             before = before[int(part)]

@@ -24,7 +24,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 from edgepack.config.document import KeyPath, Nested, unknown
 from edgepack.core.errors import RecipeError
 
-# Where the shipped ones of each kind stand, from the package.
+# Folders of the shipped plugins of each kind, relative to the package.
 FOLDERS = {
     "tasks": "data/tasks",
     "models": "models/sources",
@@ -38,7 +38,7 @@ FOLDERS = {
     "reports": "deliver/reports",
 }
 KINDS = tuple(FOLDERS)
-# The class in the contract.py of each kind, which is the nearest above its folder.
+# Class in the contract.py of each kind; the nearest contract.py above its folder counts.
 _CONTRACTS = {
     "tasks": "Task",
     "models": "ModelSource",
@@ -51,21 +51,21 @@ _CONTRACTS = {
     "runners": "Runner",
     "reports": "Report",
 }
-DEFAULT_QUANTIZER = "xnnpack"  # of files whose exporter asks for no other
+DEFAULT_QUANTIZER = "xnnpack"  # for files whose exporter names no other
 _PACKAGE = Path(__file__).parent.parent
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Every plugin of a kind, shipped or installed, sorted."""
+    """Return the names of all plugins of a kind, shipped or installed, sorted."""
     return tuple(sorted({*_shipped(kind), *_installed(kind)}))
 
 
 @cache
 def load(kind: str, name: str) -> ModuleType:
-    """The plugin's module, with the default of everything that it leaves out.
+    """Return the plugin's module, completed with the defaults of everything that it leaves out.
 
-    Raises RecipeError naming the closest plugin when there is none of that name, and saying what is wrong with one that
-    does not load or lacks what it must define: a mistake in somebody's plugin is not a bug in edgepack.
+    Raises RecipeError that names the closest plugin if none has this name, or says what is wrong with a plugin that
+    does not load or lacks required parts: a mistake in a user's plugin is not a bug in edgepack.
     """
     if name in _shipped(kind):
         module = _imported(kind, name, lambda: import_module(f"edgepack.{FOLDERS[kind].replace('/', '.')}.{name}"))
@@ -77,16 +77,16 @@ def load(kind: str, name: str) -> ModuleType:
     _check(kind, name, module, asked)
     for part, default in asked.defaults.items():
         if not hasattr(module, part):
-            # A function's `self` is the plugin: by default an exporter's `suffix` gives its own SUFFIX.
+            # The plugin is passed as `self`: by default an exporter's `suffix` returns its own SUFFIX.
             setattr(module, part, MethodType(default, module) if part in asked.functions else default)
     return module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What modules of one kind must define, and the defaults of what they may, as the class `page` states it.
+    """What modules of one kind must define, and the defaults of the optional parts, as stated in the class `page`.
 
-    `functions` are those of both that can be called, `config` is the base of their Config, if they have one.
+    `functions` are the callable parts of both; `config` is the base class of their Config, if they have one.
     """
 
     page: type
@@ -98,12 +98,12 @@ class Contract:
 
 @cache
 def contract(kind: str) -> Contract:
-    """The contract of a kind, read from its class: what is abstract, or has a type alone, must be defined.
+    """Return the contract of a kind, read from its class: parts that are abstract or only annotated are required.
 
     >>> contract("exporters").defaults["LIBRARIES"]
     ()
     """
-    # Named by text, for its folder stands above this one.
+    # Imported by name, since its folder is above this one.
     folder = next(each for each in Path(FOLDERS[kind]).parents if (_PACKAGE / each / "contract.py").exists())
     page = getattr(import_module(".".join(("edgepack", *folder.parts, "contract"))), _CONTRACTS[kind])
     types, values = get_annotations(page), vars(page)
@@ -158,7 +158,7 @@ def _singular(kind: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A plugin and its checked configuration, as a recipe or device file names them.
+    """A plugin with its checked configuration, as named in a recipe or device file.
 
     >>> choose("datasets", {"digits": {"size": 32}}).config.size
     32
@@ -166,20 +166,20 @@ class Choice:
 
     kind: str
     name: str
-    config: Any  # of the plugin's own Config
+    config: Any  # an instance of the plugin's Config
 
     @property
     def module(self) -> ModuleType:
         return load(self.kind, self.name)
 
     def plain(self) -> dict[str, Any]:
-        """The configuration with every default, as JSON values: what keys are made of and resolved recipes show."""
+        """Return the configuration with all defaults as JSON values, used in keys and in resolved recipes."""
         values: dict[str, Any] = self.config.model_dump(mode="json")
         return values
 
 
 def choose(kind: str, value: object) -> Choice:
-    """The plugin that `value` names: `name`, `{name: {key: value}}`, or for a model `{name: main value, key: value}`.
+    """Return the plugin in `value`: `name`, `{name: {key: value}}`, or for a model `{name: main value, key: value}`.
 
     Raises ValueError for an unknown plugin, and `Nested` for mistakes in its configuration.
     """
@@ -196,7 +196,7 @@ def choose(kind: str, value: object) -> Choice:
 
 
 def name_of(kind: str, value: object) -> str:
-    """The plugin that `value` names, whether its settings are right or not. Raises ValueError when there is none."""
+    """Return the name of the plugin in `value`; its settings are not checked. Raises ValueError if there is none."""
     if isinstance(value, str) and kind != "models":
         keys: tuple[str, ...] = (value,)
     elif isinstance(value, dict) and value and (kind == "models" or len(value) == 1):
@@ -213,7 +213,7 @@ def name_of(kind: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Named:
-    """A setting that names a plugin of a kind: `backend: Annotated[str, Named("backends")] = "xnnpack"`."""
+    """Marks a setting that names a plugin: `backend: Annotated[str, Named("backends")] = "xnnpack"`."""
 
     kind: str
 
@@ -230,12 +230,12 @@ class Named:
 
 
 def summary(module: ModuleType) -> str:
-    """The first line of a plugin's docstring: what it does."""
+    """Return the first line of a plugin's docstring."""
     return (module.__doc__ or "").strip().splitlines()[0] if module.__doc__ else ""
 
 
 def settings(module: ModuleType) -> list[tuple[str, str]]:
-    """Each setting of a plugin with its default and what it means, for `edgepack stages`."""
+    """Return each setting of a plugin with its meaning and default, for `edgepack stages`."""
     return [(name, _setting(field)) for name, field in module.Config.model_fields.items()]
 
 

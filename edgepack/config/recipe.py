@@ -17,7 +17,7 @@ from edgepack.core.frozen import Frozen
 
 
 class RecipeFile(Frozen):
-    """The top level of a recipe. Parts that plugins check themselves are plain data here."""
+    """The top level of a recipe. Parts that plugins check are plain data here."""
 
     edgepack: Literal[1]
     name: str | None = None
@@ -37,7 +37,7 @@ class RecipeFile(Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A checked recipe: every plugin found, every value in its unit, every default filled in."""
+    """A checked recipe: plugins resolved, values in base units, defaults filled in."""
 
     name: str
     file: Path
@@ -50,14 +50,14 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
-    overrides: tuple[str, ...] = ()  # what --set changed
+    overrides: tuple[str, ...] = ()  # changes made by --set
     version: str | None = None
     licence: str | None = None
     licence_file: str | None = None
 
     def plain(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """The recipe with nothing left to defaults, nor to a clock where `decided` says, stage by stage, what was
-        chosen by measuring; building it again gives the same bundle.
+        """Return the recipe with every default written out, so that building it again gives the same bundle. `decided`
+        holds, for each stage, the settings that it chose by measuring.
         """
         chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
         told = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}
@@ -81,15 +81,13 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe(Recipe):
-    """A recipe for one device with nothing left open: what the recipe leaves to the device is filled in from its
-    profile, and what the profile leaves to its processor from that.
-    """
+    """A recipe resolved for one device: open settings come from its profile, or else its processor."""
 
     profile: Device
 
 
 def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = None) -> ResolvedRecipe:
-    """The recipe as it is built for a device of which `facts` are known, as its runner tells them."""
+    """Return the recipe resolved for a device with the `facts` that its runner reports."""
     profile = device.settled(facts or {})
     given = {each.name: getattr(recipe, each.name) for each in fields(Recipe)}
     suited = tuple(
@@ -100,9 +98,9 @@ def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = No
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in a recipe a stage stands: the device, whether the model is a transformer encoder, the other stages.
+    """The context of a stage: the device, whether the model is a transformer encoder, and the other stages.
 
-    `evidence` is what the device's timings are worth: "measured", "emulated" or "estimated".
+    `evidence` says how the device's timings are obtained: "measured", "emulated" or "estimated".
     """
 
     quantization: Quantization

@@ -25,27 +25,27 @@ _VERSION = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str | None = None) -> Recipe:
-    """The recipe at `path` (a file, or the name of one in `recipes/`) with `--set` overrides applied.
+    """Return the recipe at `path` (a file, or a name in `recipes/`) with `--set` overrides applied.
 
-    Raises ConfigError with every mistake in it, each at its line.
+    Raises ConfigError with every mistake, each with its line.
     """
     file = find_recipe(path)
     document = Document.read(file)
     for text in overrides:
         override(document, text)
-    if device not in (None, document.data.get("device")):  # its bundle must not take the place of the recipe's own
+    if device not in (None, document.data.get("device")):  # its bundle must not replace the recipe's own
         document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{Path(device).stem}")
         document.came_from("--device", ("device",))
     raw = document.check(RecipeFile, document.data)
     recipe = _Checker(document, file).recipe(document.data)
     document.raise_problems()
-    if raw is None or recipe is None:  # every None has noted its problem, so this cannot be reached
+    if raw is None or recipe is None:  # cannot happen: every None has noted its problem
         raise RecipeError(f"{file} could not be read")
     return replace(recipe, overrides=tuple(overrides))
 
 
 def find_recipe(path: str | Path) -> Path:
-    """`recipes/<path>.yaml`, or `path` itself: what else is called like a recipe, as a folder of its data, is none."""
+    """Return `recipes/<path>.yaml`, or `path` itself. A recipe takes precedence over a folder of the same name."""
     file = Path(path)
     if file.suffix in (".yaml", ".yml"):
         return file
@@ -63,7 +63,7 @@ def all_recipes(folder: Path = Path("recipes")) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class _Checker:
-    """Checks each part of a recipe on its own, so that one mistake hides no other."""
+    """Checks each part of a recipe separately, so that one mistake does not hide others."""
 
     document: Document
     file: Path
@@ -124,7 +124,7 @@ class _Checker:
             )
 
     def _licence(self, value: object) -> str | None:
-        """The SPDX expression as it is usually written."""
+        """Return the SPDX expression in its canonical form, or None after noting a mistake."""
         if not isinstance(value, str):
             return None
         from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
@@ -142,7 +142,7 @@ class _Checker:
 
     def _task(self, value: object) -> str | None:
         if not isinstance(value, str):
-            return None  # RecipeFile says so already
+            return None  # RecipeFile reports this
         if value not in plugins.names("tasks"):
             self.document.problem(("task",), unknown("task", value, plugins.names("tasks")))
             return None
@@ -168,7 +168,7 @@ class _Checker:
             self.document.problem(("budgets", "parity.runtimes"), message)
 
     def _order(self, values: object) -> None:
-        """Whether each stage takes what the one before it gives, as far as the stages are known at all."""
+        """Note a mistake if a stage cannot take the model form of the stage before it; stops at unknown stages."""
         form, giver = "eager", "the model"
         for i, value in enumerate(values if isinstance(values, tuple) else ()):
             try:
@@ -226,7 +226,7 @@ class _Checker:
                 self.document.problem(("export", i, exporter.name), f"not available here: {message}")
 
     def _signature(self, data: Choice) -> "Signature | None":
-        """What the data looks like, if it is there."""
+        """Return the signature of the data, or None after noting why it is not available."""
         try:
             found: Signature = data.module.describe(data.config)
         except RecipeError as error:
@@ -239,14 +239,14 @@ class _Checker:
             self.document.problem(("task",), message)
 
     def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
-        """Whether the models can take the data, as far as that is known without torch."""
+        """Note each model that cannot take the data, as far as this is known without torch."""
         for path, choice in _models(model, stages):
             if message := choice.module.incompatibility(choice.config, signature):
                 self.document.problem(path, message)
 
 
 def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
-    """Where each stage stands: from a stage that is given another model on, that one is at work."""
+    """Yield the place of each stage: once a stage switches to another model, that one counts for later stages."""
     names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
     for i, stage in enumerate(stages):
         encoder = bool(model and model.module.ENCODER)
@@ -269,7 +269,7 @@ def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[Ke
 
 
 def _own_models(stage: Choice | None) -> Iterator[tuple[str, Choice]]:
-    """The models that a stage's settings name."""
+    """Yield the models named in a stage's settings."""
     for key, value in stage.config if stage else ():
         if isinstance(value, Choice) and value.kind == "models":
             yield key, value

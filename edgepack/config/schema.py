@@ -15,7 +15,7 @@ from edgepack.core.units import NUMBER
 
 
 def budgets_schema(formats: Iterable[str]) -> dict[str, Any]:
-    """The JSON schema of `budgets`, for a recipe that may export any of `formats`."""
+    """Return the JSON schema of `budgets` for a recipe that may export any of `formats`."""
     absolute, relative = _group(formats, relative=False), _group(formats, relative=True)
     baseline = {"type": "string", "description": "'last' passing build, a build.json, or a bundle", "default": LAST}
     relative["properties"]["baseline"] = baseline
@@ -26,7 +26,7 @@ def budgets_schema(formats: Iterable[str]) -> dict[str, Any]:
 def _group(formats: Iterable[str], *, relative: bool) -> dict[str, Any]:
     formats = tuple(formats)
     properties: dict[str, Any] = {name: {"anyOf": _metric_schema(name, formats, relative)} for name in METRICS}
-    for name in METRICS:  # `accuracy.max_drop: 1 %` is another spelling, and so is `latency: {p50: 2 ms}`
+    for name in METRICS:  # alternative spellings: `accuracy.max_drop: 1 %` and `latency: {p50: 2 ms}`
         group, _, inner = name.rpartition(".")
         if group in METRICS:
             properties[group]["anyOf"][-1]["properties"][inner] = properties[name]
@@ -39,7 +39,7 @@ def _group(formats: Iterable[str], *, relative: bool) -> dict[str, Any]:
 
 
 def _metric_schema(name: str, formats: tuple[str, ...], relative: bool) -> list[dict[str, Any]]:
-    """A limit, or a mapping: of bounds, of settings, and of exporters to the same again."""
+    """Return the schema of a limit, or of a mapping with bounds, settings, and exporters with the same inside."""
     bounds = {bound: {"anyOf": _bound_schema(name, bound)} for bound in METRICS[name].bounds_of(relative)}
     options = {key: {"enum": list(allowed)} for key, allowed in OPTIONS.items()}
     inside = {"type": "object", "properties": {**bounds, **options}, "additionalProperties": False}
@@ -84,12 +84,12 @@ def device() -> dict[str, Any]:
 
 
 def _aside() -> dict[str, Any]:
-    """Keys that only hold what others merge."""
+    """Return the schema of keys that only hold values for merging."""
     return {"patternProperties": {f"^{ASIDE}": {}}}
 
 
 def _one_of(kind: str) -> dict[str, Any]:
-    """A plugin by its name alone, or as {name: settings}."""
+    """Return the schema of a plugin: its name alone, or {name: settings}."""
     named = [
         {"type": "object", "properties": {name: _config(kind, name)}, "required": [name], "additionalProperties": False}
         for name in plugins.names(kind)
@@ -104,7 +104,7 @@ def _config(kind: str, name: str) -> dict[str, Any]:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with its local definitions put in place: it is about to become part of another."""
+    """Return the schema with its local definitions inlined, since it becomes part of another schema."""
     definitions = schema.pop("$defs", {})
 
     def resolve(node: Any) -> Any:

@@ -27,7 +27,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 class ExitCode(IntEnum):
-    """What CI reads. It may retry INCONCLUSIVE and DEVICE, never BUDGET."""
+    """Exit codes for CI. It may retry INCONCLUSIVE and DEVICE, never BUDGET."""
 
     OK = 0
     BUDGET = 1
@@ -51,7 +51,7 @@ _DECISIVE = (
 
 
 def most_decisive(codes: Iterable[int]) -> ExitCode:
-    """The one exit code of several: a definite failure outranks one that a retry may mend.
+    """Return the exit code that stands for all: a definite failure outranks one that a retry may fix.
 
     >>> most_decisive([0, 3, 1]).name
     'BUDGET'
@@ -107,5 +107,5 @@ class VerifyError(EdgepackError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what went wrong."""
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")

@@ -21,7 +21,7 @@ class BuildStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepStarted(Event):
-    why: str  # why it has to run
+    why: str  # why the step has to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ class StepFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """Worth a line, needs no action: a layer left alone, a lock waited for."""
+    """Information that needs no action, such as a skipped layer or waiting for a lock."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFinished(Event):
-    """The build is over, well or not; `error` says what ended it before its verdict."""
+    """The build ended, with or without success; `error` says what stopped it before its verdict."""
 
     recipe: str
     exit_code: int
@@ -69,7 +69,7 @@ class BuildFinished(Event):
 
 
 def placed(emit: "Emit", step: int, steps: int, name: str) -> "Emit":
-    """`emit` that adds where in the build an event happened."""
+    """Return an `emit` that adds the step and its number to each event."""
     return lambda event: emit(replace(event, step=step, steps=steps, name=name))
 
 

@@ -10,26 +10,26 @@ from typing import Any
 
 from edgepack.core.errors import DeviceError, RecipeError
 
-DOWNLOADS = Path(".edgepack/data")  # beside the store: data that was downloaded, and what is known of a user's files
+DOWNLOADS = Path(".edgepack/data")  # next to the store: downloaded data, and known digests of the user's files
 
 
-_Known = dict[str, list[int | str]]  # path: what stat tells of it, sha256
+_Known = dict[str, list[int | str]]  # path: facts from stat, then the sha256
 
 
 def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
-    """The sha256 of each file by its name. Only those that stat tells to be others are read again: a file that took the
-    place of another, or had its times put back, has another inode or time of change.
+    """Return the sha256 of each file by name.
 
-    They are remembered under the name `of` what they belong to.
+    Only files whose stat changed are read again: replacing a file or resetting its times changes the inode or ctime.
+    `of` names the set of files whose digests are remembered together.
     """
-    from concurrent.futures import ThreadPoolExecutor  # of the many commands that ask for no digests, none pays for it
+    from concurrent.futures import ThreadPoolExecutor  # imported here: most commands need no digests
 
     memory = DOWNLOADS / f"digests-{digest(of)[:16]}.json"
     before = _remembered(memory)
     with ThreadPoolExecutor() as pool:
         now = dict(zip(files, pool.map(lambda item: _facts(item[1], before.get(item[0])), files.items()), strict=True))
     if now != before:
-        with suppress(OSError):  # a folder that may only be read is still good to read from
+        with suppress(OSError):  # a read-only folder is good enough to read from
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(memory, json.dumps(now).encode())
     return {name: str(facts[-1]) for name, facts in now.items()}
@@ -53,7 +53,7 @@ def _remembered(memory: Path) -> _Known:
 
 
 def digest(value: Any) -> str:
-    """The sha256 of a JSON value, whatever the order of its keys."""
+    """Return the sha256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -63,7 +63,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
+    """Write to a temporary file and rename it, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -77,7 +77,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def disk_error(error: OSError, folder: Path) -> DeviceError:
-    """A clear error for a folder that cannot be written or a disk that is full."""
+    """Return a clear error for a folder that cannot be written or a disk that is full."""
     where = error.filename or folder
     return DeviceError(
         f"cannot write {where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, "check the disk")
@@ -85,7 +85,7 @@ def disk_error(error: OSError, folder: Path) -> DeviceError:
 
 
 def full_disk(error: BaseException, folder: Path) -> DeviceError | None:
-    """The error as one of the disk, if it is one; an OSError of a plugin that cannot find its file is not."""
+    """Return a DeviceError if the disk is the cause, else None, as for a plugin's OSError about a missing file."""
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return disk_error(error, folder)
     if "No space left on device" in str(error):  # safetensors and torch wrap the system's error

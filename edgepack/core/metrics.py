@@ -9,23 +9,23 @@ Evidence = Literal["measured", "emulated", "estimated"]
 
 
 Level = Literal["error", "warn", "info"]
-FROM_BELOW = ("min", "retain", "max_decrease")  # bounds that the figure must not fall under
+FROM_BELOW = ("min", "retain", "max_decrease")  # bounds that a value must not fall below
 AGAINST_TEACHER = ("max_drop", "retain")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Something measured on every exported file, and the ways a budget may bound it (the first is the default).
+    """A metric of an exported file, and the bounds that a budget may set on it (the first is the default).
 
-    `within` says what two figures of it must share to be compared: the device and protocol, the data, or nothing.
+    `within` says what two values must share to be compared: the device and protocol, the data, or nothing.
     """
 
     quantity: Quantity
     meaning: str
     bounds: tuple[str, ...] = ("max",)
-    evidence: Evidence = "estimated"  # the least that a budget accepts unless it says otherwise
+    evidence: Evidence = "estimated"  # the weakest evidence that a budget accepts unless it sets another
     within: Literal["device", "data", ""] = ""
-    formats: tuple[str, ...] = ()  # whose files it is measured of; default: all
+    formats: tuple[str, ...] = ()  # formats that have this metric; default: all
 
     def bounds_of(self, relative: bool) -> tuple[str, ...]:
         return (("max_decrease" if self.bounds[0] == "min" else "max_increase"),) if relative else self.bounds
@@ -76,5 +76,5 @@ METRICS: dict[str, Metric] = {
 
 
 def quantity_of(metric: str, bound: str) -> Quantity:
-    """What a limit is written in."""
+    """Return the kind of quantity in which a limit is given."""
     return SHARE if bound in ("max_increase", "retain") else METRICS[metric].quantity

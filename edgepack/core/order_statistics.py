@@ -7,13 +7,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-# Processes so far -> k: the k-th smallest and k-th largest process bound the median with an error, summed over the
-# three looks, of 2.8 % a side.
+# Number of processes -> k: the k-th smallest and the k-th largest process bound the median with an error of 2.8 %
+# a side, summed over the three looks at the data.
 LOOKS = {7: 1, 14: 3, 21: 6}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(median, low, high) of figures that each come from a process of their own.
+    """Return (median, low, high) of values that each come from their own process.
 
     >>> interval([5, 1, 2, 3, 4, 6, 7])
     (4, 1, 7)
@@ -24,7 +24,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The smallest sample that at least `share` of them do not exceed.
+    """Return the smallest sample such that at least `share` of all samples are not larger.
 
     >>> percentile([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 0.9)
     9

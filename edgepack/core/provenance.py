@@ -17,12 +17,12 @@ MISSING = "not installed"
 
 @cache
 def versions(*packages: str) -> dict[str, str]:
-    """The installed version of each package, from its metadata: torch and the like are not imported."""
+    """Return the installed version of each package from its metadata: torch and the like are not imported."""
     return {package: _version(package) for package in sorted(packages)}
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """The version of each of these packages that is installed."""
+    """Return the version of each of these packages that is installed."""
     return {package: version for package, version in versions(*packages).items() if version != MISSING}
 
 
@@ -36,7 +36,7 @@ def _version(package: str) -> str:
 
 @cache
 def cpu() -> dict[str, str]:
-    """The processor's model name and its features, as Linux tells them."""
+    """Return the processor's model name and features as reported by Linux."""
     facts: dict[str, str] = {}
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -58,18 +58,18 @@ def cpu_features() -> frozenset[str]:
     return frozenset(cpu()["features"].split())
 
 
-# Features that multiply bytes and sum the products in 32 bits: int8 is faster with them, and never saturates.
+# Features that multiply bytes and sum the products in 32 bits: int8 runs faster with them and never saturates.
 _INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 SATURATING = "put `quantization: {int8_saturates: true}` into the device profile"
 
 
 def int8_saturates(features: Set[str]) -> bool:
-    """Whether a processor with these features sums products of u8 x s8 in 16 bits, so that large ones are cut off."""
+    """Return whether a processor with these features sums u8 x s8 products in 16 bits, which clips large sums."""
     return "avx2" in features and not int8_features(features)
 
 
 def int8_features(features: Set[str]) -> list[str]:
-    """Those of a processor's features that multiply int8."""
+    """Return those of the features that multiply int8."""
     return sorted(features & _INT8)
 
 
@@ -78,7 +78,7 @@ BF16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # features that multiply 
 
 @cache
 def threads() -> int:
-    """Threads that training uses: EDGEPACK_THREADS, or the cores this process may run on."""
+    """Return the number of threads for training: EDGEPACK_THREADS, or the cores that this process may use."""
     asked, cores = os.environ.get("EDGEPACK_THREADS", ""), len(os.sched_getaffinity(0))
     if asked and not (asked.isdecimal() and 0 < int(asked) <= cores):
         raise RecipeError(f"EDGEPACK_THREADS is {asked!r}: give a whole number from 1 to {cores}")
@@ -86,15 +86,15 @@ def threads() -> int:
 
 
 def compute() -> dict[str, Any]:
-    """What the numbers of a training depend on besides the recipe: part of the key of every stage.
+    """Return what training results depend on besides the recipe: part of the key of every stage.
 
-    The features too: virtual machines mask them under one and the same name of the processor.
+    Includes the features, since virtual machines may mask them under the same processor name.
     """
     return {**cpu(), "threads": threads()}
 
 
 def environment() -> dict[str, Any]:
-    """For the report; nothing in it names a person or holds a secret."""
+    """Return the environment for reports; it contains no personal data and no secrets."""
     return {
         "cpu": cpu()["name"],
         "cores": len(os.sched_getaffinity(0)),
@@ -106,7 +106,7 @@ def environment() -> dict[str, Any]:
 
 
 def summary(*packages: str) -> str:
-    """The environment in one line for people, beside figures that were taken in it."""
+    """Return the environment in one line, to print next to figures."""
     facts = environment()
     found = ", ".join(f"{name} {version}" for name, version in versions(*packages).items())
     int8 = ", ".join(int8_features(cpu_features())) or "no int8 products"
@@ -114,9 +114,9 @@ def summary(*packages: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """The commit that `folder` stands at and whether anything in it differs; empty outside a repository.
+    """Return the commit of `folder` and whether tracked files differ from it; empty outside a repository.
 
-    `prefix` is where the current folder, from which files are named, lies in its repository: "ml/models/", or "".
+    `prefix` is the path of the current folder in its repository, such as "ml/models/", or "".
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class RuntimeInfo(NamedTuple):
-    """Where a runtime is loaded, the packages it consists of, and the suffixes of its files."""
+    """A runtime: its module, the packages that it consists of, and the suffixes of its files."""
 
     module: str  # in measure/runtimes
-    packages: tuple[str, ...]  # in the order in which they are imported
+    packages: tuple[str, ...]  # in the order of import
     suffixes: tuple[str, ...]
 
 
@@ -21,7 +21,7 @@ RUNTIMES = {
 
 
 def runtime_of(suffix: str) -> str:
-    """The runtime that loads files with this suffix, or "".
+    """Return the runtime that loads files with this suffix, or "".
 
     >>> runtime_of(".ort"), runtime_of(".txt")
     ('onnxruntime', '')

@@ -17,7 +17,7 @@ _TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(\S*)\s*")
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """One kind of quantity. Values are floats in the base unit, the one whose factor is 1.
+    """A kind of quantity. Values are floats in the base unit, the one with factor 1.
 
     >>> SIZE.parse("1.5 kB"), SIZE.format(1500)
     (1500.0, '1.5 kB')
@@ -25,11 +25,11 @@ class Quantity:
 
     name: str
     units: dict[str, float]
-    shown: tuple[str, ...]  # the units used for output, smallest first
+    shown: tuple[str, ...]  # units used for output, smallest first
     example: str
 
     def parse(self, value: object) -> float:
-        """The value in the base unit. Raises ValueError saying what is allowed."""
+        """Return the value in the base unit. Raises ValueError naming the allowed forms."""
         if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
             number, unit = float(match[1]), match[2].replace(_MU, _MICRO)
             if unit in self.units:
@@ -44,20 +44,20 @@ class Quantity:
         raise ValueError(f"{given} is not {self.name}: write it as {self.example}")
 
     def _finite(self, number: float, given: object) -> float:
-        """A limit of .inf or .nan would let everything pass, or nothing."""
-        with suppress(OverflowError):  # of an integer of 309 digits and more
+        """Return the number. Raises ValueError for .inf and .nan: as limits they would pass everything, or nothing."""
+        with suppress(OverflowError):  # an integer of 309 or more digits
             if math.isfinite(number):
                 return float(number)
         raise ValueError(f"{given!s:.40} is not finite: write {self.name} as {self.example}")
 
     def suggest(self, number: float) -> str:
-        """The bare number with the unit it most likely lacks.
+        """Return the number with the unit that was most likely meant.
 
         >>> SHARE.suggest(0.5), SIZE.suggest(300), SIZE.suggest(600_000)
         ('"50 %"', '"300 kB"', '"600 kB"')
         """
         likely = self.example.split('"')[1].split()[1]
-        if number >= self.units[likely] > 1:  # bytes, written out
+        if number >= self.units[likely] > 1:  # a number of bytes
             return f'"{self.exact(number)}"'
         scaled = number / self.units[likely] if self.units[likely] < 1 and abs(number) <= 1 else number
         return f'"{scaled:.12g} {likely}"'
@@ -73,7 +73,7 @@ class Quantity:
         return f"unknown unit {unit!r} in {value!r}{hint} (allowed: {allowed})"
 
     def format(self, value: float, digits: int = 3) -> str:
-        """Short text for people, three significant digits.
+        """Return short text for people, with three significant digits.
 
         >>> SIZE.format(999_999), DURATION.format(0.0612)
         ('1 MB', '61.2 us')
@@ -83,7 +83,7 @@ class Quantity:
         return f"{rounded / factor:.12g} {unit}".rstrip()
 
     def exact(self, value: float) -> str:
-        """Text that parses back to the same value."""
+        """Return text that parses back to the same value."""
         factor, unit = self._scale(value)
         return f"{round(value / factor, 12):.12g} {unit}".rstrip()
 
@@ -105,7 +105,7 @@ DURATION = Quantity(
     example='"8 ms"',
 )
 SHARE = Quantity(name="a percentage", units={"%": 0.01}, shown=("%",), example='"95 %"')
-NUMBER = Quantity(name="a number", units={"": 1}, shown=("",), example='"0.05"')  # of what has no unit: logits
+NUMBER = Quantity(name="a number", units={"": 1}, shown=("",), example='"0.05"')  # for values without a unit: logits
 
 
 def _field(quantity: Quantity) -> tuple[Any, ...]:

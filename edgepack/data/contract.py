@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Dataset(Protocol):
-    """Samples with their labels, in three splits. Stands in data/datasets/.
+    """Samples with their labels, in three splits. Lives in data/datasets/.
 
     What has no default below must be defined; what has one may be left out. A whole data set:
 
@@ -49,41 +49,41 @@ class Dataset(Protocol):
             return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
     """
 
-    Config: type[Frozen]  # what a recipe may say of it
+    Config: type[Frozen]  # settings allowed in a recipe
 
-    VERSION: int = 1  # to bump when the same fingerprint would give other samples, as after a change of `load`
+    VERSION: int = 1  # bump when the same fingerprint would give other samples, such as after a change of `load`
     LICENCE: str = "not stated"  # of the samples: the bundle ships some
-    FOREIGN: bool = False  # whether a user's own code makes the samples: what it reads is watched
+    FOREIGN: bool = False  # whether a user's own code makes the samples: the files it reads are recorded
 
     @abstractmethod
     def describe(self, config: Any) -> Signature:
-        """Tell the inputs and labels without loading a sample. Without torch."""
+        """Return inputs and labels without loading a sample. Without torch."""
 
     @abstractmethod
     def fingerprint(self, config: Any) -> str:
-        """Tell what the samples are made of: settings, and what is in files. With another fingerprint, name of the data
-        set or VERSION every step runs again; nothing else tells that samples changed. Without torch.
+        """Return what the samples are made of: settings, and the content of files. All steps run again when the
+        fingerprint, VERSION or the name of the data set changes; no other change of samples is noticed. Without torch.
         """
 
     @abstractmethod
     def load(self, config: Any) -> Data:
-        """Give inputs [n, *shape] of the types that `describe` tells, and int64 targets [n], the indices of labels."""
+        """Return inputs [n, *shape] with the types of `describe`, and int64 targets [n], the indices of labels."""
 
     def files(self, config: Any) -> tuple[Path, ...]:
-        """Name the files that the fingerprint covers, where the data is FOREIGN."""
+        """Return the files that the fingerprint covers, if the data is FOREIGN."""
         return ()
 
     def notes(self, config: Any) -> tuple[str, ...]:
-        """What `check` tells a person of the data."""
+        """Return remarks on the data for people, shown by `check`."""
         return ()
 
     def attachments(self, config: Any) -> dict[str, bytes]:
-        """Files by name that an app needs to make inputs, as a tokenizer: they ship in io/."""
+        """Return files by name that an app needs to make inputs, such as a tokenizer: they ship in io/."""
         return {}
 
 
 class Task(Protocol):
-    """What the outputs of a model mean: how it is trained, and how it is scored. Stands in data/tasks/.
+    """What the outputs of a model mean: how it is trained and scored. Lives in data/tasks/.
 
     Logits and targets have the shapes [n, classes] and [n]. What has no default below must be defined. A whole task:
 
@@ -108,27 +108,27 @@ class Task(Protocol):
             return logits.argmax(axis=1)
     """
 
-    METRIC: str  # the name of the score in warnings; budgets and reports call every score accuracy
-    VERSION: int = 1  # to bump when the same logits would give another loss or score
+    METRIC: str  # name of the score in warnings; budgets and reports call every score accuracy
+    VERSION: int = 1  # bump when the same logits would give another loss or score
 
     @abstractmethod
     def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
-        """What training minimises."""
+        """Return the loss that training minimizes."""
 
     @abstractmethod
     def distill(self, logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
-        """How far a student is from its teacher."""
+        """Return how far a student is from its teacher."""
 
     @abstractmethod
     def score(self, logits: Any, targets: Any) -> float:
-        """From 0 to 1, more is better. Of numpy arrays."""
+        """Return a score from 0 to 1, higher is better. Takes numpy arrays."""
 
     @abstractmethod
     def decide(self, logits: Any) -> Any:
-        """What an app would show, one whole number a sample, shape [n]; two runtimes agree on a sample where these are
-        the same. Of numpy arrays.
+        """Return what an app would show, one integer per sample, shape [n]; two runtimes agree on a sample if these are
+        equal. Takes numpy arrays.
         """
 
     def incompatibility(self, signature: Signature) -> str:
-        """Say why the data is not for this task, or "". Without torch."""
+        """Return why the data does not fit this task, or "". Without torch."""
         return ""

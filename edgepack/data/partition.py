@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     Indices = numpy.typing.NDArray[numpy.int64]
 
 ONCE = "remove copies, so that each is in one split and one class"
-_NAMED = 5  # samples, in an error about many
+_NAMED = 5  # samples that an error lists
 
 
 def drawn(classes: Sequence[int], shares: Mapping[str, float]) -> "dict[str, Indices]":
-    """Where the samples of each part stand: about this share of every class, one at least, and the rest as "train".
+    """Return the indices of each part: this share of every class, at least one sample, and the rest as "train".
 
-    Drawn and shuffled by numpy's legacy generator, whose stream never changes from version to version.
+    Uses numpy's legacy generator, whose stream is the same in all versions.
     """
     import numpy
 
@@ -35,7 +35,7 @@ def drawn(classes: Sequence[int], shares: Mapping[str, float]) -> "dict[str, Ind
 
 
 def quota(samples: int, share: float) -> int:
-    """How many of a class's samples a part gets.
+    """Return how many of a class's samples a part gets.
 
     >>> quota(100, 0.15), quota(3, 0.15)
     (15, 1)
@@ -44,19 +44,19 @@ def quota(samples: int, share: float) -> int:
 
 
 def possible(validation: float, test: float, nouns: str) -> None:
-    """Raises ValueError when such shares leave a split empty."""
+    """Raises ValueError if such shares leave a split empty."""
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"validation and test must be above 0 % and leave some {nouns} for training")
 
 
 def missing(found: Iterable[str], shares: Mapping[str, float]) -> dict[str, float]:
-    """The shares of the parts that are still to be drawn from train."""
+    """Return the shares of the parts that must be drawn from train."""
     return {part: share for part, share in shares.items() if part not in found}
 
 
 def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str, gone: Mapping[str, str] = {}) -> None:
-    """Whether every class of train has a sample for each split that is still to be drawn, and one to train on; `gone`
-    says of a class where others of its samples went.
+    """Raises RecipeError if a class has too few samples for training and for each split to be drawn; `gone` says why
+    samples of a class were dropped.
     """
     into = f"{', '.join(['train', *shares][:-1])} and {[*shares][-1]}" if shares else ""
     for name, count in counts.items():
@@ -70,7 +70,7 @@ def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str, go
 
 
 def whereabouts(fates: Sequence[str], of: int, noun: str) -> str:
-    """What became of copies, each with its fate, among so many samples.
+    """Return what happened to copies, given each one's fate and the number of all samples.
 
     >>> whereabouts(["in the test split too", "in the test split too"], 2, "picture")
     'all 2 pictures are in the test split too'
@@ -86,7 +86,7 @@ def whereabouts(fates: Sequence[str], of: int, noun: str) -> str:
 
 
 def copied(part: str, kept: str) -> str:
-    """The fate of a copy that stands in one part, of a sample that is kept in another."""
+    """Return the fate of a copy in one part, if another copy is kept in `kept`."""
     return "there more than once" if part == kept else f"in the {kept} split too"
 
 
@@ -102,7 +102,7 @@ def same_classes(whose: str, part: str, train: Iterable[str], classes: Iterable[
 
 
 def unreadable(problems: Sequence[str], noun: str, what: str, advice: str) -> RecipeError:
-    """The first of the problems, and how many there are."""
+    """Return an error with the first problems and their number."""
     more = [f"and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
     count = f"one {noun}" if len(problems) == 1 else f"{len(problems)} {noun}s"
     lines = "\n  ".join([*problems[:_NAMED], *more])

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def moved(pictures: "Tensor", size: int, random: "Generator", *, mirror: bool = True) -> "Tensor":
-    """From each picture [n, c, h, w] a window of `size` x `size` at a random place; unless told, half are mirrored."""
+    """Return a window of `size` x `size` at a random place of each picture [n, c, h, w]; half are mirrored."""
     import torch
 
     count, channels, height, width = pictures.shape

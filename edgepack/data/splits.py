@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
 
 
-EXAMPLES = 3  # samples of the test split that a bundle holds to test itself with
+EXAMPLES = 3  # samples of the test split in a bundle, for its self-test
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Inputs of shape [n, ...], targets of shape [n], and where in the split each sample stands."""
+    """Inputs of shape [n, ...], targets of shape [n], and the position of each sample in the split."""
 
     inputs: "tuple[Tensor, ...]"
     targets: "Tensor"
@@ -30,9 +30,9 @@ class Batch:
 class Split:
     """One part of a data set, held in memory: each input [n, ...], targets [n].
 
-    Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` makes the one of the other, a
-    batch at a time. `augment` changes stored samples at random before that, in shuffled passes only. Both are asked
-    with inputs [batch, ...] and must not change them in place.
+    Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` converts them, a batch at a
+    time. Before that, `augment` changes stored samples at random, in shuffled passes only. Both get inputs [batch, ...]
+    and must not change them in place.
     """
 
     inputs: "tuple[Tensor, ...]"
@@ -44,7 +44,7 @@ class Split:
         return len(self.targets)
 
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """In order, or shuffled and augmented by `seed`: the same seed gives the same samples.
+        """Yield batches in order, or shuffled and augmented by `seed`: the same seed gives the same samples.
 
         A last batch of one is left out of shuffled passes: batch norm needs two.
         """
@@ -57,11 +57,11 @@ class Split:
                 yield Batch(inputs=self._taken(indices, random), targets=self.targets[indices], indices=indices)
 
     def first(self, count: int) -> "Split":
-        """The split cut down to its first samples, for what needs only some."""
+        """Return a split with only the first samples."""
         return replace(self, inputs=tuple(tensor[:count] for tensor in self.inputs), targets=self.targets[:count])
 
     def head(self, count: int) -> "tuple[Tensor, ...]":
-        """The first samples as a model takes them."""
+        """Return the first samples as a model takes them."""
         return next(self.first(count).batches(count)).inputs
 
     def _taken(self, indices: "Tensor", random: "Generator | None") -> "tuple[Tensor, ...]":
@@ -73,14 +73,14 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What stages see: selection uses `validation`, calibration `train`."""
+    """The data that stages get: `validation` for selection, `train` for calibration."""
 
     train: Split
     validation: Split
 
     @property
     def augmented(self) -> bool:
-        """Whether a training sample looks different every time."""
+        """Return whether training samples are changed at random each time."""
         return self.train.augment is not None
 
 
@@ -88,8 +88,7 @@ class TrainingData:
 class Data(TrainingData):
     """A whole data set; `test` is for the report alone.
 
-    `examples` are the first samples of the test split as an app meets them, where they are texts, and `notes` what a
-    person should know of the data.
+    `examples` are the first test samples as an app gets them, if they are texts; `notes` are remarks for people.
     """
 
     test: Split
@@ -100,7 +99,7 @@ class Data(TrainingData):
         return TrainingData(train=self.train, validation=self.validation)
 
     def check(self, signature: Signature) -> None:
-        """Raises RecipeError where splits are not as the data set describes them, by all targets and a few inputs."""
+        """Raises RecipeError if splits do not match the data set's description; checks all targets and a few inputs."""
         for part in ("train", "validation", "test"):
             if problem := _problem(getattr(self, part), signature):
                 raise RecipeError(

@@ -27,7 +27,7 @@ FILE = "tokenizer.json"
 INPUTS = ("input_ids", "attention_mask")
 _BATCH = 1000  # texts
 _ROLES = ("pad", "unk", "cls", "sep", "bos", "eos", "mask")
-# Many published models say nowhere which of their special tokens is which: their classes in transformers know.
+# Many published models do not say which special tokens have which role, but their transformers classes know it.
 _USUAL = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -39,7 +39,7 @@ _USUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """A tokenizer that cuts and pads every text, on the right, to `max_length` tokens.
+    """A tokenizer that truncates and pads every text, on the right, to `max_length` tokens.
 
     `special_tokens` are by role: {"pad": {"token": "[PAD]", "id": 0}, ...}; ids go from 0 to `vocabulary` - 1.
     """
@@ -57,7 +57,7 @@ class Fixed:
         return content.encode()
 
     def preprocessing(self) -> dict[str, Any]:
-        """All that an app must know to make the inputs, and a model to see whether it fits."""
+        """Return what an app needs to make the inputs, and a model to see whether it fits."""
         return {
             "kind": "text",
             "tokenizer": FILE,
@@ -72,7 +72,7 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """`ids` and `mask` of shape [n, max_length], the text that each row is of, and how many texts were longer."""
+    """`ids` and `mask` of shape [n, max_length], the index of each row's text, and how many texts were longer."""
 
     ids: "Ids"
     mask: "Mask"
@@ -80,14 +80,14 @@ class Encoded:
     cut: int
 
     def inputs(self) -> dict[str, Any]:
-        """What a model is given, by the names of INPUTS: int64 [n, max_length]."""
+        """Return the inputs of a model, by the names of INPUTS: int64 [n, max_length]."""
         return dict(zip(INPUTS, (self.ids.astype("int64"), self.mask.astype("int64")), strict=True))
 
 
 def load(name: str, max_length: int) -> Fixed:
-    """The tokenizer that `name` stands for (see hub.folder).
+    """Return the tokenizer with this name (see hub.folder).
 
-    Raises RecipeError when it is not there, is damaged, cannot pad, or does not take texts of `max_length` tokens.
+    Raises RecipeError if it is missing, is damaged, cannot pad, or cannot take texts of `max_length` tokens.
     """
     folder = hub.folder(name, hub.TOKENIZER)
     tokenizer = read_file(folder / FILE)
@@ -113,20 +113,19 @@ def load(name: str, max_length: int) -> Fixed:
 
 
 def read(content: bytes) -> "Tokenizer":
-    """A tokenizer from its JSON. Raises ValueError when it is none."""
+    """Return a tokenizer from its JSON. Raises ValueError if it is not valid."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises nothing more specific
         raise ValueError(str(error)) from error
 
 
 def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, windows: int = 1) -> Encoded:
-    """What the model is given for each text, cut and padded as the tokenizer was fixed.
+    """Return what the model gets for each text, truncated and padded.
 
-    A text that is longer gives a row more for what follows, and again, up to `windows` rows; of the further ones only
-    those that are at least half full.
+    The rest of a longer text gives more rows, up to `windows` rows in total; extra rows must be at least half full.
     """
     import numpy
 
@@ -144,12 +143,12 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, windows: int = 1) ->
 
 
 def words(tokenizer: "Tokenizer") -> str:
-    """A hash of its tokens with their ids."""
+    """Return a hash of its tokens with their ids."""
     return digest(tokenizer.get_vocab())
 
 
 def read_file(file: Path) -> "Tokenizer":
-    """Raises RecipeError when there is no tokenizer in it."""
+    """Return the tokenizer in a file. Raises RecipeError if it is not valid."""
     try:
         return read(file.read_bytes())
     except OSError as error:
@@ -161,7 +160,7 @@ def read_file(file: Path) -> "Tokenizer":
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """One of the files that transformers writes beside a tokenizer.json; without it, nothing is set."""
+    """Return a settings file that transformers writes next to tokenizer.json; empty if there is none."""
     if not file.is_file():
         return {}
     try:

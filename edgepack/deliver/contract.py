@@ -11,11 +11,11 @@ from edgepack.records.build import Build
 
 
 class Report(Protocol):
-    """Tells of a build in one file of dist/<recipe>/. Stands in deliver/reports/; everything must be defined.
+    """Describes a build in one file of dist/<recipe>/. Lives in deliver/reports/; everything must be defined.
 
-    What a build holds stands in records/build.py. A figure whose evidence is not "measured" says so beside itself:
-    `wording.value` does of a verdict, `wording.measured` of a measurement. `edgepack gate RECIPE --reports DIR` writes
-    it without a build. A whole report:
+    records/build.py defines what a build contains. A figure whose evidence is not "measured" must say so next to it:
+    use `wording.value` for a verdict, `wording.measured` for a measurement. `edgepack gate RECIPE --reports DIR` writes
+    the report without a build. A whole report:
 
         "How a build ended, in one line."
 
@@ -30,11 +30,11 @@ class Report(Protocol):
 
     @abstractmethod
     def render(self, build: Build) -> str:
-        """The file's content, made of the build alone."""
+        """Return the content of the file, made from the build alone."""
 
 
 def write_reports(build: Build, folder: Path) -> None:
-    """Write all of them. Raises StageError with the first that fails, when the others are written."""
+    """Write all reports. Raises StageError for the first that fails, after writing the others."""
     failed: list[tuple[str, Exception]] = []
     for report in _reports():
         try:
@@ -52,9 +52,9 @@ def write_reports(build: Build, folder: Path) -> None:
 
 
 def report_again(build: Build, reports: Path, judged: Path) -> Path:
-    """Write the reports of the build, judged again from the file `judged`, to a folder of its name in `reports`.
+    """Write the reports of a build judged again from the file `judged`, into `reports`/<build name>.
 
-    What the build itself left stays what it said then. Raises RecipeError and DeviceError.
+    The reports of the build itself are not changed. Raises RecipeError and DeviceError.
     """
     folder = reports / build.name
     real = folder.resolve()

@@ -9,7 +9,7 @@ from edgepack.records.file_contents import OPAQUE, UNREAD, Contents, Stored
 
 
 def largest(tensors: tuple[Stored, ...], most: int) -> Iterator[Stored]:
-    """So many of the largest, and the rest as one."""
+    """Yield the `most` largest, and the sum of the rest as one."""
     ordered = sorted(tensors, key=lambda each: -each.bytes)
     yield from ordered[:most]
     if rest := ordered[most:]:
@@ -17,7 +17,7 @@ def largest(tensors: tuple[Stored, ...], most: int) -> Iterator[Stored]:
 
 
 def facts(artifact: Artifact, contents: Contents) -> Iterator[str]:
-    """One line a question."""
+    """Yield one line per fact: tensors, overhead, operators, delegates, arena."""
     overhead = artifact.bytes - contents.stored_bytes
     yield f"tensors: {SIZE.format(contents.stored_bytes)} ({_listed(contents.by_dtype().items())})"
     yield f"other than tensors: {SIZE.format(overhead)}, {overhead / (artifact.bytes or 1):.1%} of the file"

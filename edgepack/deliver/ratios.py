@@ -9,7 +9,7 @@ from edgepack.records.measurement import Measurement
 
 
 def with_teacher(build: Build, label: str) -> Iterator[tuple[Measurement, Measurement]]:
-    """What is known of both files, the teacher's first: size, then time."""
+    """Yield pairs of measurements, the teacher's first: size, then latency."""
     for metric in ("size", "latency.p50"):
         teacher, ours = build.find(metric, label_of(label, TEACHER)), build.find(metric, label)
         if teacher and ours and ours.value and teacher.value:
@@ -17,7 +17,7 @@ def with_teacher(build: Build, label: str) -> Iterator[tuple[Measurement, Measur
 
 
 def times(teacher: Measurement, ours: Measurement) -> str:
-    """ "6.5x faster", "1.2x larger"; both are above 0."""
+    """Return a ratio in words: "6.5x faster", "1.2x larger"; both values are above 0."""
     better, worse = ("smaller", "larger") if ours.metric == "size" else ("faster", "slower")
     pairs = _in_turns(teacher, ours)
     ratio = interval(pairs)[0] if pairs else teacher.value / ours.value
@@ -25,7 +25,7 @@ def times(teacher: Measurement, ours: Measurement) -> str:
 
 
 def ratio_bounds(teacher: Measurement, ours: Measurement, *, after: str = "") -> str:
-    """Between what the ratio of two times lies with 95 % confidence, or "" where the two were not taken in turns."""
+    """Return the 95 % interval of the ratio of two latencies, or "" if the files were not timed in alternating runs."""
     pairs = _in_turns(teacher, ours)
     if not pairs:
         return ""
@@ -35,13 +35,13 @@ def ratio_bounds(teacher: Measurement, ours: Measurement, *, after: str = "") ->
 
 
 def is_worse(teacher: Measurement, ours: Measurement) -> bool:
-    """Whether it grew or got slower, by more than chance where that is known."""
+    """Return whether the file is larger or slower; for alternating runs, only if the 95 % interval is below 1."""
     pairs = _in_turns(teacher, ours)
     return interval(pairs)[2] < 1 if pairs else teacher.value < ours.value
 
 
 def _in_turns(teacher: Measurement, ours: Measurement) -> list[float]:
-    """The ratio of each two processes that ran one after the other."""
+    """Return the ratio of each pair of processes that ran one after the other."""
     before, after = (each.detail.get("each", ()) for each in (teacher, ours))
     if ours.metric != "latency.p50" or teacher.taken_at != ours.taken_at or len(before) != len(after):
         return []

@@ -22,26 +22,26 @@ from edgepack.deliver.bundle.manifest import Manifest, read
 if TYPE_CHECKING:
     from model_signing import hashing
 
-PASSWORD = "EDGEPACK_KEY_PASSWORD"  # noqa: S105  (the variable's name: a password on a command line can be read by others)
+PASSWORD = "EDGEPACK_KEY_PASSWORD"  # noqa: S105  (name of a variable: others can read a password on a command line)
 
 
 def beside(bundle: Path) -> Path:
-    """Where the signature of a bundle lies unless it is said: of "." and ".." too beside the folder, not in it."""
+    """Return the default path of a bundle's signature: always next to the bundle, also for "." and ".."."""
     named = bundle.resolve() if bundle.name in ("", "..") else bundle
     return named.parent / f"{named.name}.sig"
 
 
 def sign(bundle: Path, key: Path, signature: Path) -> Manifest:
-    """Write the signature of a bundle that is whole.
+    """Verify a bundle and write its signature.
 
-    Raises VerifyError as `verify`, RecipeError when the key is no elliptic curve key (P-256, P-384 or P-521) or the
-    extra is not installed, and DeviceError when the signature cannot be written.
+    Raises VerifyError as `verify`, RecipeError if the key is not an elliptic curve key (P-256, P-384 or P-521) or the
+    extra is not installed, and DeviceError if the signature cannot be written.
     """
     _installed()
     from model_signing import signing
 
     manifest, files = read(bundle)
-    password: Any = os.environ.get(PASSWORD, "").encode() or None  # the library hands it on, and bytes are taken there
+    password: Any = os.environ.get(PASSWORD, "").encode() or None  # passed on by the library, which takes bytes there
     config = _with_key(lambda: signing.Config().use_elliptic_key_signer(private_key=key, password=password), key)
     config.set_hashing_config(_hashing())
     with TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def sign(bundle: Path, key: Path, signature: Path) -> Manifest:
 
 
 def check(bundle: Path, public_key: Path, signature: Path) -> Manifest:
-    """The manifest of a bundle that is whole and signed by this key. Raises VerifyError when it is not."""
+    """Return the manifest of a valid bundle signed by this key. Raises VerifyError if it is not."""
     _installed()
     from model_signing import verifying
 
@@ -70,7 +70,7 @@ def check(bundle: Path, public_key: Path, signature: Path) -> Manifest:
     with TemporaryDirectory() as folder:
         try:
             config.verify(_laid_out(files, manifest, folder), signature)
-        except Exception as error:  # whatever is wrong with a signature, the library has another error for it
+        except Exception as error:  # the library has a different error for each problem of a signature
             why = str(error).strip() or type(error).__name__
             message = f"{signature} is not the signature of {bundle} by {public_key}: {why}"
             raise VerifyError(message, "do not ship it; if the bundle is yours, sign it again") from None
@@ -100,7 +100,7 @@ def _hashing() -> "hashing.Config":
 
 
 def _laid_out(files: Mapping[str, bytes], manifest: Manifest, folder: str) -> Path:
-    """The files in a folder of the bundle's name: the library reads folders."""
+    """Write the files to a folder of the bundle's name: the library reads folders only."""
     where = Path(folder, "bundle", manifest.name)
     where.parent.mkdir()
     swap(files, where)

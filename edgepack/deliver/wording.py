@@ -35,7 +35,7 @@ HEADLINES = {
     ExitCode.INTERRUPTED: "interrupted",
 }
 
-# What XML 1.0 cannot hold, terminals obey and pages show as nothing: all control characters but tab and new line.
+# Not allowed in XML 1.0, obeyed by terminals, invisible on pages: all control characters but tab and new line.
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -64,7 +64,7 @@ def headline(build: Build) -> str:
 
 
 def counts(build: Build) -> str:
-    """How many verdicts there are of each kind: "13 pass, 1 FAIL, 1 not measured"."""
+    """Return how many verdicts of each kind there are: "13 pass, 1 FAIL, 1 not measured"."""
     return _counted(build.verdicts)
 
 
@@ -80,7 +80,7 @@ def figure(metric: str, value: float | None) -> str:
 
 
 def loud(text: str, evidence: str | None) -> str:
-    """A figure that nobody measured says so beside itself.
+    """Return the text, marked with its evidence if it is not a measurement.
 
     >>> loud("8 ms", "measured"), loud("8 ms", "estimated")
     ('8 ms', '8 ms ESTIMATED')
@@ -89,7 +89,7 @@ def loud(text: str, evidence: str | None) -> str:
 
 
 def value(verdict: Verdict) -> str:
-    """The figure that was judged, with what it is worth."""
+    """Return the judged figure with its evidence."""
     return loud(figure(verdict.metric, verdict.value), verdict.evidence)
 
 
@@ -98,14 +98,14 @@ def measured(measurement: Measurement) -> str:
 
 
 def interval(measurement: Measurement) -> str:
-    """The 95 % interval; nothing of what was counted."""
+    """Return the 95 % interval; "" for values that were counted."""
     if measurement.low == measurement.high:
         return ""
     return f"{figure(measurement.metric, measurement.low)} to {figure(measurement.metric, measurement.high)}"
 
 
 def warnings(build: Build) -> Iterator[str]:
-    """One sentence on a device that was out of reach, and one for each kind of evidence that is not a measurement."""
+    """Yield one sentence if the device was unavailable, and one for each kind of evidence that is not a measurement."""
     if build.absent:
         yield f"THE DEVICE WAS NOT REACHED: {build.absent}"
     for kind in ("estimated", "emulated"):
@@ -155,14 +155,14 @@ def moment(seconds: float) -> str:
 
 
 def mark(verdict: Verdict) -> str:
-    """The outcome in a word or two; what does not decide the exit code says so."""
+    """Return the outcome in a word or two, marked if it does not affect the exit code."""
     if verdict.outcome in ("pass", "waived") or verdict.level == "error":
         return MARKS[verdict.outcome]
     return f"{MARKS[verdict.outcome].lower()} ({verdict.level})"
 
 
 def severity(verdict: Verdict) -> str:
-    """none, note, warning or error: how loud a CI server should be about it, in SARIF's words."""
+    """Return the severity for a CI server in SARIF's words: none, note, warning or error."""
     if verdict.outcome == "pass":
         return "none"
     if verdict.outcome == "waived":
@@ -171,7 +171,7 @@ def severity(verdict: Verdict) -> str:
 
 
 def tone(verdict: Verdict) -> str:
-    """How a verdict is coloured: pass, fail, or open for all that is neither or does not decide."""
+    """Return the colour class of a verdict: pass, fail, or open for others and without effect on the exit code."""
     if verdict.outcome == "pass":
         return "pass"
     return "fail" if verdict.outcome == "fail" and severity(verdict) == "error" else "open"
@@ -183,15 +183,15 @@ def limit(verdict: Verdict) -> str:
 
 
 def _change(verdict: Verdict) -> str:
-    """What a relative budget allows: "+5 %", "-0.5 %"."""
+    """Return the change that a relative budget allows: "+5 %", "-0.5 %"."""
     share = quantity_of(verdict.metric, verdict.bound).format(verdict.relative or 0)
     return f"-{share}" if verdict.bound in FROM_BELOW else f"+{share}"
 
 
 def headroom(verdict: Verdict) -> str:
-    """What is left below the limit, or by how much it is exceeded: "0.5 ms (25 %)", "over by 1.6 ms (20 %)".
+    """Return the distance to the limit: "0.5 ms (25 %)", or "over by 1.6 ms (20 %)" if it is exceeded.
 
-    Nothing where that is not known.
+    Returns "-" if it is not known.
     """
     if verdict.value is None or verdict.limit is None or verdict.outcome == "inconclusive":
         return "-"
@@ -211,14 +211,14 @@ def _gap(verdict: Verdict, gap: float) -> str:
 
 
 def sentence(verdict: Verdict) -> str:
-    """A whole verdict in one line: "9.6 ms, at most 8 ms: over by 1.6 ms (20%)"."""
+    """Return a verdict in one line: "9.6 ms, at most 8 ms: over by 1.6 ms (20%)"."""
     parts = (headroom(verdict) if headroom(verdict) != "-" else "", verdict.reason)
     why = ": ".join(part for part in parts if part)
     return f"{value(verdict)}, {limit(verdict)}{f': {why}' if why else ''}"
 
 
 def reasons(build: Build) -> Iterator[tuple[str, str]]:
-    """(the budgets, why) of everything that is neither met nor missed: undecided, not measured, waived."""
+    """Yield (budgets, reason) for all that neither pass nor fail: undecided, not measured, waived."""
     found: dict[str, list[str]] = {}
     for verdict in build.verdicts:
         if verdict.reason and verdict.outcome not in ("pass", "fail"):
@@ -228,7 +228,7 @@ def reasons(build: Build) -> Iterator[tuple[str, str]]:
 
 
 def baselines(build: Build) -> Iterator[str]:
-    """What relative budgets were held against: "... the build of 2026-11-20 12:00 UTC: size of onnx 164 kB +2 %"."""
+    """Yield the baselines of relative budgets: "... the build of 2026-11-20 12:00 UTC: size of onnx 164 kB +2 %"."""
     found: dict[str, list[str]] = {}
     for each in build.verdicts:
         if each.against:
@@ -244,7 +244,7 @@ def when(measurement: Measurement) -> str:
 
 
 def gains(build: Build) -> Iterator[str]:
-    """One line a shipped file: how much smaller and faster than its teacher, on the same runtime."""
+    """Yield one line per shipped file: how much smaller and faster than its teacher, on the same runtime."""
     for artifact in build.shipped():
         parts = [
             f"{times(*pair)} ({ratio_bounds(*pair, after='; ')}{measured(pair[0])} -> {measured(pair[1])})"
@@ -277,14 +277,14 @@ def doubts(build: Build) -> Iterator[str]:
 
 
 def _advice(build: Build) -> str:
-    """What may help where int8 is slower; nothing where it was tried or there is no int8."""
+    """Return what may help if int8 is slower; "" if that was tried or there is no int8."""
     settings = [stage["quantize"] for stage in build.recipe.get("stages", ()) if "quantize" in stage]
     advice = "; `quantize: {fp32: auto}` keeps layers in fp32 that are slower in int8"
     return advice if any("auto" not in each.get("fp32", ()) for each in settings) else ""
 
 
 def reused(build: Build) -> str:
-    """One sentence on timings that an earlier build took, or nothing."""
+    """Return a sentence on timings reused from an earlier build, or ""."""
     old = [each for each in build.measurements if each.reused and each.metric == "latency.p50"]
     if not old:
         return ""
@@ -295,7 +295,7 @@ def reused(build: Build) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """An environment that figures were taken in, and which of whose."""
+    """An environment, and the figures that were measured in it."""
 
     where: str
     versions: str
@@ -305,7 +305,7 @@ class Place:
 
 
 def places(build: Build) -> tuple[Place, ...]:
-    """What ran where; sizes are counted and run nowhere."""
+    """Return the environments of all measurements; sizes need none, since they are counted."""
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for each in build.measurements:
         if each.environment:
@@ -327,7 +327,7 @@ def _place(where: str, evidence: str, group: list[Measurement]) -> Place:
 
 
 def _where(environment: dict[str, Any]) -> str:
-    """The facts of a place that a person reads: no list of the processor's features, no codes for its family."""
+    """Return the facts of an environment for people, without processor features and family codes."""
     left = {"features", "family", "evidence", "versions", "protocol", "data"}
     return ", ".join(_fact(key, fact) for key, fact in environment.items() if key not in left and _told(fact))
 
@@ -351,7 +351,7 @@ def listed(versions: dict[str, Any]) -> str:
 
 
 def built_on(build: Build) -> str:
-    """The computer that trained and exported."""
+    """Return the computer that trained and exported."""
     facts = build.provenance.get("environment", {})
     cores = f"{facts['threads']} of {plural(facts['cores'], 'core')}" if {"threads", "cores"} <= facts.keys() else ""
     memory = f"{SIZE.format(facts['memory_bytes'])} memory" if "memory_bytes" in facts else ""
@@ -360,6 +360,6 @@ def built_on(build: Build) -> str:
 
 
 def commit(build: Build) -> str:
-    """The commit that the recipe stood at, or nothing outside of a repository."""
+    """Return the recipe's commit, or "" outside a repository."""
     git = build.provenance.get("git", {})
     return f"commit {git['commit'][:12]}{' with uncommitted changes' if git.get('dirty') else ''}" if git else ""

@@ -13,26 +13,26 @@ from edgepack.records.verdict import Base, NoBase
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What relative budgets are held against: of `lines`, the newest first, the first that can be compared.
+    """What relative budgets are compared with: the first comparable entry of `lines`, newest first.
 
-    A baseline that was `named` has to be comparable; of the history, what is not begins a new series.
+    A `named` baseline must be comparable; a history without a comparable entry begins a new series.
     """
 
     lines: tuple[HistoryEntry, ...]
     named: str = ""
-    unfit: str = ""  # why none of it can be compared
-    partial: str = ""  # why what is not in the history need not be the beginning of a series
-    damaged: str = ""  # what of the history could not be read
+    unfit: str = ""  # why nothing in it can be compared
+    partial: str = ""  # why a missing entry does not mean that a series begins
+    damaged: str = ""  # number of unreadable lines in the history, in words
 
     def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase:
-        """Both from the newest line that has the figure in the same series."""
+        """Return the baseline's value from the newest entry of the same series, or why there is none."""
         if self.unfit:
             return NoBase(reason=self.unfit)
         known = [(line, figure) for line in self.lines if (figure := line.find(metric, artifact))]
         wanted = key_of(metric, environment)
         for line, figure in known:
             if figure.series == wanted:
-                # What an app ships beside a file may grow while the file stays as it is: only timings are noise.
+                # An unchanged file may ship with larger other files, so only for timings is any difference noise.
                 same = METRICS[metric].within == "device" and figure.taken == taken(sha256, environment)
                 told = f"{line.told}{self.damaged and f' ({self.damaged})'}"
                 return Base(value=figure.value, low=figure.low, high=figure.high, told=told, same=same)

@@ -16,7 +16,7 @@ from edgepack.records.build import Build, StageRecord
 from edgepack.records.differences import differences, numbered
 from edgepack.records.measurement import Measurement
 
-_TOLD_APART = ("versions", "kernel")  # of an environment: they may differ, and are told
+_TOLD_APART = ("versions", "kernel")  # parts of an environment that may differ, and are listed separately
 Item = TypeVar("Item")
 
 
@@ -32,12 +32,12 @@ class Change:
 
     @property
     def in_points(self) -> bool:
-        """Whether a difference says more than a ratio: of shares and plain numbers."""
+        """Return whether a difference says more than a ratio, as for shares and plain numbers."""
         return METRICS[self.metric].quantity in (SHARE, NUMBER)
 
     @property
     def ratio(self) -> tuple[float, float, float] | None:
-        """(after / before, its lowest, its highest): the order statistics that bound each side, at their worst."""
+        """Return (after / before, lowest, highest), with the bounds computed from the bounds of both sides."""
         before, after = self.before, self.after
         if self.why_not or self.in_points or before.low <= 0:
             return None
@@ -57,7 +57,7 @@ class Change:
 
     @property
     def clear(self) -> bool:
-        """Whether it changed by more than both intervals."""
+        """Return whether the value changed beyond both intervals."""
         return not self.why_not and (self.after.low > self.before.high or self.after.high < self.before.low)
 
 
@@ -70,7 +70,7 @@ class Comparison:
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
-        """Of every figure that both have of a file that ships."""
+        """Return the change of every figure of a shipped file that both builds have."""
         return tuple(
             Change(
                 metric=metric,
@@ -90,12 +90,12 @@ class Comparison:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What the recipes say otherwise: "stages.distill.epochs 12 -> 20"."""
+        """Return the differences of the recipes: "stages.distill.epochs 12 -> 20"."""
         return tuple(map(str, differences(_by_name(_settled(self.before)), _by_name(_settled(self.after)))))
 
     @property
     def stages(self) -> tuple[tuple[StageRecord, StageRecord], ...]:
-        """What each stage left before and after, where that differs; those that only one has are in `settings`."""
+        """Return the changed results of stages, before and after; stages that only one build has are in `settings`."""
         before, after = (_numbered((each.stage, each) for each in build.ledger) for build in (self.before, self.after))
         both = ((before[name], after[name]) for name in after if name in before)
         return tuple((old, new) for old, new in both if (old.bytes, old.accuracy) != (new.bytes, new.accuracy))
@@ -107,7 +107,7 @@ class Comparison:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files that only one of the two has."""
+        """Return files that only one of the two has, in words."""
         labels = [{each.label for each in build.shipped()} for build in (self.before, self.after)]
         gone, new = labels[0] - labels[1], labels[1] - labels[0]
         return (
@@ -117,12 +117,12 @@ class Comparison:
 
 
 def environment(build: Build, found: Measurement) -> dict[str, Any]:
-    """What a figure was taken in; a build of long ago says no more of its data than its recipe does."""
+    """Return the environment of a figure; an old build identifies its data by its recipe only."""
     return {"data": digest(build.recipe.get("data"))[:16], **found.environment}
 
 
 def series(metric: str, within: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an environment that two figures of this metric must share to be compared."""
+    """Return the part of an environment that must be equal for two figures of this metric to be compared."""
     kind = METRICS[metric].within
     if kind == "device":
         return {key: value for key, value in within.items() if key not in (*_TOLD_APART, "data")}
@@ -130,7 +130,7 @@ def series(metric: str, within: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def why_not(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Why two figures taken in these environments cannot be compared, or ""."""
+    """Return why figures from these environments cannot be compared, or ""."""
     first, second = series(metric, before), series(metric, after)
     if first == second:
         return ""
@@ -142,7 +142,7 @@ def why_not(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 
 def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its lists as mappings: stages by their names, numbered where one stands twice."""
+    """Return the recipe with lists as mappings: stages by name, numbered if a name occurs twice."""
     found = dict(recipe)
     for key in ("stages", "export"):
         found[key] = _numbered(pair for item in recipe.get(key, ()) for pair in item.items())
@@ -150,7 +150,7 @@ def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settled(build: Build) -> dict[str, Any]:
-    """The recipe with what its stages decided by measuring in place of what left it to them."""
+    """Return the recipe with the settings that its stages chose by measuring."""
     stages = build.recipe.get("stages", ())
     decided = [*(record.decided for record in build.ledger[1:]), *({} for _ in stages)]
     settled = [

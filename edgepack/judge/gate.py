@@ -19,19 +19,19 @@ from edgepack.records.verdict import Base, NoBase, Outcome, Verdict
 if TYPE_CHECKING:
     from edgepack.records.build import Build
 
-# A build tells where the files of such a failure begin to differ.
+# Failures of these metrics are explained: the build finds where the files begin to differ.
 EXPLAINED = ("parity", "parity.cosine", "parity.difference", "parity.runtimes")
-_COMPUTED = ("parity.cosine", "parity.difference")  # of all outputs: one that is no number leaves none
+_COMPUTED = ("parity.cosine", "parity.difference")  # from all outputs: cannot be computed if one is NaN or Inf
 EXPIRED = "its waiver expired on"
 
 
 def today() -> date:
-    """The day that waivers are held against, the same everywhere on earth; the one place where it comes from."""
+    """Return the date that waivers are compared with, in UTC; all code gets it from here."""
     return datetime.now(UTC).date()
 
 
 class Baseline(Protocol):
-    """What relative budgets are held against."""
+    """Finds the value that a relative budget is compared with."""
 
     def find(self, metric: str, artifact: str, sha256: str, environment: Mapping[str, Any]) -> Base | NoBase: ...
 
@@ -45,9 +45,9 @@ def judge(
     *,
     baseline: Baseline | None = None,
 ) -> tuple[Verdict, ...]:
-    """Every budget against every artifact label in `artifacts`. Teachers are labelled "teacher (<format>)".
+    """Judge every budget for every artifact label in `artifacts`. Teachers have the label "teacher (<format>)".
 
-    `not_run` says why the runtime at hand could not run a file, `not_timed` why it did and took no time of it.
+    `not_run` says why a file could not be run, `not_timed` why a file that runs was not timed.
     """
     known = {(each.metric, each.artifact): each for each in measurements}
     return tuple(
@@ -55,14 +55,14 @@ def judge(
             budget, artifact, known, _unmeasured(budget, artifact, artifacts[0], known, not_run, not_timed), baseline
         )
         for budget in budgets
-        # Runtimes are compared with the first one, which has nothing to be compared with itself.
+        # Runtimes are compared with the first one, which has no other to be compared with.
         for artifact in (artifacts[1:] or artifacts if budget.metric == "parity.runtimes" else artifacts)
         if budget.about(artifact, budgets)
     )
 
 
 def waive(verdicts: Sequence[Verdict], waivers: Sequence[Waiver], day: date) -> tuple[Verdict, ...]:
-    """The verdicts as they stand on this day. A waiver that ran out changes no outcome; it is told where one is bad."""
+    """Return the verdicts after waivers on this day. An expired waiver changes no outcome; bad verdicts mention it."""
     return tuple(_waived(verdict, waivers, day) for verdict in verdicts)
 
 
@@ -80,7 +80,7 @@ def _waived(verdict: Verdict, waivers: Sequence[Waiver], day: date) -> Verdict:
 def judge_build(
     build: "Build", budgets: Sequence[Budget], waivers: Sequence[Waiver] = (), baseline: Baseline | None = None
 ) -> "Build":
-    """The build with its verdicts as of today, and the exit code that they come to."""
+    """Return the build with its verdicts as of today, and the resulting exit code."""
     labels = [artifact.label for artifact in build.shipped()]
     not_timed = {**dict.fromkeys(labels if build.absent else (), build.absent), **build.not_timed}
     found = judge(budgets, labels, build.measurements, build.not_run, not_timed, baseline=baseline)
@@ -114,7 +114,7 @@ def _unmeasured(
 
 
 def _verdict(budget: Budget, artifact: str, known: Known, unmeasured: str, baseline: Baseline | None) -> Verdict:
-    """`unmeasured` is why there is no measurement, should there be none."""
+    """Return the verdict; `unmeasured` is its reason if there is no measurement."""
     open_ = Verdict(
         budget=budget.name,
         metric=budget.metric,
@@ -165,10 +165,10 @@ def _decided(budget: Budget, found: "_Found", base: Base | None) -> dict[str, An
 
 
 def outcome(budget: Budget, low: float, high: float, base: Base | None = None) -> Outcome:
-    """Where a figure's interval lies. Of a relative budget the limit has an interval too: that of the baseline."""
+    """Return where a figure's interval lies. For a relative budget, the baseline's interval gives the limit one too."""
     if base is None:
         return compare(budget.bound, budget.limit, low, high)
-    if base.same:  # what differs is noise
+    if base.same:  # any difference is noise
         return "pass"
     at_lowest, at_highest = (
         compare(budget.bound, allowed(budget, value), _rounded(low), _rounded(high)) for value in (base.low, base.high)
@@ -177,17 +177,17 @@ def outcome(budget: Budget, low: float, high: float, base: Base | None = None) -
 
 
 def allowed(budget: Budget, base: float) -> float:
-    """The limit that a relative budget makes of a figure of the baseline, rounded as what is held against it."""
+    """Return the limit that a relative budget derives from the baseline's value, rounded like the compared values."""
     return _rounded(base * (1 + budget.limit) if budget.bound == "max_increase" else base - budget.limit)
 
 
 def _rounded(figure: float) -> float:
-    """A change of exactly what is allowed must not fail by the last bit: 43 of 450 are within 0 % of 43 of 450."""
+    """Return the figure rounded, so that the last bit fails no budget: 43 of 450 is within 0 % of 43 of 450."""
     return round(figure, 12)
 
 
 def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
-    """Where the interval lies: wholly within the limit, wholly beyond it, or across.
+    """Return where the interval lies: within the limit, beyond it, or across.
 
     >>> compare("max", 2.0, 1.5, 1.9), compare("max", 2.0, 1.9, 2.1), compare("min", 0.95, 0.90, 0.94)
     ('pass', 'inconclusive', 'fail')
@@ -198,7 +198,7 @@ def compare(bound: str, limit: float, low: float, high: float) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What is held against the limit: a measurement, or what is made of it and of the teacher's."""
+    """The value that is compared with the limit: a measurement, or a value computed from it and the teacher's."""
 
     value: float
     low: float

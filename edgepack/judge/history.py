@@ -22,11 +22,11 @@ from edgepack.records.build import Build
 
 FILE = "history.jsonl"
 SCHEMA: Literal["edgepack.history/1"] = "edgepack.history/1"
-_UNTOLD = ("features", "versions", "data")  # of an environment: too long, or told elsewhere
+_UNTOLD = ("features", "versions", "data")  # parts of an environment that are too long, or stored elsewhere
 
 
 class Figure(Frozen):
-    """A measurement without its samples. `taken` is a digest of all it depends on, `series` of what must agree."""
+    """A measurement without its samples. `taken` is a digest of all it depends on, `series` of what two must share."""
 
     metric: str
     artifact: str
@@ -40,7 +40,7 @@ class Figure(Frozen):
 
 
 class HistoryEntry(Frozen):
-    """One build. `where` is what people know a device by."""
+    """One build. `where` has the facts by which people know a device."""
 
     schema_: Literal["edgepack.history/1"] = Field(default=SCHEMA, alias="schema")
     recipe: str
@@ -48,10 +48,10 @@ class HistoryEntry(Frozen):
     overrides: tuple[str, ...] = ()
     started_at: Moment
     exit_code: int
-    waived: tuple[str, ...] = ()  # budgets that it met by a waiver alone
+    waived: tuple[str, ...] = ()  # budgets that were met only by a waiver
     commit: str = ""
     bundle_sha256: str = ""
-    file: str = Field(default="", exclude=True)  # the bundle that all this is known from, which tells no date
+    file: str = Field(default="", exclude=True)  # bundle that these figures come from; it has no date
     artifacts: dict[str, str] = {}  # sha256 by label
     versions: dict[str, str] = {}
     where: dict[str, Any] = {}
@@ -85,7 +85,7 @@ class HistoryEntry(Frozen):
 
     @property
     def told(self) -> str:
-        """The build as a sentence names it."""
+        """Return the name of the build for use in a sentence."""
         if self.file:
             return f"the bundle {self.file}"
         commit = f", commit {self.commit[:8]}" if self.commit else ""
@@ -93,7 +93,7 @@ class HistoryEntry(Frozen):
 
 
 def name_of_key(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What people know a device by."""
+    """Return the facts by which people know a device."""
     return {key: value for key, value in environment.items() if key not in _UNTOLD}
 
 
@@ -117,7 +117,7 @@ def taken(sha256: str, within: Mapping[str, Any]) -> str:
 
 
 def check_named(path: Path) -> None:
-    """Raises RecipeError where no file can stand, before anything is built."""
+    """Raises RecipeError if no file can be written there, before anything is built."""
     folder = next(each for each in path.absolute().parents if each.exists())
     if path.is_dir() or not folder.is_dir():
         why = f"{path} is a folder" if path.is_dir() else f"{folder} is not a folder"
@@ -125,14 +125,14 @@ def check_named(path: Path) -> None:
 
 
 def append(path: Path, build: Build) -> None:
-    """Add the build in one write, so that builds that end at once leave whole lines. Raises DeviceError."""
+    """Add the build in one write, so that builds ending at the same time write whole lines. Raises DeviceError."""
     text = HistoryEntry.of(build).model_dump_json(by_alias=True).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(file).st_size
-            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a build was killed while it wrote
+            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a build was killed while writing
             whole = b"\n" + text if torn else text
             if os.write(file, whole) != len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -143,7 +143,7 @@ def append(path: Path, build: Build) -> None:
 
 
 def read(path: Path) -> tuple[tuple[HistoryEntry, ...], int]:
-    """Every line that can be read, in the order they were written, and how many cannot; of no file, none."""
+    """Return all readable lines in the order they were written, and the number of unreadable ones."""
     try:
         texts = [text for text in path.read_bytes().split(b"\n") if text.strip()]
     except FileNotFoundError:

@@ -7,20 +7,20 @@ from edgepack.core.files import file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.records.file_contents import Contents
 
-MODEL, TEACHER = "model", "teacher"  # subjects: what ships, and the fp32 file that it is compared with
+MODEL, TEACHER = "model", "teacher"  # subjects: the shipped model, and the fp32 file that it is compared with
 
 
 class Artifact(Frozen):
-    """The file a device loads."""
+    """The file that a device loads."""
 
-    format: str  # the exporter that wrote it: executorch, onnx
-    runtime: str  # the runtime that loads it: executorch, onnxruntime
+    format: str  # exporter that wrote it: executorch, onnx
+    runtime: str  # runtime that loads it: executorch, onnxruntime
     subject: str = MODEL
     file: str
     bytes: int
     sha256: str
-    contents: Contents | None = None  # of a file that ships, where its exporter can tell
-    compressed: int | None = None  # bytes of a file that ships, deflated for download
+    contents: Contents | None = None  # only of shipped files, if the exporter can read them
+    compressed: int | None = None  # bytes of a shipped file, deflated for download
 
     @classmethod
     def of(cls, path: Path, *, format: str, runtime: str, subject: str, contents: Contents | None = None) -> "Artifact":
@@ -49,8 +49,8 @@ def label_of(format: str, subject: str) -> str:
 
 
 def deflated(content: bytes) -> int:
-    """What a file comes to in a download: stores and web servers compress with deflate or better."""
+    """Return the download size: stores and web servers compress with deflate or better."""
     return len(zlib.compress(content))
 
 
-RUNTIME_FILE = "runtime-"  # the beginning of the name, in the store, of a file for runtime/
+RUNTIME_FILE = "runtime-"  # name prefix, in the store, of files for runtime/

@@ -22,8 +22,8 @@ SCHEMA: Literal["edgepack.build/1"] = "edgepack.build/1"
 class StageRecord(Frozen):
     """One line of the ledger: the model as a stage left it.
 
-    `bytes` counts every stored tensor; `accuracy` is torch's on the validation split; `seconds` is what the stage took
-    when it ran, in this build or in the one that stored it.
+    `bytes` counts every stored tensor; `accuracy` is measured with torch on the validation split; `seconds` is how long
+    the stage took when it ran, in this or an earlier build.
     """
 
     stage: str
@@ -47,8 +47,8 @@ class Build(Frozen):
 
     schema_: Literal["edgepack.build/1"] = Field(default=SCHEMA, alias="schema")
     recipe: Json
-    recipe_file: str = ""  # from the folder that edgepack ran in
-    overrides: tuple[str, ...] = ()  # what --set changed of it
+    recipe_file: str = ""  # relative to the folder that edgepack ran in
+    overrides: tuple[str, ...] = ()  # changes made by --set
     device: Json
     exit_code: Annotated[int, AfterValidator(_code)] | None = None
     error: str = ""
@@ -57,9 +57,9 @@ class Build(Frozen):
     ledger: tuple[StageRecord, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     measurements: tuple[Measurement, ...] = ()
-    absent: str = ""  # why the device could not be reached, so that something stood in for it
-    not_run: dict[str, str] = {}  # the label of each file that the runtime at hand cannot run, and why
-    not_timed: dict[str, str] = {}  # of each that could be run and not timed
+    absent: str = ""  # why the device was unavailable, so that a fallback ran the files
+    not_run: dict[str, str] = {}  # label of each file that the available runtime cannot run, and why
+    not_timed: dict[str, str] = {}  # label of each file that ran but was not timed, and why
     verdicts: tuple[Verdict, ...] = ()
     provenance: Json = {}
     bundle: str = ""
@@ -70,7 +70,7 @@ class Build(Frozen):
         return str(self.recipe["name"])
 
     def shipped(self) -> tuple[Artifact, ...]:
-        """The artifacts that go into the bundle, not the teachers they are compared with."""
+        """Return the artifacts in the bundle, without the teachers that they are compared with."""
         return tuple(artifact for artifact in self.artifacts if artifact.subject == "model")
 
     def find(self, metric: str, artifact: str) -> Measurement | None:
@@ -81,7 +81,7 @@ class Build(Frozen):
 
     @classmethod
     def read(cls, path: Path) -> "Build":
-        """Raises RecipeError when the file is no build."""
+        """Return the build in a file. Raises RecipeError if it is none."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -98,7 +98,7 @@ _Named = Annotated[Json, Field(min_length=1, max_length=1)]  # {onnx: {opset: 20
 
 
 class _Loose(BaseModel):
-    """Checks what is read of a mapping that has more in it."""
+    """Checks the parts that are read of a mapping, and ignores others."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -144,9 +144,9 @@ def _why(content: bytes, error: ValidationError) -> str:
 
 
 def find_build(named: str, dist: Path) -> Path:
-    """The build.json that is meant: itself, the folder it lies in, or the recipe it was built from.
+    """Return the path of build.json, given itself, its folder, or the recipe it was built from.
 
-    Raises RecipeError when there is none.
+    Raises RecipeError if there is none.
     """
     path = Path(named)
     if path.suffix == ".zip":
@@ -163,7 +163,7 @@ def find_build(named: str, dist: Path) -> Path:
 
 
 def _recipe_name(path: Path) -> str:
-    """What a recipe calls itself; its budgets may have changed since, so no more of it is read."""
+    """Return the name in a recipe; no more of it is read, since it may have changed."""
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return path.name
     from edgepack.config.document import Document

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-_SHOWN = 40  # letters of a value that is shown
+_SHOWN = 40  # longest shown value, in characters
 
 
 class Difference(NamedTuple):
-    """One value that is not the same; None stands for one that is not there."""
+    """A value that differs; None stands for a missing one."""
 
     path: tuple[str, ...]
     before: Any
@@ -19,7 +19,7 @@ class Difference(NamedTuple):
         return self.told(".".join(self.path))
 
     def told(self, name: str) -> str:
-        """In words, under this name.
+        """Return the difference in words, under this name.
 
         >>> Difference(("ratio",), None, "30 %").told("ratio")
         'ratio is new: 30 %'
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
 
 def differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> Iterator[Difference]:
-    """Every value that changed. Lists are values.
+    """Yield every value that changed. Lists are compared as a whole.
 
     >>> [str(each) for each in differences({"prune": {"ratio": "30 %"}}, {"prune": {"ratio": "40 %"}})]
     ['prune.ratio 30 % -> 40 %']

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from edgepack.core.frozen import Frozen
 
-OTHER = "other"  # the layer of what belongs to none, or to none that could be found out
-OPAQUE = "not told"  # the kind of operator of a piece that a backend keeps in a form of its own
-UNREAD = "unread"  # and the type of what is stored in it
-SEVERAL = "several layers"  # of what is stored once because it is the same in all of them
+OTHER = "other"  # layer of tensors that belong to none, or whose layer is unknown
+OPAQUE = "not told"  # operator kind of a part whose format only its backend knows
+UNREAD = "unread"  # type of the tensors stored in such a part
+SEVERAL = "several layers"  # layer of tensors that are stored once because several layers share them
 
 
 class Stored(Frozen):
@@ -26,12 +26,12 @@ class Stored(Frozen):
 
 
 class Contents(Frozen):
-    """`operators` are those that the runtime itself computes, `delegated` those that it hands to a backend.
+    """`operators` are those computed by the runtime itself, `delegated` those passed to a backend.
 
-    `arena_bytes` is the memory planned for activations, where the format plans any; backends take their own beside it.
+    `arena_bytes` is the memory planned for activations, if the format plans any; backends use their own in addition.
     """
 
-    tensors: tuple[Stored, ...] = Field(strict=False)  # in the store it is a list, as JSON has it
+    tensors: tuple[Stored, ...] = Field(strict=False)  # a list in the store, as JSON has no tuples
     operators: dict[str, int]
     delegated: dict[str, dict[str, int]] = {}
     arena_bytes: int | None = None
@@ -42,14 +42,14 @@ class Contents(Frozen):
 
     @property
     def delegation(self) -> float | None:
-        """The share of operators that backends run; None where a backend keeps its own to itself."""
+        """Return the share of operators that backends run; None if a backend hides its operators."""
         handed = [(kind, count) for inside in self.delegated.values() for kind, count in inside.items()]
         total = sum(self.operators.values()) + sum(count for _, count in handed)
         opaque = any(kind == OPAQUE for kind, _ in handed)
         return None if opaque or not total else sum(count for _, count in handed) / total
 
     def by_dtype(self) -> dict[str, int]:
-        """Bytes of each type, the most first."""
+        """Return the bytes of each type, largest first."""
         total: Counter[str] = Counter()
         for each in self.tensors:
             total[each.dtype] += each.bytes
@@ -57,7 +57,7 @@ class Contents(Frozen):
 
 
 def gathered(tensors: Iterable[Stored]) -> tuple[Stored, ...]:
-    """One entry a layer and type, in the order in which they come first.
+    """Return one entry per layer and type, in the order of their first occurrence.
 
     >>> [each.bytes for each in gathered([Stored(layer="a", dtype="int8", bytes=n) for n in (1, 2)])]
     [3]

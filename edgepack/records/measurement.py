@@ -10,7 +10,7 @@ from edgepack.core.metrics import Evidence
 
 
 class Reading(Frozen):
-    """A figure before it is told what it is of: see Measurement."""
+    """A figure before it is assigned to an artifact: see Measurement."""
 
     metric: str
     value: float
@@ -24,9 +24,8 @@ class Reading(Frozen):
 class Measurement(Frozen):
     """One metric of one artifact.
 
-    `value`, `low` and `high` are in the metric's base unit (bytes, milliseconds, share); `low` and `high` bound the
-    value with 95 % confidence, and equal it for what is counted exactly. `samples` are the raw figures, one list a
-    process.
+    `value`, `low` and `high` are in the metric's base unit (bytes, milliseconds, share); `low` and `high` are the 95 %
+    interval, and equal `value` for what is counted exactly. `samples` are the raw values, one list per process.
     """
 
     metric: str
@@ -45,7 +44,7 @@ class Measurement(Frozen):
 
     @classmethod
     def of(cls, reading: Reading, about: Mapping[str, Any]) -> "Measurement":
-        """`about` is what it shares with others: artifact, sha256, evidence, taken_at, environment."""
+        """Return the measurement; `about` has the shared fields: artifact, sha256, evidence, taken_at, environment."""
         return cls(**{name: getattr(reading, name) for name in Reading.model_fields}, **about)
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ _CODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A figure of the baseline, and what it was taken of. `same`: of the same file, device, protocol and versions."""
+    """A value of the baseline and its build. `same`: from the same file, device, protocol and versions."""
 
     value: float
     low: float
@@ -30,18 +30,18 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class NoBase:
-    """Why there is no such figure. At the beginning of a series that is no failure."""
+    """Why there is no baseline value. At the beginning of a series this is not a failure."""
 
     reason: str
     beginning: bool = False
 
 
 class Verdict(Frozen):
-    """One budget held against one artifact, in the metric's base unit. `headroom` is the share of the limit left.
+    """One budget applied to one artifact, in the metric's base unit. `headroom` is the share of the limit that is left.
 
-    A latency of 1.5 ms under a limit of 2 ms passes with a headroom of 0.25; one of 2.4 ms fails with -0.2. A relative
-    budget allows a change of `relative` against `baseline`: 5 % above 2 ms make a limit of 2.1 ms, which is None while
-    there is no baseline to reckon from.
+    A latency of 1.5 ms with a limit of 2 ms passes with a headroom of 0.25; 2.4 ms fails with -0.2. A relative budget
+    allows a change of `relative` from `baseline`: 5 % above 2 ms gives a limit of 2.1 ms; the limit is None if there is
+    no baseline.
     """
 
     budget: str
@@ -52,20 +52,20 @@ class Verdict(Frozen):
     value: float | None
     outcome: Outcome
     headroom: float | None
-    place: str  # where the limit is written: recipes/x.yaml:31
+    place: str  # place of the limit: recipes/x.yaml:31
     reason: str = ""
-    level: Level = "error"  # a missed budget of another level is told, and fails nothing
-    evidence: Evidence | None = None  # of the weakest figure that the value was made of
+    level: Level = "error"  # missed budgets of other levels are reported, but do not fail
+    evidence: Evidence | None = None  # evidence of the weakest figure used for the value
     relative: float | None = None
     baseline: float | None = None
-    against: str = ""  # the build that the baseline's figure is of
-    looked_up: Base | NoBase | None = None  # the whole of it, to be judged by again where the baseline is not at hand
-    waived: str = ""  # until when and why, of a budget that is not met
+    against: str = ""  # build that the baseline's value comes from
+    looked_up: Base | NoBase | None = None  # all of it, to judge again without the baseline
+    waived: str = ""  # until when and why, if the budget was not met
 
     @property
     def code(self) -> ExitCode:
         return _CODES.get(self.outcome, ExitCode.OK) if self.level == "error" else ExitCode.OK
 
     def because(self, reason: str, **update: Any) -> "Verdict":
-        """With one more reason."""
+        """Return the verdict with one more reason."""
         return self.model_copy(update={"reason": "; ".join(filter(None, (self.reason, reason))), **update})

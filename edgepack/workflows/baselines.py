@@ -26,13 +26,13 @@ def baseline(
     *,
     again: bool = False,
 ) -> Baseline:
-    """The baseline called `name`, for a build of this recipe and device that began at the time `before`.
+    """Return the baseline called `name`, for a build of this recipe and device that began at the time `before`.
 
-    Of a build that is judged `again` the history must hold the line, or nothing of it is believed to be the beginning.
+    When judging `again`, the history must contain the build itself; else a missing entry does not begin a series.
 
-    What `--set` made of a recipe is a try, and no baseline but of builds with the same `overrides`. Nor is a build that
-    needed a waiver: what is let pass until a day must not become the measure of all after it.
-    Raises RecipeError when it cannot be read.
+    Builds changed by `--set` are trials, and baselines only for builds with the same `overrides`. Builds that needed a
+    waiver are no baselines: a temporary exception must not become the standard. Raises RecipeError if the baseline
+    cannot be read.
     """
     if name == LAST:
         whole, damaged = read(history)
@@ -55,7 +55,7 @@ def baseline(
 
 
 def _partial(history: Path, before: float, lines: Iterable[HistoryEntry], damaged: int) -> str:
-    """Why the line of a baseline may be missing, or "": a history that was whole holds the build itself."""
+    """Return why the baseline's entry may be missing, or "": a complete history contains the build itself."""
     advice = "name a baseline, or set --history"
     if not history.exists():
         return f"there is no history at {history}: {advice}"
@@ -65,13 +65,13 @@ def _partial(history: Path, before: float, lines: Iterable[HistoryEntry], damage
 
 
 def of_recipe(recipe: "Recipe", device: str, history: Path, before: float) -> Baseline | None:
-    """The baseline of its relative budgets, if it has any. Raises RecipeError when that cannot be read."""
+    """Return the baseline of a recipe's relative budgets, or None. Raises RecipeError if it cannot be read."""
     names = [budget.against for budget in recipe.budgets if budget.against]
     return baseline(names[0], recipe.name, device, history, before, recipe.overrides) if names else None
 
 
 def _named(path: Path) -> HistoryEntry:
-    """A build.json, the folder it lies in, or a bundle; of a bundle with its build beside it, that build."""
+    """Return the entry of a build.json, its folder, or a bundle; of the build next to a bundle if there is one."""
     if (path / "build.json").is_file():
         return _judged(path / "build.json")
     if path.suffix == ".json" or not path.exists():
@@ -94,7 +94,7 @@ def _sha(path: Path) -> str:
 
 
 def _of_bundle(path: Path) -> HistoryEntry:
-    """A bundle tells the sizes of its files, and no timing: those differ from run to run."""
+    """Return an entry with the sizes of a bundle's files; a bundle has no timings, since these differ between runs."""
     from edgepack.deliver import bundle
 
     try:

@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     Array = numpy.typing.NDArray[Any]
 
 
-_ROWS = 3  # samples of noise that are answered before anything is timed
+_ROWS = 3  # random samples whose outputs are checked before timing
 _METRICS = ("size", *(name for name, metric in METRICS.items() if metric.within == "device"))
-_LOCATION = b"\n\x08location\x12"  # how an entry of a tensor's external data says which file it is about
+_LOCATION = b"\n\x08location\x12"  # name of a tensor's entry for its external data file
 
 
 class Bench(Frozen):
-    """What was found out about one file. `device` is the id of the profile, `inputs` the shapes it was timed with."""
+    """Results for one file. `device` is the id of the profile, `inputs` the shapes used for timing."""
 
     file: str
     device: str
@@ -60,7 +60,7 @@ class Bench(Frozen):
 
 
 class Pair(Frozen):
-    """Two files timed in turns. `ratio` is how long the second takes in times of the first, and 95 % lie between."""
+    """Two files timed in alternating runs. `ratio` is the second latency / the first, with a 95 % interval."""
 
     files: tuple[Bench, Bench]
     ratio: float
@@ -73,7 +73,7 @@ class Pair(Frozen):
 
 
 def read_limits(texts: Iterable[str]) -> tuple[Budget, ...]:
-    """`latency.p50=2ms`, as a recipe's budgets are read. Raises ConfigError, also for what only a build measures."""
+    """Return budgets from texts: `latency.p50=2ms`. Raises ConfigError, also for metrics that only builds have."""
     document = Document(file="--budget", data={}, lines={(): 0})
     found: list[Budget] = []
     for text in texts:
@@ -95,9 +95,9 @@ def bench(
     shapes: Mapping[str, Sequence[int]] = {},
     emit: Emit = lambda event: None,
 ) -> Bench:
-    """Check its answers, then time it until every budget is decided, then look at its memory.
+    """Check the outputs of a file, time it until every budget is decided, then measure its memory.
 
-    Raises RecipeError for what is no exported file, DeviceError, AnswerError where the device answers otherwise than
+    Raises RecipeError if it is not an exported file, DeviceError, and AnswerError if outputs on the device differ from
     this computer.
     """
     if "time" not in device.evidence:
@@ -134,7 +134,7 @@ def pair(
     shapes: Mapping[str, Sequence[int]] = {},
     emit: Emit = lambda event: None,
 ) -> Pair:
-    """Time two files in turns until it is decided which is faster, or as long as any file is timed."""
+    """Time two files in alternating runs until it is decided which one is faster, or the limit of runs is reached."""
     if device.evidence.get("time") != "measured":
         raise DeviceError(
             f"{device.name} cannot be timed: comparing two files needs measurements", "use another device"
@@ -184,22 +184,22 @@ def _check_readable(file: Path) -> None:
 
 
 def _check_whole(file: Path) -> None:
-    """Raises RecipeError where weights of an ONNX file lie beside it: there they are neither weighed nor sent along."""
+    """Raises RecipeError if an ONNX file has external weights: these would be neither measured nor sent along."""
     if file.suffix.lower() == ".onnx" and _holds(file, _LOCATION) and (beside := _external(file)):
         hint = "save it as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), OTHER)"
         raise RecipeError(f"{file} has weights in another file, {beside}, which bench does not support", hint)
 
 
 def _holds(file: Path, words: bytes) -> bool:
-    """A file may be larger than the memory."""
-    if file.stat().st_size == 0:  # of which there is no map
+    """Return whether a file contains these bytes, without reading it into memory."""
+    if file.stat().st_size == 0:  # an empty file cannot be mapped
         return False
     with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:
         return mapped.find(words) >= 0
 
 
 def _external(file: Path) -> str:
-    """Where the first weights lie that are not in the file, or "". What cannot be read is left to the runtime."""
+    """Return the file of the first external weights, or "". Unreadable files are left to the runtime."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -213,7 +213,7 @@ def _external(file: Path) -> str:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """Those of an ONNX graph, and of the graphs inside its operators."""
+    """Yield the tensors of an ONNX graph, and of the graphs inside its operators."""
     yield from graph.initializer
     for attribute in (each for node in graph.node for each in node.attribute):
         yield from (attribute.t, *attribute.tensors)
@@ -222,7 +222,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection) -> None:
-    """Raises AnswerError where the device answers noise otherwise than this computer, or with what is no number."""
+    """Raises AnswerError if outputs on random input differ between device and this computer, or are NaN or Inf."""
     import numpy
 
     with closing(processes.Host(Controls(threads=1))) as here, _by_the_user(job):
@@ -240,7 +240,7 @@ def _check_answers(job: dict[str, Any], specs: Sequence[Spec], connection: Conne
 
 
 def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: processes.Host) -> "Array":
-    """Whole numbers are ones, or zeros where the file takes no ones, as a table of one row: the job learns which."""
+    """Return the outputs on this computer. Integer inputs are ones, or zeros (noted in the job) if it rejects ones."""
     try:
         return _answers(job, specs, here)
     except RefusedError as error:
@@ -255,7 +255,7 @@ def _answers_here(job: dict[str, Any], specs: Sequence[Spec], here: processes.Ho
 
 @contextmanager
 def _by_the_user(job: dict[str, Any]) -> Iterator[None]:
-    """What a runtime refuses on this computer is a mistake of the file or of its shapes, which no other try mends."""
+    """Turn a runtime's refusal on this computer into a RecipeError: file or shapes are wrong, no retry helps."""
     try:
         yield
     except RefusedError as error:
@@ -269,7 +269,7 @@ def _by_the_user(job: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any]]:
-    """A job that asks for the answers to a few rows of noise, each a whole input; its files are gone afterwards."""
+    """Give a job that runs a few rows of random input, each a whole input; its files are removed afterwards."""
     import numpy
 
     with TemporaryDirectory() as folder:
@@ -291,13 +291,13 @@ def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection 
     with _noise(job, specs) as question:
         connection.run(question)
         answers: Array = numpy.load(question["output"], allow_pickle=False)
-    return answers.astype("float64")  # differences of bytes wrap around, and those of truth values are none
+    return answers.astype("float64")  # differences of bytes would wrap around, and booleans have none
 
 
 def _inputs(jobs: Sequence[dict[str, Any]], shapes: Mapping[str, Sequence[int]]) -> list[list[Spec]]:
-    """What each file is fed, in shapes of numbers; each job learns those that are given for its file.
+    """Return the inputs of each file with fixed shapes; given shapes are added to the job of their file.
 
-    Raises RecipeError with what is wrong in the shapes, DeviceError where there is no memory for them.
+    Raises RecipeError for wrong shapes, DeviceError if memory is too small for them.
     """
     with closing(processes.Host(Controls(threads=1))) as here:
         told = [_described(job, here) for job in jobs]

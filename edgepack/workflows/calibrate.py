@@ -31,7 +31,7 @@ _FORMATS = ("onnx", "executorch")
 
 
 def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
-    """The figures of a device that can be timed. Raises DeviceError where it cannot."""
+    """Return the figures of a device that can be timed. Raises DeviceError if it cannot."""
     if device.evidence.get("time") != "measured":
         raise DeviceError(
             f"{device.name} cannot be timed, which calibration needs", "calibrate a device that can be timed"
@@ -41,7 +41,7 @@ def calibrated(device: Device, emit: Emit = lambda event: None) -> Analytic:
 
 
 def analytic(device: Device, connection: Connection, samples: dict[str, list[Sample]]) -> Analytic:
-    """What was measured by runtime, as the section of a device profile; its error is that of nets left out."""
+    """Fit figures to each runtime's samples, for a device profile; the error is that of models left out of the fit."""
     errors = [(ms, sample.ms) for each in samples.values() for sample, ms in left_out(each)]
     versions = ", ".join(f"{runtime} {connection.facts['versions'][runtime]}" for runtime in samples)
     nets = len({sample.net for each in samples.values() for sample in each})
@@ -56,7 +56,7 @@ def analytic(device: Device, connection: Connection, samples: dict[str, list[Sam
 
 
 def section(found: Analytic) -> str:
-    """As a device profile has it, ending with a line break."""
+    """Return the section as YAML for a device profile, ending with a line break."""
     from ruamel.yaml import YAML
 
     yaml, text = YAML(typ="safe", pure=True), StringIO()
@@ -68,7 +68,7 @@ def section(found: Analytic) -> str:
 
 
 def measured(device: Device, connection: Connection, folder: Path, emit: Emit) -> dict[str, list[Sample]]:
-    """By runtime that the device has, every net in fp32 and int8, timed once each. Raises DeviceError without any."""
+    """Time every model once in fp32 and int8, by runtime on the device. Raises DeviceError if the device has none."""
     from edgepack.workflows import calibration_nets
 
     formats = _there(device, connection)
@@ -83,7 +83,7 @@ def measured(device: Device, connection: Connection, folder: Path, emit: Emit) -
 
 
 def timed(runtime: str, path: Path, net: str, device: Device, connection: Connection, processes: int = 1) -> Sample:
-    """One file on the device: the median of so many fresh processes."""
+    """Time one file on the device: the median of `processes` fresh processes."""
     from edgepack.export.contract import operations
 
     job = {**_QUICK.job(), **device.controls.job(), "runtime": runtime, "file": str(path)}
@@ -93,7 +93,7 @@ def timed(runtime: str, path: Path, net: str, device: Device, connection: Connec
 
 
 def _there(device: Device, connection: Connection) -> tuple[str, ...]:
-    """The formats whose runtime the device has."""
+    """Return the formats whose runtime the device has."""
     runtimes = {format: plugins.load("exporters", format).RUNTIME for format in _FORMATS}
     found = tuple(format for format, runtime in runtimes.items() if runtime in connection.facts["versions"])
     if not found:
@@ -105,7 +105,7 @@ def _there(device: Device, connection: Connection) -> tuple[str, ...]:
 def files(
     candidate: "Candidate", device: Device, folder: Path, formats: Sequence[str] = _FORMATS
 ) -> dict[tuple[str, str], Path]:
-    """The files that edgepack makes of a model with random weights, by (runtime, type)."""
+    """Export a model with random weights, by (runtime, type)."""
     found = {}
     for dtype, each in (("fp32", candidate), ("int8", _quantized(candidate, device))):
         for format in formats:
@@ -118,7 +118,7 @@ def files(
 
 
 def _quantized(candidate: "Candidate", device: Device) -> "Candidate":
-    """Calibrated on noise: ranges do not change how fast a model is."""
+    """Quantize a model, calibrated on random input: ranges do not change its speed."""
     from edgepack.compress.contract import Context
     from edgepack.compress.stages import quantize
 

@@ -21,7 +21,7 @@ _CLASSES = tuple("0123456789")
 
 
 def nets(folder: Path) -> dict[str, Make]:
-    """By name; `folder` takes what describes an encoder."""
+    """Return the models by name; files that describe an encoder are written to `folder`."""
     return {
         "stem 112": partial(_net, _stem, (3, 112, 112)),
         "plain 16 x 32": partial(_net, partial(_plain, 16, 4), (16, 32, 32)),
@@ -42,7 +42,7 @@ def nets(folder: Path) -> dict[str, Make]:
 
 
 def candidate(module: nn.Module, shape: tuple[int, ...]) -> Candidate:
-    """A net with one input; it cannot be saved."""
+    """Return a model with one input as a candidate; it cannot be saved."""
     signature = Signature(inputs=(TensorSpec(name="input", shape=shape),), labels=_CLASSES)
     return Candidate(module=module.eval(), factory=Factory(model="python", config={}, signature=signature))
 
@@ -63,7 +63,7 @@ def _headed(channels: int, *layers: nn.Module) -> nn.Module:
 
 
 def _stem() -> nn.Module:
-    """How nets for pictures begin."""
+    """Return the first layers of typical image models."""
     begin = [*_conv(3, 32, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     return _headed(64, *begin, *_conv(32, 64, 3, stride=2), nn.ReLU())
 
@@ -77,7 +77,7 @@ def _pointwise(channels: int, depth: int) -> nn.Module:
 
 
 def _separable(channels: int, depth: int) -> nn.Module:
-    """The blocks of MobileNetV2."""
+    """Return the blocks of MobileNetV2."""
     wide = 6 * channels
     block = (
         Residual(
@@ -91,7 +91,7 @@ def _separable(channels: int, depth: int) -> nn.Module:
 
 
 def _excited(channels: int, depth: int) -> nn.Module:
-    """The blocks of MobileNetV3."""
+    """Return the blocks of MobileNetV3."""
     wide = 6 * channels
     block = (
         Residual(
@@ -119,7 +119,7 @@ class Residual(nn.Module):  # type: ignore[misc]
 
 
 class Excitation(nn.Module):  # type: ignore[misc]
-    """Channels weighted by what they hold. Source: J. Hu et al., Squeeze-and-Excitation Networks, CVPR 2018."""
+    """Scales channels by their content. Source: J. Hu et al., Squeeze-and-Excitation Networks, CVPR 2018."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Excitation(nn.Module):  # type: ignore[misc]
 
 
 def _encoder(folder: Path, *, width: int, layers: int, length: int) -> Candidate:
-    """A BERT with a small vocabulary."""
+    """Return a BERT with a small vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "model_type": "bert",

@@ -18,10 +18,10 @@ from edgepack.measure.worker import system
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-_PATIENCE = 180.0  # seconds that a runtime may take to load; a second or two is usual
-_ROOM = 2e9  # bytes that a store with one large teacher and its exports can need
+_PATIENCE = 180.0  # seconds until loading a runtime counts as failed; one or two are usual
+_ROOM = 2e9  # bytes that a store may need for one large teacher and its exports
 
-_LOAD = "from edgepack.measure.runtimes.{} import Runtime; Runtime()"  # as a benchmark loads a runtime
+_LOAD = "from edgepack.measure.runtimes.{} import Runtime; Runtime()"  # loads a runtime as a benchmark does
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finding:
 
 
 def checks(store: Path, dist: Path) -> Iterator[Finding]:
-    """Every check, the quick ones first."""
+    """Yield every check, quick ones first."""
     yield from _versions()
     yield _processor()
     yield _load()
@@ -44,7 +44,7 @@ def checks(store: Path, dist: Path) -> Iterator[Finding]:
 
 
 def _requirements() -> "Iterator[Requirement]":
-    """What edgepack itself needs, without its extras."""
+    """Yield the requirements of edgepack itself, without its extras."""
     from packaging.requirements import Requirement
 
     wanted = map(Requirement, requires("edgepack") or [])
@@ -107,7 +107,7 @@ _TOOLS = {
 
 
 def _tools() -> Iterator[Finding]:
-    """What other devices than this computer are reached with: nothing is wrong where it is missing."""
+    """Yield the tools for reaching other devices; a missing one is not an error."""
     for tool, (purpose, package) in _TOOLS.items():
         there = shutil.which(tool)
         yield Finding(
@@ -116,7 +116,7 @@ def _tools() -> Iterator[Finding]:
 
 
 def _runtimes() -> Iterator[Finding]:
-    """Each runtime, loaded in a process of its own as a benchmark would."""
+    """Load each runtime in its own process, as a benchmark does."""
     for name, runtime in RUNTIMES.items():
         why = _failure(_LOAD.format(runtime.module))
         text = f"{name} does not load: {why}" if why else f"{name} loads"
@@ -124,14 +124,14 @@ def _runtimes() -> Iterator[Finding]:
 
 
 def _anew(packages: tuple[str, ...]) -> str:
-    """How they are installed once more: pip leaves alone what is there in the right version, broken or not."""
+    """Return the command that reinstalls packages: pip skips installed versions, even broken ones."""
     wanted = {each.name: f"'{each.name}{each.specifier}'" for each in _requirements()}
     named = " ".join(wanted[package] for package in packages)
     return f"pip install --force-reinstall --no-deps {named}; `pip check` lists what else is missing"
 
 
 def _failure(code: str) -> str:
-    """Why this Python does not run `code`, or ""."""
+    """Return why this Python cannot run `code`, or ""."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL

@@ -25,7 +25,7 @@ from edgepack.records.build import Build
 from edgepack.records.verdict import Base, NoBase, Verdict
 from edgepack.workflows.baselines import baseline
 
-_PARTS = ("budgets", "waivers")  # of a recipe: what can change without building again
+_PARTS = ("budgets", "waivers")  # parts of a recipe that can change without building again
 _HINT = "run `edgepack build` for a new build"
 
 
@@ -37,12 +37,11 @@ def rejudge(
     against: str | None = None,
     history: Path | None = None,
 ) -> Build:
-    """The build in the file `path`, judged as of today by the budgets of `recipe` (default: those it recorded).
+    """Return the build in the file `path`, judged as of today by the budgets of `recipe` (default: its recorded ones).
 
-    Relative budgets are held against what the build recorded of its baseline. `against` names another one, `history`
-    another history (default: that of the folder that the build went to, dist/). Raises RecipeError for what cannot be
-    read or makes no sense, VerifyError when the bundle beside it is another one, and the build's own failure when it
-    did not finish.
+    Relative budgets use the baseline values recorded in the build. `against` names another baseline, `history` another
+    history (default: that of the build's dist folder). Raises RecipeError if an input cannot be read or makes no sense,
+    VerifyError if the bundle next to it belongs to another build, and the build's own failure if it did not finish.
     """
     build = Build.read(path)
     if build.error or build.exit_code is None or not build.shipped():
@@ -68,7 +67,7 @@ def rejudge(
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """The baseline called `name`: what the build `recorded` of it, and what it did not look up then."""
+    """The baseline called `name`: values `recorded` in the build, others looked up now."""
 
     name: str
     build: Build
@@ -88,25 +87,25 @@ class _Held:
 
 
 def _looked_up(build: Build) -> dict[tuple[str, str], Base | NoBase]:
-    """What the build found of its baseline, by metric and file."""
+    """Return what the build found in its baseline, by metric and file."""
     return {(each.metric, each.artifact): each.looked_up for each in build.verdicts if each.looked_up}
 
 
 def _name_of(build: Build) -> str:
-    """What the build calls its baseline."""
+    """Return the build's name for its baseline."""
     relative = build.recipe.get("budgets", {}).get("relative")
     return str(relative.get("baseline", LAST)) if isinstance(relative, dict) else LAST
 
 
 def _unfinished(path: Path, build: Build) -> EdgepackError:
-    """With the exit code that it ended with itself."""
+    """Return an error with the exit code of the unfinished build."""
     error = EdgepackError(f"the build of {path} did not finish: {build.error or 'it was killed, or still runs'}")
     error.code = ExitCode(build.exit_code or ExitCode.INCONCLUSIVE)
     return error
 
 
 def _check_bundle(path: Path, build: Build) -> None:
-    """What lies beside the build, packed and unpacked, is what would be released by its verdict."""
+    """Raises VerifyError if the bundle next to the build, packed or unpacked, is not the one that was judged."""
     if not build.bundle_sha256:
         return
     packed, folder = path.parent / (build.bundle or f"{build.name}.zip"), path.parent / "bundle"
@@ -124,7 +123,7 @@ def _same(bundle: Path, content: bytes, path: Path, build: Build) -> None:
 
 
 def _given(recipe: Path, build: Build) -> Document:
-    """What is no recipe, sets no budget or is for something else would let every build pass."""
+    """Return a checked recipe. Raises errors if invalid, without budgets or for another model: all would pass."""
     from edgepack.config.recipe import RecipeFile
 
     document = Document.read(recipe)
@@ -169,7 +168,7 @@ def _hold_against(document: Document, baseline: str) -> None:
 
 
 def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget, ...], tuple[Waiver, ...]]:
-    """The budgets and waivers of a recipe; the baseline that was `recorded` need not be there any more.
+    """Return the budgets and waivers of a recipe; the `recorded` baseline need not exist any more.
 
     Raises ConfigError.
     """
@@ -185,12 +184,12 @@ def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget
 
 
 def _about(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What a recipe is for, in a word each; without what it does not say."""
+    """Return what a recipe is for, one word per part; parts that it does not state are left out."""
     return {part: _word(recipe[part]) for part in ("task", "model", "data", "device") if part in recipe}
 
 
 def _word(value: Any) -> str:
-    """The name of a plugin, and what is chosen from it; of a file its name.
+    """Return the name of a plugin with its main value, or the name of a file.
 
     >>> _word({"torchvision": "resnet18", "width": "50 %"}), _word({"digits": {"size": 32}}), _word("devices/host.yaml")
     ('torchvision resnet18', 'digits', 'host')
@@ -206,7 +205,7 @@ def _name(exporter: Any) -> str:
 
 
 def _as_before(verdict: Verdict, build: Build, file: str) -> Verdict:
-    """With the place and the finding that the build had for it: where a limit stands, where a file begins to differ."""
+    """Return the verdict with the place of its limit and the found difference from the original build."""
     known = (each for each in build.verdicts if (each.budget, each.artifact) == (verdict.budget, verdict.artifact))
     before = next(known, None)
     if before is None:

@@ -49,9 +49,9 @@ Content = TypeVar("Content", bound=Frozen)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one file said of one sample: the label, and the one it gave when it was built.
+    """One file's result for one sample: the label, and the expected one from build time.
 
-    `distance` is that of the logits from those, as a share of their range, and `allowed` how large it may be.
+    `distance` is the largest difference of the logits, as a share of their range; `allowed` is its limit.
     """
 
     file: str
@@ -74,10 +74,10 @@ class Answer:
 
 
 def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
-    """Every answer as it comes, of this computer on one thread, or of a device.
+    """Yield each result as it comes, from this computer on one thread, or from a device.
 
-    Raises VerifyError at once when the bundle is not whole. At the end raises SelftestError when an answer, or what the
-    tokenizer makes of a text, is another than when it was built, and DeviceError when a file's runtime is not here.
+    Raises VerifyError at once if the bundle is not valid. At the end raises SelftestError if an output or a tokenized
+    text differs from build time, and DeviceError if a file's runtime is not available.
     """
     manifest, files = bundle.read(path)
     if manifest.deploy_only:
@@ -135,7 +135,7 @@ def _parsed(files: Files, name: str, kind: type[Content]) -> Content:
 
 
 def _models(manifest: bundle.Manifest, told: Cases) -> Iterator[tuple[str, Runtime]]:
-    """Each runtime with the file it runs; refuses a bundle that leaves it with nothing to compare."""
+    """Yield each runtime with its file. Raises an error if there is nothing to compare."""
     if not (manifest.runtimes and told.cases):
         raise VerifyError("the bundle has no self-test samples", _AGAIN)
     for runtime, facts in manifest.runtimes.items():
@@ -145,7 +145,7 @@ def _models(manifest: bundle.Manifest, told: Cases) -> Iterator[tuple[str, Runti
 
 
 def _columns(files: Files, cases: tuple[Case, ...], inputs: tuple[Input, ...]) -> "list[Array]":
-    """Each input of all cases, [cases, *shape]."""
+    """Return each input for all cases, [cases, *shape]."""
     import numpy
 
     columns = []
@@ -161,7 +161,7 @@ def _columns(files: Files, cases: tuple[Case, ...], inputs: tuple[Input, ...]) -
 
 
 def _tokenized(files: Files, cases: tuple[Case, ...], interface: Interface, columns: "list[Array]") -> Iterator[str]:
-    """Where the tokenizer that ships makes other inputs of a text than the model was given."""
+    """Yield cases in which the shipped tokenizer gives other inputs than the model had at build time."""
     import numpy
 
     texts = {i: _text(files, case) for i, case in enumerate(cases) if case.text is not None}
@@ -187,7 +187,7 @@ def _text(files: Files, case: Case) -> str:
 
 
 def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
-    """Why the runtime cannot be asked, here or on the device of these facts, or ""."""
+    """Return why the runtime is not available, here or on the device with these facts, or ""."""
     if runtime not in RUNTIMES:
         return f"this edgepack does not support the runtime {runtime!r}"
     if facts is not None:
@@ -210,7 +210,7 @@ def _answers(
     runtime: str,
     connection: "Connection",
 ) -> Iterator[Answer]:
-    """What one file says of every case, beside what it said when it was built."""
+    """Yield a file's result for every case, with the expected one."""
     import numpy
 
     facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
@@ -242,7 +242,7 @@ def _names(files: Files) -> list[str]:
 
 
 def _distance(logits: "Array", before: "Array") -> float:
-    """The largest difference, as a share of the range of `before`; infinite where either is no number."""
+    """Return the largest difference as a share of the range of `before`; infinite if either is not finite."""
     largest = float(abs(logits - before).max())
     span = float(before.max() - before.min())
     if not isfinite(largest) or not isfinite(span):
@@ -251,7 +251,7 @@ def _distance(logits: "Array", before: "Array") -> float:
 
 
 def _logits(file: str, files: Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Array":
-    """[cases, classes], from a fresh process."""
+    """Return logits [cases, classes], computed in a fresh process."""
     import numpy
 
     with TemporaryDirectory() as folder:
@@ -274,6 +274,6 @@ def _logits(file: str, files: Files, columns: "list[Array]", runtime: str, conne
 
 
 def _shown(text: str) -> str:
-    """The beginning of a text on one line, in quotes."""
+    """Return the beginning of a text on one line, in quotes."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return f'"{line}"' if len(line) <= _SHOWN else f'"{line[:_SHOWN].rstrip()} ..."'

@@ -12,7 +12,7 @@ from edgepack.records.build import Build, StageRecord
 
 
 def show(comparison: Comparison, stream: TextIO) -> None:
-    """Every figure with its change, then what was built and measured otherwise."""
+    """Print every figure with its change, then the differences in settings, stages, versions and files."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -50,7 +50,7 @@ def _row(change: Change) -> tuple[str, ...]:
 
 
 def told(change: Change) -> str:
-    """The change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points"."""
+    """Return the change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points"."""
     if change.ratio is None:
         return _difference(change)
     value, low, high = (_percent(each) for each in change.ratio)
@@ -81,7 +81,7 @@ def _note(change: Change) -> str:
 
 
 def _stage(before: StageRecord, after: StageRecord) -> str:
-    """What a stage left otherwise: "prune 2.82 MB -> 2.4 MB, accuracy 99.6 % -> 99.3 %"."""
+    """Return how a stage's result changed: "prune 2.82 MB -> 2.4 MB, accuracy 99.6 % -> 99.3 %"."""
     size, accuracy = (
         f"{show(old)} -> {show(new)}" if old != new else ""
         for show, old, new in (

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_LARGEST = 15  # lines of the table; the rest is summed in one more
+_LARGEST = 15  # rows of the table; the rest is summed in one more row
 
 
 def show(build: Build, stream: TextIO) -> None:

@@ -18,7 +18,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def tell(build: Build, stream: TextIO, environment: Mapping[str, str] = os.environ) -> None:
-    """Annotations to the stream and the summary to its file when this is a job of GitHub Actions; nothing otherwise."""
+    """Write annotations to the stream and the summary to its file in a job of GitHub Actions; else do nothing."""
     if environment.get("GITHUB_ACTIONS") != "true":
         return
     root = environment.get("GITHUB_WORKSPACE", "")
@@ -31,9 +31,9 @@ def tell(build: Build, stream: TextIO, environment: Mapping[str, str] = os.envir
 
 
 def tell_failure(error: EdgepackError, stream: TextIO, folder: Path | None = None) -> None:
-    """The same of a command that ended in an error: each mistake at its line.
+    """Annotate a command that ended in an error: each mistake at its line.
 
-    With the `folder` of a build that this error ended, what was done before it goes into the summary.
+    If this error ended the build in `folder`, the summary shows what was done before.
     """
     if folder and (failed := _ended_by(error, folder)):
         tell(failed, stream)
@@ -57,9 +57,9 @@ def _ended_by(error: EdgepackError, folder: Path) -> Build | None:
 
 
 def annotations(build: Build, root: str = "") -> Iterator[str]:
-    """One workflow command for the failure of the build, and one for each budget that is not met.
+    """Yield one workflow command for the failure of the build, and one for each budget that did not pass.
 
-    Files are named from `root`, the folder of the checkout; without one as they stand in the build.
+    File names are relative to `root`, the folder of the checkout; without `root` they stay as in the build.
     """
     if build.error:
         title = f"{build.name}: {wording.headline(build)}"
@@ -78,7 +78,7 @@ def _command(name: str, file: str, line: int, title: str, text: str, root: str) 
 
 
 def _from(root: str, file: str) -> str:
-    """The path from the root, where the file lies below it."""
+    """Return the path relative to the root if the file lies below it."""
     if not root:
         return file
     whole = (Path.cwd() / file).resolve()

@@ -21,11 +21,11 @@ from edgepack.deliver import wording
 if TYPE_CHECKING:
     from rich.console import Console
 
-_QUIET = 15.0  # seconds between two lines of progress where there is no terminal
+_QUIET = 15.0  # seconds between two lines of progress if the output is not a terminal
 
 
 class JsonLines:
-    """One JSON object a line, for programs: {"event": "StepFinished", "step": 3, ...}."""
+    """Prints events as JSON, one object per line, for programs: {"event": "StepFinished", "step": 3, ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -34,11 +34,11 @@ class JsonLines:
         _say(self, json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}))
 
     def close(self) -> None:
-        """Nothing to tidy: every line is complete."""
+        """Do nothing: every line is complete."""
 
 
 def _say(watcher: "JsonLines | Plain", line: str) -> None:
-    """Write one line; when nobody reads on (`edgepack build | head`) the build goes on and keeps its verdict."""
+    """Write one line; if nobody reads it (`edgepack build | head`), the build continues and keeps its verdict."""
     try:
         watcher.stream.write(f"{line}\n")
         watcher.stream.flush()
@@ -47,7 +47,7 @@ def _say(watcher: "JsonLines | Plain", line: str) -> None:
 
 
 class Plain:
-    """Plain lines, for logs: one when a step starts, some while it runs, one when it ends."""
+    """Prints plain lines for logs: when a step starts, sometimes while it runs, and when it ends."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.told = stream, 0.0
@@ -63,11 +63,11 @@ class Plain:
             _say(self, text)
 
     def close(self) -> None:
-        """Nothing to tidy: every line is complete."""
+        """Do nothing: every line is complete."""
 
 
 class Live:
-    """A terminal: what is done stays as a line, what runs now is a bar with the time left."""
+    """Shows a build on a terminal: a line for each finished step, and a bar with the time left for the current one."""
 
     def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -81,7 +81,7 @@ class Live:
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
-            redirect_stdout=False,  # what libraries print belongs into build.log
+            redirect_stdout=False,  # output of libraries goes to build.log
             redirect_stderr=False,
         )
         self.bar.start()
@@ -120,7 +120,7 @@ Watcher = JsonLines | Plain | Live
 
 
 def watcher(stream: TextIO, *, as_json: bool) -> Watcher:
-    """How events look on this stream: JSON lines when asked for, a live display on a terminal, else plain lines."""
+    """Return the display for this stream: JSON lines if requested, live on a terminal, else plain lines."""
     if as_json:
         return JsonLines(stream)
     if not stream.isatty():

@@ -15,11 +15,11 @@ _SHOWN = ("size", "latency.p50", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A file of a build. `remarks` tell where a new series begins, and what changed beyond the intervals."""
+    """A file of a build. `remarks` say where a new series begins, and which values changed beyond their intervals."""
 
     line: HistoryEntry
     artifact: str
-    times: int  # builds one after the other that found the same
+    times: int  # number of consecutive builds with the same result
     remarks: tuple[str, ...]
 
     def cells(self) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class Row:
 
 
 def show(lines: Sequence[HistoryEntry], stream: TextIO, last: int) -> None:
-    """One table for each recipe and device, of its last builds."""
+    """Print one table for each recipe and device, with its last builds."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -63,7 +63,7 @@ def _newest(found: Sequence[Row], last: int) -> list[Row]:
 
 
 def rows(lines: Sequence[HistoryEntry]) -> list[Row]:
-    """Of builds that found the same one after the other, the last stands for all."""
+    """Return a row for each file; the last of consecutive builds with equal results stands for all of them."""
     found: list[Row] = []
     before: HistoryEntry | None = None
     for _, same in groupby(sorted(lines, key=lambda line: line.started_at), key=_outcome):
@@ -91,7 +91,7 @@ def _remarks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterato
 
 
 def _breaks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterator[str]:
-    """Where figures of one metric are no longer to be compared, and why."""
+    """Yield where values of a metric cannot be compared any more, and why."""
     versions = list(map(str, differences(before.versions, line.versions)))
     if versions:
         yield f"new versions: {', '.join(versions)}"

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-_WIDTH = 115  # columns of a table where there is no terminal
+_WIDTH = 115  # columns of a table if the output is not a terminal
 
 
 def show(build: Build, stream: TextIO, reports: str, *, bundle: bool = True) -> None:
-    """The end of a build: what was gained, every budget with its verdict, and where the bundle and the reports lie.
+    """Print the end of a build: gains, every budget with its verdict, and the paths of the bundle and the reports.
 
-    `reports` is the folder of the reports that say the same, "" where there is none.
+    `reports` is the folder of the reports, "" if there is none.
     """
     console = _console(stream)
     console.print()
@@ -84,14 +84,14 @@ def _table(columns: Sequence[str], right: Sequence[str]) -> "Table":
 
 
 def _cell(text: str, style: str = "") -> "Text":
-    """A name is no markup: [red] is what it says."""
+    """Return the text without markup: [red] is printed literally."""
     from rich.text import Text
 
     return Text(wording.printable(text), style=style)
 
 
 def ledger(build: Build, stream: TextIO) -> None:
-    """What every stage cost and gained."""
+    """Print what every stage cost and gained."""
     console = _console(stream)
     numbers = ("parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds")
     table = _table(("stage", *numbers, ""), right=numbers)

@@ -26,7 +26,7 @@ _NO_CODE = ("__pycache__", "node_modules", "site-packages", "dist-packages")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module is: its file, and of a package the folders that its modules lie in."""
+    """Location of a module: its file, and for a package the folders with its modules."""
 
     file: Path | None
     folders: tuple[str, ...] = ()
@@ -39,15 +39,13 @@ class Imports:
 
 
 def find(name: str) -> Place | None:
-    """The module of this name. No code of it runs, nor of the packages around it."""
-    invalidate_caches()  # a folder that was listed before may hold the file by now
+    """Return the place of a module. Runs neither its code nor that of its parent packages."""
+    invalidate_caches()  # a folder that was listed before may contain the file by now
     return _Search(_path()).place(name)
 
 
 def of(name: str) -> Imports:
-    """All that the module of this name imports, with the rest of its own package: that may be imported by names which
-    are put together as it runs.
-    """
+    """Return all imports of a module, and the rest of its package, whose names may be built at run time."""
     invalidate_caches()
     first: list[str] = []
     last: list[str] = []
@@ -61,13 +59,13 @@ def of(name: str) -> Imports:
 
 
 def _path() -> list[str]:
-    """Where a module is searched, whole; what is no folder nor archive is a name that a hook knows."""
+    """Return the absolute search path; entries that are no folder or archive are names that import hooks know."""
     whole = ((entry, os.path.normpath(Path.cwd() / entry)) for entry in sys.path)
     return [str(Path.cwd()), *(there if Path(there).exists() else entry for entry, there in whole)]
 
 
 class _Search:
-    """Finds modules in these folders, each name once."""
+    """Finds modules in these folders and caches each result."""
 
     def __init__(self, path: list[str]) -> None:
         self.path = path
@@ -88,17 +86,17 @@ class _Search:
 
 
 def _spec(name: str, last: str, path: list[str], *, inside: bool) -> ModuleSpec | None:
-    """What the interpreter's finders say. That of folders is asked for the last part alone: else it would look for the
-    package among the modules that were imported, and it was not.
+    """Return what the interpreter's finders give. PathFinder gets the last part of the name only: else it would look
+    for the parent package in sys.modules, where it is not.
     """
-    own: list[Any] = [BuiltinImporter, FrozenImporter]  # last of all: a user's file may be called as one of Python's
+    own: list[Any] = [BuiltinImporter, FrozenImporter]  # last: a user's file may have the name of a built-in module
     for finder in [each for each in sys.meta_path if each not in own] + own:
         try:
             if finder is PathFinder:
                 spec = PathFinder.find_spec(last, path)
             else:
                 spec = finder.find_spec(name, path if inside else None, None)
-        except Exception:  # a hook of anybody's
+        except Exception:  # a third-party hook may raise anything
             spec = None
         if spec is not None:
             return spec
@@ -119,11 +117,11 @@ def _place(spec: ModuleSpec, name: str, path: list[str]) -> Place:
 
 
 class _Walk(_Search):
-    """Follows what files import. `first` and `last` are the folders that they add to the path."""
+    """Follows the imports of files. `first` and `last` are folders that these files add to the path."""
 
     def __init__(self, path: list[str]) -> None:
         super().__init__(path)
-        self.files: dict[str, Path] = {}  # by the name of the module
+        self.files: dict[str, Path] = {}  # by module name
         self.libraries: dict[str, str] = {}
         self.first: list[str] = []
         self.last: list[str] = []
@@ -132,12 +130,12 @@ class _Walk(_Search):
         self._reached = True
 
     def imports(self) -> Imports:
-        """Files in the order of the names of their modules: where they lie does not matter."""
+        """Return the files ordered by module name, so that their location does not matter."""
         return Imports(tuple(dict.fromkeys(file for _, file in sorted(self.files.items()))), self.libraries)
 
     def follow(self, name: str) -> None:
-        """First what is imported; then the rest of the package, which counts by its content alone: it may never be
-        imported, and what it needs need not be installed.
+        """Follow the imports first; then add the rest of the package by content only: it may never be imported, so what
+        it imports need not be installed.
         """
         self._add(name)
         self._visit_all()
@@ -150,7 +148,7 @@ class _Walk(_Search):
             self._visit(self._todo.pop())
 
     def _add(self, name: str) -> None:
-        """The module, and the packages around it, which are imported before."""
+        """Add a module and its parent packages, which are imported before it."""
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
             if (module := ".".join(parts[:end])) not in self._seen:
@@ -201,7 +199,7 @@ class _Walk(_Search):
                 self._add(f"{module}.{inner}")
 
     def _modules(self, package: str) -> Iterator[str]:
-        """What lies in a package of the user's: `from package import *` may import any of it."""
+        """Yield the modules in a user's package: `from package import *` may import any of them."""
         place = self.place(package)
         for folder in place.folders if place else ():
             if not is_installed(Path(folder)):
@@ -209,7 +207,7 @@ class _Walk(_Search):
                 yield from (file.parent.name for file in sorted(Path(folder).glob("*/__init__.py")))
 
     def _add_all(self, package: str) -> None:
-        """Every module of a package of the user's."""
+        """Add every module of a user's package."""
         place = self.place(package) if package and package != _OURS else None
         for folder in place.folders if place else ():
             if not is_installed(Path(folder)):
@@ -219,7 +217,7 @@ class _Walk(_Search):
 
 
 def _absolute(each: Import, package: str) -> str:
-    """The full name of a module that is named from within a package, or ""."""
+    """Return the full name of a module imported from within a package, or ""."""
     if not each.level:
         return each.module
     parts = package.split(".")
@@ -228,7 +226,7 @@ def _absolute(each: Import, package: str) -> str:
 
 
 def _code(folder: Path) -> Iterator[Path]:
-    """The Python files in a folder and in those below it, without what is hidden."""
+    """Yield the Python files in a folder and below, except hidden ones."""
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NO_CODE)
         yield from (Path(here, name) for name in sorted(files) if name.endswith(".py"))

@@ -18,7 +18,7 @@ _STANDARD = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstd
 
 
 def is_installed(path: Path) -> bool:
-    """Whether it lies where packages are installed, or is Python's own."""
+    """Return whether a path is in site-packages or in Python's standard library."""
     return any(part in _SITES for part in path.parts) or any(path.is_relative_to(each) for each in _STANDARD)
 
 
@@ -28,9 +28,9 @@ def is_standard(path: Path) -> bool:
 
 @cache
 def version_of(file: Path) -> tuple[str, str] | None:
-    """The name and version of the distribution that has installed it; None where none did, as of what was copied there.
+    """Return the name and version of the distribution that installed the file, or None, as for a file copied there.
 
-    What was installed from a folder or a repository changes without its version: of that the code counts too.
+    A distribution installed from a folder or repository can change without a new version, so its code counts too.
     """
     site = next(folder for folder in file.parents if folder.name in _SITES)
     info = _owner(site, file.relative_to(site).as_posix())
@@ -46,7 +46,7 @@ def _owner(site: Path, name: str) -> Path | None:
     top = name.partition("/")[0].partition(".")[0]
     infos = _infos(site)
     named = [info for info, plain in infos if plain == _plain(top)]
-    if named and (site / top / "__init__.py").exists():  # folders without one are shared by several
+    if named and (site / top / "__init__.py").exists():  # folders without one may belong to several
         return named[0]
     telling = [info for info, _ in infos if top in _content(info / "top_level.txt").split()]
     return next((info for info in (*named, *telling, *(each for each, _ in infos)) if _lists(info, name, top)), None)
@@ -54,7 +54,7 @@ def _owner(site: Path, name: str) -> Path | None:
 
 @cache
 def _infos(site: Path) -> tuple[tuple[Path, str], ...]:
-    """What tells of each distribution, with its name; those last whose record is long to read."""
+    """Return the metadata folder and name of each distribution, those with the longest RECORD last."""
     infos = [*site.glob("*.dist-info"), *site.glob("*.egg-info")]
     matches = [(info, found) for info in infos if (found := _INFO.fullmatch(info.name))]
     return tuple((info, _plain(found["name"])) for info, found in sorted(matches, key=lambda each: _size(each[0])))
@@ -71,7 +71,7 @@ def _size(info: Path) -> int:
 
 
 def _code(info: Path) -> str:
-    """A digest of the code that a distribution has installed, as its record tells it."""
+    """Return a digest of a distribution's code, as listed in its RECORD."""
     lines = _content(info / "RECORD").splitlines()
     return digest(sorted(line for line in lines if line.partition(",")[0].endswith((".py", ".so"))))[:12]
 

@@ -29,11 +29,11 @@ from edgepack.core.files import digest, digests
 
 _PACKAGE = Path(edgepack.__file__).parent
 _SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev")))
-_MADE_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_EXCL  # what is opened so tells nothing of what was there
-_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)  # no model is another by these
+_MADE_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_EXCL  # files opened so are written anew: old content is not read
+_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)  # secrets do not affect a model
 _LISTED = ("os.listdir", "os.scandir")
 _OUTPUTS = ("dist", "__pycache__")
-# What reads a file in code that is no Python, which nothing tells of.
+# Functions that read a file in native code, which no audit event reports.
 _UNSEEN = (
     ("torch", "from_file"),
     ("torch.jit", "load"),
@@ -44,7 +44,7 @@ _watching: "list[_Opened]" = []
 
 
 class _Opened:
-    """Paths that were opened or listed, absolute, and the names of variables, in the order of the first time."""
+    """Absolute paths that were opened or listed, and names of environment variables, in the order of first use."""
 
     def __init__(self) -> None:
         self.read: dict[str, None] = {}
@@ -77,7 +77,7 @@ def _whole(path: str) -> str:
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not _watching:
         return
-    with suppress(Exception):  # of a file that has no name, or none that is text
+    with suppress(Exception):  # the file has no name, or one that is not text
         if event == "open":
             _note(arguments[0], arguments[2])
         elif event == "sqlite3.connect":
@@ -88,7 +88,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_input(folder: str, frame: FrameType | None) -> bool:
-    """Whether the names in a folder are read as data: what searches for modules and packages lists folders as well."""
+    """Return whether a folder is listed as data, and not in search of modules and packages."""
     while frame and _is_standard(file := frame.f_code.co_filename):
         if "importlib" in file:
             return False
@@ -109,19 +109,19 @@ def _note(path: Any, flags: int = os.O_RDONLY) -> None:
 
 @cache
 def _install() -> None:
-    """Once: nothing can take an audit hook away again."""
+    """Install the audit hook once: it can never be removed."""
     sys.addaudithook(_hook)
 
 
 class _Variables(os._Environ[str]):
-    """The environment, which notes what code of the user's asks for by name."""
+    """The environment, which notes the variables that a user's code reads by name."""
 
     def __init__(self, true: "os._Environ[str]") -> None:
         super().__init__(true._data, true.encodekey, true.decodekey, true.encodevalue, true.decodevalue)  # type: ignore[attr-defined]
         self._copied: set[str] = set()
 
     def __getitem__(self, key: str) -> str:
-        if key in self._copied:  # dict(os.environ) asks for the keys, and then for each of them
+        if key in self._copied:  # dict(os.environ) reads the keys, and then each of them
             self._copied.discard(key)
         else:
             self._asked(key, sys._getframe(1))
@@ -160,7 +160,7 @@ def _is_users(file: str) -> bool:
 
 @contextmanager
 def watched(covered: Iterable[Path]) -> Iterator[Callable[[], list[str]]]:
-    """A function that gives the names of what was read meanwhile besides the files in `covered`."""
+    """Record reads inside the block; gives a function that returns their names, without the files in `covered`."""
     _install()
     opened = _Opened()
     known = {path.resolve() for path in covered}
@@ -169,7 +169,7 @@ def watched(covered: Iterable[Path]) -> Iterator[Callable[[], list[str]]]:
             stack.enter_context(_replaced(os, "environ", _Variables(os.environ)))
             for module, name in _UNSEEN:
                 if reader := getattr(import_module(module), name, None):
-                    for where in _having(reader, name):  # transformers has safe_open under its own name too
+                    for where in _having(reader, name):  # transformers imports safe_open under its own name too
                         stack.enter_context(_replaced(where, name, _noting(reader)))
         _watching.append(opened)
         try:
@@ -179,7 +179,7 @@ def watched(covered: Iterable[Path]) -> Iterator[Callable[[], list[str]]]:
 
 
 def _having(value: object, name: str) -> list[ModuleType]:
-    """The modules that know it by this name."""
+    """Return the modules in which `name` refers to this value."""
     return [module for module in [*sys.modules.values()] if getattr(module, "__dict__", {}).get(name) is value]
 
 
@@ -194,7 +194,7 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 
 def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose first argument is noted where that is a path."""
+    """Return the function, wrapped to note its first argument if that is a path."""
 
     @wraps(function, updated=())
     def noting(*arguments: Any, **options: Any) -> Any:
@@ -207,7 +207,7 @@ def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def now(names: Iterable[str], of: str) -> dict[str, str]:
-    """Digests of what these are now, "" for what is not there; `of` tells apart who asks, see `digests`."""
+    """Return current digests by name, "" for what is missing; for `of`, see `digests`."""
     names = [*names]
     files = {name: Path(name) for name in names if Path(name).is_file()}
     found = digests(files, of=of) if files else {}
@@ -228,13 +228,13 @@ def _digest(name: str) -> str:
 
 
 def _name(path: Path) -> str:
-    """As a store that moves with its project has it too."""
+    """Return the path relative to the current folder if possible, so that a store can move with its project."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _source(file: Path) -> Path:
-    """Of compiled Python its source."""
+    """Return the source file of compiled Python; other files unchanged."""
     if file.suffix != ".pyc":
         return file
     try:
@@ -244,18 +244,18 @@ def _source(file: Path) -> Path:
 
 
 def _counts(path: Path) -> bool:
-    """Whether it may change by itself: what is installed has a version, which is part of the key."""
+    """Return whether a path may change on its own: installed packages have a version, which is part of the key."""
     fixed = is_installed(path) or path.is_relative_to(_PACKAGE)
     return not (fixed or any(path.is_relative_to(each) for each in _SYSTEM))
 
 
 def _is_searched(file: Path) -> bool:
-    """Whether it is a place where modules are searched, and no file."""
+    """Return whether it is a folder or an entry of sys.path, and no file."""
     return not file.is_file() and (file.is_dir() or str(file) in map(_whole, sys.path))
 
 
 def _is_output(folder: Path) -> bool:
-    """Whether builds write there, or what is hidden does: the names in it change each time."""
+    """Return whether builds or hidden tools write to this folder: its listing changes each time."""
     here = Path.cwd()
     inside = folder.relative_to(here).parts if folder.is_relative_to(here) else ()
     return any(part.startswith(".") or part in _OUTPUTS for part in inside)

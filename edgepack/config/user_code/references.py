@@ -25,7 +25,7 @@ from edgepack.core.errors import RecipeError
 
 
 def source(reference: str) -> Path:
-    """The file of the module. Raises ValueError when there is none, or it is no Python source."""
+    """Return the file of the module. Raises ValueError if there is none, or it is no Python source."""
     module = reference.partition(":")[0]
     place = imports.find(module)
     if place is None or place.file is None:
@@ -37,19 +37,19 @@ def source(reference: str) -> Path:
 
 
 def sources(reference: str) -> tuple[Path, ...]:
-    """The module's file, the rest of its package, and what of the user's these import, wherever that lies, and so on:
-    a change in any of them may change what the function gives. Installed packages are not followed.
+    """Return the module's file, the rest of its package, and all of the user's files that these import, directly or
+    not. A change in any of them may change the function's result. Imports of installed packages are not followed.
     """
     return imports.of(reference.partition(":")[0]).files
 
 
 def libraries(reference: str) -> dict[str, str]:
-    """The versions of the installed packages that these files import."""
+    """Return the versions of installed packages that these files import."""
     return imports.of(reference.partition(":")[0]).libraries
 
 
 def named(patterns: Iterable[str]) -> dict[str, Path]:
-    """The files that patterns such as "data/*.npz" name. Raises RecipeError for one that names none."""
+    """Return the files that match patterns such as "data/*.npz". Raises RecipeError for a pattern without a match."""
     found: dict[str, Path] = {}
     for pattern in patterns:
         here, inside = (Path("/"), pattern[1:]) if pattern.startswith("/") else (Path(), pattern)
@@ -61,7 +61,7 @@ def named(patterns: Iterable[str]) -> dict[str, Path]:
 
 
 def resolve(reference: str) -> Callable[..., Any]:
-    """The function itself. Raises RecipeError when its module does not load: a user's mistake is no bug of edgepack."""
+    """Return the function. Raises RecipeError if its module does not load: that is no bug of edgepack."""
     module, _, name = reference.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)
@@ -100,12 +100,12 @@ def _found(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
-Files = Annotated[tuple[str, ...], AfterValidator(_found)]  # patterns, each of which names a file
+Files = Annotated[tuple[str, ...], AfterValidator(_found)]  # patterns that each match a file
 
 
 @cache
 def _names(file: Path, _changed: int) -> frozenset[str]:
-    """What a module defines at its top level; "*" stands for what it may import without naming it."""
+    """Return the names that a module defines at its top level; "*" means it may import names without listing them."""
     try:
         return frozenset(_defined(ast.parse(file.read_bytes(), str(file))))
     except SyntaxError as error:

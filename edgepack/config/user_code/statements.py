@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_BY_NAME = {"import_module", "__import__", "find_spec", "run_module", "resolve_name"}  # functions that take a module's
+_BY_NAME = {"import_module", "__import__", "find_spec", "run_module", "resolve_name"}  # functions given a module name
 _LISTING = {"iter_modules", "walk_packages"}  # functions that find modules in folders
-_SPREADING = {"extend_path", "declare_namespace"}  # functions that add other folders to a package
+_SPREADING = {"extend_path", "declare_namespace"}  # functions that add folders to a package
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """`packages` are those of which a name is put together: `import_module(f"zoo.{name}")`. `dynamic` says that the
-    file imports what cannot be told from its text, `spread` that its package has other folders too, and `first` and
-    `last` are the folders that it puts before and behind those where modules are searched.
+    """Imports found in a file. `packages` are those whose module name is built at run time:
+    `import_module(f"zoo.{name}")`. `dynamic` means that some imports cannot be determined from the text, `spread` that
+    the package has more folders; `first` and `last` are folders added to the start and the end of the search path.
     """
 
     imports: tuple[Import, ...] = ()
@@ -40,7 +40,7 @@ class Statements:
 
 
 def read(file: Path) -> Statements:
-    """Of no valid Python, or of what cannot be read, nothing is known."""
+    """Return the imports of a file; empty if it cannot be read or is not valid Python."""
     try:
         status = file.stat()
     except OSError:
@@ -78,7 +78,7 @@ def _statements(nodes: list[ast.AST]) -> Iterator[Import]:
 
 
 def _called(node: ast.Call) -> str:
-    """The last part of the name of the function: `import_module` of `importlib.import_module(...)`."""
+    """Return the last part of the function's name: `import_module` of `importlib.import_module(...)`."""
     function = node.func
     return (
         function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
@@ -86,7 +86,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _by_name(node: ast.Call) -> tuple[Import | None, bool]:
-    """What a call imports, and whether that is the whole name or only its package; None where nothing can be told.
+    """Return what a call imports, and whether that is the whole name or only its package; None if unknown.
 
     >>> _by_name(ast.parse("import_module(f'zoo.nets.{name}')", mode="eval").body)
     (Import(level=0, module='zoo.nets', names=()), False)
@@ -104,7 +104,7 @@ def _dotted(name: str) -> Import:
 
 
 def _beginning(node: ast.expr) -> str:
-    """The text that a string which is put together begins with, or ""."""
+    """Return the constant beginning of a text that is built at run time, or ""."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr) and node.values:
@@ -117,7 +117,7 @@ def _beginning(node: ast.expr) -> str:
 
 
 class _Folders:
-    """The folders that a file adds to `sys.path`, as far as its text tells them."""
+    """Finds the folders that a file adds to `sys.path`, as far as its text shows them."""
 
     def __init__(self, file: Path, nodes: list[ast.AST]) -> None:
         self.file = file
@@ -138,7 +138,7 @@ class _Folders:
                         yield str(self.value(item).resolve())
 
     def assigned(self, nodes: list[ast.AST]) -> Iterator[str]:
-        """Those of `sys.path += [...]`, `sys.path[:0] = [...]` and `sys.path = [...] + sys.path`."""
+        """Yield the folders of `sys.path += [...]`, `sys.path[:0] = [...]` and `sys.path = [...] + sys.path`."""
         for node in nodes:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             if isinstance(node, ast.Assign | ast.AugAssign) and any(_is_sys_path(target) for target in targets):
@@ -148,7 +148,7 @@ class _Folders:
                         yield str(self.value(item).resolve())
 
     def value(self, node: ast.expr) -> Path:
-        """The path that an expression gives. Raises ValueError where only running it would tell."""
+        """Return the path that an expression gives. Raises ValueError if it must be run to know."""
         match node:
             case ast.Constant(value=str(text)):
                 return Path(text)
@@ -175,7 +175,7 @@ class _Folders:
         raise ValueError("its value cannot be determined")
 
     def result(self, node: ast.Call) -> Path:
-        """Of a function of os.path or a method of a path."""
+        """Return the result of a function of os.path or a method of a path."""
         given = [self.value(each) for each in node.args]
         if isinstance(node.func, ast.Attribute) and _called(node) in _METHODS:
             given = [self.value(node.func.value), *given]
@@ -196,14 +196,14 @@ _FUNCTIONS: dict[str, Callable[..., Path]] = {
 
 
 def _is_sys_path(target: ast.expr | None) -> bool:
-    """Whether this is `sys.path`, or a slice of it."""
+    """Return whether this is `sys.path`, or a slice of it."""
     if isinstance(target, ast.Subscript):
         target = target.value
     return isinstance(target, ast.Attribute) and target.attr == "path" and ast.unparse(target.value) == "sys"
 
 
 def _of_sys_path(function: ast.expr) -> bool:
-    """Whether this is a method of `sys.path` (also imported as another name), or `site.addsitedir`."""
+    """Return whether this is a method of `sys.path` (also imported under another name), or `site.addsitedir`."""
     if isinstance(function, ast.Name):
         return function.id == "addsitedir"
     owner = function.value if isinstance(function, ast.Attribute) else None

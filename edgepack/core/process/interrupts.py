@@ -21,40 +21,40 @@ from typing import Any, NoReturn
 from edgepack.core.errors import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_AGAIN = 2.0  # seconds after which it is raised again
-_PATIENCE = 10.0  # seconds that a command has to end by itself, and those that its tidying may take
-_BOUNCE = 0.5  # seconds in which a second signal is the same: a terminal and a wrapper of the command both send it
+_AGAIN = 2.0  # seconds between two attempts to raise it
+_PATIENCE = 10.0  # seconds that a command has to stop by itself, and as long again to clean up
+_BOUNCE = 0.5  # seconds in which a second signal is a duplicate: a terminal and a wrapper of the command both send it
 
 
 @dataclass
 class _Watch:
-    """What is known of the signals of one command, or of one build of the library."""
+    """State of the signals of one command, or of one build started from the library."""
 
-    ends: bool  # whether the process is ours to end
-    came: float = 0.0  # when the first came; 0 while none has
-    heard: float = 0.0  # when those who end the work learned of it
-    again: bool = False  # the next signal is our own
+    ends: bool  # whether this process may be ended here
+    came: float = 0.0  # when the first signal came; 0 before
+    heard: float = 0.0  # when the code that stops the work learned of it
+    again: bool = False  # whether the next signal was sent by this thread
     deferred: int = 0
-    written: int = -1  # where the thread is told that one came
-    lock: threading.Lock = field(default_factory=threading.Lock)  # held where one of our own may be on its way
+    written: int = -1  # pipe that tells the thread of a signal
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while our own signal may be on its way
 
     def strike(self, number: int, frame: Any) -> None:
-        """The handler of the signals."""
+        """Handle a signal."""
         now, ours, self.again = time.monotonic(), self.again, False
-        if not self.came:  # also where the thread's own is told with it: Python makes one call of the two
+        if not self.came:  # also if the thread's own one came with it: Python calls the handler once for both
             self.came = now
             with suppress(OSError):
                 os.write(self.written, bytes([number]))
         elif not ours and self.ends and now - self.came > _BOUNCE:
-            end()  # a second one says: at once
+            end()  # a second signal means: stop at once
         if not self.deferred and not self.heard:
             raise KeyboardInterrupt
 
     def stand_by(self, read: int) -> None:
-        """The thread: wait for a signal, raise it again while it is not heard, and end the process in the end."""
+        """Wait for a signal, raise it again until it is heard, and end the process at last. Runs in the thread."""
         with os.fdopen(read, "rb", buffering=0) as told:
             while (number := told.read(1)) and number[0] not in SIGNALS:
-                pass  # of somebody else's
+                pass  # a signal that is not handled here
             came = time.monotonic()
             while number and (self.ends or not self.heard) and time.monotonic() < max(came, self.heard) + _PATIENCE:
                 time.sleep(_AGAIN)
@@ -66,17 +66,17 @@ class _Watch:
                 end()
 
     def start(self) -> None:
-        """Begin to stand by. Never joined: it ends with the process, or when `written` is closed."""
+        """Start the thread. It is never joined: it ends with the process, or when `written` is closed."""
         read, self.written = os.pipe()
         os.set_blocking(self.written, False)
         threading.Thread(target=self.stand_by, args=(read,), name="interrupts", daemon=True).start()
 
 
-_now = _Watch(ends=False)  # nobody has asked to be told: Python's own handler is in place
+_now = _Watch(ends=False)  # not installed yet: Python's own handler is in place
 
 
 def install() -> None:
-    """Answer signals from now on as a command does. One that is ignored, as under nohup, stays so."""
+    """Handle signals from now on as a command does. An ignored signal, as under nohup, stays ignored."""
     global _now
     if _now.ends:
         return
@@ -89,7 +89,7 @@ def install() -> None:
 
 
 def _before_fork() -> None:
-    """None comes to a child that still has its parent's handlers."""
+    """Block signals, so that a child never gets one while it still has its parent's handlers."""
     _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
 
 
@@ -99,7 +99,7 @@ def _after_fork() -> None:
 
 
 def _in_child() -> None:
-    """A forked process, as of a pool of the user's, has signals of its own and nothing to tell its parent."""
+    """Restore default handlers in a forked process, such as a user's pool: it must not signal its parent's thread."""
     global _now
     watch, _now = _now, _Watch(ends=False)
     if watch.ends:
@@ -110,21 +110,21 @@ def _in_child() -> None:
     _after_fork()
 
 
-_masks: list[set[signal.Signals | int]] = []  # of the thread that forks
+_masks: list[set[signal.Signals | int]] = []  # signal masks of the forking thread
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 def close() -> None:
-    """The command is over and its exit code known: a signal changes it no more."""
+    """Ignore signals from now on: the command is over and its exit code is final."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Ctrl-C as `install` answers it, for a build that a program of somebody else's runs; that is never ended here.
+    """Handle Ctrl-C as `install` does while another program runs a build; that program is never ended here.
 
-    Where it is not the main thread, or the program has a handler of its own, all stays as it is.
+    Does nothing outside the main thread, or if the program has its own handler.
     """
     global _now
     main = threading.current_thread() is threading.main_thread()
@@ -137,7 +137,7 @@ def heeded() -> Iterator[None]:
     watch, unheard = _now, False
     try:
         yield
-        unheard = bool(watch.came) and not watch.heard  # one that came while nothing could be raised
+        unheard = bool(watch.came) and not watch.heard  # a signal that came while nothing could be raised
     finally:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         with watch.lock:
@@ -151,24 +151,24 @@ def heeded() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether a signal has come."""
+    """Return whether a signal has come."""
     return bool(_now.came)
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt where one was swallowed."""
+    """Raise KeyboardInterrupt if a library swallowed one."""
     if _now.came and not _now.heard and not _now.deferred:
         raise KeyboardInterrupt
 
 
 def heard() -> None:
-    """The work is being ended: from here on nothing is raised, so that it can be tidied."""
+    """Note that the work is being stopped: nothing is raised from here on, so that cleaning up is not interrupted."""
     _now.heard = time.monotonic()
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """What is done here is done whole: a signal is remembered, and raises nothing."""
+    """Run a block without interruption: a signal is remembered and raises nothing."""
     watch = _now
     watch.deferred += 1
     try:
@@ -178,7 +178,7 @@ def deferred() -> Iterator[None]:
 
 
 def behind(error: BaseException | None) -> bool:
-    """Whether a signal is the reason of an error, whatever a library has made of it."""
+    """Return whether a signal caused an error, even if a library turned it into another one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):
@@ -189,7 +189,7 @@ def behind(error: BaseException | None) -> bool:
 
 
 def end() -> NoReturn:
-    """End this process, and every one that it started, now."""
+    """End this process and all its child processes now."""
     for pid in _descendants("self"):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[Any] = []  # a library that is collected takes its operators with it
+_declared: list[Any] = []  # kept alive: a garbage-collected library removes its operators
 
 
 @cache

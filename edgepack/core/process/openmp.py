@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 
 _POLICY = "OMP_WAIT_POLICY"
-_OF_USERS = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # whoever has set one of these knows better
+_OF_USERS = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # if one of these is set, the user's choice is kept
 _set_here = False
 
 
 def wait_asleep() -> None:
-    """Have threads sleep while they wait. OpenMP reads it as torch loads it, so later it would change nothing."""
+    """Make waiting threads sleep. OpenMP reads this when torch is loaded; later it has no effect."""
     global _set_here
     if "torch" not in sys.modules and not any(name in os.environ for name in _OF_USERS):
         os.environ[_POLICY] = "PASSIVE"
@@ -22,5 +22,5 @@ def wait_asleep() -> None:
 
 
 def of_the_user(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without that: processes that are timed run as those of an app do."""
+    """Return the environment without that setting: timed processes run as those of an app do."""
     return {name: value for name, value in environment.items() if not (_set_here and name == _POLICY)}

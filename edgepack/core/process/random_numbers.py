@@ -10,14 +10,14 @@ import torch
 
 @contextmanager
 def own_random(seed: int | None = None) -> Iterator[None]:
-    """Inside, chance is that of others: what comes after draws as if nothing had been drawn here."""
+    """Run a block with its own random state, and restore Python's, numpy's and torch's state afterwards."""
     python, arrays = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
             if seed is not None:
                 random.seed(seed)
                 numpy.random.seed(seed)
-                torch.default_generator.manual_seed(seed)  # the one that is put back: not those of other devices
+                torch.default_generator.manual_seed(seed)  # only this one is restored: leave other devices' alone
             yield
         finally:
             random.setstate(python)

@@ -18,14 +18,14 @@ class TensorSpec(Frozen):
 
 
 class Signature(Frozen):
-    """What goes into a model and what comes out: enough to build one, and for an app to call it.
+    """The inputs and outputs of a model: enough to build it, and for an app to call it.
 
-    Raises RecipeError for a label that an app could not read from a line of text.
+    Raises RecipeError for a label that an app cannot read from one line of text.
     """
 
     inputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
-    preprocessing: dict[str, Any] = {}  # how raw data becomes the inputs, exactly as trained
+    preprocessing: dict[str, Any] = {}  # how raw data becomes the inputs, exactly as in training
 
     @field_validator("labels")
     @classmethod

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edgepack.core.errors import listed
 
-_JOINERS = "\u200c\u200d"  # not printable, but words of Persian and Hindi, and emoji, are written with them
-_LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python, Java and Swift take for one
-# Never a character, or set aside for such that nobody sees (Unicode's Noncharacter and Default_Ignorable_Code_Point).
+_JOINERS = "\u200c\u200d"  # not printable, but Persian and Hindi words and emoji need them
+_LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # all line ends of Python, Java and Swift
+# Never assigned, or reserved for invisible characters (Unicode's Noncharacter and Default_Ignorable_Code_Point).
 _NEVER = re.compile("[\u2065\ufdd0-\ufdef\ufff0-\uffff\U000e0000-\U000e0fff]")
 _UNNAMED = {"Cc": "a control character", "Co": "a character of private use"}
-_REPLACED = "\ufffd"  # stands for what could not be decoded
+_REPLACED = "\ufffd"  # replaces bytes that could not be decoded
 
 
 def flaw(label: str) -> str:
-    """Why an app could not read or show the label as it is, or "".
+    """Return why an app could not read or show the label unchanged, or "".
 
     >>> flaw("T-shirt/top"), flaw("cat ")
     ('', 'it begins or ends with a blank')
@@ -36,7 +36,7 @@ def flaw(label: str) -> str:
 
 
 def problem(labels: Sequence[str]) -> str:
-    """The first thing that is wrong with the labels of a data set, or "".
+    """Return the first problem of a data set's labels, or "".
 
     >>> problem(["cat", "dog", "cat"])
     "the label 'cat' is given twice"
@@ -54,8 +54,7 @@ def problem(labels: Sequence[str]) -> str:
 
 
 def doubts(labels: Iterable[str]) -> Iterator[str]:
-    """Labels that are rather one class written in two ways; single letters in both cases are classes of their own. And
-    numbers, which a model may have been trained on in either of two orders.
+    """Yield warnings: labels that differ only in case (single letters may), numeric labels of ambiguous order.
 
     >>> list(doubts(["A", "a", "Cat", "cat", "dog"]))
     ["the labels 'Cat' and 'cat' differ in case alone"]
@@ -75,8 +74,8 @@ def doubts(labels: Iterable[str]) -> Iterator[str]:
 
 
 def order_of_numbers(labels: Sequence[str]) -> str:
-    """Of labels that are all numbers, whether they stand in the order of their "text" or their "values"; "" where these
-    are the same.
+    """Return whether numeric labels are in the order of their "text" or of their "values"; "" if both orders are the
+    same or a label is no number.
     """
     if not all(label.isdecimal() for label in labels) or sorted(labels) == sorted(labels, key=int):
         return ""
@@ -84,17 +83,19 @@ def order_of_numbers(labels: Sequence[str]) -> str:
 
 
 def twin(label: str, others: Iterable[str]) -> str | None:
-    """The other that is this label written otherwise: in another case, or with accents composed or not."""
+    """Return the label of `others` that differs only in case or in the composition of accents, or None."""
     return next((other for other in others if _look(other).casefold() == _look(label).casefold()), None)
 
 
 def lines(labels: Iterable[str]) -> bytes:
-    """The content of io/labels.txt."""
+    """Return the content of io/labels.txt."""
     return "".join(f"{label}\n" for label in labels).encode()
 
 
 def read(content: bytes) -> list[str]:
-    """The labels in the content of io/labels.txt. Raises ValueError where not every reader of lines finds the same."""
+    """Return the labels in the content of io/labels.txt. Raises ValueError if other readers may split lines
+    differently.
+    """
     text = content.decode()
     found = text.splitlines()
     if lines(found) != content:
@@ -109,8 +110,8 @@ def _is_odd(letter: str) -> bool:
 
 
 def _may_be_new(letter: str) -> bool:
-    """Whether Unicode may have given it a character after Python's tables were made, as each year to some emoji."""
-    never = ord(letter) & 0xFFFE == 0xFFFE or _NEVER.match(letter)  # the last two of every 65536 are none
+    """Return whether newer Unicode versions than Python's tables may have assigned it, as happens with emoji."""
+    never = ord(letter) & 0xFFFE == 0xFFFE or _NEVER.match(letter)  # the last two of every 65536 are never characters
     return unicodedata.category(letter) == "Cn" and not never
 
 
@@ -124,5 +125,5 @@ def _named(letter: str) -> str:
 
 
 def _look(label: str) -> str:
-    """The same for labels that look the same: accents composed or not, with joiners that nobody sees or without."""
+    """Return the same text for labels that look the same: composed accents, without invisible joiners."""
     return unicodedata.normalize("NFC", label.translate({ord(letter): None for letter in _JOINERS}))

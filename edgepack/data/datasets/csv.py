@@ -25,7 +25,7 @@ __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 
 _VERSION = 2  # bump when the same files would give other documents
 
-Rows = dict[str, list[Document]]  # of each part that has a file
+Rows = dict[str, list[Document]]  # by part that has a file
 
 
 class Config(Settings):
@@ -45,19 +45,19 @@ class Config(Settings):
 
 
 def describe(config: Config) -> Signature:
-    """Reads every row, for the labels are there. Raises RecipeError for all that is wrong with rows and tokenizer."""
+    """Read every row, since the labels are there. Raises RecipeError for all problems of rows and tokenizer."""
     rows = _rows(config)
     corpus.refuse(rows)
     return corpus.describe(config, _labels(rows))
 
 
 def notes(config: Config) -> tuple[str, ...]:
-    """What is odd about the labels. Reads every row."""
+    """Return warnings about the labels. Reads every row."""
     return tuple(doubts(_labels(_rows(config))))
 
 
 def fingerprint(config: Config) -> str:
-    """Of the files' contents and how they are read; where they are does not matter."""
+    """Return a digest of the files' contents and how they are read; their paths do not matter."""
     files = config.files
     for file in files.values():
         _there(file)
@@ -72,7 +72,7 @@ def load(config: Config) -> Data:
 
 
 def _labels(rows: Rows) -> list[str]:
-    """Sorted; those that are all numbers by their value, as models that were trained on them count them."""
+    """Return the labels sorted; if all are numbers, by value, the usual order in trained models."""
     found = {each.label for each in rows["train"]}
     return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
 
@@ -119,7 +119,7 @@ _QUOTES = 'put a value with a comma, a quote or a line end in quotes, and double
 
 
 def _lines(file: Path, encoding: str) -> list[tuple[int, list[str]]]:
-    """Each row that is not blank, with the line that it begins on."""
+    """Return each row that is not blank, with the line on which it begins."""
     _there(file)
     try:
         text = decoded(file, encoding)

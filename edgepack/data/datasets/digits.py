@@ -43,13 +43,13 @@ def describe(config: Config) -> Signature:
 
 
 def fingerprint(config: Config) -> str:
-    # The versions draw the splits: another one might put today's test samples into training.
+    # The versions determine the splits: another one might put today's test samples into training.
     drawn_by = versions("scikit-learn", "numpy")
     return digest({"file": file_digest(_file()), "splits": _SPLITS, **config.model_dump(), "versions": drawn_by})
 
 
 def load(config: Config) -> Data:
-    """Splits drawn once, with a seed of their own, the same share of every class in each."""
+    """Return splits with the same share of every class, drawn once with a fixed seed."""
     import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -76,7 +76,7 @@ def _shifted(inputs: "tuple[Tensor, ...]", random: "Generator", size: int) -> "t
 
 
 def _file() -> Path:
-    spec = find_spec("sklearn")  # found, not imported: a plan must stay instant
+    spec = find_spec("sklearn")  # found, not imported: planning must be fast
     if spec is None or spec.origin is None:
         raise RecipeError(
             "the data set 'digits' comes with scikit-learn, which is not installed", "pip install scikit-learn"

@@ -31,7 +31,7 @@ LICENCE = "MIT"
 _LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _SIDE = 28
 _SHIFT = 2  # pixels
-_SPLITS = {"validation": 0.1}  # of the training files; the test files are the test split
+_SPLITS = {"validation": 0.1}  # from the training files; the test files are the test split
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 # Bytes and CRC-32 of each file's content, as published; a gzip file ends with these two.
 _FILES = {
@@ -54,7 +54,7 @@ class Config(Frozen):
 
 
 def describe(config: Config) -> Signature:
-    """Raises RecipeError when the recipe names a folder that does not hold the files."""
+    """Raises RecipeError if the folder named in the recipe does not contain the files."""
     if config.folder is not None and _in(Path(config.folder)) is None:
         message = f"the folder {config.folder!r} does not hold the four files of Fashion-MNIST"
         raise RecipeError(message, f"it needs {', '.join(_FILES)}, each plain or as .gz")
@@ -67,14 +67,14 @@ def describe(config: Config) -> Signature:
 
 
 def fingerprint(config: Config) -> str:
-    """The same wherever the files are and however they are packed; what is still to be downloaded is known."""
+    """Return a digest that depends on neither the location nor the packing of the files, and needs no download."""
     found = _found(config)
     content = {name: _content(path) for name, path in found.items()} if found else _FILES
     return digest({"content": content, "splits": _SPLITS, **config.model_dump(exclude={"folder"})})
 
 
 def load(config: Config) -> Data:
-    """The training files are split once, with a seed of their own, the same share of every class in each."""
+    """Split the training files with a fixed seed and equal shares of every class; test files are the test split."""
     import torch
 
     files = _found(config) or _downloaded()
@@ -116,7 +116,7 @@ def _augmented(inputs: "tuple[Tensor, ...]", random: "Generator") -> "tuple[Tens
 
 
 def _fewer(part: Any, targets: "Bytes", samples: int) -> Any:
-    """The first of `part`, equally many of every class, in their order."""
+    """Return the first samples of `part`, equally many of every class, in their order."""
     import numpy
 
     if samples > len(part):
@@ -127,7 +127,7 @@ def _fewer(part: Any, targets: "Bytes", samples: int) -> Any:
 
 
 def _found(config: Config) -> dict[str, Path] | None:
-    """The four files, or None where they must be downloaded."""
+    """Return the four files, or None if they must be downloaded."""
     if config.folder is not None:
         return _in(Path(config.folder))
     return _in(_DEBIAN) or _in(_cache())
@@ -148,7 +148,7 @@ def _cache() -> Path:
 
 
 def _downloaded() -> dict[str, Path]:
-    """Fetched by torchvision, which checks what it gets; nothing is left of a download that did not finish."""
+    """Download with torchvision, which checks the files; an unfinished download leaves nothing behind."""
     from edgepack.core.process.libraries import torchvision
 
     cache = _cache()
@@ -171,7 +171,7 @@ def _downloaded() -> dict[str, Path]:
 
 
 def _content(path: Path) -> tuple[int, int]:
-    """Size and CRC-32 of what is in a file, unpacked; a gzip file tells both in its last 8 bytes."""
+    """Return size and CRC-32 of a file's unpacked content; the last 8 bytes of a gzip file give both."""
     content = _bytes(path)
     if path.suffix != ".gz":
         return len(content), zlib.crc32(content)
@@ -179,7 +179,7 @@ def _content(path: Path) -> tuple[int, int]:
 
 
 def _read(images: Path, labels: Path) -> "tuple[Bytes, Bytes]":
-    """Pictures [n, 28, 28] and labels [n]. Raises RecipeError naming the file that is not as it should be."""
+    """Return pictures [n, 28, 28] and labels [n]. Raises RecipeError naming a damaged file."""
     pictures, targets = _idx(images, 3), _idx(labels, 1)
     if pictures.shape[1:] != (_SIDE, _SIDE):
         raise _damaged(images, f"its pictures are {' x '.join(map(str, pictures.shape[1:]))}, not 28 x 28")
@@ -193,7 +193,7 @@ def _read(images: Path, labels: Path) -> "tuple[Bytes, Bytes]":
 
 
 def _idx(path: Path, dimensions: int) -> "Bytes":
-    """An array of bytes in the IDX format: 0, 0, 8 (bytes), the number of dimensions, each dimension, the values."""
+    """Return an array of bytes in the IDX format: 0, 0, 8 (bytes), number of dimensions, each dimension, values."""
     import numpy
 
     try:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgepack.data.decoding import Bytes
 
 _VERSION = 2  # bump when the same files would give other splits or pixels
-_PARTS = ("test", "validation", "train")  # a picture that stands in two stays in the first of these
+_PARTS = ("test", "validation", "train")  # a picture in two parts stays in the first of these
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
 _PICTURES = Kind(
     noun="picture",
@@ -43,7 +43,7 @@ _PICTURES = Kind(
     advice=needed,
 )
 
-Lost = dict[tuple[str, int], list[str]]  # by part and label
+Lost = dict[tuple[str, int], list[str]]  # why pictures were dropped, by part and label
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
 
@@ -94,7 +94,7 @@ class Config(Frozen):
 
     @property
     def frame(self) -> Frame:
-        """What is kept of each picture: more than the model takes where it is cut at random places."""
+        """Return what is kept of each picture: more than the model takes if training crops at random places."""
         side = self.shorter_side if self.augment else self.size
         return Frame(mode="RGB" if self.color == "rgb" else "L", shorter_side=self.shorter_side, side=side)
 
@@ -105,7 +105,7 @@ class Config(Frozen):
 
 
 def describe(config: Config) -> Signature:
-    """Raises RecipeError for all that is wrong with the folders; the pictures themselves are opened when loaded."""
+    """Raises RecipeError for all problems of the folders; the pictures themselves are opened by `load`."""
     found = _listed(config).parts
     mean, std = config.normal
     steps = {
@@ -121,12 +121,12 @@ def describe(config: Config) -> Signature:
 
 
 def notes(config: Config) -> tuple[str, ...]:
-    """What the folders hold that is left out."""
+    """Return what is left out of the folders."""
     return _listed(config).notes
 
 
 def fingerprint(config: Config) -> str:
-    """Of the names and contents of all pictures; where the folder is and when it was written do not matter."""
+    """Return a digest of names and contents of all pictures; the folder's path and times do not matter."""
     settings = config.model_dump(mode="json", exclude={"folder"})
     files = _digests(config, _listed(config))
     made_by = {"versions": versions(*libraries(files)), "version": _VERSION}
@@ -134,9 +134,9 @@ def fingerprint(config: Config) -> str:
 
 
 def load(config: Config) -> Data:
-    """Every picture decoded and resized once, held as bytes, of copies one.
+    """Decode and resize every picture once, stored as bytes; of equal pictures one is kept.
 
-    Raises RecipeError naming those that cannot be read.
+    Raises RecipeError naming the pictures that cannot be read.
     """
     listing = _listed(config)
     pictures = _pictures(listing, _digests(config, listing), Path(config.folder))
@@ -171,7 +171,7 @@ def load(config: Config) -> Data:
 def _prepared(inputs: "tuple[Tensor, ...]", config: Config) -> "tuple[Tensor, ...]":
     import torch
 
-    start = (inputs[0].shape[-1] - config.size) // 2  # what is kept for shifts is more than the model takes
+    start = (inputs[0].shape[-1] - config.size) // 2  # more is kept than the model takes, for shifts
     end = start + config.size
     mean, std = (torch.tensor(values)[:, None, None] for values in config.normal)
     return ((inputs[0][:, :, start:end, start:end] / 255 - mean) / std,)
@@ -190,14 +190,14 @@ class _Picture:
 
 
 def _digests(config: Config, listing: Listing) -> dict[str, str]:
-    """The sha256 of every picture by its name below the folder."""
+    """Return the sha256 of every picture by its name relative to the folder."""
     root = Path(config.folder)
     every = (file for classes in listing.parts.values() for files in classes.values() for file in files)
     return digests({file.relative_to(root).as_posix(): file for file in every}, of=str(root.resolve()))
 
 
 def _pictures(listing: Listing, shas: Mapping[str, str], root: Path) -> list[_Picture]:
-    """All of them, those first that stay where copies stand in two parts."""
+    """Return all pictures; if two parts have copies, those that are kept come first."""
     return [
         _Picture(part=part, label=label, file=file, sha=shas[file.relative_to(root).as_posix()])
         for part in _PARTS
@@ -207,7 +207,7 @@ def _pictures(listing: Listing, shas: Mapping[str, str], root: Path) -> list[_Pi
 
 
 def _different(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tuple[list[_Picture], list[str]]:
-    """One of all that have the same pixels, none where their labels differ, and what is told of the others."""
+    """Return one of all pictures with equal pixels, or none if their labels differ, and remarks on the dropped ones."""
     same: dict[str, list[_Picture]] = {}
     for picture in pictures:
         same.setdefault(read[picture.sha].content, []).append(picture)
@@ -246,7 +246,7 @@ def _several(count: int) -> Iterator[str]:
 
 
 def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Sequence[str]) -> Lost:
-    """What became of those that are not kept."""
+    """Return what became of the pictures that are not kept."""
     same: dict[str, list[_Picture]] = {}
     for picture in pictures:
         same.setdefault(read[picture.sha].content, []).append(picture)
@@ -261,7 +261,7 @@ def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Seq
 
 
 def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost: Lost) -> dict[str, list[_Picture]]:
-    """The pictures of each part, shuffled: what needs only some samples takes the first ones."""
+    """Return the pictures of each part, shuffled, so that the first samples are a fair choice."""
     given = {part: [each for each in pictures if each.part == part] for part in listing.parts}
     shares = missing(given, config.shares)
     counts, classes = Counter(picture.label for picture in given["train"]), listing.parts["train"]
@@ -278,13 +278,13 @@ def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost:
             told = whereabouts(fates, len(fates), "picture")
             raise RecipeError(f"the {part} split has no picture that other splits lack: {told}", ONCE)
         chosen = drawn([each.label for each in members], shares if part == "train" else {})
-        # With nothing to be drawn from it, all of a part comes back under the name of train.
+        # If nothing is drawn from it, the whole part comes back under the name train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}
     return parts
 
 
 def _allocated(count: int, config: Config) -> "Bytes":
-    """Room for the pixels of so many pictures. All splits are parts of it: nothing is held twice."""
+    """Allocate memory for the pixels of `count` pictures. All splits are views of it, so nothing is stored twice."""
     import numpy
 
     shape = (count, config.channels, config.frame.side, config.frame.side)
@@ -302,7 +302,7 @@ def _fits_in_memory(needed: int) -> None:
 
 
 def bring_forward(stored: "Bytes", rows: Sequence[int]) -> None:
-    """Sorts an array in place, so that it begins with these rows, each named once, in this order.
+    """Sort an array in place, so that it begins with these rows, each named once, in this order.
 
     >>> import numpy
     >>> letters = numpy.array(["a", "b", "c", "d"])
@@ -310,8 +310,8 @@ def bring_forward(stored: "Bytes", rows: Sequence[int]) -> None:
     >>> print(letters)
     ['d' 'a' 'b' 'c']
     """
-    held = [*range(len(stored))]  # which row a place holds by now
-    places = [*range(len(stored))]  # where a row is by now
+    held = [*range(len(stored))]  # row that is in each place now
+    places = [*range(len(stored))]  # place of each row now
     for place, row in enumerate(rows):
         there, other = places[row], held[place]
         stored[[place, there]] = stored[[there, place]]
@@ -319,7 +319,7 @@ def bring_forward(stored: "Bytes", rows: Sequence[int]) -> None:
 
 
 def _cut(stored: "Bytes", sizes: Sequence[tuple[int, int]], config: Config) -> "Bytes":
-    """Of each picture [channels, side, side] the middle as it would be cut at once, moved to the corner of its row."""
+    """Cut the middle of each picture [channels, side, side] in place, as if it had been cut to this size at once."""
     side = config.size
     for row, size in zip(stored, sizes, strict=True):
         inner, outer = replace(config.frame, side=side).start(size), config.frame.start(size)
@@ -329,7 +329,7 @@ def _cut(stored: "Bytes", sizes: Sequence[tuple[int, int]], config: Config) -> "
 
 
 def _listed(config: Config) -> Listing:
-    """The pictures by split and class, sorted. Raises RecipeError for the first thing that is wrong."""
+    """Return the pictures by split and class, sorted. Raises RecipeError for the first problem."""
     listing = listed(Path(config.folder), _PICTURES)
     counts = {name: len(pictures) for name, pictures in listing.parts["train"].items()}
     enough(counts, missing(listing.parts, config.shares), "picture")

@@ -64,13 +64,13 @@ class Config(Frozen):
 
 
 def describe(config: Config) -> Signature:
-    """As the recipe says, for nothing of the user's runs yet."""
+    """Return what the recipe states: no user code runs yet."""
     sample = TensorSpec(name="input", shape=config.shape, dtype=config.dtype)
     return Signature(inputs=(sample,), labels=config.labels, preprocessing=config.preprocessing)
 
 
 def fingerprint(config: Config) -> str:
-    """Of the function's module and what it imports, its arguments, and the files the recipe names."""
+    """Return a digest of the function's module and imports, its arguments, and the files named in the recipe."""
     found = digests(named(config.files), of=f"{Path.cwd()} {config.function}")
     code = [file_digest(file) for file in sources(config.function)]
     settings = config.model_dump(mode="json")
@@ -82,7 +82,7 @@ def files(config: Config) -> tuple[Path, ...]:
 
 
 def load(config: Config) -> Data:
-    """What the function returns, looked through. Raises RecipeError naming the split that is not as described."""
+    """Return the checked result of the function. Raises RecipeError naming a split that is not as described."""
     given = _parts(config.function, _called(config))
     splits = {part: _checked(part, _split(part, given[part]), config) for part in _PARTS}
     told = (*_lacking(splits, config.labels), *_shared(splits))
@@ -112,7 +112,7 @@ def _parts(function: str, given: object) -> dict[str, Any]:
 
 
 def _split(part: str, given: Any) -> Split:
-    """Tensors of what the function gave: numpy arrays share their memory, floats become float32, targets int64."""
+    """Return the function's result as tensors: numpy arrays share memory, floats become float32, targets int64."""
     import torch
 
     if isinstance(given, Split):
@@ -176,7 +176,7 @@ def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str
 
 
 def _shared(splits: Mapping[str, Split]) -> Iterator[str]:
-    """Samples that are the same as they are stored. None is left out: it is the function that says what is split."""
+    """Yield warnings about equal stored samples in two splits. None is removed: the function decides on its splits."""
     contents = {part: [*map(_content, zip(*split.inputs, strict=True))] for part, split in splits.items()}
     for part, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
         known = {*contents[other]}
@@ -194,7 +194,7 @@ def _content(sample: "tuple[Tensor, ...]") -> bytes:
 
 
 def _shuffled(split: Split) -> Split:
-    """In an order drawn once: files are often sorted by class, and what needs only some samples takes the first."""
+    """Return the split in a fixed random order: files are often sorted by class, and some steps take the first."""
     import torch
 
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
@@ -202,7 +202,7 @@ def _shuffled(split: Split) -> Split:
 
 
 def _odd(value: object) -> Iterator[str]:
-    """What a YAML file may hold and the recipe in a bundle could not give back the same, such as a date."""
+    """Yield types that YAML may hold but the recipe in a bundle could not give back the same, such as a date."""
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):

@@ -42,17 +42,17 @@ class Config(Settings):
 
 
 def describe(config: Config) -> Signature:
-    """Raises RecipeError for what is wrong with folders, sizes and tokenizer; the files are opened when loaded."""
+    """Raises RecipeError for problems of folders, sizes and tokenizer; the files are opened by `load`."""
     return corpus.describe(config, _listed(config).parts["train"])
 
 
 def notes(config: Config) -> tuple[str, ...]:
-    """What the folders hold that is left out."""
+    """Return what is left out of the folders."""
     return _listed(config).notes
 
 
 def fingerprint(config: Config) -> str:
-    """Of the names and contents of all files; where the folder is and when it was written do not matter."""
+    """Return a digest of names and contents of all files; the folder's path and times do not matter."""
     root = Path(config.folder)
     files = {file.relative_to(root).as_posix(): file for _, _, file in _each(_listed(config).parts)}
     read = {"encoding": config.encoding, "errors": config.encoding_errors, "version": _VERSION}
@@ -86,7 +86,7 @@ def _replaced(odd: Mapping[Path, str], config: Config) -> Iterator[str]:
 
 
 def _each(found: dict[str, Files]) -> Iterator[tuple[str, str, Path]]:
-    """Part, label and file of every document."""
+    """Yield part, label and file of every document."""
     for part, classes in found.items():
         for label, files in classes.items():
             yield from ((part, label, file) for file in files)

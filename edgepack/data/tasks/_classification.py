@@ -15,7 +15,7 @@ def loss(logits: "Tensor", targets: "Tensor") -> "Tensor":
 
 
 def distill(logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
-    """KL divergence at a temperature, times its square so that its gradients keep their size.
+    """Return the KL divergence at a temperature, times its square, so that gradients keep their size.
 
     Source: G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015.
     """

@@ -43,7 +43,7 @@ __all__ = ["RUNTIME_FILE", "Files", "Manifest", "pack", "read", "remove", "unpac
 
 
 def write(build: "Build", recipe: "Recipe", device: "Device", parts: "BundleParts", folder: Path) -> "Build":
-    """Write `<recipe>.zip` and `bundle/` into `folder`; gives the build that knows them."""
+    """Write `<recipe>.zip` and `bundle/` into `folder`; returns the build with their names and digests."""
     from edgepack.deliver.bundle.assemble import contents
 
     files = contents(build, recipe, device, parts)
@@ -57,11 +57,11 @@ def write(build: "Build", recipe: "Recipe", device: "Device", parts: "BundlePart
 
 
 def unpack(bundle: Path, target: Path, *, deploy_only: bool = False, runtime: str = "") -> Manifest:
-    """Write the files of a bundle that is whole to `target`, a zip where its name ends so, else a folder.
+    """Verify a bundle and write its files to `target`: a zip if the name ends so, else a folder.
 
-    With `deploy_only` just what an app ships, and of that with `runtime` just what one with this runtime does.
-    What is there gives way only if it is a bundle too. Raises VerifyError as `verify`, RecipeError when something else
-    is in the way or there is no file for `runtime`, and DeviceError when `target` cannot be written.
+    With `deploy_only` only what an app ships; with `runtime` only what an app with this runtime ships. An existing
+    target is replaced only if it is a bundle too. Raises VerifyError as `verify`, RecipeError if something else is in
+    the way or there is no file for `runtime`, and DeviceError if `target` cannot be written.
     """
     manifest, files = read(bundle)
     target = target.resolve()
@@ -79,7 +79,7 @@ def unpack(bundle: Path, target: Path, *, deploy_only: bool = False, runtime: st
 
 
 def _refuse(bundle: Path, target: Path) -> None:
-    """Nothing but a whole bundle, with no file of anybody's in it, may be replaced."""
+    """Raises RecipeError unless the existing target is a complete bundle without other files."""
     if target == bundle or bundle in target.parents:
         raise RecipeError(f"{target} is the folder of the bundle itself", "choose another target")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

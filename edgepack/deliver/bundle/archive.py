@@ -18,15 +18,15 @@ from edgepack.core.errors import VerifyError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
-_MOST = 16 * 2**20  # bytes of either, or of a zip's directory: no more is read of one that somebody blew up
-_END = struct.Struct("<4s4H2LH")  # how a zip without a comment ends: its directory's length and place among others
-_HEADS = 30 + 46  # bytes of a member, beside its name twice and its content
+_MOST = 16 * 2**20  # bytes of either, or of a zip's directory: a manipulated bundle is not read beyond this
+_END = struct.Struct("<4s4H2LH")  # end of a zip without a comment; holds length and offset of its directory
+_HEADS = 30 + 46  # bytes per member, without its name (twice) and content
 
 Files = dict[str, bytes]  # path inside the bundle -> content
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """A zip that depends on the files' names and contents only: sorted, stored, one date, one mode."""
+    """Return a zip that depends only on file names and contents: sorted, stored, one date, one mode."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(files):
@@ -38,11 +38,11 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def swap(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make `folder` hold just these files, so that an app's build never sees half of them.
+    """Make `folder` contain exactly these files; an app's build never sees half of them.
 
-    They are written aside, in a new folder beside it. One rename takes what was there away, another brings them in.
+    Writes to a temporary folder next to it. One rename moves the old content away, another moves the new one in.
     """
-    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name that nobody else can have
+    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a unique name
     fresh, old = aside / "new", aside / "old"
     try:
         for path, content in files.items():
@@ -54,20 +54,20 @@ def swap(files: Mapping[str, bytes], folder: Path) -> None:
         fresh.replace(folder)
     finally:
         if old.exists() and not folder.exists():
-            old.replace(folder)  # where that fails too it stays aside: nothing that was there is lost
+            old.replace(folder)  # if that fails too, it stays in `aside`: nothing is lost
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def safe(name: str) -> bool:
-    """Whether a file of this name lies inside the bundle on every system, and under no other name too."""
+    """Return whether a file of this name stays inside the bundle and keeps its name on every system."""
     path = PurePosixPath(name)
     plain = bool(name) and name.isprintable() and not {*"\\:"} & {*name}
-    plain = plain and not any(part.endswith((".", " ")) for part in path.parts)  # Windows leaves those off
+    plain = plain and not any(part.endswith((".", " ")) for part in path.parts)  # Windows drops those
     return plain and not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
 
 
 def clash(names: Sequence[str]) -> str:
-    """A name that cannot lie beside another of them in one folder on every system, or ""."""
+    """Return a name that some systems cannot tell from another in the same folder, or ""."""
     seen: set[str] = set()
     for name in names:
         if _alike(name) in seen:
@@ -77,14 +77,14 @@ def clash(names: Sequence[str]) -> str:
 
 
 def _alike(name: str) -> str:
-    """What file systems that know no case, or compose accents, take a name for."""
+    """Return the name as file systems that ignore case, or compose accents, see it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def read_folder(folder: Path, sizes: Callable[[bytes], Mapping[str, int]]) -> Files:
-    """The files of a folder, of each no more than one byte above what `sizes` finds in the manifest.
+    """Return the files of a folder; of each at most one byte more than the size that `sizes` finds in the manifest.
 
-    Of files that the manifest does not name one byte is read: that they are there is wrong enough.
+    Of files not in the manifest one byte is read: their presence is already an error.
     """
     found = dict(_plain_files(folder))
     limits = {MANIFEST: _MOST, SUMS: _MOST}
@@ -94,7 +94,7 @@ def read_folder(folder: Path, sizes: Callable[[bytes], Mapping[str, int]]) -> Fi
 
 
 def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Raises VerifyError for a link, a device or anything else that is no plain file, and for what cannot be read."""
+    """Yield all files. Raises VerifyError for links, devices and other non-regular or unreadable files."""
 
     def refuse(error: OSError) -> None:
         raise VerifyError(f"cannot read {error.filename}: {error.strerror}")
@@ -113,7 +113,7 @@ def _plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _beginning(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # that much memory is taken at once
+            return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # allocates that much at once
     except OSError as error:
         raise VerifyError(f"cannot read {path}: {error.strerror}") from None
     except MemoryError:
@@ -121,8 +121,8 @@ def _beginning(path: Path, limit: int) -> bytes:
 
 
 def read_zip(path: Path) -> Files:
-    """The files of a zip that edgepack packed. Raises VerifyError for any other, before anything is unpacked."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+    """Return the files of a zip packed by edgepack. Raises VerifyError for any other, before anything is unpacked."""
+    if path.exists() and not path.is_file():  # a pipe would block, and a device has no end
         raise VerifyError(f"{path} is not a regular file", "give the .zip that a build wrote, or its unpacked folder")
     try:
         with path.open("rb") as file:
@@ -143,7 +143,7 @@ def _unzipped(path: Path, file: BinaryIO) -> Files:
             files = {member.filename: archive.read(member) for member in members}
     except (VerifyError, OSError, MemoryError):
         raise
-    except Exception as error:  # zipfile raises many kinds on bytes that are no zip
+    except Exception as error:  # zipfile raises many kinds for broken files
         raise VerifyError(f"{path} is not a complete zip file: {error}", "copy or build it again") from None
     file.seek(0)
     if pack(files) != file.read(length + 1):
@@ -159,7 +159,7 @@ def _too_large(path: Path) -> VerifyError:
 
 
 def _refuse_blown_up(file: BinaryIO, length: int) -> None:
-    """Zipfile reads as much as the last bytes tell it to: a file of a terabyte, or a number in a small one."""
+    """Raises BadZipFile for a wrong directory size: zipfile would trust it and read up to a terabyte."""
     file.seek(max(0, length - _END.size))
     end = file.read(_END.size)
     if len(end) < _END.size or end[:4] != b"PK\5\6":
@@ -170,7 +170,7 @@ def _refuse_blown_up(file: BinaryIO, length: int) -> None:
 
 
 def _refuse_tricks(path: Path, members: Sequence[zipfile.ZipInfo], length: int) -> None:
-    if sum(member.file_size for member in members) > length:  # also where every file overlaps the next
+    if sum(member.file_size for member in members) > length:  # also if files overlap
         raise VerifyError(f"{path} was not packed by edgepack: unpacked it is larger than declared")
     seen: set[str] = set()
     for member in members:

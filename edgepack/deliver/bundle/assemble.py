@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from edgepack.deliver.bundle.parts import BundleParts
     from edgepack.records.artifact import Artifact
 
-# How far a logit may be from what the file answered where it was built, as a share of the range of that answer: integer
-# kernels of other processors round otherwise. ExecuTorch's and ONNX Runtime's files of one model differ by up to 0.8 %.
+# Largest allowed difference of a logit from the one at build time, as a share of the range of these logits: integer
+# kernels of other processors round differently. ExecuTorch and ONNX Runtime files of one model differ by up to 0.8 %.
 TOLERANCE = 0.05
 
 
 def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
-    """Every file of the bundle. Raises DeviceError when a file that the recipe names has gone."""
+    """Return every file of the bundle. Raises DeviceError if a file named in the recipe is missing now."""
     build = _repeatable(build, device)
     files: Files = {}
     for artifact in build.shipped():
@@ -43,12 +43,12 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
 
 
 def is_elsewhere(device: "Device") -> bool:
-    """Whether files are run by another computer where the device is there."""
+    """Return whether files run on another computer than this one when the device is available."""
     return device.runner.name != "host"
 
 
 def _repeatable(build: Build, device: "Device") -> Build:
-    """Without the figures that another build need not give again: those of a device that may not be there then."""
+    """Return the build without figures that another build may lack: those measured on the device."""
     if not is_elsewhere(device):
         return build
     kept = tuple(each for each in build.measurements if not METRICS[each.metric].within)
@@ -60,12 +60,12 @@ def _model(recipe: "Recipe", artifact: "Artifact") -> str:
 
 
 def beside(recipe: "Recipe", signature: "Signature") -> Files:
-    """What an app ships with a model file: all else of role deploy. Raises DeviceError as `contents` does."""
+    """Return what an app ships with a model file: all others of role deploy. Raises DeviceError as `contents` does."""
     return {**_io(recipe, signature), **_licences(recipe)}
 
 
 def _io(recipe: "Recipe", signature: "Signature") -> Files:
-    """What an app feeds the files and what it gets, one sample at a time."""
+    """Return the description of inputs and outputs for an app, for one sample at a time."""
     inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
     output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
     interface = {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
@@ -97,7 +97,7 @@ def _licences(recipe: "Recipe") -> Files:
 
 
 def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
-    """What the exporters left for a build of the runtimes; of BUILDING.md each wrote its own part."""
+    """Return the exporters' files for building the runtimes; BUILDING.md joins their parts."""
     files: Files = {}
     building = []
     for artifact in build.shipped():
@@ -111,7 +111,7 @@ def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
 
 
 def _selftest(parts: "BundleParts") -> Files:
-    """Real samples of the test split, and for each file the logits it must answer with."""
+    """Return real samples of the test split, and the expected logits for each file."""
     files = {f"selftest/{name}": content for name, content in parts.samples.items()}
     cases: list[dict[str, Any]] = [
         {
@@ -131,7 +131,7 @@ def _selftest(parts: "BundleParts") -> Files:
 
 
 def _provenance(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
-    # A recipe with its decisions written in gives the same bundle, though its keys and notes differ.
+    # A recipe with its decisions filled in gives the same bundle, though its keys and notes differ.
     kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
     stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
     return {
@@ -143,7 +143,7 @@ def _provenance(build: Build, recipe: "Recipe", device: "Device", parts: "Bundle
 
 
 def _manifest(build: Build, recipe: "Recipe", device: "Device") -> Manifest:
-    """All but the files, which are not there yet."""
+    """Return the manifest without the list of files, which is added later."""
     exporters = {choice.name: choice for choice in recipe.exporters}
     versions = build.provenance["versions"]
     data = recipe.data

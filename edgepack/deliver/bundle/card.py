@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def render(build: Build, manifest: "Manifest", signature: "Signature", *, elsewhere: bool = False) -> bytes:
-    """`elsewhere`: the files may have run on another computer, and how well they did there is for the report to say."""
+    """Render the card. With `elsewhere` files may have run on another computer: scores are left to the report."""
     return rendering.render(
         "MODEL_CARD.md.j2",
         build=build,

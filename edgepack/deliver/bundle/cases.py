@@ -9,7 +9,7 @@ from edgepack.deliver.bundle.manifest import PrintableText
 
 
 class Case(Frozen):
-    """One sample: its inputs, its raw text where it is one, and what each format answered when it was built."""
+    """One sample: its inputs, its raw text if it is a text, and the logits of each format at build time."""
 
     inputs: tuple[PrintableText, ...]
     target: int
@@ -18,7 +18,7 @@ class Case(Frozen):
 
 
 class Tolerance(Frozen):
-    """How close an answer must come: the same decision, and logits no further away than this share of their range."""
+    """How close outputs must be: the same decision, and logits that differ by at most this share of their range."""
 
     decision: Literal["equal"]
     logits: float = Field(ge=0)
@@ -28,7 +28,7 @@ class Cases(Frozen):
     cases: tuple[Case, ...]
     byte_order: Literal["little"]
     tolerance: Tolerance
-    not_run: dict[str, str] = {}  # each format that could not be run where it was built, and why: it has no answers
+    not_run: dict[str, str] = {}  # formats that could not be run at build time, and why: they have no expected logits
 
 
 class Input(Frozen):

@@ -21,13 +21,13 @@ _NOT_FOR = {"CoreMLBackend": ".kt", "VulkanBackend": ".swift"}  # delegates of t
 
 @dataclass(frozen=True, kw_only=True)
 class Types:
-    """How each place spells a type of elements."""
+    """Names of one element type in each language."""
 
     numpy: str
-    kotlin: str  # of an array
-    buffer: str  # of java.nio
+    kotlin: str  # array type
+    buffer: str  # buffer type in java.nio
     swift: str
-    ort: str  # of ONNX Runtime's Swift interface
+    ort: str  # type in ONNX Runtime's Swift API
 
 
 _TYPES = {
@@ -40,7 +40,7 @@ _TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """`argument` is the name as a program can write it, `dims` the shape as text: "1, 28, 28"."""
+    """`argument` is the name as a valid identifier, `dims` the shape as text: "1, 28, 28"."""
 
     name: str
     argument: str
@@ -54,7 +54,7 @@ class Input:
 
 
 def render(manifest: "Manifest", signature: "Signature") -> Files:
-    """The examples of every runtime that there are templates for; none where an input is of a type they do not know."""
+    """Return the examples for every runtime with templates; none if an input has a type that they do not support."""
     if not all(spec.dtype in _TYPES for spec in signature.inputs):
         return {}
     inputs = [_input(i, spec) for i, spec in enumerate(signature.inputs)]
@@ -74,24 +74,24 @@ def render(manifest: "Manifest", signature: "Signature") -> Files:
 
 
 def _files(runtime: str, needs: str) -> list[str]:
-    """The names of the examples for a runtime, without those of a system that has not the delegate."""
+    """Return the names of the examples for a runtime, without systems that lack the delegate."""
     found = sorted(file.stem for file in (rendering.FOLDER / "examples" / runtime).glob("*.j2"))
     return [file for file in found if PurePath(file).suffix != _NOT_FOR.get(needs)]
 
 
 def _input(number: int, spec: "TensorSpec") -> Input:
-    """Its argument is numbered unless its name is known to mean nothing else in any language, nor in an example."""
+    """Return an input; its argument is numbered unless its name is known to be safe in all languages and examples."""
     argument = spec.name if spec.name in _PLAIN else f"input{number}"
     return Input(name=spec.name, argument=argument, dtype=spec.dtype, types=_TYPES[spec.dtype], shape=(1, *spec.shape))
 
 
-# The names that the datasets here give. Reserved words are many, and differ by language and version, and an example has
-# names of its own: what is not known is numbered.
+# Names that the shipped data sets use. Languages have many reserved words, which differ by version, and examples have
+# names of their own: all other names are numbered.
 _PLAIN = {"input", "input_ids", "attention_mask"}
 
 
 def _type_name(name: str) -> str:
-    """The recipe's name as a type's.
+    """Return the recipe's name as a type name.
 
     >>> _type_name("bbc-minilm_full.v2"), _type_name("2fast")
     ('BbcMinilmFullV2', 'Model2fast')

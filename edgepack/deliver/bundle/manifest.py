@@ -26,7 +26,7 @@ _ROLES: dict[str, Role] = {
     "selftest": "test",
     "provenance": "provenance",
 }
-PrintableText = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # it is shown on terminals and in CI logs
+PrintableText = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]  # shown on terminals and in CI logs
 
 
 class File(Frozen):
@@ -37,14 +37,14 @@ class File(Frozen):
 
 
 class EntryPoint(Frozen):
-    """Where an app enters: the file it loads and, where a file has several, the method it calls."""
+    """Where an app starts: the file to load and, if a file has several methods, the method to call."""
 
     file: str
     method: str | None = None
 
 
 class Runtime(Frozen):
-    """What a file is for: the runtime's version that it was made with, and the delegate it needs beyond the usual."""
+    """What a file needs: the runtime with the version it was made for, and a delegate if it is not a default one."""
 
     version: PrintableText
     format: PrintableText
@@ -53,7 +53,7 @@ class Runtime(Frozen):
 
 
 class Source(Frozen):
-    """What the model was made from. `fingerprint` changes when the data would."""
+    """What the model was made from. `fingerprint` changes if the data changes."""
 
     model: Any
     data: Any
@@ -63,8 +63,8 @@ class Source(Frozen):
 class Manifest(Frozen):
     """The manifest of a bundle. `content_digest` is over the files that an app ships, those of role deploy.
 
-    A bundle that is `deploy_only` holds no others; its content digest is that of the whole one, unless it was taken for
-    one runtime alone.
+    A `deploy_only` bundle contains no other files; its content digest is that of the full bundle, unless it was made
+    for one runtime only.
     """
 
     schema_: Literal["edgepack.bundle/1"] = Field(default=SCHEMA, alias="schema")
@@ -81,18 +81,18 @@ class Manifest(Frozen):
 
 
 class SchemaError(VerifyError):
-    """The bundle may be right: this edgepack is too old for it."""
+    """The bundle may be valid: this edgepack is too old to read it."""
 
     code = ExitCode.USAGE
 
 
 def verify(bundle: Path) -> Manifest:
-    """The manifest of a bundle that is whole. Raises VerifyError naming everything that is wrong with it."""
+    """Return the manifest of a valid bundle. Raises VerifyError listing all problems."""
     return read(bundle)[0]
 
 
 def read(bundle: Path) -> tuple[Manifest, Files]:
-    """The manifest and every file of a bundle, a zip or its folder, that is whole. Raises VerifyError as `verify`."""
+    """Return the manifest and every file of a valid bundle, a zip or its folder. Raises VerifyError as `verify`."""
     files = read_folder(bundle, _sizes) if bundle.is_dir() else read_zip(bundle)
     manifest = _parsed(files)
     problems = [*_differences(manifest, files), *_sums(manifest, files), *_loose_ends(manifest), *_labels(files)]
@@ -103,7 +103,7 @@ def read(bundle: Path) -> tuple[Manifest, Files]:
 
 
 def sealed(manifest: Manifest, files: Mapping[str, bytes]) -> Files:
-    """The files with the manifest and the sums that fit them, whatever its own `files` and `content_digest` are."""
+    """Return the files with a matching manifest and sums; `files` and `content_digest` are computed here."""
     listed = tuple(_file(path, files[path]) for path in sorted(files))
     right = manifest.model_copy(update={"files": listed, "content_digest": _content_digest(listed)})
     whole = {**files, MANIFEST: as_json(right.model_dump(mode="json", by_alias=True))}
@@ -111,9 +111,9 @@ def sealed(manifest: Manifest, files: Mapping[str, bytes]) -> Files:
 
 
 def deployed(manifest: Manifest, files: Mapping[str, bytes], runtime: str = "") -> Files:
-    """Just what an app ships, as a bundle of its own; of an app with this one runtime, without the others' files.
+    """Return only what an app ships, as a bundle; with `runtime` without the files for other runtimes.
 
-    Raises RecipeError when the bundle has nothing for the runtime.
+    Raises RecipeError if the bundle has nothing for the runtime.
     """
     if runtime and runtime not in manifest.runtimes:
         known = ", ".join(sorted(manifest.runtimes)) or "none"
@@ -152,7 +152,7 @@ def _parsed(files: Mapping[str, bytes]) -> Manifest:
         manifest = Manifest.model_validate_json(files[MANIFEST])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(printable(str(part)) for part in first["loc"])  # keys of the bundle's own too
+        place = ".".join(printable(str(part)) for part in first["loc"])  # may contain keys from the bundle
         raise VerifyError(f"manifest.json does not describe a bundle: {place}: {first['msg']}") from None
     paths = [each.path for each in manifest.files]
     if not all(safe(path) for path in paths):
@@ -185,12 +185,12 @@ def _differences(manifest: Manifest, files: Files) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """As it stands where a terminal can print it, else as a literal, which no terminal and no CI log obeys."""
+    """Return the text as it is if printable, else as a literal, which terminals and CI logs do not interpret."""
     return text if text.isprintable() else repr(text)
 
 
 def _sums(manifest: Manifest, files: Files) -> Iterator[str]:
-    """SHA256SUMS says what the manifest says, and the manifest's own hash."""
+    """Yield problems of SHA256SUMS: it must match the manifest and its hash."""
     known = {**{each.path: each.sha256 for each in manifest.files}, MANIFEST: _sha(files[MANIFEST])}
     if SUMS not in files:
         yield f"missing: {SUMS}"
@@ -199,7 +199,7 @@ def _sums(manifest: Manifest, files: Files) -> Iterator[str]:
 
 
 def _loose_ends(manifest: Manifest) -> Iterator[str]:
-    """What the manifest says that contradicts itself, though every hash is right."""
+    """Yield contradictions inside the manifest, even if every hash matches."""
     roles = {each.path: each.role for each in manifest.files}
     for path, role in roles.items():
         if role != _role(path):
@@ -212,7 +212,7 @@ def _loose_ends(manifest: Manifest) -> Iterator[str]:
 
 
 def _labels(files: Files) -> Iterator[str]:
-    """What would give an app other names than the model's, though nothing was changed since."""
+    """Yield mistakes in the labels by which an app would show wrong names, even if no file was changed."""
     if "io/labels.txt" not in files or "io/signature.json" not in files:
         return
     try:
@@ -225,7 +225,7 @@ def _labels(files: Files) -> Iterator[str]:
 
 
 def _outputs(signature: bytes) -> int | None:
-    """How many logits the model gives, if the file says so."""
+    """Return the number of logits, if the file states it."""
     try:
         count = json.loads(signature)["outputs"][0]["shape"][-1]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):

@@ -24,7 +24,7 @@ def render(name: str, **values: Any) -> bytes:
 
 
 def quoted(text: str) -> str:
-    """A string literal that Python and Swift read alike, and Kotlin where there is no dollar in it.
+    """Return a string literal that is valid in Python and Swift, and in Kotlin unless it contains a dollar sign.
 
     >>> print(quoted('say "input"'))
     "say \\"input\\""

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 def bom(build: Build, manifest: "Manifest", signature: "Signature", files: Mapping[str, bytes]) -> Json:
-    """`files` are those of the bundle; the exported ones are listed with their hashes."""
+    """Return the bill of materials; of `files`, those of the bundle, the exported ones are listed with their hashes."""
     models = [_file(runtime.entry.file, files[runtime.entry.file]) for runtime in manifest.runtimes.values()]
     libraries = [_library(name, runtime.version) for name, runtime in sorted(manifest.runtimes.items())]
     model = {
@@ -63,7 +63,7 @@ def _file(path: str, content: bytes) -> Json:
 
 
 def _library(name: str, version: str) -> Json:
-    """A runtime: no part of the bundle, but the files were made for it."""
+    """Return a runtime as a component: it is not in the bundle, but the files were made for it."""
     purl = f"pkg:pypi/{name}@{version.partition('+')[0]}"
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "scope": "excluded", "purl": purl}
 
@@ -96,7 +96,7 @@ def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:
 
 
 def _metrics(build: Build) -> Iterator[Json]:
-    """The figures that every build of the same recipe gives again."""
+    """Yield the figures that are equal in every build of the same recipe."""
     for artifact in build.shipped():
         for metric in ("accuracy", "parity"):
             if found := build.find(metric, artifact.label):

@@ -35,7 +35,7 @@ def render(build: Build) -> str:
 
 
 def _whole(build: Build) -> "TestCase":
-    """Whether the build came to its end: CI servers take a file without any case for a mistake."""
+    """Return a test case for the build itself: CI servers take a file without test cases for a mistake."""
     from junitparser import Error
 
     case = _named(build, "the build")

@@ -18,12 +18,12 @@ def render(build: Build) -> str:
 
 
 def summary(build: Build) -> str:
-    """The verdict, the budgets and the doubts alone."""
+    """Return only the verdict, the budgets and the doubts."""
     return "\n".join([*_top(build), *_doubts(build)]) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Text as GitHub's Markdown shows it unchanged, in one line; `code` stays code.
+    """Return text that GitHub's Markdown shows unchanged, in one line; `code` stays code.
 
     >>> escaped("a|b *c* `d|e` <f> my_net _g_")
     'a\\\\|b \\\\*c\\\\* `d\\\\|e` &lt;f> my_net \\\\_g\\\\_'
@@ -40,7 +40,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _code(piece: str) -> str:
-    return piece.replace("|", "\\|")  # the one escape that holds in code, and in tables alone
+    return piece.replace("|", "\\|")  # the only escape that works in code, and only in tables
 
 
 def _prose(piece: str) -> str:

@@ -65,7 +65,7 @@ def _utc(seconds: float) -> str:
 
 
 def _rule(id: str) -> dict[str, Any]:
-    """What code scanning shows of a kind of result. `latency.p50` is described by its metric."""
+    """Return how code scanning describes a kind of result. `latency.p50` is described by its metric."""
     name = id.removeprefix("edgepack/")
     metric = next((known for known in (name, name.rpartition(".")[0]) if known in METRICS), "")
     short = f"Budget on {name}: {METRICS[metric].meaning}" if metric else f"Budget on {name}"
@@ -75,7 +75,7 @@ def _rule(id: str) -> dict[str, Any]:
 
 
 def _failure(build: Build) -> Iterator[dict[str, Any]]:
-    """The result of a build that ended before its verdict."""
+    """Yield the result of a build that ended before its verdict."""
     if build.error:
         text = f"{build.name}: {wording.headline(build)}: {build.error}"
         yield _shown(build, "edgepack/build", "error", text, build.recipe_file, "build")
@@ -107,13 +107,13 @@ def _location(build: Build, place: str) -> dict[str, Any]:
 
 
 def _from_the_root(build: Build, file: str) -> str:
-    """A file named from the folder that the build ran in; one outside of the repository as it stands."""
+    """Return a file name relative to the repository root; files outside of it keep their name."""
     whole = normpath(f"{wording.one_line(build.provenance.get('git', {}).get('prefix', ''))}{file}")
     return file if whole.startswith("../") else whole
 
 
 def located(build: Build, place: str) -> tuple[str, int]:
-    """The file and line of "recipes/x.yaml:31"; of an option of the command line, the recipe's first line."""
+    """Return file and line of "recipes/x.yaml:31"; for a command-line option, the recipe's first line."""
     file, _, line = place.rpartition(":")
     if file and line.isdecimal():
         return wording.one_line(file), max(1, int(line))

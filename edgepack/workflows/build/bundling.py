@@ -14,8 +14,8 @@ from edgepack.workflows.build.workspace import Workspace
 
 
 def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
-    """Raises DeviceError where a file was damaged since it was measured."""
-    reference = work.entry(work.reference(work.recipe.exporters[0].name))  # the samples are the same in each
+    """Raises DeviceError if a file was damaged since it was measured."""
+    reference = work.entry(work.reference(work.recipe.exporters[0].name))  # all have the same samples
     exports = {each.label: StepId("artifact", each.subject, each.format) for each in build.shipped()}
     found = {label: _answers(work, id, device) for label, id in exports.items()}
     return BundleParts(
@@ -31,8 +31,8 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
 
 
 def _decided(work: Workspace) -> list[Json]:
-    """What each stage chose by measuring; where it made one candidate a quantizer, for the first format:
-    a recipe can say no more.
+    """Return what each stage chose by measuring; if it made one candidate per quantizer, the choice for the first
+    format, since a recipe can express only one.
     """
     variant = work.planner.variant(work.recipe.exporters[0])
     made = [id for id in work.done if id.kind == "candidate" and id.format in ("", variant)]
@@ -47,6 +47,6 @@ def _answers(work: Workspace, id: StepId, device: Device) -> AnswersOutcome:
 
 
 def _beginning(entry: Entry, prefix: str) -> dict[str, bytes]:
-    """The files of an entry whose names begin so, by the rest of their names."""
+    """Return the files of an entry with this name prefix, by the rest of their names."""
     names = [name for name in sorted(entry.files) if name.startswith(prefix)]
     return {name.removeprefix(prefix): (entry.path / name).read_bytes() for name in names}

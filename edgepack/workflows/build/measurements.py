@@ -15,7 +15,7 @@ from edgepack.workflows.build.store import Entry
 
 
 def measurements(build: Build, step: Step, entry: Entry) -> tuple[Measurement, ...]:
-    """Every metric that this step's outcome gives."""
+    """Return every measurement in this step's outcome."""
     where = _where(entry)
     about = {
         "evidence": where.get("evidence", "measured"),
@@ -43,7 +43,7 @@ def _readings(step: Step, entry: Entry, threads: int | None) -> Iterator[tuple[s
 
 
 def _where(entry: Entry) -> Json:
-    """What the outcome depends on besides the file: as much of it as two figures must share to be compared. As JSON."""
+    """Return the environment of an outcome: what must be equal for two figures to be compared. As JSON."""
     made = entry.ingredients
     protocol = {"protocol": made["protocol"]["name"]} if "protocol" in made else {}
     data = {"data": digest(made["data"])[:16]} if "data" in made else {}
@@ -51,10 +51,10 @@ def _where(entry: Entry) -> Json:
 
 
 def deployed(build: Build, beside: Mapping[str, bytes], compressed: Mapping[str, int]) -> tuple[Measurement, ...]:
-    """What an app that ships one of the files takes: with the files `beside` it, as stored, and for download.
+    """Return what an app ships with each file: the file and those `beside` it, as stored and compressed for download.
 
-    They are those that `unpack --deploy-only --runtime` gives, but for the manifest and the sums, which no app loads.
-    `compressed` tells what each file comes to by itself.
+    These are the files of `unpack --deploy-only --runtime` without manifest and sums, which no app loads. `compressed`
+    is the download size of each model file.
     """
     stored, packed = (sum(size(content) for content in beside.values()) for size in (len, deflated))
     sizes = [each for each in build.measurements if each.metric == "size" and each.artifact in compressed]

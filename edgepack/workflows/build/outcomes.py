@@ -13,7 +13,7 @@ from edgepack.workflows.build.store import Entry
 
 
 class Outcome(Frozen):
-    """What is None or empty is not stored."""
+    """Base of outcomes; fields that are None or empty are not stored."""
 
     def stored(self) -> Json:
         return self.model_dump(mode="json", exclude_defaults=True)
@@ -24,7 +24,7 @@ class Outcome(Frozen):
 
 
 class CandidateOutcome(Outcome):
-    """A line of the ledger: see records/build.py, StageRecord."""
+    """An entry of the ledger: see records/build.py, StageRecord."""
 
     parameters: int
     macs: int
@@ -32,11 +32,11 @@ class CandidateOutcome(Outcome):
     accuracy: float
     seconds: float
     notes: tuple[str, ...] = ()
-    decided: Json = {}  # settings of the stage that it chose by measuring, as JSON
+    decided: Json = {}  # settings that the stage chose by measuring, as JSON
 
 
 class ReferenceOutcome(Outcome):
-    """What the torch model scores on the test split, and the targets of the first samples."""
+    """The torch model's score on the test split, and the targets of the first samples."""
 
     score: float
     rows: int
@@ -44,20 +44,20 @@ class ReferenceOutcome(Outcome):
 
 
 class EvaluationOutcome(Outcome):
-    """What an exported file scores on the test split, or why it was not run."""
+    """An exported file's score on the test split, or why it was not run."""
 
     score: float = 0.0
     rows: int = 0
     cases: tuple[tuple[float, ...], ...] = ()  # logits of the first samples
-    parity: Agreement | None = None  # with torch
-    runtimes: Agreement | None = None  # with the file of `beside`
+    parity: Agreement | None = None  # agreement with torch
+    runtimes: Agreement | None = None  # agreement with the file of `beside`
     beside: str = ""  # a format
-    broken: str = ""  # why a file that would ship is not what was exported
+    broken: str = ""  # why a file that would ship differs from the exported model
     not_run: str = ""
 
 
 class TimingOutcome(Outcome):
-    """What timing a file came to, and the teacher's file of its format, in turns; or why neither was."""
+    """Timings of a file and of the teacher's file of the same format, in alternating runs; or why one was not timed."""
 
     model: Timed = Timed()
     teacher: Timed = Timed()
@@ -67,14 +67,14 @@ class TimingOutcome(Outcome):
 
 
 class AnswersOutcome(Outcome):
-    """What a file answers to the samples of the bundle, or why it was not run."""
+    """A file's outputs for the bundle's samples, or why it was not run."""
 
     cases: tuple[tuple[float, ...], ...] = ()
     not_run: str = ""
 
 
 def describe(step: Step, entry: Entry) -> str:
-    """The outcome of a step in a few words."""
+    """Return the outcome of a step in a few words."""
     match step.kind:
         case "candidate":
             made = CandidateOutcome.read(entry)

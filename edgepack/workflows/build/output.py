@@ -18,7 +18,7 @@ from edgepack.records.build import Build
 
 @contextmanager
 def alone(folder: Path, emit: Emit) -> Iterator[None]:
-    """Hold the folder: two builds into one would mix their files. Nothing is left of the lock, however a build ends."""
+    """Lock the folder: two builds into one would mix their files. The lock leaves no file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -33,7 +33,7 @@ def alone(folder: Path, emit: Emit) -> Iterator[None]:
 
 
 def output_folder(dist: Path, recipe: Recipe) -> Path:
-    """`dist/<recipe>/`, made if need be."""
+    """Return `dist/<recipe>/`, created if needed."""
     folder = dist / recipe.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def output_folder(dist: Path, recipe: Recipe) -> Path:
 
 
 def withdraw(result: Build, folder: Path) -> None:
-    """Take away what an earlier build left before work begins: whatever ends this one, nothing stale can be shipped."""
+    """Remove an earlier build's results before work begins: nothing outdated can be shipped if this one fails."""
     bundle.remove(folder, result.name)
     remove_reports(folder)
     result.save(folder / "build.json")
@@ -56,8 +56,8 @@ def record_failure(result: Build, error: BaseException, folder: Path) -> Build:
     code = error.code if isinstance(error, EdgepackError) else interrupted
     over = {"exit_code": int(code), "error": str(error) or "interrupted", "finished_at": round(time.time(), 3)}
     failed = result.model_copy(update=over)
-    with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the user
+    with suppress(OSError):  # the disk may be the cause; the original error is reported anyway
         withdraw(failed, folder)
-    with suppress(Exception):  # no mistake in a report may hide the error
+    with suppress(Exception):  # a mistake in a report must not hide the error
         write_reports(failed, folder)
     return failed

@@ -62,12 +62,11 @@ def build(
     remeasure: bool = False,
     record: str | Path | None = None,
 ) -> Build:
-    """Do what the plan says is not done yet, measure the exported files, judge them, and write `dist/<recipe>/`.
+    """Run all steps that are not cached, measure and judge the exported files, and write `dist/<recipe>/`.
 
-    The build is added to the history in the file `record`, `dist/history.jsonl` unless it is given.
-    Raises RecipeError where that can be no file; StageError or DeviceError when a step fails: build.json then holds
-    what was done before, and the exit code.
-    Ctrl-C raises KeyboardInterrupt, also where a library swallowed it.
+    Adds the build to the history file `record`, default `dist/history.jsonl`. Raises RecipeError if that cannot be a
+    file; StageError or DeviceError if a step fails: build.json then holds what was done before, and the exit code.
+    Ctrl-C raises KeyboardInterrupt, even if a library swallowed it.
     """
     openmp.wait_asleep()
     with interrupts.heeded():
@@ -88,7 +87,7 @@ def _build(
     if record:
         history.check_named(past)
     emit(BuildStarted(recipe=recipe.name, device=device.name))
-    with alone(folder, emit), ExitStack() as stack:  # an end of the wait withdraws nothing
+    with alone(folder, emit), ExitStack() as stack:  # stopping while waiting removes no results
         clear_temporaries(folder)
         baseline = baselines.of_recipe(recipe, device.id, past, time.time())
         result = _begin(recipe, device)
@@ -124,7 +123,7 @@ def _build(
             result = bundle.write(result, planner.recipe, device, bundle_parts(result, device, work), folder)
             write_reports(result, folder)
             interrupts.check()
-            stack.enter_context(interrupts.deferred())  # too late now: a build in the history has its bundle
+            stack.enter_context(interrupts.deferred())  # too late to stop: a build in the history has its bundle
             history.append(past, result)
         except BaseException as error:
             failure = _reason(error, folder)
@@ -140,7 +139,7 @@ def _build(
 
 
 def _checked(emit: Emit) -> Emit:
-    """`emit` that raises again what a library has swallowed meanwhile."""
+    """Return an `emit` that first raises an interrupt that a library swallowed."""
 
     def tell(event: Event) -> None:
         interrupts.check()
@@ -150,7 +149,7 @@ def _checked(emit: Emit) -> Emit:
 
 
 def _reason(error: BaseException, folder: Path) -> BaseException:
-    """What ended a build, whatever a library has made of it; from here on it is tidied undisturbed."""
+    """Return the real cause of an error, even if a library changed it; from here on cleaning up is not interrupted."""
     if interrupts.behind(error):
         interrupts.heard()
         return error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
@@ -161,9 +160,9 @@ _WITHOUT = "without it, files run on this computer, and times are estimated if t
 
 
 def _after(result: Build, runner: Runner, step: Step, folder: Path) -> Build:
-    """The build after one more step. A file that fails as it runs keeps no other from being evaluated."""
+    """Return the build after one more step. A file that fails to run does not stop the evaluation of others."""
     failed = runner.work.failed
-    ran = [id for id in failed if id.format == step.id.format]  # of the model's file or the teacher's: both are timed
+    ran = [id for id in failed if id.format == step.id.format]  # the model's or the teacher's file: both are timed
     if step.kind == "timing" and ran:
         return result
     try:
@@ -230,7 +229,7 @@ _PACKAGES = (
 
 
 def _with(result: Build, step: Step, entry: Entry) -> Build:
-    """The build with what one more step found out."""
+    """Return the build with the results of one more step."""
     more: dict[str, object] = {"measurements": (*result.measurements, *measurements(result, step, entry))}
     match step.kind:
         case "candidate":
@@ -251,7 +250,7 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
 
 
 def _weighed(result: Build, work: Workspace) -> Build:
-    """The build with what the files come to in an app."""
+    """Return the build with what an app has to ship for each file."""
     packed = {
         each.label: deflated(work.file(StepId("artifact", each.subject, each.format))[1].read_bytes())
         if each.compressed is None
@@ -268,7 +267,7 @@ def _judged(result: Build, recipe: Recipe, baseline: Baseline | None) -> Build:
 
 
 def _explained(result: Build, work: Workspace, emit: Emit) -> Build:
-    """Every parity budget that was missed tells where the files begin to differ."""
+    """Add to each missed parity budget where the files begin to differ."""
     work.emit = emit
     verdicts = [
         verdict.because(_origin(verdict, work))
@@ -280,7 +279,7 @@ def _explained(result: Build, work: Workspace, emit: Emit) -> Build:
 
 
 def _origin(verdict: Verdict, work: Workspace) -> str:
-    """A verdict on parity is on a file that ships, whose label is its format."""
+    """Return where files differ; a verdict on parity is about a shipped file, whose label is its format."""
     if verdict.metric != "parity.runtimes":
         return divergence.where(work, StepId("evaluation", MODEL, verdict.artifact))
     formats = (verdict.artifact, work.recipe.exporters[0].name)

@@ -39,7 +39,7 @@ _WITHOUT_TORCH = ("evaluation", "timing")
 
 
 class Runner:
-    """The steps of one build. What they share is `work`."""
+    """Runs the steps of one build. They share `work`."""
 
     def __init__(self, recipe: ResolvedRecipe, session: DeviceSession, store: Store, planner: Planner) -> None:
         self.store, self.planner = store, planner
@@ -47,9 +47,9 @@ class Runner:
         self.dry_run_is_due = True
 
     def ensure(self, step: Step) -> Entry:
-        """The step's entry, made now unless it is cached. The files of a cached one are checked when they are read.
+        """Return the step's entry; runs the step unless it is cached. Cached files are checked when they are read.
 
-        It is done under the key that it has when the functions of a user have run, and told what they read.
+        The entry is stored under the key that results after the user's functions ran and their reads are known.
         """
         if step.kind == "candidate" and not step.cached:
             self._dry_run()
@@ -69,13 +69,13 @@ class Runner:
             return self.store.make(step.kind, step.key, step.ingredients, lambda folder: self._do(step, folder))
 
     def _make_again(self, step: Step) -> Entry:
-        """Of a step whose entry was damaged."""
+        """Run a step whose entry was damaged."""
         if step.kind == "candidate":
             self._dry_run()
         return self._make(Step(id=step.id, key=step.key, ingredients=step.ingredients, choice=step.choice))
 
     def _do(self, step: Step, folder: Path) -> Json:
-        """The outcome as JSON."""
+        """Run a step and return its outcome as JSON."""
         do = partial(_DO[step.kind], self.work, step, folder)
         if step.kind in _WITHOUT_TORCH:
             return _stored(guarded(step.name, do, folder))
@@ -90,7 +90,7 @@ class Runner:
             dry_run.check(self.work)
 
     def _load_foreign_data(self, name: str) -> None:
-        """Data that a user's function makes, which draws as it would if nothing came before."""
+        """Load data made by a user's function with a fixed random state."""
         from edgepack.compress.training import numerics
 
         if self.work.recipe.data.module.FOREIGN:
@@ -112,10 +112,10 @@ def run_step(
     dry_run: bool = True,
     emit: Emit = lambda event: None,
 ) -> Entry:
-    """Do one step of a recipe's plan, or find it done; the steps before it must be in the store.
+    """Run one step of a recipe's plan unless it is cached; the steps before it must be in the store.
 
-    Without `dry_run` a candidate is trusted to have been tried before. Raises RecipeError for a step that the plan has
-    not, DeviceError where a step before it is not done, and else as the step.
+    Without `dry_run` a candidate is assumed to be checked before. Raises RecipeError if the plan has no such step,
+    DeviceError if a step before it is missing, and the errors of the step.
     """
     with closing(DeviceSession(device, store.devices, lambda facts: True)) as session:
         resolved = resolve(recipe, session.device, session.facts)

@@ -29,7 +29,7 @@ from edgepack.core.frozen import Json
 from edgepack.core.process import interrupts
 
 DEFAULT = Path(".edgepack/store")
-_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]  # tells computers apart that share a store
+_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]  # identifies this computer in a shared store
 _README = """This folder is edgepack's cache. It is safe to delete: the next build creates what it needs again.
 `edgepack cache ls` lists it, `edgepack cache gc` removes what was not used recently.
 """
@@ -38,7 +38,7 @@ _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# bford.info/cachedir: back
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stored step: where its files are, what it was made of (`ingredients`) and what it found (`outcome`)."""
+    """One stored step: its files, its `ingredients` and its `outcome`."""
 
     kind: str
     key: str
@@ -61,18 +61,18 @@ class Entry:
 
 
 class Store:
-    """A folder of entries. Safe for several builds at once, and for a build that is killed at any moment."""
+    """A folder of entries. Safe for parallel builds, and for a build that is killed at any moment."""
 
     def __init__(self, root: str | Path = DEFAULT) -> None:
         self.root = Path(root)
 
     @property
     def devices(self) -> Path:
-        """The folder for what devices were when they were last reached."""
+        """Return the folder with the facts of devices when they were last reached."""
         return self.root / "devices"
 
     def peek(self, kind: str, key: str) -> Entry | None:
-        """The entry's record, its files not read: enough to plan with."""
+        """Return the entry without reading its files: enough for planning."""
         path = self._path(kind, key)
         try:
             record = json.loads((path / "record.json").read_text())
@@ -82,10 +82,10 @@ class Store:
             return None
 
     def get(self, kind: str, key: str) -> Entry | None:
-        """The entry, each file checked against its hash; a damaged one is removed and counts as missing."""
+        """Return the entry after checking each file's hash; a damaged entry is removed and counts as missing."""
         entry = self._whole(kind, key)
         if entry is None and self._path(kind, key).exists():
-            with self.lock(key):  # another build may be putting it right just now
+            with self.lock(key):  # another build may be repairing it now
                 entry = self._whole(kind, key)
                 if entry is None:
                     shutil.rmtree(self._path(kind, key), ignore_errors=True)
@@ -94,8 +94,8 @@ class Store:
         return entry
 
     def touch(self, entry: Entry) -> None:
-        """Note that the entry was used: gc goes by last use."""
-        with suppress(OSError):  # a store that may only be read is still good to read from
+        """Note that the entry was used: gc removes the least recently used."""
+        with suppress(OSError):  # a read-only store is good enough to read from
             os.utime(entry.path / "record.json")
 
     def _whole(self, kind: str, key: str) -> Entry | None:
@@ -105,13 +105,13 @@ class Store:
         )
 
     def make(self, kind: str, key: str, ingredients: Json, fill: Callable[[Path], Json]) -> Entry:
-        """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored when it raises."""
+        """Store what `fill` writes into a new folder; `fill` returns the outcome. Nothing is stored if it raises."""
         with self._writing():
             self._prepare()
             folder, held = self._new_folder(key)
         try:
             outcome = fill(folder)
-            interrupts.check()  # what was made around an interrupt that a library swallowed may be anything
+            interrupts.check()  # after a swallowed interrupt the result may be incomplete
             with self._writing():
                 self._publish(folder, self._path(kind, key), ingredients, outcome)
         finally:
@@ -125,7 +125,7 @@ class Store:
         return entry
 
     def _new_folder(self, key: str) -> tuple[Path, int]:
-        """A folder in tmp/ and a handle that holds it until it is closed: what nobody holds, a killed build left."""
+        """Return a folder in tmp/ and a handle that locks it until closed: unlocked ones are from killed builds."""
         while True:
             folder = self.root / "tmp" / f"{key[:16]}-{os.getpid()}-{uuid4().hex[:8]}-{_HOST}"
             folder.mkdir(parents=True)
@@ -135,16 +135,16 @@ class Store:
                     fcntl.flock(handle, fcntl.LOCK_EX)
                 if folder.exists():
                     return folder, handle
-                os.close(handle)  # another build took it for left behind before it was held
+                os.close(handle)  # another build removed it as a leftover before it was locked
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the key. Calls `waiting` once when another process holds it."""
+        """Hold the lock of a key. Calls `waiting` once if another process holds it."""
         from filelock import FileLock, Timeout
 
         with self._writing():
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        # One object a path, so that whoever holds a key may ask for it again.
+        # One object per path, so that the holder of a key may lock it again.
         lock = FileLock(self.root / "locks" / f"{key[:32]}.lock", is_singleton=True)
         with self._writing():
             try:
@@ -158,12 +158,12 @@ class Store:
             lock.release()
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every readable entry, the one used last first."""
+        """Return every readable entry, most recently used first."""
         found = (self.peek(path.parent.name, path.name) for path in self.root.glob("entries/*/*"))
         return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used_at))
 
     def collect(self, *, unused_days: float, max_bytes: float | None = None) -> tuple[Entry, ...]:
-        """Remove, and give, what was not used for `unused_days`, then the least used until `max_bytes` are left."""
+        """Remove and return entries not used for `unused_days`, then least recently used ones down to `max_bytes`."""
         oldest = time.time() - unused_days * 86400
         total, gone = 0, []
         for entry in self.entries():
@@ -181,9 +181,9 @@ class Store:
         return tuple(gone)
 
     def _clear_folders(self) -> None:
-        """Folders in tmp/ that a killed build of this computer left behind, which may be large.
+        """Remove folders in tmp/ left by killed builds of this computer, which may be large.
 
-        Of another computer's, where the store is shared, neither locks nor processes can be seen from here.
+        In a shared store, locks and processes of other computers cannot be seen from here.
         """
         for folder in self.root.glob(f"tmp/*-{_HOST}"):
             with suppress(OSError), _opened(folder) as handle:
@@ -197,7 +197,7 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _clear_entries(self) -> None:
-        """Entries without a readable record."""
+        """Remove entries without a readable record."""
         for path in self.root.glob("entries/*/*"):
             if self.peek(path.parent.name, path.name) is None:
                 shutil.rmtree(path, ignore_errors=True)
@@ -223,7 +223,7 @@ class Store:
         record = json.loads(json.dumps(record))  # as it will be read
         write_atomic(folder / "record.json", json.dumps({**record, "digest": digest(record)}, indent=1).encode())
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # a damaged or remeasured entry gives way
+        if target.exists():  # replace a damaged or remeasured entry
             old = target.replace(folder.with_name(folder.name + "-old"))
             shutil.rmtree(old, ignore_errors=True)
         folder.replace(target)
@@ -253,12 +253,12 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _runs(pid: str) -> bool:
-    """Whether there is such a process on this computer."""
+    """Return whether this process exists on this computer."""
     return pid.isdigit() and Path("/proc", pid).exists()
 
 
 def clear_temporaries(folder: Path) -> None:
-    """What a killed build left beside the files that it wrote into `folder`, which nobody else writes to now."""
+    """Remove temporary files of a killed build from `folder`, to which no other build writes now."""
     for left in folder.glob(".*.tmp"):
         left.unlink(missing_ok=True)
     for left in folder.glob(".bundle.*"):

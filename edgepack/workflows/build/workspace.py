@@ -32,9 +32,9 @@ Result = TypeVar("Result")
 
 
 class Workspace:
-    """The recipe, its data, the device, and the steps done so far with the candidates and files that they gave.
+    """The recipe, its data, the device, and the finished steps with their candidates and files.
 
-    `make` does a step again whose entry was damaged: the runner's.
+    `make` is the runner's function that repeats a step whose entry was damaged.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Workspace:
         self.device = recipe.profile
         self.emit: Emit = lambda event: None
         self.task: Task = plugins.load("tasks", recipe.task)
-        self.done: dict[StepId, Step] = {}  # in order
-        self.failed: dict[StepId, StageError] = {}  # evaluations of files that are not run again
-        self.user_reads: list[str] = []  # what the user's functions read besides what they name, in sentences
+        self.done: dict[StepId, Step] = {}  # in order of execution
+        self.failed: dict[StepId, StageError] = {}  # evaluations that failed: these files are not run again
+        self.user_reads: list[str] = []  # sentences on undeclared files and variables that the user's functions read
         self.teacher_outputs: Array | None = None  # on the test split
         self._candidates: dict[str, Candidate] = {}  # by key
-        self._delegates: dict[str, list[str]] = {}  # by runtime, asked for once
-        self._sha256: dict[StepId, str] = {}  # of each exported file that was looked at
+        self._delegates: dict[str, list[str]] = {}  # by runtime
+        self._sha256: dict[StepId, str] = {}  # of each exported file that was used
 
     @cached_property
     def data(self) -> "Data":
@@ -72,7 +72,7 @@ class Workspace:
         return found
 
     def candidate(self, step: Step, *, private: bool = False) -> "Candidate":
-        """The saved candidate of a step: always what a later build would load too. A private one may be changed."""
+        """Return the saved candidate of a step, as a later build would load it. A private copy may be changed."""
         from edgepack.models.candidate import Candidate
 
         if private or step.key not in self._candidates:
@@ -83,20 +83,20 @@ class Workspace:
         return self._candidates[step.key]
 
     def candidate_of(self, key: str) -> Step:
-        """The candidate's step of this key, among those that are done."""
+        """Return the finished candidate step with this key."""
         return next(step for step in self.done.values() if step.kind == "candidate" and step.key == key)
 
     def entry(self, id: StepId) -> Entry:
-        """The entry of a step that is done, its files checked."""
+        """Return the entry of a finished step, with its files checked."""
         return self._whole(self.done[id])
 
     def _whole(self, step: Step) -> Entry:
-        """The step's entry with its files checked; a damaged one is made again."""
+        """Return the step's entry with its files checked; a damaged one is made again."""
         return self.store.get(step.kind, step.key) or self.make(step)
 
     def file(self, id: StepId) -> tuple[Artifact, Path]:
-        """The exported file that a step is about. Raises DeviceError when it was damaged and came out different: its
-        figures are stale.
+        """Return the exported file of a step. Raises DeviceError if it was damaged and exporting it again gave another
+        file: its figures are outdated.
         """
         export = id.of("artifact")
         entry = self.entry(export)
@@ -107,14 +107,14 @@ class Workspace:
         return artifact, entry.path / artifact.file
 
     def reference(self, format: str) -> StepId:
-        """The step that tells what torch answers, of the model that a file of this format is made of."""
+        """Return the step with torch's outputs for the model from which the file of this format is made."""
         return StepId("outputs", MODEL, self.planner.variant(self.exporter(format)))
 
     def exporter(self, format: str) -> Choice:
         return next(each for each in self.recipe.exporters if each.name == format)
 
     def why_not_run(self, format: str) -> str:
-        """Why the runtime at hand cannot run a file of this format, or ""."""
+        """Return why the available runtime cannot run a file of this format, or ""."""
         exporter = self.exporter(format)
         runtime = exporter.module.RUNTIME
         if why := self.session.facts.get("lacks", {}).get(runtime):
@@ -128,17 +128,17 @@ class Workspace:
         return "" if needed in self._delegates[runtime] else f"{runtime} on {self.device.name} has no {needed}"
 
     def timing_job(self, runtime: str, file: Path) -> Json:
-        """A job of the worker, as JSON."""
+        """Return a job for the worker, as JSON."""
         return {**self.planner.protocol.job(), **self.device.controls.job(), "runtime": runtime, "file": str(file)}
 
     def int8_differs(self, runtime: str, facts: Facts) -> bool:
-        """Whether int8 products saturate where these are the facts, and not on the device."""
+        """Return whether int8 products saturate on a computer with these facts, but not on the device."""
         features = frozenset(str(facts.get("features", "")).split())
         saturates = runtime == "onnxruntime" and provenance.int8_saturates(features)
         return saturates and not self.device.quantization.int8_saturates
 
     def watched(self, choice: Choice, whose: str, act: Callable[[], Result]) -> Callable[[], Result]:
-        """`act` that remembers what a user's function reads besides the files that its key covers, and tells of it."""
+        """Return `act`, wrapped to record and report what a user's function reads besides the files in its key."""
         if not choice.module.FOREIGN:
             return act
 
@@ -156,17 +156,17 @@ class Workspace:
 
 
 def needs(exporter: Choice) -> str:
-    """What a runtime must have to run the files of an exporter, or ""."""
+    """Return what a runtime needs to run the files of an exporter, or ""."""
     return str(exporter.module.needs(exporter.config))
 
 
 def is_foreign(candidate: "Candidate") -> bool:
-    """Whether its model is anybody's, and not one that edgepack knows to behave."""
+    """Return whether a user's code makes the model, so that nothing is known of its behaviour."""
     return bool(plugins.load("models", candidate.factory.model).FOREIGN)
 
 
 def guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
-    """Any failure of a plugin or a library, as an error that names the step."""
+    """Run a plugin's or library's code; raises any failure as an error that names the step."""
     try:
         return do()
     except StageError as error:

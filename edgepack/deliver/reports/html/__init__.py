@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 
-_LAYERS = 12  # lines of a file's table; the rest is summed in one more
+_LAYERS = 12  # rows of a file's table; the rest is summed in one more row
 _NS = 1e-6  # raw samples are nanoseconds
 
 
@@ -63,7 +63,7 @@ def _finalized(value: object) -> object:
 
 
 def prose(text: str) -> "Markup":
-    """Escaped text whose `code` is set as code."""
+    """Return escaped text with `code` marked up."""
     from markupsafe import Markup, escape
 
     pieces = re.split("`([^`]+)`", wording.printable(text))
@@ -73,7 +73,7 @@ def prose(text: str) -> "Markup":
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of a card: the file's own, and against its teacher."""
+    """One figure of a card: the file's value, and its change from the teacher's."""
 
     name: str
     value: str
@@ -82,7 +82,7 @@ class Figure:
 
 
 def cards(build: Build) -> list[tuple[Artifact, list[Figure]]]:
-    """Each file that ships, with its size, latency and accuracy."""
+    """Return each shipped file with its size, latency and accuracy."""
     return [(artifact, list(_figures(build, artifact.label))) for artifact in build.shipped()]
 
 
@@ -106,14 +106,14 @@ def _change(teacher: Measurement, ours: Measurement) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One line of the budgets: a verdict with its gauge."""
+    """A verdict with its gauge."""
 
     verdict: Verdict
     gauge: "Markup | str"
 
 
 def groups(build: Build) -> list[tuple[Verdict, list[Judged]]]:
-    """The verdicts of each budget, under the first of them."""
+    """Return the verdicts grouped by budget, with the first one of each group."""
 
     def budget(verdict: Verdict) -> tuple[str, str, float | None]:
         return verdict.budget, verdict.place, verdict.limit if verdict.relative is None else verdict.baseline
@@ -132,7 +132,7 @@ def _gauge(build: Build, verdict: Verdict) -> "Markup | str":
 
 
 def _used(verdict: Verdict, value: float, limit: float) -> float:
-    """The share of a limit that a value uses: of a share that must be reached, of the misses that it allows."""
+    """Return the share of a limit that a value uses; for a minimum in per cent, the share of the allowed misses."""
     if verdict.bound in FROM_BELOW:
         if verdict.metric in METRICS and METRICS[verdict.metric].quantity is not SHARE:
             return limit / value if value else 2.0
@@ -144,7 +144,7 @@ def _used(verdict: Verdict, value: float, limit: float) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of the ledger, what it is worth, and its part of the drawing."""
+    """A figure of the ledger with its evidence and its part of the drawing."""
 
     text: str = ""
     evidence: str = "measured"
@@ -153,7 +153,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the ledger."""
+    """A row of the ledger."""
 
     name: str
     detail: str
@@ -163,7 +163,7 @@ class Row:
 
 
 def stages(build: Build) -> list[Row]:
-    """The model as every stage left it."""
+    """Return a row for the model after each stage."""
     sizes = charts.trail([record.bytes or None for record in build.ledger], _scale(build, "size"))
     good = _scale(build, "accuracy")
     scores = charts.trail([each.accuracy if each.accuracy >= good.low else None for each in build.ledger], good)
@@ -184,12 +184,12 @@ def _detail(record: StageRecord) -> str:
 
 
 def exported(build: Build) -> list[Row]:
-    """The teacher's file and the file that ships, of each format."""
+    """Return rows for the teacher's file and the shipped file of each format."""
     return [row for pair in _pairs(build) for row in _rows(build, pair)]
 
 
 def _pairs(build: Build) -> list[list[str]]:
-    """The labels of the files of each format, those that ship last."""
+    """Return the labels of the files of each format, shipped ones last."""
     formats = dict.fromkeys(artifact.format for artifact in build.artifacts)
     ordered = sorted(build.artifacts, key=lambda artifact: artifact.subject == "model")
     return [[artifact.label for artifact in ordered if artifact.format == format] for format in formats]
@@ -212,7 +212,7 @@ def _cells(build: Build, metric: str, labels: Sequence[str]) -> list[Cell]:
 
 
 def _scale(build: Build, metric: str) -> charts.Scale:
-    """One scale for stages and files; an untrained model's accuracy would squeeze all the others into a corner."""
+    """Return one scale for stages and files, without an untrained model's accuracy, which would squeeze the others."""
     values = [each.value for each in build.measurements if each.metric == metric]
     if metric == "size":
         return charts.scale([*values, *(record.bytes for record in build.ledger)], log=True)
@@ -225,7 +225,7 @@ def _scale(build: Build, metric: str) -> charts.Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long one file takes."""
+    """The latency of one file."""
 
     name: str
     p50: Measurement
@@ -234,7 +234,7 @@ class Timing:
 
 
 def timings(build: Build) -> tuple[list[Timing], list[tuple[float, str]]]:
-    """Every timed file on one scale, and the ticks of it: (per cent, text)."""
+    """Return every timed file on one scale, and the ticks of the scale: (per cent, text)."""
     order = {label: place for place, label in enumerate(chain.from_iterable(_pairs(build)))}
     found = [each for each in build.measurements if each.metric == "latency.p50" and each.value > 0]
     found.sort(key=lambda each: order.get(each.artifact, len(order)))
@@ -247,12 +247,12 @@ def timings(build: Build) -> tuple[list[Timing], list[tuple[float, str]]]:
 
 
 def _samples(measurement: Measurement) -> list[float]:
-    """Every inference of every process, in milliseconds."""
+    """Return every inference of every process, in milliseconds."""
     return [sample * _NS for process in measurement.samples for sample in process if sample > 0]
 
 
 def _ends(measurement: Measurement, samples: Sequence[float]) -> tuple[float, ...]:
-    """What must be seen: all but the rarest inferences, the interval and every process."""
+    """Return the values that the drawing must show: all but rare inferences, the interval and every process."""
     ends = (percentile(samples, 0.002), percentile(samples, 0.995)) if samples else ()
     return (*ends, measurement.low, measurement.high, *_processes(measurement))
 
@@ -281,7 +281,7 @@ def _spread(build: Build, p50: Measurement, samples: Sequence[float]) -> Iterato
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What is in a file: (layer, type, bytes, share of the file, bar) of the largest, and lines on the whole."""
+    """Contents of a file: (layer, type, bytes, share of the file, bar) of the largest layers, and facts on all."""
 
     artifact: Artifact
     rows: list[tuple[str, str, str, str, "Markup"]]

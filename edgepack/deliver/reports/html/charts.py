@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _BINS = 96  # of a distribution
-_SPARE = 0.04  # of a scale, beyond its first and last figure
-_LIMIT = 75.0  # where the limit of a gauge stands
+_SPARE = 0.04  # margin at both ends, as a share of a scale
+_LIMIT = 75.0  # position of the limit in a gauge
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to per cent of the width. `log` needs values above 0."""
+    """Maps values to per cent of the width. `log` needs values above 0."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class Scale:
         return math.log10(value) if value > 0 else -math.inf
 
     def ticks(self, most: int = 5) -> tuple[float, ...]:
-        """Round values within the scale, at most so many: 1, 2, 5 and their tens.
+        """Return round values within the scale, at most `most`: powers of ten times 1, 2 or 5.
 
         >>> Scale(0.04, 3, log=True).ticks(), Scale(0.95, 1).ticks()
         ((0.1, 0.3, 1.0, 3.0), (0.96, 0.98, 1.0))
@@ -61,7 +61,7 @@ class Scale:
 
 
 def scale(values: Iterable[float], *, log: bool = False) -> Scale:
-    """A scale on which all values fit, with some room at its ends."""
+    """Return a scale that fits all values, with a margin at both ends."""
     known = [value for value in values if value > 0 or not log]
     low, high = min(known, default=1.0), max(known, default=1.0)
     if log:
@@ -85,7 +85,7 @@ def _round_steps(low: float, high: float, most: int) -> Iterator[float]:
 
 
 def trail(values: Sequence[float | None], along: Scale) -> Iterator["Markup"]:
-    """One drawing a row of a table: a dot at each value, joined to the next across the border of their rows."""
+    """Yield one drawing per table row: a dot at each value, joined to the next row's dot across the border."""
     spots = [None, *(None if value is None else along.at(value) for value in values), None]
     for before, here, after in zip(spots, spots[1:], spots[2:], strict=False):
         yield _svg("trail", "" if here is None else _joined(before, here, after))
@@ -101,7 +101,7 @@ def _joined(before: float | None, here: float, after: float | None) -> str:
 
 
 def gauge(used: float, low: float, high: float, tone: str) -> "Markup":
-    """How much of a limit is used: 1 is all of it. `low` and `high` bound it, `tone` is its class."""
+    """Draw how much of a limit is used: 1 is all of it. `low` and `high` are the interval, `tone` the CSS class."""
     ends = [min(100.0, max(0.0, share * _LIMIT)) for share in (used, low, high)]
     whiskers = f'<path class="whisker" d="M{ends[1]:.2f} 50H{ends[2]:.2f}"/>' if ends[2] - ends[1] > 0.5 else ""
     return _svg(
@@ -112,7 +112,7 @@ def gauge(used: float, low: float, high: float, tone: str) -> "Markup":
 
 
 def bar(share: float) -> "Markup":
-    """A plain bar, as long as this share of the place."""
+    """Draw a plain bar, as long as this share of the width."""
     return _svg("share", f'<path class="bar" d="M0 50H{max(0.3, min(1.0, share) * 100):.2f}"/>')
 
 
@@ -123,7 +123,7 @@ def distribution(
     limit: float | None,
     along: Scale,
 ) -> "Markup":
-    """The samples as a silhouette; below it a tick a process; the median with its interval across both."""
+    """Draw the samples as a silhouette; below it a tick for each process; across both the median with its interval."""
     value, low, high = (along.at(each) for each in interval)
     width = max(0.4, high - low)
     parts = [f'<path class="grid" d="{"".join(f"M{along.at(tick):.2f} 0V100" for tick in along.ticks())}"/>']
@@ -147,12 +147,12 @@ def _silhouette(samples: Sequence[float], along: Scale) -> str:
 
 
 def _dot(x: float, y: float) -> str:
-    return f'<path class="dot" d="M{x:.2f} {y}h.01"/>'  # a line of no length with round ends is never stretched
+    return f'<path class="dot" d="M{x:.2f} {y}h.01"/>'  # a line of zero length with round ends is never stretched
 
 
 def _svg(kind: str, inside: str) -> "Markup":
     from markupsafe import Markup
 
-    return Markup(  # noqa: S704 - numbers and fixed words alone
+    return Markup(  # noqa: S704 - numbers and fixed words only
         f'<svg class="{kind}" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{inside}</svg>'
     )

@@ -11,7 +11,7 @@ from edgepack.records.differences import Difference, differences
 
 
 def reasons(before: Any, after: Any) -> list[str]:
-    """Why a step runs again: what changed of its ingredients, in words.
+    """Return why a step runs again: the changed ingredients, in words.
 
     >>> reasons({"config": {"ratio": "30 %"}}, {"config": {"ratio": "40 %"}})
     ['ratio 30 % -> 40 %']
@@ -22,9 +22,9 @@ def reasons(before: Any, after: Any) -> list[str]:
 
 
 def _reason(found: Difference) -> str:
-    """In words, or "" where another reason says it already."""
+    """Return one change in words, or "" if another reason covers it."""
     name = found.path[-1]
-    if found.path[0] == "read":  # what is read for the first time, or no more, is so because something else changed
+    if found.path[0] == "read":  # first or last read of a file is caused by another change
         return f"{name} changed" if found.before is not None and found.after is not None else ""
     if name == "features" and {"compute", "where"} & {*found.path}:
         return _features(str(found.before or ""), str(found.after or ""))
@@ -63,7 +63,7 @@ def plugin_facts(choice: Choice) -> dict[str, Any]:
 
 
 def inner_facts(kind: str, name: str) -> dict[str, Any]:
-    """Of a plugin that another one takes."""
+    """Return the facts of a plugin that another plugin uses."""
     module = plugins.load(kind, name)
     return {"plugin": name, "version": module.VERSION, "versions": provenance.versions(*module.LIBRARIES)}
 
@@ -77,17 +77,17 @@ def task_facts(task: str) -> dict[str, Any]:
 
 
 def files(models: Iterable[Choice]) -> list[str]:
-    """The hashes of what models are made of: another file under the same name is another model."""
+    """Return the hashes of the models' files: another file under the same name is another model."""
     return [file_digest(path) for model in models for path in model.module.files(model.config)]
 
 
 def installed(models: Iterable[Choice]) -> dict[str, str]:
-    """The versions of what the code of models imports, where that is a user's."""
+    """Return the versions of packages that the user's model code imports."""
     return {name: version for model in models for name, version in model.module.installed(model.config).items()}
 
 
 def quantizer_of(exporter: Choice) -> str:
-    """The quantizer that the int8 files of an exporter want."""
+    """Return the quantizer for the int8 files of an exporter."""
     return str(exporter.module.quantizer(exporter.config))
 
 

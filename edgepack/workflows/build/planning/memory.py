@@ -15,14 +15,14 @@ from edgepack.workflows.build.store import Store
 
 
 def remember(plan: Plan, store: Store) -> None:
-    """Keep what this recipe's steps were made of, so that the next plan can say what changed."""
+    """Save the ingredients of this recipe's steps, so that the next plan can say what changed."""
     path = _place(store, plan.recipe, plan.recipe.profile)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({str(step.id): step.ingredients for step in plan.steps}, indent=1).encode())
 
 
 def previous(store: Store, recipe: Recipe, device: Device) -> Json:
-    """The ingredients of each step as they were, by the step's id as text; {} where none are known."""
+    """Return the previous ingredients of each step, by the step's id as text; {} if none are known."""
     try:
         before: Json = json.loads(_place(store, recipe, device).read_text())
         return before
@@ -35,11 +35,11 @@ def _place(store: Store, recipe: Recipe, device: Device) -> Path:
 
 
 class Reads:
-    """What functions of a user were seen to read besides the files that they name, and what that is now."""
+    """Which undeclared files and variables the user's functions read, and digests of their current content."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._places: dict[int, Path] = {}  # by the id of a choice, which the recipe holds
+        self._places: dict[int, Path] = {}  # by id() of a choice, which the recipe keeps alive
         self._seen: dict[Path, dict[str, str]] = {}
 
     def ingredients(self, *choices: Choice) -> Json:
@@ -47,9 +47,9 @@ class Reads:
         return {"read": found} if found else {}
 
     def note(self, choice: Choice, names: Iterable[str]) -> None:
-        """Keep what a function has just read. What it read before stays: one thing may decide whether it reads another.
+        """Save what a function has just read. Earlier reads are kept: one may decide whether others are read.
 
-        What changes from here on is seen by the next plan.
+        Changes from here on are seen by the next plan.
         """
         before = {name for name, sha in self._of(choice).items() if sha}
         if now := sorted({*names, *before}):
@@ -71,7 +71,7 @@ class Reads:
         return self._seen[place]
 
     def _place(self, choice: Choice) -> Path:
-        """By what the function is made of: another code may read something else."""
+        """Return the file for these reads, named by the function's code: other code may read something else."""
         if id(choice) not in self._places:
             module, config = choice.module, choice.config
             is_data = choice.kind == "datasets"

@@ -42,22 +42,22 @@ from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import Plan, Step, StepId
 from edgepack.workflows.build.store import Store
 
-_EVALUATION = 5  # bump when the same answers of a file would give other figures
+_EVALUATION = 5  # bump when the same outputs of a file would give other figures
 
 
 def plan(
     recipe: Recipe, device: Device, store: Store, *, remeasure: bool = False, baseline: Baseline | None = None
 ) -> Plan:
-    """What a build of `recipe` for `device` would do now, given what is in `store`."""
+    """Return what a build of `recipe` for `device` would do now, given the content of `store`."""
     facts = known(device, store.devices)
     return Planner(resolve(recipe, device, facts), store, facts=facts, remeasure=remeasure, baseline=baseline).whole()
 
 
 class Planner:
-    """The plan of one build, step by step, so that a build can run each as it comes.
+    """Plans a build step by step, so that each step can run as soon as it is planned.
 
-    `facts` is what is known of the device: what its answers depend on. `baseline` is what relative budgets are held
-    against, where that was looked up.
+    `facts` are the known facts of the device that results depend on. `baseline` is what relative budgets are compared
+    with, if it was looked up.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Planner:
         self.last: dict[str, Step] = {}  # candidates by variant: "", or the quantizer
         self._settled: dict[StepId, Step] = {}  # candidates that were not cached
         self._again: dict[StepId, Callable[[], Step]] = {}
-        self.sha256: dict[str, str] = {}  # by format, of the files that are about to be timed
+        self.sha256: dict[str, str] = {}  # of the files to be timed, by format
 
     @property
     def count(self) -> int:
-        """How many steps there will be: the model, its stages, what torch answers, and per format two files, each
-        evaluated, and timed in turns.
+        """Return the number of steps: the model, its stages, torch's outputs, and per format two exports, two
+        evaluations and one timing.
         """
         variants = [("",), *self.variants()]
         return sum(map(len, variants)) + len(variants[-1]) + 5 * len(self.recipe.exporters)
@@ -112,8 +112,8 @@ class Planner:
             yield self.timing(of_format[MODEL, exporter.name], of_format[TEACHER, exporter.name])
 
     def variants(self) -> Iterator[tuple[str, ...]]:
-        """Which candidates each stage gives: the one "", or from the first stage on that uses a quantizer one for each
-        quantizer that the files want, if they want several.
+        """Yield the candidates that each stage makes: one (""), or one per quantizer from the first stage that uses a
+        quantizer, if the files need several.
         """
         variants: tuple[str, ...] = ("",)
         for stage in self.recipe.stages:
@@ -122,18 +122,16 @@ class Planner:
             yield variants
 
     def exporters_of(self, variant: str) -> list[Choice]:
-        """Those whose files are made of candidates of this variant."""
+        """Return the exporters that take candidates of this variant."""
         return [each for each in self.recipe.exporters if variant in ("", quantizer_of(each))]
 
     def variant(self, exporter: Choice) -> str:
-        """Which of the last candidates a file is made of: that of its quantizer, where there is one of each."""
+        """Return the variant of the last candidate for an exporter: its quantizer, if each has its own."""
         name = quantizer_of(exporter)
         return name if name in self.last else ""
 
     def candidates(self) -> Iterator[Step]:
-        """The model as it starts, then one step a stage and variant. What comes after a step goes by the key that
-        `renewed` gave.
-        """
+        """Yield the initial model, then one step per stage and variant. Later steps use the key from `renewed`."""
         recipe, whole = self.recipe, True
         names = ["model", *numbered(stage.name for stage in recipe.stages)]
         self.teacher, self.last = None, {}
@@ -141,7 +139,7 @@ class Planner:
             (recipe.model, *recipe.stages), names, [("",), *self.variants()], strict=True
         ):
             parents = self.last
-            # Only until the first compression: a pruned model that is trained on is no teacher to be judged by.
+            # Only until the first compression: a pruned model is no teacher, even if it is trained further.
             whole = whole and (not parents or choice.module.MAKES_TEACHER)
             teacher, made = self.teacher.key if self.teacher else "", {}
             for variant in variants:
@@ -159,15 +157,15 @@ class Planner:
         return self._step(id, ingredients, choice=choice)
 
     def renewed(self, step: Step) -> Step:
-        """A candidate's step as it is now, just before it is done: what functions of a user read may be known only
-        since they ran, and its key and all after it depend on that.
+        """Return a candidate's step with its current key, just before it runs: what user functions read may be known
+        only after they ran, and all later keys depend on it.
         """
         if step.id in self._again:
             step = self._settled[step.id] = self._again[step.id]()
         return step
 
     def exports(self) -> Iterator[Step]:
-        """The model in every format, then the teacher it is compared with."""
+        """Yield the export of the model to every format, then that of the teacher."""
         assert self.teacher is not None, "a plan begins with the model, the first teacher"
         for subject in (MODEL, TEACHER):
             for exporter in self.recipe.exporters:
@@ -176,7 +174,7 @@ class Planner:
                 yield self._step(StepId("artifact", subject, exporter.name), ingredients, choice=exporter)
 
     def outputs(self, variant: str) -> Step:
-        """What the torch model answers on the test split: the reference for parity."""
+        """Return the step for torch's outputs on the test split: the reference for parity."""
         ingredients = {
             "parent": self.last[variant].key,
             **self._data(),
@@ -185,7 +183,9 @@ class Planner:
         return self._step(StepId("outputs", MODEL, variant), ingredients)
 
     def evaluation(self, export: Step, exports: Sequence[Step]) -> Step:
-        """How well a file does on the test split; each is held against its torch model, ours against the first."""
+        """Return the evaluation of a file on the test split; compared with torch, a shipped one also with the first
+        file.
+        """
         assert self.teacher is not None, "the candidates come first"
         beside = [exports[0]] if export.id.subject == MODEL else []
         shas = [_sha(self.store, step) for step in (export, *beside)]
@@ -201,8 +201,8 @@ class Planner:
         return self._about(export.id.of("evaluation"), export, ingredients, shas)
 
     def timing(self, export: Step, teacher: Step) -> Step:
-        """How long a file takes, and that of the teacher in turns with it: a ratio of figures that were taken one after
-        the other is that of two moments too.
+        """Return the timing of a file and its teacher's in alternating runs: else their ratio would also reflect
+        different conditions at the two times.
         """
         shas = [_sha(self.store, each) for each in (export, teacher)]
         self.sha256[export.id.format] = shas[0]
@@ -213,7 +213,7 @@ class Planner:
         }
         step = self._about(export.id.of("timing"), export, ingredients, shas)
         known = TimingOutcome.read(step.entry) if step.entry and step.cached else TimingOutcome()
-        answers = known.model.answers  # none where it was not run
+        answers = known.model.answers  # empty if it was not run
         if answers and not (self.protocol.kept(answers) and self.protocol.kept(known.teacher.answers)):
             return step.because("its budget needs more runs")
         if answers and not self.decided(export.id.format, answers):
@@ -221,7 +221,7 @@ class Planner:
         return step
 
     def decided(self, format: str, answers: Answers) -> bool:
-        """Whether these timings put every latency budget of this file on one side."""
+        """Return whether these timings decide every latency budget of this file."""
         figures = timings(answers)
         budgets = self.recipe.budgets
         bounded = [each for each in budgets if each.metric in figures and each.about(format, budgets)]
@@ -231,7 +231,7 @@ class Planner:
         )
 
     def _base(self, budget: Budget, format: str) -> Base | None:
-        """What a relative budget is held against; where there is nothing, more timings decide nothing."""
+        """Return the baseline's value for a relative budget; if there is none, more timings cannot decide it."""
         if not budget.against:
             return None
         exporter = next(each for each in self.recipe.exporters if each.name == format)
@@ -241,7 +241,7 @@ class Planner:
         return found if isinstance(found, Base) else Base(value=0.0, low=0.0, high=0.0, told="", same=True)
 
     def _about(self, id: StepId, export: Step, ingredients: Json, shas: Sequence[str]) -> Step:
-        """A step that looks at an exported file; its key is known once the file is there."""
+        """Return a step on an exported file; its key is known once the file exists."""
         if not all(shas) or self.facts is None:
             reason = "the device was not reached yet" if all(shas) else "its file is not built yet"
             return Step(id=id, key="", ingredients={}, reason=reason, choice=export.choice)
@@ -249,7 +249,7 @@ class Planner:
         return step.because("requested by --remeasure") if self.remeasure and step.cached else step
 
     def _measured_by(self, exporter: Choice) -> Json:
-        """What the timings that a stage takes depend on."""
+        """Return what the timings of a stage's trials depend on."""
         return {
             "export": plugin_facts(exporter),
             "protocol": self.protocol.key(),
@@ -257,7 +257,7 @@ class Planner:
         }
 
     def _budgets_used(self, stage: Choice) -> Json:
-        """The budgets that what a stage does depends on, and the files that they are about."""
+        """Return the budgets that affect a stage, and the exports that they apply to."""
         used = binding(self.recipe.budgets, stage.config.budgets_used)
         budgets = {f"{each.name} {each.runtime}".rstrip(): each.quantity.exact(each.limit) for each in used}
         return (
@@ -265,7 +265,7 @@ class Planner:
         )
 
     def _where(self, exporter: Choice, mode: str) -> Json:
-        """Where a job of this mode is done: what is known of the device, its controls, the versions that matter."""
+        """Return where a job of this mode runs: facts of the device, its controls, and the relevant versions."""
         facts, runtime = self.facts or {}, exporter.module.RUNTIME
         versions = provenance.versions("edgepack", "torch", "numpy")
         there = {runtime: facts.get("versions", {}).get(runtime, provenance.MISSING)}
@@ -325,7 +325,7 @@ class Planner:
 
 
 def _lacks_runtimes(step: Step, first: Step) -> bool:
-    """Whether what is known of a file does not compare it with the first one, which can be run by now."""
+    """Return whether a cached evaluation lacks the comparison with the first file, which can be run now."""
     if step is first or step.id.subject == TEACHER or step.entry is None or not step.cached:
         return False
     found = EvaluationOutcome.read(step.entry)

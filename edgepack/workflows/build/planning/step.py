@@ -15,8 +15,8 @@ _VERBS = {"artifact": "export", "evaluation": "evaluate", "timing": "time"}
 
 @dataclass(frozen=True)
 class StepId:
-    """A step of a recipe's plan. `subject` is the stage of a candidate, "prune (2)" for the second one of its kind; of
-    files it is MODEL or TEACHER. `format` is that of a file; of a candidate the quantizer, where there is one of each.
+    """A step of a recipe's plan. `subject` of a candidate is its stage, "prune (2)" for the second prune; of a file
+    MODEL or TEACHER. `format` of a candidate is its quantizer, if there is one candidate per quantizer.
 
     >>> StepId("evaluation", "teacher", "onnx").name
     'evaluate teacher (onnx)'
@@ -30,7 +30,7 @@ class StepId:
 
     @classmethod
     def parse(cls, text: str) -> "StepId":
-        """What `str` made of one. Raises ValueError."""
+        """Return the id that `str` wrote. Raises ValueError."""
         kind, _, rest = text.partition("/")
         subject, _, format = rest.partition("/")
         if kind not in get_args(Kind) or not subject:
@@ -44,7 +44,7 @@ class StepId:
 
     @property
     def name(self) -> str:
-        """What a person calls it: "prune", "export onnx", "reference outputs"."""
+        """Return the name for people: "prune", "export onnx", "reference outputs"."""
         if self.kind in _VERBS:
             return f"{_VERBS[self.kind]} {self.label}"
         named = "reference outputs" if self.kind == "outputs" else self.subject
@@ -52,23 +52,23 @@ class StepId:
 
     @property
     def label(self) -> str:
-        """That of the artifact it is about."""
+        """Return the label of the artifact that the step is about."""
         return label_of(self.format, self.subject)
 
     def of(self, kind: Kind) -> "StepId":
-        """The step of another kind about the same file."""
+        """Return the id of another kind of step for the same file."""
         return replace(self, kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step with its key, the sha256 of all that its result depends on (`ingredients`)."""
+    """A step with its key, the sha256 of all `ingredients` that its result depends on."""
 
     id: StepId
     key: str
     ingredients: Json
-    reason: str = ""  # why it must run; empty when it is cached
-    choice: Choice | None = None  # the plugin at work, where there is one
+    reason: str = ""  # why it must run; "" if it is cached
+    choice: Choice | None = None  # the plugin that it runs, if any
     entry: Entry | None = None
 
     @property
@@ -85,7 +85,7 @@ class Step:
 
     @property
     def plugin(self) -> Choice:
-        """The plugin of a step that has one: every candidate and every file."""
+        """Return the plugin of a step that has one, as all candidates and files do."""
         assert self.choice is not None, f"{self.name} has no plugin"
         return self.choice
 
@@ -95,7 +95,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every step of a build in the order of the work.
+    """Every step of a build, in the order of execution.
 
     >>> [(step.name, step.reason) for step in plan(recipe, device, Store()).steps]    # doctest: +SKIP
     [('model', ''), ('train', ''), ('distill', ''), ('prune', 'ratio 30 % -> 40 %'), ('quantize', 'prune runs'), ...]

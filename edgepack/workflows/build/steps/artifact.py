@@ -32,7 +32,7 @@ def do(work: Workspace, step: Step, folder: Path) -> Artifact:
 
 
 def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candidate") -> "Contents | None":
-    """What is in a file, for people: where that cannot be read the file is none the worse."""
+    """Return the contents of a file, for people; a file is still valid if they cannot be read."""
     try:
         found: Contents | None = exporter.inspect(path, candidate)
     except Exception as error:
@@ -46,7 +46,7 @@ def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candid
 
 
 def _keep_runtime_files(exporter: Choice, path: Path) -> None:
-    """Beside the exported file, for the bundle."""
+    """Store the exporter's files for a runtime build next to the exported file, for the bundle."""
     made = exporter.module.runtime_files(path, exporter.config)
     for name, content in made.items():
         (path.parent / f"{RUNTIME_FILE}{name}").write_bytes(content)

@@ -18,8 +18,8 @@ from edgepack.workflows.build.workspace import Workspace, is_foreign
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-_CHANCE = 1.5  # times the score of a blind guess, up to which trained weights are doubted
-_COMPARED = 8  # samples on which a saved model is compared with what it was saved from
+_CHANCE = 1.5  # pretrained weights below this multiple of chance accuracy get a warning
+_COMPARED = 8  # samples for comparing a saved model with the original
 
 
 def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
@@ -36,7 +36,7 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
     _check_saved(work, candidate, folder)
     seconds = time.monotonic() - started
     split = work.data.validation
-    # Untrained, a deep model may give infinite outputs: those after its training count.
+    # An untrained deep model may give infinite outputs: only outputs after training must be finite.
     untrained = first and not _comes_trained(work)
     answers = evaluation.predict(candidate.module, split).numpy() if untrained else logits(candidate, split)
     accuracy = work.task.score(answers, split.targets.numpy())
@@ -60,7 +60,7 @@ def _staged(work: Workspace, step: Step) -> "Candidate":
 
     parent = work.candidate(work.candidate_of(step.ingredients["parent"]), private=True)
     context = _context(work, step)
-    torch.manual_seed(work.recipe.seed)  # here, so that what was loaded before does not matter
+    torch.manual_seed(work.recipe.seed)  # here, so that earlier loading does not matter
     result = step.plugin.module.run(parent, step.plugin.config, context)
     if not isinstance(result, Candidate):
         raise StageError(f"run() gave {type(result).__name__}", "a stage returns a candidate: candidate.changed(...)")
@@ -85,14 +85,14 @@ def _context(work: Workspace, step: Step) -> Context:
 
 
 def _teacher(work: Workspace, step: Step) -> "Candidate | None":
-    """What `step` may learn from: the last teacher before it, or a model that came trained."""
+    """Return the teacher for `step`: the last teacher before it, or a pretrained model."""
     teacher = work.candidate_of(step.ingredients["teacher"])
     untrained = teacher.choice is work.recipe.model and not _comes_trained(work)
     return None if untrained else work.candidate(teacher)
 
 
 def _check_saved(work: Workspace, candidate: "Candidate", folder: Path) -> None:
-    """What is loaded again must answer as what was saved, and each sample by itself."""
+    """Raises StageError if the loaded model differs from the saved one, or an output depends on the other samples."""
     from edgepack.compress.training import evaluation
     from edgepack.models.candidate import Candidate
     from edgepack.models.checks import steady
@@ -105,7 +105,7 @@ def _check_saved(work: Workspace, candidate: "Candidate", folder: Path) -> None:
 
 
 def warn_of_chance(work: Workspace, score: float) -> None:
-    """Weights that came trained and say nothing of this data are the usual accident with one's own."""
+    """Warn if pretrained weights score no better than chance, a common mistake with own models."""
     classes = len(work.signature.labels)
     if _comes_trained(work) and score < _CHANCE / classes:
         told = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no better than chance"

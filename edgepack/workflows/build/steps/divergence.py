@@ -13,11 +13,11 @@ from edgepack.workflows.build.planning.keys import plugin_facts
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.workspace import Workspace
 
-_SEARCH = 3  # bump when the search would tell another sentence of the same file
+_SEARCH = 3  # bump when the search would give another sentence for the same file
 
 
 def where(work: Workspace, id: StepId) -> str:
-    """The sentence, or why that is not known: a verdict is no better for an error on the way."""
+    """Return where a file begins to differ, or why that is unknown: errors here do not change a verdict."""
     evaluation, exporter = work.done[id.of("evaluation")], work.done[id.of("artifact")].plugin
     ingredients = {"evaluation": evaluation.key, "exporter": plugin_facts(exporter), "version": _SEARCH}
     key = digest({"kind": "difference", **ingredients})
@@ -33,7 +33,7 @@ def where(work: Workspace, id: StepId) -> str:
 
 
 def search(work: Workspace, id: StepId, folder: Path) -> Json:
-    """As JSON, {"told": the sentence}."""
+    """Return the sentence as JSON, {"told": sentence}."""
     from edgepack.compress.training import numerics
     from edgepack.measure import divergence
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check(work: Workspace) -> None:
-    """Raises StageError or DeviceError with the stage or export that would fail."""
+    """Raises StageError or DeviceError naming the stage or export that would fail."""
     stages, variants = work.recipe.stages, [*work.planner.variants()]
     for stage, those in zip(stages, variants, strict=True):
         for variant in those if stage.config.needs_timing else ():
@@ -30,10 +30,10 @@ def check(work: Workspace) -> None:
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
     candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
     guarded("model, untrained", partial(_check_steady, candidate), work.store.root)
-    made = {"": [candidate]}  # by variant, the model and what each stage gave
+    made = {"": [candidate]}  # by variant, the model and the result of each stage
     names = numbered(stage.name for stage in stages)
     for stage, name, those in zip(stages, names, variants, strict=True):
-        # A stage may change what it is given, so two variants need one each.
+        # A stage may change its input, so each variant needs its own copy.
         before = {variant: made.get(variant) or [*made[""][:-1], made[""][-1].copy()] for variant in those}
         made = {each: [*given, _dry_run(work, stage, name, given[-1], each)] for each, given in before.items()}
     for variant, given in made.items():
@@ -41,7 +41,7 @@ def check(work: Workspace) -> None:
 
 
 def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
-    """The candidate after what the stage does to its structure."""
+    """Return the candidate after the structural changes of a stage."""
     if any(each.precision == "bf16" for each in stage.config.trainings):
         guarded(name, _check_bf16, work.store.root)
     dry_run = stage.module.dry_run
@@ -60,7 +60,7 @@ def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", 
 
 
 def untrained(work: Workspace) -> "Candidate":
-    """The recipe's model as its source makes it, without any weights that it starts from."""
+    """Return the recipe's model built from its source, without pretrained weights."""
     from edgepack.models.candidate import Candidate, Factory
     from edgepack.models.checks.finite import check_finite
 
@@ -72,7 +72,7 @@ def untrained(work: Workspace) -> "Candidate":
 
 
 def warn_of_saturation(work: Workspace) -> None:
-    """Weights of 8 bits lose accuracy where int8 products saturate: on the device, or on what stands in for it."""
+    """Warn if int8 products saturate, on the device or on this computer in its place: 8-bit weights lose accuracy."""
     used = any("int8_saturates" in stage.module.READS for stage in work.recipe.stages)
     if not used or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
         return
@@ -85,10 +85,10 @@ def warn_of_saturation(work: Workspace) -> None:
 
 
 def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[Choice]) -> None:
-    """Try the files of the last candidate, and those of the teacher, which is float and has other kernels. Only for
-    models of others: what edgepack itself makes of torchvision and transformers can be exported.
+    """Try to export the last candidate, and the teacher, which is float and uses other kernels. Only for models from a
+    user's code: those from torchvision and transformers can be exported.
 
-    `made` are the model and what each stage gave.
+    `made` are the model and the result of each stage.
     """
     teaching = takewhile(lambda stage: stage.module.MAKES_TEACHER, work.recipe.stages)
     teacher, last = made[len([*teaching])], made[-1]
@@ -105,7 +105,7 @@ def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[C
 
 
 def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Host) -> None:
-    """Raises StageError where it cannot be written, or this computer has its runtime and cannot run it."""
+    """Raises StageError if the file cannot be written, or this computer has its runtime and cannot run it."""
     from edgepack.measure import dry_run
 
     def progress(done: int, total: int) -> None:
@@ -125,7 +125,7 @@ def _runs_here(exporter: Choice, here: Host) -> bool:
 
 
 def _check_steady(candidate: "Candidate") -> None:
-    """Raises StageError for a model of others that answers otherwise each time it is called, or made again."""
+    """Raises StageError if a model from a user's code gives other outputs when called or built again."""
     from edgepack.models.candidate import rebuild
     from edgepack.models.checks import steady, trial
 

@@ -37,7 +37,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
         raise _refused(work, step.id, error) from error
     scored = EvaluationOutcome(score=work.task.score(found, split.targets.numpy()), rows=len(found))
     if step.id.subject != MODEL:
-        # What a model may lose is judged by the teacher's file: two that are wrong alike would pass.
+        # Accuracy budgets compare with the teacher's file: if both were wrong in the same way, the model would pass.
         named = f"the {artifact.format} file of the teacher"
         evaluate.check_same(work.task, found, _taught(work), named, evaluate.BROKEN_FLOAT)
         return scored
@@ -55,7 +55,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
 
 
 def _cases(logits: "Array") -> tuple[tuple[float, ...], ...]:
-    """As a bundle holds them; none of a file that answers NaN or Inf, which gets into no bundle."""
+    """Return logits as stored in a bundle; none if the file returned NaN or Inf, which is never bundled."""
     import numpy
 
     return tuple(map(tuple, logits.tolist())) if numpy.isfinite(logits).all() else ()
@@ -71,7 +71,7 @@ def _agreement(work: Workspace, found: "Array", other: StepId) -> evaluate.Agree
 
 
 def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
-    """Why the file that would ship is broken, or "": its outputs are kept, to find where that begins."""
+    """Return why the file that would ship is broken, or "". Its outputs are kept to find where they begin to differ."""
     reference = evaluate.load(work.entry(work.reference(artifact.format)).path / "logits.npy")
     try:
         evaluate.check_same(work.task, found, reference, f"the {artifact.format} file")
@@ -81,7 +81,7 @@ def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
 
 
 def _taught(work: Workspace) -> "Array":
-    """What the torch teacher answers on the test split."""
+    """Return the torch teacher's outputs on the test split."""
     if work.teacher_outputs is None:
         assert work.planner.teacher is not None, "a plan begins with the model, the first teacher"
         key = work.planner.teacher.key
@@ -97,7 +97,7 @@ def _taught(work: Workspace) -> "Array":
 
 
 def _refused(work: Workspace, id: StepId, error: RefusedError) -> EdgepackError:
-    """What to raise where a device refuses a file: the file is to blame if this computer refuses it too."""
+    """Return the error to raise if a device refuses a file: a StageError if this computer refuses it too."""
     export = work.done[id.of("artifact")]
     with closing(Host(Controls(threads=1))) as here:
         try:
@@ -109,7 +109,7 @@ def _refused(work: Workspace, id: StepId, error: RefusedError) -> EdgepackError:
 
 
 def check_files(work: Workspace) -> None:
-    """Raises StageError where a file failed as it ran, or is broken, after all others were evaluated."""
+    """Raises StageError if a file failed to run or is broken, after all others were evaluated."""
     for error in work.failed.values():
         raise error
     for id in [id for id in work.done if id.kind == "evaluation"]:
@@ -120,15 +120,15 @@ def check_files(work: Workspace) -> None:
 
 
 def _saturates_here(work: Workspace, id: StepId) -> bool:
-    """Whether this computer stands in for a device, and what its own products cut off says nothing of the file."""
+    """Return whether this computer replaces the device and saturates int8 products where the device does not."""
     artifact, _ = work.file(id)
     emulated = work.device.evidence.get("predict") != "measured"
     return emulated and work.int8_differs(artifact.runtime, work.session.facts)
 
 
 def answers(work: Workspace, id: StepId) -> AnswersOutcome:
-    """What a file answers to the samples of the bundle on one thread of this computer, or why it cannot. So a bundle is
-    the same whether its device was there or not.
+    """Return a file's outputs for the bundle's samples, on one thread of this computer, or why it cannot run. Thus the
+    bundle does not depend on whether the device was available.
     """
     with closing(Host(Controls(threads=1))) as here:
         artifact, _ = work.file(id)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
-    """Its logits, and a few samples for the bundle's self-test."""
+    """Compute the logits, and save a few samples for the bundle's self-test."""
     import numpy
 
     found = logits(work.candidate(work.candidate_of(step.ingredients["parent"])), work.data.test)
@@ -34,7 +34,7 @@ def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
 
 
 def logits(candidate: "Candidate", split: "Split") -> "Array":
-    """What the torch model answers. Raises StageError where that is not finite."""
+    """Return the torch model's outputs. Raises StageError if they are not finite."""
     from edgepack.compress.training import evaluation
     from edgepack.measure import divergence
     from edgepack.models.checks import finite

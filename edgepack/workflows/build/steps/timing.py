@@ -34,12 +34,12 @@ def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
 
     run, evidence = work.session.run, work.device.evidence
     model, teacher = protocol.time_in_turns(run, jobs, before, decided, _progress(work, runtime))
-    memory = protocol.peaks(run, evidence, jobs[0])  # nobody budgets that of a teacher
+    memory = protocol.peaks(run, evidence, jobs[0])  # no budget is for a teacher's memory
     return TimingOutcome(model=Timed(answers=model, memory=memory), teacher=Timed(answers=teacher))
 
 
 def _estimated(work: Workspace, jobs: list[Json]) -> TimingOutcome:
-    """What nobody can work out, today or tomorrow, is no error: all else goes on."""
+    """Return an estimate; if none is possible, that is not an error and the build continues."""
     found, whys = [], []
     for job in jobs:
         try:
@@ -52,7 +52,7 @@ def _estimated(work: Workspace, jobs: list[Json]) -> TimingOutcome:
 
 
 def _before(work: Workspace, step: Step) -> tuple[Answers, Answers]:
-    """What was taken of both before, where more will do; as many as ever are taken did not decide: then afresh."""
+    """Return earlier timings of both files if more runs may decide; after the maximum number of runs, start afresh."""
     known = TimingOutcome.read(step.entry) if step.entry and not work.planner.remeasure else TimingOutcome()
     model, teacher = known.model.answers, known.teacher.answers
     kept = all(map(work.planner.protocol.kept, (model, teacher))) and len(model) == len(teacher) < protocol.MOST

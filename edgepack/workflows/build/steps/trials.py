@@ -14,21 +14,21 @@ from edgepack.workflows.build.workspace import Workspace
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-_PROCESSES = 3  # that time one model
+_PROCESSES = 3  # processes that time one model
 _KEPT = 2  # files
 
 
 class Trials:
-    """What stages are given to decide by measuring."""
+    """Measures candidates for stages that decide by measuring."""
 
     def __init__(self, work: Workspace, variant: str = "") -> None:
-        """Of the files that would be made of a candidate of this variant: a quantizer, where the files want several."""
+        """Measure files of this variant: a quantizer, if the files need several, or ""."""
         self.work = work
         self.exporters = work.planner.exporters_of(variant)
-        self.written: dict[int, tuple[Any, bytes]] = {}  # by the id of a module that is held as long, the newest last
+        self.written: dict[int, tuple[Any, bytes]] = {}  # by id() of a module that is kept alive here; newest last
 
     def latency(self, candidate: "Candidate") -> float:
-        """The time of one inference on the device, of the first such format: the median of three processes, ms."""
+        """Return the latency on the device in the first format: the median of three processes, in ms."""
         exporter = self.exporters[0]
         check_timed(self.work, exporter)
         content = self._first_file(candidate)
@@ -40,13 +40,13 @@ class Trials:
         return median(timings(answers)["latency.p50"])
 
     def size(self, candidate: "Candidate") -> float:
-        """Bytes of the largest file that the recipe's formats make of it: the one that a size budget would fail."""
+        """Return the bytes of the largest file among the recipe's formats: the one that would miss a size budget."""
         others = (len(_written(exporter, candidate)) for exporter in self.exporters[1:])
         return max([len(self._first_file(candidate)), *others])
 
     def _first_file(self, candidate: "Candidate") -> bytes:
-        """Its file of the first format. Those of two exported programs are kept, which nothing changes any more: they
-        are timed in turns, and lowering one takes longer than timing it.
+        """Return the file in the first format. Files of the last two exported programs are cached: these do not change,
+        they are timed in alternating runs, and lowering takes longer than timing.
         """
         exporter = self.exporters[0]
         if candidate.form == "eager":
@@ -57,7 +57,7 @@ class Trials:
 
 
 def check_timed(work: Workspace, exporter: Choice) -> None:
-    """Raises DeviceError or StageError where a stage cannot time what it tries."""
+    """Raises DeviceError or StageError if a stage cannot time its trials."""
     if work.device.evidence.get("time") != "measured":
         why = work.session.absent or f"the timings of {work.device.name} are not measured"
         raise DeviceError(f"a stage needs timings to decide: {why}", "attach the device")
@@ -66,7 +66,7 @@ def check_timed(work: Workspace, exporter: Choice) -> None:
 
 
 def _written(exporter: Choice, candidate: "Candidate") -> bytes:
-    """What the exporter makes of it."""
+    """Return the exported file as bytes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"trial{contract.suffix(exporter)}"
         contract.write(candidate, exporter, path)
