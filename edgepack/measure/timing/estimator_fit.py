@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PRIOR = 0.1  # penalty for a figure that is e times its start value, in units of an estimate that is e times off
 _UNLIKE = 0.3  # larger errors count linearly, not squared: no single model decides
-_DIGITS = 3  # of a figure
+_DIGITS = 3  # significant digits of a figure
 _CACHES = tuple(0.25e6 * 2**power for power in range(7))  # bytes: 250 kB to 16 MB
 _RATES = tuple(Rates.model_fields)
 _NAMES = (*(f"{dtype} {kind}" for dtype in ("fp32", "int8") for kind in _RATES), "portable")

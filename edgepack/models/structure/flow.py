@@ -134,7 +134,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         """Replace each label by the one that represents all that belong together."""
         return torch.where(labels > 0, self.parents[labels.clamp(min=0).long()].float(), labels)
 
-    # What layers have
+    # Slots of layers
 
     def _register(self, name: str, layer: nn.Module) -> None:
         own = {key: each for key, each in (*layer._parameters.items(), *layer._buffers.items()) if each is not None}
@@ -199,7 +199,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             for hook in hooks:
                 hook.remove()
 
-    # What operators do
+    # Labels of operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -23,8 +23,8 @@ class Edit(Frozen):
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
     resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
     resize          ... of a parameter in no layer, its length      {"gamma": 40}
-    drop            the block passes on what it is given            {}
-    zeros           the zeros among the weights are there to stay   {}
+    drop            the block returns its first input               {}
+    zeros           weights that are zero stay zero in training     {}
     """
 
     op: Literal["resize", "split", "split_spatial", "drop", "zeros"]

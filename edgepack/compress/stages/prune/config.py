@@ -10,7 +10,7 @@ from edgepack.compress.training.recovery import Recovery
 from edgepack.config.plugins import Named
 from edgepack.core.units import SHARE, Share
 
-_OF_ENCODERS = ("heads", "ffn", "layers")  # settings
+_OF_ENCODERS = ("heads", "ffn", "layers")  # settings for encoders only
 
 
 class Config(StageConfig):
