@@ -46,7 +46,7 @@ _MARGIN = 1.2  # times as many runs as the pace so far requires
 _PAUSE = 5.0  # seconds between two temperature checks
 _UNCHECKED = "onnxruntime_perf_test writes no outputs, so outputs on the phone were not checked: check them in the app"
 
-# What a timing depends on, and what `match` can name. Serial numbers are properties too: only these are kept.
+# What a timing depends on, and what `match` can name. No other properties are kept: serial numbers are among them.
 _PROPERTIES = (
     "ro.product.manufacturer",
     "ro.product.model",
