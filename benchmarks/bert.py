@@ -74,7 +74,7 @@ def _peers(teacher: Candidate, folder: Path) -> dict[str, Path]:
 
 
 def _timed(files: dict[str, Path]) -> dict[tuple[str, int], float]:
-    """Milliseconds by name and threads."""
+    """Return milliseconds by name and number of threads."""
     found: dict[tuple[str, int], list[float]] = {(name, threads): [] for name in files for threads in _THREADS}
     for number in range(_ROUNDS):
         print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)

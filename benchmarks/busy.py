@@ -57,7 +57,7 @@ def main() -> None:
     asked = arguments.parse_args()
     at_start = idle.checked(asked.busy)
     taken: dict[tuple[str, str], list[float]] = {(how, what): [] for how in _THREADS for what in _BESIDE}
-    _seconds(asked.epochs, "sleep", "nothing")  # what is compiled and read for the first time
+    _seconds(asked.epochs, "sleep", "nothing")  # warm-up: files that are compiled and read for the first time
     for _ in range(asked.rounds):
         for (how, what), seconds in taken.items():
             seconds.append(_seconds(asked.epochs, how, what))
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _seconds(epochs: int, how: str, what: str) -> float:
-    """What one build from nothing takes."""
+    """Return the duration of one build from nothing."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "EDGEPACK_"))}
     with TemporaryDirectory() as folder, _beside(_BESIDE[what]):
         for name, text in (("recipes/small.yaml", _RECIPE.format(epochs=epochs)), ("devices/untimed.yaml", _DEVICE)):

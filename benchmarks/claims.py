@@ -37,22 +37,22 @@ from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate, Factory
 
 _SEEDS = (0, 1, 2)
-_ROUNDS = 5  # fresh processes a file
+_ROUNDS = 5  # fresh processes per file
 _DATA = {"fashion_mnist": {"samples": 6_000}}
 _MODEL = {"torchvision": "resnet18", "width": "50 %"}
 _EPOCHS = 6
-_NOISE = 0.3  # points of accuracy below which two ways are called equal
+_NOISE = 0.3  # a smaller difference in accuracy, in points, counts as none
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One variant: what it is called, its model for each seed, and what was measured of it."""
+    """One variant: its name, its model for each seed, and its measurements."""
 
     name: str
     candidates: tuple[Candidate, ...]
     trained: bool = True
-    accuracy: tuple[float, ...] = ()  # of each seed, percent
+    accuracy: tuple[float, ...] = ()  # for each seed, in per cent
     latency: float = 0.0  # ms
     bytes: int = 0
 
@@ -65,13 +65,13 @@ class Outcome:
     because: str
 
 
-# A claim first makes its variants, is then sent what was measured of them, and judges.
+# A claim makes its variants, receives their measurements, and decides.
 Trial = Generator[tuple[Made, ...], tuple[Made, ...], Outcome]
 
 
 @dataclass(frozen=True)
 class Lab:
-    """The data, and the models made so far: several claims begin with the same."""
+    """The data, and the models made so far: several claims share their first steps."""
 
     source: Choice
     data: Data
@@ -108,7 +108,7 @@ class Lab:
         return done
 
     def route(self, seed: int, *steps: tuple[str, Json]) -> Candidate:
-        """The teacher of this seed, trained first, through some stages; a copy that may be changed."""
+        """Train this seed's teacher, then run some stages; return a copy that may be changed."""
         key = json.dumps([seed, steps])
         if key not in self.known:
             if steps:
@@ -123,7 +123,7 @@ class Lab:
         return Made(name=name, candidates=tuple(self.route(seed, *steps) for seed in _SEEDS))
 
     def measured(self, *made: Made) -> tuple[Made, ...]:
-        """Each exported, timed in turn with the others, and evaluated on the test split if it was trained."""
+        """Export each variant, time all alternately, and evaluate the trained ones on the test split."""
         with TemporaryDirectory() as folder:
             files = {each.name: list(_exported(each, Path(folder, str(i)))) for i, each in enumerate(made)}
             samples: dict[str, list[float]] = {each.name: [] for each in made}
@@ -189,7 +189,7 @@ def iterative_beats_one_shot(lab: Lab) -> Trial:
 
 
 def progressive_beats_single(lab: Lab) -> Trial:
-    """As many epochs in all: three students of four epochs, or one of twelve."""
+    """Compare equal numbers of epochs: three students of four epochs, or one of twelve."""
     small = {"compression": 30, "learning_rate": 2e-3}
     made = yield (
         lab.variant("no assistant, 12 epochs", ("distill", {**small, "progressive": 0, "epochs": 12})),
@@ -199,7 +199,7 @@ def progressive_beats_single(lab: Lab) -> Trial:
 
 
 def half_rank_saves_nothing(lab: Lab) -> Trial:
-    """Square layers, split by hand at half their rank: a stage of edgepack would refuse to."""
+    """Split square layers at half their rank by hand: edgepack's stage would refuse."""
     from edgepack.models.structure.surgery import split
 
     square = [nn.Linear(512, 512) for _ in range(2)]

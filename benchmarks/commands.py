@@ -23,7 +23,7 @@ from edgepack.core.units import DURATION
 _PAGE = Path(__file__).with_suffix(".md")
 _BUILT = Path("dist/quickstart")
 _RUNS = 11
-_VERDICTS = (0, 1, 3)  # whatever the budgets came to, the command did its work
+_VERDICTS = (0, 1, 3)  # the command did its work, whatever the verdicts
 _HEAD = f"""# How long commands take
 
 On the build of `recipes/quickstart.yaml`, each a fresh process: the median of {_RUNS} runs after one that is not
@@ -36,7 +36,7 @@ counted.
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What is run in a folder with the build in `dist/`, and the seconds that its median may take, if that is said."""
+    """A command for a folder with the build in `dist/`, and the limit of its median in seconds, if there is one."""
 
     words: str
     limit: float | None = None
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _run(words: str, dist: Path) -> str:
-    """What the command prints. Ends the program when it did not do its work."""
+    """Return what the command prints. Exits if it did not do its work."""
     environment = {**os.environ, "EDGEPACK_DIST": str(dist), "EDGEPACK_HISTORY": str(dist / "history.jsonl")}
     command = [sys.executable, "-m", "edgepack", *words.format(dist=dist).split()]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -80,7 +80,7 @@ _MODELS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One file: what it takes and what was estimated, in milliseconds."""
+    """One file: measured and estimated milliseconds."""
 
     model: str
     runtime: str
@@ -98,7 +98,7 @@ class Row:
 
 
 def _exported(name: str, device: Device, folder: Path) -> dict[tuple[str, str], Path]:
-    """The files of a model, or those that an earlier call kept."""
+    """Return the files of a model, exported now or kept from an earlier call."""
     home = folder / name
     known = home / "files.json"
     if not known.exists():
@@ -109,7 +109,7 @@ def _exported(name: str, device: Device, folder: Path) -> dict[tuple[str, str], 
 
 
 def _export(folder: Path) -> None:
-    """The files of every model, as many models at once as there are cores: nothing is timed yet."""
+    """Export every model, as many at once as there are cores: nothing is timed yet."""
     with ProcessPoolExecutor(provenance.threads(), mp_context=get_context("spawn")) as pool:
         list(pool.map(_exported_apart, _MODELS, repeat(folder)))
 
@@ -127,7 +127,7 @@ def _told(event: Event) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """`figures` were fitted to the small nets alone; `models` are the samples of the models, by runtime."""
+    """`figures` were fitted to the small nets only; `models` are the samples of the models, by runtime."""
 
     rows: list[Row]
     figures: Analytic
@@ -213,7 +213,7 @@ def _left_out(samples: dict[str, list[Sample]]) -> float:
 
 
 def _ordered(rows: Sequence[Row]) -> float:
-    """The share of pairs of models of which the estimates say rightly which is faster."""
+    """Return the share of model pairs for which the estimates say correctly which is faster."""
     pairs = [(a, b) for i, a in enumerate(rows) for b in rows[:i]]
     return statistics.fmean((a.measured > b.measured) == (a.estimated > b.estimated) for a, b in pairs)
 

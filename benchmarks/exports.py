@@ -52,7 +52,7 @@ _OURS = "edgepack, int8"
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that everyone exports: what it is trained on, and how."""
+    """A model that every tool exports: its training data and how it is trained."""
 
     name: str
     task: str
@@ -66,8 +66,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Made:
-    """The files of one model by name, and what was found of them: bytes of tensors in ours, milliseconds of each round,
-    logits, and which samples they get right.
+    """The files of one model by name, and their results: bytes of tensors in ours, milliseconds per round, logits, and
+    which samples are correct.
     """
 
     contender: Contender
@@ -84,7 +84,7 @@ class Made:
         return statistics.median(self.rounds[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """How many times as long as the other one it takes."""
+        """Return its time as a multiple of the other's."""
         return statistics.median(mine / its for mine, its in zip(self.rounds[name], self.rounds[other], strict=True))
 
 
@@ -103,7 +103,7 @@ _CONTENDERS = (
 
 
 def _data(text: bool) -> tuple[Signature, Data]:
-    """Pictures have three channels here, as most nets are fed."""
+    """Return the data; images have three channels here, as most models expect."""
     config = (
         {"tokenizer": "all-MiniLM-L6-v2", "max_length": 128, "windows": 4} if text else {"size": 64, "samples": 20_000}
     )
@@ -137,7 +137,7 @@ def _trained(contender: Contender, folder: Path, signature: Signature, context: 
 def _files(
     contender: Contender, teacher: Candidate, folder: Path, context: Context
 ) -> tuple[dict[str, Path], dict[str, int]]:
-    """By who made them, a colon and the runtime; and of ours, how many bytes of tensors are in them."""
+    """Return the files by tool, a colon and the runtime; and for ours, how many bytes of tensors they contain."""
     calibration = context.data.train.first(_CALIBRATION)
     made = {
         **of_executorch(teacher, folder, calibration, text=contender.text),
@@ -157,7 +157,7 @@ def _files(
 
 
 def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
-    """Milliseconds by name, one a round."""
+    """Return milliseconds by name, one per round."""
     found: dict[str, list[float]] = {name: [] for name in files}
     with closing(processes.Host(Controls(threads=1))) as here:
         for number in range(_ROUNDS):
@@ -174,7 +174,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:
-    """By name the logits for the whole split."""
+    """Return the logits of the whole split by name."""
     found = {}
     for name, path in files.items():
         known = folder / f"answers-{file_digest(path)[:16]}.npy"
@@ -213,7 +213,7 @@ def _log_shares(logits: Any) -> Any:
 
 
 def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
-    """What was to be reached, what was, and whether that is enough."""
+    """Yield each goal, the figure, and whether it is met."""
     for runtime, slowest in (("onnxruntime", 1.02), ("executorch", 1.0)):
         yield from _beside_peers(made, runtime, slowest)
     if made.contender.name == "ResNet-18":
@@ -229,7 +229,7 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
 
 
 def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[str, str, str]]:
-    """Time against the fastest file of anyone else, and accuracy against that file's, sample by sample."""
+    """Compare time with the fastest file of any other tool, and accuracy with that file's, sample by sample."""
     ours = f"{_OURS}: {runtime}"
     peers = [name for name in made.files if _runtime(name) == runtime and not name.startswith("edgepack")]
     best = min(peers, key=made.time)
@@ -248,7 +248,7 @@ def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[st
 
 
 def _noise(differences: Any) -> float:
-    """How far a mean of so many samples may be from that of all there could be, 95 times in a hundred."""
+    """Return the half-width of a 95 % confidence interval of the mean."""
     return float(1.96 * differences.std() / len(differences) ** 0.5)
 
 
@@ -302,7 +302,7 @@ def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]
 
 
 def _before(page: Path) -> dict[str, list[str]]:
-    """The sections of the page as it was, by model."""
+    """Return the sections of the existing page, by model."""
     parts = page.read_text().split("## ")[1:] if page.exists() else []
     return {part.splitlines()[0]: f"## {part}".partition("Command: ")[0].splitlines() for part in parts}
 
@@ -321,7 +321,7 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         for each in (each for each in _CONTENDERS if each.name in given.models):
             sections[each.name] = _compared(each, (given.keep or Path(temporary)) / each.name, given.train)
-            if not given.train:  # after each: a killed run keeps what it found
+            if not given.train:  # after each model: a killed run keeps its results
                 page.write_text(_page([sections[name] for name in names if name in sections]))
 
 

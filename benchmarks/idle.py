@@ -4,13 +4,13 @@ import sys
 import time
 from pathlib import Path
 
-_SECONDS = 3.0  # that are looked at
-_MOST = 0.1  # share of all cores; the load of the last minute would still tell of the benchmark before
+_SECONDS = 3.0  # time to observe
+_MOST = 0.1  # share of all cores; the load average would still include the benchmark before
 
 
 def checked(busy: bool) -> str:
-    """What other programs took just before the start, for the page. Ends the program where that is much, unless the
-    computer may be `busy`.
+    """Return the load by other programs just before the start, for the page. Exits if it is high, unless the computer
+    may be `busy`.
     """
     share = _share()
     told = f"{share:.0%} busy with other things at the start"
@@ -24,7 +24,7 @@ def checked(busy: bool) -> str:
 
 
 def _share() -> float:
-    """Of what all cores could do. What a hypervisor gives to others counts too."""
+    """Return the share of all cores' time that is used. Time that a hypervisor gives to others counts too."""
     before = _ticks()
     time.sleep(_SECONDS)
     idle, whole = (after - earlier for after, earlier in zip(_ticks(), before, strict=True))
@@ -32,6 +32,6 @@ def _share() -> float:
 
 
 def _ticks() -> tuple[int, int]:
-    """Idle and all ticks of all cores so far."""
+    """Return idle and total ticks of all cores so far."""
     user, nice, system, idle, waiting, *others = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return idle + waiting, user + nice + system + idle + waiting + sum(others)

@@ -65,11 +65,11 @@ budgets: {size: 10 MB}
 _START, _END = "start", "verdict, bundle, reports"  # the phases before the first step, and after the last
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}
-_LIMIT = 15.0  # seconds that a build may take to end once it is asked to
-_PAST = Path("dist/history.jsonl")  # written when a build is over, and no earlier
-_TWICE = 0.1  # share of stops that are two signals, one right after the other
+_LIMIT = 15.0  # seconds within which a build must end after a signal
+_PAST = Path("dist/history.jsonl")  # written only when a build is over
+_TWICE = 0.1  # share of stops with two signals, one right after the other
 _FRESH = 0.12  # share of builds that are fresh processes
-_FLOOR = 0.5  # seconds that every phase counts for at least, as a moment is chosen
+_FLOOR = 0.5  # seconds added to each phase's duration when a phase is chosen
 _COMMAND = ["edgepack", "build", "net", "--json", "--store", "store"]
 _ERRORS = "errors.log"
 _PAGE = Path(__file__).with_suffix(".md")
@@ -77,7 +77,7 @@ _PAGE = Path(__file__).with_suffix(".md")
 
 @dataclass(kw_only=True)
 class Stop:
-    """One signal, and all that was found wrong after it."""
+    """One signal, and all problems found after it."""
 
     chain: int
     phase: str
@@ -85,13 +85,13 @@ class Stop:
     fresh: bool
     code: int
     seconds: float
-    late: bool = False  # its exit code was known before the signal came
+    late: bool = False  # its exit code was settled before the signal came
     wrong: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Undisturbed:
-    """Builds that nobody stopped: their bundle, and how long each phase took, in order, in a fresh process and not."""
+    """Uninterrupted builds: their bundle, and the duration of each phase, in order, in a fresh process and a fork."""
 
     sha256: str
     phases: dict[bool, dict[str, float]]
@@ -102,7 +102,7 @@ class Undisturbed:
 
 
 class Run:
-    """A build in the current folder, its events, and the processes that belong to it."""
+    """A build in the current folder, its events, and its processes."""
 
     def __init__(self, *, fresh: bool) -> None:
         self.token, self.events = uuid4().hex, [("", "", time.monotonic())]
@@ -115,7 +115,7 @@ class Run:
         Thread(target=self._listen, args=(read,), daemon=True).start()
 
     def _become(self, write: int, fresh: bool) -> NoReturn:
-        """In the new process: the command, its events on `write`."""
+        """Become the command in the new process, with events on `write`."""
         try:
             os.dup2(write, 1)
             os.dup2(os.open(_ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
@@ -130,15 +130,15 @@ class Run:
         except SystemExit as end:
             os._exit(int(end.code or 0))
         finally:
-            os._exit(99)  # neither more of the campaign, nor its tidying, in this process
+            os._exit(99)  # neither campaign nor clean-up code may run in this process
 
     def _listen(self, read: int) -> None:
-        """Note when each event came, whoever waits for it."""
+        """Note when each event came, whether or not anybody waits for it."""
         try:
             with os.fdopen(read) as lines:
                 for line in lines:
                     if not line.endswith("\n"):
-                        break  # it was killed in the midst of a line
+                        break  # it was killed while writing a line
                     event = json.loads(line)
                     self.events.append((event["event"], event["name"], time.monotonic()))
                     self.told.put((event["event"], event["name"]))
@@ -146,10 +146,10 @@ class Run:
             self.told.put(None)
 
     def tell(self) -> Iterator[tuple[str, str]]:
-        """Each event and its step, as they come."""
+        """Yield each event and its step, as they come."""
         while (told := self.told.get()) is not None:
             yield told
-        self.told.put(None)  # for whoever asks again
+        self.told.put(None)  # for later callers
 
     def until(self, phase: str, last: str) -> None:
         """Wait for a phase to begin, or for the end of the process."""
@@ -166,7 +166,7 @@ class Run:
         return [name for told, name, _ in self.events if told == event]
 
     def strays(self) -> list[int]:
-        """Its processes that are left, after a moment."""
+        """Return its remaining processes, after a moment."""
         end = time.monotonic() + 3
         while (left := self._own()) and time.monotonic() < end:
             time.sleep(0.1)
@@ -188,7 +188,7 @@ def main() -> None:
     arguments.add_argument("--folder", type=Path, help="where to work, and to go on")
     arguments.add_argument("--seed", type=int, default=0)
     asked = arguments.parse_args()
-    # One thread: a fork of a process that has run OpenMP's threads would wait for them for ever.
+    # One thread: a fork of a process that has run OpenMP threads would wait for them for ever.
     os.environ.update(OMP_NUM_THREADS="1", EDGEPACK_THREADS="1")
     folder = (asked.folder or Path(mkdtemp(prefix="edgepack-interrupts-"))).resolve()
     for name, text in _FILES.items():
@@ -211,7 +211,7 @@ def main() -> None:
 
 
 def _undisturbed() -> Undisturbed:
-    """A build here, so that all is imported and compiled, then one in a fresh process, and one in a fork."""
+    """Build once here, so that all is imported and compiled, then once in a fresh process, and once in a fork."""
     recipe = load_recipe("net")
     build(recipe, load_device(recipe.device), Store("store"), dist="dist")
     phases = {}
@@ -232,16 +232,16 @@ def _phases(run: Run) -> dict[str, float]:
 
 
 def _chain(number: int, undisturbed: Undisturbed, random: random.Random) -> list[Stop]:
-    """Stops of one build, each in what the one before has left of it, until nothing is left."""
+    """Stop one build again and again, each time where the one before left it, until nothing is left to do."""
     shutil.rmtree("store")
-    if random.random() < 0.5:  # else there is the bundle of a build before
+    if random.random() < 0.5:  # otherwise the bundle of an earlier build stays
         shutil.rmtree("dist")
     stops: list[Stop] = []
     left = undisturbed.names
     while len(left) > 1:
         fresh = random.random() < _FRESH
         weights = [undisturbed.phases[fresh][phase] + _FLOOR for phase in left]
-        phase = min(random.choices(left, weights, k=2), key=left.index)  # early ones leave more to be stopped again
+        phase = min(random.choices(left, weights, k=2), key=left.index)  # early ones leave more to stop again
         stop, finished = _stop(number, phase, fresh, undisturbed, random)
         stops.append(stop)
         if again := finished - {*left}:
@@ -262,8 +262,8 @@ def _stop(
     run = Run(fresh=fresh)
     run.until(phase, undisturbed.names[-2])
     time.sleep(random.random() * undisturbed.phases[fresh][phase])
-    over = os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None  # faster than was measured
-    # Its exit code was settled before the signal came: until then a signal has to end it with 130.
+    over = os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None  # faster than measured
+    # The exit code was settled before the signal came: otherwise a signal must end it with 130.
     settled = over or _told() != before
     sent = time.monotonic()
     for _ in range(1 + twice):
@@ -290,12 +290,12 @@ def _stop(
 
 
 def _told() -> int:
-    """How much is told of builds that are over."""
+    """Return the size of the history of finished builds."""
     return _PAST.stat().st_size if _PAST.exists() else 0
 
 
 def _finished(undisturbed: Undisturbed) -> Iterator[str]:
-    """What is wrong once the build has come to its end."""
+    """Yield what is wrong after the build has finished."""
     if code := Run(fresh=False).end():
         yield f"the build that went on ended with {code}"
         return

@@ -92,7 +92,7 @@ def _row(name: str, make: Make, inputs: torch.Tensor) -> str:
 
 
 def in_turns(steps: Sequence[Callable[[], None]]) -> tuple[float, list[float]]:
-    """Seconds that the first takes, and what each takes in times of the first: medians of rounds."""
+    """Return the first step's seconds, and each step's time as a multiple of the first's: medians of rounds."""
     for step in steps:
         step()
     rounds = [[_time(step) for step in steps] for _ in range(ROUNDS)]

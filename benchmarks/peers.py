@@ -43,7 +43,7 @@ def of_onnx(teacher: Candidate, folder: Path, calibration: Split, *, text: bool)
 
 
 class _Reader:
-    """What onnxruntime asks for calibration samples, one at a time."""
+    """Gives onnxruntime its calibration samples, one at a time."""
 
     def __init__(self, names: list[str], samples: Split) -> None:
         self.feeds = _feeds(names, samples)
@@ -68,7 +68,7 @@ onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(
 
 
 def _of_nncf(plain: Path, names: list[str], folder: Path, calibration: Split, *, text: bool) -> dict[str, Path]:
-    """Nothing where NNCF does not install or fails; what it said is shown."""
+    """Quantize with NNCF. Return nothing where it cannot be installed or fails; its message is shown."""
     home, samples, target = folder.parent / "nncf", folder / "samples.npz", folder / "nncf.onnx"
     python = home / "bin" / "python"
     if not python.exists():

@@ -39,9 +39,9 @@ _PAGE = Path(__file__).with_suffix(".md")
 _FORMATS = ("onnx", "executorch")
 _TURNS, _RUNS = 10, 300
 _APART, _HEADROOM, _SECONDS, _OVERHEAD = 0.03, 0.05, 45.0, 0.02  # the goals
-_CLOSE = [0.0025 * step for step in range(-12, 13)]  # limits among which some lie within any interval there is
-_RIGHT = ("pass", "fail")  # of a limit above and of one below
-_JUDGED = (0, 1, 3)  # exit codes of a file that was timed, whatever came of its budgets
+_CLOSE = [0.0025 * step for step in range(-12, 13)]  # limits close enough that any interval contains some of them
+_RIGHT = ("pass", "fail")  # expected verdicts for a limit above and one below
+_JUDGED = (0, 1, 3)  # exit codes after timing, whatever the verdicts
 _HEAD = f"""# How far timings of one computer can be trusted
 
 MobileNetV2 in fp32 on pictures of 96 x 96, with the weights it is born with, timed on one thread
@@ -52,7 +52,7 @@ MobileNetV2 in fp32 on pictures of 96 x 96, with the weights it is born with, ti
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What one `edgepack bench` found: median in milliseconds, one outcome a budget; and how long it took."""
+    """The result of one `edgepack bench`: median in milliseconds, one verdict per budget, and its duration."""
 
     median: float
     processes: int
@@ -62,7 +62,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One file: without a budget, then twice with the same ones."""
+    """One file: one run without a budget, then two with the same budgets."""
 
     file: str
     free: Bench
@@ -124,7 +124,7 @@ def _bench(file: Path, limits: Sequence[float]) -> Bench:
 
 
 def page(rows: Sequence[Row], slowest: str, longest: Bench, overhead: float, load: str) -> str:
-    """`longest` is of the file `slowest`, with budgets that are not decided."""
+    """Write the page. `longest` is the result for the file `slowest`, with budgets that stay undecided."""
     return "\n".join(
         [
             _HEAD,
@@ -198,7 +198,7 @@ def _cost(bench: Bench) -> tuple[str, str]:
 
 
 def _overhead(file: Path) -> float:
-    """Share of its time that the worker's loop adds: whole loops against whole loops, in turns."""
+    """Return the share of time that the worker's loop adds: whole loops of both kinds, alternately."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     runtime = onnx_runtime.Runtime()
@@ -214,7 +214,7 @@ def _overhead(file: Path) -> float:
         modes.repeat(runtime, bound, seconds=0.0, least=_RUNS, most=_RUNS, most_seconds=60.0)
 
     shares = [_seconds(ours) / _seconds(bare) for _ in range(_TURNS + 1)]
-    shares += [1 / (_seconds(bare) / _seconds(ours)) for _ in range(_TURNS)]  # the other one first
+    shares += [1 / (_seconds(bare) / _seconds(ours)) for _ in range(_TURNS)]  # in the opposite order
     os.sched_setaffinity(0, cores)
     return statistics.median(shares[1:]) - 1
 

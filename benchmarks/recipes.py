@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "torch-pruning", "torchao", "executorch", "onnxruntime")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One build: how long it took, the largest process of it in bytes, what it found, and whether it made all of it."""
+    """One build: its duration, the peak bytes of its largest process, its results, and whether it ran every step."""
 
     seconds: float
     peak: int
@@ -44,7 +44,7 @@ def build(recipe: str, folder: Path, store: str | None) -> Run:
         process = subprocess.Popen([*command, "--dist", str(folder / "dist")], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     result = Build.read(folder / "dist" / recipe / "build.json")
-    if os.waitstatus_to_exitcode(status) not in (0, 1, 3):  # a budget that failed is a finding, not a failure
+    if os.waitstatus_to_exitcode(status) not in (0, 1, 3):  # a failed budget is a result, not an error
         sys.exit(f"{recipe} failed: {result.error}\n{(folder / 'log').read_text()[-2000:]}")
     return Run(seconds=time.monotonic() - started, peak=usage.ru_maxrss * 1024, build=result, whole=store is None)
 
@@ -77,7 +77,7 @@ def _value(build: Build, metric: str, artifact: str) -> float:
 
 
 def _agreement(build: Build, artifact: str) -> str:
-    """Of a file with the first one; "" of that itself."""
+    """Return the agreement of a file with the first one; "" for the first itself."""
     found = build.find("parity.runtimes", artifact)
     return SHARE.format(found.value) if found else ""
 
@@ -94,7 +94,7 @@ def _about(recipe: str, run: Run) -> str:
 
 
 def _page(runs: dict[str, Run], before: list[str]) -> str:
-    """`before` are the lines of the page as it was: those of other recipes stay."""
+    """Write the page. `before` are the lines of the existing page: those of other recipes stay."""
     rows = {recipe: _rows(recipe, run) for recipe, run in runs.items()}
     about = {recipe: [_about(recipe, run)] for recipe, run in runs.items()}
     for recipe in set(_RECIPES) - set(runs):
@@ -132,7 +132,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             runs[recipe] = build(recipe, Path(folder), given.store)
         print(_about(recipe, runs[recipe]), file=sys.stderr, flush=True)
-        page.write_text(_page(runs, before))  # after each: a killed run keeps what it found
+        page.write_text(_page(runs, before))  # after each recipe: a killed run keeps its results
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def unsound_store() -> Iterator[str]:
 
 
 def unsound_dist(undisturbed: str) -> Iterator[str]:
-    """What would make somebody believe in a build that was stopped; `undisturbed` is the sha256 of the right bundle."""
+    """Yield what would make a stopped build look finished; `undisturbed` is the sha256 of the right bundle."""
     file, zip = Path("dist/net/build.json"), Path("dist/net/net.zip")
     try:
         told = Build.read(file) if file.exists() else None

@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 
-Latency = Callable[["Candidate"], float]  # the median of one inference of its exported file on the device, ms
-Size = Callable[["Candidate"], float]  # of its largest exported file, bytes
+Latency = Callable[["Candidate"], float]  # median latency of one inference of its exported file on the device, in ms
+Size = Callable[["Candidate"], float]  # bytes of its largest exported file
 
 Precision = Literal["fp32", "bf16"]
 
 
 class StageConfig(Frozen):
-    """Base of every stage's settings. A stage overrides the properties that differ from their defaults."""
+    """Base class of a stage's settings. A stage overrides the properties that differ from the defaults."""
 
     @property
     def needs_timing(self) -> bool:
-        """Whether what the stage does depends on timings taken on the device."""
+        """Return whether the stage's work depends on timings taken on the device."""
         return False
 
     @property
     def budgets_used(self) -> tuple[str, ...]:
-        """Metrics whose budgets what the stage does depends on."""
+        """Return the metrics whose budgets the stage's work depends on."""
         return ()
 
     @property
     def trainings(self) -> "tuple[Training, ...]":
-        """The settings of the trainings that the stage does."""
+        """Return the settings of the trainings that the stage runs."""
         return ()
 
 
 class Training(StageConfig):
-    """The settings of a training: base of those of a stage that trains, or of one that recovers after its cuts."""
+    """Settings of a training: base class for a stage that trains, or that trains to recover after a cut."""
 
     epochs: int = Field(ge=0, le=10_000, description="epochs")
     learning_rate: float = Field(
@@ -66,8 +66,8 @@ class Training(StageConfig):
 class Context:
     """What a stage may use besides the candidate. `teacher` is None until a stage has made one.
 
-    `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the bytes of a file, where they say.
-    `quantizer` is the one that the files want which are made of the result.
+    `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the largest file in bytes; each is
+    None without such a budget. `quantizer` is the one that the files made of the result need.
     """
 
     data: "TrainingData"
@@ -108,29 +108,29 @@ class Stage(Protocol):
             return candidate.changed(notes=(f"multiples of {config.step}",))
     """
 
-    TAKES: str  # the form of the model before: "eager" or "exported"
-    GIVES: str  # and after
+    TAKES: str  # the form of the model it takes: "eager" or "exported"
+    GIVES: str  # the form of the model it returns
     VERSION: int  # to bump when the same input would give another output
-    Config: type[StageConfig]  # what a recipe may say of it
+    Config: type[StageConfig]  # its settings in a recipe
 
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the output
     READS: tuple[str, ...] = ()  # facts of the device's `quantization` that it reads
-    USES_QUANTIZER: bool = False  # whether it depends on `context.quantizer`: one result then is not for all files
-    MAKES_TEACHER: bool = False  # whether later stages and the report compare with what it gives
+    USES_QUANTIZER: bool = False  # whether it depends on `context.quantizer`: then one result does not serve all files
+    MAKES_TEACHER: bool = False  # whether its result is the teacher that later stages and the report compare with
 
     @abstractmethod
     def run(self, candidate: "Candidate", config: Any, context: Context) -> "Candidate":
         """Do the work. The candidate is a private copy, which may be changed in place."""
 
     def incompatibility(self, config: Any, place: "Place") -> str:
-        """Say why the stage makes no sense where the recipe puts it, or "". Without torch, for `check` asks too."""
+        """Say why the stage makes no sense at this place in the recipe, or "". Without torch: `check` calls it too."""
         return ""
 
     def uses(self, config: Any) -> dict[str, str]:
-        """Name the plugins of other kinds that it takes: {kind: name}. Their VERSION and LIBRARIES count as its own."""
+        """Name the plugins of other kinds that it uses: {kind: name}. Their VERSION and LIBRARIES count as its own."""
         return {}
 
-    # dry_run(candidate, config, quantization) does to an untrained structure what `run` will, so that what cannot work
-    # fails before hours are spent. With a config that needs timing it is given `latency` too, as a keyword; where the
-    # stage uses a quantizer, its name as `quantizer`. None: the structure stays as it is, and nothing is tried.
+    # dry_run(candidate, config, quantization) does to an untrained structure what `run` will do, so that what cannot
+    # work fails before hours are spent. With a config that needs timing it also gets `latency` as a keyword; if the
+    # stage uses a quantizer, its name as `quantizer`. None: the structure does not change, and nothing is tried.
     dry_run: "Callable[..., Candidate] | None" = None

@@ -18,7 +18,7 @@ Metric = Literal["params", "macs", "size", "latency"]
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """A share of what there is, or an absolute amount: a count, bytes or milliseconds."""
+    """A share of the current value, or an absolute amount: a count, bytes or milliseconds."""
 
     value: float
     is_share: bool
@@ -59,7 +59,7 @@ def _positive(number: float, given: object) -> float:
 
 
 def _plain(quantity: Quantity | None) -> Callable[[Amount | None], str | int | None]:
-    """As a recipe writes it."""
+    """Write it as in a recipe."""
 
     def text(amount: Amount | None) -> str | int | None:
         if amount is None:
@@ -81,7 +81,7 @@ def _field(quantity: Quantity | None, what: str) -> tuple[Any, ...]:
 
 
 class Target(Frozen):
-    """One metric and how much of it is left at most.
+    """One metric, and the most of it that may be left.
 
     >>> Target.of(params="60 %").limit(1000), Target.of(macs=400).limit(1000)
     (600.0, 400)
@@ -94,7 +94,7 @@ class Target(Frozen):
 
     @classmethod
     def of(cls, **wanted: object) -> "Target":
-        """Target.of(params="60 %"): its one metric, as a recipe writes it. Raises ValidationError."""
+        """Make a target from its metric, written as in a recipe: Target.of(params="60 %"). Raises ValidationError."""
         return cls.model_validate(wanted)
 
     @model_validator(mode="after")
@@ -115,7 +115,7 @@ class Target(Frozen):
         return next(name for name in names if getattr(self, name) is not None)
 
     def limit(self, now: float) -> float:
-        """The most that may be left where `now` is what there is."""
+        """Return the most that may be left if the current value is `now`."""
         amount = self._amount
         return amount.value * now if amount.is_share else amount.value
 
@@ -128,7 +128,7 @@ class Target(Frozen):
         return f"{share} of the {NOUNS[self.metric]}" if share else self.tell(self._amount.value)
 
     def tell(self, value: float) -> str:
-        """A value of this metric: "412,300 parameters", "a size of 620 kB"."""
+        """Format a value of this metric: "412,300 parameters", "a size of 620 kB"."""
         quantity = {"size": SIZE, "latency": DURATION}.get(self.metric)
         if quantity:
             return f"a {self.metric} of {quantity.format(value)}"

@@ -46,28 +46,28 @@ class Exporter(Protocol):
             program.save(str(path), external_data=False)
     """
 
-    RUNTIME: str  # what loads the file, a key of core/runtimes.py
-    SUFFIX: str  # of the file: ".pte"
+    RUNTIME: str  # the runtime that loads the file, a key of core/runtimes.py
+    SUFFIX: str  # suffix of the file: ".pte"
     VERSION: int  # to bump when the same input would give another file
-    Config: type[Frozen]  # what a recipe may say of it
+    Config: type[Frozen]  # its settings in a recipe
 
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the file
-    METHOD: str | None = None  # what an app calls, where a file holds more than one thing to call
+    METHOD: str | None = None  # what an app calls, if a file holds more than one method
 
     @abstractmethod
     def export(self, candidate: "Candidate", config: Any, path: Path) -> None:
         """Write the file. The candidate may be eager or exported."""
 
     def suffix(self, config: Any) -> str:
-        """Of a file with these settings."""
+        """Return the suffix of a file with these settings."""
         return self.SUFFIX
 
     def suited(self, config: Any, quantization: Quantization) -> Any:
-        """Fill in the settings that are left to the device, from the facts of its profile."""
+        """Fill in the settings that depend on the device, from the facts of its profile."""
         return config
 
     def unavailable(self, config: Any) -> str:
-        """Say why such a file cannot be written on this computer, or "". At once, without torch."""
+        """Say why such a file cannot be written on this computer, or "". Fast and without torch."""
         return ""
 
     def needs(self, config: Any) -> str:
@@ -75,31 +75,31 @@ class Exporter(Protocol):
         return ""
 
     def uses(self, config: Any) -> dict[str, str]:
-        """Name the plugins of other kinds that it takes: {kind: name}. Their VERSION and LIBRARIES count as its own."""
+        """Name the plugins of other kinds that it uses: {kind: name}. Their VERSION and LIBRARIES count as its own."""
         return {}
 
     def quantizer(self, config: Any) -> str:
-        """Name the quantizer that int8 files with these settings want."""
+        """Name the quantizer that int8 files with these settings need."""
         return DEFAULT_QUANTIZER
 
     def inspect(self, path: Path, candidate: "Candidate") -> "Contents | None":
-        """Tell what is in the file, its tensors by the names of the candidate's layers; None: not known."""
+        """Read what is in the file, its tensors by the names of the candidate's layers; None: not known."""
         return None
 
     def runtime_files(self, path: Path, config: Any) -> dict[str, bytes]:
-        """What a runtime built for this file alone needs, by name.
+        """Return the files that a runtime built for this file alone needs, by name.
 
-        BUILDING.md tells how to build it, of the model "$MODEL" in the folder "$BUNDLE".
+        Among them, BUILDING.md says how to build it, for the model "$MODEL" in the folder "$BUNDLE".
         """
         return {}
 
     # operations(path, quantization, shapes) reads from any file of its kind what a device with these facts computes to
-    # run it (operations.py); `shapes` are those of inputs by name which the file leaves open. None: cannot be told.
+    # run it (operations.py); `shapes` are those of inputs, by name, that the file leaves open. None: cannot be read.
     operations: "Callable[[Path, Quantization, Mapping[str, Sequence[int]]], tuple[Operation, ...]] | None" = None
 
 
 def write(candidate: "Candidate", exporter: Choice, path: Path) -> None:
-    """Export. Raises StageError that names the operator which the exporter cannot write, its module and its line."""
+    """Export. Raises StageError with the operator that the exporter cannot write, its module and its source line."""
     from edgepack.models import source_lines
 
     with source_lines.lowering(exporter.name, lambda: candidate.program(batch=1)):
@@ -107,14 +107,14 @@ def write(candidate: "Candidate", exporter: Choice, path: Path) -> None:
 
 
 def suffix(exporter: Choice) -> str:
-    """Of the files that an exporter with these settings writes."""
+    """Return the suffix of the files that an exporter with these settings writes."""
     return str(exporter.module.suffix(exporter.config))
 
 
 def operations(
     runtime: str, file: Path, quantization: Quantization, shapes: Mapping[str, Sequence[int]] = {}
 ) -> tuple[Operation, ...]:
-    """What a file computes. Raises DeviceError where nobody can read that out of it."""
+    """Return what a file computes. Raises DeviceError where no exporter can read that from it."""
     exporters = (plugins.load("exporters", name) for name in plugins.names("exporters"))
     readers = [each for each in exporters if each.operations and runtime == each.RUNTIME]
     if not readers:

@@ -19,8 +19,8 @@ _STEP = 8  # input channels
 class Operation:
     """One operator of one inference.
 
-    kind      conv         a convolution; `pointwise` with a kernel of 1 x 1, `depthwise` where each channel goes by
-                          itself, `stem` with fewer input channels than kernels take in one step
+    kind      conv         a convolution; `pointwise` with a kernel of 1 x 1, `depthwise` with one input channel per
+                          group, `stem` with fewer input channels than kernels take in one step
              linear       a product of matrices
              elementwise  everything else
              portable     everything that ExecuTorch's own kernels compute, which are slow
@@ -40,7 +40,7 @@ class Operation:
 
 
 def convolution(kernel: Shape, inputs: int, groups: int) -> Kind:
-    """The kind of a convolution with this kernel, each output reading so many input channels.
+    """Return the kind of a convolution with this kernel, each output reading `inputs` channels.
 
     >>> convolution((3, 3), 64, 1), convolution((1, 1), 64, 1), convolution((3, 3), 1, 64), convolution((3, 3), 3, 1)
     ('conv', 'pointwise', 'depthwise', 'stem')

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 Array = numpy.typing.NDArray[Any]
-_WRAPPER = "model"  # the layer that Candidate.program puts around a bare sequence of layers
-_PARALLEL = 0.9999  # cosine of two rows that are taken for one, scaled
+_WRAPPER = "model"  # the module that Candidate.program puts around a bare Sequential
+_PARALLEL = 0.9999  # cosine above which two rows count as scaled copies
 
 
 class Names:
-    """The layers of a model and the tensors of each: (layer, array) pairs.
+    """The layers of a model and the tensors of each, as (layer, array) pairs.
 
-    `wrapper` stands before every name in a file, as `Candidate.program` puts it there, and is no name of the user's.
+    `wrapper` stands before every name in a file, as `Candidate.program` puts it there; it is not part of the model's
+    names.
     """
 
     def __init__(self, tensors: Iterable[tuple[str, Array]], wrapper: str = "") -> None:
@@ -43,21 +44,21 @@ class Names:
         self.layers = {layer for pairs in self._same_kind.values() for layer, _ in pairs}
 
     def of(self, array: Array) -> str:
-        """The layer with a tensor of the same numbers, in any order."""
+        """Return the layer with a tensor of the same numbers, in any order."""
         kind = _kind(array)
-        if kind not in self._prints:  # made when asked for: most formats keep most names
+        if kind not in self._prints:  # computed on demand: most formats keep most names
             self._prints[kind] = defaultdict(set)
             for layer, known in self._same_kind.get(kind, ()):
                 self._prints[kind][_print(known)].add(layer)
         return _only(self._prints[kind].get(_print(array), set()))
 
     def of_scaled(self, array: Array) -> str:
-        """The layer whose float weight [outputs, ...] has rows in the direction of `array`'s."""
+        """Return the layer whose float weight [outputs, ...] has rows parallel to those of `array`."""
         known = self._same_kind.get(_kind(array), ())
         return _only({layer for layer, weight in known if weight.ndim > 1 and _parallel(weight, array)})
 
     def of_name(self, name: str) -> str:
-        """The innermost layer that a name begins with: of "conv1.weight_bias" it is conv1."""
+        """Return the innermost layer that a name begins with: for "conv1.weight_bias" conv1."""
         parts = name.removeprefix(f"{self.wrapper}.").split(".")
         prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         return next((prefix for prefix in prefixes if prefix in self.layers), OTHER)
@@ -84,7 +85,7 @@ def _parallel(weight: Array, scaled: Array) -> bool:
 
 
 def named(candidate: "Candidate") -> Names:
-    """The layers of a candidate by the names that a person knows them by, of a quantized one too."""
+    """Return the layers of a candidate by the names in the user's model, also for a quantized one."""
     module = candidate.module
     if candidate.form == "eager":
         return Names(_of_module(module), _WRAPPER if isinstance(module, nn.Sequential) else "")
@@ -98,7 +99,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Array]]:
 
 
 def _of_graph(module: fx.GraphModule) -> Iterator[tuple[str, Array]]:
-    """Each tensor goes with every operator that reads it, through what makes it float again."""
+    """Yield each tensor with every operator that reads it, also through dequantization."""
     for node in module.graph.nodes:
         if node.op != "call_function" or _rounds(node):
             continue
@@ -116,7 +117,7 @@ def _constants(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _own_name(source: fx.Node) -> str:
-    """Of a tensor that lies in no layer; those that begin with "_" were made up by torch."""
+    """Return the name of a tensor outside any layer; names beginning with "_" were made up by torch."""
     name = str(source.target)
     return "" if name.startswith("_") else name.rpartition(".")[0] or name
 
@@ -126,7 +127,7 @@ def _rounds(node: fx.Node) -> bool:
 
 
 def layer_of(node: fx.Node) -> str:
-    """The innermost module that a node lies in; "" where it lies in none but the model itself."""
+    """Return the innermost module of a node; "" for the model itself."""
     names = [str(name) for name, _ in node.meta.get("nn_module_stack", {}).values()]
     name = names[-1] if names else ""
     return name.removeprefix(_WRAPPER).removeprefix(".") if _is_wrapped(node) else name
@@ -138,7 +139,7 @@ def _is_wrapped(node: fx.Node) -> bool:
 
 
 def name_initializers(model: Any, names: Names) -> None:
-    """Give the tensors of an ONNX graph the names of their layers, where torch's exporter only numbered them."""
+    """Name the tensors of an ONNX graph after their layers, where torch's exporter only numbered them."""
     values = [value for value in model.graph.initializers.values() if names.of_name(value.name) == OTHER]
     taken = set(model.graph.initializers)
     for value, layer in zip(values, [_layer(value, names) for value in values], strict=True):
@@ -147,7 +148,7 @@ def name_initializers(model: Any, names: Names) -> None:
 
 
 def _layer(value: Any, names: Names) -> str:
-    """By its own numbers, or else by those of what is read together with it."""
+    """Return the layer by the value's own numbers, else by those of what is read together with it."""
     found = [names.of(value.const_value.numpy())] if value.const_value.size > 1 else []
     if not {*found} & names.layers:
         found = [_known(beside, names) for user, _ in value.uses() for beside in _beside(user)]
@@ -161,7 +162,7 @@ def _known(value: Any, names: Names) -> str:
 
 
 def _beside(node: Any) -> Iterator[Any]:
-    """The constants that a node reads, and those read by what reads its result where it is made of constants alone."""
+    """Yield the constants that a node reads; for a dequantized constant also those read by the users of its result."""
     constants = [value for value in node.inputs if value is not None and value.const_value is not None]
     yield from constants
     if len(constants) == len(node.inputs) and node.op_type == "DequantizeLinear":

@@ -8,10 +8,10 @@ from unittest.mock import patch
 
 @contextmanager
 def operators_listed_once() -> Iterator[None]:
-    """In here torch's operators are listed for the first trace alone; none may be registered meanwhile."""
+    """List torch's operators for the first trace only; none may be registered meanwhile."""
     from torch.export import decomp_utils, exported_program
 
-    listed = cache(exported_program._collect_all_valid_cia_ops)  # "should never be modified", says torch
+    listed = cache(exported_program._collect_all_valid_cia_ops)  # torch says that it "should never be modified"
     with (
         patch.object(exported_program, "_collect_all_valid_cia_ops", listed),
         patch.object(decomp_utils, "_collect_all_valid_cia_ops", listed),

@@ -19,22 +19,22 @@ Job = Json
 class Connection(Protocol):
     """A device that was reached.
 
-    `facts` is what its answers depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
-    name, and under "versions" those of its runtimes. "lacks", if it is there, says of a runtime that can never be had
-    there why: files of that one are not run, where a runtime that is only missing is an error.
+    `facts` is what its results depend on besides the file, as JSON: processor, kernel, threads, whatever `match` can
+    name, and under "versions" those of its runtimes. "lacks", if present, says why a runtime can never run there: files
+    for that runtime are not run, whereas a runtime that is only missing is an error.
     """
 
     facts: Json
 
     def run(self, job: Job) -> Json:
-        """One job of the worker in a fresh process there; files are named by their paths here. Raises DeviceError."""
+        """Run one job of the worker in a fresh process there; files have their local paths. Raises DeviceError."""
 
     def close(self) -> None:
-        """Leave nothing of it on the device, neither files nor processes."""
+        """Leave no files or processes on the device."""
 
 
 class Runner(Protocol):
-    """Takes exported files to where they must run. Stands in measure/runners/.
+    """Runs exported files where they must run. Stands in measure/runners/.
 
     What has no default below must be defined; what has one may be left out. A whole runner:
 
@@ -61,28 +61,28 @@ class Runner(Protocol):
             return Bench(device.controls)
     """
 
-    Config: type[Frozen]  # what a device profile may say of it; no address, serial or secret
-    # {mode of the worker: "measured", "emulated" or "estimated"}: what its answers are worth. Other modes are not done
-    # there.
+    Config: type[Frozen]  # its settings in a device profile; no address, serial or secret
+    # {mode of the worker: "measured", "emulated" or "estimated"}: the evidence that each mode gives. Other modes are
+    # not supported.
     EVIDENCE: dict[str, str]
-    IS_LOCAL: bool  # whether connecting takes no time: the device is this computer, or none at all
+    IS_LOCAL: bool  # whether connecting takes no time: the device is this computer, or there is no device
 
-    INSTALL: dict[str, str] = {}  # how a runtime gets there, by its name, where that is not plain
+    INSTALL: dict[str, str] = {}  # how to install a runtime there, by its name, if that is not obvious
 
     @abstractmethod
     def connect(self, device: "Device") -> Connection:
-        """Reach the device.
+        """Connect to the device.
 
-        Raises AbsentError where none is attached or configured, DeviceError where there is one that cannot be used.
+        Raises AbsentError if none is attached or configured, DeviceError if there is one that cannot be used.
         """
 
-    # prepare(device, tell) fetches what `connect` looks for, telling a person of it line by line. None: needs nothing.
+    # prepare(device, tell) fetches what `connect` needs, and reports progress line by line. None: needs nothing.
     prepare: "Callable[[Device, Callable[[str], None]], None] | None" = None
 
 
 @contextmanager
 def connected(device: "Device") -> Iterator[Connection]:
-    """The device, reached and recognised. Raises AbsentError or DeviceError."""
+    """Connect to the device and check that it is the one of its profile. Raises AbsentError or DeviceError."""
     connection: Connection = device.runner.module.connect(device)
     try:
         recognise(device, connection.facts)
@@ -93,13 +93,13 @@ def connected(device: "Device") -> Iterator[Connection]:
 
 
 def lacking(device: "Device", runtime: str, what: str) -> DeviceError:
-    """The error of a device without the runtime that `what` needs."""
+    """Return the error for a device without the runtime that `what` needs."""
     hint = device.runner.module.INSTALL.get(runtime, f"install {runtime} there")
     return DeviceError(f"{device.name} has no {runtime}, which {what} needs", hint)
 
 
 def recognise(device: "Device", facts: Json) -> None:
-    """Raises DeviceError where these are the facts of another device than its profile is about."""
+    """Raises DeviceError where these are not the facts of the device that its profile describes."""
     for fact, patterns in device.match.items():
         found = str(facts.get(fact, ""))
         if not any(fnmatchcase(found, pattern) for pattern in patterns):
@@ -112,7 +112,7 @@ def _check_versions(device: "Device", found: dict[str, str]) -> None:
 
     here = {runtime: f"=={version.partition('+')[0]}" for runtime, version in provenance.installed(*found).items()}
     for runtime, version in found.items():
-        wanted = device.runtimes.get(runtime) or here.get(runtime, "")  # one that is not here is held to nothing
+        wanted = device.runtimes.get(runtime) or here.get(runtime, "")  # any version, if it is not installed here
         if not SpecifierSet(wanted, prereleases=True).contains(version.partition("+")[0]):
             message = f"{device.name} has {runtime} {version}, but {wanted} is required"
             hint = f"install that version on the device, or set `runtimes: {{{runtime}: ...}}` in {device.file}"

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 5
 _MOST = 24  # pieces; bisection takes about ten
-# The error that counts, of the whole: int8 kernels round some numbers of a layer to a neighbouring step, float ones
-# add in another order.
+# Relative error that counts: int8 kernels round some values of a layer to a neighbouring step, float ones add in
+# another order.
 _INT8, _FLOAT = 0.05, 1e-3
 
 Told = Callable[[int, int], None]
@@ -46,8 +46,8 @@ Told = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of two sets of values: the error as a share of the whole, in the sense of least squares, the largest as a share
-    of the range, and the cosine.
+    """How two arrays differ: `share` is the RMS error relative to the reference, `largest` the largest error as a share
+    of its range, and `cosine` their cosine.
     """
 
     share: float
@@ -81,8 +81,8 @@ def difference(values: "Array", reference: "Array") -> Difference:
 
 
 def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split", told: Told) -> str:
-    """A sentence on where the file begins to differ, or on why that cannot be said. `told` is called with how many
-    pieces were tried, and about how many it takes.
+    """Say in a sentence where the file begins to differ, or why that is not known. `told` is called with the number of
+    pieces tried so far, and about how many there will be.
     """
     import torchao.quantization.pt2e  # noqa: F401  (registers the operators that exporters look for in every graph)
 
@@ -95,7 +95,7 @@ def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split",
 def first_refused(
     candidate: "Candidate", exporter: "Choice", run: Run | None, samples: "Split", told: Told
 ) -> fx.Node | None:
-    """The first operator with which a file cannot be written, loaded or run, or None where pieces tell nothing."""
+    """Return the first operator with which a file cannot be written, loaded or run; None if pieces do not show it."""
     import torchao.quantization.pt2e  # noqa: F401
 
     graph = candidate.module if candidate.form == "exported" else candidate.program().module(check_guards=False)
@@ -105,14 +105,14 @@ def first_refused(
 
 
 def _watched(graph: fx.GraphModule, samples: "Split") -> "tuple[dict[fx.Node, Array], list[fx.Node]]":
-    """What each operator gives in torch, and behind which of them the graph can be cut."""
+    """Return the output of each operator in torch, and the operators behind which the graph can be cut."""
     values = _seen(graph, samples)
     return values, [node for node in values if not _rounded(node) and len(values[node]) == len(samples)]
 
 
 def _seen(graph: fx.GraphModule, samples: "Split") -> "dict[fx.Node, Array]":
-    """One sample after the other where ranges are measured in each inference, as the file does: of several they are
-    others.
+    """Return the outputs of operators; for ranges measured in each inference, run one sample at a time, as the file
+    does: such a range differs for a batch.
     """
     import numpy
 
@@ -129,7 +129,7 @@ def _seen(graph: fx.GraphModule, samples: "Split") -> "dict[fx.Node, Array]":
 
 
 def _fed(graph: fx.GraphModule) -> set[fx.Node]:
-    """The operators that what goes into the model reaches; the others make weights."""
+    """Return the operators that depend on the model's inputs; the others compute weights."""
     fed: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(before in fed for before in node.all_input_nodes):
@@ -138,7 +138,7 @@ def _fed(graph: fx.GraphModule) -> set[fx.Node]:
 
 
 class _Recorder(fx.Interpreter):  # type: ignore[misc]
-    """Keeps what every operator gives that is a tensor of numbers."""
+    """Records the output of every operator that is a float tensor."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -151,12 +151,12 @@ class _Recorder(fx.Interpreter):  # type: ignore[misc]
         return value
 
     def lasting(self) -> "dict[fx.Node, Array]":
-        """Without what a later operator overwrote, as an in-place ReLU does: nothing can be cut there."""
+        """Return the outputs that no later operator overwrote, as an in-place ReLU does: nothing can be cut there."""
         return {node: kept.numpy() for node, (value, kept) in self.seen.items() if torch.equal(value, kept)}
 
 
 def _rounded(node: fx.Node) -> bool:
-    """Whether all that becomes of a value is its int8: in a file it may exist only so."""
+    """Return whether all users of a value quantize it: in a file, only its int8 form may exist."""
     return bool(node.users) and all(".quantize_per_" in str(user.target) for user in node.users)
 
 
@@ -187,7 +187,7 @@ class _Search:
         return f"the first operator that differs is '{named.target}'{at}: {differs}"
 
     def first(self, limit: float) -> fx.Node:
-        """An operator that differs while all that leads to it does not."""
+        """Return an operator that differs while the operators before it do not."""
         low, high = -1, len(self.cuts) - 1
         while high - low > 1:
             middle = (low + high) // 2
@@ -200,7 +200,7 @@ class _Search:
         return node
 
     def first_refused(self) -> fx.Node | None:
-        """Bisection: what a runtime refuses it refuses in every longer piece too."""
+        """Search by bisection: what a runtime refuses it also refuses in every longer piece."""
         if not self.cuts or self.runs(self.cuts[-1]):
             return None
         low, high = -1, len(self.cuts) - 1
@@ -213,11 +213,11 @@ class _Search:
         return self.at(node) is not None
 
     def leading(self, node: fx.Node) -> list[fx.Node]:
-        """The nearest operators before this one behind which the graph can be cut."""
+        """Return the nearest operators before this one behind which the graph can be cut."""
         return [each for each in self.behind(node) if each in self.cuts]
 
     def behind(self, node: fx.Node) -> list[fx.Node]:
-        """What leads to this operator, the nearest first, up to the operators behind which the graph can be cut."""
+        """Return the operators before this one, nearest first, up to those behind which the graph can be cut."""
         found: dict[fx.Node, None] = {}
         left = list(node.all_input_nodes)
         while left:
@@ -228,8 +228,8 @@ class _Search:
         return [*found]
 
     def culprit(self, node: fx.Node) -> fx.Node:
-        """The operator to name of those that one cut holds: the one with weights, else the one that ends it. Taking
-        one of the several results of an operator is none.
+        """Return the operator of a piece to name: the one with weights, else its last one. An operator that only
+        selects one of several results does not count.
         """
         fed = _fed(self.graph)
         held = [node, *(each for each in self.behind(node) if each in fed and each not in self.cuts)]
@@ -242,12 +242,12 @@ class _Search:
         return f", its input by {SHARE.format(max(shares))}" if shares else ""
 
     def differs(self, node: fx.Node, limit: float) -> bool:
-        """A piece that cannot be exported or run says nothing: the search goes on behind it."""
+        """Return whether a piece differs. One that cannot be run does not: the search goes on behind it."""
         found = self.at(node)
         return found is not None and found.share > limit
 
     def at(self, node: fx.Node) -> Difference | None:
-        """By how much the file of all up to this operator differs; None where there is no such file."""
+        """Measure how much the file of all operators up to this one differs; None if there is no such file."""
         if node not in self.known:
             self.told(len(self.known), max(len(self.cuts).bit_length() + 2, len(self.known) + 1))
             self.known[node] = self.measured(node)
@@ -265,7 +265,7 @@ class _Search:
         except RefusedError:
             logging.getLogger(__name__).exception("the file of the piece up to %s is refused", node)
             return None
-        except (DeviceError, MemoryError):  # says nothing of the model
+        except (DeviceError, MemoryError):  # not the model's fault
             raise
         except Exception:
             logging.getLogger(__name__).exception("the piece up to %s does not run by itself", node)
@@ -279,7 +279,7 @@ def _computes(node: fx.Node) -> bool:
 
 
 def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
-    """A copy that gives what `node` gives."""
+    """Return a copy that outputs `node`."""
     from edgepack.models.structure.fx_graph import drop_unused
 
     piece = copy.deepcopy(graph)
@@ -291,7 +291,7 @@ def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
 
 
 def rows(samples: "Split", chosen: Sequence[int]) -> "Split":
-    """These samples of a split, as a model takes them."""
+    """Return these samples of a split, as the model takes them."""
     picked = replace(
         samples, inputs=tuple(tensor[list(chosen)] for tensor in samples.inputs), targets=samples.targets[list(chosen)]
     )

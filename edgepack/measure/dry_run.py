@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
     Told = Callable[[int, int], None]
 
-# The error of a file's outputs on noise, as a share of them, in the sense of least squares. Int8 rounds to some
-# hundredths, and to somewhat more where its products saturate; a layer with the constants of another is far off.
+# RMS error of a file's outputs on noise, relative to the reference. Int8 causes a few per cent, somewhat more where
+# products saturate; a layer with the constants of another causes far more.
 _BROKEN = 0.25
 
 
 def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", *, compare: bool = True) -> None:
-    """Raises StageError with the operator at fault unless the file can be written, loaded and run, and answers noise as
-    the torch model does. Without `run` it is only written, and without `compare` it may answer anything. `told` is
-    called while the operator is searched for.
+    """Raises StageError with the operator at fault unless the file can be written, loaded and run, and its outputs on
+    noise match the torch model. Without `run` it is only written; without `compare` outputs are not checked. `told` is
+    called during the search for the operator.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"trial{contract.suffix(exporter)}"
@@ -80,7 +80,7 @@ def noise(candidate: "Candidate") -> Split:
 
 
 def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", reason: str) -> StageError:
-    """The error to raise, with the first operator that a file must not hold."""
+    """Return the error to raise, with the first operator at fault."""
     node = first_refused(candidate, exporter, run, noise(candidate), told)
     if node is None:
         return StageError(reason, _way_out(candidate, exporter, None))

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 _BATCH = 256  # samples
 
-# Two processors sum the same products in another order: outputs of float32 differ in the last digits, and where a value
-# stands at the edge between two numbers of eight bits, by one step of it. A few such steps, in shares of the largest
-# output; what is broken is off by far more.
+# Two processors sum the same products in another order: float32 outputs differ in the last digits, and a value half way
+# between two int8 steps may round to the other one. The limit allows a few such steps, relative to the largest output;
+# a broken file is off by far more.
 ROUNDING = 0.05
 
-# Rounding turns few decisions, those between two nearly equal outputs: of int8 files one or two in a hundred. A file
-# that turns more than this share of them, by more than rounding, computes something else than the model.
+# Rounding changes few decisions, those between two nearly equal outputs: in int8 files one or two per cent. A file that
+# changes more than this share of decisions, by more than rounding, computes something else than the model.
 _TURNED = 0.05
-# So does one whose differences are more than this share of what tells the samples apart (mean squares), whether or not
-# the largest output is another: of a class that nearly every sample has, decisions tell little.
+# So does a file whose differences exceed this share of the variance between samples, even if no decision changes: if
+# nearly all samples have one class, decisions say little.
 _UNLIKE = 0.5
 
 BROKEN = (
@@ -40,7 +40,7 @@ BROKEN_FLOAT = "remove this format from `export`, or write that part of the mode
 
 
 def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
-    """The file's logits, [n, classes]; `folder` is left with logits.npy."""
+    """Return the file's logits, [n, classes]; logits.npy is left in `folder`."""
     inputs = [folder / f"input-{i}.npy" for i in range(len(split.head(1)))]
     _write(split, inputs)
     target = folder / "logits.npy"
@@ -60,7 +60,7 @@ def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path)
 
 
 def _write(split: "Split", paths: Sequence[Path]) -> None:
-    """Each input of the whole split as a .npy file, batch by batch: prepared, a split may be larger than the memory."""
+    """Write each input of the split as a .npy file, batch by batch: a prepared split may be larger than the memory."""
     from numpy.lib import format
 
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def _write(split: "Split", paths: Sequence[Path]) -> None:
 
 
 def mismatched_rows(task: Task, logits: "Array", reference: "Array", count: int) -> list[int]:
-    """The rows to look at when two sets of outputs differ: where decisions do first, then where the values do most."""
+    """Return the rows to look at when outputs differ: those with other decisions first, then by largest difference."""
     import numpy
 
     other = task.decide(logits) != task.decide(reference)
@@ -94,8 +94,8 @@ def load(path: Path) -> "Array":
 class Agreement(Frozen):
     """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs.
 
-    A row that is not finite in one of them agrees with none, and then the other two figures are None: `not_finite`
-    tells of how many rows that is so.
+    If a row is not finite in either of them, it counts as different, and the other two figures are None. `not_finite`
+    is the number of such rows.
     """
 
     agreement: float
@@ -111,7 +111,7 @@ def parity(task: Task, logits: "Array", reference: "Array") -> Agreement:
     finite = numpy.isfinite(logits).all(axis=-1) & numpy.isfinite(reference).all(axis=-1)
     if not finite.all():
         return Agreement(agreement=float((finite & alike).mean()), not_finite=int((~finite).sum()))
-    logits, reference = logits.astype("float64"), reference.astype("float64")  # in float32 large squares are infinite
+    logits, reference = logits.astype("float64"), reference.astype("float64")  # large float32 squares overflow
     norms = numpy.linalg.norm(logits) * numpy.linalg.norm(reference)
     return Agreement(
         agreement=float(alike.mean()),
@@ -121,9 +121,8 @@ def parity(task: Task, logits: "Array", reference: "Array") -> Agreement:
 
 
 def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: str = BROKEN) -> None:
-    """Raises StageError where a file is far from the torch model that it was written from, or gives what is not finite:
-    it is broken, whatever the budgets ask. What rounding and int8 do to outputs is below these limits, and is left to
-    the budgets.
+    """Raises StageError where outputs are not finite, or far from those of the torch model: the file is broken,
+    whatever the budgets are. Rounding and int8 stay below these limits; their effect is checked by the budgets.
     """
     import numpy
 
@@ -141,8 +140,8 @@ def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: s
 
 
 def _distance(task: Task, logits: "Array", reference: "Array") -> tuple[int, float]:
-    """How many rows are decided otherwise by more than rounding, and the share of the reference's spread between its
-    rows that the differences make up, 0 where rounding explains them all.
+    """Return how many rows are decided differently by more than rounding, and the share of the variance between rows of
+    the reference that the differences make up; 0 if rounding explains them all.
     """
     import numpy
 

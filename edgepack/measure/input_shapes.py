@@ -14,7 +14,7 @@ from edgepack.core.errors import DeviceError, RecipeError
 from edgepack.core.units import SIZE
 from edgepack.measure.runtimes.contract import Spec
 
-_COPIES = 6  # of the inputs that are in memory at once, while they are made
+_COPIES = 6  # of the inputs in memory at once, while they are made
 
 
 def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -35,9 +35,9 @@ def read_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 def fixed(
     files: Sequence[Path], described: Sequence[Sequence[Spec]], shapes: Mapping[str, Sequence[int]]
 ) -> list[list[Spec]]:
-    """The inputs of each file in shapes of numbers.
+    """Return the inputs of each file with fixed shapes.
 
-    Raises RecipeError with all that is wrong in the shapes, DeviceError where there is no memory for them.
+    Raises RecipeError with all problems of the shapes, DeviceError where there is not enough memory for them.
     """
     for file, specs in zip(files, described, strict=True):
         given = [(name, tuple(shapes[name]), dtype) for name, _, dtype in specs if name in shapes]
@@ -74,7 +74,7 @@ def _problem(file: Path, spec: Spec, shapes: Mapping[str, Sequence[int]]) -> str
 
 
 def _fits(file: Path) -> Any:
-    """Of a .pte the sizes are the largest that it takes: whether smaller ones will do, only running it tells."""
+    """Return a check for one size. Sizes in a .pte are maxima: only running it shows whether smaller ones work."""
     largest = file.suffix.lower() == ".pte"
     return lambda given, size: not _is_size(size) or given == size or (largest and given < size)
 
@@ -103,7 +103,7 @@ def _listed(specs: Sequence[Spec]) -> str:
 
 
 def _unranked(file: Path, name: str) -> bool:
-    """Whether an ONNX file leaves open how many axes an input has, which the runtime does not tell from one number."""
+    """Return whether an ONNX file leaves the rank of an input open; the runtime reports such an input as a scalar."""
     if file.suffix.lower() != ".onnx":
         return False
     import onnx
@@ -119,7 +119,7 @@ def _bytes(specs: Sequence[Spec]) -> int:
 
 
 def _free() -> float:
-    """Bytes of memory that a process may still take; a container may have less than its machine."""
+    """Return the bytes of memory that a process may still use; a container may have less than its machine."""
     free = math.inf
     with suppress(OSError, IndexError, ValueError):  # a system without that file
         free = float(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
@@ -127,7 +127,7 @@ def _free() -> float:
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = sum(int(facts[name]) for name in ("inactive_file", "active_file"))  # given back when it is needed
+        cached = sum(int(facts[name]) for name in ("inactive_file", "active_file"))  # released when needed
         free = min(free, max(limit - used + cached, 0))
     return free
 

@@ -29,17 +29,17 @@ from edgepack.measure.contract import Job
 from edgepack.measure.worker import system
 from edgepack.measure.worker.job import NO_MEMORY, REFUSED, TOO_WARM
 
-# The modules as they lie here are compiled already: they start in 73 ms, the archive that devices get in 78 ms. Only
-# edgepack is looked up in its folder, which must not come before the packages that a runtime imports.
+# The modules here are compiled already: they start in 73 ms, the archive for devices in 78 ms. Only edgepack is looked
+# up in its folder, which must not come before the packages that a runtime imports.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import edgepack; del sys.path[0]; "
     "from edgepack.measure.worker.job import main; main()"
 )
 _WORKER = ("-c", _START, str(Path(__file__).parents[2]))
-MEASURED = dict.fromkeys(("time", "memory", "predict", "delegates"), "measured")  # of who runs all modes of the worker
-_MOST = 4  # processes of a runtime that are started at once: each of ExecuTorch takes some 200 MB
+MEASURED = dict.fromkeys(("time", "memory", "predict", "delegates"), "measured")  # all modes
+_MOST = 4  # processes of a runtime that are started at once: one of ExecuTorch takes some 200 MB
 _TIMEOUT = 600.0  # seconds; a job takes a few
-_SLOWEST = 2.0  # seconds that one row of a prediction may take
+_SLOWEST = 2.0  # seconds allowed per row of a prediction
 _COOLER = "let it cool, or raise `cool_down` in its profile"
 _KILLED = "the system killed it, most likely because memory ran out"
 _SMALLER = "use smaller inputs, or a device with more memory"
@@ -49,7 +49,7 @@ _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Host:
-    """This computer, held to the controls of a device profile. One job at a time: its caller has one thread."""
+    """This computer with the controls of a device profile. One job at a time: it is called from one thread."""
 
     controls: Controls
     _waiting: "list[_Process]" = field(default_factory=list, init=False, repr=False, compare=False)
@@ -81,7 +81,7 @@ class Host:
             with closing(self._take(job.get("runtime", ""), end)) as process:
                 done = process.do(whole, end)
         except (TimeoutError, subprocess.TimeoutExpired):
-            self.close()  # others may hang as well
+            self.close()  # others may hang too
             raise endless(job, timeout) from None
         return answer(done, job)
 
@@ -91,10 +91,10 @@ class Host:
             self._waiting.pop().close()
 
     def _take(self, runtime: str, end: float) -> "_Process":
-        """One that has imported the runtime, or failed to. Raises TimeoutError.
+        """Return a process that has imported the runtime, or failed to. Raises TimeoutError.
 
-        Several are started even for the first job: who has one mostly has more, and the cores are idle meanwhile. One
-        that was killed as it waited, say for want of memory, is no failure of this job as long as there are others.
+        Several are started even for the first job: more jobs mostly follow, and the cores are idle meanwhile. A process
+        killed while waiting, for example for lack of memory, does not fail this job as long as there are others.
         """
         if not any(each.runtime == runtime and not each.ended for each in self._waiting):
             self._start(runtime, end)
@@ -104,7 +104,7 @@ class Host:
         return taken
 
     def _start(self, runtime: str, end: float) -> None:
-        """All of them, or none where that is interrupted: no job may begin while another still imports."""
+        """Start several processes, and end all if interrupted: no job may begin while another process still imports."""
         before = len(self._waiting)
         try:
             for _ in range(min(len(os.sched_getaffinity(0)), _MOST)):
@@ -117,9 +117,9 @@ class Host:
 
 
 class _Process:
-    """A fresh process that imports a runtime, does one job and ends; also as soon as this process does.
+    """A fresh process that imports a runtime, does one job and ends. It also ends as soon as this process does.
 
-    Moments are those of time.monotonic(), in seconds.
+    Times are those of time.monotonic(), in seconds.
     """
 
     def __init__(self, runtime: str, threads: int) -> None:
@@ -128,7 +128,7 @@ class _Process:
         job = {"runtime": runtime, "wait": its.fileno(), "leash": True}
         with its, ExitStack() as held:
             held.enter_context(self._line)
-            # A file: nobody empties a pipe while it waits, and what a runtime prints could fill that.
+            # A file, not a pipe: nobody reads while it waits, and the runtime's messages could fill a pipe.
             self._said = held.enter_context(TemporaryFile("w+", encoding="utf-8", errors="replace"))
             self._process = subprocess.Popen(
                 [sys.executable, "-P", *_WORKER, json.dumps(job)],
@@ -146,13 +146,13 @@ class _Process:
         return self._process.poll() is not None
 
     def wait(self, end: float) -> None:
-        """Until it has imported its runtime and stands still, or has ended. Raises TimeoutError."""
-        self._line.settimeout(max(end - time.monotonic(), 1e-3))  # 0 would be no timeout
+        """Wait until it has imported its runtime and is idle, or has ended. Raises TimeoutError."""
+        self._line.settimeout(max(end - time.monotonic(), 1e-3))  # 0 would mean non-blocking
         self._line.recv(1)
 
     def do(self, job: Job, end: float) -> "subprocess.CompletedProcess[str]":
-        """Raises TimeoutExpired."""
-        with suppress(OSError):  # it has ended, and says why
+        """Send the job and wait for its result. Raises TimeoutExpired."""
+        with suppress(OSError):  # it has ended; its stderr says why
             self._line.sendall(json.dumps(job).encode())
             self._line.shutdown(socket.SHUT_WR)
         told, _ = self._process.communicate(timeout=end - time.monotonic())
@@ -166,7 +166,7 @@ class _Process:
 
 
 def check_controls(device: Device, there: Collection[int], who: str) -> None:
-    """Raises DeviceError where a device whose cores are `there` cannot give what its profile asks for."""
+    """Raises DeviceError where a device with the cores `there` cannot satisfy the controls of its profile."""
     controls = device.controls
     if (controls.threads or 1) > len(there):
         message = f"the profile of {device.name} sets {controls.threads} threads, but {who} has {len(there)} cores"
@@ -177,19 +177,19 @@ def check_controls(device: Device, there: Collection[int], who: str) -> None:
 
 
 def pinned(controls: Controls, there: Collection[int]) -> list[int]:
-    """The cores to run on. Unless the profile names them, the last ones: interrupts tend to land on the first."""
+    """Return the cores to run on. By default these are the last ones: interrupts tend to run on the first."""
     named = list(controls.cores) or sorted(there)
     return named[-min(controls.threads or len(named), len(named)) :]
 
 
 def pools(threads: int) -> dict[str, str]:
-    """What keeps the thread pools of a runtime's libraries to that many."""
+    """Return environment variables that limit the thread pools of a runtime's libraries."""
     return dict.fromkeys(_POOLS, str(threads))
 
 
 @contextmanager
 def leash() -> Iterator[int]:
-    """An input that ends when this process does, whatever ends it: a worker on it goes then too."""
+    """Provide an input that ends when this process does, for whatever reason: a worker that reads it then ends too."""
     read, write = os.pipe()
     try:
         yield read
@@ -199,7 +199,7 @@ def leash() -> Iterator[int]:
 
 
 def patience(job: Job) -> float:
-    """Seconds after which a job is given up."""
+    """Return the timeout of a job in seconds."""
     return float(_TIMEOUT + _SLOWEST * job.get("rows", 0) + job.get("cool_down", {}).get("seconds", 0.0))
 
 
@@ -209,7 +209,7 @@ def endless(job: Job, timeout: float) -> DeviceError:
 
 
 def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DOCTOR) -> Json:
-    """What a worker said. Raises RefusedError where the file is to blame, DeviceError when it failed otherwise."""
+    """Return a worker's result. Raises RefusedError where the file is to blame, DeviceError for other failures."""
     if done.returncode == 0:
         found: Json = json.loads(done.stdout)
         return found
@@ -224,7 +224,7 @@ def answer(done: "subprocess.CompletedProcess[str]", job: Job, advice: str = _DO
 
 
 def _signal(code: int) -> signal.Signals | None:
-    """What ended a process with this exit code; a shell adds 128 to it."""
+    """Return the signal that ended a process with this exit code; a shell adds 128 to it."""
     number = -code if code < 0 else code - 128
     return signal.Signals(number) if number in {*signal.Signals} else None
 
@@ -233,7 +233,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal
 
 
 def _reason(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line; where the runtime has said more before that, its first words too."""
+    """Return the last line, and the runtime's first own message if there is one."""
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
     if died := _signal(done.returncode):
         return f"{lines[-1]} (it died of {died.name})" if lines else f"it died of {died.name}"

@@ -20,7 +20,7 @@ STAND_IN = "estimate"  # the runner that works without the device
 
 
 def known(device: Device, memory: Path) -> Facts | None:
-    """What its answers depend on, without waiting for it; None while nothing is known. `memory` is a folder."""
+    """Return the device's facts without waiting for it; None while unknown. `memory` is a folder."""
     if not device.runner.module.IS_LOCAL:
         return _remembered(device, memory)
     try:
@@ -31,12 +31,12 @@ def known(device: Device, memory: Path) -> Facts | None:
 
 
 class DeviceSession:
-    """A device for one build. `absent` says why something stands in for it; `facts` are then those of the stand-in."""
+    """A device for one build. `absent` says why a stand-in is used; `facts` are then those of the stand-in."""
 
     def __init__(self, device: Device, memory: Path, needed: Callable[[Facts], bool]) -> None:
-        """Connects, unless `needed` says of what is known of the device that nothing must run there.
+        """Connect, unless `needed` says of the known facts that nothing must run on the device.
 
-        Raises DeviceError where there is a device that cannot be used.
+        Raises DeviceError if there is a device that cannot be used.
         """
         self.device, self.memory, self.absent = device, memory, ""
         self._stack = ExitStack()
@@ -47,7 +47,7 @@ class DeviceSession:
         self.facts: Facts = before
 
     def run(self, job: Job) -> Json:
-        """One job of the worker in a fresh process of the device. Raises DeviceError."""
+        """Run one job of the worker in a fresh process of the device. Raises DeviceError."""
         connection = self._connection or self._connect()
         if connection.facts != self.facts:
             changed = f"{self.device.name} changed since the last connection"
@@ -70,7 +70,7 @@ class DeviceSession:
         except AbsentError as error:
             if self.device.runner.name == STAND_IN:
                 raise
-            # The processor that stands in for it says nothing of its own.
+            # The facts of the stand-in's own processor must not count.
             self.device, self.absent = self.device.settled({}).run_by(STAND_IN, {}), error.message
             return self._connect()
         _remember(self.device, self.memory, self._connection.facts)

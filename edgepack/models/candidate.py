@@ -37,29 +37,29 @@ if TYPE_CHECKING:
 
 Form = Literal["eager", "exported"]
 
-_STARTS = ("checkpoint", "checkpoint_key", "weights")  # what a model's settings say of the weights it starts from
+_STARTS = ("checkpoint", "checkpoint_key", "weights")  # settings of a model for the weights it starts from
 
 
 class Factory(Frozen):
     """How to make the model that the surgery log starts from."""
 
-    model: str  # the plugin in models/
+    model: str  # the plugin in models/sources/
     config: dict[str, Any]
     signature: Signature
 
     @classmethod
     def of(cls, choice: Choice, signature: Signature) -> "Factory":
-        """Without the weights that a model may start from: a saved candidate has its own."""
+        """Leave out the weights that a model may start from: a saved candidate has its own."""
         config = {key: None if key in _STARTS else value for key, value in choice.plain().items()}
         return cls(model=choice.name, config=config, signature=signature)
 
     def build(self) -> nn.Module:
-        """The structure, its weights fresh. Draws from a random generator of its own: when something is loaded must not
-        change what comes after it. Raises StageError when what made it is gone.
+        """Build the structure with fresh weights. It has its own random generator: loading must not change later random
+        numbers. Raises StageError when its source is gone.
         """
         module = plugins.load("models", self.model)
         try:
-            config = module.Config.model_validate_json(json.dumps(self.config))  # in JSON a list is a tuple
+            config = module.Config.model_validate_json(json.dumps(self.config))  # JSON has lists for tuples
         except ValidationError as error:
             why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
             raise StageError(f"a saved model cannot be built again: {why}", "put back what made it") from error
@@ -72,8 +72,8 @@ class Factory(Frozen):
 class Candidate:
     """A model and how it came to be. A stage may change `module` in place: it was given a private copy.
 
-    `notes` are what the stage that made it has to say, one line each ("layer4.0.conv1: split at rank 24"). `decided`
-    are settings that the stage chose by measuring: a recipe with these gives the same candidate without measuring.
+    `notes` are messages of the stage that made it, one line each ("layer4.0.conv1: split at rank 24"). `decided` are
+    settings that the stage chose by measuring: a recipe with these gives the same candidate without measuring.
     """
 
     module: nn.Module
@@ -85,7 +85,7 @@ class Candidate:
 
     @classmethod
     def start(cls, choice: Choice, signature: Signature) -> "Candidate":
-        """The model that a recipe names, with its trained weights where it has any."""
+        """Build the model of a recipe, with its trained weights if it has any."""
         with collected() as told:
             module = choice.module.build(choice.config, signature)
         return cls(module=module, factory=Factory.of(choice, signature), notes=tuple(told))
@@ -95,14 +95,14 @@ class Candidate:
         return self.factory.signature
 
     def changed(self, *edits: Edit, notes: tuple[str, ...] = ()) -> "Candidate":
-        """This candidate after structural changes that its module has already undergone."""
+        """Return this candidate after structural changes that its module already has."""
         return replace(self, surgery=(*self.surgery, *edits), notes=notes)
 
     def copy(self) -> "Candidate":
         return replace(self, module=copy.deepcopy(self.module))
 
     def edited(self, edit: Edit) -> "Candidate":
-        """This candidate, its module changed in place as `edit` says."""
+        """Return this candidate after changing its module in place as `edit` says."""
         apply(self.module, edit)
         return self.changed(edit)
 
@@ -114,25 +114,26 @@ class Candidate:
         scored: Callable[[nn.Module], Score] = lambda module: first,
         exclude: tuple[str, ...] = (),
     ) -> "Candidate":
-        """A copy with this share of the channels of every layer, or of each group; `scored` is asked with the copy.
+        """Return a copy with this share of the channels of every layer, or of each group; `scored` gets the copy.
 
         Raises what `shrink` does.
         """
         narrow, before = self.copy(), sizes(self.module)
         inputs, score = self.example_inputs(2), scored(narrow.module.eval())
         shrink(narrow.module, inputs, keep=keep, score=score, multiple=multiple, exclude=exclude)
-        if known := recalled(narrow.module):  # of the shapes before: the next width need not be traced
+        if known := recalled(narrow.module):  # for the old shapes: the next width needs no trace
             recall(self.module, known)
         return narrow.changed(*resizes(before, narrow.module))
 
     def forgotten(self) -> "Candidate":
-        """The same structure with fresh weights."""
+        """Return the same structure with fresh weights."""
         return replace(self, module=rebuild(self.factory, self.surgery))
 
     def check_rebuilt(self) -> None:
-        """Raises StageError where the structure cannot be rebuilt from its log, or does not run as it is.
+        """Raises StageError where the structure cannot be rebuilt from its log, or does not run.
 
-        Channels may have gone from what the log cannot tell of, or the model's own code may count on those it had.
+        Channels may have been removed from a tensor that the log cannot describe, or the model's own code may need
+        their old number.
         """
         from edgepack.models.checks.trial import tried
 
@@ -153,13 +154,13 @@ class Candidate:
         )
 
     def noise(self) -> tuple[torch.Tensor, ...]:
-        """Two samples of no meaning, but with a range, drawn alike every time."""
+        """Return two samples of random inputs, the same every time."""
         from edgepack.models.checks.trial import some_inputs
 
         return tuple(tensor[:2] for tensor in some_inputs(self.signature))
 
     def program(self, batch: int | None = None) -> "ExportedProgram":
-        """The model as a torch.export program, at a fixed batch size or with a dynamic one.
+        """Export the model with torch.export, at a fixed batch size or with a dynamic one.
 
         Raises StageError naming the module and the line that cannot be exported.
         """
@@ -168,9 +169,9 @@ class Candidate:
 
         module = self.module if self.form == "exported" else self.module.eval()
         if isinstance(module, nn.Sequential):
-            # ExecuTorch's batch norm fusion stumbles over parameters whose names begin with a digit.
+            # ExecuTorch's batch norm fusion fails on parameters whose names begin with a digit.
             module = nn.Sequential(OrderedDict(model=module)).eval()
-        # An example of one would be specialised to one for ever: two, even where the batch is dynamic.
+        # Export would specialise an example of 1 for ever: use two, even where the batch is dynamic.
         inputs = self.example_inputs(batch or 2)
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch is None else None
         with first_token_only(module), exporting(module):
@@ -211,7 +212,7 @@ class Candidate:
 
 
 def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:
-    """The structure of a candidate, weights not yet filled in."""
+    """Rebuild the structure of a candidate, without its weights."""
     module = factory.build()
     repeat(module, surgery)
     return module

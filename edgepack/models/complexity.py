@@ -9,7 +9,7 @@ from edgepack.models.candidate import Candidate
 
 
 def parameters(module: nn.Module) -> int:
-    """Weights and biases; of an exported program every tensor it stores."""
+    """Count weights and biases; of an exported program every tensor it stores."""
     return sum(tensor.numel() for tensor in (module.parameters() if not _is_program(module) else _stored(module)))
 
 
@@ -27,12 +27,12 @@ def _is_program(module: nn.Module) -> bool:
 
 
 def macs(candidate: Candidate) -> int:
-    """Multiply-accumulates of one inference, counted by torch on the operators that really run."""
+    """Count the multiply-accumulates of one inference, by torch's counter on the operators that run."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from edgepack.models.structure.encoder import first_token_only
 
-    inputs = candidate.example_inputs(2)  # batch norm and exported programs want more than one
+    inputs = candidate.example_inputs(2)  # batch norm and exported programs need more than one
     module = candidate.module if candidate.form == "exported" else candidate.module.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), first_token_only(module):
         module(*inputs)

@@ -60,7 +60,7 @@ CheckpointKey = Annotated[
 
 
 class ModelSource(Protocol):
-    """Makes models, given what they take and tell apart. Stands in models/sources/.
+    """Makes models for given inputs and classes. Stands in models/sources/.
 
     What has no default below must be defined; what has one may be left out. A whole source:
 
@@ -85,19 +85,19 @@ class ModelSource(Protocol):
             inputs = prod(signature.inputs[0].shape)
             return nn.Sequential(nn.Flatten(), nn.Linear(inputs, len(signature.labels)))
 
-    A recipe says `model: {linear: true}` of it, for the name of this plugin is a field of its Config. What fields named
-    `checkpoint`, `checkpoint_key` and `weights` say are weights to start from: a saved candidate is rebuilt without.
+    A recipe selects it with `model: {linear: true}`: its Config has a field with the plugin's name. Fields named
+    `checkpoint`, `checkpoint_key` and `weights` name the weights to start from: a saved candidate is rebuilt without.
     """
 
-    Config: type[Frozen]  # what a recipe may say of it; one field has the plugin's name
+    Config: type[Frozen]  # its settings in a recipe; one field has the plugin's name
 
     ENCODER: bool = False  # whether its models are transformer encoders
-    FOREIGN: bool = False  # whether a user's own code makes them: they are tried, and exported, before any training
+    FOREIGN: bool = False  # whether a user's own code makes them: they are run and exported before any training
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the model
 
     @abstractmethod
     def trained(self, config: Any, signature: Signature) -> bool:
-        """Whether the model starts with weights that are trained for these classes. Without torch."""
+        """Return whether the model starts with weights trained for these classes. Without torch."""
 
     @abstractmethod
     def build(self, config: Any, signature: Signature) -> "nn.Module":
@@ -108,9 +108,9 @@ class ModelSource(Protocol):
         return ""
 
     def files(self, config: Any) -> tuple[Path, ...]:
-        """Name the files that the model is made of: other content is another model."""
+        """Return the files that the model depends on: other content makes another model."""
         return ()
 
     def installed(self, config: Any) -> dict[str, str]:
-        """Versions of the packages that a user's own code imports: another version is another model."""
+        """Return versions of the packages that a user's own code imports: another version makes another model."""
         return {}

@@ -8,7 +8,7 @@ _told: ContextVar[list[str] | None] = ContextVar("told", default=None)
 
 
 def note(text: str) -> None:
-    """Outside of `collected`, as when a saved candidate is loaded, nobody wants to know."""
+    """Add a note; ignored outside of `collected`, for example when a saved candidate is loaded."""
     told = _told.get()
     if told is not None and text not in told:
         told.append(text)
@@ -16,7 +16,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """The notes of what is built inside."""
+    """Collect the notes that are added inside."""
     told: list[str] = []
     token = _told.set(told)
     try:

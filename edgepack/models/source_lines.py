@@ -30,7 +30,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)')
 
 
 def of_error(error: BaseException, module: nn.Module) -> str:
-    """Where in `module` a forward failed: the innermost part, and the innermost line that is not torch's. Or ""."""
+    """Say where in `module` a forward failed: innermost module, and innermost line that is not torch's. Or ""."""
     names = {id(part): name for name, part in module.named_modules()}
     inside = [names.get(id(frame.f_locals.get("self"))) for frame, _ in walk_tb(error.__traceback__)]
     part = next((name for name in reversed(inside) if name is not None), None)
@@ -38,14 +38,14 @@ def of_error(error: BaseException, module: nn.Module) -> str:
 
 
 def of_node(node: fx.Node) -> str:
-    """Where the operator of an exported graph comes from, or ""."""
+    """Say where the operator of an exported graph comes from, or ""."""
     traced = _FRAME.findall(node.meta.get("stack_trace") or "")
     frames = [FrameSummary(file, int(line), "", line=code, lookup_line=False) for file, line, code in traced]
     return place(part_of(node), frames)
 
 
 def part_of(node: fx.Node) -> str:
-    """The name of the module that a node lies in, as the candidate calls it."""
+    """Return the name of a node's module in the candidate."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     named = [str(name) for name, _ in stack]
     # Candidate.program puts a bare Sequential into another, under this name.
@@ -54,7 +54,7 @@ def part_of(node: fx.Node) -> str:
 
 
 def place(part: str, frames: Sequence[FrameSummary]) -> str:
-    """A part of the model, and the innermost line of its code among these frames, the innermost last."""
+    """Format a module and the innermost line of the model's code among these frames, which end with the innermost."""
     return _listed(part, _line(frames))
 
 
@@ -63,14 +63,14 @@ def _listed(part: str, line: str) -> str:
 
 
 def _line(frames: Sequence[FrameSummary]) -> str:
-    """The innermost line of the model's code, "nets.py:41: x = x.nonzero()"; "" where all of it is torch's."""
+    """Return the innermost line of the model's code, "nets.py:41: x = x.nonzero()"; "" if all are torch's."""
     own = [frame for frame in frames if not _library(frame.filename)]
     return _shown(own[-1].filename, own[-1].lineno or 0, own[-1].line or "") if own else ""
 
 
 @cache
 def _library(file: str) -> bool:
-    """Whether a file is torch's or edgepack's, or none at all, as of code that was made while tracing."""
+    """Return whether a file belongs to torch or edgepack, or does not exist, as for code generated while tracing."""
     path = Path(file)
     return not path.is_file() or any(path.is_relative_to(folder) for folder in _LIBRARIES)
 
@@ -85,8 +85,8 @@ def _shown(file: str, line: int, code: str) -> str:
 
 
 def of_answer(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
-    """Where what `module` gives is made: the innermost part that returns this very thing, and the line that does."""
-    made: list[tuple[str, Any]] = []  # kept, so that no two of them have one identity
+    """Say where the output of `module` is made: the innermost module that returns this object, and its return line."""
+    made: list[tuple[str, Any]] = []  # kept alive, so that no two have the same id
 
     def noted(name: str) -> Callable[..., None]:
         return lambda part, given, answer: made.append((name, answer))
@@ -103,7 +103,7 @@ def of_answer(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
 
 
 def _returning(module: nn.Module) -> str:
-    """The line of its forward that returns, or that begins it where none or several do."""
+    """Return the line of the return in its forward, or the first line if there are none or several."""
     forward = type(module).forward
     try:
         lines, first = inspect.getsourcelines(forward)
@@ -117,7 +117,7 @@ def _returning(module: nn.Module) -> str:
 
 @contextmanager
 def exporting(module: nn.Module) -> Iterator[None]:
-    """Inside, what torch.export cannot take is a StageError that names where it stands."""
+    """Turn what torch.export cannot take into a StageError that names the place in the model."""
     try:
         yield
     except (EdgepackError, MemoryError):
@@ -130,7 +130,7 @@ def exporting(module: nn.Module) -> Iterator[None]:
 
 
 def check_shapes(program: "torch.export.ExportedProgram") -> None:
-    """Raises StageError where the shape of something depends on the values in a tensor: no runtime can plan for it."""
+    """Raises StageError where a shape depends on the values of a tensor: no runtime can plan memory for it."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     for node in program.graph.nodes:
@@ -141,12 +141,12 @@ def check_shapes(program: "torch.export.ExportedProgram") -> None:
 
 
 class UnplacedError(StageError):
-    """An exporter's failure of which it is not known where in the model it stands."""
+    """An exporter failed, and the place in the model is not known."""
 
 
 @contextmanager
 def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]") -> Iterator[None]:
-    """Inside, an operator that an exporter cannot write is a StageError that names it, its module and its line."""
+    """Turn an exporter's failure into a StageError that names the operator, its module and its source line."""
     try:
         yield
     except (EdgepackError, MemoryError, OSError):
@@ -165,26 +165,26 @@ def lowering(format: str, program: "Callable[[], torch.export.ExportedProgram]")
 
 
 def _blamed(error: BaseException, program: "torch.export.ExportedProgram") -> fx.Node | None:
-    """The operator that an exporter's error names, in the model's own graph or as it is taken apart. None where it
-    may be any of several.
+    """Return the operator that an exporter's error names, in the model's own graph or decomposed. None if it may be any
+    of several.
     """
     text = "\n".join(str(each) for each in _causes(error))
     named = [next(filter(None, match[1::2])) for match in _NAMED.findall(text)]
     traced = {line for line in map(_line_of, _FRAME.findall(text)) if line}
-    for each in (program, None):  # taking it apart takes a while
+    for each in (program, None):  # decomposing takes a while
         graph = (each or program.run_decompositions()).graph
         nodes = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
         for fits in (str.__eq__, _tail):
             found = [node for name in named for node in nodes if fits(_operator(node), name)]
             if found:
                 there = [node for node in found if any(line in of_node(node) for line in traced)]
-                # A pass that fails names what it came to, which says nothing of the others of its kind.
+                # A failing pass names the operator it had reached; another one of its kind may be at fault.
                 return next(iter(there or found)) if there or len(found) == 1 or not _IN_A_PASS.search(text) else None
     return None
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    """The innermost first: it names what went wrong, the others what was being done."""
+    """List an error's causes, the innermost first: it says what went wrong, the others what was being done."""
     return [*_causes(error.__cause__ or error.__context__), error] if error else []
 
 
@@ -201,7 +201,7 @@ def _operator(node: fx.Node) -> str:
 
 
 def _tail(one: str, other: str) -> bool:
-    """Whether one is the other under a family's name: special_bessel_j0 and bessel_j0."""
+    """Return whether one is the other with a family prefix: special_bessel_j0 and bessel_j0."""
     return one.endswith(f"_{other}") or other.endswith(f"_{one}")
 
 

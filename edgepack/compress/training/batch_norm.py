@@ -6,19 +6,19 @@ from torch import nn
 from edgepack.data.splits import Split
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_REMEMBERED = 0.05  # share of batch norm's statistics older than an epoch, above which they are taken anew
+_REMEMBERED = 0.05  # statistics are re-estimated if more than this share of them is older than one epoch
 
 
 def lags(module: nn.Module, steps: int) -> bool:
-    """Whether batch norm still remembers what was before these steps: MobileNetV3's, with a momentum of 0.01, would be
-    judged by statistics of untrained weights until some 300 steps are done.
+    """Return whether statistics still contain values from before these steps: those of MobileNetV3, with a momentum of
+    0.01, contain untrained weights until some 300 steps are done.
     """
     momenta = [norm.momentum for norm in module.modules() if isinstance(norm, _NORMS) and norm.track_running_stats]
     return any(momentum is not None and (1 - momentum) ** steps > _REMEMBERED for momentum in momenta)
 
 
 def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> None:
-    """Re-estimate the statistics of batch norm, which a change of structure has made stale, on training data."""
+    """Re-estimate the batch norm statistics on training data, after a change of structure."""
     norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
     module.eval()
     if not norms:

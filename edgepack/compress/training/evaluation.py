@@ -18,7 +18,7 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """An epoch: its number, its score on the validation split, and the loss there."""
+    """The result of an epoch: its number, its score on the validation split, and its loss there."""
 
     epoch: int
     score: float
@@ -26,12 +26,12 @@ class EpochResult:
 
 
 def evaluate(module: nn.Module, split: Split, task: Task) -> float:
-    """The task's score of a torch module on a split."""
+    """Return the task's score of a torch module on a split."""
     return task.score(predict(module, split).numpy(), split.targets.numpy())
 
 
 def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """The logits, [n, classes], in order; `told` is called after every batch."""
+    """Return the logits, [n, classes], in order; `told` is called after every batch."""
     train_mode(module, False)
     logits = []
     with torch.no_grad():
@@ -42,7 +42,7 @@ def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: 
 
 
 class Progress:
-    """Tells how far training is, at most a few times a second."""
+    """Reports the progress of training, at most a few times a second."""
 
     def __init__(self, emit: Emit, doing: str, total: int) -> None:
         self.emit, self.doing, self.total = emit, doing, total
@@ -59,7 +59,7 @@ class Progress:
 
 
 def validate(module: nn.Module, context: Context) -> EpochResult:
-    """Its score and loss on the validation split, as of epoch 0."""
+    """Return score and loss on the validation split, as epoch 0."""
     split = context.data.validation
     logits = predict(module, split)
     loss = context.task.loss(logits, split.targets)
@@ -67,7 +67,7 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
 
 
 def train_mode(module: nn.Module, training: bool) -> None:
-    """An exported program has no train and eval modes: how it behaves was fixed when it was exported."""
+    """Set train or eval mode, unless the module is an exported program: its mode was fixed at export."""
     if not isinstance(module, torch.fx.GraphModule):
         module.train(training)
 

@@ -23,8 +23,8 @@ Parts = list[tuple[str, bool]]
 class Transfer(Protocol):
     """Watches both models: call both on the same inputs, then `loss()`; `close()` when done.
 
-    `parameters` are learned with the student and of no use after. Made from a teacher, a student and some inputs of
-    theirs; raises StageError when the two have nothing of the kind to compare.
+    Made from a teacher, a student and some inputs; raises StageError when the two have no features of this kind to
+    compare. `parameters` are trained with the student, and of no use afterwards.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None: ...
@@ -42,7 +42,7 @@ class FeatureLoss:
             for name in (name for name, weight in weights.items() if weight):
                 self.parts.append((weights[name], TRANSFERS[name](teacher, student, inputs)))
         except BaseException:
-            self.close()  # both models go on without those that watch them already
+            self.close()  # remove the hooks already set
             raise
 
     def loss(self) -> torch.Tensor:
@@ -58,10 +58,10 @@ class FeatureLoss:
 
 
 class AttentionTransfer:
-    """The maps compared are sums of squares over channels, so teacher and student may differ in width and in kind.
+    """Compares sums of squares over channels, so teacher and student may differ in width and in architecture.
 
     Source: S. Zagoruyko and N. Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928.
-    Raises StageError when they have no resolution above one pixel in common.
+    Raises StageError when the two have no resolution above one pixel in common.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
@@ -84,7 +84,7 @@ class AttentionTransfer:
         ]
 
     def loss(self) -> torch.Tensor:
-        """The mean squared distance of the normalised maps of the last calls, summed over resolutions; 0 to 4 each."""
+        """Return the mean squared distance of the last normalised maps, summed over resolutions; each 0 to 4."""
         distances = [
             (_attention(self.seen["student", size]) - _attention(self.seen["teacher", size])).square().sum(1).mean()
             for size in self.sizes
@@ -106,12 +106,12 @@ class AttentionTransfer:
 
 
 def _attention(features: torch.Tensor) -> torch.Tensor:
-    """[n, c, h, w] -> [n, h * w] of length one."""
+    """Map [n, c, h, w] to [n, h * w] of length one."""
     return functional.normalize(features.float().square().mean(1).flatten(1))
 
 
 def _last_of_each_size(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[Size, nn.Module]:
-    """The last layer to give feature maps of each height and width."""
+    """Return the last layer that outputs feature maps of each height and width."""
     found: dict[Size, nn.Module] = {}
 
     def note(layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -150,7 +150,7 @@ class _OfEncoders:
 
 
 class HiddenStates(_OfEncoders):
-    """What each layer of the student makes of a token is compared with what a layer of the teacher does.
+    """Compares the hidden states of each student layer with those of a teacher layer.
 
     The student's layers are mapped evenly to the teacher's, the last to the last, and the embeddings to the embeddings.
     Where the widths differ, a linear projection of the embeddings and one of all layers are learned. The loss is the
@@ -180,11 +180,11 @@ class HiddenStates(_OfEncoders):
         return projected
 
 
-_RELATED = 16  # places that a relation head has at least, as in the source
+_RELATED = 16  # smallest width of a relation head, as in the source
 
 
 def relation_heads(known: int, own: int) -> int:
-    """The most relation heads that divide both widths and are not too narrow to tell of anything.
+    """Return the largest number of relation heads that divides both widths and leaves each head wide enough.
 
     >>> relation_heads(768, 768), relation_heads(384, 96), relation_heads(32, 8)
     (48, 6, 1)
@@ -194,11 +194,11 @@ def relation_heads(known: int, own: int) -> int:
 
 
 class Relations(_OfEncoders):
-    """How much each token has to do with each other, by its queries, its keys and its values in the last layer.
+    """Compares the relations between tokens in the last layer, from its queries, its keys and its values.
 
-    Queries (then keys, and values) are cut into as many relation heads in both models, whatever their attention heads,
-    and multiplied with each other. The loss is the KL divergence of the student's relations from the teacher's, between
-    real tokens, summed over the three.
+    Queries (then keys, and values) are cut into the same number of relation heads in both models, whatever their
+    attention heads, and multiplied with each other. The loss is the KL divergence of the student's relations from the
+    teacher's, between real tokens, summed over the three.
     Source: W. Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation, ACL Findings 2021, arXiv
     2012.15828.
     """
@@ -213,7 +213,7 @@ class Relations(_OfEncoders):
         ).sum()
 
     def _divergence(self, own: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Of relations [n, heads, tokens, tokens] in logarithms: the mean over heads and real tokens."""
+        """Return the KL divergence of log relations [n, heads, tokens, tokens], averaged over heads and real tokens."""
         goal, relations = self._relations(known), self._relations(own)
         distance = functional.kl_div(relations, goal, reduction="none", log_target=True).sum(-1)
         return _mean(distance.mean(1), self.own.mask)
@@ -224,7 +224,7 @@ class Relations(_OfEncoders):
         return functional.log_softmax(scores.masked_fill(~self.own.mask[:, None, None, :], _NEVER), dim=-1)
 
 
-_NEVER = -1e9  # finite: the divergence of two infinities is none
+_NEVER = -1e9  # finite: the divergence of two infinities is NaN
 
 TRANSFERS: dict[str, type[Transfer]] = {
     "features": AttentionTransfer,
@@ -234,9 +234,9 @@ TRANSFERS: dict[str, type[Transfer]] = {
 
 
 class _Watched:
-    """What the named parts of an encoder gave in its last call, and which tokens were real.
+    """Records the outputs of the named parts of an encoder in its last call, and which tokens were real.
 
-    A part is the name of a module, and whether it is its output that counts, or what it was given.
+    A part is the name of a module, and whether its output is recorded (True) or its input.
     """
 
     def __init__(self, module: nn.Module, parts: Parts) -> None:
@@ -246,7 +246,7 @@ class _Watched:
             self.hooks.append(module.get_submodule(name).register_forward_hook(self._keep(place, output)))
 
     def width(self, inputs: Inputs) -> int:
-        """Of the last part."""
+        """Return the width of the last part."""
         with torch.no_grad():
             self.module.eval()(*inputs)
         return int(self.seen[-1].shape[-1])
@@ -265,7 +265,7 @@ class _Watched:
 
 
 def _states(module: nn.Module) -> Parts:
-    """The embeddings, which are what the first layer is given, and what each layer makes of them."""
+    """Return the parts for the embeddings, which are the input of the first layer, and for the output of each layer."""
     row = [block.name for block in blocks(module)]
     return [(row[0], False), *((name, True) for name in row)]
 
@@ -276,7 +276,7 @@ def _projections(module: nn.Module) -> Parts:
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Of the values [n, tokens], those of real tokens."""
+    """Return the mean of the values [n, tokens] over real tokens."""
     return (values * mask).sum() / mask.sum()
 
 

@@ -30,7 +30,7 @@ _CLIP = 1.0  # largest norm of the gradient
 
 
 class Settings(Protocol):
-    """The part of a stage's configuration that training reads (see stages.Training)."""
+    """The part of a stage's settings that training reads (see contract.Training)."""
 
     @property
     def epochs(self) -> int: ...
@@ -53,10 +53,10 @@ def fit(
     snapshot: Callable[[nn.Module], nn.Module] = lambda module: module,
     each_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> EpochResult:
-    """Train `module` in place and leave it with the weights of the epoch that is kept, before the first included.
+    """Train `module` in place and leave it with the weights of the kept epoch, which may be 0: those before training.
 
-    `snapshot` makes the model that is scored from the one that is trained, where they differ (QAT); `each_epoch` is
-    called before each epoch with its number from 0.
+    `snapshot` makes the model that is scored from the one that is trained, if they differ (QAT); `each_epoch` is called
+    before each epoch with its number from 0.
     """
     if settings.epochs:
         check_trainable(module)
@@ -65,7 +65,7 @@ def fit(
     _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
     loss = Loss(module, context, distillation, accelerator.device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
-    if not trained:  # all is frozen, and no epoch asked for
+    if not trained:  # all is frozen, and no epoch requested
         loss.close()
         _lay_out(module.to("cpu"), torch.contiguous_format)
         return validate(snapshot(module), context)
@@ -108,7 +108,7 @@ def fit(
 
 
 def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
-    """The order in memory of tensors of four dimensions; `Module.to` would ask it of those with five as well."""
+    """Set the memory format of four-dimensional tensors only; `Module.to` would change five-dimensional ones too."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=order)
@@ -117,7 +117,7 @@ def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
 
 
 def check_trainable(module: nn.Module) -> None:
-    """Raises StageError where all that could be learned is frozen."""
+    """Raises StageError where all parameters are frozen."""
     every = [*module.parameters()]
     if every and not any(each.requires_grad for each in every):
         raise StageError(
@@ -129,16 +129,16 @@ def check_trainable(module: nn.Module) -> None:
 
 
 def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
-    """Whether chance alone may set it below the best: by up to two standard errors of a share of so many samples.
+    """Return whether it may be below the best by chance alone: by up to two standard errors of a share of `samples`.
 
-    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, who take one.
+    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, which uses one.
     """
-    share = (best.score * samples + 1) / (samples + 2)  # of few samples none is certain
+    share = (best.score * samples + 1) / (samples + 2)  # never 0 or 1
     return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
 
 
 def _hold_zeros(module: nn.Module) -> list[Any]:
-    """Weights that pruning made zero stay so, by hooks on their gradients."""
+    """Keep weights that pruning set to zero at zero, by hooks on their gradients."""
     masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
     return [weight.register_hook(lambda gradient, kept=kept: gradient * kept) for weight, kept in masks]
 
@@ -149,7 +149,7 @@ def _accelerator() -> Any:
 
     return Accelerator(
         cpu=True, mixed_precision="no"
-    )  # bf16 is the recipe's to choose, whatever the user's settings say
+    )  # the recipe chooses bf16, whatever the user's accelerate settings are
 
 
 def _rate(step: int, steps: int) -> float:

@@ -32,15 +32,15 @@ class Distillation:
 
     @classmethod
     def of(cls, teacher: "Candidate | None") -> "Distillation | None":
-        """What recovery learns by: the build's teacher, where there is one."""
+        """Return the distillation for recovery: from the build's teacher, if there is one."""
         return cls(teacher=teacher.module) if teacher else None
 
 
-_ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # by the teacher's weights
+_ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # keyed by a hash of the teacher
 
 
 def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
-    """The teacher's logits, computed once for all the trainings that it, or a copy of it, teaches in."""
+    """Return the teacher's logits, computed once for all trainings with it or a copy of it."""
     weights = _digest(teacher)
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
@@ -50,7 +50,7 @@ def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
 
 
 def _digest(module: nn.Module) -> str:
-    """Of its structure, as it prints, and its weights."""
+    """Return the hash of its structure, as printed, and its weights."""
     known = hashlib.sha256(str(module).encode())
     for name, tensor in module.state_dict().items():
         known.update(name.encode())
@@ -59,7 +59,7 @@ def _digest(module: nn.Module) -> str:
 
 
 class Loss:
-    """Labels, and a teacher where there is one: its logits are computed once when the data is the same every epoch."""
+    """The loss on labels and on a teacher if there is one; its logits are computed once if data is not augmented."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Loss:
         return taught + self.inside.loss() if self.inside else taught
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What is learned besides the model, and thrown away with this."""
+        """Yield the parameters that are trained besides the model, and discarded afterwards."""
         return self.inside.parameters() if self.inside else iter(())
 
     def close(self) -> None:

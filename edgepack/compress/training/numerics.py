@@ -16,7 +16,7 @@ from edgepack.core.provenance import BF16, cpu_features
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """How tensors are laid out and multiplied while training: by `numerics`, never by a timing or the processor."""
+    """How tensors are laid out and multiplied in training: chosen by `numerics`, never by a timing or the processor."""
 
     channels_last: bool
     bfloat16: bool
@@ -27,11 +27,12 @@ class Numerics:
 
 
 def numerics(module: nn.Module, precision: Precision = "fp32") -> Numerics:
-    """How `module` is trained on a CPU. Raises StageError where the recipe asks for what cannot be.
+    """Return how `module` is trained on a CPU. Raises StageError where the recipe asks for what is not possible.
 
-    A rule of the model alone, so that two builds of one recipe compute the same. Figures: benchmarks/numerics.md.
+    This depends on the model alone, so that two builds of one recipe compute the same. Figures: benchmarks/numerics.md.
     channels_last is never slower for convolutions and up to twice as fast for depthwise ones. With AVX-512 BF16 alone
-    bf16 loses everywhere, and with AMX trainings of narrow nets have ended in NaN: a recipe has to ask for it.
+    bf16 is always slower, and with AMX training narrow models has ended in NaN: it is used only if a recipe asks for
+    it.
     """
     program = isinstance(module, torch.fx.GraphModule)
     if precision == "bf16":
@@ -43,7 +44,7 @@ def numerics(module: nn.Module, precision: Precision = "fp32") -> Numerics:
 
 
 def check_bf16() -> None:
-    """Raises StageError where the processor would imitate it, which is slow."""
+    """Raises StageError on a processor that would emulate bf16, which is slow."""
     if not cpu_features() & BF16:
         raise StageError(
             f"this processor has no bf16 instructions: it has none of {', '.join(sorted(BF16))}", "use precision: fp32"
@@ -52,9 +53,9 @@ def check_bf16() -> None:
 
 @contextmanager
 def deterministic(seed: int, threads: int) -> Iterator[None]:
-    """The same numbers every time: one seed, one number of threads, no operator whose result depends on timing."""
+    """Make the results reproducible: one seed, one number of threads, no operator whose result depends on timing."""
     torch.manual_seed(seed)
-    numpy.random.seed(seed % 2**32)  # of these two draw functions and models of users
+    numpy.random.seed(seed % 2**32)  # users' functions and models draw from these two
     random.seed(seed)
     torch.set_num_threads(threads)
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Recovery(Training):
-    """Training after a cut."""
+    """Settings of the training after a cut."""
 
     epochs: int = Field(default=2, ge=0, le=10_000, description="epochs after every step")
 

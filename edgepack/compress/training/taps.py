@@ -18,7 +18,7 @@ _convolve = nn.Conv2d._conv_forward
 
 @contextmanager
 def used_only() -> Iterator[None]:
-    """While a model is trained: the same numbers, and gradients of zero for taps that are left out."""
+    """Skip unused taps while a model is trained: results are the same, and the skipped taps get gradients of zero."""
     with patch.object(nn.Conv2d, "_conv_forward", _forward):
         yield
 
@@ -37,7 +37,7 @@ def _forward(self: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch
 
 @cache
 def _used(size: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int, int]:
-    """The first tap that meets a pixel, how many do, and the padding with these alone.
+    """Return the first tap that meets a pixel, the number of such taps, and the padding for these alone.
 
     >>> _used(1, 3, 1, 1, 1), _used(2, 3, 2, 1, 1), _used(2, 3, 1, 1, 1)
     ((1, 1, 0), (1, 2, 0), (0, 3, 1))

@@ -6,35 +6,35 @@ None bears the name of a package that it imports.
 
 from typing import Any, Protocol
 
-Spec = tuple[str, tuple[Any, ...], str]  # of an input: its name, shape and type
+Spec = tuple[str, tuple[Any, ...], str]  # an input: its name, shape and type
 
 NO_OUTPUTS = "it has no outputs"
 SUPPORTED_TYPES = "only tensors of float16, float32, float64, integers and booleans are"
 
 
 class Refused(Exception):
-    """What is wrong with the file, or with what it is given."""
+    """Something is wrong with the file, or with its inputs."""
 
 
 class Runtime(Protocol):
-    """Arrays are those of numpy. `specs` tells the inputs of the file that was loaded."""
+    """Loads and runs a file. Arrays are numpy arrays; `specs` describes the inputs of the loaded file."""
 
     specs: list[Spec]
 
     def start(self, threads: int) -> None:
-        """Make the threads that it runs on. This comes before all else."""
+        """Start the threads that it runs on. Called before all else."""
 
     def delegates(self) -> list[str]:
-        """What it can hand a model to."""
+        """Return the delegates that it can hand a model to."""
 
     def load(self, file: str) -> None:
-        """Raises Refused where the file cannot be fed or compared."""
+        """Load a file. Raises Refused where its inputs cannot be made or its outputs not compared."""
 
     def bind(self, arrays: list[Any]) -> Any:
-        """The inputs as `run` takes them."""
+        """Return the inputs as `run` takes them."""
 
     def run(self, bound: Any) -> Any:
-        """The first output, as the runtime gives it."""
+        """Return the first output, as the runtime gives it."""
 
     def array(self, output: Any) -> Any:
-        """That output as an array."""
+        """Return that output as an array."""

@@ -12,22 +12,22 @@ _TYPES[11] = "bool"
 
 class Runtime:
     def __init__(self) -> None:
-        import torch  # its libraries and types must be there before the runtime's own
+        import torch  # its libraries and types must be loaded before the runtime's own
         from executorch.extension.pybindings import _portable_lib  # isort: skip
         import executorch.kernels.quantized  # noqa: F401  (the kernel of int8 embedding tables)
 
         self.torch, self.api = torch, _portable_lib
 
     def start(self, threads: int) -> None:
-        """Threads run on the cores that the process is pinned to when they are made."""
+        """Start threads; they run on the cores that the process is pinned to at that time."""
         self.torch.set_num_threads(1)
-        self.api._unsafe_reset_threadpool(threads)  # before the first load: afterwards it corrupts the heap
+        self.api._unsafe_reset_threadpool(threads)  # before the first load: later it corrupts the heap
 
     def delegates(self) -> list[str]:
         return sorted(self.api._get_registered_backend_names())
 
     def load(self, file: str) -> None:
-        self.program = self.api._load_program(file)  # kept: the method lives in its memory
+        self.program = self.api._load_program(file)  # kept: the method uses its memory
         self.method = self.program.load_method("forward")
         meta = self.method.method_meta()
         if not meta.num_outputs():

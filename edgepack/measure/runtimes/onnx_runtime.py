@@ -28,7 +28,7 @@ class Runtime:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if file.lower().endswith(".ort"):  # which the runtime itself knows in small letters alone
+        if file.lower().endswith(".ort"):  # the runtime itself recognises only lower case
             options.add_session_config_entry("session.load_model_format", "ORT")
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()

@@ -7,12 +7,12 @@ from edgepack.config.analytic import Figures
 from edgepack.export.operations import Operation
 
 _SPREAD = 2.45  # half of a 95 % interval of a normal error, as a multiple of its mean size
-_SHOWN = 5  # operators told as the slowest
+_SHOWN = 5  # operators listed as the slowest
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Milliseconds of one inference, and of the operators that take the most of it with their share."""
+    """Milliseconds of one inference, and of the slowest operators with their share."""
 
     ms: float
     slowest: tuple[tuple[str, float], ...]
@@ -28,7 +28,7 @@ def estimate(figures: Figures, operations: Sequence[Operation]) -> Estimate:
 
 
 def _milliseconds(figures: Figures, operation: Operation, memory: float) -> float:
-    """Of an operator whose weights are read at `memory` GB/s."""
+    """Return the time of an operator whose weights are read at `memory` GB/s."""
     rates = figures.int8 if operation.dtype == "int8" else figures.fp32
     rate, each = getattr(rates, operation.kind, 0.0), rates.elementwise
     if operation.kind == "portable":
@@ -39,7 +39,7 @@ def _milliseconds(figures: Figures, operation: Operation, memory: float) -> floa
 
 
 def bounds(value: float, error: float) -> tuple[float, float]:
-    """Where a measurement would lie with 95 % confidence, errors being ratios and their mean size `error`.
+    """Return where a measurement would lie with 95 % confidence, for ratio errors of mean size `error`.
 
     >>> [round(each, 2) for each in bounds(10.0, 0.2)]
     [6.71, 14.9]
@@ -49,7 +49,7 @@ def bounds(value: float, error: float) -> tuple[float, float]:
 
 
 def mean_error(pairs: Iterable[tuple[float, float]]) -> float:
-    """The mean of |estimated / measured - 1|.
+    """Return the mean of |estimated / measured - 1|.
 
     >>> mean_error([(1.1, 1.0), (1.4, 2.0)])
     0.2

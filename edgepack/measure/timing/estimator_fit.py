@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     Vector = NDArray[numpy.float64]
 
-_PRIOR = 0.1  # what it costs a figure to be e times what it was taken for, in units of an estimate e times off
-_UNLIKE = 0.3  # from here on a miss counts in proportion, not squared: no net decides alone
-_DIGITS = 3  # of a figure
+_PRIOR = 0.1  # penalty for a figure that is e times its start value, in units of an estimate that is e times off
+_UNLIKE = 0.3  # larger errors count linearly, not squared: no single model decides
+_DIGITS = 3  # significant digits of a figure
 _CACHES = tuple(0.25e6 * 2**power for power in range(7))  # bytes: 250 kB to 16 MB
 _RATES = tuple(Rates.model_fields)
 _NAMES = (*(f"{dtype} {kind}" for dtype in ("fp32", "int8") for kind in _RATES), "portable")
-_SLOW = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}  # against multiplying, as a start
+_SLOW = {"elementwise": 0.1, "depthwise": 0.5, "portable": 0.02}  # relative to multiplying, as a start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One file: what it computes and what the device takes for it. Files of one net are left out of a fit together."""
+    """One file: what it computes and how long the device takes. Files of one model are held out together."""
 
     net: str
     operations: tuple[Operation, ...]
@@ -34,9 +34,9 @@ class Sample:
 
 
 def fit_rates(samples: Sequence[Sample]) -> Figures:
-    """The figures with which estimates miss these timings least: least squares of the logarithms of their ratios.
+    """Fit the figures to these timings: least squares of the log ratios of estimate to measurement.
 
-    A figure that no sample tells anything of stays near what all of them together suggest.
+    A figure that no sample depends on stays near its start value, which comes from all samples together.
     """
     from scipy.optimize import least_squares
 
@@ -51,7 +51,7 @@ def fit_rates(samples: Sequence[Sample]) -> Figures:
 
 
 def left_out(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
-    """Each sample with what is estimated for it by figures that were fitted without its net, in milliseconds."""
+    """Return each sample with its estimate in milliseconds, by figures fitted without its model."""
     found = []
     for net in dict.fromkeys(sample.net for sample in samples):
         figures = fit_rates([sample for sample in samples if sample.net != net])
@@ -63,8 +63,9 @@ def left_out(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
 class _Counted:
     """Samples as sums that are linear in the inverses of the figures.
 
-    `costs` [samples, figures] has billions of multiply-accumulates, elements and bytes by what they are divided by: the
-    rates of `_NAMES`, the bandwidth, the memory's; then how many operators and runs there are, which are multiplied.
+    `costs` [samples, figures] has billions of multiply-accumulates, elements and bytes in the columns of the figures
+    that divide them: the rates of `_NAMES`, the bandwidth, the memory bandwidth; then the numbers of operators and of
+    runs, which are multiplied.
     """
 
     costs: "Vector"
@@ -78,14 +79,14 @@ class _Counted:
         return cls(costs=costs, log_ms=numpy.log([sample.ms for sample in samples]))
 
     def misses(self, logs: "Vector", start: "Vector") -> "Vector":
-        """The logarithms of estimate / measurement, and what the figures cost that are far from where they started."""
+        """Return the logs of estimate / measurement, and the penalties for figures far from their start values."""
         import numpy
 
         return numpy.concatenate([numpy.log(self.costs @ _parts(logs)) - self.log_ms, _PRIOR * (logs - start)])
 
 
 def _parts(logs: "Vector") -> "Vector":
-    """Milliseconds a billion, then an operator, then a run."""
+    """Return milliseconds per billion, then per operator, then per run."""
     import numpy
 
     figures = numpy.exp(logs)
@@ -108,7 +109,7 @@ def _name(operation: Operation) -> str:
 
 
 def _start(samples: Sequence[Sample]) -> "Vector":
-    """As if nothing but multiplying took time, and reading half of it."""
+    """Return start values: as if multiplying alone took all the time, and reading half of it."""
     import numpy
 
     seconds = 1e-3 * sum(sample.ms for sample in samples)
@@ -127,7 +128,7 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
     rates = dict(zip(_NAMES, values, strict=False))
     bandwidth, memory, per_operation, per_run = values[len(_NAMES) :]
     by_type = {dtype: {kind: rates[f"{dtype} {kind}"] for kind in _RATES} for dtype in ("fp32", "int8")}
-    told = {  # as a profile says it, which is what these are checked as
+    told = {  # in the form of a profile, so that they are validated alike
         **by_type,
         "portable": rates["portable"] if portable else None,
         "bandwidth": bandwidth,

@@ -10,16 +10,16 @@ from edgepack.core.order_statistics import interval, percentile
 from edgepack.records.measurement import Reading
 
 _RISE = 10.0  # degrees Celsius within one process
-_CPU_CONTENTION = 0.10  # share of its cores' time that others may take while a file is timed
+_CPU_CONTENTION = 0.10  # share of its cores' time that others may use while a file is timed
 _NOISY = 0.10  # coefficient of variation between processes above which a figure is doubted
-# Runs a process must have timed before a percentile of them says anything: MLPerf's early-stopping minima at a
-# confidence of 99 % (MLCommons inference, loadgen/early_stopping).
+# Runs that a process must time for a percentile to be meaningful: MLPerf's early-stopping minima at a confidence of 99
+# % (MLCommons inference, loadgen/early_stopping).
 NEEDED = {"latency.p90": (0.90, 64), "latency.p99": (0.99, 662)}
-Answers = list[Json]  # what the processes of one file said, in the order they ran, as JSON
+Answers = list[Json]  # the results of the processes of one file, in the order they ran, as JSON
 
 
 class Estimated(Frozen):
-    """What an analytic model says of a file: milliseconds, and where they go."""
+    """What an analytic model estimates for a file: milliseconds, and where they are spent."""
 
     value_ms: float
     low_ms: float
@@ -28,7 +28,7 @@ class Estimated(Frozen):
 
 
 class Timed(Frozen):
-    """What timing one file came to: what its processes said, or an estimate of a device that times nothing."""
+    """The result of timing one file: the results of its processes, or an estimate for a device that is not timed."""
 
     answers: Answers = []
     memory: Answers = []
@@ -36,7 +36,7 @@ class Timed(Frozen):
 
 
 def slowed_down(answer: Json) -> str:
-    """What slowed the device down while this process was timed, or ""; nothing is known of one that does not tell.
+    """Say what slowed the device down while this process was timed, or ""; a device that reports nothing gives "".
 
     >>> slowed_down({"before": {"throttle_count": 3}, "after": {"throttle_count": 5}})
     'the processor throttled'
@@ -51,7 +51,7 @@ def slowed_down(answer: Json) -> str:
 
 
 def timings(answers: Sequence[Json]) -> dict[str, list[float]]:
-    """One figure a process, in milliseconds, for each latency metric; without percentiles of too few runs."""
+    """Return one figure per process, in milliseconds, for each latency metric; no percentiles of too few runs."""
     least = min((len(answer["samples_ns"]) for answer in answers), default=0)
     return {
         "latency.p50": [statistics.median(answer["samples_ns"]) * 1e-6 for answer in answers],
@@ -66,7 +66,7 @@ def timings(answers: Sequence[Json]) -> dict[str, list[float]]:
 
 
 def doubts(answers: Answers, threads: int | None = None) -> tuple[str, ...]:
-    """Reasons not to trust the timings of a file, each with what to do about it."""
+    """Return reasons not to trust the timings of a file, each with what to do about it."""
     steady = _unsteady(answers, threads)
     found = (steady, _cpu_contention(answers), _slowed(answers), _blind(answers), _unchecked(answers))
     return tuple(doubt for doubt in found if doubt)
@@ -82,7 +82,7 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
 
 
 def _cpu_contention(answers: Answers) -> str:
-    """Steady competition makes every process slower alike, so that they agree. The median: one process tells little."""
+    """Detect steady load, which slows every process alike, so that they agree. Uses the median over processes."""
     share = statistics.median([answer.get("cpu_contention", 0.0) for answer in answers] or [0.0])
     told = f"other programs used {share:.0%} of the time of the cores used for timing: close them"
     return told if share > _CPU_CONTENTION else ""
@@ -104,9 +104,9 @@ def _slowed(answers: Answers) -> str:
 
 
 def readings(timed: Timed, *, threads: int | None = None, doubted: bool = True) -> Iterator[Reading]:
-    """Each figure of a file that was timed, or whose time was estimated; none of one that was not.
+    """Yield each figure of a file that was timed or estimated; none for one that was not.
 
-    Doubts go with the median of what ships: told of every other figure too, they would be read by nobody.
+    Doubts are attached to the median only: repeated for every figure, nobody would read them.
     """
     if timed.estimate:
         found = timed.estimate
@@ -120,7 +120,7 @@ def readings(timed: Timed, *, threads: int | None = None, doubted: bool = True) 
             yield _interval(metric, values, samples if metric == "latency.p50" else (), found_doubts)
     if timed.memory:
         peaks = [answer["peak_bytes"] for answer in timed.memory]
-        yield exact("memory.peak", max(peaks), each=peaks)  # a peak is the largest that was seen
+        yield exact("memory.peak", max(peaks), each=peaks)  # the peak is the largest value seen
 
 
 def exact(metric: str, value: float, **detail: Any) -> Reading:

@@ -13,9 +13,9 @@ from edgepack.core.frozen import Frozen, Json
 from edgepack.core.order_statistics import LOOKS, interval
 from edgepack.measure.timing.figures import NEEDED, Answers, slowed_down, timings
 
-PROTOCOL = "edgepack/2"  # files of a build are timed in turns; in edgepack/1 they were one after the other
-_PASSES = 3  # processes whose memory is looked at
-_SPOILT = 0.2  # share of processes that may be timed on a device that slows down
+PROTOCOL = "edgepack/2"  # files of a build are timed alternately; in edgepack/1 they were timed one after the other
+_PASSES = 3  # processes whose memory is measured
+_SPOILT = 0.2  # share of processes that may be slowed down by the device
 
 
 class TimingProtocol(Frozen):
@@ -26,11 +26,11 @@ class TimingProtocol(Frozen):
     seconds: float = 1.0
     least_runs: int = 30
     most_runs: int = 1000
-    most_seconds: float = 20.0  # of a model so slow that three runs will do
+    most_seconds: float = 20.0  # limit for slow models; three runs then suffice
 
     @classmethod
     def of(cls, metrics: Iterable[str]) -> "TimingProtocol":
-        """As many runs as the percentiles among these metrics need.
+        """Make a protocol with as many runs as the percentiles among these metrics need.
 
         >>> TimingProtocol.of(["size", "latency.p90"]).least_runs
         64
@@ -38,11 +38,11 @@ class TimingProtocol(Frozen):
         return cls(least_runs=max([cls().least_runs, *(NEEDED[each][1] for each in metrics if each in NEEDED)]))
 
     def key(self) -> Json:
-        """What a timing depends on. Of the runs there may be more than were asked for: `kept` tells."""
+        """Return what a timing depends on. More runs than requested are fine: see `kept`."""
         return self.model_dump(exclude={"least_runs"})
 
     def kept(self, answers: "Answers") -> bool:
-        """Whether each process timed as many runs as are asked for now, or as long as any does."""
+        """Return whether each process timed at least the runs requested now, or as long as any may."""
         counts = ((len(answer["samples_ns"]), sum(answer["samples_ns"])) for answer in answers)
         return all(runs >= self.least_runs or ns >= self.most_seconds * 1e9 for runs, ns in counts)
 
@@ -52,11 +52,11 @@ class TimingProtocol(Frozen):
 
 Run = Callable[[Json], Json]  # one job of the worker in a fresh process
 
-MOST = max(LOOKS)  # processes; after that a budget that is not decided is inconclusive
+MOST = max(LOOKS)  # processes; a budget still undecided then is inconclusive
 
 
 def enough(answers: Answers, decided: Callable[[], bool]) -> bool:
-    """Whether a file needs no further process: a whole number of rounds, and decided or at the last one."""
+    """Return whether a file needs no more processes: after a whole round, if decided; always after the last round."""
     return len(answers) >= MOST or (len(answers) in LOOKS and decided())
 
 
@@ -67,11 +67,11 @@ def time_in_turns(
     decided: Callable[[tuple[Answers, ...]], bool],
     progress: Callable[[int, int], None],
 ) -> tuple[Answers, ...]:
-    """Time the files of `jobs` in rounds of fresh processes, there and back, so that drift strikes all alike; after the
-    answers there are of each, until that is `enough`.
+    """Time the files of `jobs` in rounds of fresh processes, forwards and backwards in turn so that drift affects all
+    alike; continue after the existing answers `before` until there are `enough`.
 
-    `progress` is called before each turn with how many there were and how many are certain to come. Raises DeviceError
-    when the device slows down: how much each file suffers from that is not its own doing.
+    `progress` is called before each turn with the number of processes done and the number that is certain. Raises
+    DeviceError when the device slows down: that affects files to different degrees.
     """
     taken = tuple(list(each) for each in before)
     while not enough(taken[0], lambda: decided(taken)):
@@ -86,18 +86,18 @@ def time_in_turns(
 
 
 def time_pair(run: Run, jobs: Sequence[Json], progress: Callable[[int, int], None]) -> tuple[Answers, ...]:
-    """Time two files in turns until it is decided which is faster. Raises DeviceError as `time_in_turns`."""
+    """Time two files alternately until it is decided which is faster. Raises DeviceError as `time_in_turns`."""
     return time_in_turns(run, jobs, ([], []), lambda taken: _differs(ratios(*taken)), progress)
 
 
 def peaks(run: Run, evidence: Mapping[str, str], job: Json) -> list[Json]:
-    """What a few processes say of their memory; nothing where the device cannot tell."""
+    """Measure peak memory in a few processes; nothing where the device does not support it."""
     passes = _PASSES if "memory" in evidence else 0
     return [run({**job, "mode": "memory"}) for _ in range(passes)]
 
 
 def ratios(first: Answers, second: Answers) -> list[float]:
-    """How long the second file takes, in times of the first: one figure a pair of processes that ran in turn."""
+    """Return the second file's time as a multiple of the first's: one ratio for each pair of consecutive processes."""
     before, after = (timings(answers)["latency.p50"] for answers in (first, second))
     return [mine / its for its, mine in zip(before, after, strict=True)]
 
@@ -108,7 +108,7 @@ def _differs(found: Sequence[float]) -> bool:
 
 
 def _check_state(answers: Answers) -> None:
-    """Raises DeviceError once more than a fifth of a whole number of rounds was taken on a device that slowed down."""
+    """Raises DeviceError after a whole round if the device slowed down in more than a fifth of the processes."""
     slowed = [why for answer in answers if (why := slowed_down(answer))]
     if len(answers) in LOOKS and len(slowed) > _SPOILT * len(answers):
         message = f"the device slowed down in {len(slowed)} of {len(answers)} processes: {slowed[-1]}"

@@ -7,7 +7,7 @@ from zipfile import ZipFile, ZipInfo
 
 from edgepack.core.runtimes import RUNTIMES
 
-_ROOT = Path(__file__).parents[3]  # of the package
+_ROOT = Path(__file__).parents[3]  # the folder that contains the package
 _MAIN = "from edgepack.measure.worker.job import main\n\nmain()\n"
 _MODULES = (
     "core/runtimes",
@@ -21,19 +21,19 @@ _MODULES = (
 
 @cache
 def packed() -> bytes:
-    """The same bytes each time, so that a device that has them is not sent them again.
+    """Return the archive: the same bytes each time, so that a device that has them is not sent them again.
 
-    They are not compressed: a device's Python may lack zlib, and start faster without it.
+    It is not compressed: a device's Python may lack zlib, and starts faster without it.
     """
     content = BytesIO()
     with ZipFile(content, "w") as archive:
         for name, source in sorted(_sources().items()):
-            archive.writestr(ZipInfo(name), source)  # of 1980, and stored
+            archive.writestr(ZipInfo(name), source)  # dated 1980, and stored
     return content.getvalue()
 
 
 def _sources() -> dict[str, str]:
-    """Each file by its name in the archive. The packages are empty: what theirs import here is no part of it."""
+    """Return each file by its name in the archive. Each __init__ is empty: what they import here is not needed."""
     files = [f"edgepack/{module}.py" for module in _MODULES]
     folders = {str(folder) for file in files for folder in Path(file).parents} - {"."}
     return {

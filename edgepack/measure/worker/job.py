@@ -16,17 +16,17 @@ from edgepack.measure.runtimes.contract import Refused, Runtime
 from edgepack.measure.worker import system
 from edgepack.measure.worker.modes import MODES, Job
 
-# Exit codes besides 1, which says that this device or its installation fails.
-REFUSED = 65  # the runtime cannot run this file, or not on what it is given: the last line of stderr says why
+# Exit codes besides 1, which means a failure of this device or its installation.
+REFUSED = 65  # the runtime refuses this file or its inputs: the last line of stderr says why
 NO_MEMORY = 71
 TOO_WARM = 75  # the device did not cool down
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
 def main() -> None:
-    """Do the job that the command line tells, and end the process."""
+    """Do the job on the command line, and end the process."""
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # runtimes print; the answer must be the only line of output
+    os.dup2(2, 1)  # runtimes print; the result must be the only line of output
     try:
         found = run(json.loads(sys.argv[1]))
     except Refused as error:
@@ -38,7 +38,7 @@ def main() -> None:
     print(json.dumps(found), file=answer, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # taking torch down takes 0.4 s, and every file is closed; what fails ends the long way, and says why
+    os._exit(0)  # unloading torch takes 0.4 s, and every file is closed; failures end the normal way, with a message
 
 
 def run(job: Job) -> Job:
@@ -70,7 +70,7 @@ def run(job: Job) -> Job:
 
 @contextlib.contextmanager
 def _refusing(why: str) -> Iterator[None]:
-    """What a runtime raises is about the file; where a disk is full or a file is gone, it is about the device."""
+    """Turn a runtime's exceptions, which are about the file, into Refused; OSError is about the device."""
     try:
         yield
     except (Refused, MemoryError, OSError):
@@ -86,16 +86,16 @@ _OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "error: 0x:21", "error 0
 
 
 def _pin(job: Job) -> None:
-    """Every thread there is: a library may have started some as it was imported."""
+    """Pin every thread: a library may have started some when it was imported."""
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.sched_setaffinity(int(thread), job.get("cpus") or os.sched_getaffinity(0))
 
 
 def _imported(name: str) -> Runtime:
-    """The runtime. Without the garbage collector its import takes a tenth less.
+    """Return the runtime. Without the garbage collector its import takes a tenth less time.
 
-    What was imported is frozen: else the next collection, while a file is loaded, would go through all of it.
+    Imported objects are frozen, else the next collection, while a file is loaded, would visit all of them.
     """
     gc.disable()
     runtime: Runtime = import_module(f"edgepack.measure.runtimes.{RUNTIMES[name].module}").Runtime()
@@ -105,7 +105,7 @@ def _imported(name: str) -> Runtime:
 
 
 def _awaited(descriptor: int) -> Job:
-    """The job that comes once this process has said that it is ready, and stands still."""
+    """Signal that this process is ready and idle, and return the job that is then sent."""
     os.write(descriptor, b"!")
     with open(descriptor) as line:
         job: Job = json.load(line)
@@ -113,7 +113,7 @@ def _awaited(descriptor: int) -> Job:
 
 
 def _cool_down(below: float, seconds: float) -> None:
-    """Wait until the hottest sensor shows less."""
+    """Wait until the hottest sensor is below the limit."""
     end = time.monotonic() + seconds
     while (now := system.state().get("celsius", 0.0)) > below:
         if time.monotonic() > end:
@@ -124,7 +124,7 @@ def _cool_down(below: float, seconds: float) -> None:
 
 
 def _end_with_input() -> None:
-    """The signal, which nobody handles, ends even a process that hangs inside a runtime, where no thread can run."""
+    """End the process with its input. SIGIO, which is not handled, ends even one that hangs in a runtime."""
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     while os.read(0, 4096):

@@ -62,7 +62,7 @@ def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:
 
 
 def _joined(outputs: list[Any]) -> Any:
-    """One after the other; flat where what is answered decides how much that is."""
+    """Concatenate outputs; flattened first if their shapes differ from row to row."""
     import numpy
 
     parts = [numpy.atleast_1d(output) for output in outputs]
@@ -77,9 +77,9 @@ def _timed(runtime: Runtime, bound: Any) -> int:
 
 
 def repeat(runtime: Runtime, bound: Any, *, seconds: float, least: int, most: int, most_seconds: float) -> list[int]:
-    """Time runs until there are `least` of them and `seconds` have gone, or `most` of them.
+    """Time runs until there are `least` of them and `seconds` have passed, or until there are `most`.
 
-    Three will do where more would take longer than `most_seconds`.
+    Three suffice if more would take longer than `most_seconds`.
     """
     samples: list[int] = []
     start = now = time.perf_counter_ns()
@@ -92,7 +92,7 @@ def repeat(runtime: Runtime, bound: Any, *, seconds: float, least: int, most: in
 
 
 def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
-    """Every input with a shape of numbers."""
+    """Return every input with a fixed shape. Raises Refused where one stays dynamic."""
     fixed = _given(specs, job)
     for name, shape, _ in fixed:
         if not all(isinstance(size, int) and size > 0 for size in shape):
@@ -101,13 +101,13 @@ def _fixed(specs: list[Spec], job: Job) -> list[Spec]:
 
 
 def _given(specs: list[Spec], job: Job) -> list[Spec]:
-    """`shapes` of the job says those that the file leaves open."""
+    """Apply the `shapes` of the job to inputs."""
     given: dict[str, list[int]] = job.get("shapes", {})
     return [(name, tuple(given.get(name, shape)), dtype) for name, shape, dtype in specs]
 
 
 def noise(specs: list[Spec], seed: int = 0, whole: int = 1) -> list[Any]:
-    """Values from 0 to 1 for each input; where they are whole numbers ones, of which nearly any table has a row."""
+    """Return values from 0 to 1 for float inputs; ones for integer inputs, a valid index for nearly any table."""
     import numpy
 
     random = numpy.random.default_rng(seed)

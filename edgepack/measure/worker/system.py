@@ -10,13 +10,13 @@ from typing import Any
 
 from edgepack.core.runtimes import RUNTIMES
 
-_TICKS = os.sysconf("SC_CLK_TCK")  # of /proc/stat, a second
-_FEW = 20  # ticks; shares of fewer are chance
-_FIRMWARE = 10.0  # seconds in which that of a Raspberry Pi must answer
+_TICKS = os.sysconf("SC_CLK_TCK")  # units of /proc/stat per second
+_FEW = 20  # ticks; shares of fewer are noise
+_FIRMWARE = 10.0  # timeout in seconds for the firmware of a Raspberry Pi
 
 
 def probe() -> dict[str, Any]:
-    """What this device is, for `match` in its profile and for the record. Nothing of it tells a person or address."""
+    """Describe this device, for `match` in its profile and for the record. Nothing identifies a person or address."""
     info = _facts("/proc/cpuinfo")
     return {
         "model": _text("/proc/device-tree/model") or _text("/sys/class/dmi/id/product_name"),
@@ -35,14 +35,14 @@ def probe() -> dict[str, Any]:
 
 
 def governor() -> str:
-    """What decides how fast the processor's clock goes; "" where none can be seen, as in most virtual machines."""
+    """Return the governor of the processor's clock; "" if there is none, as in most virtual machines."""
     return _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def state() -> dict[str, Any]:
-    """How warm the device is in degrees Celsius, and what has slowed its processor down; without what it does not tell.
+    """Return the temperature in degrees Celsius and the throttling state; only what the device reports.
 
-    `throttled` are the bits that a Raspberry Pi tells, of which 0 to 3 are of now; `throttle_count` is what x86 counts.
+    `throttled` has bits 0 to 3 of a Raspberry Pi's state, the current ones; `throttle_count` is the counter of x86.
     """
     zones = [_number(path) / 1000 for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     counts = [_number(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
@@ -55,12 +55,12 @@ def state() -> dict[str, Any]:
 
 
 def blind(job: dict[str, Any], told: dict[str, Any]) -> bool:
-    """Whether the device should be cool and does not tell how warm it is."""
+    """Return whether the device should cool down but reports no temperature."""
     return bool(job.get("cool_down")) and "celsius" not in told
 
 
 def others(stat: str, cores: set[int], own: float) -> tuple[float, float]:
-    """Seconds that these cores spent on other processes than this one, which took `own`, and seconds they had.
+    """Return the seconds that these cores spent on other processes than this one, which used `own`, and the total.
 
     The load average would not do: it counts other cores too, and the processes that were timed a minute ago.
     """
@@ -68,7 +68,7 @@ def others(stat: str, cores: set[int], own: float) -> tuple[float, float]:
     lines = (line.split() for line in stat.splitlines())
     times = [[int(each) for each in line[1:9]] for line in lines if line and line[0] in wanted]
     had = sum(map(sum, times)) / _TICKS
-    idle = sum(each[3] + each[4] for each in times) / _TICKS  # with nothing to do, or waiting for a disk
+    idle = sum(each[3] + each[4] for each in times) / _TICKS  # idle, or waiting for a disk
     return had - idle - own, had
 
 
@@ -77,13 +77,13 @@ def others_now() -> tuple[float, float]:
 
 
 def share(before: tuple[float, float], after: tuple[float, float]) -> float:
-    """Of the cores' time between two moments, what others took; 0 where the system tells nothing, or too little."""
+    """Return the share of the cores' time that others used between two moments; 0 if unknown or too short."""
     had = after[1] - before[1]
     return min(1.0, max(0.0, (after[0] - before[0]) / had)) if had * _TICKS >= _FEW else 0.0
 
 
 def memory(field: str) -> int:
-    """A line of /proc/self/status in bytes; 0 where the system has none."""
+    """Return a line of /proc/self/status in bytes; 0 if there is none."""
     try:
         with open("/proc/self/status") as status:
             return next((int(line.split()[1]) * 1024 for line in status if line.startswith(field)), 0)
@@ -92,7 +92,7 @@ def memory(field: str) -> int:
 
 
 def forget_peak() -> None:
-    """Start the high-water mark anew: importing a runtime may have peaked above what the model needs."""
+    """Reset the high-water mark: importing a runtime may have peaked above what the model needs."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -119,7 +119,7 @@ def installed(*packages: str) -> dict[str, str]:
 
 
 def _raspberry_bits() -> str:
-    """In hexadecimal; newer boards have no file of them, but a program."""
+    """Return the state in hexadecimal; newer boards have a program for it in place of a file."""
     if files := glob.glob("/sys/devices/platform/soc*/soc*:firmware/get_throttled"):
         return _text(files[0])
     program = shutil.which("vcgencmd")
@@ -135,7 +135,7 @@ def _raspberry_bits() -> str:
 
 
 def _now(bits: str) -> "int | None":
-    """Those of now; None of what is no number, as `error=1 error_msg="Command not registered"` on other boards."""
+    """Return the current bits; None if it is no number, as `error=1 error_msg="Command not registered"`."""
     try:
         return int(bits, 16) & 0xF
     except ValueError:
@@ -143,7 +143,7 @@ def _now(bits: str) -> "int | None":
 
 
 def _facts(path: str) -> dict[str, str]:
-    """The first block of a file of "key : value" lines."""
+    """Return the first block of a file of "key : value" lines."""
     lines = (line.partition(":") for line in _text(path).split("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
 

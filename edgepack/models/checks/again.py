@@ -1,4 +1,4 @@
-"""A saved candidate answers in a process of its own: `python -m edgepack.models._again FOLDER`."""
+"""Load a saved candidate in a fresh process and run it: `python -m edgepack.models.checks.again FOLDER`."""
 
 import sys
 from pathlib import Path

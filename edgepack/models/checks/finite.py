@@ -12,9 +12,9 @@ from edgepack.models.source_lines import of_node, part_of
 
 
 def check_finite(module: nn.Module) -> None:
-    """Raises StageError naming the weights that are not finite, with their layers.
+    """Raises StageError naming the weights that are not finite, and their layers.
 
-    A buffer may hold infinity: a mask does.
+    A buffer such as a mask may contain infinity.
     """
     buffers = {name for name, _ in module.named_buffers()}
     wrong = [
@@ -41,7 +41,7 @@ def _spoiled(module: nn.Module, name: str, tensor: torch.Tensor) -> str:
 
 
 def _used(node: fx.Node) -> str:
-    """The first module on the way that a value of the graph goes; what quantizes it lies in none."""
+    """Return the first module that uses a value of the graph; quantization nodes lie in none."""
     while not (part := part_of(node)) and node.users:
         node = next(iter(node.users))
     return f" in '{part}'" if part else ""
@@ -51,9 +51,9 @@ NOT_FINITE = "fix the checkpoint, or the code that makes the weights; after a tr
 
 
 def first_not_finite(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
-    """The first part whose output is not finite: ", first at '1', a BatchNorm2d whose running_var is below 0"."""
+    """Name the first module with non-finite output: ", first at '1', a BatchNorm2d whose running_var is below 0"."""
     found: list[str] = []
-    with torch.no_grad(), suppress(Exception):  # what came before an error still counts
+    with torch.no_grad(), suppress(Exception):  # outputs before an error still count
         if isinstance(module, fx.GraphModule):
             _Nodes(module, found).run(*inputs)
         else:
@@ -63,7 +63,7 @@ def first_not_finite(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
 
 
 class _Nodes(fx.Interpreter):  # type: ignore[misc]
-    """Notes where the operators stand whose outputs are not finite."""
+    """Records the operators whose outputs are not finite."""
 
     def __init__(self, module: fx.GraphModule, found: list[str]) -> None:
         super().__init__(module)
@@ -78,7 +78,7 @@ class _Nodes(fx.Interpreter):  # type: ignore[misc]
 
 @contextmanager
 def _noting(module: nn.Module, found: list[str]) -> Iterator[None]:
-    """Inside, the parts whose outputs are not finite are noted, inner ones before those around them."""
+    """Record the modules whose outputs are not finite, inner ones before outer ones."""
 
     def noted(name: str) -> Callable[..., None]:
         def note(part: nn.Module, given: Any, output: Any) -> None:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 ANSWERS = "answers.npy"
 
 _PATIENCE = 900  # seconds, for a process that loads a model and runs it once
-_ROUNDING = 1e-3  # of the largest output: sums of other batches come in another order
+_ROUNDING = 1e-3  # of the largest output: other batch sizes sum in another order
 _KEEP = "keep it in the state dict with self.register_buffer(name, tensor), or make it deterministic"
 _ONCE = "make it deterministic in eval(): F.dropout(x, training=self.training), no noise, no counters"
 
 
 def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
-    """Raises StageError where the same samples get other answers, when asked again or one by one."""
+    """Raises StageError where the same samples give other outputs when run again, or one by one."""
     module.eval()
     count = len(inputs[0])
     first = answer(module, inputs)
@@ -52,12 +52,12 @@ def check_calls(module: nn.Module, inputs: Inputs, name: str) -> None:
 
 
 def check_made_again(module: nn.Module, make: Callable[[], nn.Module], inputs: Inputs, name: str) -> None:
-    """Raises StageError where a model made again, with the very state dict of `module`, answers otherwise.
+    """Raises StageError where a model that is made again, with the same state dict, gives other outputs.
 
-    `module` is changed: it is run as in training first, and its constant weights are no longer constant, so that
-    nothing is hidden behind a zero.
+    `module` is changed: it is run in training mode first, and its constant weights get noise, so that no zero hides a
+    difference.
     """
-    with own_random(), suppress(Exception):  # a model that cannot be trained is told of by the stage that trains
+    with own_random(), suppress(Exception):  # the stage that trains reports a model that cannot be trained
         answer(module.train(), inputs)
     disturb(module)
     with own_random(seed=(torch.initial_seed() + 1) % 2**32):
@@ -71,8 +71,8 @@ def check_made_again(module: nn.Module, make: Callable[[], nn.Module], inputs: I
 
 
 def check_in_process(candidate: "Candidate", inputs: Inputs, name: str) -> None:
-    """Raises StageError where the model, saved and loaded in another process, answers otherwise: what its code draws
-    when it is imported, and the order of a set of names, are others there.
+    """Raises StageError where the model, saved and loaded in another process, gives other outputs: random numbers drawn
+    at import, and the order of a set of names, are different there.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "random"}
     with TemporaryDirectory() as folder:
@@ -102,8 +102,8 @@ def check_in_process(candidate: "Candidate", inputs: Inputs, name: str) -> None:
 
 
 def _ending(code: int, printed: str) -> str:
-    """Why a process ended. Only 1 is an error of Python, whose last line says it: before a crash, or an exit that the
-    code asks for, anything may have been printed last.
+    """Say why a process ended. Only exit status 1 is a Python exception, with its message on the last line; after a
+    crash or another exit, the last line may be anything.
     """
     if code < 0:
         named = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
@@ -113,7 +113,7 @@ def _ending(code: int, printed: str) -> str:
 
 
 def check_alike(one: nn.Module, two: nn.Module, inputs: Inputs, name: str) -> None:
-    """Raises StageError where two models of the same weights answer otherwise, with what they hold besides."""
+    """Raises StageError where models with the same weights give other outputs; names state outside the state dict."""
     if not same(answer(one, inputs), answer(two, inputs)):
         programs = any(isinstance(module, torch.fx.GraphModule) for module in (one, two))
         why = "" if programs else unsaved(one, two)
@@ -121,8 +121,8 @@ def check_alike(one: nn.Module, two: nn.Module, inputs: Inputs, name: str) -> No
 
 
 def same(one: torch.Tensor, two: torch.Tensor, reach: float | None = None, rounding: float = _ROUNDING) -> bool:
-    """Whether outputs are the same but for `rounding`, a share of `reach` or else of the largest of `one`. What is NaN
-    or infinite in one has to be so in the other.
+    """Return whether outputs are equal up to `rounding`, a share of `reach`, else of the largest of `one`. NaN and
+    infinity must be at the same positions.
     """
     if one.shape != two.shape:
         return False
@@ -131,7 +131,7 @@ def same(one: torch.Tensor, two: torch.Tensor, reach: float | None = None, round
 
 
 def largest(given: torch.Tensor) -> float:
-    """The largest magnitude among the finite numbers, 0 where there is none.
+    """Return the largest magnitude among the finite numbers, 0 if there is none.
 
     >>> largest(torch.tensor([1.0, -2.0, float("nan"), -float("inf")]))
     2.0
@@ -147,7 +147,7 @@ def answer(module: nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 def disturb(module: nn.Module) -> None:
-    """A weight that starts as zeros or ones, as of the last norm in a block, would hide what comes before it."""
+    """Add noise to constant weights: zeros or ones, as in the last norm of a block, would hide what is before."""
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in module.parameters():
@@ -156,7 +156,7 @@ def disturb(module: nn.Module) -> None:
 
 
 def _part(module: nn.Module, first: Inputs, second: Inputs, row: int | None = None) -> str:
-    """The innermost part whose outputs differ first, of all samples or of this one alone."""
+    """Name the innermost module whose outputs differ first, for all samples or for one row."""
     one, two = _trace(module, first), _trace(module, second)
     for (name, before), (other, after) in zip(one, two, strict=False):
         if name != other:
@@ -169,7 +169,7 @@ def _part(module: nn.Module, first: Inputs, second: Inputs, row: int | None = No
 
 
 def _trace(module: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
-    """What each part gives, in the order in which they are done."""
+    """Return the output of each module, in the order in which they finish."""
     given: list[tuple[str, torch.Tensor]] = []
 
     def noted(name: str) -> Callable[..., None]:
@@ -189,7 +189,7 @@ def _trace(module: nn.Module, inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
 
 
 def unsaved(one: nn.Module, two: nn.Module) -> str:
-    """The first thing that two models of one structure hold in no state dict and do not have in common, in words."""
+    """Name the first state outside the state dict in which two models of one structure differ."""
     for (name, part), (_, other) in zip(one.named_modules(), two.named_modules(), strict=False):
         of = f" of '{name}', a {type(part).__name__}" if name else f" of the {type(part).__name__}"
         for key, value in _held(part).items():
@@ -199,7 +199,7 @@ def unsaved(one: nn.Module, two: nn.Module) -> str:
 
 
 def _held(part: nn.Module) -> dict[str, Any]:
-    """Attributes of a module besides its weights and parts, and the buffers that it does not save."""
+    """Return the attributes of a module besides weights and submodules, and its non-persistent buffers."""
     own = {key: value for key, value in vars(part).items() if not key.startswith("_")}
     hidden = {key: part._buffers[key] for key in part._non_persistent_buffers_set}
     private = {
@@ -211,7 +211,7 @@ def _held(part: nn.Module) -> dict[str, Any]:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Of what is neither a tensor nor made of such, nor a plain value, nothing is claimed."""
+    """Compare tensors, plain values and containers of these; any other values count as equal."""
     if isinstance(one, nn.Module) and isinstance(two, nn.Module):
         return _equal(dict(one.state_dict()), dict(two.state_dict()))
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):

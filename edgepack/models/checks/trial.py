@@ -16,8 +16,8 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def some_inputs(signature: Signature) -> Inputs:
-    """Three samples of noise that have little in common: of numbers from 0 to 1, which have a square root and stand for
-    pixels; of whole numbers only 0 and 1, which every vocabulary and mask has.
+    """Return three very different samples of noise: floats from 0 to 1, which have a square root and stand for pixels;
+    integers 0 and 1 only, which every vocabulary and mask has.
     """
     chance = torch.Generator().manual_seed(0)
     shapes = [((3, *spec.shape), getattr(torch, spec.dtype)) for spec in signature.inputs]
@@ -30,19 +30,19 @@ def some_inputs(signature: Signature) -> Inputs:
 
 
 def _unlike(noise: torch.Tensor) -> torch.Tensor:
-    """Numbers of 0 to 1, of 0.7 to 1, and of 0.1 to 0.3."""
+    """Scale three samples to values of 0 to 1, of 0.7 to 1, and of 0.1 to 0.3."""
     each = (-1, *[1] * (noise.dim() - 1))
     return noise * torch.tensor([1.0, 0.3, 0.2]).view(each) + torch.tensor([0.0, 0.7, 0.1]).view(each)
 
 
 def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
-    """The module itself. Raises StageError unless it turns inputs of these shapes into one float32 a class."""
+    """Return the module. Raises StageError unless it maps inputs of these shapes to one float32 per class."""
     import torch
 
     from edgepack.models import source_lines
 
     training = module.training
-    for batch in (2, 1):  # the size of either may be written into a model
+    for batch in (2, 1):  # either size may be hard-coded in a model
         inputs = [torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
         takes, wanted = _shapes(inputs), [batch, len(signature.labels)]
         try:
@@ -67,7 +67,7 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
 
 
 def without_statistics(module: "nn.Module") -> str:
-    """The first batch norm that normalises by the samples beside, in words, or ""."""
+    """Name the first batch norm that uses batch statistics, in words, or ""."""
     from torch import nn
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

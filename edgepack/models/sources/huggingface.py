@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 ENCODER = True
 LIBRARIES = ("transformers",)
-KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as config.json's model_type names them
-_PADDED = 256  # rows that a model's embedding may have more than its tokenizer has tokens
-_HEADS = ("classifier", "pooler", "pre_classifier")  # what a model without a head of its own starts anew
+KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as in config.json's model_type
+_PADDED = 256  # an embedding table may have this many more rows than its tokenizer has tokens
+_HEADS = ("classifier", "pooler", "pre_classifier")  # parts that are new in a model without a classification head
 
 
 class Config(Frozen):
@@ -62,7 +62,7 @@ _Count = Annotated[int, Field(gt=0)]
 
 
 class Facts(BaseModel):
-    """What config.json says of an encoder, under the names that its kind gives to it."""
+    """The facts of an encoder in its config.json, under the names of each model type."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -78,20 +78,20 @@ class Facts(BaseModel):
 
     @property
     def labels(self) -> list[str]:
-        """In lower case, in the order of the outputs."""
+        """Return the labels in lower case, in the order of the outputs."""
         return [label.lower() for _, label in sorted((self.id2label or {}).items())]
 
     @property
     def offset(self) -> int:
-        """The place of the first token: RoBERTa begins after the row of the padding token."""
+        """Return the position of the first token: RoBERTa starts after the row of the padding token."""
         pad = 1 if self.pad_token_id is None else self.pad_token_id
         return pad + 1 if "roberta" in self.model_type else 0
 
 
 def trained(config: Config, signature: Signature) -> bool:
-    """With a checkpoint, or with the weights of a whole classifier of these very classes, or of as many without names.
+    """Return whether it starts trained: from a checkpoint, or a classifier of these classes or as many unnamed ones.
 
-    With fewer layers than it was trained with it is not.
+    It does not count as trained with fewer layers than it was trained with.
     """
     if config.checkpoint is not None:
         return True
@@ -131,7 +131,7 @@ def _of_tokens(known: Facts, text: dict[str, Any]) -> str:
 
 
 def _of_labels(known: Facts, signature: Signature) -> str:
-    """The same labels in another order would be answered wrong, and nobody would see why."""
+    """Reject the same labels in another order: outputs would be wrong, and nobody would see why."""
     own, given = known.labels, [label.lower() for label in signature.labels]
     if own != given and sorted(own) == sorted(given):
         return f"has its labels in the order {', '.join(own)}, the data in the order {', '.join(given)}"
@@ -139,7 +139,7 @@ def _of_labels(known: Facts, signature: Signature) -> str:
 
 
 def _of_tokenizer(name: str, text: dict[str, Any]) -> str:
-    """The same number of tokens may mean other words: where the model comes with a tokenizer, it is known."""
+    """Compare the words of the tokenizers, if the model has one: the same number of tokens may mean other words."""
     path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
     if "words" not in text or not path.is_file():
         return ""
@@ -159,7 +159,7 @@ def files(config: Config) -> tuple[Path, ...]:
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":
-    """A module that turns input_ids and attention_mask, [n, length] both, into logits [n, classes]."""
+    """Make a module that maps input_ids and attention_mask, both [n, length], to logits [n, classes]."""
     from edgepack.models.checks.trial import tried
     from edgepack.models.notes import note
     from edgepack.models.structure.encoder import TextClassifier, keep_layers, shorten
@@ -181,7 +181,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)
-    if checkpoint and not theirs:  # it holds the module that is built here, not that of transformers inside of it
+    if checkpoint and not theirs:  # it is for the module built here, not for the transformers model inside it
         load_weights(module, checkpoint, config.checkpoint_key)
     return module.eval()
 
@@ -190,7 +190,7 @@ _ORDER = "the labels of the data are numbers in the order of their text"
 
 
 def _counts_otherwise(config: Config, signature: Signature) -> bool:
-    """Whether LABEL_1 may be the class "1" where the data's second label is "10"."""
+    """Return whether LABEL_1 may be the class "1" where the data's second label is "10"."""
     named = facts(config.huggingface).labels == list(signature.labels)
     return trained(config, signature) and not named and order_of_numbers(signature.labels) == "text"
 
@@ -242,7 +242,7 @@ def _configured(config: Config, signature: Signature) -> Any:
 
 
 def facts(name: str) -> Facts:
-    """What config.json says of a model. Raises RecipeError when it cannot be read, or is of no encoder known here."""
+    """Read config.json of a model. Raises RecipeError when it cannot be read, or is not of a supported encoder."""
     path = hub.folder(name, hub.CONFIG) / "config.json"
     return _read(path, path.stat().st_mtime_ns)
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torchvision", "torch-pruning")
 
-_AUXILIARY = ("googlenet", "inception_v3")  # these give more than logits while they train, unless told not to
-_ATTENTION = ("vit_", "swin_", "maxvit_")  # the heads are as wide as they are: no channel goes alone
+_AUXILIARY = ("googlenet", "inception_v3")  # these return more than logits in training, unless told not to
+_ATTENTION = ("vit_", "swin_", "maxvit_")  # their heads have a fixed width: no single channel can be removed
 _CLASSES = 1000  # of ImageNet
-_HEADLESS = "IMAGENET1K_FEATURES"  # no classifier in it: for feature extraction only
+_HEADLESS = "IMAGENET1K_FEATURES"  # weights without a classifier: for feature extraction only
 
 
 class Config(Frozen):
@@ -81,7 +81,7 @@ class Config(Frozen):
 
 
 def trained(config: Config, signature: Signature) -> bool:
-    """With a checkpoint, or with weights of which every layer could be kept."""
+    """Return whether it starts trained: from a checkpoint, or from weights that fit every layer."""
     whole = len(signature.labels) == _CLASSES and signature.inputs[0].shape[0] == 3 and config.width == 1
     return config.checkpoint is not None or (config.weights is not None and whole)
 
@@ -119,13 +119,13 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 
 
 def names() -> tuple[str, ...]:
-    """Every classifier that torchvision builds."""
+    """List every classifier that torchvision builds."""
     return tuple(sorted(_published()))
 
 
 @cache
 def _published() -> dict[str, tuple[str, ...]]:
-    """Every classifier of torchvision and the names of its weights, read from its source without importing it.
+    """List every classifier of torchvision and the names of its weights, read from its source without importing it.
 
     A builder is a function decorated with `@register_model()` in a file of torchvision/models itself; its detection,
     segmentation, video, optical-flow and quantized models live in folders below and are no classifiers for us.
@@ -147,7 +147,7 @@ def _members(enum: str) -> tuple[str, ...]:
 
 
 def _structure(name: str, signature: Signature) -> "nn.Module":
-    """The model for this many classes and channels; those that are made for one size of picture, for that size."""
+    """Build the model for this many classes and channels, and this image size if the model has a fixed one."""
     from edgepack.core.errors import reason
     from edgepack.core.process.libraries import torchvision
 
@@ -168,7 +168,7 @@ def _structure(name: str, signature: Signature) -> "nn.Module":
 
 
 def _ends(module: "nn.Module") -> tuple[str, str]:
-    """The names of the first convolution and of the layer that answers."""
+    """Return the names of the first convolution and of the last layer."""
     from torch import nn
 
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
@@ -176,7 +176,7 @@ def _ends(module: "nn.Module") -> tuple[str, str]:
 
 
 def _take_channels(module: "nn.Module", channels: int) -> None:
-    """Give the first convolution another number of input channels."""
+    """Change the number of input channels of the first convolution."""
     from edgepack.models.structure.surgery import replace_layer, resized
 
     name, _ = _ends(module)
@@ -186,7 +186,7 @@ def _take_channels(module: "nn.Module", channels: int) -> None:
 
 
 def _fill(module: "nn.Module", name: str, weights: str) -> None:
-    """Published weights for every layer but those at the ends that are of another shape."""
+    """Load the published weights, except for first and last layers of another shape."""
     own, state = module.state_dict(), _downloaded(name, weights)
     first, head = _ends(module)
     if name in _AUXILIARY:
@@ -200,7 +200,7 @@ def _fill(module: "nn.Module", name: str, weights: str) -> None:
 
 
 def _downloaded(name: str, weights: str) -> "dict[str, Tensor]":
-    """What torchvision publishes, from its cache or by download, with the names that its models have today."""
+    """Return torchvision's published weights, from its cache or by download, with the current names of tensors."""
     from pickle import UnpicklingError
 
     from edgepack.core.errors import reason
@@ -230,9 +230,9 @@ def _cache() -> Path:
 
 
 def _over_channels(weight: "Tensor", channels: int) -> "Tensor":
-    """A convolution's weight [out, 3, h, w] for another number of input channels, its outputs as large as before.
+    """Convert a convolution's weight [out, 3, h, w] to another number of input channels, with outputs of the same size.
 
-    One channel gets the sum, so that a grey picture is answered as it is when it comes three times.
+    One channel gets the sum, so that a grey image gives the same outputs as three equal channels.
     """
     if channels == weight.shape[1]:
         return weight
@@ -243,9 +243,10 @@ def _over_channels(weight: "Tensor", channels: int) -> "Tensor":
 
 
 def _take_plain_pictures(state: "dict[str, Tensor]", first: str) -> None:
-    """Fold into the first convolution and its batch norm that torchvision rescales pictures inside of these models.
+    """Fold the rescaling of images inside these models into the first convolution and its batch norm.
 
-    From ImageNet's mean and deviation to [-1, 1]; exact but at the borders that a convolution pads with zeros.
+    It rescales from ImageNet's mean and deviation to [-1, 1]; folding is exact except where a convolution pads with
+    zeros.
     """
     import torch
 
@@ -256,17 +257,17 @@ def _take_plain_pictures(state: "dict[str, Tensor]", first: str) -> None:
 
 
 def _resize_positions(state: "dict[str, Tensor]", module: Any) -> None:
-    """The place of each patch in a picture of another size, between those that were learned."""
+    """Interpolate the position embeddings for another image size."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     state.update(interpolate_embeddings(module.image_size, module.patch_size, state))
 
 
-_FOLLOWED: dict[Any, Any] = {}  # what can go of a model, by its name: one build makes it several times
+_FOLLOWED: dict[Any, Any] = {}  # removable channels by model: one build makes a model several times
 
 
 def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
-    """Keep the first share of the channels of every layer; which ones does not matter before training."""
+    """Keep the first channels of every layer, a share of `width`; which ones does not matter before training."""
     import torch
 
     from edgepack.core.errors import reason

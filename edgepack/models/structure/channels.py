@@ -25,42 +25,42 @@ from edgepack.models.structure.flow import OUTPUT, Flow, Slot, is_depthwise, mak
 from edgepack.models.structure.flow_rules import rule_of
 from edgepack.models.structure.trials import CHANGED, OVERFLOWS, Unmixed, difference, lively, separated
 
-_BLAMED = 2  # operators, at most, that a reason names
-Places = dict[int, list[int]]  # of slots, by their numbers
+_BLAMED = 2  # operators listed in a reason, at most
+Places = dict[int, list[int]]  # slot number -> places in that slot
 Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strand:
-    """Pieces of a model that are alike: each is one channel, or several, of the same layers."""
+    """A set of similar pieces: each piece is one or several channels of the same layers."""
 
     root: int  # the slot of its first layer
     pieces: tuple[Places, ...]
     width: int  # channels of the first layer in a piece
-    suspects: tuple[str, ...] = ()  # what may be to blame where it turns out that it cannot go
+    suspects: tuple[str, ...] = ()  # possible reasons if it turns out that it cannot be removed
 
 
 class Channels:
-    """The strands of a model, and why those of its layers that have none, or one that cannot go, stay whole."""
+    """The strands that can be removed, and why other layers keep all their channels."""
 
     def __init__(self, module: nn.Module, slots: Sequence[Slot]) -> None:
         self.module, self.slots = module, tuple(slots)
         self.strands: list[Strand] = []
         self.whole: dict[str, str] = {}
         self.layers = [module.get_submodule(slot.layer) for slot in slots]
-        self.read: set[int] = set()  # slots that take channels in when the model runs
-        self.left = [[*range(slot.size)] for slot in slots]  # the places of each slot that are still there
-        # Now, for what has lost channels may look like a depthwise convolution.
+        self.read: set[int] = set()  # slots of input channels that are read when the model runs
+        self.left = [[*range(slot.size)] for slot in slots]  # the remaining places of each slot
+        # Computed now: a layer with fewer channels may look like a depthwise convolution.
         self.ratios = {name: _ratio(layer) for name, layer in module.named_modules()}
         owners: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for name, layer in module.named_modules():
             for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
                 owners[id(tensor)].append((name, key))
-        # Where the tensor of each slot stands: a weight may be that of several layers.
+        # The layers that have the tensor of each slot: a weight may be shared.
         self.owners = [owners[id(self._tensor(at))] if slot.tensor else [] for at, slot in enumerate(slots)]
 
     def makers(self, strand: Strand) -> tuple[str, ...]:
-        """The layers that lose outputs with it, those with the same weights too."""
+        """Return the layers that lose outputs with the strand, also those that share their weights."""
         return tuple(dict.fromkeys(n for at in strand.pieces[0] if self._gives(at) for n, _ in self.owners[at]))
 
     def _gives(self, slot: int) -> bool:
@@ -73,7 +73,7 @@ class Channels:
         return found
 
     def cut(self, pieces: Collection[Places]) -> None:
-        """Take these out of the module, in place; their places are those of before anything went."""
+        """Remove these pieces from the module, in place; places are numbered as before any removal."""
         gone = _by_slot(pieces)
         names = {name for slot in gone for name, _ in (*self.owners[slot], (self.slots[slot].layer, ""))}
         for slot, places in gone.items():
@@ -88,7 +88,7 @@ class Channels:
             _measure(self.module.get_submodule(name), self.ratios[name])
 
     def _narrow(self, slot: int, kept: Tensor) -> None:
-        """The tensor without what goes, in all layers that have it."""
+        """Remove channels from a tensor, in all layers that share it."""
         old = self._tensor(slot)
         new = old.detach().index_select(self.slots[slot].dimension, kept)
         if isinstance(old, nn.Parameter):
@@ -97,7 +97,7 @@ class Channels:
             setattr(self.module.get_submodule(name), key, new)
 
     def mute(self, pieces: Collection[Places]) -> None:
-        """Let no layer read these."""
+        """Zero the weights that read these pieces."""
         with torch.no_grad():
             for slot, places in _by_slot(pieces).items():
                 if slot in self.read or takes_channels(self.layers[slot], self.slots[slot]):
@@ -113,12 +113,12 @@ def _by_slot(pieces: Collection[Places]) -> dict[int, set[int]]:
 
 
 def _ratio(layer: nn.Module) -> int:
-    """Outputs a channel of a depthwise convolution; 0 for all other layers."""
+    """Return the outputs per channel of a depthwise convolution; 0 for all other layers."""
     return layer.out_channels // layer.in_channels if is_depthwise(layer) else 0
 
 
 def _measure(layer: Any, ratio: int) -> None:
-    """Tell a layer the widths that its weights have."""
+    """Set the width attributes of a layer from its weights."""
     if isinstance(layer, _ConvNd):
         first, second = layer.weight.shape[:2]
         if ratio:
@@ -146,14 +146,14 @@ def _tell(norm: Any, width: int) -> None:
 
 
 def channels(module: nn.Module, inputs: Inputs) -> Channels:
-    """What can go. Raises StageError for a model that cannot be followed at all.
+    """Find the channels that can be removed. Raises StageError for a model that cannot be traced at all.
 
-    It is remembered with the model and its copies, for a search tries many widths of one model.
+    The result is stored with the model and its copies, as a search tries many widths of one model.
     """
     shapes = _shapes(module, inputs)
     known = recalled(module)
     if known is None or known.shapes != shapes:
-        with own_random(seed=0):  # the model's code may draw, and what comes after shall not differ for it
+        with own_random(seed=0):  # the model's code may draw random numbers, and later ones must not change
             found = _found(module, inputs)
         known = Known(shapes, found.slots, tuple(found.strands), dict(found.whole))
         recall(module, known)
@@ -167,7 +167,7 @@ Shapes = tuple[tuple[str, torch.Size, bool], ...]
 
 @dataclass(frozen=True)
 class Known:
-    """What was found of a model of these shapes; a copy of the model has the very same."""
+    """The result for a model of these shapes; copies of the model share it."""
 
     shapes: Shapes
     slots: tuple[Slot, ...]
@@ -179,13 +179,13 @@ class Known:
 
 
 def recalled(module: nn.Module) -> Known | None:
-    """What is remembered of a module; it may be of other shapes than it has now."""
+    """Return the result stored with a module; it may be for other shapes than the current ones."""
     found: Known | None = getattr(module, "_edgepack_channels", None)
     return found
 
 
 def recall(module: nn.Module, known: Known | None) -> None:
-    """Let a module remember what was found of one that was made alike."""
+    """Store the result for one model with another that was made in the same way."""
     module._edgepack_channels = known
 
 
@@ -203,7 +203,7 @@ def _found(module: nn.Module, inputs: Inputs) -> Channels:
 
 
 def _tried(module: nn.Module, inputs: Inputs, *, trailing: bool) -> tuple[Channels, bool]:
-    """What can go, and whether the model cuts channels into parts by views."""
+    """Find what can be removed, and whether the model cuts channels into parts by views."""
     flow = _traced(module, inputs, trailing=trailing)
     found = _sorted(flow)
     _keep_tried(found, inputs)
@@ -235,7 +235,7 @@ def _traced(module: nn.Module, inputs: Inputs, *, trailing: bool) -> Flow:
 
 @contextmanager
 def _in_parts() -> Iterator[None]:
-    """Inside, layers of transformers run as what they are made of, and not as one operator."""
+    """Run transformer layers as separate operators, not as one fused operator."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -245,7 +245,7 @@ def _in_parts() -> Iterator[None]:
 
 
 def _sorted(flow: Flow) -> Channels:
-    """What goes together, in strands of like pieces."""
+    """Sort pieces that are removed together into strands of similar pieces."""
     found = Channels(flow.module, flow.slots)
     makers = {at for at, slot in enumerate(found.slots) if makes_channels(found.layers[at], slot)}
     found.read = {at for at, slot in enumerate(found.slots) if slot.start in flow.read}
@@ -253,7 +253,7 @@ def _sorted(flow: Flow) -> Channels:
     suspects: dict[int, list[str]] = defaultdict(list)
     for label, whys in flow.suspects.items():
         suspects[int(flow.parents[label])] += whys
-    alike: dict[tuple[int, ...], dict[int, Places]] = defaultdict(dict)  # by the slots that pieces have places in
+    alike: dict[tuple[int, ...], dict[int, Places]] = defaultdict(dict)  # by the slots of the pieces
     for root, piece in _pieces(flow, found.slots).items():
         if makers & piece.keys():
             alike[*sorted(makers & piece.keys()), *sorted(piece.keys() - makers)][root] = piece
@@ -282,7 +282,7 @@ def _stay(found: Channels, strand: Strand, why: str) -> None:
 
 
 def _pieces(flow: Flow, slots: Sequence[Slot]) -> dict[int, Places]:
-    """The places of every slot that have the same label."""
+    """Return for each label the places with it, by slot."""
     roots = flow.parents.tolist()
     pieces: dict[int, Places] = defaultdict(lambda: defaultdict(list))
     for at, slot in enumerate(slots):
@@ -300,7 +300,7 @@ def _strand(found: Channels, root: int, pieces: list[Places], suspects: list[str
 
 
 def _frozen(found: Channels, strand: Strand) -> str:
-    """The first layer of a strand whose weights are not to change."""
+    """Return the first layer of a strand with frozen weights."""
     for slot in strand.pieces[0]:
         weight = found.slots[slot].tensor == "weight" and isinstance(found.layers[slot], _ConvNd | nn.Linear)
         if weight and not found._tensor(slot).requires_grad:
@@ -315,7 +315,7 @@ def _too_thick(strand: Strand) -> str:
 
 
 def _keep_tried(found: Channels, inputs: Inputs) -> None:
-    """Only what can really go: where not all can at once, those that can beside each other."""
+    """Keep the strands that can be removed in a trial; if not all can be at once, those that can be together."""
     chance = torch.Generator().manual_seed(0)
     given = tuple(
         torch.randn(each.shape, generator=chance).to(each) if each.is_floating_point() else each for each in inputs
@@ -337,13 +337,13 @@ def _keep_tried(found: Channels, inputs: Inputs) -> None:
 
 
 def _blamed(strand: Strand) -> str:
-    """Why outputs change where channels go that nothing reads, as far as it is known."""
+    """Say, as far as known, why outputs change when channels are removed that nothing reads."""
     causes = " or ".join(strand.suspects[:_BLAMED])
     return f"{CHANGED}, perhaps because {causes}" if causes else CHANGED
 
 
 def _fault(found: Channels, random: nn.Module, strands: Sequence[Strand], inputs: Inputs) -> str:
-    """What is wrong when every second piece of these goes, or ""."""
+    """Remove every second piece of these strands on a copy; return what is wrong then, or ""."""
     gone = [piece for strand in strands for piece in strand.pieces[1::2]]
     if not gone:
         return ""
@@ -366,13 +366,13 @@ def _fault(found: Channels, random: nn.Module, strands: Sequence[Strand], inputs
 
 
 def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
-    """Why a model could not be trained any more: some have parts that run in training alone."""
+    """Say why the model could not be trained any more: some models have parts that run only in training."""
     try:
         cut.train()(*inputs)
     except Exception as error:
         try:
             copy.deepcopy(found.module).train()(*inputs)
-        except Exception:  # nor could it before, as with too few samples for a batch norm
+        except Exception:  # it failed before too, as with too few samples for a batch norm
             return ""
         at = source_lines.of_error(error, cut)
         return f"the model's code assumes this number of channels in training{f', at {at}' if at else ''}"
@@ -380,7 +380,7 @@ def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
 
 
 def told(whole: Mapping[str, str]) -> str:
-    """Why layers stay whole, each reason once, the most frequent first: "conv1 and conv2: frozen; ..."."""
+    """List why layers keep their channels, each reason once, most frequent first: "conv1 and conv2: frozen; ..."."""
     counts = Counter(whole.values())
     return "; ".join(
         f"{listed([name for name, each in whole.items() if each == why])}: {why}" for why, _ in counts.most_common()

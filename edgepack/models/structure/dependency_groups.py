@@ -22,48 +22,48 @@ from edgepack.models.structure.encoder import Block, blocks
 from edgepack.models.structure.flow import is_depthwise, makes_channels, takes_channels
 from edgepack.models.structure.layer_names import matches
 
-# A torch-pruning group -> one number a channel, the least important lowest.
+# A torch-pruning group -> one number per channel, the least important lowest.
 Score = Callable[[Any], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Pieces of a model, each of which can go with all that depends on it.
+    """Pieces of a model, each of which can be removed with all that depends on it.
 
-    A head of 8 channels: name "...attention.self.query", width 8, loses_outputs query, key and value, and `members` has
-    the same channels as inputs of the layer after the heads.
+    For heads of 8 channels: name "...attention.self.query", width 8, loses_outputs query, key and value; `members` also
+    has the same channels as inputs of the layer after the heads.
     """
 
-    name: str  # of its first layer
-    members: Any  # as torch-pruning has it: layers, with the channels of each
+    name: str  # the name of its first layer
+    members: Any  # as in torch-pruning: layers, with the channels of each
     loses_outputs: tuple[str, ...]
-    remove: Callable[[Collection[int]], None]  # pieces, by their numbers before any went
-    pieces: torch.Tensor  # [pieces, channels]: the channels of each, among those of the first member
+    remove: Callable[[Collection[int]], None]  # takes the original numbers of pieces
+    pieces: torch.Tensor  # [pieces, channels]: channels of each piece, as positions in the first member
     width: int = 1  # channels of the first layer in a piece
-    is_heads: bool = False  # these need not leave a multiple of a device's block
+    is_heads: bool = False  # heads need not leave a multiple of a device's block
 
     @property
     def size(self) -> int:
-        """In channels of the first layer."""
+        """Return its number of channels in the first layer."""
         return len(self.pieces) * self.width
 
     def worth(self, score: Score) -> torch.Tensor:
-        """One number a piece."""
+        """Return the importance of each piece."""
         return score(self.members)[self.pieces].sum(1)
 
     def left(self, share: float, multiple: int, was: float) -> int:
-        """How many channels stay for this share of those that were, in whole pieces and blocks of the device."""
+        """Return how many channels to keep for a share of the original number, in whole pieces and device blocks."""
         block = self.width if self.is_heads else math.lcm(multiple, self.width)
         return nearest(was * share, block, most=self.size) if share < 1 else self.size
 
     def least(self, score: Score, left: int) -> list[int]:
-        """The pieces that go for so many channels to stay: those that are worth least."""
+        """Return the least important pieces: those to remove so that this many channels are left."""
         order: list[int] = self.worth(score).argsort(stable=True).tolist()
         return order[: (self.size - left) // self.width]
 
 
 def nearest(channels: float, multiple: int, most: int) -> int:
-    """Channels rounded to the nearest multiple, at least one block, never more than there are.
+    """Round channels to the nearest multiple, at least one block, never more than there are.
 
     >>> nearest(27, 8, 64), nearest(2, 8, 64), nearest(3, 8, 6)
     (24, 8, 6)
@@ -73,7 +73,7 @@ def nearest(channels: float, multiple: int, most: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What of a model can go, and why layers that give channels of their own keep all of them."""
+    """The groups that can be removed, and why other layers keep all their channels."""
 
     groups: tuple[Group, ...]
     whole: dict[str, str]
@@ -83,9 +83,9 @@ EXCLUDED = "it is excluded"  # a reason
 
 
 def survey(module: nn.Module, inputs: Inputs, exclude: Collection[str] = ()) -> Survey:
-    """Every group but those that give the model's output or touch an excluded layer.
+    """Return every group except those that give the model's output or touch an excluded layer.
 
-    Raises StageError for a structure that cannot be followed.
+    Raises StageError for a structure that cannot be traced.
     """
     if blocks(module):
         every, whole = [*_of_encoder(module)], {}
@@ -95,13 +95,13 @@ def survey(module: nn.Module, inputs: Inputs, exclude: Collection[str] = ()) -> 
     kept = [group for group in every if any(matches(name, exclude) for name in group.loses_outputs)]
     whole |= {name: EXCLUDED for group in kept for name in group.loses_outputs}
     able = tuple(group for group in every if group not in kept)
-    in_part = {name for group in able for name in group.loses_outputs}  # other channels of theirs may have to stay
+    in_part = {name for group in able for name in group.loses_outputs}  # some of their channels may still have to stay
     return Survey(groups=able, whole={name: why for name, why in whole.items() if name not in in_part})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a group of an encoder's is made of, as a recipe and as a report call it."""
+    """What a group of an encoder consists of, as named in a recipe and in a report."""
 
     block: str
     setting: Literal["heads", "ffn"]
@@ -110,7 +110,7 @@ class Part:
 
 
 def parts(module: nn.Module) -> dict[str, Part]:
-    """The groups of an encoder, by their names; nothing for another kind of model."""
+    """Return the groups of an encoder, by name; nothing for another kind of model."""
     named = {}
     for block in blocks(module):
         heads = Part(block=block.name, setting="heads", noun="heads", unit=block.head_size(module))
@@ -141,7 +141,7 @@ def _neurons(module: nn.Module, block: Block) -> Group:
 
 
 def _tell(attention: Any, width: int, size: int) -> None:
-    """The attention module counts its heads too, in BERT's words or in DistilBERT's."""
+    """Update the head counts of the attention module, under the names of BERT or of DistilBERT."""
     names = {"num_attention_heads": width // size, "n_heads": width // size, "all_head_size": width, "dim": width}
     for name, value in names.items():
         if hasattr(attention, name):
@@ -149,8 +149,8 @@ def _tell(attention: Any, width: int, size: int) -> None:
 
 
 def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
-    """The outputs of some linear layers and the inputs of the one that takes them; a group of torch-pruning's own, so
-    that its importances can be asked.
+    """Group the outputs of some linear layers with the inputs of the next one, as a group of torch-pruning, so that its
+    importances can score it.
     """
     from torch_pruning import prune_linear_in_channels, prune_linear_out_channels
     from torch_pruning.dependency import Group as Members
@@ -172,7 +172,7 @@ def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
 
 
 def _join(members: Any, layer: Any, cut: Any, channels: list[int], of_first: list[int]) -> None:
-    """`of_first` are the channels of the first member that these belong to."""
+    """Add a layer to a group. `of_first` are the matching channels of the first member."""
     from torch_pruning.dependency import Dependency, Node
 
     node = Node(layer, None)
@@ -181,12 +181,12 @@ def _join(members: Any, layer: Any, cut: Any, channels: list[int], of_first: lis
 
 
 def _maker(module: nn.Module, name: str) -> str:
-    """The layer that gives what this one gives: itself, or the last of the thin ones that it was split into."""
+    """Return the layer with the outputs of this one: itself, or the last of the thin layers that replaced it."""
     return end(module, name, -1)
 
 
 def end(module: nn.Module, name: str, place: int) -> str:
-    """The layer itself, or the first (0) or last (-1) of the thin ones that it was split into."""
+    """Return the layer itself, or the first (0) or last (-1) of the thin layers that replaced it."""
     layer = module.get_submodule(name)
     while isinstance(layer, nn.Sequential):
         name, layer = f"{name}.{range(len(layer))[place]}", layer[place]
@@ -210,13 +210,13 @@ def _remover(found: Channels, strand: Strand) -> Callable[[Collection[int]], Non
 
 
 def _positions(strand: Strand) -> torch.Tensor:
-    """Of each piece, where the channels of the first layer stand among all of the strand's."""
+    """Return for each piece the positions of its channels among all first-layer channels of the strand."""
     places = torch.tensor([piece[strand.root] for piece in strand.pieces])
     return places.flatten().argsort().argsort().reshape(places.shape)
 
 
 def _members(found: Channels, strand: Strand) -> Any:
-    """The strand as a group of torch-pruning's, the first layer first."""
+    """Return the strand as a group of torch-pruning, the first layer first."""
     from torch_pruning.dependency import Group as Members
 
     members, positions = Members(), _positions(strand).tolist()
@@ -237,7 +237,7 @@ def _members(found: Channels, strand: Strand) -> Any:
 
 
 def _cutter(found: Channels, slot: int) -> Any:
-    """What torch-pruning calls losing the channels of a slot; None of what no importance is measured by."""
+    """Return torch-pruning's function for removing channels of a slot; None for a tensor that no importance uses."""
     import torch_pruning as tp
 
     layer, place = found.layers[slot], found.slots[slot]

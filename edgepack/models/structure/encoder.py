@@ -16,15 +16,15 @@ from torch import nn
 from edgepack.core.errors import StageError
 from edgepack.models.structure.layer_names import chosen
 
-_FAR = -10_000.0  # added to the scores of padding: nothing of it is left after the softmax, in bf16 neither
+_FAR = -10_000.0  # added to the scores of padding: the softmax makes it 0, in bf16 too
 
 
 class TextClassifier(nn.Module):  # type: ignore[misc]
-    """A classifier of transformers that takes (input_ids, attention_mask), [n, length] int64, and gives [n, classes].
+    """A transformers classifier: takes (input_ids, attention_mask), [n, length] int64, and returns [n, classes].
 
-    The mask reaches it as numbers to add to the scores [n, 1, 1, length]: from a mask of two dimensions transformers
-    makes integer arithmetic that quantizers stumble over. Places and segments are constants, for text is padded on the
-    right and comes in one segment.
+    The mask is passed on as numbers to add to the scores, [n, 1, 1, length]: from a two-dimensional mask, transformers
+    makes integer arithmetic that quantizers cannot handle. Positions and segments are constants, as text is padded on
+    the right and has one segment.
     """
 
     positions: torch.Tensor
@@ -50,11 +50,11 @@ class Block:
     """One layer of an encoder, by the names of its parts."""
 
     name: str
-    attention: str  # the module that knows how many heads there are
+    attention: str  # the module that has the number of heads
     query: str
     key: str
     value: str
-    output: str  # from the heads back to the width of the model
+    output: str  # from the heads back to the hidden width
     ffn_in: str
     ffn_out: str
 
@@ -89,7 +89,7 @@ _PARTS = (
 
 
 def blocks(module: nn.Module) -> tuple[Block, ...]:
-    """The layers of an encoder that are still there, in their order; none for another kind of model."""
+    """Return the remaining layers of an encoder, in order; none for another kind of model."""
     return tuple(_blocks(module))
 
 
@@ -105,10 +105,10 @@ def _blocks(module: nn.Module) -> Iterator[Block]:
 
 @contextmanager
 def first_token_only(module: nn.Module) -> Iterator[None]:
-    """Inside, the last layer answers for the first token alone, [n, 1, width]: the classifier reads no other.
+    """Compute only the first token in the last layer, [n, 1, width]: the classifier reads no other.
 
-    The same numbers for a sixth of that layer's work: of the others it needs the keys and values only. For exporting;
-    training may look at what the last layer says of every token.
+    The numbers are the same for a sixth of that layer's work: the other tokens need only keys and values. Used for
+    export; training may use the last layer's outputs of every token.
     """
     found = blocks(module) if isinstance(module, TextClassifier) else ()
     if not found:
@@ -140,9 +140,9 @@ def _first_token(layer: Any, attention: Any, hidden: torch.Tensor, mask: torch.T
 
 
 def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str, ...]:
-    """The layers that go when only the first so many stay, or those at these places of what is still there.
+    """Return the layers to remove so that only the first `layers` stay, or those at these places.
 
-    Raises StageError for a model that is no encoder, for layers that it has not, and where none would go.
+    Raises StageError for a model that is no encoder, for layers that do not exist, and if none would be removed.
     """
     row = [block.name for block in blocks(module)]
     if not row:
@@ -158,16 +158,16 @@ def rest(module: nn.Module, layers: int | tuple[int, ...], of: str) -> tuple[str
 
 
 def droppable_layers(module: nn.Module) -> tuple[str, ...]:
-    """The layers of an encoder that can go, the highest first: all but the lowest.
+    """Return the layers of an encoder that can be removed, the highest first: all but the lowest.
 
-    The lower ones are the more general. Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained
-    Transformer Models, 2020, arXiv 2004.03844.
+    Lower layers are more general. Source: H. Sajjad et al., On the Effect of Dropping Layers of Pre-trained Transformer
+    Models, 2020, arXiv 2004.03844.
     """
     return tuple(block.name for block in reversed(blocks(module)[1:]))
 
 
 def renumbered(module: nn.Module, places: dict[int, int]) -> dict[str, torch.Tensor]:
-    """The weights of an encoder with its layers under other places; layers without one are left out."""
+    """Return the weights of an encoder with layers moved to other places; layers without a place are left out."""
     row = f"{_row(module)}."
     weights = {}
     for name, tensor in module.state_dict().items():
@@ -181,19 +181,19 @@ def renumbered(module: nn.Module, places: dict[int, int]) -> dict[str, torch.Ten
 
 
 def keep_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
-    """Keep the first so many layers, or those at these places, and number them anew."""
+    """Keep the first `layers` layers, or those at these places, and renumber them."""
     row = _row(module)
     kept = range(layers) if isinstance(layers, int) else layers
     module.set_submodule(row, nn.ModuleList([module.get_submodule(f"{row}.{place}") for place in kept]))
 
 
 def _row(module: nn.Module) -> str:
-    """The name of the list that the layers stand in."""
+    """Return the name of the list that contains the layers."""
     return blocks(module)[0].name.rpartition(".")[0]
 
 
 def shorten(model: nn.Module, places: int) -> None:
-    """Leave out the places of a text that is never that long: half a million weights, in a BERT of 512."""
+    """Remove positions beyond the text length: half a million weights, in a BERT of 512."""
     name = next(name for name, _ in model.named_modules() if name.endswith("position_embeddings"))
     table: Any = model.get_submodule(name)
     table.weight = nn.Parameter(table.weight.detach()[:places].clone())

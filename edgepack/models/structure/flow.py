@@ -24,15 +24,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from edgepack.models.source_lines import place
 
-FIXED, FREE = 0, -1  # labels of what has a width that cannot change, and of constants, which go with anything
+FIXED, FREE = 0, -1  # labels of channels that cannot be removed, and of constants, which fit to any channel
 OUTPUT = "it gives the model's output"  # a reason
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One dimension of a tensor of a layer, whose places have the labels from `start` on.
+    """One dimension of a layer's tensor; its places have the labels from `start` on.
 
-    Without a tensor it is the width that a norm without weights is written down with.
+    Without a tensor it is the width attribute of a norm without weights.
     """
 
     layer: str
@@ -43,18 +43,18 @@ class Slot:
 
 
 def long_dimension(parameter: Tensor) -> int | None:
-    """The only dimension of more than one number; None where there is none, or there are several."""
+    """Return the only dimension larger than one; None if there is none, or several."""
     long = [at for at, size in enumerate(parameter.shape) if size > 1]
     return long[0] if len(long) == 1 else None
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether every channel has filters of its own: one, or several (a channel multiplier)."""
+    """Return whether every channel has its own filters: one, or several (a channel multiplier)."""
     return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
 
 
 def makes_channels(layer: nn.Module, slot: Slot) -> bool:
-    """Whether the places of a slot are the outputs of a layer that mixes its inputs."""
+    """Return whether the places of a slot are the outputs of a layer that mixes its inputs."""
     if slot.tensor != "weight" or not isinstance(layer, _ConvNd | nn.Linear) or is_depthwise(layer):
         return False
     return slot.dimension == int(getattr(layer, "transposed", False))
@@ -67,10 +67,10 @@ def takes_channels(layer: nn.Module, slot: Slot) -> bool:
 
 
 class Flow(TorchDispatchMode):  # type: ignore[misc]
-    """Run a model under this, then ask `root` which labels go together, and `held` which cannot go.
+    """Run a model in this mode; then `canonical` says which labels belong together, and `held` which cannot be removed.
 
-    Where a view cuts channels into parts, code mostly names the number of parts, so that each must lose the same
-    places; with `trailing` it names their size. `rule_of` gives the rule of an operator by its name (flow_rules.py).
+    Where a view cuts channels into parts, code mostly fixes the number of parts, so that each part must lose the same
+    places; with `trailing` it fixes their size. `rule_of` gives the rule for an operator's name (flow_rules.py).
     """
 
     def __init__(self, module: nn.Module, rule_of: "Callable[[str], Rule]", *, trailing: bool = False) -> None:
@@ -80,20 +80,20 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         self.names = {id(part): name for name, part in module.named_modules()}
         self.tensors = {id(each): f"buffer '{name}'" for name, each in module.named_buffers()}
         self.tensors |= {id(each): f"parameter '{name}'" for name, each in module.named_parameters()}
-        self.ran: set[int] = set()  # layers that make channels, by the first of their labels
-        self.read: set[int] = set()  # sides of weights that take channels in, by the first of their labels
+        self.ran: set[int] = set()  # layers that made channels, by the first of their labels
+        self.read: set[int] = set()  # inputs of weights that were read, by the first of their labels
         self.slots: list[Slot] = []
         self.held: dict[int, str] = {}
-        self.suspects: dict[int, list[str]] = {}  # of labels: what may be to blame where a cut turns out wrong
-        self.parents = torch.zeros(1, dtype=torch.int64)  # of each label one that stands for all that go with it
+        self.suspects: dict[int, list[str]] = {}  # label -> possible reasons if its removal turns out wrong
+        self.parents = torch.zeros(1, dtype=torch.int64)  # for each label, one that represents all that belong together
         self.labels = WeakTensorKeyDictionary()  # tensor -> the labels of its elements
         self.matrices = WeakTensorKeyDictionary()  # weight -> the labels of each of its dimensions
-        self.given: list[tuple[nn.Module, Tensor]] = []  # to a norm, and not yet followed
-        self.widths: dict[nn.Module, tuple[Tensor, int]] = {}  # of norms, and the dimension that it is of
+        self.given: list[tuple[nn.Module, Tensor]] = []  # inputs of norms, not yet followed
+        self.widths: dict[nn.Module, tuple[Tensor, int]] = {}  # width labels of norms, and the dimension they refer to
         for name, layer in module.named_modules():
             self._register(name, layer)
 
-    # Labels and what goes together
+    # Labels and what belongs together
 
     def fresh(self, number: int) -> Tensor:
         start = len(self.parents)
@@ -101,20 +101,20 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         return torch.arange(start, start + number, dtype=torch.float32)
 
     def hold(self, labels: Tensor, why: str) -> None:
-        """These cannot go, for this reason."""
+        """Mark labels that cannot be removed, with the reason."""
         for label in labels.unique().tolist():
             if label > 0:
                 self.held.setdefault(int(label), why)
 
     def suspect(self, labels: Tensor, what: str) -> None:
-        """These can go as far as is known; where a trial says otherwise, this is why."""
+        """Note a possible reason, in case a trial shows that these labels cannot be removed."""
         moving = labels[labels > 0].unique().tolist()
         told = f"{what}{self.place()}" if moving else ""
         for label in moving:
             self.suspects.setdefault(int(label), []).append(told)
 
     def join(self, one: Tensor, other: Tensor, why: str = "") -> None:
-        """What stands at the same place can only go together; beside what is fixed nothing can."""
+        """Join labels at the same position, which must be removed together; next to a fixed one none can be removed."""
         a, b = torch.broadcast_tensors(self.canonical(one), self.canonical(other))
         fixed = ((a == FIXED) & (b > 0)) | ((b == FIXED) & (a > 0))
         if bool(fixed.any()):
@@ -131,10 +131,10 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
                 self.parents = above
 
     def canonical(self, labels: Tensor) -> Tensor:
-        """One label for all that go together."""
+        """Replace each label by the one that represents all that belong together."""
         return torch.where(labels > 0, self.parents[labels.clamp(min=0).long()].float(), labels)
 
-    # What layers have
+    # Slots of layers
 
     def _register(self, name: str, layer: nn.Module) -> None:
         own = {key: each for key, each in (*layer._parameters.items(), *layer._buffers.items()) if each is not None}
@@ -159,7 +159,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         self.matrices[weight] = tuple(found)
 
     def _bare(self, name: str, key: str, parameter: Tensor, dimension: int) -> None:
-        """A parameter of a model's own code, or PReLU's: numbers in a row, one a channel."""
+        """Register a parameter of a model's own code, or of PReLU: a vector with one number per channel."""
         if parameter not in self.labels:
             labels = self._slot(name, key, dimension, parameter.numel())
             self.give(parameter, labels.reshape(parameter.shape))
@@ -170,7 +170,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
                 self.labels[own[key]] = self._slot(name, key, 0, len(own[key]))
 
     def _width(self, name: str, layer: nn.Module, own: dict[str, Tensor]) -> None:
-        """The width that a norm knows: that of its tensors, or without any that of the channels it is given."""
+        """Register the width of a norm: that of its tensors, or without any that of its input channels."""
         width = getattr(layer, "num_features", None) or getattr(layer, "num_channels", None)
         labels = self._slot(name, "", 0, width or layer.normalized_shape[0])
         if isinstance(layer, nn.GroupNorm):
@@ -186,7 +186,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
 
     @contextmanager
     def watching(self) -> Iterator["Flow"]:
-        """Inside, calls of the model are followed."""
+        """Follow the calls of the model."""
 
         def tell(layer: nn.Module, given: tuple[Any, ...]) -> None:
             self.given += [(layer, each) for each in given[:1] if each.dim() > 1]  # followed with the next operator
@@ -199,7 +199,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             for hook in hooks:
                 hook.remove()
 
-    # What operators do
+    # Labels of operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -224,7 +224,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         return known
 
     def give(self, tensor: Tensor, labels: Tensor) -> Tensor:
-        """Of the tensor's own strides, so that every view of it is one of its labels too."""
+        """Store labels with the tensor's own strides, so that a view of it is a view of its labels too."""
         known = self.labels.get(tensor)
         if known is None or known.shape != tensor.shape:
             known = torch.empty_like(tensor, dtype=torch.float32)
@@ -238,7 +238,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
                 self.hold(self.canonical(labels), f"its weight is read by other code{self.place()}")
 
     def takes(self, given: Tensor, dimension: int, labels: Tensor) -> None:
-        """These labels are those of the places of a dimension, whatever stands there."""
+        """Join labels with the places of a dimension, whatever the other indices are."""
         others = [at for at in range(given.dim()) if at != dimension]
         alike = one_label(given, others, keeps=False)
         if alike is not None and bool((alike != FREE).all()):
@@ -247,14 +247,14 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             self.join(given, labels.reshape([-1 if at == dimension else 1 for at in range(given.dim())]))
 
     def alike(self, labels: Tensor, dimension: int, size: int) -> None:
-        """All parts of this size along a dimension lose the same places."""
+        """Require that all parts of this size along a dimension lose the same places."""
         first = labels.narrow(dimension, 0, size).repeat(
             [labels.shape[at] // size if at == dimension else 1 for at in range(labels.dim())]
         )
         self.join(labels, first)
 
     def reads(self, weight: Tensor) -> None:
-        """An operator takes a layer's weight: the layer itself, or else the model's own code."""
+        """Note that an operator reads a layer's weight: the layer itself, or the model's own code."""
         layer = self.module.get_submodule(self.part())
         if id(weight) in self.tensors and all(weight is not own for own in layer._parameters.values()):
             for labels in self.matrices[weight]:
@@ -268,7 +268,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         return f"its channels are {what or 'combined with numbers of a fixed width'}{self.place()}"
 
     def part(self) -> str:
-        """The innermost part of the model that runs now."""
+        """Return the innermost module that is running."""
         names = (self.names.get(id(frame.f_locals.get("self"))) for frame in self._frames())
         return next((name for name in names if name is not None), "")
 
@@ -278,7 +278,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         return f" at {where}" if where else ""
 
     def _frames(self) -> list[FrameType]:
-        """From the operator that runs now out to the model's forward."""
+        """Return the frames from the running operator out to the model's forward."""
         frames, frame = [], sys._getframe()
         while frame := frame.f_back:  # type: ignore[assignment]
             frames.append(frame)
@@ -286,24 +286,24 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         return frames[: inside[-1] + 1] if inside else []
 
     def foreign(self, part: str) -> bool:
-        """Whether a layer runs that cannot be resized, and has weights."""
+        """Return whether a layer with weights is running that cannot be resized."""
         known = _ConvNd | nn.Linear | nn.Embedding | _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
         layer = self.module.get_submodule(part)
         return bool(part) and not isinstance(layer, known) and bool([*layer.parameters(recurse=False)])
 
 
-# What an operator does with labels: of the flow, the operator, its arguments by name and its answer.
+# What an operator does with labels: gets the flow, the operator, its arguments by name and its result.
 Rule = Callable[[Flow, Any, dict[str, Any], Any], None]
-_MANY = 2**24  # more labels than there are, and exact in float32
+_MANY = 2**24  # more than the number of labels, and exact in float32
 
 
 def varying(labels: Tensor) -> list[int]:
-    """The dimensions along which labels differ."""
+    """Return the dimensions along which labels differ."""
     return [at for at in range(labels.dim()) if labels.shape[at] > 1 and one_label(labels, [at], True) is None]
 
 
 def one_label(labels: Tensor, over: Sequence[int], keeps: bool) -> Tensor | None:
-    """What all labels along these dimensions are; None where they differ."""
+    """Return the common label along these dimensions; None where they differ."""
     least = torch.where(labels == FREE, float("inf"), labels).amin(over, keepdim=keeps)
     most = labels.amax(over, keepdim=keeps)
     return None if bool(((least != most) & (most != FREE)).any()) else most

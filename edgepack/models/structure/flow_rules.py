@@ -15,7 +15,7 @@ from edgepack.models.structure.flow import FIXED, FREE, Flow, Rule, one_label, v
 
 
 def unknown(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """One number from one number, or else nothing can go of what is given."""
+    """Treat an operator without a rule as elementwise if shapes allow; else hold the channels of its inputs."""
     tensors = [each for each in tree_leaves(given) if isinstance(each, Tensor)]
     answers = [each for each in tree_leaves(answer) if isinstance(each, Tensor)]
     if not answers:
@@ -35,7 +35,7 @@ def unknown(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 
 def stop(flow: Flow, func: Any, given: dict[str, Any], answer: Any, what: str = "") -> None:
-    """Nothing of what is given can go, nor of what comes of it."""
+    """Hold all channels of the inputs; the outputs are fixed."""
     why = flow.meets(what or f"mixed by '{_name(func)}'")
     for each in tree_leaves(given):
         if isinstance(each, Tensor):
@@ -68,7 +68,7 @@ def beside(flow: Flow, tensor: Tensor) -> str:
 
 
 def one_for_all(flow: Flow, tensor: Tensor, shape: Sequence[int], others: Sequence[Tensor], *, still: bool) -> bool:
-    """Whether a tensor gives all channels of the others the same."""
+    """Return whether a tensor has the same values for all channels of the others."""
     own = [1] * (len(shape) - tensor.dim()) + [*tensor.shape]
     repeated = [at for at in range(len(shape)) if own[at] == 1 and shape[at] > 1]
     moves = {at for labels in others for at in varying(labels)}
@@ -76,7 +76,7 @@ def one_for_all(flow: Flow, tensor: Tensor, shape: Sequence[int], others: Sequen
 
 
 def moves(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """The elements are moved about, so are the labels."""
+    """Move the labels as the operator moves the elements."""
     tensor = next(iter(given.values()))
     if isinstance(tensor, Tensor) and tensor in flow.matrices:
         turns(flow, func, given, answer)
@@ -87,19 +87,19 @@ def moves(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
     moved = tree_map_only(Tensor, lambda each: each if id(each) in keep else before[id(each)], given)
     fill = {"value": FREE} if func._schema.name == "aten::constant_pad_nd" else {}
     moved.pop("dtype", None)
-    if func._schema.name == "aten::im2col":  # pads with zeros, which here are to be read as constants
+    if func._schema.name == "aten::im2col":  # pads with zeros, which here must become constants
         labels = _moved(func, {**moved, "self": moved["self"] - FREE}) + FREE
     else:
         labels = _moved(func, {**moved, **fill})
     for each, one in zip(tree_leaves(answer), tree_leaves(labels), strict=True):
         if one.untyped_storage().data_ptr() in {b.untyped_storage().data_ptr() for b in before.values()}:
-            flow.labels[each] = one  # a view: what is written to one is written to the other
+            flow.labels[each] = one  # a view: writes to one change the other
         else:
             flow.give(each, one)
 
 
 def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """A weight seen from another side is still one."""
+    """Follow a weight through views that leave it a weight."""
     weight = next(iter(given.values()))
     sides, name = flow.matrices[weight], _name(func)
     flow.reads(weight)
@@ -118,7 +118,7 @@ def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 
 def rolls(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """The number of places is written into the code: rolled over channels, fewer of them would meet others."""
+    """Hold channels that are rolled: the shift is a number in the code, and with fewer channels others would meet."""
     tensor, dimensions = given["self"], given.get("dims") or [*range(given["self"].dim())]
     if {at % tensor.dim() for at in dimensions} & {*varying(flow.canonical(flow.of(tensor)))}:
         stop(flow, func, given, answer)
@@ -134,7 +134,7 @@ def views(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 
 def cuts(flow: Flow, name: str, before: Tensor, labels: Tensor) -> None:
-    """Channels cut into rows and columns: one of the two can go, the same in all of the others."""
+    """Handle channels that a view cuts into rows and columns: one of the two can lose places, equal in all others."""
     moving = varying(flow.canonical(labels))
     if len(moving) < 2 or len(moving) <= len(varying(before)):
         return
@@ -147,7 +147,7 @@ def cuts(flow: Flow, name: str, before: Tensor, labels: Tensor) -> None:
 
 
 def parts(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """Parts of equal size stay so; those of other sizes are left to the model's code, and tried."""
+    """Keep parts of equal size equal; parts of other sizes are left to the model's code, and to the trial."""
     moves(flow, func, given, answer)
     tensor, dimension = given["self"], given.get("dim", 0) % max(1, given["self"].dim())
     labels = flow.of(tensor)
@@ -207,7 +207,7 @@ def depthwise(flow: Flow, labels: Tensor, makes: Tensor, takes: Tensor, transpos
 
 
 def multiplies(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> None:
-    """A matrix product in which one side is a layer's weight."""
+    """Handle a matrix product in which one side is a layer's weight."""
     if answer.dim() != 2:
         stop(flow, func, given, answer)
         return
@@ -243,7 +243,7 @@ def looks_up(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> No
 
 
 def normalises(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """Channel by channel, or all of them: then too what is left can be normalised without the rest."""
+    """Handle norms per channel or over all channels: in both, the remaining channels can be normalised alone."""
     labels = flow.of(given["input"])
     known = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for each in (each for each in known if each is not None):
@@ -262,13 +262,13 @@ def normalises(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> Non
 
 
 def pools(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """Over the last dimensions, as many as the operator's name says."""
+    """Reduce the last dimensions, as many as the operator's name says."""
     tensor = given.get("self", given.get("input"))
     reduced(flow, func, given, answer, tensor, [-1 - at for at in range(_dimensions(func))])
 
 
 def reduces(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    if isinstance(given.get("other"), Tensor):  # the larger of two
+    if isinstance(given.get("other"), Tensor):  # the elementwise maximum of two
         unknown(flow, func, given, answer)
         return
     tensor = next(iter(given.values()))
@@ -293,7 +293,7 @@ def reduced(
 
 
 def along(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """One after another along a dimension, or some of them, which may not be that of the channels."""
+    """Handle operators along a dimension, such as softmax and sort, which must not be that of the channels."""
     labels = flow.canonical(flow.of(given["self"]))
     found = one_label(labels, [given.get("dim", -1) % max(1, labels.dim())], keeps=True)
     if found is None:
@@ -304,12 +304,12 @@ def along(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 
 def picks(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """One of those along a dimension: the last, where none is said."""
+    """Reduce a dimension to one of its elements; by default the last dimension."""
     reduces(flow, func, {**given, "dim": given.get("dim", -1)}, answer)
 
 
 def gates(flow: Flow, func: Any, given: dict[str, Any], answer: Tensor) -> None:
-    """The first half times the second."""
+    """Handle GLU: the first half times the second."""
     dimension = given.get("dim", -1) % answer.dim()
     labels = flow.of(given["self"])
     flow.alike(labels, dimension, answer.shape[dimension])
@@ -339,7 +339,7 @@ def _moved(func: Any, given: dict[str, Any]) -> Any:
     values = [given[name] for name in names if name in given]
     try:
         return func(*values, **rest)
-    except RuntimeError:  # of other strides
+    except RuntimeError:  # for other strides
         return torch.ops.aten.reshape(*values)
 
 

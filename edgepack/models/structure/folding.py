@@ -25,8 +25,8 @@ CONVOLUTIONS = (
 )
 LINEAR = aten.linear.default
 WEIGHTED = (*CONVOLUTIONS, LINEAR)
-_ROLES = {1: "weight", 2: "bias"}  # of the arguments of a layer
-_GROUPS = 6  # the argument of a transposed convolution that says how many it has
+_ROLES = {1: "weight", 2: "bias"}  # arguments of a layer
+_GROUPS = 6  # the argument of a transposed convolution with its number of groups
 
 
 def norms(graph: fx.GraphModule) -> list[fx.Node]:
@@ -34,12 +34,12 @@ def norms(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def has_statistics(norm: fx.Node) -> bool:
-    """Whether it uses its own, and not those of the batch it is given."""
+    """Return whether a norm uses running statistics, not those of the batch."""
     return norm.args[3] is not None and not norm.args[5]
 
 
 def check_norm(norm: fx.Node) -> None:
-    """Raises StageError for one that takes its statistics from the batch: on the device that is a single sample."""
+    """Raises StageError for a norm that uses batch statistics: on the device, a batch is a single sample."""
     if not has_statistics(norm):
         place = f" at {found}" if (found := of_node(norm)) else ""
         raise StageError(
@@ -49,11 +49,11 @@ def check_norm(norm: fx.Node) -> None:
 
 
 def fold(graph: fx.GraphModule, norm: fx.Node) -> bool:
-    """Take a batch norm into the convolution or Linear before it, in place. False where it has to stay."""
+    """Fold a batch norm into the convolution or Linear before it, in place. Return False if that is not possible."""
     layer = norm.args[0]
     if layer.target not in WEIGHTED or not _alone(graph, layer):
         return False
-    if layer.target is LINEAR and layer.meta["val"].dim() != 2:  # it then normalises another dimension
+    if layer.target is LINEAR and layer.meta["val"].dim() != 2:  # the norm is then over another dimension
         return False
     scale, shift = factors(graph, norm)
     weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
@@ -70,7 +70,7 @@ def fold(graph: fx.GraphModule, norm: fx.Node) -> bool:
 
 
 def factors(graph: fx.GraphModule, norm: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of each channel, [channels]."""
+    """Return scale and shift of each channel, [channels]."""
     weight, bias, mean, variance = (None if each is None else tensor_of(graph, each) for each in norm.args[1:5])
     assert mean is not None and variance is not None, "check_norm was here before"
     scale = (1.0 if weight is None else weight) / (variance + norm.args[7]).sqrt()
@@ -78,13 +78,13 @@ def factors(graph: fx.GraphModule, norm: fx.Node) -> tuple[torch.Tensor, torch.T
 
 
 def _alone(graph: fx.GraphModule, layer: fx.Node) -> bool:
-    """Whether the norm is the sole reader of what the layer gives, and the layer of its weight and bias."""
+    """Return whether only the norm reads the layer's output, and only the layer its weight and bias."""
     values = [each for each in layer.args[1:3] if each is not None]
     return len(layer.users) == 1 and own(graph, *values)
 
 
 def own(graph: fx.GraphModule, *values: fx.Node | None) -> bool:
-    """Whether they are tensors that one operator alone reads, under whatever name."""
+    """Return whether these are tensors that only one operator reads, under whatever name."""
     held = Counter(_memory(graph, node) for node in graph.graph.nodes if node.op == "get_attr")
     return all(
         value is not None and value.op == "get_attr" and len(value.users) == 1 and held[_memory(graph, value)] == 1
@@ -93,13 +93,13 @@ def own(graph: fx.GraphModule, *values: fx.Node | None) -> bool:
 
 
 def _memory(graph: fx.GraphModule, node: fx.Node) -> object:
-    """What tells two tensors apart; an empty one has no place of its own."""
+    """Return an identity for a tensor's memory; an empty tensor has no address of its own."""
     tensor = tensor_of(graph, node)
     return tensor.untyped_storage().data_ptr() or node.target
 
 
 def _scaled(layer: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Outputs lie along the first dimension; in a transposed convolution along the second, group by group."""
+    """Scale outputs, which lie along the first dimension; in a transposed convolution along the second, per group."""
     if layer.target not in TRANSPOSED:
         return weight * scale.view(-1, *[1] * (weight.dim() - 1))
     groups = layer.args[_GROUPS] if len(layer.args) > _GROUPS else 1
@@ -108,10 +108,10 @@ def _scaled(layer: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.
 
 
 def scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> list[fx.Node]:
-    """A batch norm that is folded into no layer (DenseNet, pre-activation) as a depthwise 1 x 1 convolution.
+    """Replace a batch norm that cannot be folded (DenseNet, pre-activation) by a depthwise 1 x 1 convolution.
 
-    Per-channel int8 holds its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it. What
-    is no picture is multiplied and added; these operators are returned, for they are best left in float.
+    Per-channel int8 stores its weights exactly, the ReLU after it is fused, and both runtimes have a kernel for it. If
+    the input is not an image, a Mul and an Add are used and returned, as they are best left in float.
     """
     inputs, (scale, shift) = norm.args[0], factors(graph, norm)
     dimensions = norm.meta["val"].dim()
@@ -135,8 +135,8 @@ def scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> list[fx.Node]:
 
 
 def fold_weights(graph: fx.GraphModule) -> bool:
-    """Compute the weights and biases of layers that are made of other weights, in place: a transposed or normalised one
-    costs time in every inference, and no integer kernel takes it. Tells whether there was any.
+    """Compute, in place, the weights and biases of layers that are made of other weights: a transposed or normalised
+    one costs time in every inference, and no integer kernel takes it. Return whether there was any.
     """
     found = False
     for layer in [node for node in graph.graph.nodes if node.target in WEIGHTED]:

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 
 def is_constant(node: fx.Node) -> bool:
-    """Whether no input reaches it, and it stays as it is: not int8 weights on their way to float."""
+    """Return whether no input reaches a node and it can be computed once: not so for int8 weights being dequantized."""
     if node.op == "get_attr":
         return True
     quantized = str(node.target).startswith("quantized_decomposed")
@@ -29,23 +29,23 @@ def constant_value(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
 
 
 def tensor_of(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    """The weight or buffer that a node of kind get_attr stands for."""
+    """Return the weight or buffer behind a get_attr node."""
     parent, _, leaf = str(node.target).rpartition(".")
     value: torch.Tensor = getattr(graph.get_submodule(parent), leaf)
     return value.detach()
 
 
 def parameter(graph: fx.GraphModule, of: fx.Node, name: str, value: torch.Tensor) -> fx.Node:
-    """A new tensor of the graph under this name, put where nodes are inserted now."""
+    """Add a tensor with this name to the graph, with a node at the current insertion point."""
     parent, _, leaf = name.rpartition(".")
     _put(graph.get_submodule(parent), leaf, value)
     node = graph.graph.get_attr(name)
-    node.meta["val"] = of.meta["val"].fake_mode.from_tensor(value, static_shapes=True)  # the quantizer asks its shape
+    node.meta["val"] = of.meta["val"].fake_mode.from_tensor(value, static_shapes=True)  # the quantizer reads its shape
     return node
 
 
 def set(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
-    """Another value for the tensor of a node; who had the tensor itself keeps what he had."""
+    """Replace the tensor of a node; other references to the old tensor keep it."""
     parent, _, leaf = str(node.target).rpartition(".")
     holder = graph.get_submodule(parent)
     delattr(holder, leaf)
@@ -60,7 +60,7 @@ def _put(holder: nn.Module, leaf: str, value: torch.Tensor) -> None:
 
 
 def drop_unused(graph: fx.GraphModule) -> None:
-    """Take out the operators that nothing reads, and then the weights."""
+    """Remove unused operators, then unused weights."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
@@ -75,6 +75,6 @@ def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def measures_ranges(module: nn.Module) -> bool:
-    """Whether int8 activations get the range of all that comes with them: on the device that is one sample."""
+    """Return whether int8 activations get the range of the whole batch: on the device that is one sample."""
     nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
     return any("choose_qparams" in str(node.target) for node in nodes)

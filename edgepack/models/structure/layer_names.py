@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from edgepack.core.errors import StageError, listed
 
-_SHOWN = 8  # names in an error
+_SHOWN = 8  # names listed in an error
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -20,9 +20,9 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, sure: bool = True) -> None:
-    """Raises StageError for the first pattern that matches none of `names`, with the names nearest to it.
+    """Raises StageError for the first pattern that matches none of `names`, with the most similar names.
 
-    Unless the names are `sure`, a layer may become two, so a pattern for what lies in one of them is let pass.
+    Unless the names are `sure`, a layer may still be split in two, so a pattern for a part of one is accepted.
     """
     known = list(names)
     for pattern in patterns:
@@ -34,7 +34,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], what: str, *, 
 
 
 def chosen(layers: int | tuple[int, ...], known: int, of: str) -> int | tuple[int, ...]:
-    """The layers as given. Raises ValueError unless a model of `known` layers has them, each once and in order.
+    """Return the layers as given. Raises ValueError unless a model of `known` layers has them, each once and in order.
 
     >>> chosen((0, 2), 6, "the model"), chosen(3, 6, "the model")
     ((0, 2), 3)

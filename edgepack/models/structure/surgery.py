@@ -23,8 +23,8 @@ class Edit(Frozen):
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
     resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
     resize          ... of a parameter in no layer, its length      {"gamma": 40}
-    drop            the block passes on what it is given            {}
-    zeros           the zeros among the weights are there to stay   {}
+    drop            the block returns its first input               {}
+    zeros           weights that are zero stay zero in training     {}
     """
 
     op: Literal["resize", "split", "split_spatial", "drop", "zeros"]
@@ -34,7 +34,7 @@ class Edit(Frozen):
 
 
 def repeat(module: nn.Module, edits: Iterable[Edit]) -> None:
-    """Do to a fresh model all that the log says; what layers shared before, and still can, they share afterwards."""
+    """Repeat the log on a fresh model; layers that shared parameters share them again, if shapes still match."""
     tied = [[*owners] for owners in _tied(module)]
     for edit in edits:
         apply(module, edit)
@@ -50,12 +50,12 @@ def repeat(module: nn.Module, edits: Iterable[Edit]) -> None:
 def _found(module: nn.Module, name: str) -> nn.Module | None:
     try:
         return module.get_submodule(name)
-    except AttributeError:  # two thin layers stand there now
+    except AttributeError:  # it was split into two thin layers
         return None
 
 
 def _tied(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """Parameters that stand in several layers: where each does."""
+    """Yield the parameters that several layers share, as a list of their places."""
     owners: dict[int, list[tuple[str, str]]] = {}
     for name, layer in module.named_modules():
         for key, parameter in layer._parameters.items():
@@ -65,7 +65,7 @@ def _tied(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
 
 
 def apply(module: nn.Module, edit: Edit) -> None:
-    """Do to `module` what the log says; its weights are fresh afterwards."""
+    """Apply an edit to `module`; changed layers have fresh weights afterwards."""
     layer = module.get_submodule(edit.layer)
     match edit.op:
         case "resize":
@@ -81,7 +81,7 @@ def apply(module: nn.Module, edit: Edit) -> None:
 
 
 def _as_frozen(layer: nn.Module, pair: nn.Sequential) -> nn.Sequential:
-    """The two thin layers learn where the one did."""
+    """Freeze the two thin layers if the original layer is frozen."""
     for thin in pair:
         thin.weight.requires_grad_(layer.weight.requires_grad)
     if getattr(layer, "bias", None) is not None:
@@ -90,16 +90,16 @@ def _as_frozen(layer: nn.Module, pair: nn.Sequential) -> nn.Sequential:
 
 
 class PassOn(nn.Module):  # type: ignore[misc]
-    """In place of a block that was dropped: gives its first input back, whatever else the block was called with."""
+    """Takes the place of a dropped block: returns its first input, whatever other arguments there are."""
 
     def forward(self, given: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
         return given
 
 
 def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
-    """In place: a layer may stand in several parts of a model, and its code may hold on to it."""
+    """Resize in place: a layer may have several names in a model, and the model's code may keep a reference to it."""
     layer = module.get_submodule(name)
-    if not _kind(layer):  # attention: its layers are resized on their own; or parameters of a model's own code
+    if not _kind(layer):  # attention, whose layers are resized separately, or parameters of the model's own code
         for attribute, value in to.items():
             row = layer._parameters.get(attribute)
             setattr(layer, attribute, value if row is None else _shortened(row, value))
@@ -114,7 +114,7 @@ def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
 
 
 def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
-    """The first numbers of a parameter that has them in a row."""
+    """Return the first elements of a parameter with one long dimension."""
     dimension = long_dimension(row)
     assert dimension is not None, "it had a width"
     return nn.Parameter(row.detach().narrow(dimension, 0, length).clone(), requires_grad=row.requires_grad)
@@ -134,7 +134,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FEATURES = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-# What can be resized: the widths of a layer, and what else it is made of.
+# What can be resized: the widths of a layer, and its other arguments.
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((*_CONVOLUTIONS, *_TRANSPOSED), ("in_channels", "out_channels", "groups")),
     nn.Linear: ("in_features", "out_features"),
@@ -144,7 +144,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("normalized_shape",),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
-# What the attention modules of transformers know of their own size, besides the layers in them.
+# Sizes that the attention modules of transformers store besides the layers in them.
 _HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
 _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
@@ -154,16 +154,16 @@ _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("eps", "elementwise_affine"),
     nn.Embedding: ("padding_idx",),
 }
-_NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias or not as they are affine or not
+_NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias if they are affine
 
 
 def _kind(layer: nn.Module) -> type[nn.Module] | None:
-    """What of torch's a layer is, or is made from, that can be resized."""
+    """Return the torch class that a layer is or derives from, if it can be resized."""
     return next((kind for kind in type(layer).__mro__ if kind in _SIZES), None)
 
 
 def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
-    """The widths of every layer that surgery can resize: {"conv1": {"in_channels": 1, "out_channels": 64, ...}}."""
+    """Return the widths of layers that surgery can resize: {"conv1": {"in_channels": 1, "out_channels": 64, ...}}."""
     widths = ((name, dict(_widths(layer))) for name, layer in module.named_modules())
     return {name: found for name, found in widths if found}
 
@@ -182,13 +182,13 @@ def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def outputs(module: nn.Module) -> dict[str, int]:
-    """How many channels each layer gives that has any of its own: {"conv1": 64, ...}."""
+    """Return the number of output channels of each layer that makes its own: {"conv1": 64, ...}."""
     given = {name: widths.get("out_channels", widths.get("out_features", 0)) for name, widths in sizes(module).items()}
     return {name: channels for name, channels in given.items() if channels}
 
 
 def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
-    """What changed in `module` since `sizes` was taken of it, as edits."""
+    """Return the changes in `module` since `sizes` was taken, as edits."""
     return tuple(
         Edit(op="resize", layer=name, to=now, was=before[name])
         for name, now in sizes(module).items()
@@ -197,7 +197,7 @@ def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit,
 
 
 def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
-    """A fresh layer like `layer` with other widths; of one that was made from torch's, torch's."""
+    """Return a fresh layer like `layer` with other widths; for a subclass of a torch layer, the torch layer."""
     kind = _kind(layer)
     if kind is None:
         raise TypeError(f"surgery cannot resize a {type(layer).__name__}")
@@ -208,8 +208,8 @@ def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
 
 
 def split(layer: nn.Module, rank: int) -> nn.Sequential:
-    """The two thin layers, of `rank` channels between them, that stand for a Linear, a Conv2d without groups, or an
-    Embedding: a narrow table, and a Linear that widens what is looked up there.
+    """Return the two thin layers, with `rank` channels between them, for a Linear, a Conv2d without groups, or an
+    Embedding: a narrow table, and a Linear that widens its rows.
     """
     if isinstance(layer, nn.Embedding):
         narrow = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
@@ -225,10 +225,10 @@ def split(layer: nn.Module, rank: int) -> nn.Sequential:
 
 
 def split_spatial(layer: nn.Module, rank: int) -> nn.Sequential:
-    """A column of the kernel, then a row of it: k x 1 to `rank` channels, then 1 x l, for a k x l Conv2d.
+    """Return a column filter and a row filter: k x 1 to `rank` channels, then 1 x l, for a k x l Conv2d.
 
-    Each takes the stride, padding and dilation of its own direction. Padding commutes with the filter across it, in
-    every padding mode, because the first of the two has no bias.
+    Each has the stride, padding and dilation of its own direction. Padding in one direction commutes with the filter in
+    the other, in every padding mode, because the first of the two has no bias.
     """
     if not (isinstance(layer, nn.Conv2d) and layer.groups == 1):
         raise TypeError(f"surgery cannot split a {type(layer).__name__} in space")
@@ -241,7 +241,7 @@ _PLACES = ("kernel_size", "stride", "padding", "dilation")
 
 
 def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
-    """What a filter along one direction (0 down, 1 across) takes over from a convolution."""
+    """Return the settings of a filter along one direction (0 down, 1 across), taken from a convolution."""
     still = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
     taken: dict[str, Any] = {"padding_mode": layer.padding_mode}
     for key in _PLACES:
@@ -253,7 +253,7 @@ def _one_way(layer: nn.Conv2d, direction: int) -> dict[str, Any]:
 
 
 def first(group: Any) -> torch.Tensor:
-    """Keeps the first channels: for a model that is narrowed before it has learned anything."""
+    """Score so that the first channels are kept: for a model narrowed before training."""
     return -torch.arange(len(group[0].idxs), dtype=torch.float32)
 
 
@@ -269,12 +269,13 @@ def shrink(
 ) -> dict[str, int]:
     """Remove the least important channels of every layer, and with them what depends on them, in place.
 
-    An encoder loses whole attention heads, at least one stays in each layer, and neurons of its feed-forward networks.
-    `keep` is the share of channels left, of the widths in `original` (layer name -> channels; default: as they are
-    now); a mapping gives each group its own by the name of its first layer, and leaves the others whole. Layers that
-    give the model's output keep all of theirs, and so do those that match a pattern of `exclude`, with all that
-    depends on them. A grouped convolution loses as many channels from each of its groups. Gives the channels that each
-    group's first layer was to be left with, by its name. Raises StageError for a structure that cannot be followed.
+    An encoder loses whole attention heads, keeping at least one per layer, and neurons of its feed-forward networks.
+    `keep` is the share of channels left, relative to the widths in `original` (layer name -> channels; default: the
+    current ones); a mapping gives a share for each group by the name of its first layer, and leaves other groups whole.
+    Layers that give the model's output keep all their channels, and so do those that match a pattern of `exclude`, with
+    all that depends on them. A grouped convolution loses the same number of channels in each of its groups. Returns the
+    number of channels that each group's first layer should have, by its name. Raises StageError for a structure that
+    cannot be traced.
     Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900; torch-pruning.
     """
     inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
@@ -287,7 +288,7 @@ def shrink(
         goals[group.name] = goals.get(group.name, now[group.name]) - group.size + left
         if left < group.size:
             cuts.append((group, group.least(score, left)))
-    for group, pieces in cuts:  # all are judged before any goes
+    for group, pieces in cuts:  # all are scored before any is removed
         group.remove(pieces)
     return goals
 
@@ -296,7 +297,7 @@ _GRID = 256  # shares k/256 are exact in binary and in the decimals of a recipe
 
 
 def widest(left: Callable[[float], float], limit: float) -> float:
-    """The largest share of channels, among k/256, that leaves no more than `limit`; one block a layer must meet it.
+    """Return the largest share k/256 of channels that leaves no more than `limit`; one block per layer must meet it.
 
     >>> widest(lambda keep: 1000 * keep**2, limit=250)
     0.5
@@ -309,9 +310,9 @@ def widest(left: Callable[[float], float], limit: float) -> float:
 
 
 def droppable_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
-    """Blocks of layers, standing in a row with others, that give the shape they take: the model runs without them.
+    """Return blocks in a sequence whose output has the shape of their input: the model runs without them.
 
-    The heaviest first, of two the same the last.
+    The heaviest comes first; of two with the same size, the last.
     """
     blocks = dict(_blocks(module))
     same: set[str] = set()
@@ -333,7 +334,7 @@ def droppable_blocks(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> lis
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What stands in a row and is more than a layer; what lies inside of a block is a part of it, and not looked at."""
+    """Yield the items of a sequence that are more than a single layer; blocks inside a block are not listed."""
     for leaf, child in module.named_children():
         if isinstance(module, nn.Sequential) and any(child.children()) and not isinstance(child, nn.Sequential):
             yield f"{prefix}{leaf}", child

@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CHANGED = "outputs would change even though nothing uses the removed channels"
 OVERFLOWS = "with random weights its outputs overflow, so a cut cannot be checked"
-_ROUNDING = 1e-4  # of the largest answer, in float32
-_MOST = 1e30  # beyond this float32 is about to overflow
+_ROUNDING = 1e-4  # of the largest output, in float32
+_MOST = 1e30  # above this, float32 is about to overflow
 
 Part = TypeVar("Part")
 
 
 def separated(parts: Sequence[Part], fault: Callable[[Sequence[Part]], str]) -> tuple[list[Part], list[str]]:
-    """Those parts that are good together, and of every part what is wrong with it beside the good ones before, or "".
+    """Return the parts that work together, and for every part its fault in addition to the good ones before it, or "".
 
-    Where all at once are at fault, each half is tried on top of what is good: a few odd ones among many take few tries.
+    If all parts together fail, each half is tried on top of the good ones: a few bad parts among many need few tries.
     """
     good: list[Part] = []
 
@@ -34,7 +34,7 @@ def separated(parts: Sequence[Part], fault: Callable[[Sequence[Part]], str]) -> 
             return [why]
         half = len(some) // 2
         before = judged(some[:half])
-        # Where nothing is wrong with the first half, the second one with it is what was tried already.
+        # If the first half is good, adding the second half gives what was tried already.
         return before + judged(some[half:], None if any(before) else why)
 
     reasons = judged(parts) if parts else []
@@ -42,7 +42,7 @@ def separated(parts: Sequence[Part], fault: Callable[[Sequence[Part]], str]) -> 
 
 
 def difference(one: Any, other: Any) -> str:
-    """What is wrong with an output that should be the same as another but for rounding, or ""."""
+    """Say what is wrong with an output that should equal another up to rounding, or ""."""
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
         return ""
     if one.shape != other.shape:
@@ -58,9 +58,9 @@ def difference(one: Any, other: Any) -> str:
 
 
 def lively(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy in which nothing is zero that may be learned: layers that begin at zero would hide what they do.
+    """Return a copy with random parameters: layers that start at zero would hide what they do.
 
-    Each layer's weights are of a size that makes it give numbers of about one, so that no depth makes them overflow.
+    The weights of each layer are scaled so that its outputs are about one, so that deep models do not overflow.
     """
     made, random = copy.deepcopy(module).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def lively(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
 
 @contextmanager
 def _scaled(module: nn.Module) -> Iterator[None]:
-    """Inside, every layer that runs has its weights divided by how large its outputs are."""
+    """Divide the weights of every layer that runs by the size of its outputs."""
 
     def scale(layer: nn.Module, given: Any, answer: Any) -> Any:
         size = float(answer.square().mean().sqrt()) if isinstance(answer, Tensor) else 0.0
@@ -102,9 +102,9 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
 
 class Unmixed(TorchDispatchMode):  # type: ignore[misc]
-    """Norms over several channels scale and shift alone: what they measure changes with the channels that are there.
+    """Reduce norms over several channels to their scale and shift: their statistics depend on the channels present.
 
-    It watches what products give: `has_overflown` where that was infinite, whatever a sigmoid made of it later.
+    It also checks matrix products: `has_overflown` is set where one was infinite, even if a sigmoid hides it later.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ _SHARES = [k / 100 for k in range(1, 100)]
 
 
 def reasons(whole: Mapping[str, str]) -> dict[str, str]:
-    """Those that a user need not expect: besides the layers that answer and those that the recipe excludes."""
+    """Return the reasons that a user may not expect: not those of output layers and of excluded layers."""
     return {name: why for name, why in whole.items() if why not in (OUTPUT, EXCLUDED)}
 
 
@@ -28,7 +28,7 @@ def nothing_removed(
     multiple: int,
     share: Callable[[str], float],
 ) -> StageError:
-    """Why a cut would remove nothing, and what would; `share` tells how much of a group was to stay, by its name."""
+    """Return the error for a cut that removes nothing: why, and what to do; `share` is the share to keep by group."""
     found = survey(module, inputs, exclude)
     if not found.groups:
         return StageError(f"nothing was removed: {no_groups(module, found)}", way_out(found))
@@ -51,7 +51,7 @@ def _widths(groups: Collection[Group]) -> str:
 
 
 def no_groups(module: nn.Module, found: Survey) -> str:
-    """Why not one layer can lose channels."""
+    """Say why no layer can lose channels."""
     if why := reasons(found.whole):
         return f"no layer can lose channels: {told(why)}"
     if EXCLUDED in found.whole.values():
@@ -67,7 +67,7 @@ def no_groups(module: nn.Module, found: Survey) -> str:
 
 
 def way_out(found: Survey) -> str:
-    """What to do where not one layer can lose channels."""
+    """Say what to do if no layer can lose channels."""
     if FROZEN in found.whole.values():
         return "unfreeze them (requires_grad) in the function that makes the model, or remove prune"
     if EXCLUDED in found.whole.values():
@@ -77,7 +77,7 @@ def way_out(found: Survey) -> str:
 
 
 def _larger(found: Survey, multiple: int) -> str:
-    """Only what helps."""
+    """Suggest only what helps."""
 
     def helps(removed: float) -> bool:
         return any(group.left(1 - removed, multiple, group.size) < group.size for group in found.groups)
@@ -90,6 +90,6 @@ def _larger(found: Survey, multiple: int) -> str:
 
 
 def cannot_be_narrower(module: nn.Module, inputs: Inputs) -> str:
-    """Why some of its layers keep their channels, for a message; "" where none does."""
+    """Say why some of its layers keep their channels, for a message; "" if none does."""
     also = reasons(survey(module, inputs).whole)
     return f"; {told(also)}" if also else ""

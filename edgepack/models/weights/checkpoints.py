@@ -15,14 +15,14 @@ from edgepack.models.weights.file_kinds import is_safetensors, not_weights
 
 State = Mapping[str, torch.Tensor]
 
-# Besides tensors: what argparse and numpy leave in the files of training scripts. None of it runs code.
+# Types besides tensors that training scripts save with argparse and numpy. Loading them runs no code.
 _HARMLESS = [argparse.Namespace, numpy.dtype, numpy.float64, numpy.float32, numpy.int64]
-_DEEPEST = 8  # dicts and lists inside of each other
+_DEEPEST = 8  # depth of nested dicts and lists
 _SAVE = "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_model(model, ...)"
 
 
 def read(path: Path) -> Any:
-    """What is in a file of safetensors, or in one that torch.save wrote, by its content; no code of the file runs."""
+    """Read a safetensors file, or one written by torch.save, by its content; no code in the file is run."""
     from safetensors.torch import load_file
 
     try:
@@ -32,13 +32,13 @@ def read(path: Path) -> Any:
             if path.suffix.lower() != ".safetensors":
                 note(f"{path.name} was read as a .safetensors file")
             return load_file(path)
-        # From an open file: by its name torch would choose another reader.
+        # As an open file: for a file name torch would choose another reader.
         with torch.serialization.safe_globals([*_HARMLESS, *_numpy_internals()]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except StageError:
         raise
-    except Exception as error:  # what is no checkpoint can fail in any way
-        raise StageError(  # torch's own advice, to load it with its code, is no advice
+    except Exception as error:  # a file that is no checkpoint can fail in any way
+        raise StageError(  # torch's advice, to load it by running its code, must not be followed
             f"{path.name} cannot be read as weights ({type(error).__name__}): {_unread(error)}", _SAVE
         ) from error
 
@@ -51,7 +51,7 @@ def _unread(error: Exception) -> str:
 
 
 def _numpy_internals() -> Iterator[Any]:
-    """Numbers of numpy, as a best score is one: under their name of today and the one before numpy 2."""
+    """Yield numpy's scalar types, such as that of a best score: under the current name and that before numpy 2."""
     scalar = numpy._core.multiarray.scalar  # type: ignore[attr-defined]  # torch's own advice for such files
     yield scalar
     yield scalar, "numpy.core.multiarray.scalar"
@@ -59,7 +59,7 @@ def _numpy_internals() -> Iterator[Any]:
 
 
 def state_dicts(found: Any, path: Path) -> dict[str, State]:
-    """Every dict of tensors in a file, by where it lies in it: "" where the file is one, "folds.0" in a list."""
+    """Return every dict of tensors in a file, by its place: "" if the file is one, "folds.0" in a list."""
     dicts = ((place, each) for place, each in _containers(found, "", _DEEPEST, set()) if isinstance(each, dict))
     tensors: dict[str, State]
     tensors = {place: {name: each for name, each in inside.items() if _is_named(name, each)} for place, inside in dicts}
@@ -73,14 +73,14 @@ def state_dicts(found: Any, path: Path) -> dict[str, State]:
 
 
 def nameless(found: Any) -> dict[str, list[torch.Tensor]]:
-    """Every list of tensors alone, by where it lies: averages of weights are kept so."""
+    """Return every list of only tensors, by its place: averages of weights are saved so."""
     every = _containers(found, "", _DEEPEST, set())
     lists = {place: [*inside] for place, inside in every if isinstance(inside, list | tuple) and inside}
     return {place: inside for place, inside in lists.items() if all(isinstance(each, torch.Tensor) for each in inside)}
 
 
 def _containers(found: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Each dict and list, then those in it, but once, though it were its own part."""
+    """Yield each dict and list, then those in it; one that contains itself is visited only once."""
     if not isinstance(found, dict | list | tuple):
         return
     yield place, found

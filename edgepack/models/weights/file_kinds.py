@@ -4,17 +4,17 @@ import json
 import zipfile
 from pathlib import Path
 
-# What downloads and checkouts leave in place of a file, by how it begins.
+# What downloads and checkouts leave in place of a file, by its first bytes.
 _STAND_INS = {
     b"version https://git-lfs.github.com/spec/": "a pointer of git-lfs, not the file: fetch it with `git lfs pull`",
     b"<!doctype html": "a web page: download the file itself",
     b"<html": "a web page: download the file itself",
 }
-_MOST_HEADER = 100_000_000  # bytes: what safetensors itself reads
+_MOST_HEADER = 100_000_000  # bytes: the limit of safetensors itself
 
 
 def stand_in(path: Path) -> str:
-    """What is there in place of a file, in words, or ""."""
+    """Say what is there in place of a file, or ""."""
     with path.open("rb") as file:
         head = file.read(64).lower()
     if not head:
@@ -23,7 +23,7 @@ def stand_in(path: Path) -> str:
 
 
 def not_weights(path: Path) -> str:
-    """Why a file is no checkpoint, in words, or "" where nothing tells."""
+    """Say why a file is no checkpoint, or "" if nothing shows it."""
     if found := stand_in(path):
         return found
     if is_safetensors(path):
@@ -33,21 +33,21 @@ def not_weights(path: Path) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether it begins as such a file does: the length of a header, and the brace that opens it."""
+    """Return whether it begins as a safetensors file: the length of a header, and its opening brace."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER
 
 
 def is_executorch(path: Path) -> bool:
-    """Whether it has the mark of a .pte file behind its first four bytes: ET, and two digits."""
+    """Return whether it has the mark of a .pte file after its first four bytes: ET, and two digits."""
     with path.open("rb") as file:
         mark = file.read(8)[4:]
     return mark[:2] == b"ET" and mark[2:].isdigit()
 
 
 def _whole_safetensors(path: Path) -> int:
-    """How many bytes it should have, as far as its header came along."""
+    """Return the number of bytes it should have, as far as its header is complete."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length)
@@ -56,11 +56,11 @@ def _whole_safetensors(path: Path) -> int:
         ends = [entry["data_offsets"][1] for entry in json.loads(header).values() if "data_offsets" in entry]
         return whole + max(ends, default=0)
     except (ValueError, TypeError, LookupError, AttributeError):
-        return whole  # cut off within the header; or damaged, which its reader tells
+        return whole  # cut off within the header, or damaged: its reader reports it
 
 
 def _of_zip(path: Path) -> str:
-    """torch.save writes zip archives, as torch.jit.save does."""
+    """Distinguish zip archives: torch.save writes them, and torch.jit.save too."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return ""

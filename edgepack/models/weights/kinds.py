@@ -16,7 +16,7 @@ _NO_NUMBERS = {
     "bool": "masks or flags are not weights: save the weights that they belong to",
     "complex": "complex models cannot be exported: save one with real weights",
 }
-# What the names of tensors tell of how a model was kept: in words, and the way to its plain weights.
+# How a model was saved, by the names of its tensors: in words, and how to get plain weights.
 _KEPT = {
     r"(^|\.)lora_(embedding_)?[AB](\.|$)": (
         "LoRA adapters next to the weights",
@@ -47,7 +47,7 @@ _KEPT = {
 
 
 def check_kinds(tensors: State, own: State, path: Path) -> None:
-    """Raises StageError for integers, and whatever else is no plain number, in place of weights."""
+    """Raises StageError for integers and other tensors that are not plain numbers, in place of weights."""
     if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise StageError(
             f"{path.name} holds names and shapes without values: {quoted(empty)} on torch's meta device",
@@ -57,7 +57,7 @@ def check_kinds(tensors: State, own: State, path: Path) -> None:
 
 
 def check_names(names: Iterable[str], path: Path) -> None:
-    """Raises StageError where names that the model has not tell how its weights were kept."""
+    """Raises StageError where names that the model lacks show how its weights were saved."""
     unknown = [*names]
     for pattern, (what, way_out) in _KEPT.items():
         if found := [name for name in unknown if re.search(pattern, name)]:
@@ -65,7 +65,7 @@ def check_names(names: Iterable[str], path: Path) -> None:
 
 
 def check_floats(path: Path) -> None:
-    """Raises StageError where weights and biases in a .safetensors file are no plain floats."""
+    """Raises StageError where weights or biases in a .safetensors file are not plain floats."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

@@ -20,7 +20,7 @@ from edgepack.models.weights.checkpoints import State, nameless, read, state_dic
 from edgepack.models.weights.kinds import SPARSE, check_kinds, check_names, kind, quoted
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # anywhere in a name
-# Of no layer: what losses and metrics keep, the count of torch's AveragedModel, what profilers leave behind.
+# Tensors of no layer: of losses and metrics, the count of torch's AveragedModel, values left by profilers.
 _NO_LAYER = re.compile(r"(^|\.)n_averaged$|(^|[._])total_(ops|params)$|(^|\.)_extra_state$")
 _LOSS = r"(loss(es)?|criteri(a|on|ons)|metrics?)"
 _LOSSES = re.compile(rf"(^|\.)((train|val|valid|validation|test)_)?{_LOSS}(_(fn|func|function))?(\.|$)")
@@ -31,24 +31,24 @@ _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """One set of weights in a file, by the names of the model.
+    """A set of weights in a file, under the names of the model.
 
-    `entry` is where it lies in the file, "" for all of it; `prefix` stands before each name there, and `bare` is the
-    prefix without what wrappers put in. For `ema.module.0.weight` of the model's `0.weight` these are "", "ema.module."
-    and "ema.".
+    `entry` is its place in the file, "" for all of it; `prefix` stands before each name there, and `bare` is the prefix
+    without the parts that wrappers added. For `ema.module.0.weight` and the model's `0.weight` these are "",
+    "ema.module." and "ema.".
     """
 
     entry: str
     prefix: str
     bare: str
     tensors: dict[str, torch.Tensor]
-    names: dict[str, str]  # in the file, by the model's own
+    names: dict[str, str]  # the model's name -> the name in the file
     missing: tuple[str, ...]
     misshapen: tuple[str, ...]
-    foreign: tuple[str, ...]  # under the prefix, and nothing that the model has
+    foreign: tuple[str, ...]  # under the prefix, but not in the model
     aside: tuple[str, ...]  # of no layer: left out
-    others: tuple[str, ...]  # layers outside of the prefix: left out when the recipe says so
-    folded: tuple[str, ...]  # computed from what the file has in their place
+    others: tuple[str, ...]  # layers outside the prefix: left out if the recipe says so
+    folded: tuple[str, ...]  # computed from two tensors of the file
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -68,14 +68,14 @@ class Match:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """Its place and its prefix, without wrappers and with them: `state_dict.ema`, `state_dict.ema.module`."""
+        """Return its place and prefix, without wrappers and with them: `state_dict.ema`, `state_dict.ema.module`."""
         short, long = (f"{self.entry}.{prefix}".strip(".") for prefix in self.prefixes)
         return short, long
 
 
 def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
-    """Fill `module` from a checkpoint; `key` says which weights in it. Raises StageError when it cannot be read, is of
-    another model, holds several sets of weights that fit, or integers in place of weights.
+    """Load a checkpoint into `module`; `key` selects a set of weights in it. Raises StageError when it cannot be read,
+    is of another model, holds several sets of weights that fit, or integers in place of weights.
     """
     own, found = _tensors(module), read(path)
     matches = _matches(own, state_dicts(found, path))
@@ -90,7 +90,7 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
 
 
 def fits(module: nn.Module, path: Path, key: str | None = None) -> bool:
-    """Whether a file holds weights of this very structure."""
+    """Return whether a file holds weights of exactly this structure."""
     return any(match.fits for match in _asked(_matches(_tensors(module), state_dicts(read(path), path)), key))
 
 
@@ -99,12 +99,12 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _for(own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Averages of counts are rounded."""
+    """Round averages of counts."""
     return tensor.round() if tensor.is_floating_point() and not own.is_floating_point() else tensor
 
 
 def _matches(own: State, states: Mapping[str, State]) -> list[Match]:
-    """Each set under each prefix that it may have; the plainest first. What optimizers keep is none."""
+    """Match each set of weights under each possible prefix, the plainest first. State of optimizers does not count."""
     ends = {_last(name) for name in own}
     of_layers = {entry: state for entry, state in states.items() if any(_last(name) in ends for name in state)}
     found = []
@@ -122,7 +122,7 @@ def _last(name: str) -> str:
 
 
 def _tried(own: State, state: State, entry: str, folded: tuple[str, ...] = ()) -> list[Match]:
-    """What another whole set of weights takes up, as an average beside the model, is no mistake of the first."""
+    """Match one set of weights; tensors of another complete set, such as an average, do not count as errors."""
     matches = [_match(own, state, entry, prefix, folded) for prefix in _prefixes(own, state)]
     apart = []
     for match in matches:
@@ -134,8 +134,8 @@ def _tried(own: State, state: State, entry: str, folded: tuple[str, ...] = ()) -
 
 
 def _bare(names: Iterable[str]) -> dict[str, str]:
-    """The names as they are without the parts that wrappers put in, each with the name itself; or as they are, where
-    two would be the same.
+    """Map the names without the parts that wrappers added to the names in the file; keep these parts where two names
+    would become the same.
     """
     whole = [*names]
     bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in whole}
@@ -143,7 +143,7 @@ def _bare(names: Iterable[str]) -> dict[str, str]:
 
 
 def _prefixes(own: State, state: State) -> list[str]:
-    """What may stand before every name: nothing, or what stands before the first or the last one of the model."""
+    """Return possible prefixes: none, or what stands before the first or the last name of the model."""
     counted = [name for name in _bare(own) if not name.endswith("num_batches_tracked")]
     ends = {*counted[:1], *counted[-1:]}
     found = {name.removesuffix(end) for end in ends for name in _bare(state) if name.endswith(f".{end}")}
@@ -159,7 +159,7 @@ def _match(own: State, state: State, entry: str, bare: str, folded: tuple[str, .
     missing = [
         name
         for name, tensor in own.items()
-        # Tensors that share memory are stored once, and batch norms counted no batches in the early days of torch.
+        # Tensors that share memory are stored once, and old batch norms of torch did not count batches.
         if name not in tensors and tensor.data_ptr() not in given and not name.endswith("num_batches_tracked")
     ]
     used = {*names.values()}
@@ -188,7 +188,7 @@ def _match(own: State, state: State, entry: str, bare: str, folded: tuple[str, .
 
 
 def _with_wrappers(bare: str, names: Iterable[str]) -> str:
-    """The prefix as it stands in the file: "ema.module." for "ema." and `ema.module.0.weight`."""
+    """Return the prefix as it is in the file: "ema.module." for "ema." and `ema.module.0.weight`."""
     starts = [_start(name, bare) for name in names] or [bare.split(".")[:-1]]
     shared = takewhile(lambda parts: len({*parts}) == 1, zip(*starts, strict=False))
     return "".join(f"{parts[0]}." for parts in shared)
@@ -210,7 +210,7 @@ def _dense(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def _of_no_layer(name: str, tensor: torch.Tensor, inside: bool) -> bool:
-    """Whether a tensor that the model does not have is nothing that it computes with."""
+    """Return whether a tensor that the model lacks is of no layer."""
     lower = name.lower()
     if _NO_LAYER.search(lower) or _LOSSES.search(lower) or (tensor.dim() < 2 and _OF_A_LOSS.search(lower)):
         return True
@@ -219,8 +219,8 @@ def _of_no_layer(name: str, tensor: torch.Tensor, inside: bool) -> bool:
 
 
 def _folded(state: State) -> tuple[dict[str, torch.Tensor], set[str]] | None:
-    """The weights that weight norm, by its old names and its new ones, or a mask of pruning keeps as two tensors each;
-    and the names of these. None without any.
+    """Return the weights that weight norm (old or new names) or a pruning mask stores as two tensors each, and the
+    names of these tensors. None if there are none.
 
     Source: T. Salimans and D. Kingma, Weight Normalization, 2016, arXiv 1602.07868.
     """
@@ -232,14 +232,14 @@ def _folded(state: State) -> tuple[dict[str, torch.Tensor], set[str]] | None:
             if re.fullmatch(first, name) and other in state:
                 try:
                     made[re.sub(first, of, name)] = together(state[name], state[other])
-                except RuntimeError:  # of shapes that do not go together
+                except RuntimeError:  # shapes do not match
                     continue
                 parts |= {name, other}
     return (made, parts) if made else None
 
 
 def _normed(size: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """g v / |v|, each norm over the dimensions that g has not."""
+    """Return g v / |v|, each norm over the dimensions that g lacks."""
     over = [i for i in range(direction.dim()) if size.dim() == 0 or size.shape[i] == 1]
     return direction * (size / torch.linalg.vector_norm(direction.float(), dim=over, keepdim=size.dim() > 0))
 
@@ -252,8 +252,8 @@ _PAIRS: tuple[tuple[str, str, str, Callable[[torch.Tensor, torch.Tensor], torch.
 
 
 def _asked(matches: list[Match], key: str | None) -> list[Match]:
-    """Those that the recipe names: by their place before their prefix, before both, before what they lie in; of these
-    those that fit before others.
+    """Return the matches that the recipe names: first by place, then prefix, then both, then a parent of both; of
+    these, fitting ones first.
     """
     if key is None:
         return matches
@@ -270,7 +270,7 @@ def _asked(matches: list[Match], key: str | None) -> list[Match]:
 
 
 def _chosen(matches: list[Match], own: State, path: Path, key: str | None) -> Match:
-    """The one that fits. Raises StageError where there is none, or where the recipe has to say which."""
+    """Return the match that fits. Raises StageError if there is none, or if the recipe must say which."""
     asked = _asked(matches, key if key is None else key.strip("."))
     if not asked:
         words = {word for match in matches if match.names for word in (match.entry, *match.prefixes) if word}
@@ -298,11 +298,11 @@ def _chosen(matches: list[Match], own: State, path: Path, key: str | None) -> Ma
     )
 
 
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML takes for a text as it stands
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes
 
 
 def _names(matches: list[Match]) -> list[str]:
-    """The shortest that tells them apart; "" is what stands in the file under the model's own names."""
+    """Return the shortest names that distinguish the matches; "" is the set that has no prefix in the file."""
     entries, short, long = ([*names] for names in zip(*((each.entry, *each.prefixes) for each in matches), strict=True))
     told = (names for names in (entries, short, long) if all(names) and len({*names}) == len(names))
     return next(told, [match.keys[1] for match in matches])
@@ -318,12 +318,12 @@ def _alike(matches: list[Match]) -> bool:
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     try:
         return bool(torch.equal(one, other))
-    except RuntimeError:  # of kinds that cannot be compared, or without numbers
+    except RuntimeError:  # not comparable, or without values
         return False
 
 
 def _refuse(best: Match, own: State, path: Path) -> None:
-    """Raises StageError for weights that do not fit, with how they were kept where that shows."""
+    """Raises StageError for weights that do not fit; says how they were saved if that is known."""
     check_kinds(best.tensors, own, path)
     check_names((*best.foreign, *best.others), path)
     raise StageError(
@@ -347,7 +347,7 @@ def _told(match: Match) -> Iterator[str]:
 
 
 def _passed_over(matches: list[Match], taken: Match, own: State) -> Iterator[str]:
-    """Sets that were no choice, with most of the model's tensors but not all, as averages without statistics are."""
+    """List sets left out although they have most of the model's tensors, such as averages without statistics."""
     for match in matches:
         shared = len(match.names) - len(match.misshapen)
         if match.entry != taken.entry and not match.fits and shared > len(own) / 2:

@@ -26,14 +26,14 @@ TAKES, GIVES = "eager", "eager"
 VERSION = 9
 LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
-# Times fewer parameters up to which a student learns as well from none, and from one assistant.
+# A student with up to so many times fewer parameters learns as well with no assistant, or with one assistant.
 _ALONE, _ONE_BETWEEN = 4.0, 16.0
-_ROUNDING = 1.02  # a student named as a quarter of its teacher has a few parameters less than one
-_DEMANDING = 0.01  # a tolerated drop below which a student of less than a sixteenth is unlikely to do
+_ROUNDING = 1.02  # a student meant to be a quarter of its teacher has slightly fewer parameters than that
+_DEMANDING = 0.01  # a student below a sixteenth of its teacher's size is unlikely to keep within a smaller drop
 
 
 def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
-    """The student that `run` will give, untrained. Raises StageError when it is no smaller than its teacher."""
+    """Return the student that `run` will train, untrained. Raises StageError unless it is smaller than its teacher."""
     from edgepack.compress.training.loop import check_trainable
 
     student = make_student(candidate, config, quantization)
@@ -45,7 +45,7 @@ def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization"
 
 
 def _check_inside(teacher: "Candidate", student: "Candidate", config: Config) -> None:
-    """Raises StageError where the two have nothing to compare inside."""
+    """Raises StageError where the two models have no internal features to compare."""
     from edgepack.compress.training.feature_matching import FeatureLoss
 
     FeatureLoss(_inside(config), teacher.module, student.module, teacher.example_inputs(2)).close()
@@ -58,7 +58,7 @@ def _inside(config: Config) -> dict[str, float]:
 def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
     planned = make_student(
         candidate, config, context.quantization
-    )  # a derived student of an assistant replaces it below
+    )  # when derived from an assistant, the student is replaced below
     check_smaller(candidate, planned)
     had, has = size_of(candidate), size_of(planned)
     wanted = config.compression or had / has
@@ -80,7 +80,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 
 
 def assistants(ratio: float) -> int:
-    """How many teacher assistants a student with this many times fewer parameters is given.
+    """Return how many teacher assistants to use for a student with this many times fewer parameters.
 
     >>> assistants(4), assistants(4.2), assistants(60)
     (0, 1, 2)
@@ -93,7 +93,7 @@ def assistants(ratio: float) -> int:
 def _between(
     teacher: "Candidate", student: "Candidate", config: Config, quantization: "Quantization"
 ) -> tuple[int, str]:
-    """How many assistants there will be, and why there are none where they cannot be made."""
+    """Return the number of assistants, and the reason if they cannot be made."""
     ratio = config.compression or size_of(teacher) / size_of(student)
     number = assistants(ratio) if config.progressive == "auto" else int(config.progressive)
     if not number:

@@ -25,9 +25,9 @@ Along = tuple[str, int]  # the name of a tensor, and one of its dimensions
 
 @dataclass(frozen=True)
 class Axis:
-    """A width that several tensors share: what leaves one of them leaves all of them.
+    """A width that several tensors share: an index removed from one is removed from all.
 
-    Places leave `unit` at a time (a head is one unit), and a multiple of `multiple` of them stay.
+    Indices are removed in groups of `unit` (a head is one unit); their number stays a multiple of `multiple`.
     """
 
     tensors: tuple[Along, ...]
@@ -35,7 +35,7 @@ class Axis:
     unit: int = 1
 
     def width(self, weights: Weights) -> int:
-        """Raises StageError where the tensors do not agree on it."""
+        """Return the width. Raises StageError where the tensors do not agree on it."""
         found = {weights[name].shape[dimension] for name, dimension in self.tensors}
         if len(found) > 1:
             first, last = (self.tensors[at][0].rpartition(".")[0] for at in (0, -1))
@@ -46,10 +46,10 @@ class Axis:
         return int(found.pop())
 
     def kept(self, weights: Weights, share: float) -> torch.Tensor:
-        """The most important places, in their order.
+        """Return the indices of the most important places, in order.
 
-        A place counts by its squared weights in every matrix on the axis. Each matrix has the same voice, or the table
-        of words would outvote all others.
+        The importance of a place is the sum of its squared weights over all matrices on the axis. Each matrix is
+        normalised first; otherwise the embedding table would outweigh all others.
         """
         width = self.width(weights)
         units = nearest(width * share, self.multiple, width) // self.unit
@@ -63,9 +63,9 @@ class Axis:
 
 
 def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
-    """The widest sibling of at most `size` parameters; feed-forward networks keep a multiple of `multiple` neurons.
+    """Return the widest sibling of at most `size` parameters, feed-forward widths being multiples of `multiple`.
 
-    Raises StageError when one head a layer is too much already.
+    Raises StageError if even one head per layer has too many parameters.
     """
 
     def of(heads: int) -> int:
@@ -86,7 +86,7 @@ def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
 
 
 def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
-    """A copy whose hidden width is that of so many heads, with the most important of the teacher's weights."""
+    """Return a copy whose hidden width is that of `heads` heads, with the most important of the teacher's weights."""
     whole, found = teacher.module.state_dict(), axes(teacher.module, multiple)
     share = heads * found[0].multiple / found[0].width(whole)
     weights = dict(whole)
@@ -102,7 +102,7 @@ def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
 
 
 def axes(module: nn.Module, multiple: int) -> tuple[Axis, ...]:
-    """Every width of an encoder that may become smaller, that of its hidden states first."""
+    """Return every width of an encoder that can become smaller, the hidden width first."""
     rows, places = blocks(module), list(_places(module))
     within = {name: any(name.startswith(f"{block.name}.") for block in rows) for name in places}
     before = list(takewhile(lambda name: not within[name], places))
@@ -133,7 +133,7 @@ def _axis(module: nn.Module, writers: Iterable[str], readers: Iterable[str], *, 
 
 
 def _written(name: str, layer: nn.Module) -> Iterator[Along]:
-    """What of a layer has its outputs as a dimension."""
+    """Yield the parameters of a layer that have its outputs as a dimension."""
     yield f"{name}.weight", 1 if isinstance(layer, nn.Embedding) else 0
     if getattr(layer, "bias", None) is not None:
         yield f"{name}.bias", 0
@@ -143,7 +143,7 @@ _LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm)
 
 
 def _places(module: nn.Module) -> Iterator[str]:
-    """The layers that have a width, in their order; thin ones that stand for one are one."""
+    """Yield the layers that have a width, in order; a pair of thin layers that replaces one counts as one."""
     thin = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.Sequential))
     for name, layer in module.named_modules():
         if isinstance(layer, (nn.Sequential, *_LAYERS)) and not name.startswith(thin):
@@ -159,7 +159,7 @@ def _last(module: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def _edits(module: nn.Module, weights: Weights) -> Iterator[Edit]:
-    """What the surgery log says of layers that are to have these weights, and of the attention around them."""
+    """Yield the surgery edits for layers that get these weights, and for the attention modules around them."""
     attention = {block.attention: block for block in blocks(module)}
     for name, was in sizes(module).items():
         if name in attention:
@@ -172,6 +172,6 @@ def _edits(module: nn.Module, weights: Weights) -> Iterator[Edit]:
 
 
 def _heads(module: nn.Module, block: Block, weights: Weights, was: dict[str, int]) -> dict[str, int]:
-    """What attention knows of itself: n_heads and dim in DistilBERT, else num_attention_heads and all_head_size."""
+    """Return an attention module's sizes: n_heads and dim in DistilBERT, else num_attention_heads and all_head_size."""
     width = len(weights[f"{_last(module, block.query)[0]}.weight"])
     return {key: width // block.head_size(module) if "heads" in key else width for key in was}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def begun(student: "Candidate", teacher: "Candidate", config: Config) -> "tuple[Candidate, list[str]]":
-    """The student with its first weights, and what they are: a derived one has the teacher's already."""
+    """Return the student with its initial weights, and notes on them. A derived student has the teacher's already."""
     if config.init == "random":
         return student.forgotten(), ["starts from random weights"]
     if config.student is None:
@@ -25,9 +25,9 @@ def begun(student: "Candidate", teacher: "Candidate", config: Config) -> "tuple[
 
 
 def _same_layers(student: "Candidate", teacher: "Candidate") -> dict[int, int] | None:
-    """Where the teacher's layers stand in a student that has some of the layers of the same encoder; else None.
+    """Map the teacher's layers to those of a student with some layers of the same encoder; None for another student.
 
-    Such a student may come with the published weights, but what the teacher made of them is worth more.
+    Such a student may come with published weights, but the teacher's weights are trained for the task and better.
     """
     from edgepack.models.structure.encoder import blocks
 
@@ -42,9 +42,9 @@ def _same_layers(student: "Candidate", teacher: "Candidate") -> dict[int, int] |
 
 
 def _inherit(student: "nn.Module", teacher: "nn.Module", places: dict[int, int] | None) -> int:
-    """Copy every tensor that the teacher has under the same name and in the same shape; how many there were.
+    """Copy every tensor that the teacher has under the same name and in the same shape; return how many were copied.
 
-    `places` are the student's layers, where they have others than the teacher's that they begin as.
+    `places` maps the teacher's layers to the student's, where their numbers may differ.
     """
     from edgepack.models.structure.encoder import renumbered
 

@@ -24,7 +24,7 @@ def by_width(config: Config) -> bool:
 
 
 def make_student(teacher: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":
-    """The student before it is taught."""
+    """Return the untrained student."""
     from edgepack.models.candidate import Candidate
 
     if config.student is not None:
@@ -37,7 +37,7 @@ def make_student(teacher: "Candidate", config: Config, quantization: "Quantizati
 
 
 def _of_layers(teacher: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
-    """The teacher without all other layers, its embeddings and its head as they are."""
+    """Return the teacher with only these layers; embeddings and head are kept."""
     from edgepack.models.structure.encoder import rest
     from edgepack.models.structure.surgery import Edit
 
@@ -48,7 +48,7 @@ def _of_layers(teacher: "Candidate", layers: int | tuple[int, ...]) -> "Candidat
 
 
 def narrower_student(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
-    """The teacher with fewer channels in every layer, the largest weights kept, of at most `size` parameters."""
+    """Return the teacher with fewer channels in every layer, largest weights kept, at most `size` parameters."""
     from edgepack.compress.stages.distill import encoder_siblings
     from edgepack.models.structure.encoder import blocks
 
@@ -57,7 +57,7 @@ def narrower_student(teacher: "Candidate", size: float, quantization: "Quantizat
 
 
 def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
-    """Of a convolutional net: see `_narrower`."""
+    """Make a convolutional model narrower: see `narrower_student`."""
     from torch_pruning import importance
 
     from edgepack.models.structure.surgery import widest
@@ -85,9 +85,9 @@ def _thinner(teacher: "Candidate", size: float, multiple: int) -> "Candidate":
 
 
 def _shallower(teacher: "Candidate", size: float, quantization: "Quantization") -> "Candidate":
-    """The teacher without some of the blocks that give the shape they take, the heaviest and last first.
+    """Return the teacher without some of the blocks whose output has the shape of their input, heaviest and last first.
 
-    Of an encoder, without its highest layers.
+    An encoder loses its highest layers.
     """
     from edgepack.models.structure.encoder import droppable_layers
     from edgepack.models.structure.surgery import Edit, droppable_blocks

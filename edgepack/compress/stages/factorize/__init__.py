@@ -30,11 +30,11 @@ TAKES, GIVES = "eager", "eager"
 VERSION = 6
 READS = ("channel_multiple",)
 
-_ENERGY = "95 %"  # where no goal is given
+_ENERGY = "95 %"  # used if no goal is given
 
 
 class Recovery(Training):
-    """Training after the splits."""
+    """Settings of the training after the splits."""
 
     epochs: int = Field(default=3, ge=0, le=10_000, description="epochs")
 
@@ -91,7 +91,7 @@ class Config(StageConfig):
 
 
 def dry_run(candidate: "Candidate", config: Config, quantization: Quantization) -> "Candidate":
-    """What can be known before anything is trained: fails where `run` would, and splits where the rank is given."""
+    """Check all that can be known before training: fail where `run` would, and split where the rank is given."""
     from edgepack.compress.training.loop import check_trainable
     from edgepack.models.structure.surgery import apply
 
@@ -139,7 +139,7 @@ def _edit(name: str, scheme: "SplitScheme", rank: int) -> "Edit":
 
 
 def _split(module: "nn.Module", name: str, curve: "Curve", rank: int) -> "Edit":
-    """Put the two thin layers in place, with their weights."""
+    """Replace the layer by two thin ones, with their weights."""
     import torch
 
     from edgepack.models.structure.surgery import apply
@@ -156,7 +156,7 @@ def _split(module: "nn.Module", name: str, curve: "Curve", rank: int) -> "Edit":
 
 
 def _notes(survey: "Survey", decision: "Decision") -> tuple[str, ...]:
-    """One line for every layer that was looked at: what was done, and why."""
+    """Return one line for every layer examined: what was done, and why."""
     from edgepack.compress.stages.factorize.goals import IN, percent
 
     whole = {**survey.whole, **decision.whole}

@@ -15,7 +15,7 @@ from edgepack.models.complexity import macs, parameters, stored_bytes
 from edgepack.models.structure.dependency_groups import nearest
 
 _FINEST, _HALVINGS = 12.0, 40  # bisection looks for n in an energy of 1 - 10 ** -n
-_NAMES = 8  # in an error
+_NAMES = 8  # names listed in an error
 
 IN: dict[SplitScheme, str] = {"channel": "", "spatial": " in space"}
 Curves = Mapping[str, tuple[Curve, ...]]
@@ -24,13 +24,13 @@ Curves = Mapping[str, tuple[Curve, ...]]
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     splits: dict[str, tuple[Curve, int]]
-    whole: dict[str, str]  # why a layer is left so
-    remarks: dict[str, str] = field(default_factory=dict)  # what else is to be said of a split
+    whole: dict[str, str]  # why a layer is not split
+    remarks: dict[str, str] = field(default_factory=dict)  # further notes on a split
     heading: tuple[str, ...] = ()
 
 
 class Goal(Protocol):
-    """`wanted` must be measured, at ranks `upto` a share of break-even; `known` splits are certain before that."""
+    """Chooses splits. `wanted` must be measured up to `upto` of break-even; `known` splits are certain before that."""
 
     survey: Survey
     upto: float
@@ -41,7 +41,7 @@ class Goal(Protocol):
 
 
 class AtRank:
-    """Every layer that saves weights at this rank."""
+    """Split every layer that saves weights at this rank."""
 
     upto = 1.0
 
@@ -63,7 +63,7 @@ class AtRank:
         return site.break_even(site.schemes[0])
 
     def _refuse_useless(self, saves: set[str]) -> None:
-        """A layer that was named is meant; of those a pattern brings, one that saves is enough."""
+        """Raises StageError where a layer named literally would save nothing, or no layer saves any weights."""
         useless = {name: self._break_even(name) for name in self.survey.sites if name not in saves}
         meant = {name: limit for name, limit in useless.items() if name in self.survey.named} if saves else useless
         if meant:
@@ -79,7 +79,7 @@ class AtRank:
         return f"rank {self._told()} saves no weights, its break-even is {self._break_even(name):.4g}"
 
     def _told(self) -> str:
-        """The rank that was asked for, and what it becomes on this device."""
+        """Return the requested rank, and the one it is rounded to on this device."""
         rank = max(self.block, round(self.asked / self.block) * self.block)
         return str(rank) if rank == self.asked else f"{rank} ({self.asked} in whole blocks of {self.block})"
 
@@ -93,7 +93,7 @@ class AtRank:
 
 
 class AtEnergy:
-    """Every layer at the lowest rank that keeps this share of its energy, where a split pays."""
+    """Split every layer at the lowest rank that keeps this share of its energy, where that is faster."""
 
     upto = PAYS
 
@@ -110,12 +110,12 @@ class AtEnergy:
         return Decision(splits=splits, whole={**_silent(curves), **rest})
 
     def splits(self, curves: Curves) -> dict[str, tuple[Curve, int]]:
-        """Each layer in the scheme that saves most."""
+        """Choose for each layer the scheme that saves most."""
         ranked = {name: sorted(self._able(name, found), key=_saved) for name, found in curves.items()}
         return {name: able[-1][1:] for name, able in ranked.items() if able and _saved(able[-1]) > 0}
 
     def _able(self, name: str, curves: tuple[Curve, ...]) -> Iterator[tuple[float, Curve, int]]:
-        """What each scheme saves, at which rank."""
+        """Yield what each scheme saves, and at which rank."""
         site = self.survey.sites[name]
         for curve in curves:
             needs, rank = self._needs(name, curve)
@@ -123,7 +123,7 @@ class AtEnergy:
                 yield site.saved(self.metric, curve.scheme, rank), curve, rank
 
     def _needs(self, name: str, curve: Curve) -> tuple[int, int]:
-        """The rank, and what it becomes in whole blocks: rounding up costs no energy."""
+        """Return the rank needed, and the rank in whole blocks: rounding up costs no energy."""
         rank = needed(curve, self.energy)
         return rank, _blocks(self.survey.sites[name], curve.scheme, rank, self.block, up=self.up)
 
@@ -141,7 +141,7 @@ class AtEnergy:
 
 
 class ForTarget:
-    """The energy, one for all layers, at which as much of the model is left as was asked for."""
+    """Find the energy, one for all layers, at which the model meets the target."""
 
     upto = PAYS
 
@@ -173,7 +173,7 @@ class ForTarget:
         return self.now - sum(saved)
 
     def _most(self, site: Site) -> float:
-        """What a split can save at most: one block."""
+        """Return what a split can save at most: at a rank of one block."""
         ranks = [(scheme, _blocks(site, scheme, 1, self.block)) for scheme in site.schemes]
         able = [site.saved(self.target.metric, scheme, rank) for scheme, rank in ranks if rank <= site.pays(scheme)]
         return max([0.0, *able])
@@ -181,7 +181,7 @@ class ForTarget:
     def _refuse(self, least: float) -> None:
         if least <= self.limit:
             return
-        share = SHARE.exact(math.ceil(1000 * least / self.now) / 1000)  # rounded up: it must be in reach itself
+        share = SHARE.exact(math.ceil(1000 * least / self.now) / 1000)  # rounded up: it must be reachable itself
         reached = f"the closest is {self.target.tell(least)}, {share} of the current model"
         closest = f"at one block of {self.block} in every layer {reached}"
         hint = f"the closest possible target is {share}: split more layers, or prune first"
@@ -191,7 +191,7 @@ class ForTarget:
 
 
 def _highest(fits: Callable[[float], bool]) -> float:
-    """The largest number up to _FINEST that fits, where 0 does and no larger one than one that does not."""
+    """Find by bisection the largest number up to _FINEST that fits; 0 fits, and if a number fits, all below it do."""
     low, high = 0.0, _FINEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -204,7 +204,7 @@ def _saved(able: tuple[float, Curve, int]) -> float:
 
 
 def _blocks(site: Site, scheme: SplitScheme, rank: int, block: int, *, up: bool = False) -> int:
-    """A rank in whole blocks, at least one, never more than a matrix can have."""
+    """Return a rank in whole blocks, at least one block, at most the full rank of the matrix."""
     full = site.full(scheme)
     return min(full, math.ceil(rank / block) * block) if up else nearest(rank, block, most=full)
 
@@ -224,4 +224,4 @@ def percent(energy: float) -> str:
     >>> percent(0.975314), percent(0.99999999)
     ('97.531 %', '99.999 %')
     """
-    return SHARE.format(min(energy, 0.99999), digits=5)  # what is not all must not read as all
+    return SHARE.format(min(energy, 0.99999), digits=5)  # less than all must not be shown as 100 %

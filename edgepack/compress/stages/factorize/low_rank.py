@@ -28,21 +28,21 @@ from edgepack.models.structure.encoder import TextClassifier
 SplitScheme = Literal["channel", "spatial"]
 
 _BATCH = 32
-_ROWS = 16_384  # patches of one layer, over all samples; from larger pictures positions are drawn
+_ROWS = 16_384  # patches of one layer, over all samples; positions in larger images are sampled
 _CHUNK = 2**23  # numbers in one unfolded piece of a batch
 _MEMORY = 2**29  # bytes of second moments held at once
-_LIFT = 1e-3  # of the mean input power: what calibration did not see counts this much
-_NOTHING = 1e-12  # of the largest eigenvalue: below it is rounding
+_LIFT = 1e-3  # of the mean input power: weight of directions that calibration did not see
+_NOTHING = 1e-12  # of the largest eigenvalue: anything below it is rounding
 
 
 def schemes(layer: nn.Module) -> tuple[SplitScheme, ...]:
-    """Those that differ for this layer: with a k x 1 kernel both are the same."""
+    """Return the schemes that differ for this layer: with a k x 1 kernel both are the same."""
     both = isinstance(layer, nn.Conv2d) and layer.kernel_size[1] > 1
     return ("channel", "spatial") if both else ("channel",)
 
 
 def shape(layer: nn.Module, scheme: SplitScheme) -> tuple[int, int]:
-    """Rows and columns of the matrix whose rank is cut."""
+    """Return rows and columns of the matrix whose rank is cut."""
     outputs, inputs = _matrix(layer).shape
     if scheme == "channel":
         return outputs, inputs
@@ -51,12 +51,12 @@ def shape(layer: nn.Module, scheme: SplitScheme) -> tuple[int, int]:
 
 
 def break_even(layer: nn.Module, scheme: SplitScheme = "channel") -> float:
-    """The rank at which the two thin layers have as many weights as the one: mn / (m + n) for a Linear."""
+    """Return the rank at which the two thin layers have as many weights as the one: mn / (m + n) for a Linear."""
     return float(_matrix(layer).numel() / sum(shape(layer, scheme)))
 
 
 class Curve(Protocol):
-    """`retained_energy[r - 1]` is the share of the layer's energy that rank r keeps at least."""
+    """Energy per rank: rank r keeps at least the share `retained_energy[r - 1]` of the layer's energy."""
 
     @property
     def scheme(self) -> SplitScheme: ...
@@ -65,20 +65,20 @@ class Curve(Protocol):
     def retained_energy(self) -> Tensor: ...
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The weights of the two thin layers, [rank, ...] and [outputs, rank, ...], of equal norm in every channel."""
+        """Return the thin layers' weights, [rank, ...] and [outputs, rank, ...], with equal norms in every channel."""
 
     def exactly(self, rank: int) -> float:
-        """The share that is kept, no bound."""
+        """Return the exact share kept, where `retained_energy` is a bound."""
 
 
 def needed(curve: Curve, energy: float) -> int:
-    """The lowest rank that keeps this energy; one more than the curve knows where none does."""
+    """Return the lowest rank that keeps this energy; if none in the curve does, one more than its length."""
     return int((curve.retained_energy < energy).sum()) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """The eigenvectors U of the outputs' second moment, largest first: the weight W becomes U (U^T W)."""
+    """Splits by the eigenvectors U of the outputs' second moment, largest first: the weight W becomes U (U^T W)."""
 
     retained_energy: Tensor
     basis: Tensor
@@ -101,7 +101,7 @@ class Channel:
 
 
 class Table(Channel):
-    """Of an embedding: the first thin layer is a table as well, [tokens, rank]."""
+    """Splits an embedding: the first thin layer is a table too, [tokens, rank]."""
 
     def thin(self, rank: int) -> tuple[Tensor, Tensor]:
         first, second = super().thin(rank)
@@ -110,15 +110,15 @@ class Table(Channel):
 
 @dataclass(frozen=True, kw_only=True)
 class Spatial:
-    """Vertical filters from the eigenvectors of what the columns of the kernel give; horizontal ones fitted to them.
+    """Takes vertical filters from the eigenvectors of the kernel columns' outputs, and fits horizontal ones to them.
 
-    The fit is a least-squares one to the layer's own outputs. As the filters of a lower rank are the first ones of a
-    higher, one Cholesky factor tells the error at every rank.
+    The horizontal filters are a least-squares fit to the layer's own outputs. The filters of a lower rank are the first
+    ones of a higher rank, so one Cholesky factor gives the error at every rank.
     """
 
     retained_energy: Tensor
     filters: Tensor  # [rank, c*k]
-    factor: Tensor  # Cholesky's, [rank*l, rank*l], of the second moment of what the filters give
+    factor: Tensor  # Cholesky factor, [rank*l, rank*l], of the second moment of the filters' outputs
     answers: Tensor  # [n, rank*l]: the outputs in the factor's coordinates
     weight: Tensor
     lift: float
@@ -127,7 +127,7 @@ class Spatial:
 
     @classmethod
     def of(cls, weight: Tensor, gram: Tensor, most: int) -> "Spatial":
-        """`gram` is the second moment of the patches, [c*k*l, c*k*l]; it is changed."""
+        """Compute all ranks. `gram` is the second moment of the patches, [c*k*l, c*k*l]; it is changed in place."""
         across = weight.shape[-1]
         whole = weight.flatten(1).double()
         energy = float((whole @ gram).mul(whole).sum())
@@ -150,7 +150,7 @@ class Spatial:
         return first.reshape(rank, inputs, height, 1), second[:, :, None]
 
     def exactly(self, rank: int) -> float:
-        """The lift made the error look larger than it is, by what the two thin layers leave of the bare weight."""
+        """Correct the share for the lift, which raised the error by the lift times the weight's squared error."""
         made = torch.einsum("nrl,rp->npl", self._horizontal(rank), self.filters[:rank])
         off = self.weight.flatten(1).double() - made.flatten(1)
         return float(self.retained_energy[rank - 1]) + self.lift * float(off.square().sum()) / self.energy
@@ -162,7 +162,7 @@ class Spatial:
 
 
 def _vertical(whole: Tensor, gram: Tensor, across: int, most: int) -> Tensor:
-    """The vertical filters, most telling first, each scaled so that its output's power is one."""
+    """Return the vertical filters, most important first, each scaled so that its output has a power of one."""
     tall = gram.shape[0] // across
     upright = torch.einsum("ajbj->ab", gram.reshape(tall, across, tall, across))
     columns = whole.reshape(-1, tall, across).transpose(1, 2).reshape(-1, tall)  # [n*l, c*k]
@@ -172,9 +172,9 @@ def _vertical(whole: Tensor, gram: Tensor, across: int, most: int) -> Tensor:
 
 
 def _largest(moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The eigenvalues and eigenvectors of a second moment of no more than `rank` vectors, largest first.
+    """Return eigenvalues and eigenvectors of a second moment of at most `rank` vectors, largest first.
 
-    Where these are few, a random projection finds the space that they span, and the rest is done in there.
+    For a small `rank`, a random projection finds the space that they span, and the decomposition is done there.
     """
     if rank < len(moment) // 2:
         random = torch.Generator().manual_seed(0)
@@ -196,7 +196,7 @@ def _cholesky(moment: Tensor) -> Tensor:
 
 
 def _balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """[rank, inputs] and [outputs, rank, ...] scaled against each other: equal norms train and quantize best."""
+    """Scale [rank, inputs] and [outputs, rank, ...] to equal norms, which train and quantize best."""
     tiny = torch.finfo(first.dtype).tiny
     into, out = first.norm(dim=1).clamp(min=tiny), second.norm(dim=(0, 2)).clamp(min=tiny)
     scale = (out / into).sqrt()
@@ -205,12 +205,12 @@ def _balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Moment:
-    """A sum over vectors of their outer products: of a layer's outputs, or of its patches."""
+    """Sums the outer products of vectors: of a layer's outputs, or of its patches."""
 
     layer: nn.Module
     of_patches: bool
-    positions: int  # the most patches that are taken of one sample
-    real: Tensor | None = None  # which tokens of the batch are text, [n, tokens]
+    positions: int  # at most so many patches of one sample
+    real: Tensor | None = None  # which tokens of the batch are not padding, [n, tokens]
     rows: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
@@ -240,9 +240,9 @@ class _Moment:
 def curves(
     module: nn.Module, wanted: Mapping[str, tuple[SplitScheme, ...]], data: Split, samples: int, *, upto: float = 1.0
 ) -> dict[str, tuple[Curve, ...]]:
-    """For each named layer one curve a wanted scheme; none for a layer that answers nothing but zeros.
+    """Return one curve per wanted scheme for each named layer; none for a layer whose outputs are all zero.
 
-    Ranks go up to a share of break-even, those of an embedding all the way. The layers are looked at in groups whose
+    Ranks go up to a share of break-even, for an embedding up to the full rank. Layers are measured in groups whose
     second moments fit into memory.
     """
     found: dict[str, tuple[Curve, ...]] = {}
@@ -307,7 +307,7 @@ def _curves(name: str, wanted: tuple[SplitScheme, ...], moment: _Moment, upto: f
 
 
 def _through(weight: Tensor, moment: Tensor) -> Tensor:
-    """The second moment of the outputs, given that of the patches."""
+    """Return the second moment of the outputs, given that of the patches."""
     whole = weight.flatten(1).double()
     return whole @ moment @ whole.T
 

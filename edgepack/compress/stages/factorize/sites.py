@@ -19,11 +19,11 @@ from edgepack.models.structure.layer_names import matches
 from edgepack.models.structure.surgery import replace_layer, split
 from edgepack.models.structure.trials import separated
 
-PAYS = 0.6  # share of the break-even rank up to which two small layers are not slower than one
+PAYS = 0.6  # share of the break-even rank up to which two thin layers are not slower than one
 _KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)
-_NAMES = 8  # in a hint
+_NAMES = 8  # names listed in a hint
 
-Call = tuple[int, int]  # one run of a layer: how many places it answers for, and at how many a k x 1 filter would
+Call = tuple[int, int]  # one call of a layer: its number of output positions, and the number for a k x 1 filter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class Site:
         return break_even(self.layer, scheme)
 
     def pays(self, scheme: SplitScheme) -> float:
-        """The rank up to which a split is worth it: for an embedding, which costs no time, all that saves weights."""
+        """Return the rank up to which a split pays: where it is faster, or for an embedding where it saves weights."""
         return (1.0 if self.is_table else PAYS) * self.break_even(scheme)
 
     def full(self, scheme: SplitScheme) -> int:
         return min(shape(self.layer, scheme))
 
     def saved(self, metric: Metric, scheme: SplitScheme, rank: int) -> float:
-        """What a split takes off the model's parameters, MACs or bytes."""
+        """Return what a split removes from the model's parameters, MACs or bytes."""
         weight: Tensor = self.layer.weight
         outputs, inputs = shape(self.layer, scheme)
         seconds = sum(places for places, _ in self.calls)
@@ -57,22 +57,22 @@ class Site:
         if metric != "macs":
             seconds = firsts = weight.element_size() if metric == "size" else 1
         elif self.is_table:
-            return float(-rank * outputs * seconds)  # looking up multiplies nothing
+            return float(-rank * outputs * seconds)  # a lookup multiplies nothing
         return float(seconds * weight.numel() - rank * (inputs * firsts + outputs * seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Every layer that the patterns match, in the model's order: it is a site, or there is a reason why not."""
+    """Every layer that the patterns match, in model order: a site, or a reason why it cannot be split."""
 
     sites: dict[str, Site]
     whole: dict[str, str]
-    named: frozenset[str]  # those written out, without a wildcard
+    named: frozenset[str]  # patterns without a wildcard
     looked_at: tuple[str, ...]
 
 
 def survey(candidate: Candidate, patterns: Sequence[str], allowed: Sequence[SplitScheme]) -> Survey:
-    """Raises StageError where a pattern matches no layer that can be split."""
+    """Find the sites. Raises StageError where a pattern matches no layer that can be split."""
     module = candidate.module.eval()
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _KINDS)}
     unfit = _unfit(module, layers)
@@ -100,13 +100,13 @@ def _unused(layer: nn.Module) -> str:
 
 
 def _site(layer: nn.Module, calls: Sequence[Call], allowed: Sequence[SplitScheme]) -> Site:
-    """A layer without the scheme that is asked for has but one."""
+    """Return the site of a layer. If none of the allowed schemes fits the layer, its only scheme is used."""
     there = schemes(layer)
     return Site(layer=layer, schemes=tuple(each for each in there if each in allowed) or there, calls=tuple(calls))
 
 
 def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Why some layers can never be split."""
+    """Return why some layers can never be split."""
     names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     users = Counter(id(tensor) for layer in module.modules() for tensor in layer._parameters.values())
     reasons = {}
@@ -121,7 +121,7 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
 
 
 def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:
-    """Layers of which the model's code wants more than to call them: a pair in their place has no weight or width."""
+    """Return layers whose attributes the model's code reads: the pair that replaces one has no weight or width."""
     with own_random():
         _, faults = separated(names, lambda some: _fault(candidate, some))
     found = zip(names, faults, strict=True)
@@ -129,7 +129,7 @@ def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:
 
 
 def _fault(candidate: Candidate, names: Sequence[str]) -> str:
-    """Where the model fails with pairs in the place of these layers, or ""."""
+    """Return the error of the model with pairs in place of these layers, or ""."""
     from edgepack.models.source_lines import of_error
 
     tried = candidate.copy().module.eval()
@@ -154,12 +154,12 @@ def _hint(pattern: str, module: nn.Module, able: Sequence[str], unfit: Mapping[s
 
 
 def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:
-    """The runs of each layer in one inference."""
+    """Record the calls of each layer in one inference."""
     found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def look(calls: list[Call], layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         if isinstance(layer, nn.Embedding) and len(inputs) != _BATCH:
-            return  # places and segments: the same for every sample
+            return  # position and segment ids: the same for every sample
         places = outputs.numel() // shape(layer, "channel")[0] // _BATCH
         between = outputs.shape[2] * inputs.shape[3] if isinstance(layer, nn.Conv2d) else places
         calls.append((places, between))
@@ -175,4 +175,4 @@ def _calls(candidate: Candidate, layers: Mapping[str, nn.Module]) -> dict[str, l
     return found
 
 
-_BATCH = 2  # some models want more than one sample
+_BATCH = 2  # some models need more than one sample

@@ -40,7 +40,7 @@ def uses(config: Config) -> dict[str, str]:
 
 
 def incompatibility(config: Config, place: Place) -> str:
-    """Why this makes no sense where it stands, or ""; a recipe that forces it gets it all the same."""
+    """Say why pruning makes no sense at this place, or ""; `force` in the recipe overrides it."""
     if config.force:
         return ""
     skipped = config.pattern in place.quantization.sparsity
@@ -67,7 +67,7 @@ def incompatibility(config: Config, place: Place) -> str:
 def dry_run(
     candidate: "Candidate", config: Config, quantization: "Quantization", latency: "Latency | None" = None
 ) -> "Candidate":
-    """Cut the structure as `run` will, its weights untrained. For a latency, whether it can be reached at all."""
+    """Cut the untrained structure as `run` will. With a latency target, check whether it can be reached."""
     from edgepack.compress.stages.prune import layer_dropping
     from edgepack.compress.stages.prune.importance import dry_run_score
     from edgepack.compress.stages.prune.target_search import Search, kept
@@ -143,10 +143,10 @@ def _narrowed(
     pruned = candidate.changed(*resizes(before, module))
     rule = _rule(module, had, found.groups, context.quantization)
     notes = [*notes, f"{_asked(module, ratio, config)}; {rule}"]
-    if config.target:  # a latency is timed once more
+    if config.target:  # the latency is measured once more
         notes.append(f"reached {config.target.tell(search.amount(pruned))}")
     notes += _notes(had, module, reasons(found.whole))
-    settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder's heads may do by the share that they have
+    settled = {"ratio": SHARE.exact(ratio)} if ratio else {}  # an encoder may have its own shares
     decided = {**settled, "target": None} if config.needs_timing else {}
     return replace(pruned, notes=tuple(notes), decided=decided)
 
@@ -163,7 +163,7 @@ def _no_narrower(candidate: "Candidate", notes: list[str], config: Config, emit:
 
 
 def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:
-    """Raises StageError for settings that this model has no use for."""
+    """Raises StageError for settings that are of no use for this model."""
     from edgepack.compress.stages.prune import layer_dropping
     from edgepack.models.structure.encoder import blocks
     from edgepack.models.structure.surgery import outputs
@@ -197,7 +197,7 @@ def _fewer(module: "nn.Module", ratio: float, config: Config) -> str:
 
 
 def _rule(module: "nn.Module", had: Mapping[str, int], groups: "Sequence[Group]", quantization: "Quantization") -> str:
-    """How widths were rounded; a layer that has a part of the channels of a wider one goes by that."""
+    """Say how widths were rounded; a layer with part of the channels of a wider layer follows that layer."""
     from edgepack.models.structure.dependency_groups import parts
     from edgepack.models.structure.surgery import outputs
 
@@ -218,7 +218,7 @@ def _rule(module: "nn.Module", had: Mapping[str, int], groups: "Sequence[Group]"
 def _check_removed(
     had: Mapping[str, int], cut: "Candidate", ratio: float, config: Config, quantization: "Quantization"
 ) -> None:
-    """Raises StageError where the cut removed nothing, with the reason."""
+    """Raises StageError with the reason where the cut removed nothing."""
     from edgepack.compress.stages.prune.target_search import kept
     from edgepack.models.structure.surgery import outputs
     from edgepack.models.structure.unprunable import nothing_removed
@@ -258,7 +258,7 @@ def _cut(
 
 
 def _notes(had: Mapping[str, int], module: "nn.Module", whole: Mapping[str, str]) -> list[str]:
-    """Every layer with channels of its own, or heads and neurons, before and after; `whole`: why some keep theirs."""
+    """List every layer with channels, heads or neurons, before and after; `whole` says why some keep theirs."""
     from edgepack.models.structure.dependency_groups import parts
     from edgepack.models.structure.surgery import outputs
 

@@ -10,7 +10,7 @@ from edgepack.compress.training.recovery import Recovery
 from edgepack.config.plugins import Named
 from edgepack.core.units import SHARE, Share
 
-_OF_ENCODERS = ("heads", "ffn", "layers")  # settings
+_OF_ENCODERS = ("heads", "ffn", "layers")  # settings for encoders only
 
 
 class Config(StageConfig):
@@ -118,14 +118,14 @@ class Config(StageConfig):
 
     @property
     def of_encoders(self) -> list[str]:
-        """The settings given that only an encoder understands."""
+        """Return the settings given that apply to encoders only."""
         return [name for name in _OF_ENCODERS if getattr(self, name) is not None]
 
     def share(self, part: str, ratio: float) -> float:
-        """What goes of "heads" or "ffn": its own share, or the ratio."""
+        """Return the share of "heads" or "ffn" to remove: its own setting, or the ratio."""
         own: float | None = getattr(self, part)
         return ratio if own is None else own
 
     def cuts(self, ratio: float) -> bool:
-        """Whether anything is to go besides layers."""
+        """Return whether anything besides layers is removed."""
         return any((ratio, self.heads, self.ffn))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Importance(Protocol):
-    """Tells which channels, heads or neurons a model misses least. Stands in compress/stages/prune/importances/.
+    """Scores channels, heads or neurons by importance. Stands in compress/stages/prune/importances/.
 
     What has no default below must be defined; what has one may be left out. A whole importance:
 
@@ -28,9 +28,9 @@ class Importance(Protocol):
     VERSION: int  # to bump when the same weights would give other scores
 
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch and torch-pruning whose version changes the scores
-    NEEDS_GRADIENTS: bool = False  # whether parameters must have the gradients of the loss on training samples
-    FITS_ENCODERS: bool = True  # whether it can tell heads and feed-forward neurons of a transformer apart
+    NEEDS_GRADIENTS: bool = False  # whether it needs the gradients of the loss on training samples
+    FITS_ENCODERS: bool = True  # whether it works on heads and feed-forward neurons of a transformer
 
     @abstractmethod
     def score(self) -> "Score":
-        """Give a function of a torch-pruning group: one number a channel, the least important lowest."""
+        """Return a function of a torch-pruning group that gives one number per channel, the least important lowest."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TAYLOR_BATCHES = 8
 _TRIALS = (0.25, 0.5)  # ratios of the sensitivity report
-_TRIAL_SAMPLES = 1024  # of the validation split
+_TRIAL_SAMPLES = 1024  # samples of the validation split
 
 
 def score(module: nn.Module, importance: str, context: Context) -> Score:
@@ -34,7 +34,7 @@ def score(module: nn.Module, importance: str, context: Context) -> Score:
 
 
 def dry_run_score(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
-    """Of a dry run, which has no data: how large the outputs are stands for the loss."""
+    """Return the score for a dry run, which has no data: the size of the outputs replaces the loss."""
     return _score(module, importance, (module(*each).float().square().mean() for each in (inputs,)))
 
 
@@ -47,10 +47,10 @@ def _score(module: nn.Module, importance: str, losses: Iterator[Tensor]) -> Scor
 
 
 def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:
-    """Fresh gradients of the real loss: stale ones would rank the channels of an earlier model.
+    """Compute fresh gradients of the real loss: old ones would rank the channels of an earlier model.
 
-    Of frozen layers too: what they hear from a channel is part of its worth. What the loss does not depend on, as a
-    layer that nothing reads or that runs under `torch.no_grad`, is worth nothing.
+    Frozen layers get gradients too, as these count for the importance of their channels. A layer that the loss does not
+    depend on, because nothing reads it or because it runs under `torch.no_grad`, has importance 0.
     """
     module.zero_grad(set_to_none=True)
     learned = [each for each in module.parameters() if each.is_floating_point()]
@@ -67,7 +67,7 @@ def _accumulate_gradients(module: nn.Module, losses: Iterator[Tensor]) -> None:
 
 
 def sensitivities(module: nn.Module, config: "Config", context: Context) -> list[str]:
-    """What it costs to cut each group of layers alone, before any recovery but that of batch norm's statistics."""
+    """Measure what cutting each group alone costs, with no recovery but that of batch norm statistics."""
     example = context.data.train.head(2)
     names = list(dict.fromkeys(group.name for group in survey(module.eval(), example, config.exclude).groups))
     whole = _trial(copy.deepcopy(module), {}, config, context)

@@ -20,11 +20,11 @@ from edgepack.models.structure.surgery import Edit, PassOn, replace_layer
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-_SAMPLES = 1024  # of the validation split
+_SAMPLES = 1024  # samples of the validation split
 
 
 def check_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
-    """Raises StageError unless the encoder has these layers and is left with one."""
+    """Raises StageError unless the encoder has these layers and at least one layer is left."""
     known = len(blocks(module))
     if isinstance(layers, tuple) and layers[-1] >= known:
         raise StageError(f"there is no layer {layers[-1]} to remove: the layers are 0 to {known - 1}", _MEND)
@@ -37,7 +37,7 @@ _MEND = "layers is the number of layers to remove, or their indices from 0: remo
 
 
 def last(candidate: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
-    """A copy without the layers at these places; of a number, without the last, for what needs the shape alone."""
+    """Return a copy without the layers at these places, or without the last N if only the shape matters."""
     names = [block.name for block in blocks(candidate.module)]
     return _without(candidate.copy(), _at(names, layers) if isinstance(layers, tuple) else names[-layers:])
 
@@ -45,7 +45,7 @@ def last(candidate: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
 def shortened(
     candidate: "Candidate", layers: int | tuple[int, ...], settings: Recovery, context: Context
 ) -> tuple["Candidate", list[str]]:
-    """The candidate without these layers, recovered, and what there is to say about each layer."""
+    """Return the candidate without these layers, recovered, and notes on each layer."""
     names = [block.name for block in blocks(candidate.module)]
     if isinstance(layers, tuple):
         gone = _at(names, layers)
@@ -69,14 +69,14 @@ def _without(candidate: "Candidate", names: Sequence[str]) -> "Candidate":
 
 
 def _least(module: nn.Module, names: Sequence[str], number: int, context: Context) -> tuple[list[str], list[str]]:
-    """The layers that are missed least, one after another, each measured without those that went before it."""
+    """Drop the least important layers one by one, each measured without those dropped before; return them and notes."""
     context = replace(context, data=replace(context.data, validation=context.data.validation.first(_SAMPLES)))
     gone: dict[str, nn.Module] = {}
     told: dict[str, str] = {}
     done, total = 0, sum(len(names) - i for i in range(number))
     for turn in range(1, number + 1):
         whole, cost = validate(module, context), {}
-        for name in [name for name in reversed(names) if name not in gone]:  # of two alike the later: lower ones matter
+        for name in [name for name in reversed(names) if name not in gone]:  # on a tie the later one goes
             context.emit(StepProgress(doing="measuring the importance of each layer", done=done, total=total))
             done += 1
             kept = _passed_over(module, name)
@@ -92,7 +92,7 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
 
 
 def _passed_over(module: nn.Module, name: str) -> nn.Module:
-    """Put nothing in the place of a layer, and give the layer."""
+    """Replace a layer by one that passes its input on, and return the layer."""
     layer = module.get_submodule(name)
     replace_layer(module, name, PassOn())
     return layer

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def sparsified(candidate: "Candidate", config: "Config", context: Context) -> "Candidate":
-    """The smallest weights become zero, in steps; later training keeps them so (see train.fit), QAT does not."""
+    """Set the smallest weights to zero, in steps. Later training keeps the zeros (see training/loop.py), QAT not."""
     module, ratio = candidate.module, config.ratio or 0.5
-    steps = config.steps if config.pattern == "unstructured" else 1  # two of every four are no less at first
+    steps = config.steps if config.pattern == "unstructured" else 1  # 2:4 cannot start with fewer zeros
     edits = [Edit(op="zeros", layer=name) for name in _thinned(module, config)]
     for edit in edits:
         apply(module, edit)
@@ -37,7 +37,7 @@ def _thinned(module: nn.Module, config: "Config") -> list[str]:
 
 
 def _zero(module: nn.Module, layers: list[str], pattern: str, share: float) -> None:
-    """Keep the largest weights of all these layers, or two of every four inputs of each."""
+    """Zero the smallest weights over all these layers, or two of every four inputs in each."""
     weights = [module.get_submodule(name).weight for name in layers]
     with torch.no_grad():
         if pattern == "unstructured":

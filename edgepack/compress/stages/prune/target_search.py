@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """For the ratio that meets the target of `config`; without a target there is nothing to meet."""
+    """Searches for the ratio that meets the target of `config`; there may be no target."""
 
     config: "Config"
     quantization: Quantization
     latency: Latency | None
 
     def amount(self, candidate: Candidate) -> float:
-        """What there is of the target's metric."""
+        """Return the candidate's value of the target's metric."""
         return _amount(self.config.target, candidate, self.latency) if self.config.target else 0.0
 
     def ratio(self, candidate: Candidate, whole: float) -> float:
-        """The smallest that meets the target; 0 if there is nothing to meet. `whole` is what a share is of."""
+        """Return the smallest ratio that meets the target; 0 without one. A target's share is a share of `whole`."""
         limit = self.limit(candidate, whole) if self.config.target else None
         return 0.0 if limit is None else 1 - widest(lambda keep: self._left(candidate, keep), limit)
 
     def limit(self, candidate: Candidate, whole: float) -> float | None:
-        """The most that may be left; None if no more is there now. Raises StageError naming what can be reached."""
+        """Return the most that may be left; None if it is met now. Raises StageError with what is reachable."""
         assert self.config.target is not None, "the configuration has a ratio or a target"
         limit = self.config.target.limit(whole)
         now = self._left(candidate, 1.0) if self.config.of_encoders else whole
@@ -53,12 +53,12 @@ class Search:
         return limit
 
     def _left(self, candidate: Candidate, keep: float) -> float:
-        with torch.random.fork_rng(devices=[]):  # building this one again from its ratio must draw the same numbers
+        with torch.random.fork_rng(devices=[]):  # a rebuild from the ratio must draw the same numbers
             shares, multiple = kept(candidate.module, 1 - keep, self.config), self.quantization.channel_multiple
             return self.amount(candidate.narrowed(shares, multiple=multiple, exclude=self.config.exclude))
 
     def _out_of_reach(self, target: Target, candidate: Candidate, closest: float, whole: float) -> StageError:
-        share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be in reach itself
+        share = SHARE.exact(math.ceil(1000 * closest / whole) / 1000)  # rounded up: it must be reachable itself
         spared = " that is not excluded" if self.config.exclude else ""
         found = survey(candidate.module.eval(), candidate.example_inputs(2), self.config.exclude)
         if not found.groups:
@@ -82,7 +82,7 @@ class Search:
 
 
 def kept(module: nn.Module, ratio: float, config: "Config", progress: float = 1.0) -> float | dict[str, float]:
-    """The share left of every layer when so much of the way is gone: the same for all, or an encoder's two."""
+    """Return the share of each layer to keep at this point of the way: one for all, or an encoder's two."""
     found = parts(module)
     shares = {name: (1 - config.share(part.setting, ratio)) ** progress for name, part in found.items()}
     return shares if found else (1 - ratio) ** progress

@@ -42,8 +42,8 @@ READS = ("int8_saturates",)
 USES_QUANTIZER = True
 
 Mode = Literal["ptq", "qat", "best"]
-_FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights stay as they are
-_TIMED = 64  # samples that calibrate a model which is only timed: ranges do not change its speed
+_FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights are frozen
+_TIMED = 64  # calibration samples for a model that is only timed: ranges do not change its speed
 _AUTO = "auto"
 _LISTED = {"type": "array", "items": {"type": "string"}}
 
@@ -94,12 +94,12 @@ class Config(Training):
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The patterns of `fp32`."""
+        """Return the patterns of `fp32`."""
         return tuple(pattern for pattern in self.fp32 if pattern != _AUTO)
 
 
 def incompatibility(config: Config, place: Place) -> str:
-    """Why this makes no sense where it stands, or ""."""
+    """Say why quantization makes no sense at this place, or ""."""
     if config.needs_timing and place.evidence != "measured":
         return (
             f"fp32: {_AUTO} needs timings measured on the device, but this device's are {place.evidence}: "
@@ -115,7 +115,7 @@ def dry_run(
     latency: "Latency | None" = None,
     quantizer: str = DEFAULT_QUANTIZER,
 ) -> "Candidate":
-    """Raises StageError for a model that cannot be exported, and for patterns that match no layer. Nothing is timed."""
+    """Check export, scheme and patterns on the untrained model. Raises StageError for what `run` cannot do."""
     from edgepack.compress.stages.quantize.capture import capture
     from edgepack.compress.stages.quantize.convert import converted
     from edgepack.compress.stages.quantize.observers import prepare
@@ -149,7 +149,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
 
 
 def _mixed(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
-    """Times which blocks are to be left in fp32, and goes on as if the recipe had named them."""
+    """Find by timing which blocks to keep in fp32, then continue as if the recipe had named them."""
     found = _precision(candidate, config, context)
     made = run(candidate, config.model_copy(update={"fp32": found.fp32}), context)
     return replace(made, notes=(*found.notes, *made.notes), decided={**made.decided, "fp32": [*found.fp32]})
@@ -167,14 +167,14 @@ def _precision(candidate: "Candidate", config: Config, context: Context) -> "Fou
     scheme = _scheme(candidate, config, context.quantization, context.quantizer)
     samples = context.data.train.first(min(config.calibration, _TIMED))
 
-    @lru_cache(maxsize=2)  # what won and int8 are timed in turns
+    @lru_cache(maxsize=2)  # the best set and int8 are timed alternately
     def made(patterns: tuple[str, ...]) -> "Candidate":
         observed = prepare(capture(candidate, patterns, embeddings=config.embeddings), scheme, training=False)
         _calibrate(observed, samples, candidate)
         return _quantized(candidate, converted(observed), [])
 
     free = [layer for layer in layers_with_weights(candidate) if not matches(layer, config.named)]
-    with torch.random.fork_rng(devices=[]):  # building this again from what was decided must draw the same numbers
+    with torch.random.fork_rng(devices=[]):  # a rebuild from the decision must draw the same numbers
         return decide(Trials(given=config.named, groups=grouped(blocks(free)), make=made, context=context))
 
 
@@ -183,7 +183,7 @@ def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) 
 
 
 def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization", quantizer: str) -> "Scheme":
-    """Dynamic ranges suit encoders: a third of the error of fixed ones, and faster on both runtimes."""
+    """Choose the scheme. Dynamic ranges suit encoders: a third of the error of fixed ones, faster on both runtimes."""
     from edgepack.compress.stages.quantize.contract import Scheme
     from edgepack.models.structure.encoder import TextClassifier
 
@@ -210,7 +210,7 @@ def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate"
 
 
 def _observe(prepared: "GraphModule", inputs: "tuple[Tensor, ...]", candidate: "Candidate") -> None:
-    """Raises StageError where an activation has no range, for it is not finite."""
+    """Feed the observers. Raises StageError where the range of an activation is not finite."""
     from edgepack.models.checks.finite import NOT_FINITE, first_not_finite
 
     try:
@@ -229,14 +229,14 @@ def _trained(
     config: Config,
     context: Context,
 ) -> "tuple[GraphModule, EpochResult]":
-    """Starts where calibration ended, so that its epoch 0 is the calibrated model."""
+    """Run QAT from the calibrated ranges, so that its epoch 0 is the calibrated model."""
     from edgepack.compress.stages.quantize.convert import converted
     from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, take_ranges
     from edgepack.compress.training.loop import fit
     from edgepack.compress.training.loss import Distillation
 
     prepared = prepare(graph, scheme, training=True)
-    _calibrate(prepared, context.data.train.first(2), candidate)  # weights have no range before they are seen
+    _calibrate(prepared, context.data.train.first(2), candidate)  # observers of weights need one run
     take_ranges(prepared, observed)
     best = fit(
         prepared,
@@ -251,7 +251,7 @@ def _trained(
 
 
 def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
-    """The one with the higher score on the validation split, then the lower loss; the first where both are equal."""
+    """Return the module with the higher validation score; on a tie, the lower loss; on another tie, the first."""
     from edgepack.compress.training.evaluation import validate
 
     found = {mode: validate(module, context) for mode, module in modules.items()}

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 TABLE = aten.embedding.default
 _LAYERS = (*WEIGHTED, TABLE)
-EVERYTHING = "*"  # the pattern that leaves the whole model in fp32
+EVERYTHING = "*"  # the pattern that keeps the whole model in fp32
 HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
 
 
 def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool = True) -> fx.GraphModule:
-    """The model without batch norm, and the layers that `fp32` names kept from the quantizer.
+    """Return the model as a graph without batch norm, in which the layers that `fp32` names are not quantized.
 
-    So are its embedding tables, without `embeddings`. Raises StageError when the model cannot be exported, or a pattern
-    matches no layer.
+    Without `embeddings`, embedding tables are not quantized either. Raises StageError when the model cannot be
+    exported, or a pattern matches no layer.
     """
     graph = _exported(candidate)
     layers = layers_by_name(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
@@ -56,7 +56,7 @@ def _without(graph: fx.GraphModule, norm: fx.Node) -> None:
 
 
 def layers_with_weights(candidate: "Candidate") -> tuple[str, ...]:
-    """Those that run, by their names, in the order in which they do. Raises StageError as `capture` does."""
+    """Return the names of layers with weights, in the order in which they run. Raises StageError as `capture` does."""
     graph = _exported(candidate)
     layers = layers_by_name(graph, "model" if isinstance(candidate.module, nn.Sequential) else "")
     return tuple(dict.fromkeys(layers[n][-1] for n in graph.graph.nodes if n.target in _LAYERS and layers[n]))
@@ -68,7 +68,7 @@ def _exported(candidate: "Candidate") -> fx.GraphModule:
 
 
 def layers_by_name(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[str, ...]]:
-    """For each node the modules it lies in, by their names in the candidate, the outermost first."""
+    """Return for each node the modules that it lies in, the outermost first, named as in the candidate."""
     stacks = {node: node.meta.get("nn_module_stack", {}).values() for node in graph.graph.nodes}
     skip = f"{wrapper}." if wrapper else ""
     return {

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """What becomes int8, and how. Weights get this many bits; embedding tables have 8, for nothing multiplies them.
+    """What becomes int8, and how. Weights have `bits` bits; embedding tables always have 8, as nothing multiplies them.
 
-    The range of an activation is `dynamic`, measured in each inference, or else fixed by calibration. Between the
-    layers of an encoder everything stays float: one range for the residuals would round most of them away, and one for
-    the scores of attention would have to hold the mask. `quantizer` is the name of the plugin that annotates the graph.
+    The range of an activation is measured in each inference if `dynamic`, else fixed by calibration. Between the layers
+    of an encoder everything stays float: one range for the residuals would round most of them away, and one for the
+    attention scores would have to include the mask. `quantizer` is the name of the plugin that annotates the graph.
     """
 
     quantizer: str = DEFAULT_QUANTIZER
@@ -26,11 +26,11 @@ class Scheme:
 
 
 class Quantizer(Protocol):
-    """Says which tensors become int8 and where their ranges come from. Stands in compress/stages/quantize/quantizers/.
+    """Chooses which tensors become int8 and how their ranges are found. Stands in compress/stages/quantize/quantizers/.
 
-    An exporter names the quantizer that its files want. What has no default below must be defined; what has one may be
-    left out. Capture, calibration, training and conversion are shared; they take an observer of the graph that is
-    calibrated and one of the graph that is trained for the same where they have the same name. A whole quantizer:
+    An exporter names the quantizer that its files need. What has no default below must be defined; what has one may be
+    left out. Capture, calibration, training and conversion are shared. They match an observer of the calibrated graph
+    with the one of the same name in the graph for training. A whole quantizer:
 
         "ExecuTorch's quantizer for Vulkan."
 
@@ -47,21 +47,21 @@ class Quantizer(Protocol):
             return VulkanQuantizer().set_global(config)
     """
 
-    VERSION: int  # to raise when the same graph would be quantized otherwise
+    VERSION: int  # to bump when the same graph would be quantized differently
 
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch and torchao whose version changes what it does
 
     @abstractmethod
     def quantizer(self, scheme: Scheme, *, training: bool) -> Any:
-        """Make torchao's Quantizer for the PT2E flow, with fake quantizers where the graph is trained.
+        """Make torchao's Quantizer for the PT2E flow, with fake quantizers if the graph is for training.
 
-        It leaves alone what has an annotation already: the layers that stay in fp32. Raises StageError for a scheme
-        that it cannot do.
+        It skips nodes that have an annotation already: the layers that stay in fp32. Raises StageError for a scheme
+        that it does not support.
         """
 
     def keeps_range(self, operator: object) -> bool:
-        """Whether the result of this operator has the range of what it reads, by one observer for both."""
+        """Return whether the result of this operator shares the range, and the observer, of its input."""
         return False
 
     def finish(self, prepared: "fx.GraphModule", *, training: bool) -> None:
-        """Change the graph with observers in place: undo what the annotation alone needed."""
+        """Change the graph after observers were inserted: undo rewrites that only the annotation needed."""

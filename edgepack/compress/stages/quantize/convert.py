@@ -12,13 +12,13 @@ from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, asked_by_ha
 from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
-_HARDTANH = (-1.0, 1.0)  # its limits where none are given
+_HARDTANH = (-1.0, 1.0)  # its default limits
 _MEANS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
-_OFF_TIES = 1 + 2**-10  # times as large a step is given for a mean as for what it is taken of
+_OFF_TIES = 1 + 2**-10  # the step of a mean is larger than that of its input by this factor
 
 
 def converted(prepared: fx.GraphModule) -> fx.GraphModule:
-    """An int8 copy: flipping the graph in training to eval would set every dropout to 0.5 (torchao issue 2980)."""
+    """Return an int8 copy: switching the training graph to eval would set every dropout to 0.5 (torchao issue 2980)."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     observed = _copied(prepared)
@@ -39,9 +39,10 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:
-    """HardSigmoid of an int8 layer as the layer itself between 0 and 1: a sixth of its weights, and half more of bias.
+    """Fold a HardSigmoid into the int8 layer before it, clamped to 0..1: weights / 6, bias / 6 + 1/2.
 
-    The weights keep their integers, and the range of what comes out their limits: no operator is left of it.
+    Scales change, the integers of the weights do not. The output range has the same limits, so no operator is left of
+    it.
     """
     layer = gate.args[0]
     if layer.target not in WEIGHTED or len(layer.users) > 1 or len(layer.args) < 3:
@@ -54,10 +55,10 @@ def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:
 
 
 def _avoid_ties(mean: fx.Node) -> None:
-    """Make the step of a mean a little coarser than that of what it is taken of.
+    """Make the step of a mean slightly coarser than the step of its input.
 
-    In the same steps every 16th mean of 4 x 4 pixels lies half way between two of them, and each runtime rounds it its
-    own way: enough to change one answer in 150 of a MobileNetV3.
+    With equal steps every 16th mean of 4 x 4 pixels lies half way between two of them, and each runtime rounds it its
+    own way: enough to change one output in 150 of a MobileNetV3.
     """
     source = mean.args[0]
     if source.target is decomposed.dequantize_per_tensor.default:
@@ -68,9 +69,9 @@ def _avoid_ties(mean: fx.Node) -> None:
 
 
 def _in_step(rounding: fx.Node) -> list[fx.Node]:
-    """It, and the roundings of what only moves its numbers, which has the same steps by need.
+    """Return it, and the roundings after operators that only move its values, which must have the same step.
 
-    None where cat puts them beside others: the steps of these may have to be the same, as in XNNPACK.
+    Return none if the values go into a cat: its inputs may need equal steps, as in XNNPACK.
     """
     found, left = [], [rounding]
     while left:
@@ -88,24 +89,24 @@ def _roundings(node: fx.Node) -> list[fx.Node]:
 
 
 def _round_biases(module: fx.GraphModule) -> None:
-    """Biases as integer kernels have them, in steps of a product of input and weight: they add up such products."""
+    """Round biases as integer kernels do, to steps of input scale times weight scale."""
     for layer in [node for node in module.graph.nodes if node.target in WEIGHTED and len(node.args) > 2]:
         inputs, weight, bias = layer.args[:3]
-        fixed = inputs.target is decomposed.dequantize_per_tensor.default  # the range, by calibration
+        fixed = inputs.target is decomposed.dequantize_per_tensor.default  # a calibrated range
         rounded = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.default)
         int8 = fixed and weight.target in rounded and weight.args[0].op == "get_attr"
         if int8 and own(module, bias):
-            scale = weight.args[1]  # one number, or a tensor with one for each output
+            scale = weight.args[1]  # one number, or a tensor with one per output
             steps = inputs.args[1] * (tensor_of(module, scale) if isinstance(scale, fx.Node) else torch.tensor(scale))
             value = tensor_of(module, bias)
-            if steps.shape in ((), value.shape):  # they are not in a transposed convolution with groups
+            if steps.shape in ((), value.shape):  # not so in a transposed convolution with groups
                 value.copy_((value / steps).round() * steps)
 
 
 def _tell_three(observed: fx.GraphModule) -> None:
-    """Let -3, where HardSwish has a corner, be among the numbers that it may be asked for, and 3 in as many steps.
+    """Make -3 and 3, the corners of HardSwish, exact in the int8 ranges of its inputs.
 
-    Integer kernels then compute HardSwish itself, not nearly so. Only where that makes the steps hardly coarser.
+    Integer kernels then compute HardSwish exactly. Done only where the steps become at most 5 % coarser.
     """
     for observer in asked_by_hard_swishes(observed):
         found = is_swish_input(observer)
@@ -113,9 +114,9 @@ def _tell_three(observed: fx.GraphModule) -> None:
 
 
 def _copied(prepared: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose notes on what feeds a node name nodes of its own.
+    """Return a copy whose annotations refer to its own nodes.
 
-    torchao looks there for the ranges of dynamic activations, and fails where they lie in another graph.
+    torchao looks there for the ranges of dynamic activations, and fails if they lie in another graph.
     """
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
@@ -129,7 +130,7 @@ def _copied(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def _measure_tables(observed: fx.GraphModule) -> None:
-    """A row of an embedding table ranges over what is in it now, not over all that was while it learned."""
+    """Measure the rows of embedding tables anew: the observers also saw values from before and during training."""
     for node in [node for node in observed.graph.nodes if node.target is TABLE]:
         observer = observed.get_submodule(node.args[0].target) if node.args[0].op == "call_module" else None
         if observer:
@@ -138,9 +139,9 @@ def _measure_tables(observed: fx.GraphModule) -> None:
 
 
 def _is_met_by_rounding(clamp: fx.Node) -> bool:
-    """Whether every int8 tensor made of it ends at its limits anyway, but for a thousandth."""
+    """Return whether every int8 tensor made from it ends at the clamp's limits anyway, to a thousandth."""
     low, high = (clamp.args[n] if len(clamp.args) > n else limit for n, limit in enumerate(_HARDTANH, start=1))
-    low = -math.inf if low <= 0 and clamp.args[0].target is aten.relu.default else low  # it has met that one
+    low = -math.inf if low <= 0 and clamp.args[0].target is aten.relu.default else low  # ReLU cuts there already
     return bool(clamp.users) and all(
         user.target is decomposed.quantize_per_tensor.default and _ends_within(user, low, high) for user in clamp.users
     )

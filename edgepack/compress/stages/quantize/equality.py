@@ -13,8 +13,8 @@ from edgepack.models.source_lines import of_node, part_of
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-# A share of all outputs, in the sense of least squares. Float32 adds in another order, which comes to 1e-6 a layer or
-# so; a norm folded wrongly changes whole channels.
+# Relative to all outputs, by root mean square. Float32 adds in another order, an error of about 1e-6 per layer; a
+# wrongly folded norm changes whole channels.
 _TOLERANCE = 1e-3
 
 Rewrite = Callable[[fx.GraphModule, fx.Node], object]
@@ -23,9 +23,9 @@ Rewrite = Callable[[fx.GraphModule, fx.Node], object]
 def check_equal(
     graph: fx.GraphModule, candidate: "Candidate", captured: Callable[[], fx.GraphModule], rewrite: Rewrite
 ) -> None:
-    """Raises StageError naming the layer from which on `graph` answers otherwise than the model.
+    """Raises StageError naming the layer from which on `graph` gives other outputs than the model.
 
-    `captured` makes the graph once more without any rewriting, and `rewrite` is then done to one norm after the other.
+    `captured` captures the graph again without rewrites; `rewrite` is then applied to one norm after the other.
     """
     inputs = candidate.noise()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def _same(values: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _rewritten(graph: fx.GraphModule, rewrite: Rewrite, inputs: Sequence[torch.Tensor], expected: torch.Tensor) -> str:
-    """The first rewriting after which the graph answers otherwise."""
+    """Return the first rewrite that changes the outputs."""
     from edgepack.models.structure.folding import norms
 
     for norm in norms(graph):
@@ -61,7 +61,7 @@ def _rewritten(graph: fx.GraphModule, rewrite: Rewrite, inputs: Sequence[torch.T
 
 
 def _exported_otherwise(graph: fx.GraphModule, candidate: "Candidate", inputs: Sequence[torch.Tensor]) -> str:
-    """The first module whose outputs differ before anything was rewritten: torch.export did not take it as it is."""
+    """Return the first module whose outputs differ before any rewrite: torch.export captured it wrongly."""
     if _same(graph(*inputs), candidate.module(*inputs)):
         return ""
     eager = _outputs(candidate.module, inputs)
@@ -79,7 +79,7 @@ def _exported_otherwise(graph: fx.GraphModule, candidate: "Candidate", inputs: S
 
 
 def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """What each module without parts gives, call by call, in the order of the calls."""
+    """Return the outputs of each module without submodules, in the order of its calls."""
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def noting(name: str) -> Callable[..., None]:

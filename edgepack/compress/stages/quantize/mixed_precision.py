@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 Patterns = tuple[str, ...]
 Group = tuple[str, ...]  # neighbouring blocks that are tried as one
-Left = frozenset[int]  # the groups left in fp32, by their places
+Left = frozenset[int]  # indices of the groups kept in fp32
 
-_NOISE = 0.02  # a gain below this share is none
-_GROUPS = 8  # tried one by one
-_SETS = 4  # of more than one group that are tried
-_ROUNDS = 3  # timings in turns of what won and of int8: by chance one in twenty would be faster in all of them
+_NOISE = 0.02  # a smaller gain counts as none
+_GROUPS = 8  # groups that are tried one by one
+_SETS = 4  # sets of several groups that are tried
+_ROUNDS = 3  # alternating timings of the best set and of int8; by chance one in twenty would be faster in all
 _NONE: Left = frozenset()
 
 
@@ -41,7 +41,7 @@ class Precision:
 
 
 def blocks(layers: Sequence[str]) -> tuple[str, ...]:
-    """The parts that a network is made of, in order: up to the first number in a layer's name, else what it lies in.
+    """Return a network's blocks in order: a layer's name up to its first number, else the name of its parent.
 
     >>> blocks(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "pooler.dense", "features.dense1.conv"])
     ('conv1', 'layer1.0', 'layer1.1', 'pooler', 'features.dense1')
@@ -72,9 +72,9 @@ def grouped(blocks: Sequence[str], most: int = _GROUPS) -> tuple[Group, ...]:
 
 @dataclass(kw_only=True)
 class Trials:
-    """Times a network with some of its groups in fp32, each set of them once.
+    """Times a network with some of its groups in fp32, each set of groups once.
 
-    `given` stays in fp32 whatever is tried; `make` gives the network, to be timed only, with these layers in fp32.
+    `given` stays in fp32 always; `make` returns the network with these layers in fp32, good for timing only.
     """
 
     given: Patterns
@@ -92,12 +92,12 @@ class Trials:
 
     @property
     def most(self) -> int:
-        """Timings that are taken at most."""
+        """Return the largest number of timings."""
         return self.sets + 1 + 2 * _ROUNDS
 
     @property
     def sets(self) -> int:
-        """Networks that are timed at most: int8, fp32, each group alone, and more than one."""
+        """Return the largest number of networks to time: int8, fp32, each group alone, and sets of several."""
         return 2 + len(self.groups) + _SETS
 
     def patterns(self, left: Left) -> Patterns:
@@ -106,7 +106,7 @@ class Trials:
         return (*self.given, *(block for i in sorted(left) for block in self.groups[i]))
 
     def ms(self, left: Left) -> float:
-        """Of one inference. Infinite where it would be one set too many."""
+        """Return the latency of one inference; infinite if that would be one set too many."""
         if left not in self.known:
             self.known[left] = self.again(left) if len(self.known) < self.sets else math.inf
         return self.known[left]
@@ -128,11 +128,11 @@ class Trials:
         self.context.emit(StepProgress(doing=doing, done=self.done, total=self.most, seconds_left=seconds))
 
     def faster(self, left: Left, than: Left) -> bool:
-        """Whether it is by more than noise, and no file above the size budget."""
+        """Return whether it is faster by more than noise, with no file above the size budget."""
         return self.may_fit(left) and self.ms(left) < (1 - _NOISE) * self.ms(than) and self.fits(left)
 
     def may_fit(self, left: Left) -> bool:
-        """Whether the weights alone are within the size budget."""
+        """Return whether the weights alone are within the size budget."""
         from edgepack.models.complexity import stored_bytes
 
         if self.context.size_budget is None:
@@ -142,12 +142,12 @@ class Trials:
         return self.weights[left] <= self.context.size_budget
 
     def fits(self, left: Left) -> bool:
-        """Whether every file that is made of it is."""
+        """Return whether every file made from it is within the size budget."""
         budget, size = self.context.size_budget, self.context.size
         return budget is None or size is None or size(self._made(left)) <= budget
 
     def confirmed(self, left: Left) -> bool:
-        """Whether it is faster than int8 in every one of some timings taken in turns, and by more than noise."""
+        """Return whether it is faster than int8 in every one of some alternating timings, and by more than noise."""
         ours, int8 = [], []
         for _ in range(_ROUNDS):
             ours.append(self.again(left))
@@ -156,8 +156,8 @@ class Trials:
 
 
 def decide(trials: Trials) -> Precision:
-    """Raises StageError where nothing can measure a latency."""
-    trials.ms(_NONE), trials.ms(trials.all)  # first, so that no bound on their number leaves them out
+    """Choose the layers to keep in fp32. Raises StageError where nothing can measure latency."""
+    trials.ms(_NONE), trials.ms(trials.all)  # first, so that the limit on sets does not exclude them
     grown = _grown(trials)
     best = trials.all if trials.faster(trials.all, grown) else grown
     timed = f"int8 everywhere {_ms(trials.ms(_NONE))}, fp32 everywhere {_ms(trials.ms(trials.all))}"
@@ -169,11 +169,11 @@ def decide(trials: Trials) -> Precision:
 
 
 def _grown(trials: Trials) -> Left:
-    """From the fastest alone on, every group that gains, or lies beside one that does, is left in fp32 if that pays."""
+    """Start with the fastest group, and add each group that gains or lies beside one that does, if that is faster."""
     best = _NONE
     each = {i: frozenset([i]) for i in range(len(trials.groups))}
     alone = {i: trials.ms(left) for i, left in each.items() if trials.may_fit(left)}
-    # One slow moment at the start would make everything look fast.
+    # A slow moment at the start would make everything else look fast.
     int8 = trials.known[_NONE] = min(trials.ms(_NONE), trials.again(_NONE))
     for i in sorted(alone, key=lambda i: alone[i]):
         if alone[i] < int8 or not best.isdisjoint((i - 1, i + 1)):
@@ -185,7 +185,7 @@ def _grown(trials: Trials) -> Left:
 
 
 def _neighbours(alone: dict[int, float]) -> Iterator[Left]:
-    """The two pairs that lost least alone."""
+    """Yield the two neighbouring pairs that lost least alone."""
     pairs = [i for i in alone if i + 1 in alone]
     yield from (frozenset([i, i + 1]) for i in sorted(pairs, key=lambda i: alone[i] + alone[i + 1])[:2])
 

@@ -12,17 +12,17 @@ from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.config import plugins
 from edgepack.models.structure.folding import WEIGHTED
 
-KEEPS_RANGE = "keeps_range"  # an operator whose result has the range of what it reads, in a node's meta
+KEEPS_RANGE = "keeps_range"  # in a node's meta: the result of its operator has the range of its input
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 _HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
-_COARSER = 1.05  # times as large a step is given for a HardSwish in integers
-_ROUNDED = 1e-6  # a share by which a scale in float32 is off
+_COARSER = 1.05  # the steps of an integer HardSwish may be larger by this factor
+_ROUNDED = 1e-6  # relative error of a scale in float32
 
 
 def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.GraphModule:
-    """A copy with observers in it, or with fake quantizers for training.
+    """Return a copy with observers, or with fake quantizers for training.
 
-    Raises StageError for a scheme that the quantizer cannot do.
+    Raises StageError for a scheme that the quantizer does not support.
     """
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
@@ -40,8 +40,8 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
 def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
     """Give the fake quantizers of activations the ranges that calibration found.
 
-    Those of a single tensor go on following it. One of several (a block of DenseNet; a picture and its mean) would
-    drift to their average, and cut off the widest: it stays as it is.
+    One that serves a single tensor keeps updating its range. One shared by several (a block of DenseNet; an image and
+    its mean) would drift to their average and clip the widest: it is frozen.
     """
     modules = [prepared.get_submodule(node.target) for node in prepared.graph.nodes if node.op == "call_module"]
     weights = {str(node.args[1].target) for node in observed.graph.nodes if node.target in WEIGHTED}
@@ -56,7 +56,7 @@ def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
 
 
 def _calibrated(observer: nn.Module) -> bool:
-    """Whether it is of a tensor as a whole, and has seen what its range is."""
+    """Return whether it is per tensor and has seen data."""
     return hasattr(observer, "min_val") and observer.qscheme in _PER_TENSOR
 
 
@@ -69,19 +69,19 @@ def _set_range(fake: nn.Module, scale: torch.Tensor, zero_point: torch.Tensor) -
 
 
 def freeze_ranges(prepared: fx.GraphModule) -> None:
-    """Those that the device will find out anew in each inference go on doing so."""
+    """Freeze all ranges but the dynamic ones, which the device measures in each inference."""
     from torchao.quantization.pt2e import FakeQuantizeBase
 
     for fake in asked_by_hard_swishes(prepared):
-        _set_range(fake, *is_swish_input(fake))  # what is trained from here on is what is kept
+        _set_range(fake, *is_swish_input(fake))  # training continues with the final range
     for fake in prepared.modules():
         if isinstance(fake, FakeQuantizeBase) and not fake.is_dynamic:
             fake.disable_observer()
 
 
 def asked_by_hard_swishes(prepared: fx.GraphModule) -> "list[Any]":
-    """The observers of what HardSwish reads. Where other tensors have the same range by need (the input of a MaxPool,
-    what is put side by side) it is theirs too, and kept.
+    """Return the observers of HardSwish inputs, except those that share their range with other tensors (the input of a
+    MaxPool, the inputs of a cat).
     """
     calls = [node for node in prepared.graph.nodes if node.op == "call_module"]
     modules = [prepared.get_submodule(node.target) for node in calls]
@@ -102,9 +102,9 @@ def is_swish_input(observer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_three(scale: float, zero: int, least: int, most: int) -> tuple[float, int]:
-    """A scale of 3 / n and a zero point that hold the same range to half a step, and -3.
+    """Return a scale of 3 / n and a zero point that represent -3 exactly, and the same range to half a step.
 
-    What they were where the range ends above -3, or the steps would be more than a twentieth coarser.
+    Return the given values if the range ends above -3, or if the steps would become more than 5 % coarser.
 
     >>> with_three(0.07, -40, -128, 127)
     (0.07142857142857142, -42)

@@ -49,7 +49,7 @@ def _backend(config: Config) -> ModuleType:
 
 
 def unavailable(config: Config) -> str:
-    """Looks for files only: importing the lowering would import torch."""
+    """Only look for files: importing the lowering would import torch."""
     backend, found = _backend(config), find_spec("executorch")
     if found is None:
         return "executorch is not installed: pip install executorch"
@@ -86,7 +86,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
 
 
 def _settings(passes: list[Any]) -> Any:
-    """Memory is planned for all but the inputs, which are read where the app has them."""
+    """Plan memory for all tensors but the inputs, which are read where the app has them."""
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
@@ -94,7 +94,7 @@ def _settings(passes: list[Any]) -> Any:
 
 
 def _has_int8_tables(program: "ExportedProgram") -> bool:
-    """Without the pass that knows them, each inference would make the whole table float."""
+    """Return whether there are int8 embedding tables: without their pass, each inference dequantizes a whole table."""
     import torch
 
     looked_up = torch.ops.aten.embedding.default
@@ -111,7 +111,7 @@ def inspect(path: Path, candidate: "Candidate") -> "Contents":
 def operations(
     path: Path, quantization: "Quantization", shapes: Mapping[str, Sequence[int]]
 ) -> "tuple[Operation, ...]":
-    """A .pte has its shapes inside."""
+    """List the operations; a .pte contains its shapes."""
     from edgepack.export.formats.executorch import operators
 
     return operators.operations(path)

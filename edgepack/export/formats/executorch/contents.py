@@ -18,7 +18,7 @@ from edgepack.records.file_contents import OPAQUE, OTHER, SEVERAL, UNREAD, Conte
 if TYPE_CHECKING:
     from edgepack.export.tensor_layers import Array, Names
 
-RUNTIME = "executorch_prim::"  # what moves no numbers
+RUNTIME = "executorch_prim::"  # operators that move no data
 TORCH = {
     0: "uint8",
     1: "int8",
@@ -46,7 +46,7 @@ class Constant:
         return Stored(layer=layer, dtype=str(self.array.dtype), bytes=self.array.nbytes)
 
 
-Constants = dict[int | str, Constant]  # by the number of the buffer, or by the key of a backend
+Constants = dict[int | str, Constant]  # by the index of the buffer, or by a backend's key
 
 
 def read(path: Path, names: "Names") -> Contents:
@@ -81,7 +81,7 @@ def read(path: Path, names: "Names") -> Contents:
 
 
 def _kernels(program: Any, plan: Any, constants: Constants, names: "Names") -> Iterator[str]:
-    """The name of each operator that ExecuTorch itself runs; what the program stores is noted."""
+    """Yield the name of each operator that ExecuTorch itself runs; add the constants that the program stores."""
     for value in plan.values:
         constants.update({id: Constant(array) for id, array in _stored(program, value.val)})
     for call in (each.instr_args for chain in plan.chains for each in chain.instructions):
@@ -99,13 +99,13 @@ def _kernels(program: Any, plan: Any, constants: Constants, names: "Names") -> I
 def _stored(program: Any, value: Any) -> "Iterator[tuple[int | str, Array]]":
     index = getattr(value, "data_buffer_idx", 0)
     if index and value.allocation_info is None:
-        dtype = numpy.dtype(TORCH.get(int(value.scalar_type), "uint8"))  # others are told in bytes, as many as numbers
-        size = dtype.itemsize * prod(value.sizes)  # what follows is padding
+        dtype = numpy.dtype(TORCH.get(int(value.scalar_type), "uint8"))  # other types as bytes, one per number
+        size = dtype.itemsize * prod(value.sizes)  # the rest is padding
         yield index, numpy.frombuffer(program.constant_buffer[index].storage[:size], dtype)
 
 
 def _note(read: "Mapping[Any, Array]", constants: Constants, names: "Names", scaled: "Array | None" = None) -> None:
-    """Constants that one operator reads are of one layer: that of the largest which is known."""
+    """Assign constants that one operator reads to one layer: that of the largest constant with a known layer."""
     found = [names.of(array) for array in sorted(read.values(), key=lambda array: -array.size)]
     if scaled is not None and not {*found} & names.layers:
         found.insert(0, names.of_scaled(scaled))

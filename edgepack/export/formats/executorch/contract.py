@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One operator of what a backend was handed, and the constants of the file that it reads, by keys of theirs.
+    """One operator in a backend's payload, and the constants of the file that it reads, by key.
 
-    `scaled` is its weight as torch has it, where batch norm was taken into that.
+    `scaled` is its weight as in torch, if batch norm was folded into it.
     """
 
     kind: str
@@ -30,9 +30,10 @@ class Part:
 
 
 class Backend(Protocol):
-    """Takes over what it can compute of a model. Stands in export/formats/executorch/backends/.
+    """Runs the parts of a model that it supports. Stands in export/formats/executorch/backends/.
 
-    All of it may be left out: such a backend takes nothing, and the file runs on the portable kernels. One of a vendor:
+    All of it may be left out: such a backend takes no operator, and the file runs on the portable kernels. A backend of
+    a vendor:
 
         "Hexagon, the signal processors of Qualcomm."
 
@@ -48,35 +49,35 @@ class Backend(Protocol):
 
     VERSION: int = 1  # to bump when the same program would give another file
     LIBRARIES: tuple[str, ...] = ()  # packages besides executorch whose version changes the file
-    DELEGATE: str = ""  # what a file names it by, to tell its operators and bytes in reports; mostly that of NEEDS
-    NEEDS: str = ""  # the delegate that a runtime must have to run the file; "" where every runtime will do
-    SOURCE: str = "exir"  # its lowering, inside the package executorch
-    PACKAGE: str = ""  # what its lowering needs besides
-    QUANTIZER: str = DEFAULT_QUANTIZER  # of its int8 files, a name in compress/stages/quantize/quantizers/
-    BUILD: str = ""  # the option of CMake that builds it into a runtime
-    LIBRARY: str = ""  # what an app links then
+    DELEGATE: str = ""  # its name in a file, for operators and bytes in reports; mostly that of NEEDS
+    NEEDS: str = ""  # the delegate that a runtime must have to run the file; "" if every runtime will do
+    SOURCE: str = "exir"  # folder of its lowering in the package executorch
+    PACKAGE: str = ""  # another package that its lowering needs
+    QUANTIZER: str = DEFAULT_QUANTIZER  # for its int8 files, a name in compress/stages/quantize/quantizers/
+    BUILD: str = ""  # the CMake option that builds it into a runtime
+    LIBRARY: str = ""  # the library that an app must then link
 
     def prepared(self, program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]") -> "ExportedProgram":
-        """Write the program as the lowering takes it."""
+        """Rewrite the program as the lowering needs it."""
         return program
 
     def partitioners(self) -> list[Any]:
-        """ExecuTorch's partitioners, which choose what the backend takes."""
+        """Return ExecuTorch's partitioners, which choose the operators that the backend takes."""
         return []
 
     def lowering(self) -> AbstractContextManager[None]:
-        """Mend the backend's own lowering while it is at work: one model must give one file, and a small one."""
+        """Patch the backend's own lowering while it runs: one model must give one file, and a small one."""
         return nullcontext()
 
-    # payload_parts(payload, named) reads what is inside of what a file hands to the backend; `named` are constants
-    # beside it. None: it is in a form of its own.
+    # payload_parts(payload, named) lists the operators in a backend's part of a file; `named` are the constants beside
+    # it. None: its format is not known.
     payload_parts: "Callable[[bytes, Mapping[str, bytes]], Iterator[Part]] | None" = None
 
-    # payload_operations(payload) tells what a device computes to run it. None: that cannot be told.
+    # payload_operations(payload) lists what a device computes to run it. None: cannot be read.
     payload_operations: "Callable[[bytes], Iterator[Operation]] | None" = None
 
 
 def backend_of(delegate: str) -> ModuleType | None:
-    """The backend that a file names so, where it is known."""
+    """Return the backend with this name in files, or None."""
     backends = (plugins.load("backends", name) for name in plugins.names("backends"))
     return next((each for each in backends if delegate and delegate == each.DELEGATE), None)

@@ -12,13 +12,13 @@ from edgepack.export.formats.executorch.contract import backend_of
 from edgepack.export.operations import Dtype, Kind, Operation, Shape
 
 _BYTES = {"float64": 8, "int64": 8, "float16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
-_LEFT = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}  # where the left matrix stands
+_LEFT = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}  # index of the left matrix
 _LOOKUPS = ("aten::embedding", "quantized_decomposed::embedding_byte", "aten::slice_copy", "aten::select_copy")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    dtype: str  # as numpy has it
+    dtype: str  # as in numpy
     shape: Shape
     constant: bool
 
@@ -47,7 +47,7 @@ def operation(
 
 
 def operations(path: Path) -> tuple[Operation, ...]:
-    """Raises DeviceError for a file with a part that a backend keeps in a form of its own."""
+    """List the operations. Raises DeviceError for a file with a payload whose format is not known."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     program = deserialize_pte_binary(path.read_bytes()).program
@@ -65,7 +65,7 @@ def _of_plan(program: Any, plan: Any) -> Iterator[Operation]:
 
 
 def _tensors(values: Any, index: int) -> Iterator[Tensor]:
-    """The tensor at this place, or those of the list that is there."""
+    """Yield the tensor at this index, or those of the list there."""
     value = values[index].val
     if hasattr(value, "sizes"):
         constant = bool(value.data_buffer_idx) and value.allocation_info is None
@@ -76,7 +76,7 @@ def _tensors(values: Any, index: int) -> Iterator[Tensor]:
 
 
 def _kernel(operator: str, tensors: list[Tensor]) -> Operation:
-    """The result stands last, twice: as what the kernel is to fill, and as what it gives."""
+    """Describe a kernel call. Its result is listed last, twice: as the buffer to fill and as the return value."""
     *inputs, _, result = tensors if len(tensors) > 1 else [*tensors, *tensors]
     read = [result] if operator in _LOOKUPS else inputs
     macs = 0

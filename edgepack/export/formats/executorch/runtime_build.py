@@ -44,7 +44,7 @@ def files(path: Path, backend: ModuleType) -> dict[str, bytes]:
 
 
 def _selected(path: Path) -> tuple[bytes, list[str]]:
-    """ExecuTorch's own list, and the names in it. It would name the file by a path of this computer."""
+    """Return ExecuTorch's own list and the names in it, without the path of the file on this computer."""
     from executorch.codegen.tools.gen_oplist import gen_oplist
     from ruamel.yaml import YAML
 

@@ -56,7 +56,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from edgepack.export.tensor_layers import name_initializers, named
     from edgepack.export.tracing import operators_listed_once
 
-    names = named(candidate) if candidate.form == "exported" else None  # an eager model's tensors have them already
+    names = named(candidate) if candidate.form == "exported" else None  # eager models have them already
     if candidate.form == "exported":
         candidate = replace(candidate, module=spelled(candidate.module))
     with operators_listed_once(), read_once():
@@ -121,7 +121,7 @@ def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:
 
 
 def _forget_sources(model: Any) -> None:
-    """Drop what the exporter notes of the machine it ran on: paths in stack traces would differ from clone to clone."""
+    """Remove what the exporter records of its machine: paths in stack traces would differ from clone to clone."""
     values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
     for part in (model, model.graph, *values, *model.graph):
         part.metadata_props.clear()

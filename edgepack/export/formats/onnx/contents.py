@@ -23,11 +23,11 @@ class Operator:
         return cls(f"{domain}.{kind}" if domain not in ("", "ai.onnx") else kind, reads)
 
 
-Graph = tuple["dict[str, Array]", list[Operator]]  # what is stored, by name, and what reads it
+Graph = tuple["dict[str, Array]", list[Operator]]  # the stored tensors by name, and the operators that read them
 
 
 def read(path: Path, names: "Names") -> Contents:
-    """ONNX Runtime plans the memory of activations when it loads a file: there is no arena in it."""
+    """Read the contents; no arena, as ONNX Runtime plans activation memory when it loads a file."""
     tensors, operators = _of_ort(path) if path.suffix == ".ort" else _of_onnx(path)
     layers = _layers(tensors, operators, names)
     stored = [Stored(layer=layers[name], dtype=str(each.dtype), bytes=each.nbytes) for name, each in tensors.items()]
@@ -36,7 +36,7 @@ def read(path: Path, names: "Names") -> Contents:
 
 
 def _layers(tensors: "dict[str, Array]", operators: list[Operator], names: "Names") -> dict[str, str]:
-    """By their names or numbers, or else those of what the same operator reads."""
+    """Return the layer of each tensor: by its name or numbers, else by those of what the same operator reads."""
     found = {name: _layer(name, array, names) for name, array in tensors.items()}
     beside: defaultdict[str, set[str]] = defaultdict(set)
     for operator in operators:

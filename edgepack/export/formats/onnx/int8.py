@@ -25,7 +25,7 @@ decomposed = torch.ops.quantized_decomposed
 
 @torch.library.custom_op("edgepack::quantize", mutates_args=())  # type: ignore[untyped-decorator]
 def _quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 over the range of `x` and zero, its scale and its zero point: ONNX's DynamicQuantizeLinear."""
+    """Return `x` as uint8 over the range of `x` and zero, its scale and zero point: ONNX's DynamicQuantizeLinear."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-low / scale).round().clamp(0, 255)
@@ -39,7 +39,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("edgepack::multiply", mutates_args=())  # type: ignore[untyped-decorator]
 def _multiply(x: Tensor, weight: Tensor, zero: Tensor) -> Tensor:
-    """(x - zero) @ weight in int32, of uint8 [..., inputs] and int8 [inputs, outputs]: ONNX's MatMulInteger."""
+    """Return (x - zero) @ weight in int32, of uint8 [..., inputs] and int8 [inputs, outputs]: ONNX's MatMulInteger."""
     return (x.int() - zero.int()) @ weight.int()
 
 
@@ -55,7 +55,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 
 def spelled(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy in which dynamic Linear layers and int8 embeddings are made of operators that ONNX has."""
+    """Return a copy in which dynamic Linear layers and int8 embeddings are written in operators that ONNX has."""
     module = copy.deepcopy(module)
     quantized: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in list(module.graph.nodes):
@@ -72,7 +72,7 @@ def _made_by(node: fx.Node, kind: Any) -> bool:
 
 
 def _multiply_integers(module: fx.GraphModule, linear: fx.Node, quantized: dict[fx.Node, tuple[fx.Node, ...]]) -> None:
-    """Layers that read the same activation share its int8 form."""
+    """Rewrite a dynamic Linear layer; layers that read the same activation share its int8 form."""
     rounded, weight, *bias = linear.args
     given = rounded.args[0].args[0]
     with module.graph.inserting_before(linear):

@@ -15,15 +15,15 @@ from edgepack.export.operations import Kind, Operation, Shape, convolution
 
 _BYTES = {"double": 8, "int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}
 _INT8 = ("int8", "uint8", "int4", "uint4")
-_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape", "Constant")  # nothing is computed
-_LOOKUPS = ("Gather", "GatherElements", "GatherND", "Slice", "Split")  # they read no more than they write
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape", "Constant")  # compute nothing
+_LOOKUPS = ("Gather", "GatherElements", "GatherND", "Slice", "Split")  # read no more than they write
 _PRODUCTS = ("MatMul", "Gemm")
 
-Tensor = tuple[str, Shape]  # the type as the profiler calls it, and the shape
+Tensor = tuple[str, Shape]  # the type, named as by the profiler, and the shape
 
 
 def operations(path: Path, shapes: Mapping[str, Shape], *, int8_activations: bool) -> tuple[Operation, ...]:
-    """`int8_activations`: whether the device fuses operators with int8 activations, as ONNX Runtime does on ARM."""
+    """List the operations. `int8_activations`: whether the device fuses these, as ONNX Runtime does on ARM."""
     with TemporaryDirectory() as folder:
         events = json.loads(_profile(path, Path(folder), shapes, int8_activations).read_text())
     ran = (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time"))
@@ -38,14 +38,14 @@ def _profile(path: Path, folder: Path, shapes: Mapping[str, Shape], int8_activat
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.add_session_config_entry("session.qdqisint8allowed", "1" if int8_activations else "0")
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the shapes of packed weights are not told
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the shapes of packed weights are not reported
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     session.run(None, {value.name: _zeros(value, shapes.get(value.name)) for value in session.get_inputs()})
     return Path(session.end_profiling())
 
 
 def _zeros(value: Any, shape: Shape | None) -> Any:
-    """A dimension that neither the file nor `shape` tells is 1."""
+    """Return zeros for an input; a dimension that neither the file nor `shape` gives is 1."""
     import numpy
 
     kind = value.type.removeprefix("tensor(").removesuffix(")")
@@ -75,7 +75,7 @@ def _operation(node: str, told: dict[str, Any]) -> Operation:
 
 
 def _work(operator: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[Kind, int, str]:
-    """Its kind, its multiply-accumulates and the type that decides how fast they are: that of its weights."""
+    """Return the operator's kind, its MACs, and the type that decides its speed: that of its weights."""
     factors = [each for each in inputs if len(each[1]) > 1][:2]
     if len(factors) == 2 and "Conv" in operator:
         kind, macs = _convolution(operator, factors[0], factors[1], outputs[0])
@@ -95,12 +95,12 @@ def _size(tensor: Tensor) -> int:
 
 
 def _convolution(operator: str, data: Tensor, weight: Tensor, result: Tensor) -> tuple[Kind, int]:
-    """Weights are [outputs, inputs of a group, *kernel], of a transposed one [inputs, outputs of a group, *kernel]."""
+    """Weights are [outputs, inputs / groups, *kernel]; if it is transposed, [inputs, outputs / groups, *kernel]."""
     second, *kernel = weight[1][1:]
     moved = data if "Transpose" in operator else result
     return convolution(kernel, second, data[1][1] // second), prod(moved[1]) * second * prod(kernel)
 
 
 def _product(operator: str, left: Shape, result: Shape) -> int:
-    """Each result sums along a row of the left matrix; Gemm may be given that matrix transposed."""
+    """Count a matrix product: each result sums along a row of the left matrix, which Gemm may transpose."""
     return prod(result) * (prod(left) // result[0] if "Gemm" in operator else left[-1])

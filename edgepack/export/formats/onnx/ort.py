@@ -15,7 +15,7 @@ from edgepack.export.formats.onnx.ort_order import settled
 
 Platform = Literal["arm", "amd64"]
 _CONFIG = "required_operators_and_types.config"
-_ALL, _NONE = "all", "disable"  # the optimization levels, as the converter calls them
+_ALL, _NONE = "all", "disable"  # optimization levels, as the converter names them
 
 _BUILDING = """\
 In a checkout of https://github.com/microsoft/onnxruntime at the tag `v{version}`:
@@ -39,13 +39,13 @@ The operators are those of the file and those that it is optimized to when it is
 
 
 def convert(source: Path, path: Path, target: Platform | None) -> None:
-    """Write the .onnx file `source` as the .ort file `path`, optimized for good."""
+    """Write the .onnx file `source` as the .ort file `path`, with fixed optimization."""
     with TemporaryDirectory() as folder:
         path.write_bytes(settled(_converted(source, Path(folder), target, _ALL).read_bytes()))
 
 
 def files(path: Path, target: Platform | None) -> dict[str, bytes]:
-    """The operators and types that a build for this file needs, and how it is built."""
+    """Return the list of operators and types that a build for this file needs, and build instructions."""
     import onnxruntime
 
     ready = path.suffix == ".ort"
@@ -65,12 +65,12 @@ def files(path: Path, target: Platform | None) -> dict[str, bytes]:
 
 
 def host() -> Platform:
-    """The kind of this computer's processor, as ONNX Runtime's tools call it."""
+    """Return the processor kind of this computer, as ONNX Runtime's tools name it."""
     return "arm" if platform.machine().lower().startswith(("arm", "aarch")) else "amd64"
 
 
 def _converted(source: Path, folder: Path, target: Platform | None, level: str) -> Path:
-    """What `python -m onnxruntime.tools.convert_onnx_models_to_ort` makes with `--optimization_style Fixed`."""
+    """Convert like `python -m onnxruntime.tools.convert_onnx_models_to_ort --optimization_style Fixed`."""
     from onnxruntime.tools import convert_onnx_models_to_ort as tool
 
     platform = target or host()
@@ -90,7 +90,7 @@ def _converted(source: Path, folder: Path, target: Platform | None, level: str) 
 
 
 def _operators(models: list[Path], path: Path) -> bytes:
-    """One line an operator set, without the lines that name files of this computer."""
+    """List one operator set per line, without the lines that name files of this computer."""
     from onnxruntime.tools.ort_format_model import create_config_from_models
 
     create_config_from_models(models, path, enable_type_reduction=True)

@@ -7,11 +7,11 @@ run to run. That part lies before all others and nothing points into it, so it c
 from collections.abc import Callable
 from typing import Any
 
-_ALIGNED = 16  # bytes, to which tensors lie in the file
+_ALIGNED = 16  # alignment of tensors in the file, in bytes
 
 
 def settled(content: bytes) -> bytes:
-    """The same session, its kernel types in alphabetical order."""
+    """Return the same session with its kernel types in alphabetical order."""
     from flatbuffers import Builder
     from onnxruntime.tools import ort_format_model  # noqa: F401  (it puts what follows on the path)
     from ort_flatbuffers_py.fbs import InferenceSession as module
@@ -32,7 +32,7 @@ def settled(content: bytes) -> bytes:
 
 
 def _start(model: Any) -> int:
-    """Where the model begins: its table is written after all that is in it, and so lies before it."""
+    """Find where the model begins: its table is written after all its contents, and so lies before them."""
     from flatbuffers.number_types import SOffsetTFlags
 
     layout = int(model.Pos) - int(model.Get(SOffsetTFlags, model.Pos))  # which may lie before the table, or be shared
@@ -40,7 +40,7 @@ def _start(model: Any) -> int:
 
 
 def _place(builder: Any, content: bytes) -> None:
-    """As the end of the file, where it was."""
+    """Write the content to the end of the new file, where it was before."""
     builder.Prep(_ALIGNED, 0)
     while len(builder.Bytes) < len(content) + _ALIGNED:
         builder.growByteBuffer()

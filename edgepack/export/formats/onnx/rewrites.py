@@ -17,12 +17,12 @@ import numpy
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-_BLOCK = 4  # input channels that MLAS multiplies in one step of its direct int8 convolution; others are copied first
-_WIDE = 3  # a kernel wider than this is read as one over blocks of 2 x 2 pixels
+_BLOCK = 4  # input channels per step of MLAS's direct int8 convolution; other numbers are copied first
+_WIDE = 3  # a wider kernel is rewritten as one over blocks of 2 x 2 pixels
 
 
 def unsigned_activations(model: ir.Model) -> None:
-    """Store int8 activations as uint8, 128 higher: the same numbers, in the form whose operators x86 fuses.
+    """Store int8 activations as uint8, 128 higher: the same values, in the form that x86 can fuse.
 
     Weights stay int8. Source of the limitation: microsoft/onnxruntime issue 12487.
     """
@@ -38,7 +38,7 @@ def unsigned_activations(model: ir.Model) -> None:
 
 
 def enforced_limits(model: ir.Model) -> None:
-    """Drop a Relu or Clip where every quantization of its result has no number beyond its limits anyway."""
+    """Remove a Relu or Clip if every quantization of its result clips at the same limits or closer ones."""
     for node in list(model.graph):
         if node.op_type in ("Relu", "Clip"):
             limits, result = _limits(node), node.outputs[0]
@@ -48,10 +48,10 @@ def enforced_limits(model: ir.Model) -> None:
 
 
 def average_pools(model: ir.Model) -> None:
-    """The mean of a picture as GlobalAveragePool: the one spelling that has an integer operator.
+    """Write the mean over an image as GlobalAveragePool: the only form with an integer operator.
 
-    The two sum in another order: a mean that lies half way between two steps may go to the other one. In the steps that
-    `graph.converted` gives to means none does, but for means that are put beside others.
+    The two sum in another order: a mean half way between two steps may round the other way. With the steps that
+    `convert.converted` gives to means there is none, except for means that go into a cat.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "ReduceMean" else None
@@ -72,9 +72,9 @@ def _over_pictures(mean: ir.Node) -> bool:
 
 
 def hard_sigmoids(model: ir.Model) -> None:
-    """Quantized from 0 to 1, HardSigmoid is an addition: what lies beyond is cut off by the quantization itself.
+    """Write a HardSigmoid quantized to 0..1 as an addition: the quantization itself clips the rest.
 
-    Left as it is where one of the 256 numbers that it may be asked for would be rounded otherwise.
+    It is left as it is if one of its 256 possible inputs would be rounded differently.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "HardSigmoid" else None
@@ -88,7 +88,7 @@ def hard_sigmoids(model: ir.Model) -> None:
 
 
 def _same_rounding(asked: ir.Node) -> NDArray[Any] | None:
-    """Of 6 / 255 and its neighbours a step by which (x + 3) / step is rounded as (x / 6 + 1 / 2) * 255 for every x."""
+    """Return a step near 6 / 255 for which (x + 3) / step rounds as (x / 6 + 1 / 2) * 255 for every x, or None."""
     scale, zero = (value.const_value.numpy() for value in asked.inputs[1:3])
     limits, one = numpy.iinfo(zero.dtype), numpy.float32(1)
     x = (numpy.arange(limits.min, limits.max + 1) - int(zero)).astype(numpy.float32) * numpy.float32(scale)
@@ -101,10 +101,10 @@ def _same_rounding(asked: ir.Node) -> NDArray[Any] | None:
 
 
 def hard_swishes(model: ir.Model) -> None:
-    """x * HardSigmoid(x) in integers: a limit and a product for four passes in float.
+    """Write x * HardSigmoid(x) in integers: a Clip and a Mul in place of four float passes.
 
-    Where -3 and 3 are among the numbers of x, x kept between them is HardSigmoid(x) in a scale and from a zero of its
-    own. Left as it is where they are not, or one of the numbers of x would be rounded otherwise.
+    If x has exact values for -3 and 3, x clipped there is HardSigmoid(x) with another scale and zero point. It is left
+    as it is if they are not exact, or if one value of x would be rounded differently.
     """
     for node in list(model.graph):
         result = _quantized(node.outputs[0]) if node.op_type == "HardSwish" else None
@@ -125,7 +125,7 @@ def hard_swishes(model: ir.Model) -> None:
 
 
 def _three(asked: ir.Node) -> int | None:
-    """How many steps 3 is, where that is a whole number and -3 can be told."""
+    """Return how many steps 3 is, if that is a whole number and -3 is representable."""
     scale, zero = (value.const_value.numpy() for value in asked.inputs[1:3])
     if zero.shape:
         return None
@@ -148,9 +148,9 @@ def _same_swish(asked: ir.Node, result: ir.Node, span: int) -> bool:
 
 
 def swishes(model: ir.Model) -> None:
-    """x * Sigmoid(x) in integers: the Sigmoid becomes a table of 256 numbers.
+    """Write x * Sigmoid(x) in integers: the Sigmoid becomes a table of 256 values.
 
-    Not exact: its rounding to 255ths moves the result by 0.0123 at most before it is rounded itself.
+    Not exact: rounding to 255ths changes the result by at most 0.0123 before its own rounding.
     """
     for node in list(model.graph):
         gate = next((value for value in node.inputs if _gate(value)), None) if node.op_type == "Mul" else None
@@ -164,9 +164,9 @@ def swishes(model: ir.Model) -> None:
 
 
 def aligned_stems(model: ir.Model) -> None:
-    """Give a convolution that reads an odd number of channels, as those of a picture, as many as MLAS reads at once.
+    """Rewrite a convolution of images so that its number of input channels is a multiple of what MLAS reads at once.
 
-    Without, its inputs are copied together for every pixel (1.32, x86: twice the time of the products).
+    Otherwise its inputs are gathered for every pixel (1.32, x86: twice the time of the products).
     """
     for node in list(model.graph):
         if node.op_type == "Conv" and _plain(node):
@@ -176,9 +176,9 @@ def aligned_stems(model: ir.Model) -> None:
 
 
 def sums_before_norms(model: ir.Model) -> None:
-    """A residual is added by Sum, not Add, which is the same: ONNX Runtime then leaves it and LayerNormalization be.
+    """Add residuals by Sum, which is the same as Add, but ONNX Runtime does not fuse it with LayerNormalization.
 
-    The one operator that it would make of the two takes eight times as long as both (1.32, x86, 128 x 384).
+    The fused operator takes eight times as long as both (1.32, x86, 128 x 384).
     """
     for node in model.graph:
         added = node.inputs[0].producer() if node.op_type == "LayerNormalization" else None
@@ -187,7 +187,7 @@ def sums_before_norms(model: ir.Model) -> None:
 
 
 def unused(model: ir.Model) -> None:
-    """Forget constants that nothing reads, operators before them, and the shapes in between, which are inferred."""
+    """Remove unused operators and constants, and the shapes of intermediate values, which are inferred."""
     for node in reversed(list(model.graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             model.graph.remove(node, safe=True)
@@ -229,8 +229,8 @@ def _align(model: ir.Model, conv: ir.Node, picture: ir.Node, weights: ir.Node) -
 
 
 def _over_blocks(kernel: NDArray[Any], pads: list[int], size: list[int]) -> tuple[NDArray[Any], list[int]]:
-    """(weights, pads) with which a convolution of stride 1 over blocks of 2 x 2 pixels does what `kernel` of stride 2
-    does over the pixels of a picture of this `size`.
+    """Return (weights, pads) with which a stride-1 convolution over blocks of 2 x 2 pixels does what the stride-2
+    `kernel` does over the pixels of an image of this `size`.
     """
     spans = [_span(kernel.shape[2 + axis], pads[axis], pads[2 + axis], size[axis]) for axis in (0, 1)]
     (before_y, after_y, tall), (before_x, after_x, wide) = spans
@@ -244,7 +244,7 @@ def _over_blocks(kernel: NDArray[Any], pads: list[int], size: list[int]) -> tupl
 
 
 def _span(kernel: int, before: int, after: int, size: int) -> tuple[int, int, int]:
-    """Blocks before, blocks after, blocks of the kernel."""
+    """Return the number of padding blocks before, of padding blocks after, and of blocks in the kernel."""
     blocks, last = math.ceil(before / 2), (kernel - 1 - before) // 2
     results = (size + before + after - kernel) // 2 + 1
     return blocks, max(0, results + last - size // 2), blocks + last + 1
@@ -257,7 +257,7 @@ def _plain(conv: ir.Node) -> bool:
 
 
 def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:
-    """The node's input, 3 higher."""
+    """Add 3 to the node's input."""
     kind = zero.const_value.numpy().dtype
     constants = [_constant(model, f"{name}_{kind}", kind.type(value)) for name, value in (("one", 1), ("nothing", 0))]
     scale = _constant(model, "three", numpy.float32(3))
@@ -272,7 +272,7 @@ def _lowest(zero: ir.Value) -> tuple[str, NDArray[Any]]:
 
 
 def _torchs(sigmoid: ir.Node) -> bool:
-    """Whether it is clip(x / 6 + 1 / 2, 0, 1): ONNX knows others."""
+    """Return whether it is clip(x / 6 + 1 / 2, 0, 1): ONNX allows other constants."""
     slope, middle = (_real(sigmoid, name, default) for name, default in (("alpha", 0.2), ("beta", 0.5)))
     return math.isclose(slope, 1 / 6, rel_tol=1e-6) and middle == 0.5
 
@@ -282,13 +282,13 @@ def _real(node: ir.Node, name: str, default: float) -> float:
 
 
 def _unit(quantize: ir.Node) -> bool:
-    """Whether its numbers go from 0 to 1 in steps of a 255th."""
+    """Return whether its values are 0 to 1 in steps of 1 / 255."""
     scale, zero = (value.const_value.numpy() for value in quantize.inputs[1:3])
     return bool(scale == numpy.float32(1 / 255) and zero == numpy.iinfo(zero.dtype).min)
 
 
 def _limits(node: ir.Node) -> tuple[float, float] | None:
-    """Between which numbers a Relu or Clip leaves things; None where that is not known before it runs."""
+    """Return the limits of a Relu or Clip; None if they are not known before it runs."""
     if node.op_type == "Relu":
         return 0.0, math.inf
     bounds = [*node.inputs[1:3], None, None][:2]
@@ -299,7 +299,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _within(quantize: ir.Node, low: float, high: float) -> bool:
-    """Whether the limits themselves are rounded to its first and last number, and so all that lies beyond them."""
+    """Return whether the limits round to its first and last value, or lie beyond."""
     scale, zero = (value.const_value.numpy() for value in quantize.inputs[1:3])
     if zero.shape:
         return False
@@ -313,13 +313,13 @@ def _dequantized(value: ir.Value) -> ir.Node | None:
 
 
 def _quantized(value: ir.Value) -> ir.Node | None:
-    """The quantization of a value that nothing else reads."""
+    """Return the QuantizeLinear of a value that nothing else reads."""
     uses = [] if value.is_graph_output() else [use.node for use in value.uses()]
     return uses[0] if len(uses) == 1 and uses[0].op_type == "QuantizeLinear" else None
 
 
 def _gate(value: ir.Value) -> bool:
-    """Whether it is the Sigmoid of what it is multiplied by."""
+    """Return whether it is the Sigmoid of what it is multiplied by."""
     node = value.producer()
     if node is None or node.op_type != "Sigmoid" or len(value.uses()) != 1 or not _dequantized(node.inputs[0]):
         return False
@@ -332,7 +332,7 @@ def _bias(value: ir.Value) -> bool:
 
 
 def _integer(node: ir.Node, name: str, default: int) -> bool:
-    """Whether it is 1."""
+    """Return whether it is 1."""
     return bool((node.attributes[name].as_int() if name in node.attributes else default) == 1)
 
 
@@ -341,7 +341,7 @@ def _list(node: ir.Node, name: str, default: list[int]) -> list[int]:
 
 
 def _constant(model: ir.Model, name: str, value: Any) -> ir.Value:
-    """An initializer of this value: the one there is, or a new one, whose name no tensor of the model's own has."""
+    """Return an initializer of this value: the existing one, or a new one with a name that the model does not use."""
     array, known, free = numpy.asarray(value), model.graph.initializers, f"edgepack.{name}"
     while free in known and not _is(known[free], array):
         free += "."
@@ -357,7 +357,7 @@ def _is(constant: ir.Value, array: NDArray[Any]) -> bool:
 
 
 def _before(model: ir.Model, node: ir.Node, operator: str, *inputs: ir.Value, **settings: int) -> list[ir.Value]:
-    """What a new operator just before `node` gives."""
+    """Insert a new operator before `node` and return its outputs."""
     attributes = [ir.AttrInt64(name, value) for name, value in settings.items()]
     made = ir.Node("", operator, inputs, attributes)
     model.graph.insert_before(node, made)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """torch.onnx.export in here gives the same files, sooner."""
+    """Make torch.onnx.export faster, with the same files."""
     from torch.onnx._internal.exporter import _registration, _schemas
 
     translations, signature = _kept()
@@ -25,7 +25,7 @@ def read_once() -> Iterator[None]:
 
 @cache
 def _kept() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """torch's own functions for the list of translations and for the signature of one; neither looks at a model."""
+    """Return torch's functions for the list of translations and for a signature, cached: neither sees a model."""
     from torch.onnx._internal.exporter import _registration, _schemas
 
     return cache(_registration.onnxscript_apis.get_torchlib_ops), cache(_schemas.op_signature_from_function)

@@ -39,14 +39,14 @@ EVIDENCE = {"time": "measured", "predict": "emulated", "delegates": "emulated"}
 IS_LOCAL = False
 INSTALL = {runtime: programs.advice(runtime) for runtime in programs.KINDS}
 
-_ROWS = 3  # that are answered on the phone
-_TRIAL = 5  # runs that tell how many there must be
-_TRIES = 3  # processes, until one held enough runs
-_MARGIN = 1.2  # more runs than would do at the pace so far
-_PAUSE = 5.0  # seconds between two looks at the temperature
+_ROWS = 3  # rows checked on the phone
+_TRIAL = 5  # runs that set the number of runs
+_TRIES = 3  # processes, until one has timed enough runs
+_MARGIN = 1.2  # times as many runs as the pace so far requires
+_PAUSE = 5.0  # seconds between two temperature checks
 _UNCHECKED = "onnxruntime_perf_test writes no outputs, so outputs on the phone were not checked: check them in the app"
 
-# What a timing depends on, and what `match` can name. Serial numbers are properties too: no others are kept.
+# What a timing depends on, and what `match` can name. No other properties are kept: serial numbers are among them.
 _PROPERTIES = (
     "ro.product.manufacturer",
     "ro.product.model",
@@ -100,7 +100,7 @@ def _facts(device: Device, told: dict[str, str], tools: dict[str, Tool]) -> Json
 
 
 def _cores(device: Device, there: tuple[int, ...]) -> list[int]:
-    """Unless the profile names them, the last ones: phones number the fast cores after the slow."""
+    """Return the cores to run on. By default these are the last ones: phones number fast cores after slow ones."""
     controls, hint = device.controls, f"set `controls` in {device.file}"
     named = list(controls.cores) or list(there)
     if gone := sorted(set(named) - set(there)):
@@ -115,13 +115,13 @@ def _cores(device: Device, there: tuple[int, ...]) -> list[int]:
 
 
 class Phone:
-    """A phone in reach."""
+    """A connected phone."""
 
     def __init__(self, device: Device, link: Link, facts: Json, tools: dict[str, Tool]) -> None:
         self.name, self.link, self.facts, self.tools = device.name, link, facts, tools
         self.folder = Folder(link, tools, facts["cores"])
         self.here = processes.Host(Controls())
-        self._pace: dict[str, float] = {}  # milliseconds a run, by where the file lies there
+        self._pace: dict[str, float] = {}  # milliseconds per run, by the path there
 
     def run(self, job: Job) -> Json:
         match job["mode"]:
@@ -142,7 +142,7 @@ class Phone:
         self.folder.close()
 
     def _again(self, act: Callable[[], Any]) -> Any:
-        """Do it; once more, from the start, when the phone went away meanwhile and came back."""
+        """Run it; if the phone disconnects and comes back, run it once more from the start."""
         try:
             return act()
         except LostError:
@@ -155,7 +155,7 @@ class Phone:
             raise DeviceError(f"{self.name} disconnected twice during work", hint) from None
 
     def _delegates(self, job: Job) -> Json:
-        """Those that both have: the test split runs here, and the program there."""
+        """Return the delegates that both have: the test split runs here, and the timing there."""
         here = self.here.run(job)["delegates"]
         return {"delegates": [name for name in here if self.tools[job["runtime"]].holds(name)]}
 
@@ -187,7 +187,7 @@ class Phone:
         return {**answer, "unchecked": _UNCHECKED} if job["runtime"] == "onnxruntime" else answer
 
     def _process(self, job: Job, file: str, runs: int) -> Timing:
-        """A fresh process that loads the file, runs it once, then `runs` times."""
+        """Run a fresh process that loads the file, runs it once, then `runs` times."""
         threads, model = str(self.facts["threads"]), Path(job["file"]).name
         if job["runtime"] == "executorch":
             flags = [f"--model_path={file}", f"--num_executions={runs + 1}", f"--cpu_threads={threads}"]
@@ -199,13 +199,13 @@ class Phone:
         return output.perf_test(ran.out, self.link.shell(shlex.join(["cat", table])).out)
 
     def _check(self, job: Job) -> None:
-        """Raises AnswerError where executor_runner answers the first rows otherwise than this computer did."""
+        """Raises AnswerError where outputs of executor_runner for the first rows differ from those of this computer."""
         import numpy
 
         columns = [numpy.load(path, mmap_mode="r", allow_pickle=False) for path in job["inputs"]]
         answers = numpy.load(job["output"], mmap_mode="r", allow_pickle=False)
         rows = len(columns[0]) if columns else job["rows"]
-        here = answers.reshape(rows, -1)[:_ROWS]  # a row of inputs may be answered by several of outputs
+        here = answers.reshape(rows, -1)[:_ROWS]  # one row of inputs may give several rows of outputs
         with TemporaryDirectory() as folder:
             there = self._answers(job, columns, here, Path(folder))
         reach, model = float(numpy.abs(here.astype("float64")).max(initial=0.0)), Path(job["file"]).name
@@ -213,14 +213,14 @@ class Phone:
         for row, (mine, its) in enumerate(zip(here, there, strict=True)):
             if len(its) != mine.nbytes:
                 raise AnswerError(f"{model} gives {len(its)} bytes on {self.name}, and {mine.nbytes} here", hint)
-            off = mine.astype("float64") - numpy.frombuffer(its, mine.dtype)  # differences of bytes wrap around
+            off = mine.astype("float64") - numpy.frombuffer(its, mine.dtype)  # differences of uint8 would wrap around
             far = numpy.abs(off).max(initial=0.0)
             if not far <= evaluate.ROUNDING * reach:
                 message = f"{model} gives other outputs on {self.name} than on this computer"
                 raise AnswerError(f"{message}: of row {row}, outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
     def _answers(self, job: Job, columns: "list[Array]", here: "Array", near: Path) -> list[bytes]:
-        """What the phone answers to as many rows as `here` has; `near` is a folder on this computer."""
+        """Return the phone's outputs for as many rows as `here` has; `near` is a folder on this computer."""
         import numpy
 
         file, there, rows = self.folder.model(Path(job["file"])), self.folder.path, range(len(here))
@@ -242,7 +242,7 @@ class Phone:
         return output.state(self.link.shell("dumpsys battery; dumpsys thermalservice").out)
 
     def _cool_down(self, job: Job) -> None:
-        """Wait until the battery is cool, and nothing is slowed down for heat any more."""
+        """Wait until the battery is cool, and the phone does not throttle any more."""
         limits = job.get("cool_down")
         if not limits:
             return
@@ -265,7 +265,7 @@ def _pace(timing: Timing) -> float:
 
 
 def _counts(job: Job, pace: float) -> tuple[int, int]:
-    """How many runs warm up, and how many are timed, at this many milliseconds a run: what the worker would do."""
+    """Return the numbers of warm-up and timed runs at this many milliseconds per run, chosen as the worker does."""
     return _within(job, pace, job["warm_up_seconds"], 5), _within(job, pace, job["seconds"], job["least_runs"])
 
 

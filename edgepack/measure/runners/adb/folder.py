@@ -14,22 +14,22 @@ from edgepack.measure.runners.adb import output
 from edgepack.measure.runners.adb.link import HangsError, Link, LostError
 from edgepack.measure.runners.adb.programs import Tool
 
-_PLACE = "/data/local/tmp"  # the one folder whose programs Android lets adb start
+_PLACE = "/data/local/tmp"  # the only folder whose programs Android lets adb start
 _NAME = "edgepack-"
-_OLD = 1  # days without a process: no session that goes on waits so long between two
+_OLD = 1  # days without a process: no session waits so long between two
 _TIMEOUT = 300.0  # seconds for one process
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A program that ended well: its process, and what it printed."""
+    """A program that ended well: its process id, and what it printed."""
 
     pid: int
     out: str
 
 
 class Folder:
-    """`cores` are those that programs may run on."""
+    """A folder on the phone. `cores` are those that programs may run on."""
 
     def __init__(self, link: Link, tools: dict[str, Tool], cores: list[int]) -> None:
         self.link, self.tools, self.cores = link, tools, cores
@@ -39,15 +39,15 @@ class Folder:
         self._numbers = itertools.count()
 
     def fresh(self, suffix: str) -> str:
-        """A name that no file has: one that a broken connection left must not be taken for the next."""
+        """Return an unused file name: a file left by a broken connection must not be taken for the next one."""
         return f"{self.path}/{next(self._numbers)}{suffix}"
 
     def model(self, file: Path) -> str:
-        """Send a model; where it lies there. Another of the same name lies elsewhere."""
+        """Send a model and return its path there. The path depends on the content, not only on the name."""
         return f"{self._send(file_digest(file)[:16], [file.absolute()])}/{file.name}"
 
     def forget(self) -> None:
-        """What was sent may be gone."""
+        """Assume that all sent files may be gone."""
         self._sent.clear()
 
     def close(self) -> None:
@@ -58,19 +58,19 @@ class Folder:
         self._made = False
 
     def kill(self) -> None:
-        """End what runs out of it. The brackets keep the pattern from matching the shell that carries it."""
+        """End what was started from it. The brackets keep the pattern from matching the shell that runs it."""
         name = self.path.rpartition("/")[2]
         self.link.shell(shlex.join(["pkill", "-9", "-f", f"[{name[0]}]{name[1:]}"]))
 
     def run(self, runtime: str, model: str, arguments: list[str]) -> Ran:
-        """Run a runtime's program on the cores, the log cleared before. `model` is for people.
+        """Run a runtime's program on the cores, with the log cleared before. `model` is for messages.
 
         Raises LostError, and DeviceError when the program fails or hangs.
         """
         tool, folder = self._tool(runtime)
         mask = f"{sum(1 << core for core in self.cores):x}"
         program = ["taskset", mask, f"{folder}/{tool.program.name}", *arguments]
-        start = shlex.join(["sh", "-c", 'echo $$; exec "$@"', "sh", *program])  # exec keeps the number of the process
+        start = shlex.join(["sh", "-c", 'echo $$; exec "$@"', "sh", *program])  # exec keeps the process id
         place, libraries = shlex.quote(self.path), shlex.quote(folder)
         script = f"cd {place} && touch . && {{ logcat -b main -c; LD_LIBRARY_PATH={libraries} {start}; }}"
         try:
@@ -91,7 +91,7 @@ class Folder:
         raise DeviceError(f"{runtime} failed on {model} on {self.link.name}: {reason}", hint)
 
     def log(self, pid: int, *, whole: bool = True) -> str:
-        """What a process logged. Its last lines can come a moment after its end: the `whole` log is waited for."""
+        """Return what a process logged. Its last lines may arrive after its end: with `whole`, wait for them."""
         script = shlex.join(["logcat", "-b", "main", "-d", "-v", "threadtime", f"--pid={pid}", "-s", "ExecuTorch:V"])
         log = self.link.shell(script).out
         for wait in (0.2, 0.5):
@@ -113,14 +113,14 @@ class Folder:
         if name not in self._sent:
             if not self._made:
                 self._remove_old()
-            self._made = True  # before it is: what is half there must go too
+            self._made = True  # set before mkdir: a half-made folder must be removed too
             self._must(["mkdir", "-p", folder])
             self.link.push(files, folder)
             self._sent.add(name)
         return folder
 
     def _remove_old(self) -> None:
-        """What sessions left that were killed, with what still runs there. Who is at work touches its folder."""
+        """Remove the folders of killed sessions and end what still runs there. An active session touches its folder."""
         found = f"find {_PLACE} -maxdepth 1 -type d -name '{_NAME}????????????' -mtime +{_OLD}"
         name = f"[{_NAME[0]}]${{old##*/{_NAME[0]}}}"
         self.link.shell(f'{found} | while read -r old; do pkill -9 -f "{name}"; rm -rf "$old"; done')

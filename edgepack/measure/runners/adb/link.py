@@ -18,7 +18,7 @@ _TRANSFER = 600.0  # seconds for one file over a slow cable
 _RETURN = 180.0  # seconds in which a phone must be back: it starts in one or two minutes
 _MARK = "edgepack-ended"
 
-# What `adb devices` says of a device that cannot be used, and what to do.
+# What `adb devices` prints for a device that cannot be used, and what to do.
 _STATES = {
     "unauthorized": "unlock it, and allow this computer in the dialog",
     "authorizing": "wait a moment: authorization is in progress",
@@ -30,11 +30,11 @@ _STATES = {
 
 
 class LostError(Exception):
-    """The phone is gone half way: a reboot, a loose cable."""
+    """The phone disconnected during work: a reboot, a loose cable."""
 
 
 class HangsError(DeviceError):
-    """What was asked of the phone did not end in time."""
+    """A command on the phone did not end in time."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Ended:
 
 @dataclass(frozen=True)
 class Link:
-    """One phone. `name` is what people call it: its serial is told to nobody."""
+    """A phone. `name` is its name for users: its serial is never shown."""
 
     serial: str
     name: str
 
     def shell(self, script: str, timeout: float | None = None) -> Ended:
-        """Run a script of the phone's shell; its words must be quoted. Raises LostError and HangsError.
+        """Run a script in the phone's shell; its words must be quoted. Raises LostError and HangsError.
 
-        The mark tells a command that failed from a connection that broke: adb's own exit code does not.
+        The mark tells a failed command from a broken connection: adb's own exit code does not.
         """
         done = self._adb("shell", f"( {script}\n); code=$?; echo; echo {_MARK} $code", timeout=timeout or _SHORT)
         out, found, code = done.stdout.rpartition(f"\n{_MARK} ")
@@ -65,7 +65,7 @@ class Link:
         return Ended(int(code), out.removesuffix("\n"), done.stderr)
 
     def push(self, sources: list[Path], folder: str) -> None:
-        """Files into a folder that is there. Raises LostError and DeviceError."""
+        """Send files into an existing folder. Raises LostError and DeviceError."""
         done = self._adb("push", *map(str, sources), folder, timeout=_TRANSFER)
         if done.returncode == 0:
             return
@@ -84,7 +84,7 @@ class Link:
             raise DeviceError(f"{self.name} did not send its outputs: {why}", "run `adb pull` by hand")
 
     def wait(self) -> None:
-        """Until the phone is there again and has started. Raises DeviceError when that takes too long."""
+        """Wait until the phone is back and has booted. Raises DeviceError when that takes too long."""
         end = time.monotonic() + _RETURN
         while (left := end - time.monotonic()) > 0:
             try:
@@ -92,14 +92,14 @@ class Link:
                 if self.shell("getprop sys.boot_completed").out.strip() == "1":
                     return
             except (LostError, HangsError):
-                pass  # it went away again, or never came
+                pass  # it disconnected again, or never came back
             time.sleep(0.5)
         raise DeviceError(
             f"{self.name} disconnected and was not back in {_RETURN:.0f} s", "check the phone and its cable"
         )
 
     def _unnamed(self, said: str) -> str:
-        """What adb says names the phone by its serial, which reports must not."""
+        """Remove the phone's serial from a message of adb, as reports must not contain it."""
         return said.replace(self.serial, self.name)
 
     def _still_there(self) -> None:
@@ -115,9 +115,9 @@ class Link:
 
 
 def find(device: Device) -> Link:
-    """The phone of a profile: the one that its environment variable names, else adb's own, else the only one.
+    """Find the phone of a profile: named by its environment variable, else adb's default, else the only one.
 
-    Raises AbsentError where there is none, DeviceError where it is not clear which, or it cannot be used.
+    Raises AbsentError if there is none, DeviceError if the choice is not clear, or the phone cannot be used.
     """
     if shutil.which("adb") is None:
         raise AbsentError("adb is not installed", "apt-get install adb")
@@ -139,7 +139,7 @@ def find(device: Device) -> Link:
 
 
 def _wanted(id: str) -> tuple[str, str]:
-    """The environment variable that names the phone of a profile, and the serial in it or ""."""
+    """Return the environment variable that names the phone of a profile, and the serial in it or ""."""
     variable = "EDGEPACK_ADB_" + re.sub(r"[^A-Z0-9]", "_", id.upper())
     known = next((name for name in (variable, "ANDROID_SERIAL") if os.environ.get(name)), variable)
     return known, os.environ.get(known, "")

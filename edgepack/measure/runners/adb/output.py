@@ -18,14 +18,14 @@ _LINE = re.compile(r"^\d\d-\d\d [\d:.]+ +(\d+) +\d+ ([A-Z]) ExecuTorch *: (.*)$"
 _SESSION = re.compile(r"Session creation time cost: ([\d.e+-]+) s")
 _FIRST = re.compile(r"First inference time cost: (\d+) ms")
 _PROPERTY = re.compile(r"^\[([^]]+)\]: \[(.*)\]$", re.MULTILINE)
-_BATTERY = re.compile(r"^\s+temperature: (-?\d+)\s*$", re.MULTILINE)  # its log of events names temperatures too
+_BATTERY = re.compile(r"^\s+temperature: (-?\d+)\s*$", re.MULTILINE)  # its event log contains temperatures too
 _THERMAL = re.compile(r"^\s*Thermal Status: (\d+)\s*$", re.MULTILINE)
-_KEPT = 0.9  # share of the runs that the phone's log must still hold: it drops lines under load, whichever they are
+_KEPT = 0.9  # share of the runs that the phone's log must still contain: it drops lines under load
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One process: how long it took to load, then run for the first time, then each time after; milliseconds."""
+    """The times of one process: load, first run, and each later run; milliseconds."""
 
     load: float
     first: float
@@ -33,7 +33,7 @@ class Timing:
 
 
 def attached(text: str) -> dict[str, str]:
-    """The state of each device by its serial.
+    """Return the state of each device by its serial.
 
     >>> attached("List of devices attached\\n0A1B\\tdevice\\n0C2D\\tunauthorized\\n")
     {'0A1B': 'device', '0C2D': 'unauthorized'}
@@ -51,7 +51,7 @@ def properties(text: str) -> dict[str, str]:
 
 
 def cores(text: str) -> tuple[int, ...]:
-    """The numbers in a list of the kernel.
+    """Parse a list of numbers as the kernel prints it.
 
     >>> cores("0-3,6")
     (0, 1, 2, 3, 6)
@@ -61,8 +61,8 @@ def cores(text: str) -> tuple[int, ...]:
 
 
 def state(text: str) -> Json:
-    """The battery's degrees Celsius, told in tenths, and the thermal status, 0 while nothing is slowed down; without
-    what the phone does not tell (the status: before Android 10).
+    """Return the battery's degrees Celsius, which are printed in tenths, and the thermal status, 0 if nothing is
+    throttled; each only if the phone reports it (status: since Android 10).
     """
     battery, thermal = _BATTERY.search(text), _THERMAL.search(text)
     found = {
@@ -73,22 +73,22 @@ def state(text: str) -> Json:
 
 
 def messages(log: str, pid: int) -> Iterator[tuple[str, str]]:
-    """Level and text of each line that one process logged under ExecuTorch's tag, from `logcat -v threadtime`."""
+    """Yield level and text of each line that one process logged under ExecuTorch's tag, from `logcat -v threadtime`."""
     return ((level, text) for process, level, text in _LINE.findall(log) if int(process) == pid)
 
 
 def complaint(log: str, pid: int) -> str:
-    """The last error that one process logged, or ""."""
+    """Return the last error that one process logged, or ""."""
     return next((text for level, text in reversed([*messages(log, pid)]) if level in "EF"), "")
 
 
 def ended(log: str, pid: int) -> bool:
-    """Whether the log is there up to the end of a process that ran well."""
+    """Return whether the log is complete up to the end of a process that ran well."""
     return any(_ENDED.search(text) for _, text in messages(log, pid))
 
 
 def executor(log: str, pid: int) -> Timing:
-    """What one executor_runner logged. Raises DeviceError for one that logs too little."""
+    """Read the timing from the log of one executor_runner. Raises DeviceError if too few runs are logged."""
     text = "\n".join(text for _, text in messages(log, pid))
     if not text:
         message = "executor_runner logged nothing"
@@ -106,9 +106,10 @@ def executor(log: str, pid: int) -> Timing:
 
 
 def perf_test(printed: str, table: str) -> Timing:
-    """What one onnxruntime_perf_test printed, and its table of "model,seconds,peak bytes,processor %,number" lines.
+    """Read the timing from what one onnxruntime_perf_test printed, and from its table of "model,seconds,peak
+    bytes,processor %,number" lines.
 
-    Raises DeviceError for one that tells too little.
+    Raises DeviceError if they contain too little.
     """
     session, first = _SESSION.search(printed), _FIRST.search(printed)
     rows = (line.rsplit(",", 4) for line in table.splitlines())
@@ -116,5 +117,5 @@ def perf_test(printed: str, table: str) -> Timing:
     if session is None or first is None or not runs:
         message = "onnxruntime_perf_test does not print the times of loading and of each run: it is too old"
         raise DeviceError(message, "build it from the same ONNX Runtime version as here")
-    # It tells whole milliseconds, rounded down: the next one is what the first run took at most.
+    # It prints whole milliseconds, rounded down: the next one is the maximum for the first run.
     return Timing(load=float(session[1]) * 1000, first=int(first[1]) + 1.0, runs=runs)

@@ -22,7 +22,7 @@ _NDK = "$ANDROID_NDK/build/cmake/android.toolchain.cmake"
 
 @dataclass(frozen=True)
 class Kind:
-    """How a runtime's program is named, where its source tree says the version, and how to build it."""
+    """How a runtime's program is named, where its source tree states the version, and how to build it."""
 
     variable: str
     told: str
@@ -50,13 +50,13 @@ KINDS = {
 
 
 def advice(runtime: str) -> str:
-    """What to do where a runtime is missing."""
+    """Say what to do where a runtime is missing."""
     return f"name its program in {KINDS[runtime].variable}; to build it, {KINDS[runtime].build}"
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One program on this computer, with the libraries beside it."""
+    """A program on this computer, with the libraries beside it."""
 
     program: Path
     libraries: tuple[Path, ...]
@@ -70,12 +70,12 @@ class Tool:
         return {file.name: file_digest(file) for file in self.files}
 
     def holds(self, word: str) -> bool:
-        """Whether the program was built with something that is registered under this name."""
+        """Return whether the program contains something registered under this name."""
         return any(word.encode() in file.read_bytes() for file in self.files)
 
 
 def find() -> dict[str, Tool]:
-    """The program of each runtime that is named. Raises DeviceError when none is, or one is not right."""
+    """Return the program of each named runtime. Raises DeviceError when none is named, or one cannot be used."""
     found = {runtime: _tool(kind, os.environ[kind.variable]) for runtime, kind in KINDS.items() if _named(kind)}
     if not found:
         message = f"no runtime for this phone: {' and '.join(kind.variable for kind in KINDS.values())} are not set"

@@ -29,7 +29,7 @@ from edgepack.measure.processes import answer, check_controls, endless, leash
 from edgepack.measure.runners.emulated import system_image
 from edgepack.measure.worker import archive
 
-EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # how long qemu takes says nothing of a device
+EVIDENCE = {"predict": "emulated", "delegates": "emulated"}  # speed under qemu says nothing about a device
 IS_LOCAL = True
 
 _RUNTIME = "onnxruntime"
@@ -38,12 +38,12 @@ _ANEW = "create its Python and runtime again with `edgepack devices prepare`"
 _QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 _WORKER = "worker.pyz"
 _TIMEOUT = 3600.0  # seconds, before any row
-_SLOWEST = 60.0  # seconds that one row of a prediction may take
-_FOREIGN = ("PYTHON", "LD_", "QEMU_")  # how variables begin that are meant for programs of this computer
+_SLOWEST = 60.0  # seconds allowed per row of a prediction
+_FOREIGN = ("PYTHON", "LD_", "QEMU_")  # prefixes of variables that are meant for programs of this computer
 
 
 class Processor(NamedTuple):
-    """What /proc/cpuinfo says of a processor by Arm."""
+    """What /proc/cpuinfo reports for an Arm processor."""
 
     part: str
     features: str
@@ -55,7 +55,7 @@ PROCESSORS = {
     "cortex-a53": Processor("0xd03", _A53),
     "cortex-a72": Processor("0xd08", _A53),
     "cortex-a76": Processor("0xd0b", _A76),
-    "max": Processor("0xd4e", f"{_A76} sve i8mm bf16"),  # all that qemu knows; the number is the Cortex-X3's
+    "max": Processor("0xd4e", f"{_A76} sve i8mm bf16"),  # all that qemu supports; the number is the Cortex-X3's
 }
 
 
@@ -67,7 +67,7 @@ class Config(Frozen):
 
 @dataclass(frozen=True)
 class Emulated:
-    """A prepared folder, and the qemu that runs what is in it."""
+    """A prepared folder, and the qemu that runs programs in it."""
 
     qemu: str
     root: Path
@@ -97,13 +97,14 @@ class Emulated:
         return answer(done, job, _ANEW)
 
     def close(self) -> None:
-        """Nothing is left: every job was a process of its own."""
+        """Do nothing: each job was a process of its own."""
 
     @contextmanager
     def _system(self) -> Iterator[str]:
-        """The prepared folder, with the worker and a /proc/cpuinfo of the processor that is played.
+        """Provide the prepared folder, with the worker and a /proc/cpuinfo of the emulated processor.
 
-        What of an absolute path is not in it is this computer's. ONNX Runtime 1.32 crashes where that is told of x86.
+        An absolute path that is not in it falls through to this computer's file. ONNX Runtime 1.32 crashes if it reads
+        an x86 cpuinfo.
         """
         with TemporaryDirectory(prefix="edgepack-arm64-") as folder:
             for each in self.root.iterdir():
@@ -115,7 +116,7 @@ class Emulated:
 
 
 def cpuinfo(processor: Processor, cores: int) -> str:
-    """/proc/cpuinfo as an aarch64 Linux has it."""
+    """Return /proc/cpuinfo as on an aarch64 Linux."""
     about = {
         "Features": processor.features,
         "CPU implementer": "0x41",
@@ -135,7 +136,7 @@ def connect(device: Device) -> Emulated:
     python = system_image.python(root)
     if python is None:
         hint = f"run `edgepack devices prepare {device.id}`, which creates it in {root}"
-        raise AbsentError("arm64 Python is not prepared yet", hint)  # the message lands in reports: no path of a home
+        raise AbsentError("arm64 Python is not prepared yet", hint)  # shown in reports: no path of a home
     found = system_image.versions(root, _RUNTIME, "numpy")
     facts = {
         "runner": "emulated",
@@ -152,7 +153,7 @@ def connect(device: Device) -> Emulated:
 
 
 def prepare(device: Device, tell: system_image.Tell) -> None:
-    """Make the folder, or make it anew. Raises DeviceError."""
+    """Make the folder, or make it again. Raises DeviceError."""
     _qemu()
     root = system_image.home()
     system_image.make(root, _wheels(device), tell)
@@ -160,7 +161,7 @@ def prepare(device: Device, tell: system_image.Tell) -> None:
 
 
 def _wheels(device: Device) -> list[str]:
-    """What pip has to fetch: the runtime as the profile wants it, else what is installed here."""
+    """Return the packages for pip to fetch: the runtime version of the profile, else the one installed here."""
     here = provenance.versions(_RUNTIME, "numpy")
     return [f"{package}{device.runtimes.get(package, f'=={version}')}" for package, version in here.items()]
 

@@ -25,18 +25,18 @@ from edgepack.core.files import full_disk
 Tell = Callable[[str], None]
 
 _MARK = "edgepack.json"
-_SYSTEM = ("python3", "libstdc++6")  # with all that these depend on
+_SYSTEM = ("python3", "libstdc++6")  # with their dependencies
 _PLATFORMS = ("manylinux_2_34_aarch64", "manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 _TIMEOUT = 1800.0  # seconds for one download
 
 
 def home() -> Path:
-    """Where it lies: EDGEPACK_ARM64_ROOT, or a folder of the user's cache."""
+    """Return its path: EDGEPACK_ARM64_ROOT, or a folder of the user's cache."""
     return Path(os.environ.get("EDGEPACK_ARM64_ROOT") or Path.home() / ".cache" / "edgepack" / "arm64").absolute()
 
 
 def python(root: Path) -> Path | None:
-    """Its Python, unless it was not made yet."""
+    """Return its Python, or None if it was not made yet."""
     return _binary(root) if (root / _MARK).is_file() else None
 
 
@@ -49,7 +49,7 @@ def site(root: Path) -> Path:
 
 
 def versions(root: Path, *packages: str) -> dict[str, str]:
-    """Those of the packages that it has."""
+    """Return the versions of these packages in it."""
     from importlib.metadata import distributions
 
     found = {each.metadata["Name"]: each.version for each in distributions(path=[str(site(root))])}
@@ -57,7 +57,7 @@ def versions(root: Path, *packages: str) -> dict[str, str]:
 
 
 def make(root: Path, wheels: Sequence[str], tell: Tell) -> None:
-    """Make it, or make it anew; `wheels` as pip wants them. It appears whole or not at all. Raises DeviceError."""
+    """Make the folder (again), complete or not at all; `wheels` are pip requirements. Raises DeviceError."""
     if root.exists() and any(root.iterdir()) and not (root / _MARK).is_file():
         advice = "set EDGEPACK_ARM64_ROOT to an empty folder, or to one that this command made"
         raise DeviceError(f"{root} holds other files, which would be overwritten", advice)
@@ -85,7 +85,7 @@ def _make(work: Path, root: Path, wheels: Sequence[str], tell: Tell) -> None:
 
 
 def _fetch(folder: Path) -> list[Path]:
-    """Debian's packages. What `apt-get update` cannot reach need not matter, so only what is then missing is told."""
+    """Download the packages. Sources that `apt-get update` cannot reach may not matter: only missing packages fail."""
     archives = folder / "cache" / "archives"
     for each in (folder / "state" / "lists" / "partial", archives / "partial"):
         each.mkdir(parents=True)
@@ -101,7 +101,7 @@ def _fetch(folder: Path) -> list[Path]:
 
 
 def _options(folder: Path) -> list[str]:
-    """An apt-get of its own: for arm64 alone, with nothing installed, and with folders that need no rights."""
+    """Return options for a separate apt-get: arm64 only, nothing installed, folders that need no root rights."""
     return [
         "APT::Architecture=arm64",
         "APT::Architectures=arm64",
@@ -116,10 +116,10 @@ def _options(folder: Path) -> list[str]:
 
 
 def _install(root: Path, wheels: Sequence[str]) -> None:
-    """Wheels without what they depend on: pip would judge that for this computer's processor.
+    """Install wheels without their dependencies: pip would choose those for this computer's processor.
 
-    Python's own modules are compiled here too where the versions are alike, as pip does with the wheels': emulated,
-    that would be done at every start.
+    If Python versions match, Python's own modules are compiled here too, as pip does with the wheels': under emulation,
+    that would happen at every start.
     """
     binary = _binary(root)
     if binary is None:
@@ -153,7 +153,7 @@ def _done(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def _last(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line it said that is an error, else the last."""
+    """Return the last line that is an error, else the last line."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("E:", "ERROR:"))]
     return (errors or lines or [f"it ended with code {done.returncode}"])[-1]

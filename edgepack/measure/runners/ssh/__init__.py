@@ -25,7 +25,7 @@ from edgepack.measure.runners.ssh.connection import Line, LostError
 EVIDENCE = processes.MEASURED
 IS_LOCAL = False
 
-_WAITS = (2.0, 10.0, 30.0)  # seconds before each further try: a small board needs half a minute to start again
+_WAITS = (2.0, 10.0, 30.0)  # seconds before each retry: a small board needs half a minute to reboot
 
 
 def connect(device: Device) -> "Board":
@@ -39,13 +39,13 @@ def connect(device: Device) -> "Board":
 
 
 class Board:
-    """The device, over one connection at a time: a broken one is replaced, and the job that it broke is done again."""
+    """The device, over one connection at a time: a broken one is replaced, and its job is repeated."""
 
     def __init__(self, device: Device, address: Address) -> None:
         self.device, self.address = device, address
         self.facts: Json = {}
         self._line: Line | None = None
-        self._folders: list[str] = []  # there, of connections that broke
+        self._folders: list[str] = []  # folders there, of broken connections
 
     def run(self, job: Job) -> Json:
         for wait in (*_WAITS, None):
@@ -62,7 +62,7 @@ class Board:
         raise AssertionError("the last try returns or raises")
 
     def reach(self) -> "Line":
-        """A new connection. Raises AbsentError, or DeviceError where it leads to something that cannot be used."""
+        """Open a new connection. Raises AbsentError, or DeviceError for a device that cannot be used."""
         self._line = line = Line(self.device, self.address, self._folders)
         self._folders.append(Path(line.folder).name)
         facts = self._facts(line)
@@ -77,7 +77,7 @@ class Board:
         self._line = None
 
     def _facts(self, line: "Line") -> Json:
-        """What stays the same from one day to the next. Raises DeviceError where nothing can run there."""
+        """Return facts that do not change from day to day. Raises DeviceError where nothing can run there."""
         found = _work(
             line, {"mode": "probe", "runtime": "the worker"}, advice="a device with this runner is a Linux computer"
         )
@@ -102,10 +102,10 @@ class Board:
         return found
 
     def _told(self, line: "Line", job: Job, output: str) -> Job:
-        """The job as the device must hear it: its files sent, its paths those there."""
+        """Send the job's files and return the job with paths on the device."""
         cores = self.facts["cores"]
         there: Job = {**job, "threads": len(cores), "cpus": cores}
-        if job["mode"] != "delegates":  # which names no file, but what it is asked for
+        if job["mode"] != "delegates":  # this mode needs no file
             there["file"] = line.send(Path(job["file"]))
         if "inputs" in job:
             there["inputs"] = [line.send(Path(path)) for path in job["inputs"]]
@@ -115,7 +115,7 @@ class Board:
 
 
 def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> Json:
-    """One process of the worker there. `job` is how it is known here. Raises LostError or DeviceError."""
+    """Run the worker once there. `job` is the job with local paths. Raises LostError or DeviceError."""
     job = job or told
     timeout = processes.patience(job)
     arguments = (line.send_worker(), json.dumps({**told, "leash": True}))
@@ -123,5 +123,5 @@ def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> Js
         done = line.call(arguments, timeout=timeout, environment=processes.pools(told.get("threads", 1)))
     except subprocess.TimeoutExpired:
         raise processes.endless(job, timeout) from None
-    done.stderr = done.stderr.replace(f"{line.folder}/", "")  # it names the user's home, and lands in reports
+    done.stderr = done.stderr.replace(f"{line.folder}/", "")  # reports must not name a user's home
     return processes.answer(done, job, advice)

@@ -29,14 +29,14 @@ class Config(Frozen):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the device is, and how to write that where others read it."""
+    """Where the device is, and how to show that to others."""
 
     destination: str
     told: str
 
     @classmethod
     def of(cls, device: Device) -> "Address":
-        """Raises AbsentError where the user has configured none."""
+        """Find the address. Raises AbsentError where the user has configured none."""
         variable = f"EDGEPACK_SSH_{re.sub('[^A-Z0-9]', '_', device.id.upper())}"
         destination = os.environ.get(variable, "").strip()
         if destination.startswith("-") or not all(letter.isprintable() and letter != " " for letter in destination):
@@ -50,7 +50,7 @@ class Address:
 
 
 def ssh() -> list[str]:
-    """EDGEPACK_SSH_CONFIG names a configuration to use in place of the user's."""
+    """Return the ssh command; EDGEPACK_SSH_CONFIG names a configuration to use in place of the user's."""
     config = os.environ.get("EDGEPACK_SSH_CONFIG", "")
     if shutil.which("ssh") is None:
         raise AbsentError("ssh is not installed", "install it: apt install openssh-client")
@@ -58,7 +58,7 @@ def ssh() -> list[str]:
 
 
 def _knows(name: str) -> bool:
-    """Whether ssh would do anything for a host of this name that it would not do for every name."""
+    """Return whether ssh has any setting for a host of this name that it does not have for every name."""
     anybody, found = _settings(_NOBODY), _settings(name)
     if anybody.returncode != 0:
         why = (anybody.stderr.strip().splitlines() or ["it says nothing"])[-1]
@@ -67,7 +67,7 @@ def _knows(name: str) -> bool:
 
 
 def _settings(name: str) -> "subprocess.CompletedProcess[str]":
-    """What ssh would do for a host. It runs each `Match exec` of its configuration, which may wait for anything."""
+    """Ask ssh for its settings for a host. It runs each `Match exec` of its configuration, which may hang."""
     command = [*ssh(), "-G", "--", name]
     try:
         return subprocess.run(

@@ -25,16 +25,16 @@ from edgepack.measure.worker import archive
 
 _THERE = (Path(__file__).parent / "remote.py").read_text()
 _GREETING = 60.0  # seconds that logging in and starting Python may take
-_SLOWEST = 100e3  # bytes a second, below which a connection is of no use
+_SLOWEST = 100e3  # bytes per second, below which a connection is of no use
 _OPTIONS = {
-    "BatchMode": "yes",  # nobody is asked for a password
+    "BatchMode": "yes",  # never ask for a password
     "ConnectTimeout": "10",
     "ServerAliveInterval": "10",
     "ServerAliveCountMax": "3",
     "LogLevel": "ERROR",
     "ControlMaster": "yes",
     "ControlPersist": "no",
-    # What a person's logins have and ours must not.
+    # Options that a user's logins may have and ours must not.
     "RemoteCommand": "none",
     "RequestTTY": "no",
     "PermitLocalCommand": "no",
@@ -45,17 +45,17 @@ _OPTIONS = {
 
 
 class LostError(DeviceError):
-    """The connection broke; what ran there has ended, and the files that were sent are gone."""
+    """The connection broke; what ran there has ended, and sent files are gone."""
 
 
 class Line:
-    """One ssh connection, and a folder on the device that is there for as long as the connection is.
+    """One ssh connection, and a folder on the device that exists as long as the connection.
 
-    The connection is that of a process there which keeps the folder; whatever else is done goes through it too.
+    The connection belongs to a process there that keeps the folder; all other commands share the connection.
     """
 
     def __init__(self, device: Device, address: Address, broken: Sequence[str]) -> None:
-        """`broken` are the folders of connections before, in which something may still run."""
+        """Connect. `broken` are the folders of earlier connections, in which something may still run."""
         self.device, self.address = device, address
         assert isinstance(device.runner.config, Config)
         self.python = device.runner.config.python
@@ -82,9 +82,9 @@ class Line:
         stdin: IO[bytes] | None = None,
         stdout: int | IO[bytes] = subprocess.PIPE,
     ) -> "subprocess.CompletedProcess[str]":
-        """Run Python there. Its input stays open while it runs, unless there is one. Raises LostError, TimeoutExpired.
+        """Run Python there. By default its input stays open while it runs. Raises LostError, TimeoutExpired.
 
-        No configuration is read: what the connection needed of it, it has. Nor is another one opened in its place.
+        No configuration is read: the shared connection has all settings. If it is broken, no new one is opened.
         """
         command = ["ssh", "-F", os.devnull, "-o", "LogLevel=ERROR", "-o", f"ControlPath={self._socket}"]
         command += ["-o", "ProxyCommand=false", "-T", "--", "edgepack", _shell(self.python, arguments, environment)]
@@ -108,7 +108,7 @@ class Line:
         return done
 
     def send(self, file: Path) -> str:
-        """Its path there, where it goes by its content: what was sent once is not sent again."""
+        """Send a file and return its path there; its name is its hash, so it is sent only once."""
         self._check_space(file, float(self._greeting["free"]))
         sha256 = file_digest(file)
         name = f"{sha256}{file.suffix}"
@@ -121,20 +121,20 @@ class Line:
         return self._sent[name]
 
     def send_worker(self) -> str:
-        """The path there of the file that does a job."""
+        """Send the worker and return its path there."""
         file = self._place / "worker.pyz"
         file.write_bytes(archive.packed())
         return self.send(file)
 
     def fetch(self, name: str, target: Path) -> None:
-        """A file from there, which goes there."""
+        """Fetch a file; it is deleted there."""
         part = target.with_name(f"{target.name}.part")
         with part.open("wb") as content:
             self._hand("give", name, stdout=content)
         part.replace(target)
 
     def close(self) -> None:
-        """The folder goes with the connection, and with it what runs there."""
+        """Close the connection; its folder and all that runs there are removed."""
         if self._keeper:
             assert self._keeper.stdin and self._keeper.stdout
             with suppress(OSError):
@@ -152,7 +152,7 @@ class Line:
         return str(self._place / "s").replace("%", "%%")
 
     def _greet(self, broken: Sequence[str]) -> Json:
-        """Log in, and hear where the folder is. What keeps it ends as soon as this process does, however it ends."""
+        """Log in and learn where the folder is. The process that keeps it always ends as soon as this process does."""
         options = [f"-o{name}={value}" for name, value in {**_OPTIONS, "ControlPath": self._socket}.items()]
         kept = _shell(self.python, ("-c", _THERE, "keep", f"session-{uuid4().hex}"))
         command = [*ssh(), *options, "--", self.address.destination, kept]
@@ -164,13 +164,13 @@ class Line:
                 stderr=said,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # an interruption is ours to deal with first
+                start_new_session=True,  # Ctrl-C is handled here first
             )
         timer = threading.Timer(_GREETING, keeper.kill)
         timer.start()
         try:
             assert keeper.stdin and keeper.stdout
-            with suppress(OSError):  # where it has ended already, it says why
+            with suppress(OSError):  # if it has ended already, it says why
                 keeper.stdin.write(json.dumps(broken) + "\n")
                 keeper.stdin.flush()
             line = keeper.stdout.readline()
@@ -187,7 +187,7 @@ class Line:
         return found
 
     def _failed(self, code: int) -> Json:
-        """Why nobody there said a word."""
+        """Raises the error that explains why the device did not respond."""
         said = (self._place / "said").read_text(errors="replace").strip()
         logging.getLogger(__name__).info("ssh ended with %s: %s", code, said)
         name, try_it = self.device.name, f"`ssh {self.address.told} true`"
@@ -211,7 +211,7 @@ class Line:
             raise DeviceError(f"{name} has no {what}", f"install it there: `{self.python} -m pip install {what}`")
 
     def _check_space(self, file: Path, free: float | None) -> None:
-        """Raises DeviceError where a file is larger than what is free."""
+        """Raises DeviceError where a file is larger than the free space."""
         try:
             size = file.stat().st_size
         except OSError as error:
@@ -223,7 +223,7 @@ class Line:
             raise DeviceError(message, "free disk space for its ~/.cache")
 
     def _hand(self, do: str, *arguments: str, size: int = 0, **streams: Any) -> "subprocess.CompletedProcess[str]":
-        """Have a file taken or given there."""
+        """Have the device receive or send a file."""
         timeout = _GREETING + size / _SLOWEST
         try:
             done = self.call(("-c", _THERE, do, self.folder, *arguments), timeout=timeout, **streams)
@@ -238,7 +238,7 @@ class Line:
 
 
 def _unconnected(name: str, said: str, try_it: str) -> DeviceError:
-    """What ssh says names hosts and addresses, which reports must not."""
+    """Return the error for a message of ssh, without the hosts and addresses in it, which reports must not contain."""
     for words, kind, why, hint in _REASONS:
         if any(each in said for each in words):
             return kind(f"{name} {why}", hint.format(try_it))
@@ -273,10 +273,9 @@ _REASONS: tuple[tuple[tuple[str, ...], type[DeviceError], str, str], ...] = (
 
 
 def _shell(python: str, arguments: Iterable[str], environment: Mapping[str, str] | None = None) -> str:
-    """A command for the shell of the device, whichever that is.
+    """Return a command for the device's shell, whichever that is.
 
-    Within it `sh` waits for Python: of a process that was killed it tells 128 and the signal, where ssh would tell what
-    it tells of a lost connection too.
+    `sh` waits for Python and returns 128 + signal for a killed process; ssh would return the code of a lost connection.
     """
     program = f'"$HOME"/{quote(python[2:])}' if python.startswith("~/") else quote(python)
     given = [f"{name}={quote(value)}" for name, value in (environment or {}).items()]
@@ -284,5 +283,5 @@ def _shell(python: str, arguments: Iterable[str], environment: Mapping[str, str]
 
 
 def _short() -> str:
-    """A folder for sockets, whose paths may have a hundred letters."""
+    """Return a folder for sockets, whose paths are limited to about a hundred characters."""
     return "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()  # noqa: S108 (what is made there is ours alone)

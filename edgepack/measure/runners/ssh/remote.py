@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20  # bytes
-_NEEDED = ("numpy",)  # of the worker, besides the runtimes
+_NEEDED = ("numpy",)  # packages that the worker needs, besides the runtimes
 
 
 def keep(name: str) -> None:
@@ -41,19 +41,19 @@ def keep(name: str) -> None:
 
 
 def _end(folder: str) -> None:
-    """Kill whatever was started for it: where a network fails silently, its end is noticed here only hours later."""
+    """Kill all processes of a folder: if a network fails silently, its end is noticed here only hours later."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if folder in path.read_text(errors="replace"):
                 os.kill(int(path.parent.name), signal.SIGKILL)
         except OSError:
-            pass  # it has ended meanwhile, or is not ours
+            pass  # it has ended already, or is not ours
 
 
 def _made(root: Path, folder: Path) -> int:
-    """Make a folder and hold its lock, so that who comes later sees that it is in use; remove what nobody uses.
+    """Make a folder and hold its lock, which marks it as in use; remove unused folders.
 
-    Such folders are left where a device lost its power.
+    Such folders are left when a device loses power.
     """
     door = os.open(str(root), os.O_RDONLY)
     fcntl.flock(door, fcntl.LOCK_EX)
@@ -70,7 +70,7 @@ def _remove_unused(folder: Path) -> None:
     try:
         lock = os.open(str(folder), os.O_RDONLY)
     except OSError:
-        return  # who used it has removed it meanwhile
+        return  # its user has removed it already
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
@@ -81,7 +81,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """A process that ends just now may still be writing into it."""
+    """Remove a folder; a process that is just ending may still be writing into it."""
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

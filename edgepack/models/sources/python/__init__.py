@@ -40,7 +40,7 @@ class Config(Frozen):
     @field_validator("args")
     @classmethod
     def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
-        """As they will be read from a saved candidate: lists, not tuples."""
+        """Convert arguments to what a saved candidate will have: lists, not tuples."""
         try:
             plain: dict[str, Any] = json.loads(json.dumps(args, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -53,7 +53,7 @@ def trained(config: Config, signature: Signature) -> bool:
 
 
 def files(config: Config) -> tuple[Path, ...]:
-    """Its code, what that imports, and what the recipe names."""
+    """Return the files of its code, of the user's modules it imports, and those that the recipe names."""
     checkpoint = [Path(config.checkpoint)] if config.checkpoint else []
     return (*sources(config.python), *named(config.files).values(), *checkpoint)
 
@@ -70,7 +70,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     module = tried(_made(config, signature), signature, f"the model of '{config.python}'")
     checkpoint, key = Path(config.checkpoint) if config.checkpoint else None, config.checkpoint_key
     computed = checkpoint is not None and not is_plain(module) and fits(module, checkpoint, key)
-    if checkpoint and computed:  # saved before anything was folded
+    if checkpoint and computed:  # saved before folding
         load_weights(module, checkpoint, key)
     folded(module, some_inputs(signature))
     if checkpoint and not computed:
@@ -96,6 +96,6 @@ def _made(config: Config, signature: Signature) -> "nn.Module":
         raise StageError(message, "see build.log for the traceback") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
-    if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before they know their size
+    if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before their size is known
         tried(module, signature, f"the model of '{config.python}'")
-    return plain(module)  # a copy: what a function keeps and gives again must not be changed under its hands
+    return plain(module)  # a copy: the function may keep its model and return it again

@@ -15,10 +15,10 @@ from edgepack.core.errors import StageError, listed, reason
 from edgepack.models.checks.steady import answer, same
 from edgepack.models.notes import note
 
-# What runs a model otherwise, and which attribute is the model itself. Known by name, for not all of them are
-# installed, and only where the class is of these libraries: a user's own may be called the same.
+# Wrappers that run a model, and the attribute that holds it. They are identified by name, as not all of these libraries
+# are installed, and only within these libraries: a user's class may have the same name.
 _LIBRARIES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
-_COMPILED = "OptimizedModule"  # each has a forward of its own, given by torch
+_COMPILED = "OptimizedModule"  # torch gives each its own forward
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -32,7 +32,7 @@ _SAME = 1e-4  # of the largest output: rounding
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """A copy without wrappers, in float32. Raises StageError for state that is in no tensor."""
+    """Return a copy without wrappers, in float32. Raises StageError for state that is not in tensors."""
     inner = _unwrapped(module)
     if isinstance(inner, torch.jit.ScriptModule):
         raise StageError("the model is TorchScript, which cannot be trained or exported", _UNSCRIPTED)
@@ -45,7 +45,7 @@ def plain(module: nn.Module) -> nn.Module:
 def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, _values(module))
-    except Exception as error:  # whatever its attributes make of it
+    except Exception as error:  # any error, whatever its attributes cause
         message = f"the model, a {type(module).__name__}, cannot be copied: {reason(error)}"
         raise StageError(
             message, "return the model without its wrapper from the function, such as model.module"
@@ -61,7 +61,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """What a library's wrapper runs; None of any other module, and of a wrapper with a forward of the user's."""
+    """Return the model inside a library's wrapper; None for other modules, and for a wrapper with a user's forward."""
     of: Any = next(filter(_is_wrapper, type(module).__mro__), None)
     if of is None or type(module).forward is not of.forward:
         return None
@@ -76,7 +76,7 @@ def _is_wrapper(kind: type) -> bool:
 
 
 def _unwrap_parts(module: nn.Module) -> None:
-    """A part may stand under several names."""
+    """Unwrap the submodules, also one with several names."""
     for name, part in module._modules.items():
         if part is not None:
             module._modules[name] = inside = _unwrapped(part)
@@ -84,7 +84,7 @@ def _unwrap_parts(module: nn.Module) -> None:
 
 
 def _values(module: nn.Module) -> dict[int, Any]:
-    """Attributes that were computed from weights, which Python's copy refuses, as plain tensors by their identity."""
+    """Return attributes computed from weights, which Python cannot copy, as plain tensors by id."""
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
     return {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}
 
@@ -108,14 +108,14 @@ def _in_float32(module: nn.Module) -> nn.Module:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether every weight is a tensor of its own, and none is computed from others each time."""
+    """Return whether every weight is a stored tensor, and none is computed from others in each call."""
     return not any(True for _ in _computed(module))
 
 
 def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
-    """The module itself, weights that are computed each time (weight norm, spectral norm, a mask) made plain ones.
+    """Return the module, with weights that are computed in each call (weight norm, spectral norm, masks) made plain.
 
-    Raises StageError where it would answer otherwise afterwards.
+    Raises StageError where its outputs would change.
     """
     found = [*_computed(module)]
     if not found:
@@ -139,7 +139,7 @@ _BY_HAND = "return the model with plain weights from the function: parametrize.r
 
 
 def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Each weight that is computed, in words, and what makes it plain."""
+    """Yield each computed weight, in words, and a function that makes it plain."""
     for name, part in module.named_modules():
         of = f" of '{name}'" if name else ""
         if parametrize.is_parametrized(part):
@@ -156,7 +156,7 @@ def _computed(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _settle_spectral_norm(part: nn.Module, norm: SpectralNorm) -> None:
-    """torch wraps hooks on loading, and so does not find this one's: it would ask a state dict for "weight_orig"."""
+    """Remove spectral norm and its hook on loading, which torch does not find: it would look for "weight_orig"."""
     remove_spectral_norm(part, norm.name)
     hooks = part._load_state_dict_pre_hooks
     for key, hook in [*hooks.items()]:
@@ -166,7 +166,7 @@ def _settle_spectral_norm(part: nn.Module, norm: SpectralNorm) -> None:
 
 
 def _settle(part: nn.Module, weight: str) -> None:
-    """What was computed from parameters becomes one; of frozen ones torch leaves a buffer."""
+    """Replace a parametrization by a parameter; for frozen ones torch leaves a buffer."""
     learned = any(True for _ in part.parametrizations[weight].parameters(recurse=False))
     parametrize.remove_parametrizations(part, weight)
     if learned and weight in part._buffers:

@@ -22,7 +22,7 @@ def partitioners() -> list[Any]:
 
 @contextmanager
 def lowering() -> Iterator[None]:
-    """Core ML's packages else hold random names, the date, and maps in any order."""
+    """Make Core ML packages reproducible: they contain random names, the date, and maps in random order."""
     from unittest.mock import patch
 
     from executorch.backends.apple.coreml import executorchcoreml
@@ -38,9 +38,9 @@ def lowering() -> Iterator[None]:
 
 
 def _settle(folder: Path) -> None:
-    """Write a Core ML package anew with nothing in it that another export of the same model would write otherwise.
+    """Rewrite a Core ML package so that every export of the same model gives the same files.
 
-    An app finds what it compiled before by the identifier, so that is made of the content.
+    An app finds its compiled model by the identifier, so this is made from the content.
     """
     import json
 
@@ -63,7 +63,7 @@ def _settle(folder: Path) -> None:
 
 
 def _content(folder: Path) -> str:
-    """The hash of what the model computes: its operators and its weights."""
+    """Return the hash of the model's operators and weights."""
     from hashlib import sha256
 
     found = sha256()

@@ -27,7 +27,7 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
     def __init__(self, scheme: Scheme, *, training: bool) -> None:
         super().__init__()
         self.scheme = scheme
-        most = 2 ** (scheme.bits - 1) - 1  # symmetric: a channel's largest weight is met exactly, whatever its sign
+        most = 2 ** (scheme.bits - 1) - 1  # symmetric: the largest weight of a channel is exact, whatever its sign
         self.set_global(
             get_symmetric_quantization_config(
                 is_per_channel=True, is_qat=training, is_dynamic=scheme.dynamic, weight_qmin=-most, weight_qmax=most
@@ -38,7 +38,7 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
         self.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Raises StageError for convolutions that would be dynamic: ONNX Runtime has no fast kernel for them."""
+        """Raises StageError for dynamic convolutions: ONNX Runtime has no fast kernel for them."""
         if self.scheme.dynamic and any(node.target in CONVOLUTIONS for node in model.graph.nodes):
             raise StageError(
                 "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
@@ -55,7 +55,7 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
 
 
 def _annotate_tables(graph: fx.GraphModule) -> None:
-    """Embedding tables as ExecuTorch's kernel takes them: uint8, each row with a scale and a zero point in float."""
+    """Annotate embedding tables as ExecuTorch's kernel needs: uint8, each row with a float scale and zero point."""
     rows = QuantizationSpec(
         dtype=torch.uint8,
         qscheme=torch.per_channel_affine_float_qparams,
@@ -68,10 +68,10 @@ def _annotate_tables(graph: fx.GraphModule) -> None:
 
 
 def _give_whole_ranges(graph: fx.GraphModule) -> None:
-    """What lies between 0 and 1 by its nature is given all of that, seen in calibration or not.
+    """Give outputs that lie between 0 and 1 by definition that whole range, seen in calibration or not.
 
-    For HardSigmoid the limits of the range then are those of the function, and integer kernels need no other. Where an
-    operator such as cat wants one range for several tensors, it is found by calibration: the others may be wider.
+    The limits of the range are then those of HardSigmoid, and integer kernels need no clamp. Where an operator such as
+    cat needs one range for several tensors, calibration finds it: the others may be wider.
     """
     whole = FixedQParamsQuantizationSpec(
         dtype=torch.int8, scale=1 / 255, zero_point=-128, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
@@ -88,15 +88,15 @@ def _give_whole_ranges(graph: fx.GraphModule) -> None:
 
 
 def _shared_from(note: QuantizationAnnotation) -> Iterator[fx.Node | tuple[fx.Node, fx.Node]]:
-    """The nodes and edges whose range an operator takes for its own."""
+    """Yield the nodes and edges whose range an operator shares."""
     for spec in (*note.input_qspec_map.values(), note.output_qspec):
         if isinstance(spec, SharedQuantizationSpec):
             yield spec.edge_or_node
 
 
 def scale_along_outputs(prepared: fx.GraphModule) -> None:
-    """Train the weights of transposed convolutions with a scale for each output, which lie along their second
-    dimension: what torchao puts there takes the first (0.18), and a file with one scale for each input does not load.
+    """Replace the weight fake quantizers of transposed convolutions by ones per output, their second dimension:
+    torchao's use the first (0.18), and a file with one scale per input does not load.
     """
     layers = [node for node in prepared.graph.nodes if node.target in TRANSPOSED and node.args[1].op == "call_module"]
     for name in {node.args[1].target for node in layers}:

@@ -6,8 +6,8 @@ from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, aten
 from edgepack.models.structure.folding import WEIGHTED, own
 
 _PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
-CEILING = "ceiling"  # of a relu that was a ReLU6, in a node's meta
-GATE = "gate"  # a relu that was a HardSigmoid, in a node's meta
+CEILING = "ceiling"  # in a node's meta: a relu that was a ReLU6
+GATE = "gate"  # in a node's meta: a relu that was a HardSigmoid
 
 
 def hide(graph: fx.GraphModule) -> None:
@@ -31,9 +31,9 @@ def _plain_relu(node: fx.Node) -> None:
 
 
 def _plain_gate(graph: fx.GraphModule, node: fx.Node) -> None:
-    """The HardSigmoid of a layer that gates something.
+    """Write the HardSigmoid of a layer that gates something as a ReLU.
 
-    Nothing is then rounded between the two, and conversion can take it into the layer.
+    Nothing is then rounded between layer and HardSigmoid, and conversion can fold it into the layer.
     """
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
@@ -54,7 +54,7 @@ def _upper_limit(node: fx.Node) -> float | None:
 
 
 def _clamp(prepared: fx.GraphModule, relu: fx.Node) -> None:
-    """Put the ceiling back: after the ReLU where it is observed, in its place where it stays float."""
+    """Restore the upper limit: as a clamp after an observed ReLU, or in place of a ReLU that stays float."""
     limit = relu.meta.pop(CEILING)
     if not any(user.op == "call_module" for user in relu.users):
         relu.target, relu.args = aten.hardtanh.default, (relu.args[0], 0.0, limit)

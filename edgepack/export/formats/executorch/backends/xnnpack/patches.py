@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def _short_keys() -> Iterator[None]:
-    """Constants under 32 letters each instead of 64: a file holds every key twice, which is 27 kB of a MobileNetV3."""
+    """Shorten the keys of constants from 64 characters to 32: a file holds each key twice, 27 kB of a MobileNetV3."""
     from hashlib import blake2b
     from types import SimpleNamespace
     from unittest.mock import patch
@@ -21,8 +21,8 @@ def _short_keys() -> Iterator[None]:
 
 @contextmanager
 def _own_layouts() -> Iterator[None]:
-    """Where a convolution wants a tensor in another order, only it is given that (1.4.1 gives it to all that read the
-    int8 tensor, among them what runs outside of XNNPACK, and the file fails as it runs or is not written at all).
+    """Give a tensor in another memory order only to the convolution that needs it. 1.4.1 gives it to all readers of the
+    int8 tensor, some of them outside XNNPACK, and the file fails when it runs, or cannot be written.
     """
     from unittest.mock import patch
 
@@ -44,13 +44,13 @@ def _own_layouts() -> Iterator[None]:
         yield
 
 
-BILINEAR, ATTENTION = "upsample_bilinear2d", "softmax"  # operators of what two passes look for
+BILINEAR, ATTENTION = "upsample_bilinear2d", "softmax"  # operators that the two passes look for
 
 
 @contextmanager
 def _skip_idle_passes() -> Iterator[None]:
-    """Two passes export examples of what they look for before they look (1.4.1), which takes as long as lowering a
-    small net: where nothing in a graph can be such an interpolation or attention, they are left out.
+    """Skip two passes if the graph has no operator that they look for, bilinear or softmax: both export their patterns
+    first (1.4.1), which takes as long as lowering a small model.
     """
     from unittest.mock import patch
 
@@ -75,6 +75,6 @@ def _skip_idle_passes() -> Iterator[None]:
 
 @contextmanager
 def patched() -> Iterator[None]:
-    """ExecuTorch's lowering to XNNPACK without its faults."""
+    """Patch the faults of ExecuTorch's lowering to XNNPACK."""
     with _short_keys(), _own_layouts(), _skip_idle_passes():
         yield

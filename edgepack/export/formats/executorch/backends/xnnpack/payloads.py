@@ -52,7 +52,7 @@ def _tensor(value: dict[str, Any]) -> dict[str, Any]:
 def _constants(
     value: dict[str, Any], graph: dict[str, Any], inline: bytes, named: Mapping[str, bytes]
 ) -> "Iterator[tuple[str, Array]]":
-    """A value's own numbers, and the scales of its channels."""
+    """Yield the numbers of a value, and the scales of its channels."""
     tensor, scales = _tensor(value), value.get("quant_params", {}).get("scale_buffer_idx", 0)
     for index, dtype in ((tensor["constant_buffer_idx"], _dtype(tensor)), (scales, "float32")):
         if index:
@@ -64,13 +64,13 @@ def _constants(
 def _dtype(tensor: dict[str, Any]) -> str:
     return _DTYPES.get(
         str(tensor["datatype"]).removeprefix("xnn_datatype_"), "uint8"
-    )  # others are packed, told in bytes
+    )  # other types are packed, and given as bytes
 
 
 def _filter(
     kind: str, filter: dict[str, Any] | None, graph: dict[str, Any], inline: bytes, named: Mapping[str, bytes]
 ) -> "Array | None":
-    """The float weight of a convolution, [outputs, inputs, height, width] as torch has it."""
+    """Return the float weight of a convolution, [outputs, inputs, height, width] as in torch."""
     if filter is None or "Conv2d" not in kind or _dtype(_tensor(filter)) != "float32":
         return None
     array = next(array for _, array in _constants(filter, graph, inline, named))
@@ -79,7 +79,7 @@ def _filter(
 
 
 def _graph(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """XNNPACK's graph as its schema has it, and the constants that follow it."""
+    """Return XNNPACK's graph, as in its schema, and the constants that follow it."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
     from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
@@ -90,7 +90,7 @@ def _graph(payload: bytes) -> tuple[dict[str, Any], bytes]:
         binary.write_bytes(payload[header.flatbuffer_offset :][: header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
         text = binary.with_suffix(".json").read_text()
-    infinite = re.sub(r": (-?)inf\b", r": \1Infinity", text)  # JSON has no word for it that both agree on
+    infinite = re.sub(r": (-?)inf\b", r": \1Infinity", text)  # the two disagree on how JSON spells infinity
     return json.loads(infinite), payload[header.constant_data_offset :]
 
 
@@ -107,7 +107,7 @@ def _node(operator: str, inside: dict[str, Any], values: dict[int, dict[str, Any
 
 
 def _work(operator: str, inside: dict[str, Any], inputs: list[Tensor], result: Tensor) -> tuple[Kind, int, str]:
-    """Its kind, its work and the type of its weights. Pictures are [1, height, width, channels]."""
+    """Return the operator's kind, its MACs and its weight type. Image tensors are [1, height, width, channels]."""
     if "Conv2d" in operator or "ConvTranspose" in operator:
         kernel, each = (inside["kernel_height"], inside["kernel_width"]), inside["group_input_channels"]
         spread = inputs[0].elements * inside["group_output_channels"]

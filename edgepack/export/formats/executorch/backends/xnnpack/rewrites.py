@@ -14,16 +14,16 @@ from edgepack.models.structure.folding import WEIGHTED, fold, fold_weights, has_
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
 aten = torch.ops.aten
-_LINEAR_FROM = 20.0  # from here on torch's softplus is the identity, unless it is given another threshold
-_ROWS_AND_COLUMNS = (2, 3)  # dimensions of pictures
-_INDISTINCT = 15.0  # log(1 + exp(-15)) is less than float32 tells of 15
+_LINEAR_FROM = 20.0  # default threshold of torch's softplus, above which it is the identity
+_ROWS_AND_COLUMNS = (2, 3)  # dimensions of images
+_INDISTINCT = 15.0  # log(1 + exp(-15)) is below the float32 resolution of 15
 
 
 def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    """The same program where nothing stands in the way, else exported anew.
+    """Return the same program if XNNPACK can take it, else a rewritten one, exported anew.
 
-    Each layer gets a weight and bias of its own: of an int8 bias that two layers share, ExecuTorch keeps one copy, in
-    the steps of the first (1.4.1). Weights made of other weights are computed here.
+    Each layer gets its own weight and bias: if two layers share an int8 bias, ExecuTorch keeps one copy with the scale
+    of the first (1.4.1). Weights computed from other weights are computed here.
     """
     module = program.module(check_guards=False)
     passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _without_norms, _give_own, _spell_out)
@@ -34,8 +34,8 @@ def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> Exp
 
 
 def _without_norms(module: fx.GraphModule) -> bool:
-    """Batch norm taken into its layer, or as a scale and a shift: ExecuTorch fails to take it into a transposed
-    convolution of several groups, and takes that of steps into the outputs of a Linear (1.4.1).
+    """Fold batch norm into its layer, or replace it by a scale and a shift. ExecuTorch fails to fold it into a grouped
+    transposed convolution, and folds one over steps into the outputs of a Linear (1.4.1).
     """
     found = [norm for norm in norms(module) if has_statistics(norm)]
     for norm in found:
@@ -45,8 +45,8 @@ def _without_norms(module: fx.GraphModule) -> bool:
 
 
 def _give_own(module: fx.GraphModule) -> bool:
-    """A copy of what another layer has taken already, with what makes it float on its way; the file holds equal bytes
-    once all the same.
+    """Give a layer its own copy of a constant that another layer uses, with its dequantization; the file stores equal
+    bytes only once anyway.
     """
     taken: set[int] = set()
     found = False
@@ -64,7 +64,7 @@ def _give_own(module: fx.GraphModule) -> bool:
 
 
 def _held(value: object) -> fx.Node | None:
-    """The node of the tensor that a layer's weight or bias is, directly or in int8."""
+    """Return the node of the tensor behind a layer's weight or bias, directly or through dequantization."""
     while isinstance(value, fx.Node) and "dequantize" in str(value.target):
         value = value.args[0]
     return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
@@ -72,7 +72,7 @@ def _held(value: object) -> fx.Node | None:
 
 def _copied(module: fx.GraphModule, value: fx.Node, held: fx.Node, name: str) -> fx.Node:
     if value is held:
-        own = f"_edgepack{name}"  # no name of the model's
+        own = f"_edgepack{name}"  # not a name that the model uses
         module.register_buffer(own, tensor_of(module, held).clone())
         copy = module.graph.get_attr(own)
     else:
@@ -83,13 +83,13 @@ def _copied(module: fx.GraphModule, value: fx.Node, held: fx.Node, name: str) ->
 
 
 def _spell_out(module: fx.GraphModule) -> bool:
-    """Operators that XNNPACK lacks, in those that it has."""
+    """Replace operators that XNNPACK lacks by ones that it has."""
     found = False
     for node in [node for node in module.graph.nodes if node.target in _SPELLINGS]:
         with module.graph.inserting_before(node):
             made = _SPELLINGS[node.target](_Speller(module, node), *node.args)
         if made is not None:
-            made.meta.setdefault("val", node.meta["val"])  # another may ask its shape
+            made.meta.setdefault("val", node.meta["val"])  # a later rewrite may ask for its shape
             node.replace_all_uses_with(made)
             module.graph.erase_node(node)
             found = True
@@ -97,7 +97,7 @@ def _spell_out(module: fx.GraphModule) -> bool:
 
 
 class _Speller:
-    """Writes operators in the place of a node; they lie in its layer."""
+    """Writes operators in place of a node, with the metadata of its layer."""
 
     def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
         self.module = module
@@ -110,22 +110,22 @@ class _Speller:
 
     def number(self, value: float) -> fx.Node:
         written = repr(float(value)).replace("-", "m").replace("+", "p").replace(".", "_")
-        own = f"_edgepack_{written}"  # no name of the model's
+        own = f"_edgepack_{written}"  # not a name that the model uses
         if not hasattr(self.module, own):
             self.module.register_buffer(own, torch.tensor([float(value)]))
         return self.module.graph.get_attr(own)
 
 
 def _hard_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
-    """clamp(x + 3, 0, 6) / 6 with float constants: ExecuTorch's own form has whole numbers, and turns them into floats
-    in every inference (1.4.1).
+    """clamp(x + 3, 0, 6) / 6 with float constants: ExecuTorch's own form has integers, and converts them in every
+    inference (1.4.1).
     """
     added = call(aten.add.Tensor, x, call.number(3))
     return call(aten.div.Tensor, call(aten.hardtanh.default, added, 0.0, 6.0), call.number(6))
 
 
 def _softplus(call: _Speller, x: fx.Node, beta: float = 1.0, threshold: float = _LINEAR_FROM) -> fx.Node | None:
-    """max(x, 0) + log(1 + exp(-|x|)): ExecuTorch's own form chooses by a comparison, which XNNPACK lacks."""
+    """max(x, 0) + log(1 + exp(-|x|)): ExecuTorch's own form needs a comparison, which XNNPACK lacks."""
     if threshold < _INDISTINCT:
         return None
     scaled = x if beta == 1 else call(aten.mul.Tensor, x, call.number(beta))
@@ -145,13 +145,13 @@ def _log_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
 
 
 def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None, *rest: object) -> fx.Node | None:
-    """With its stride, which is the size where none is given: XNNPACK's partitioner reads it without asking (1.4.1)."""
+    """Set the default stride, which is the kernel size: XNNPACK's partitioner reads it without a check (1.4.1)."""
     return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
 
 
 def _clamp(call: _Speller, x: fx.Node, least: float | None = None, most: float | None = None) -> fx.Node | None:
-    """By constants where 0 lies outside: XNNPACK takes limits into the convolution before, and then asks for memory
-    without end (1.4.1).
+    """Clamp by maximum and minimum with constants if 0 is outside the limits: XNNPACK fuses a clamp into the
+    convolution before it, and then allocates memory without end (1.4.1).
     """
     if ("val" in x.meta and not x.meta["val"].is_floating_point()) or _holds_zero(least, most):
         return None
@@ -164,7 +164,7 @@ def _holds_zero(least: float | None, most: float | None) -> bool:
 
 
 def _first_of(call: _Speller, source: object, index: int) -> fx.Node | None:
-    """The first result of an operator that also tells places, where nobody reads these."""
+    """Rewrite an operator that also returns indices, if only its first result is used."""
     if not isinstance(source, fx.Node) or any(each.users and each.args[1] for each in source.users):
         return None
     spelling = _FIRSTS.get(source.target)
@@ -172,15 +172,15 @@ def _first_of(call: _Speller, source: object, index: int) -> fx.Node | None:
 
 
 def _greatest(call: _Speller, x: fx.Node, dim: int, keep: bool = False) -> fx.Node | None:
-    """The numbers of max over a dimension as amax, which ExecuTorch computes itself. XNNPACK's partitioner takes them
-    of every four-dimensional tensor, and its lowering then fails but for rows and columns that are kept (1.4.1).
+    """max over a dimension as amax, which ExecuTorch computes itself. XNNPACK's partitioner takes max of every
+    four-dimensional tensor, but its lowering fails unless a row or column dimension is reduced and kept (1.4.1).
     """
     return None if keep and dim in _ROWS_AND_COLUMNS else call(aten.amax.default, x, [dim], keep)
 
 
 def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node | None:
-    """As amax over windows, where they have one size: ExecuTorch has no adaptive one, and XNNPACK's own pooling in int8
-    takes the steps before it for those behind (1.4.1).
+    """amax over windows, if all have one size: ExecuTorch has no adaptive max pooling, and XNNPACK's int8 pooling
+    confuses the scale of its input with that of its output (1.4.1).
     """
     *before, height, width = x.meta["val"].shape
     rows, columns = size
@@ -193,7 +193,7 @@ def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node |
 def _crop(
     call: _Speller, x: fx.Node, amounts: list[int], mode: str = "constant", value: float | None = None
 ) -> fx.Node | None:
-    """Padding by negative amounts as slices, which ExecuTorch's kernel refuses as it runs (1.4.1)."""
+    """Write negative padding as slices: ExecuTorch's kernel refuses it at run time (1.4.1)."""
     if mode != "constant" or min(amounts, default=0) >= 0:
         return None
     for i, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
