@@ -1,5 +1,6 @@
 """Every stage composes with every other, in any order, and each combination is saved and loaded again."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -23,37 +24,46 @@ STAGES: dict[str, Any] = {
 }
 
 
-def through(names: tuple[str, ...], folder: Path) -> Candidate:
-    """The model after these stages, each given what the one before it saved."""
-    teacher = learned("residual", width=32)
-    model = learned("residual", width=32)
-    about = context(teacher=teacher)
-    about = replace(about, quantization=about.quantization.model_copy(update={"channel_multiple": 2}))
-    for number, name in enumerate(names):
-        choice = choose("stages", {name: STAGES[name]})
-        made: Candidate = choice.module.run(model, choice.config, about)
-        model = reloaded(made, folder / str(number))
-        assert torch.equal(logits(model.module), logits(made.module))
-    return model
+Through = Callable[..., Candidate]
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Through:
+    """The model after these stages, each given what the one before it saved; orders that begin alike share that."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def saved(*names: str) -> Candidate:
+        if not names:
+            return learned("residual", width=32)
+        if names not in folders:
+            about = context(teacher=learned("residual", width=32))
+            about = replace(about, quantization=about.quantization.model_copy(update={"channel_multiple": 2}))
+            choice = choose("stages", {names[-1]: STAGES[names[-1]]})
+            made: Candidate = choice.module.run(saved(*names[:-1]), choice.config, about)
+            folders[names] = tmp_path_factory.mktemp("-".join(names))
+            assert torch.equal(logits(reloaded(made, folders[names]).module), logits(made.module))
+        return Candidate.load(folders[names])
+
+    return saved
 
 
 @pytest.mark.parametrize("order", list(permutations(STAGES)), ids="-".join)
-def test_stages_compose_in_any_order(order: tuple[str, ...], tmp_path: Path) -> None:
-    model = through(order, tmp_path)
+def test_stages_compose_in_any_order(order: tuple[str, ...], through: Through) -> None:
+    model = through(*order)
     assert {edit.op for edit in model.surgery} >= {"resize"}
     assert {edit.op for edit in model.surgery} & {"split", "split_spatial"}
     assert accuracy(model.module) > 0.9
 
 
 @pytest.mark.parametrize("order", [("prune", "factorize", "prune"), ("factorize", "factorize"), ("distill", "distill")])
-def test_stages_can_be_repeated(order: tuple[str, ...], tmp_path: Path) -> None:
-    assert accuracy(through(order, tmp_path).module) > 0.9
+def test_stages_can_be_repeated(order: tuple[str, ...], through: Through) -> None:
+    assert accuracy(through(*order).module) > 0.9
 
 
 @pytest.mark.parametrize("last", STAGES)
-def test_whatever_came_before_can_be_quantized(last: str, tmp_path: Path) -> None:
+def test_whatever_came_before_can_be_quantized(last: str, through: Through, tmp_path: Path) -> None:
     quantize = plugins.load("stages", "quantize")
-    model = through((last,), tmp_path)
+    model = through(last)
     small = quantize.run(
         model, quantize.Config(epochs=1, batch_size=16), context(teacher=learned("residual", width=32))
     )

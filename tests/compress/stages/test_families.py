@@ -1,5 +1,6 @@
 """Every family of torchvision's classifiers can be pruned, distilled, saved and loaded again."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ RECOVER = {"epochs": 0}
 
 
 def start(family: str) -> Candidate:
+    """A copy of its own of the family's narrow model."""
+    return _narrow(family).copy()
+
+
+@cache
+def _narrow(family: str) -> Candidate:
     torch.manual_seed(0)
     whole = family in ("densenet121", "resnext50_32x4d")  # slow to narrow, and groups want their width
     choice = choose("models", {"torchvision": family, "width": "100 %" if whole else "25 %"})
