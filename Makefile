@@ -4,6 +4,8 @@ BIN := .venv/bin
 RECIPES := $(notdir $(basename $(wildcard recipes/*.yaml)))
 DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
 .DEFAULT_GOAL := help
+# Without compiled modules every process would compile them again, and tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .venv/installed: pyproject.toml
 	@echo "installing edgepack, torch and the runtimes into .venv: a few minutes, once"

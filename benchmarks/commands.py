@@ -67,7 +67,9 @@ def main() -> None:
 
 def _run(words: str, dist: Path) -> str:
     """Return what the command prints. Exits if it did not do its work."""
-    environment = {**os.environ, "EDGEPACK_DIST": str(dist), "EDGEPACK_HISTORY": str(dist / "history.jsonl")}
+    # With PYTHONDONTWRITEBYTECODE every run would compile edgepack's modules again.
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**kept, "EDGEPACK_DIST": str(dist), "EDGEPACK_HISTORY": str(dist / "history.jsonl")}
     command = [sys.executable, "-m", "edgepack", *words.format(dist=dist).split()]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ran.returncode not in _VERDICTS:

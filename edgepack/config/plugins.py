@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from inspect import get_annotations, isfunction
 from pathlib import Path
 from types import MethodType, ModuleType
@@ -149,7 +149,13 @@ def _shipped(kind: str) -> frozenset[str]:
 
 @cache
 def _installed(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"edgepack.{kind}")}
+    return {point.name: point for point in _entry_points().select(group=f"edgepack.{kind}")}
+
+
+@cache
+def _entry_points() -> EntryPoints:
+    """Return those of all installed packages, which takes long: each is opened."""
+    return entry_points()
 
 
 def _singular(kind: str) -> str:

@@ -209,10 +209,7 @@ def timed(taken: list[dict[str, Any]]) -> TimingOutcome:
 
 def run_here(job: dict[str, Any], controls: Controls | None = None) -> dict[str, Any]:
     """One job, by itself; on one thread unless controls are given."""
-    with (
-        mock.patch.object(processes, "_MOST", 1),  # a second process would be started for no job
-        contextlib.closing(processes.Host(controls or Controls(threads=1))) as here,
-    ):
+    with contextlib.closing(processes.Host(controls or Controls(threads=1))) as here:
         return here.run(job)
 
 

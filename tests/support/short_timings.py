@@ -2,13 +2,16 @@
 
 import pytest
 
+from edgepack.measure import processes
 from edgepack.measure.timing import protocol
 
 SHORT = protocol.TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=64)  # as a 90th percentile needs
 PROCESSES = 3
 # The same in a process of its own, before it does anything else.
 SHORTENED = f"""\
+from edgepack.measure import processes
 from edgepack.measure.timing import protocol
+processes._MOST = 1
 short = protocol.TimingProtocol(**{SHORT.model_dump()})
 protocol.TimingProtocol.of = lambda metrics: short
 protocol.LOOKS, protocol.MOST, protocol._PASSES = {{{PROCESSES}: 1}}, {PROCESSES}, 1
@@ -20,3 +23,9 @@ def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol.TimingProtocol, "of", lambda metrics: SHORT)
     for name, value in {"LOOKS": {PROCESSES: 1}, "MOST": PROCESSES, "_PASSES": 1}.items():
         monkeypatch.setattr(protocol, name, value)
+
+
+@pytest.fixture(autouse=True)
+def one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no process ahead of its job: the other core is for the tests beside, and many tests have one job only."""
+    monkeypatch.setattr(processes, "_MOST", 1)

@@ -4,7 +4,7 @@ This module is a plugin of models too: where `tiny_models` is imported, {"tiny":
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -105,6 +105,23 @@ class Scaled(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head((self.conv(x) * self.scale).mean((2, 3)))
         return logits
+
+
+class Beside(nn.Module):  # type: ignore[misc]
+    """Several nets in one file, which costs less than one each: a row of logits a net, which share no range."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([net(x) for net in self.nets], 1)
+
+
+def off_each(answers: torch.Tensor, expected: torch.Tensor, of: torch.Tensor | None = None) -> list[float]:
+    """Return for each net of `Beside` the error of its answers, as a share of `of`, by default of what is expected."""
+    whole = expected if of is None else of
+    return [float(each) for each in (answers - expected).norm(dim=(0, 2)) / whole.norm(dim=(0, 2))]
 
 
 MAKERS: dict[Kind, Callable[[int], nn.Module]] = {

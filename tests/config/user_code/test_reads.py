@@ -235,6 +235,7 @@ def make():
 """
 
 
+@pytest.mark.usefixtures("short_timings")
 def test_what_a_function_reads_changes_the_model_in_the_next_build(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,11 @@ log("ready")
 """
 
 
+@pytest.fixture(autouse=True)
+def several_at_once(one_process_at_a_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_MOST", 4)  # as ever, but for other tests
+
+
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A worker to be written by the test."""

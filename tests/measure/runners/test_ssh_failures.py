@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from factories import recipe
+from short_timings import PROCESSES
 from stand_ins.ssh_server import PATIENCE, SHORT, SSHD, Server, board, changed_worker, model, send, soon
 from stand_ins.ssh_server import server as server
 from stand_ins.ssh_server import started as started
@@ -208,7 +209,7 @@ def test_from_profile_to_verdict(server: Server, monkeypatch: pytest.MonkeyPatch
     assert (result.exit_code, result.absent) == (0, "")
     assert {verdict.outcome for verdict in result.verdicts} == {"pass"}
     (median,) = [each for each in result.measurements if (each.metric, each.artifact) == ("latency.p50", "onnx")]
-    assert (median.evidence, len(median.samples), median.environment["runner"]) == ("measured", 7, "ssh")
+    assert (median.evidence, len(median.samples), median.environment["runner"]) == ("measured", PROCESSES, "ssh")
     assert "127.0.0.1" not in Path("dist/tiny/build.json").read_text()
     server.process.send_signal(signal.SIGSTOP)  # what is up to date needs no board
     try:
