@@ -120,7 +120,7 @@ def _exported_apart(name: str, folder: Path) -> None:
     _exported(name, load_device("host-1t"), folder)
 
 
-def _told(event: Event) -> None:
+def _print_progress(event: Event) -> None:
     if isinstance(event, StepProgress):
         print(f"{event.done + 1} of {event.total}  {event.doing}", file=sys.stderr, flush=True)
 
@@ -139,7 +139,7 @@ def _found(device: Device, folder: Path) -> Found:
     rows: list[Row] = []
     models: dict[str, list[Sample]] = {}
     with connected(device) as connection:
-        figures = analytic(device, connection, measured(device, connection, folder, _told))
+        figures = analytic(device, connection, measured(device, connection, folder, _print_progress))
         for name, made in exported.items():
             print(f"timing {name}", file=sys.stderr, flush=True)
             for (runtime, dtype), path in made.items():

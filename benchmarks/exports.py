@@ -218,14 +218,15 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
         yield from _beside_peers(made, runtime, slowest)
     if made.contender.name == "ResNet-18":
         ratio = made.ratio(f"{FP32}: onnxruntime", f"{_OURS}: onnxruntime")
-        yield "onnxruntime: int8 at least 4x faster than fp32 (AVX-512 VNNI)", f"{ratio:.2f}x", _told(ratio >= 4)
+        yield "onnxruntime: int8 at least 4x faster than fp32 (AVX-512 VNNI)", f"{ratio:.2f}x", _verdict(ratio >= 4)
     for name in made.of_ours():
         size, stored = made.files[name].stat().st_size, made.stored[name]
         beyond = f"{SIZE.format(size - stored)} beyond {SIZE.format(stored)}"
-        yield f"{_runtime(name)}: file at most 1.02x its tensors and 60 kB", beyond, _told(size <= 1.02 * stored + 60e3)
+        outcome = _verdict(size <= 1.02 * stored + 60e3)
+        yield f"{_runtime(name)}: file at most 1.02x its tensors and 60 kB", beyond, outcome
     agreed = evaluate.parity(load("tasks", made.contender.task), *(made.answers[name] for name in made.of_ours()))
     found = f"{agreed.agreement:.2%}, cosine {agreed.cosine:.5f}, {agreed.largest_difference:.3g} apart"
-    yield "both files agree on at least 99.5 % of test samples", found, _told(agreed.agreement >= 0.995)
+    yield "both files agree on at least 99.5 % of test samples", found, _verdict(agreed.agreement >= 0.995)
 
 
 def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[str, str, str]]:
@@ -235,15 +236,15 @@ def _beside_peers(made: Made, runtime: str, slowest: float) -> Iterator[tuple[st
     best = min(peers, key=made.time)
     ratio = made.ratio(ours, best)
     goal = f"{runtime}: at most {slowest:g}x the time of {best.rpartition(': ')[0]}"
-    yield goal, f"{ratio:.2f}x", _told(ratio <= slowest)
+    yield goal, f"{ratio:.2f}x", _verdict(ratio <= slowest)
     lost = 100 * (made.right[best].astype(float) - made.right[ours])
     found = f"{-lost.mean():+.2f} points, 95 % within {_noise(lost):.2f} of it"
-    yield f"{runtime}: as accurate as that file", found, _told(lost.mean() <= 0, lost.mean() <= _noise(lost))
+    yield f"{runtime}: as accurate as that file", found, _verdict(lost.mean() <= 0, lost.mean() <= _noise(lost))
     if not best.startswith(FP32):
         mine, its = (_divergences(made, name) for name in (ours, best))
         more = mine - its
         found = f"{mine.mean():.3g} and {its.mean():.3g}, 95 % within {_noise(more):.1g} of it"
-        outcome = _told(more.mean() <= 0, more.mean() <= _noise(more))
+        outcome = _verdict(more.mean() <= 0, more.mean() <= _noise(more))
         yield f"{runtime}: diverges no more from fp32 than that file", found, outcome
 
 
@@ -252,7 +253,7 @@ def _noise(differences: Any) -> float:
     return float(1.96 * differences.std() / len(differences) ** 0.5)
 
 
-def _told(met: bool, nearly: bool = False) -> str:
+def _verdict(met: bool, nearly: bool = False) -> str:
     return "met" if met else "missed by less than its noise" if nearly else "**missed**"
 
 

@@ -13,14 +13,14 @@ def checked(busy: bool) -> str:
     may be `busy`.
     """
     share = _share()
-    told = f"{share:.0%} busy with other things at the start"
+    text = f"{share:.0%} busy with other things at the start"
     if share <= _MOST:
-        return told
+        return text
     if not busy:
         sys.exit(
-            f"this computer is {told}: wait until nothing else runs, or add --busy to take the figures all the same"
+            f"this computer is {text}: wait until nothing else runs, or add --busy to take the figures all the same"
         )
-    return f"**{told}**, and the figures are not those of an idle computer"
+    return f"**{text}**, and the figures are not those of an idle computer"
 
 
 def _share() -> float:

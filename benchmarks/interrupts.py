@@ -111,7 +111,7 @@ class Run:
         if self.pid == 0:
             self._become(write, fresh)
         os.close(write)
-        self.told: SimpleQueue[tuple[str, str] | None] = SimpleQueue()  # None at the end
+        self.queue: SimpleQueue[tuple[str, str] | None] = SimpleQueue()  # None at the end
         Thread(target=self._listen, args=(read,), daemon=True).start()
 
     def _become(self, write: int, fresh: bool) -> NoReturn:
@@ -141,21 +141,21 @@ class Run:
                         break  # it was killed while writing a line
                     event = json.loads(line)
                     self.events.append((event["event"], event["name"], time.monotonic()))
-                    self.told.put((event["event"], event["name"]))
+                    self.queue.put((event["event"], event["name"]))
         finally:
-            self.told.put(None)
+            self.queue.put(None)
 
     def tell(self) -> Iterator[tuple[str, str]]:
         """Yield each event and its step, as they come."""
-        while (told := self.told.get()) is not None:
-            yield told
-        self.told.put(None)  # for later callers
+        while (event := self.queue.get()) is not None:
+            yield event
+        self.queue.put(None)  # for later callers
 
     def until(self, phase: str, last: str) -> None:
         """Wait for a phase to begin, or for the end of the process."""
         wanted = (("StepFinished", last), ("StepCached", last)) if phase == _END else (("StepStarted", phase),)
         if phase != _START:
-            next((told for told in self.tell() if told in wanted), None)
+            next((event for event in self.tell() if event in wanted), None)
 
     def end(self) -> int:
         for _ in self.tell():
@@ -163,7 +163,7 @@ class Run:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def names(self, event: str) -> list[str]:
-        return [name for told, name, _ in self.events if told == event]
+        return [name for kind, name, _ in self.events if kind == event]
 
     def strays(self) -> list[int]:
         """Return its remaining processes, after a moment."""
@@ -225,8 +225,8 @@ def _undisturbed() -> Undisturbed:
 def _phases(run: Run) -> dict[str, float]:
     if code := run.end():
         sys.exit(f"a build that nobody disturbs ends with {code}: {Path(_ERRORS).read_text()}")
-    moments = {_START: run.events[0][2]} | {name: at for told, name, at in run.events if told == "StepStarted"}
-    moments[_END] = next(at for told, _, at in reversed(run.events) if told == "StepFinished")
+    moments = {_START: run.events[0][2]} | {name: at for event, name, at in run.events if event == "StepStarted"}
+    moments[_END] = next(at for event, _, at in reversed(run.events) if event == "StepFinished")
     ends = [*list(moments.values())[1:], time.monotonic()]
     return {name: end - at for (name, at), end in zip(moments.items(), ends, strict=True)}
 
@@ -258,13 +258,13 @@ def _stop(
 ) -> tuple[Stop, set[str]]:
     how = random.choice(_SIGNALS)
     twice = random.random() < _TWICE and how != signal.SIGKILL
-    before = _told()
+    before = _history_size()
     run = Run(fresh=fresh)
     run.until(phase, undisturbed.names[-2])
     time.sleep(random.random() * undisturbed.phases[fresh][phase])
     over = os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None  # faster than measured
     # The exit code was settled before the signal came: otherwise a signal must end it with 130.
-    settled = over or _told() != before
+    settled = over or _history_size() != before
     sent = time.monotonic()
     for _ in range(1 + twice):
         os.kill(run.pid, how)
@@ -289,7 +289,7 @@ def _stop(
     return stop, {*run.names("StepFinished")}
 
 
-def _told() -> int:
+def _history_size() -> int:
     """Return the size of the history of finished builds."""
     return _PAST.stat().st_size if _PAST.exists() else 0
 

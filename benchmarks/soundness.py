@@ -28,17 +28,17 @@ def unsound_dist(undisturbed: str) -> Iterator[str]:
     """Yield what would make a stopped build look finished; `undisturbed` is the sha256 of the right bundle."""
     file, zip = Path("dist/net/build.json"), Path("dist/net/net.zip")
     try:
-        told = Build.read(file) if file.exists() else None
+        build = Build.read(file) if file.exists() else None
     except EdgepackError as error:
         yield f"build.json: {error.message}"
         return
     if zip.exists() and sha256() != undisturbed:
         yield "the bundle is another one"
-    if told and told.exit_code == 0 and not whole():
+    if build and build.exit_code == 0 and not whole():
         yield "build.json tells of a bundle that is not there"
-    if told and told.exit_code not in (0, None, 130):
-        yield f"build.json has exit code {told.exit_code}"
-    if told and told.exit_code is not None and told.exit_code != 0 and zip.exists():
+    if build and build.exit_code not in (0, None, 130):
+        yield f"build.json has exit code {build.exit_code}"
+    if build and build.exit_code is not None and build.exit_code != 0 and zip.exists():
         yield "a bundle beside a build.json that says it failed"
 
 

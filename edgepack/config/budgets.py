@@ -124,6 +124,6 @@ def plain(budgets: Sequence[Budget]) -> dict[str, Any]:
 
 def _written(budget: Budget) -> str | dict[str, str]:
     limit = budget.quantity.exact(budget.limit)
-    told = {"level": budget.level if budget.level != "error" else None, "evidence": budget.evidence}
-    options = {key: str(value) for key, value in told.items() if value}
+    facts = {"level": budget.level if budget.level != "error" else None, "evidence": budget.evidence}
+    options = {key: str(value) for key, value in facts.items() if value}
     return {"limit": limit, **options} if options else limit

@@ -177,7 +177,7 @@ class Device:
         return replace(self, quantization=known)
 
     def plain(self) -> dict[str, Any]:
-        told = {
+        facts = {
             "edgepack": 1,
             "name": self.name,
             "cpu": _dump(self.cpu),
@@ -189,7 +189,7 @@ class Device:
             "quantization": _dump(self.quantization),
             "analytic": _dump(self.analytic),
         }
-        return {key: value for key, value in told.items() if value not in (None, {})}
+        return {key: value for key, value in facts.items() if value not in (None, {})}
 
 
 def _dump(value: Frozen | None) -> dict[str, Any]:

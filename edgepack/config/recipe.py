@@ -60,11 +60,11 @@ class Recipe:
         holds, for each stage, the settings that it chose by measuring.
         """
         chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
-        told = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}
+        facts = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}
         return {
             "edgepack": 1,
             "name": self.name,
-            **{key: value for key, value in told.items() if value is not None},
+            **{key: value for key, value in facts.items() if value is not None},
             "task": self.task,
             "model": self.model.plain(),
             "data": {self.data.name: self.data.plain()},

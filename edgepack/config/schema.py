@@ -57,8 +57,8 @@ def _bound_schema(name: str, bound: str) -> list[dict[str, Any]]:
 
 def _limit_schema(name: str, bound: str) -> list[dict[str, Any]]:
     quantity = quantity_of(name, bound)
-    told = {"description": f"{METRICS[name].meaning}; {quantity.name}, as {quantity.example}"}
-    return [{"type": kind, **told} for kind in (("number", "string") if quantity is NUMBER else ("string",))]
+    description = {"description": f"{METRICS[name].meaning}; {quantity.name}, as {quantity.example}"}
+    return [{"type": kind, **description} for kind in (("number", "string") if quantity is NUMBER else ("string",))]
 
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -258,8 +258,8 @@ def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[st
     for part, members in documents.items():
         if not members:
             fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
-            told = whereabouts(fates, len(fates), "document")
-            raise RecipeError(f"the {part} split has no document that other splits lack: {told}", ONCE)
+            reason = whereabouts(fates, len(fates), "document")
+            raise RecipeError(f"the {part} split has no document that other splits lack: {reason}", ONCE)
         chosen = drawn([labels.index(each.label) for each in members], shares if part == "train" else {})
         # If nothing is drawn from it, the whole part comes back under the name train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

@@ -86,8 +86,8 @@ def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dic
     _add_heif(files)
     one = {content: file for file, content in files.items()}
     with ThreadPoolExecutor(threads()) as pool:
-        told = pool.map(lambda file, row: _attempt(file, frame, row), one.values(), stored)
-        found = dict(zip(one, told, strict=True))
+        results = pool.map(lambda file, row: _attempt(file, frame, row), one.values(), stored)
+        found = dict(zip(one, results, strict=True))
     if unread := [f"{shown(file)}: {why}" for file, sha in files.items() if isinstance(why := found[sha], str)]:
         raise unreadable(unread, "picture", "cannot be read", "fix, convert or remove them")
     return {content: each for content, each in found.items() if isinstance(each, Decoded)}

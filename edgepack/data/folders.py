@@ -92,9 +92,9 @@ def shown(path: Path | str) -> str:
 
 def _refuse_broken(seen: _Seen) -> None:
     if seen.broken:
-        told = [f"{shown(link)} -> {shown(link.readlink())}" for link in seen.broken]
+        links = [f"{shown(link)} -> {shown(link.readlink())}" for link in seen.broken]
         advice = "fetch or mount their targets (git annex get, dvc pull), or remove them"
-        raise unreadable(told, "link", "are broken" if len(told) > 1 else "is broken", advice)
+        raise unreadable(links, "link", "are broken" if len(links) > 1 else "is broken", advice)
 
 
 def counted(count: int, noun: str) -> str:
@@ -267,10 +267,10 @@ def _notes(kind: Kind, seen: _Seen, beside: Sequence[str]) -> Iterator[str]:
 def _endings(kind: Kind, endings: Counter[str]) -> str:
     """Return endings with their counts: ".heic 12 (needs pillow-heif), .txt 3, without an ending 1"."""
     sorted_ = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
-    told = ((ending, count, kind.advice(ending)) for ending, count in sorted_)
+    entries = ((ending, count, kind.advice(ending)) for ending, count in sorted_)
     return ", ".join(
         f"{shown(ending) or 'without an ending'} {count}{f' ({advice})' if advice else ''}"
-        for ending, count, advice in told
+        for ending, count, advice in entries
     )
 
 
@@ -282,5 +282,5 @@ def _doubts(folder: Path, classes: Files) -> Iterator[str]:
     inside = {tuple(_subfolders(folder / name)) for name in classes}
     same = next(iter(inside)) if len(inside) == 1 else ()
     if len(same) > 1:
-        told = f"each class holds the same folders, {', '.join(map(shown, same))}"
-        yield f"{told}: if those are the classes, rename the folders above them to train, validation and test"
+        reason = f"each class holds the same folders, {', '.join(map(shown, same))}"
+        yield f"{reason}: if those are the classes, rename the folders above them to train, validation and test"

@@ -80,19 +80,19 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
             return cached
     except LocalEntryNotFoundError:
         pass
-    told = f"'{name}' is not a folder ({Path.cwd() / name}), no package has it, and it is not in the cache"
+    reason = f"'{name}' is not a folder ({Path.cwd() / name}), no package has it, and it is not in the cache"
     if constants.HF_HUB_OFFLINE:
         advice = "save the model to a folder and name the folder, or unset HF_HUB_OFFLINE"
         raise RecipeError(
-            f"{told} ({constants.HF_HUB_CACHE}); the hub was not tried, because HF_HUB_OFFLINE is set", advice
+            f"{reason} ({constants.HF_HUB_CACHE}); the hub was not tried, because HF_HUB_OFFLINE is set", advice
         )
-    fresh = _downloaded(name, files, f"{told} ({constants.HF_HUB_CACHE})")
+    fresh = _downloaded(name, files, f"{reason} ({constants.HF_HUB_CACHE})")
     if missing := [file for file in files if not (fresh / file).is_file()]:
         raise RecipeError(f"'{name}' of the hub has no {' and no '.join(missing)}", _ADVICE.get(missing[0], ""))
     return fresh
 
 
-def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
+def _downloaded(name: str, files: tuple[str, ...], reason: str) -> Path:
     """Download from the hub. Raises RecipeError if we cannot access such a model, else DeviceError if it fails."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -101,11 +101,11 @@ def _downloaded(name: str, files: tuple[str, ...], told: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # also for gated models: a subclass
         raise RecipeError(
-            f"{told}, and huggingface.co has no such model that you can access", _meant(Path(name))
+            f"{reason}, and huggingface.co has no such model that you can access", _meant(Path(name))
         ) from error
     except Exception as error:  # the client raises many kinds: network, proxy, full disk
         first = str(error).strip().partition("\n")[0]
         raise DeviceError(
-            f"{told}, and it cannot be downloaded from huggingface.co: {type(error).__name__}: {first}",
+            f"{reason}, and it cannot be downloaded from huggingface.co: {type(error).__name__}: {first}",
             "check the name and the network, or save the model to a folder and name the folder",
         ) from error

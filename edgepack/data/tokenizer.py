@@ -173,8 +173,8 @@ def _settings(file: Path) -> dict[str, Any]:
 def _special_tokens(tokenizer: "Tokenizer", settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for role in _ROLES:
-        told = settings.get(f"{role}_token")
-        token = told.get("content") if isinstance(told, dict) else told
+        entry = settings.get(f"{role}_token")
+        token = entry.get("content") if isinstance(entry, dict) else entry
         for candidate in (token,) if isinstance(token, str) else _USUAL.get(role, ()):
             if (id := tokenizer.token_to_id(candidate)) is not None:
                 found.setdefault(role, {"token": candidate, "id": id})

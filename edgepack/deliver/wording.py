@@ -232,8 +232,8 @@ def baselines(build: Build) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for each in build.verdicts:
         if each.against:
-            told = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
-            found.setdefault(each.against, []).append(told)
+            text = f"{each.metric} of {each.artifact} {figure(each.metric, each.baseline)} {_change(each)}"
+            found.setdefault(each.against, []).append(text)
     for against, figures in found.items():
         yield f"relative to {against}: {', '.join(figures)}"
 
@@ -329,10 +329,10 @@ def _place(where: str, evidence: str, group: list[Measurement]) -> Place:
 def _where(environment: dict[str, Any]) -> str:
     """Return the facts of an environment for people, without processor features and family codes."""
     left = {"features", "family", "evidence", "versions", "protocol", "data"}
-    return ", ".join(_fact(key, fact) for key, fact in environment.items() if key not in left and _told(fact))
+    return ", ".join(_fact(key, fact) for key, fact in environment.items() if key not in left and _is_known(fact))
 
 
-def _told(fact: object) -> bool:
+def _is_known(fact: object) -> bool:
     return isinstance(fact, str | int | float) and fact != ""
 
 

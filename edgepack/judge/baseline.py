@@ -34,8 +34,8 @@ class Baseline:
             if figure.series == wanted:
                 # An unchanged file may ship with larger other files, so only for timings is any difference noise.
                 same = METRICS[metric].within == "device" and figure.taken == taken(sha256, environment)
-                told = f"{line.told}{self.damaged and f' ({self.damaged})'}"
-                return Base(value=figure.value, low=figure.low, high=figure.high, told=told, same=same)
+                text = f"{line.description}{self.damaged and f' ({self.damaged})'}"
+                return Base(value=figure.value, low=figure.low, high=figure.high, told=text, same=same)
         if self.named:
             return NoBase(reason=self._why_not(metric, artifact, known[0][0] if known else None, environment))
         reason = "; ".join(filter(None, (self.partial or _beginning(metric, bool(known)), self.damaged)))
@@ -47,8 +47,8 @@ class Baseline:
         if METRICS[metric].within == "data":
             return f"{self.named} was measured on other test data"
         there, here = (series(metric, name_of_key(each)) for each in (line.where, environment))
-        told = ", ".join(map(str, differences(there, here))) or "its processor has other features"
-        return f"{self.named} was measured on another device or by another protocol: {told}"
+        reason = ", ".join(map(str, differences(there, here))) or "its processor has other features"
+        return f"{self.named} was measured on another device or by another protocol: {reason}"
 
 
 def _beginning(metric: str, elsewhere: bool) -> str:

@@ -72,8 +72,8 @@ def _waived(verdict: Verdict, waivers: Sequence[Waiver], day: date) -> Verdict:
         return verdict
     last = max(found, key=lambda each: each.until)
     if day <= last.until:
-        told = f"waived until {last.until}: {last.reason}"
-        return verdict.because(told, outcome="waived", waived=told)
+        reason = f"waived until {last.until}: {last.reason}"
+        return verdict.because(reason, outcome="waived", waived=reason)
     return verdict.because(f"{EXPIRED} {last.until}")
 
 

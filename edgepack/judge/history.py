@@ -59,7 +59,7 @@ class HistoryEntry(Frozen):
 
     @classmethod
     def of(cls, build: Build) -> "HistoryEntry":
-        told = next((each.environment for each in build.measurements if each.metric == "latency.p50"), {})
+        environment = next((each.environment for each in build.measurements if each.metric == "latency.p50"), {})
         return cls(
             schema=SCHEMA,
             recipe=build.name,
@@ -72,7 +72,7 @@ class HistoryEntry(Frozen):
             bundle_sha256=build.bundle_sha256,
             artifacts={each.label: each.sha256 for each in build.shipped()},
             versions=dict(build.provenance.get("versions", {})),
-            where=name_of_key(told),
+            where=name_of_key(environment),
             figures=tuple(_figures(build)),
         )
 
@@ -84,7 +84,7 @@ class HistoryEntry(Frozen):
         return self.exit_code == ExitCode.OK and not self.waived
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Return the name of the build for use in a sentence."""
         if self.file:
             return f"the bundle {self.file}"

@@ -1,6 +1,6 @@
 """Find the first operator of an exported file whose output differs from the torch model.
 
-    find(candidate, exporter, run, samples, told)   # a Finding: "'layer2.0.conv1', nets.py:41: ...", 0.31, 0.002
+    find(candidate, exporter, run, samples, progress)   # a Finding: "'layer2.0.conv1', nets.py:41: ...", 0.31, 0.002
 
 The model's graph is cut behind an operator, and the piece exported and run as the whole was. What its answers differ by
 says on which side of it to look next. Of branches that run side by side bisection may name a later one, so what leads
@@ -41,7 +41,7 @@ _MOST = 24  # pieces; bisection takes about ten
 # another order.
 _INT8, _FLOAT = 0.05, 1e-3
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +80,20 @@ def difference(values: "Array", reference: "Array") -> Difference:
     )
 
 
-def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split", told: Told) -> str:
-    """Say in a sentence where the file begins to differ, or why that is not known. `told` is called with the number of
-    pieces tried so far, and about how many there will be.
+def find(candidate: "Candidate", exporter: "Choice", run: Run, samples: "Split", progress: Progress) -> str:
+    """Say in a sentence where the file begins to differ, or why that is not known. `progress` is called with the number
+    of pieces tried so far, and about how many there will be.
     """
     import torchao.quantization.pt2e  # noqa: F401  (registers the operators that exporters look for in every graph)
 
     graph = candidate.module if candidate.form == "exported" else candidate.program().module(check_guards=False)
     with TemporaryDirectory() as folder:
-        search = _Search(candidate, exporter, run, samples, told, Path(folder), graph, *_watched(graph, samples))
+        search = _Search(candidate, exporter, run, samples, progress, Path(folder), graph, *_watched(graph, samples))
         return search.sentence()
 
 
 def first_refused(
-    candidate: "Candidate", exporter: "Choice", run: Run | None, samples: "Split", told: Told
+    candidate: "Candidate", exporter: "Choice", run: Run | None, samples: "Split", progress: Progress
 ) -> fx.Node | None:
     """Return the first operator with which a file cannot be written, loaded or run; None if pieces do not show it."""
     import torchao.quantization.pt2e  # noqa: F401
@@ -101,7 +101,7 @@ def first_refused(
     graph = candidate.module if candidate.form == "exported" else candidate.program().module(check_guards=False)
     with TemporaryDirectory() as folder:
         seen = _watched(graph, samples)
-        return _Search(candidate, exporter, run, samples, told, Path(folder), graph, *seen).first_refused()
+        return _Search(candidate, exporter, run, samples, progress, Path(folder), graph, *seen).first_refused()
 
 
 def _watched(graph: fx.GraphModule, samples: "Split") -> "tuple[dict[fx.Node, Array], list[fx.Node]]":
@@ -166,7 +166,7 @@ class _Search:
     exporter: "Choice"
     run: Run | None
     samples: "Split"
-    told: Told
+    progress: Progress
     folder: Path
     graph: fx.GraphModule
     values: "dict[fx.Node, Array]"
@@ -249,7 +249,7 @@ class _Search:
     def at(self, node: fx.Node) -> Difference | None:
         """Measure how much the file of all operators up to this one differs; None if there is no such file."""
         if node not in self.known:
-            self.told(len(self.known), max(len(self.cuts).bit_length() + 2, len(self.known) + 1))
+            self.progress(len(self.known), max(len(self.cuts).bit_length() + 2, len(self.known) + 1))
             self.known[node] = self.measured(node)
         return self.known[node]
 

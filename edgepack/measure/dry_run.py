@@ -1,6 +1,6 @@
 """Check that an exported model loads and runs, and find the operator that fails otherwise.
 
-    check(candidate, exporter, run, told)       # before anything is trained: the weights do not matter
+    check(candidate, exporter, run, progress)   # before anything is trained: the weights do not matter
 
 A file may be written without a word and yet be refused by its runtime, or end the process that loads it. That has to be
 known early: training takes hours.
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
     from edgepack.config.plugins import Choice
     from edgepack.models.candidate import Candidate
 
-    Told = Callable[[int, int], None]
+    Progress = Callable[[int, int], None]
 
 # RMS error of a file's outputs on noise, relative to the reference. Int8 causes a few per cent, somewhat more where
 # products saturate; a layer with the constants of another causes far more.
 _BROKEN = 0.25
 
 
-def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", *, compare: bool = True) -> None:
+def check(
+    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: "Progress", *, compare: bool = True
+) -> None:
     """Raises StageError with the operator at fault unless the file can be written, loaded and run, and its outputs on
-    noise match the torch model. Without `run` it is only written; without `compare` outputs are not checked. `told` is
-    called during the search for the operator.
+    noise match the torch model. Without `run` it is only written; without `compare` outputs are not checked. `progress`
+    is called during the search for the operator.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"trial{contract.suffix(exporter)}"
@@ -47,7 +49,7 @@ def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "To
             contract.write(candidate, exporter, path)
         except UnplacedError as error:
             raise _refused(
-                candidate, exporter, run, told, f"{error.message}, see build.log for the traceback"
+                candidate, exporter, run, progress, f"{error.message}, see build.log for the traceback"
             ) from error
         if run is None:
             return
@@ -55,10 +57,10 @@ def check(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "To
             off = _off(candidate, exporter, run, path)
         except RefusedError as error:
             reason = error.message.replace(str(path), f"the {exporter.name} file")
-            raise _refused(candidate, exporter, run, told, reason) from error
+            raise _refused(candidate, exporter, run, progress, reason) from error
         if not compare or off <= _BROKEN:
             return
-        where = find(candidate, exporter, run, noise(candidate), told)
+        where = find(candidate, exporter, run, noise(candidate), progress)
     message = (
         f"the {exporter.name} file gives other outputs than the torch model: on random inputs they differ by "
         f"{SHARE.format(off)}"
@@ -79,9 +81,11 @@ def noise(candidate: "Candidate") -> Split:
     return Split(inputs=inputs, targets=torch.zeros(len(inputs[0]), dtype=torch.long))
 
 
-def _refused(candidate: "Candidate", exporter: "Choice", run: Run | None, told: "Told", reason: str) -> StageError:
+def _refused(
+    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: "Progress", reason: str
+) -> StageError:
     """Return the error to raise, with the first operator at fault."""
-    node = first_refused(candidate, exporter, run, noise(candidate), told)
+    node = first_refused(candidate, exporter, run, noise(candidate), progress)
     if node is None:
         return StageError(reason, _way_out(candidate, exporter, None))
     place = f" at {found}" if (found := of_node(node)) else ""

@@ -155,9 +155,9 @@ class _Process:
         with suppress(OSError):  # it has ended; its stderr says why
             self._line.sendall(json.dumps(job).encode())
             self._line.shutdown(socket.SHUT_WR)
-        told, _ = self._process.communicate(timeout=end - time.monotonic())
+        output, _ = self._process.communicate(timeout=end - time.monotonic())
         self._said.seek(0)
-        return subprocess.CompletedProcess(self._process.args, self._process.returncode, told, self._said.read())
+        return subprocess.CompletedProcess(self._process.args, self._process.returncode, output, self._said.read())
 
     def close(self) -> None:
         with self._process:

@@ -86,9 +86,9 @@ class Candidate:
     @classmethod
     def start(cls, choice: Choice, signature: Signature) -> "Candidate":
         """Build the model of a recipe, with its trained weights if it has any."""
-        with collected() as told:
+        with collected() as notes:
             module = choice.module.build(choice.config, signature)
-        return cls(module=module, factory=Factory.of(choice, signature), notes=tuple(told))
+        return cls(module=module, factory=Factory.of(choice, signature), notes=tuple(notes))
 
     @property
     def signature(self) -> Signature:

@@ -4,22 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_told: ContextVar[list[str] | None] = ContextVar("told", default=None)
+_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 def note(text: str) -> None:
     """Add a note; ignored outside of `collected`, for example when a saved candidate is loaded."""
-    told = _told.get()
-    if told is not None and text not in told:
-        told.append(text)
+    notes = _notes.get()
+    if notes is not None and text not in notes:
+        notes.append(text)
 
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
     """Collect the notes that are added inside."""
-    told: list[str] = []
-    token = _told.set(told)
+    notes: list[str] = []
+    token = _notes.set(notes)
     try:
-        yield told
+        yield notes
     finally:
-        _told.reset(token)
+        _notes.reset(token)

@@ -16,12 +16,12 @@ class Difference(NamedTuple):
     after: Any
 
     def __str__(self) -> str:
-        return self.told(".".join(self.path))
+        return self.describe(".".join(self.path))
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """Return the difference in words, under this name.
 
-        >>> Difference(("ratio",), None, "30 %").told("ratio")
+        >>> Difference(("ratio",), None, "30 %").describe("ratio")
         'ratio is new: 30 %'
         """
         before, after = _brief(self.before), _brief(self.after)

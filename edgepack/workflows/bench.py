@@ -107,7 +107,7 @@ def bench(
         [specs] = _inputs([job], shapes)
         emit(StepProgress(doing="checking its outputs", done=0, total=1))
         _check_answers(job, specs, connection)
-        progress = _told("timing in fresh processes", emit)
+        progress = _progress("timing in fresh processes", emit)
 
         def decided(taken: tuple[Answers, ...]) -> bool:
             figures = timing_figures.timings(taken[0])
@@ -145,7 +145,7 @@ def pair(
         for job, specs in zip(jobs, inputs, strict=True):
             emit(StepProgress(doing=f"checking the outputs of {job['file']}", done=0, total=1))
             _check_answers(job, specs, connection)
-        taken = timing_protocol.time_pair(connection.run, jobs, _told("timing in alternating runs", emit))
+        taken = timing_protocol.time_pair(connection.run, jobs, _progress("timing in alternating runs", emit))
         files = [
             _found(job, specs, device, connection, Timed(answers=answers), ())
             for job, specs, answers in zip(jobs, inputs, taken, strict=True)
@@ -300,10 +300,10 @@ def _inputs(jobs: Sequence[dict[str, Any]], shapes: Mapping[str, Sequence[int]])
     Raises RecipeError for wrong shapes, DeviceError if memory is too small for them.
     """
     with closing(processes.Host(Controls(threads=1))) as here:
-        told = [_described(job, here) for job in jobs]
-    for job, specs in zip(jobs, told, strict=True):
+        inputs = [_described(job, here) for job in jobs]
+    for job, specs in zip(jobs, inputs, strict=True):
         job["shapes"] = {name: [*shapes[name]] for name, _, _ in specs if name in shapes}
-    return fixed([Path(job["file"]) for job in jobs], told, shapes)
+    return fixed([Path(job["file"]) for job in jobs], inputs, shapes)
 
 
 def _described(job: dict[str, Any], here: processes.Host) -> list[Spec]:
@@ -313,7 +313,7 @@ def _described(job: dict[str, Any], here: processes.Host) -> list[Spec]:
     return [(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
 
 
-def _told(doing: str, emit: Emit) -> Callable[[int, int], None]:
+def _progress(doing: str, emit: Emit) -> Callable[[int, int], None]:
     return lambda done, total: emit(StepProgress(doing=doing, done=done, total=total))
 
 

@@ -46,13 +46,13 @@ def analytic(device: Device, connection: Connection, samples: dict[str, list[Sam
     versions = ", ".join(f"{runtime} {connection.facts['versions'][runtime]}" for runtime in samples)
     nets = len({sample.net for each in samples.values() for sample in each})
     where = connection.facts.get("cpu") or device.name
-    told = {
+    figures = {
         "calibrated_from": f"{nets} small networks in fp32 and int8, timed on {where}, {versions}",
         "error": f"{100 * mean_error(errors):.0f} %",
         "threads": int(connection.facts["threads"]),
         "runtimes": {runtime: fit_rates(each) for runtime, each in samples.items()},
     }
-    return Analytic.model_validate(told)
+    return Analytic.model_validate(figures)
 
 
 def section(found: Analytic) -> str:

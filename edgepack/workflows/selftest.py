@@ -82,20 +82,20 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
     manifest, files = bundle.read(path)
     if manifest.deploy_only:
         raise RecipeError(f"{path} holds only what an app ships, no samples", "test the complete bundle instead")
-    told = _parsed(files, "selftest/cases.json", Cases)
-    known = told.cases
+    cases = _parsed(files, "selftest/cases.json", Cases)
+    known = cases.cases
     interface = _parsed(files, "io/signature.json", Interface)
-    models = dict(_models(manifest, told))
+    models = dict(_models(manifest, cases))
     columns = _columns(files, known, interface.inputs)
     different = [*_tokenized(files, known, interface, columns)]
     skipped = []
     with _reached(device) as connection:
         for runtime, facts in models.items():
-            why = _absent(runtime, None if device is None else connection.facts) or _unknown(facts.format, told)
+            why = _absent(runtime, None if device is None else connection.facts) or _unknown(facts.format, cases)
             if why:
                 skipped.append(f"{facts.entry.file} was not run: {why}")
                 continue
-            for answer in _answers(manifest, files, told, columns, runtime, connection):
+            for answer in _answers(manifest, files, cases, columns, runtime, connection):
                 if not answer.same:
                     different.append(answer.difference)
                 yield answer
@@ -134,12 +134,12 @@ def _parsed(files: Files, name: str, kind: type[Content]) -> Content:
         raise VerifyError(f"{name} not found, or not valid for a self-test", _AGAIN) from None
 
 
-def _models(manifest: bundle.Manifest, told: Cases) -> Iterator[tuple[str, Runtime]]:
+def _models(manifest: bundle.Manifest, cases: Cases) -> Iterator[tuple[str, Runtime]]:
     """Yield each runtime with its file. Raises an error if there is nothing to compare."""
-    if not (manifest.runtimes and told.cases):
+    if not (manifest.runtimes and cases.cases):
         raise VerifyError("the bundle has no self-test samples", _AGAIN)
     for runtime, facts in manifest.runtimes.items():
-        if facts.format not in told.not_run and not all(facts.format in case.expected for case in told.cases):
+        if facts.format not in cases.not_run and not all(facts.format in case.expected for case in cases.cases):
             raise VerifyError(f"the bundle has no expected outputs for {runtime}", _AGAIN)
         yield runtime, facts
 
@@ -197,15 +197,15 @@ def _absent(runtime: str, facts: dict[str, Any] | None) -> str:
     return f"{' and '.join(lacking)} is not installed here" if lacking else ""
 
 
-def _unknown(format: str, told: Cases) -> str:
-    why = told.not_run.get(format)
+def _unknown(format: str, cases: Cases) -> str:
+    why = cases.not_run.get(format)
     return f"its expected outputs are unknown: at build time, {printable(why)}" if why else ""
 
 
 def _answers(
     manifest: bundle.Manifest,
     files: Files,
-    told: Cases,
+    cases: Cases,
     columns: "list[Array]",
     runtime: str,
     connection: "Connection",
@@ -217,7 +217,7 @@ def _answers(
     names = _names(files)
     file = facts.entry.file
     now = _logits(file, files, columns, runtime, connection)
-    for case, logits in zip(told.cases, now, strict=True):
+    for case, logits in zip(cases.cases, now, strict=True):
         before = numpy.array(case.expected[facts.format])
         if logits.shape != before.shape or len(names) != before.size:
             raise VerifyError(f"{file} gives {logits.size} values, which does not match selftest/ and io/", _AGAIN)
@@ -230,7 +230,7 @@ def _answers(
             label=label,
             expected=expected,
             distance=distance,
-            allowed=told.tolerance.logits,
+            allowed=cases.tolerance.logits,
         )
 
 

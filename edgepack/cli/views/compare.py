@@ -46,10 +46,10 @@ def _when(build: Build) -> str:
 
 def _row(change: Change) -> tuple[str, ...]:
     before, after = (wording.figure(change.metric, each.value) for each in (change.before, change.after))
-    return change.metric, change.artifact, before, after, told(change), _note(change)
+    return change.metric, change.artifact, before, after, change_text(change), _note(change)
 
 
-def told(change: Change) -> str:
+def change_text(change: Change) -> str:
     """Return the change in words: "+12.1 % [+9.8, +14.0]", "-0.22 points"."""
     if change.ratio is None:
         return _difference(change)

@@ -50,15 +50,15 @@ class Plain:
     """Prints plain lines for logs: when a step starts, sometimes while it runs, and when it ends."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.told = stream, 0.0
+        self.stream, self.reported = stream, 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepStarted):
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
         if isinstance(event, StepProgress):
-            if time.monotonic() - self.told < _QUIET:
+            if time.monotonic() - self.reported < _QUIET:
                 return
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
         if text := _text(event):
             _say(self, text)
 

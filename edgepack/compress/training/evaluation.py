@@ -30,14 +30,14 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     return task.score(predict(module, split).numpy(), split.targets.numpy())
 
 
-def predict(module: nn.Module, split: Split, told: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Return the logits, [n, classes], in order; `told` is called after every batch."""
+def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """Return the logits, [n, classes], in order; `progress` is called after every batch."""
     train_mode(module, False)
     logits = []
     with torch.no_grad():
         for batch in split.batches(1 if measures_ranges(module) else EVALUATION_BATCH):
             logits.append(module(*batch.inputs).float())
-            told()
+            progress()
     return torch.cat(logits)
 
 
@@ -46,14 +46,14 @@ class Progress:
 
     def __init__(self, emit: Emit, doing: str, total: int) -> None:
         self.emit, self.doing, self.total = emit, doing, total
-        self.done, self.started, self.told = 0, time.monotonic(), 0.0
+        self.done, self.started, self.reported = 0, time.monotonic(), 0.0
 
     def advance(self) -> None:
         self.done += 1
         now = time.monotonic()
-        if now - self.told < 0.2 and self.done < self.total:
+        if now - self.reported < 0.2 and self.done < self.total:
             return
-        self.told = now
+        self.reported = now
         left = (now - self.started) / self.done * (self.total - self.done)
         self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
 

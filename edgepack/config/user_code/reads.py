@@ -261,9 +261,9 @@ def _is_output(folder: Path) -> bool:
     return any(part.startswith(".") or part in _OUTPUTS for part in inside)
 
 
-def told(names: list[str]) -> str:
+def describe(names: list[str]) -> str:
     """
-    >>> told(["/data/a.npz"])
+    >>> describe(["/data/a.npz"])
     'reads /data/a.npz, which is not named in `files`: when that changes, the next build makes it again'
     """
     if len(names) == 1:

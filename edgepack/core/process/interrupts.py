@@ -52,8 +52,8 @@ class _Watch:
 
     def stand_by(self, read: int) -> None:
         """Wait for a signal, raise it again until it is heard, and end the process at last. Runs in the thread."""
-        with os.fdopen(read, "rb", buffering=0) as told:
-            while (number := told.read(1)) and number[0] not in SIGNALS:
+        with os.fdopen(read, "rb", buffering=0) as pipe:
+            while (number := pipe.read(1)) and number[0] not in SIGNALS:
                 pass  # a signal that is not handled here
             came = time.monotonic()
             while number and (self.ends or not self.heard) and time.monotonic() < max(came, self.heard) + _PATIENCE:

@@ -143,7 +143,7 @@ def load(config: Config) -> Data:
     files = {picture.file: picture.sha for picture in pictures}
     stored = _allocated(len({*files.values()}), config)
     read = all_decoded(files, config.frame, stored)
-    kept, told = _different(pictures, read)
+    kept, notes = _different(pictures, read)
     parts = _drawn(config, kept, listing, _lost(pictures, read, [*listing.parts["train"]]))
     rows = {sha: row for row, sha in enumerate(read)}
     bring_forward(stored, [rows[picture.sha] for part in parts.values() for picture in part])
@@ -164,7 +164,7 @@ def load(config: Config) -> Data:
         train=split("train", augment),
         validation=split("validation"),
         test=split("test"),
-        notes=(*listing.notes, *told),
+        notes=(*listing.notes, *notes),
     )
 
 
@@ -275,8 +275,8 @@ def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost:
     for part, members in given.items():
         if not members:
             fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
-            told = whereabouts(fates, len(fates), "picture")
-            raise RecipeError(f"the {part} split has no picture that other splits lack: {told}", ONCE)
+            reason = whereabouts(fates, len(fates), "picture")
+            raise RecipeError(f"the {part} split has no picture that other splits lack: {reason}", ONCE)
         chosen = drawn([each.label for each in members], shares if part == "train" else {})
         # If nothing is drawn from it, the whole part comes back under the name train.
         parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}

@@ -85,8 +85,8 @@ def load(config: Config) -> Data:
     """Return the checked result of the function. Raises RecipeError naming a split that is not as described."""
     given = _parts(config.function, _called(config))
     splits = {part: _checked(part, _split(part, given[part]), config) for part in _PARTS}
-    told = (*_lacking(splits, config.labels), *_shared(splits))
-    return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=told)
+    notes = (*_lacking(splits, config.labels), *_shared(splits))
+    return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=notes)
 
 
 def _called(config: Config) -> object:

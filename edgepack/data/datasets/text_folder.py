@@ -81,8 +81,8 @@ _MIXED = "convert them, set their encoding (for example encoding: latin-1), or s
 
 def _replaced(odd: Mapping[Path, str], config: Config) -> Iterator[str]:
     if odd:
-        told = f"not {config.encoding}, such as {shown(next(iter(odd)))}"
-        yield f"{counted(len(odd), 'document')} {told}: unreadable bytes are replaced by U+FFFD"
+        reason = f"not {config.encoding}, such as {shown(next(iter(odd)))}"
+        yield f"{counted(len(odd), 'document')} {reason}: unreadable bytes are replaced by U+FFFD"
 
 
 def _each(found: dict[str, Files]) -> Iterator[tuple[str, str, Path]]:

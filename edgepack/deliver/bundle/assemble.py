@@ -103,8 +103,8 @@ def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
     for artifact in build.shipped():
         for name, content in parts.runtime[artifact.label].items():
             if name == "BUILDING.md":
-                told = f"With `BUNDLE` the folder of this bundle and `MODEL={_model(recipe, artifact)}`."
-                building.append(f"# {artifact.runtime}\n\n{told} ".encode() + content)
+                text = f"With `BUNDLE` the folder of this bundle and `MODEL={_model(recipe, artifact)}`."
+                building.append(f"# {artifact.runtime}\n\n{text} ".encode() + content)
             else:
                 files[f"runtime/{name}"] = content
     return files | ({"runtime/BUILDING.md": b"\n".join(building)} if building else {})

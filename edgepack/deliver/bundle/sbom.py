@@ -71,12 +71,12 @@ def _library(name: str, version: str) -> Json:
 def _data(manifest: "Manifest") -> Json:
     (name,) = manifest.source.data
     fingerprint = {"name": "edgepack:fingerprint", "value": manifest.source.fingerprint}
-    told = {
+    facts = {
         "type": "dataset",
         "name": name,
         "contents": {"properties": [fingerprint]},
     }
-    return {"type": "data", "bom-ref": "data", "name": name, "data": [told]}
+    return {"type": "data", "bom-ref": "data", "name": name, "data": [facts]}
 
 
 def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:

@@ -128,7 +128,7 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
     rates = dict(zip(_NAMES, values, strict=False))
     bandwidth, memory, per_operation, per_run = values[len(_NAMES) :]
     by_type = {dtype: {kind: rates[f"{dtype} {kind}"] for kind in _RATES} for dtype in ("fp32", "int8")}
-    told = {  # in the form of a profile, so that they are validated alike
+    figures = {  # in the form of a profile, so that they are validated alike
         **by_type,
         "portable": rates["portable"] if portable else None,
         "bandwidth": bandwidth,
@@ -137,4 +137,4 @@ def _figures(logs: "Vector", cache: float, *, portable: bool) -> Figures:
         "per_operation": f"{1e3 * per_operation:.6g} us",
         "per_run": f"{1e3 * per_run:.6g} us",
     }
-    return Figures.model_validate(told)
+    return Figures.model_validate(figures)

@@ -84,8 +84,8 @@ def _unsteady(answers: Answers, threads: int | None) -> str:
 def _cpu_contention(answers: Answers) -> str:
     """Detect steady load, which slows every process alike, so that they agree. Uses the median over processes."""
     share = statistics.median([answer.get("cpu_contention", 0.0) for answer in answers] or [0.0])
-    told = f"other programs used {share:.0%} of the time of the cores used for timing: close them"
-    return told if share > _CPU_CONTENTION else ""
+    text = f"other programs used {share:.0%} of the time of the cores used for timing: close them"
+    return text if share > _CPU_CONTENTION else ""
 
 
 def _blind(answers: Answers) -> str:

@@ -54,9 +54,9 @@ def state() -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def blind(job: dict[str, Any], told: dict[str, Any]) -> bool:
+def blind(job: dict[str, Any], facts: dict[str, Any]) -> bool:
     """Return whether the device should cool down but reports no temperature."""
-    return bool(job.get("cool_down")) and "celsius" not in told
+    return bool(job.get("cool_down")) and "celsius" not in facts
 
 
 def others(stat: str, cores: set[int], own: float) -> tuple[float, float]:
@@ -126,12 +126,12 @@ def _raspberry_bits() -> str:
     if not program:
         return ""
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             [program, "get_throttled"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FIRMWARE
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""  # it asks the firmware, which may not answer
-    return told.stdout.strip().removeprefix("throttled=")
+    return result.stdout.strip().removeprefix("throttled=")
 
 
 def _now(bits: str) -> "int | None":

@@ -210,7 +210,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:
-        module, told = transformers().AutoModelForSequenceClassification.from_pretrained(
+        module, loading_info = transformers().AutoModelForSequenceClassification.from_pretrained(
             path.parent,
             config=_configured(config, signature),
             attn_implementation="eager",
@@ -223,7 +223,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     except Exception as error:  # damaged files fail in many ways
         raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them again") from error
     check_floats(path.parent / hub.WEIGHTS[0])
-    lost = sorted(key for key in told["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
+    lost = sorted(key for key in loading_info["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
     if lost:
         raise StageError(
             f"the weights in {path.parent} lack {len(lost)} tensors of its model, the first is '{lost[0]}'",

@@ -272,7 +272,7 @@ def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
 
     from edgepack.core.errors import reason
     from edgepack.models.checks.trial import tried
-    from edgepack.models.structure.channels import recall, recalled, told
+    from edgepack.models.structure.channels import describe_reasons, recall, recalled
     from edgepack.models.structure.dependency_groups import survey
     from edgepack.models.structure.flow import OUTPUT
     from edgepack.models.structure.surgery import first, shrink
@@ -283,7 +283,7 @@ def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
     try:
         whole = survey(module, (picture,)).whole
         if stay := {name: why for name, why in whole.items() if why != OUTPUT}:
-            raise StageError(f"not every layer can lose channels ({told(stay)})")
+            raise StageError(f"not every layer can lose channels ({describe_reasons(stay)})")
         _FOLLOWED[key] = recalled(module)
         shrink(module, picture, keep=config.width, score=first, multiple=1)
         tried(module, signature, config.torchvision)

@@ -379,7 +379,7 @@ def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
     return ""
 
 
-def told(whole: Mapping[str, str]) -> str:
+def describe_reasons(whole: Mapping[str, str]) -> str:
     """List why layers keep their channels, each reason once, most frequent first: "conv1 and conv2: frozen; ..."."""
     counts = Counter(whole.values())
     return "; ".join(

@@ -109,9 +109,9 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
     def suspect(self, labels: Tensor, what: str) -> None:
         """Note a possible reason, in case a trial shows that these labels cannot be removed."""
         moving = labels[labels > 0].unique().tolist()
-        told = f"{what}{self.place()}" if moving else ""
+        reason = f"{what}{self.place()}" if moving else ""
         for label in moving:
-            self.suspects.setdefault(int(label), []).append(told)
+            self.suspects.setdefault(int(label), []).append(reason)
 
     def join(self, one: Tensor, other: Tensor, why: str = "") -> None:
         """Join labels at the same position, which must be removed together; next to a fixed one none can be removed."""

@@ -6,7 +6,7 @@ from torch import nn
 
 from edgepack.core.errors import StageError, listed
 from edgepack.core.units import SHARE
-from edgepack.models.structure.channels import FROZEN, Inputs, told
+from edgepack.models.structure.channels import FROZEN, Inputs, describe_reasons
 from edgepack.models.structure.dependency_groups import EXCLUDED, Group, Survey, survey
 from edgepack.models.structure.encoder import blocks
 from edgepack.models.structure.flow import OUTPUT
@@ -39,7 +39,7 @@ def nothing_removed(
     else:
         why = f"no layer has a whole block of {multiple} channels to remove: {_widths(found.groups)}"
     also = reasons(found.whole)
-    why += f"; also, {told(also)}" if also else ""
+    why += f"; also, {describe_reasons(also)}" if also else ""
     return StageError(f"nothing was removed: at {fewer} {why}", _larger(found, multiple))
 
 
@@ -53,7 +53,7 @@ def _widths(groups: Collection[Group]) -> str:
 def no_groups(module: nn.Module, found: Survey) -> str:
     """Say why no layer can lose channels."""
     if why := reasons(found.whole):
-        return f"no layer can lose channels: {told(why)}"
+        return f"no layer can lose channels: {describe_reasons(why)}"
     if EXCLUDED in found.whole.values():
         return "every layer that could lose channels is excluded"
     answers = listed(list(found.whole)) or "none of its layers"
@@ -92,4 +92,4 @@ def _larger(found: Survey, multiple: int) -> str:
 def cannot_be_narrower(module: nn.Module, inputs: Inputs) -> str:
     """Say why some of its layers keep their channels, for a message; "" if none does."""
     also = reasons(survey(module, inputs).whole)
-    return f"; {told(also)}" if also else ""
+    return f"; {describe_reasons(also)}" if also else ""

@@ -85,8 +85,8 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> None:
     state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # which safetensors does not keep
     module.load_state_dict(state, strict=False)
     left = (*_passed_over(matches, match, own), *_without_names(module, nameless(found))) if key is None else ()
-    for told in (*_told(match), *left):
-        note(f"{path.name}: {told}")
+    for text in (*_load_notes(match), *left):
+        note(f"{path.name}: {text}")
 
 
 def fits(module: nn.Module, path: Path, key: str | None = None) -> bool:
@@ -304,8 +304,8 @@ _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quo
 def _names(matches: list[Match]) -> list[str]:
     """Return the shortest names that distinguish the matches; "" is the set that has no prefix in the file."""
     entries, short, long = ([*names] for names in zip(*((each.entry, *each.prefixes) for each in matches), strict=True))
-    told = (names for names in (entries, short, long) if all(names) and len({*names}) == len(names))
-    return next(told, [match.keys[1] for match in matches])
+    distinct = (names for names in (entries, short, long) if all(names) and len({*names}) == len(names))
+    return next(distinct, [match.keys[1] for match in matches])
 
 
 def _alike(matches: list[Match]) -> bool:
@@ -333,7 +333,7 @@ def _refuse(best: Match, own: State, path: Path) -> None:
     )
 
 
-def _told(match: Match) -> Iterator[str]:
+def _load_notes(match: Match) -> Iterator[str]:
     own, there = next(iter(match.names.items()), ("", ""))
     if there != own:
         yield f"'{there}' was taken for '{own}', and so on"

@@ -88,8 +88,8 @@ def describe(step: Step, entry: Entry) -> str:
             return f"accuracy {SHARE.format(reference.score)} of {reference.rows} test samples"
         case "evaluation":
             found = EvaluationOutcome.read(entry)
-            told = f"accuracy {SHARE.format(found.score)} of {found.rows} test samples"
-            return f"not run here: {found.not_run}" if found.not_run else told
+            text = f"accuracy {SHARE.format(found.score)} of {found.rows} test samples"
+            return f"not run here: {found.not_run}" if found.not_run else text
 
 
 def _of_timing(found: TimingOutcome) -> str:

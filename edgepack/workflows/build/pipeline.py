@@ -244,8 +244,8 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
         case "timing":
             found = TimingOutcome.read(entry)
             whys = ((MODEL, found.not_timed), (TEACHER, found.teacher_not_timed))
-            told = {label_of(step.id.format, subject): why for subject, why in whys if why}
-            more["not_timed"] = {**result.not_timed, **told}
+            reasons = {label_of(step.id.format, subject): why for subject, why in whys if why}
+            more["not_timed"] = {**result.not_timed, **reasons}
     return result.model_copy(update=more)
 
 

@@ -148,7 +148,7 @@ class Workspace:
             names = read()
             self.planner.reads.note(choice, names)
             if there := [name for name in names if name.startswith("$") or Path(name).exists()]:
-                self.user_reads.append(f"{whose} {reads.told(there)}")
+                self.user_reads.append(f"{whose} {reads.describe(there)}")
                 self.emit(Note(text=self.user_reads[-1]))
             return result
 

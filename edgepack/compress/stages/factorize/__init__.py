@@ -160,10 +160,10 @@ def _notes(survey: "Survey", decision: "Decision") -> tuple[str, ...]:
     from edgepack.compress.stages.factorize.goals import IN, percent
 
     whole = {**survey.whole, **decision.whole}
-    told = {name: f"not split: {whole[name]}" for name in survey.looked_at if name in whole}
+    notes = {name: f"not split: {whole[name]}" for name in survey.looked_at if name in whole}
     for name, (curve, rank) in decision.splits.items():
         site, remark = survey.sites[name], decision.remarks.get(name, "")
         done = f"split{IN[curve.scheme]} at rank {rank} of {site.full(curve.scheme)}"
         kept = f"keeping {percent(curve.exactly(rank))} of its energy"
-        told[name] = f"{done}, {kept}{f' ({remark})' if remark else ''}"
-    return (*decision.heading, *(f"{name}: {told[name]}" for name in survey.looked_at))
+        notes[name] = f"{done}, {kept}{f' ({remark})' if remark else ''}"
+    return (*decision.heading, *(f"{name}: {notes[name]}" for name in survey.looked_at))

@@ -71,14 +71,14 @@ class AtRank:
             shown = ", ".join(f"{limit:.4g} ({name})" for name, limit in limits[:_NAMES])
             more = f" and lower for {len(limits) - _NAMES} more" if len(limits) > _NAMES else ""
             raise StageError(
-                f"at rank {self._told()} a split saves no weights: break-even is at {shown}{more}",
+                f"at rank {self._rank_text()} a split saves no weights: break-even is at {shown}{more}",
                 f"use a lower rank; up to {SHARE.format(PAYS)} of break-even a split is also not slower",
             )
 
     def _why(self, name: str) -> str:
-        return f"rank {self._told()} saves no weights, its break-even is {self._break_even(name):.4g}"
+        return f"rank {self._rank_text()} saves no weights, its break-even is {self._break_even(name):.4g}"
 
-    def _told(self) -> str:
+    def _rank_text(self) -> str:
         """Return the requested rank, and the one it is rounded to on this device."""
         rank = max(self.block, round(self.asked / self.block) * self.block)
         return str(rank) if rank == self.asked else f"{rank} ({self.asked} in whole blocks of {self.block})"

@@ -157,9 +157,9 @@ def _no_narrower(candidate: "Candidate", notes: list[str], config: Config, emit:
     if config.target is None:
         return candidate.changed(notes=tuple(notes))
     enough = {"target": {"params": parameters(candidate.module)}} if config.needs_timing else {}
-    told = f"nothing to prune: the model has no more than {config.target.words()} already"
-    emit(Note(text=told))
-    return replace(candidate.changed(notes=(*notes, told)), decided=enough)
+    reason = f"nothing to prune: the model has no more than {config.target.words()} already"
+    emit(Note(text=reason))
+    return replace(candidate.changed(notes=(*notes, reason)), decided=enough)
 
 
 def _check(module: "nn.Module", config: Config, *, sure: bool = True) -> None:

@@ -75,8 +75,8 @@ def sensitivities(module: nn.Module, config: "Config", context: Context) -> list
     for i, name in enumerate(names):
         context.emit(StepProgress(doing="measuring the sensitivity of each layer", done=i, total=len(names)))
         changes = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) - whole for share in _TRIALS]
-        told = zip(changes, _TRIALS, strict=True)
-        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in told)
+        pairs = zip(changes, _TRIALS, strict=True)
+        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in pairs)
         notes.append(f"sensitivity of {name}: {words}")
     return notes
 

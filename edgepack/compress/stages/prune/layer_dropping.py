@@ -72,7 +72,7 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
     """Drop the least important layers one by one, each measured without those dropped before; return them and notes."""
     context = replace(context, data=replace(context.data, validation=context.data.validation.first(_SAMPLES)))
     gone: dict[str, nn.Module] = {}
-    told: dict[str, str] = {}
+    notes: dict[str, str] = {}
     done, total = 0, sum(len(names) - i for i in range(number))
     for turn in range(1, number + 1):
         whole, cost = validate(module, context), {}
@@ -82,13 +82,13 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
             kept = _passed_over(module, name)
             now = validate(module, context)
             replace_layer(module, name, kept)
-            cost[name], told[name] = now.loss - whole.loss, _worth(now, whole)
+            cost[name], notes[name] = now.loss - whole.loss, _worth(now, whole)
         least = min(cost, key=lambda name: cost[name])
         gone[least] = _passed_over(module, least)
-        told[least] += f": dropped, {turn} of {number}"
+        notes[least] += f": dropped, {turn} of {number}"
     for name, layer in gone.items():
         replace_layer(module, name, layer)
-    return list(gone), [f"{name}: {told[name]}" for name in names]
+    return list(gone), [f"{name}: {notes[name]}" for name in names]
 
 
 def _passed_over(module: nn.Module, name: str) -> nn.Module:

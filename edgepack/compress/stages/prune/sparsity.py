@@ -26,7 +26,7 @@ def sparsified(candidate: "Candidate", config: "Config", context: Context) -> "C
     for step in range(1, steps + 1):
         _zero(module, [edit.layer for edit in edits], config.pattern, 1 - (1 - ratio) ** (step / steps))
         recover(module, f"cut {step} of {steps}", config.recover, context)
-    return candidate.changed(*edits, notes=tuple(_told(module)))
+    return candidate.changed(*edits, notes=tuple(_zero_notes(module)))
 
 
 def _thinned(module: nn.Module, config: "Config") -> list[str]:
@@ -52,7 +52,7 @@ def _zero(module: nn.Module, layers: list[str], pattern: str, share: float) -> N
             weight.mul_(kept.flatten(-2).transpose(1, -1))
 
 
-def _told(module: nn.Module) -> list[str]:
+def _zero_notes(module: nn.Module) -> list[str]:
     weights = {name: module.get_submodule(name).weight for name in outputs(module)}
     return [
         f"{name}: {SHARE.format(float((w == 0).float().mean()))} of its weights are 0" for name, w in weights.items()

@@ -14,7 +14,7 @@ from edgepack.core.errors import StageError
 from edgepack.core.units import SHARE
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import macs, parameters, stored_bytes
-from edgepack.models.structure.channels import told
+from edgepack.models.structure.channels import describe_reasons
 from edgepack.models.structure.dependency_groups import parts, survey
 from edgepack.models.structure.surgery import widest
 from edgepack.models.structure.unprunable import no_groups, reasons, way_out
@@ -67,9 +67,10 @@ class Search:
             )
         also = reasons(found.whole)
         able = f"{spared} that can lose any" if also else spared
+        limits = f"; {describe_reasons(also)}" if also else ""
         return StageError(
             f"pruning cannot reach {target.words()}: with {self._least(candidate.module)} in every layer{able} "
-            f"the closest is {target.tell(closest)}, {share} of the current model{f'; {told(also)}' if also else ''}",
+            f"the closest is {target.tell(closest)}, {share} of the current model{limits}",
             f"set the target to that or more{', exclude fewer layers' * bool(spared)}, or start from a smaller student",
         )
 

@@ -144,8 +144,8 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     notes = [*notes, f"kept epoch {best.epoch} of {config.epochs}"]
     if config.mode == "qat":
         return _quantized(candidate, trained, notes)
-    mode, module, told = _better({"ptq": converted(observed), "qat": trained}, context)
-    return replace(_quantized(candidate, module, [*notes, told]), decided={"mode": mode})
+    mode, module, reason = _better({"ptq": converted(observed), "qat": trained}, context)
+    return replace(_quantized(candidate, module, [*notes, reason]), decided={"mode": mode})
 
 
 def _mixed(candidate: "Candidate", config: Config, context: Context) -> "Candidate":
@@ -256,8 +256,8 @@ def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode
 
     found = {mode: validate(module, context) for mode, module in modules.items()}
     kept = max(found, key=lambda mode: (found[mode].score, -found[mode].loss))
-    told = [
+    scores = [
         f"{mode}: {context.task.METRIC} {SHARE.format(each.score)}, loss {each.loss:.4f}"
         for mode, each in found.items()
     ]
-    return kept, modules[kept], f"kept {kept} ({'; '.join(told)} on the validation split)"
+    return kept, modules[kept], f"kept {kept} ({'; '.join(scores)} on the validation split)"

@@ -162,8 +162,8 @@ def decide(trials: Trials) -> Precision:
     best = trials.all if trials.faster(trials.all, grown) else grown
     timed = f"int8 everywhere {_ms(trials.ms(_NONE))}, fp32 everywhere {_ms(trials.ms(trials.all))}"
     if best and not trials.confirmed(best):
-        told = f"int8 everywhere: layers that seemed faster in fp32 were not faster when timed again ({timed})"
-        return Precision(fp32=trials.given, notes=(told,))
+        reason = f"int8 everywhere: layers that seemed faster in fp32 were not faster when timed again ({timed})"
+        return Precision(fp32=trials.given, notes=(reason,))
     notes = tuple(_notes(trials, best, timed))
     return Precision(fp32=trials.patterns(best) if best else trials.given, notes=notes)
 

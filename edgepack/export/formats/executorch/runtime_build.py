@@ -31,13 +31,13 @@ def files(path: Path, backend: ModuleType) -> dict[str, bytes]:
 
     selected, operators = _selected(path)
     libraries = [f"`{name}`" for name in (backend.LIBRARY, "executorch_kernels") if name]
-    told = f"ExecuTorch itself runs of operators: {', '.join(operators)}" if operators else "The backend runs all of it"
+    note = f"ExecuTorch itself runs of operators: {', '.join(operators)}" if operators else "The backend runs all of it"
     text = _BUILDING.format(
         version=version("executorch").partition("+")[0],
         flag=f"{backend.BUILD} " if backend.BUILD else "",
         libraries=" and ".join(libraries),
         quantized=_QUANTIZED if any(name.startswith("quantized_decomposed::") for name in operators) else "",
-        operators=f"{told}.",
+        operators=f"{note}.",
         name=_OPERATORS,
     )
     return {_OPERATORS: selected, "BUILDING.md": text.encode()}

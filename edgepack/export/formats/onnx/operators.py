@@ -53,14 +53,15 @@ def _zeros(value: Any, shape: Shape | None) -> Any:
     return numpy.zeros(tuple(known), {"float": "float32", "double": "float64"}.get(kind, kind))
 
 
-def _operation(node: str, told: dict[str, Any]) -> Operation:
-    operator, inputs, outputs = told["op_name"], _tensors(told["input_type_shape"]), _tensors(told["output_type_shape"])
+def _operation(node: str, facts: dict[str, Any]) -> Operation:
+    operator = facts["op_name"]
+    inputs, outputs = _tensors(facts["input_type_shape"]), _tensors(facts["output_type_shape"])
     name = f"{operator} {node}" if node else operator
     if operator in _VIEWS:
         return Operation(name=name, kind="elementwise", elements=0, bytes=0)
     read = outputs if operator in _LOOKUPS else inputs
     traffic = sum(_size(each) for each in (*read, *outputs))
-    weights = 0 if operator in _LOOKUPS else int(told.get("parameter_size", 0))
+    weights = 0 if operator in _LOOKUPS else int(facts.get("parameter_size", 0))
     kind, macs, dtype = _work(operator, inputs, outputs)
     elements = max((prod(shape) for _, shape in (outputs if macs else [*read, *outputs])), default=0)
     return Operation(
@@ -85,8 +86,8 @@ def _work(operator: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[K
     return "elementwise", 0, outputs[0][0] if outputs else ""
 
 
-def _tensors(told: list[dict[str, list[int]]]) -> list[Tensor]:
-    return [(dtype, shape) for each in told for dtype, shape in each.items()]
+def _tensors(recorded: list[dict[str, list[int]]]) -> list[Tensor]:
+    return [(dtype, shape) for each in recorded for dtype, shape in each.items()]
 
 
 def _size(tensor: Tensor) -> int:

@@ -252,8 +252,8 @@ def _span(kernel: int, before: int, after: int, size: int) -> tuple[int, int, in
 
 def _plain(conv: ir.Node) -> bool:
     pictures = conv.inputs[1].shape is not None and len(conv.inputs[1].shape) == 4
-    told = conv.attributes["auto_pad"].as_string() == "NOTSET" if "auto_pad" in conv.attributes else True
-    return pictures and told and _integer(conv, "group", 1) and _list(conv, "dilations", [1, 1]) == [1, 1]
+    explicit = conv.attributes["auto_pad"].as_string() == "NOTSET" if "auto_pad" in conv.attributes else True
+    return pictures and explicit and _integer(conv, "group", 1) and _list(conv, "dilations", [1, 1]) == [1, 1]
 
 
 def _three_more(model: ir.Model, node: ir.Node, zero: ir.Value) -> ir.Value:

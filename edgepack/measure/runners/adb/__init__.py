@@ -72,26 +72,26 @@ class Config(Frozen):
 def connect(device: Device) -> "Phone":
     link = adb_link.find(device)
     try:
-        told = output.properties(link.shell(_ASK).out)
+        properties = output.properties(link.shell(_ASK).out)
     except LostError:
         raise DeviceError(f"{device.name} disconnected at once", "check the phone and its cable") from None
-    if (abi := told.get("ro.product.cpu.abi", "")) != "arm64-v8a":
+    if (abi := properties.get("ro.product.cpu.abi", "")) != "arm64-v8a":
         message = f"the device attached as {device.name} is for {abi or 'an unknown ABI'}, not arm64-v8a"
         raise DeviceError(message, "attach a phone with a 64-bit system, not an emulator on x86")
     tools = programs.find()
-    return Phone(device, link, _facts(device, told, tools), tools)
+    return Phone(device, link, _facts(device, properties, tools), tools)
 
 
-def _facts(device: Device, told: dict[str, str], tools: dict[str, Tool]) -> Json:
-    cores = _cores(device, output.cores(told.get("online", "")))
+def _facts(device: Device, properties: dict[str, str], tools: dict[str, Tool]) -> Json:
+    cores = _cores(device, output.cores(properties.get("online", "")))
     return {
         "runner": "adb",
         "context": "adb shell",
-        "cpu": f"{told.get('ro.soc.manufacturer', '')} {told.get('ro.soc.model', '')}".strip(),
-        "features": told.get("features", "").strip(),
+        "cpu": f"{properties.get('ro.soc.manufacturer', '')} {properties.get('ro.soc.model', '')}".strip(),
+        "features": properties.get("features", "").strip(),
         "machine": "aarch64",
-        "kernel": told.get("kernel", ""),
-        **{name: told.get(name, "") for name in _PROPERTIES},
+        "kernel": properties.get("kernel", ""),
+        **{name: properties.get(name, "") for name in _PROPERTIES},
         "threads": len(cores),
         "cores": cores,
         "versions": {runtime: tool.version for runtime, tool in tools.items()},

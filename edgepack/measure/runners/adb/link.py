@@ -70,11 +70,11 @@ class Link:
         if done.returncode == 0:
             return
         said = self._unnamed(f"{done.stderr}\n{done.stdout}")
-        told = ", ".join(f"{each.name} ({SIZE.format(each.stat().st_size)})" for each in sources)
+        files = ", ".join(f"{each.name} ({SIZE.format(each.stat().st_size)})" for each in sources)
         if "No space left" in said:
-            raise DeviceError(f"{self.name} has no space left for {told}", "free some: adb shell df /data/local/tmp")
+            raise DeviceError(f"{self.name} has no space left for {files}", "free some: adb shell df /data/local/tmp")
         self._still_there()
-        raise DeviceError(f"{told} could not be sent to {self.name}: {_last(said)}", "run `adb push` by hand")
+        raise DeviceError(f"{files} could not be sent to {self.name}: {_last(said)}", "run `adb push` by hand")
 
     def pull(self, sources: list[str], folder: Path) -> None:
         done = self._adb("pull", *sources, str(folder), timeout=_TRANSFER)

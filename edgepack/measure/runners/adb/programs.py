@@ -25,14 +25,14 @@ class Kind:
     """How a runtime's program is named, where its source tree states the version, and how to build it."""
 
     variable: str
-    told: str
+    version_file: str
     build: str
 
 
 KINDS = {
     "executorch": Kind(
         variable="EDGEPACK_EXECUTOR_RUNNER",
-        told="version.txt",
+        version_file="version.txt",
         build="in ExecuTorch's source: cmake -B cmake-out-android --preset android-arm64-v8a "
         f"-DANDROID_PLATFORM=android-26 -DCMAKE_TOOLCHAIN_FILE={_NDK} -DEXECUTORCH_BUILD_EXECUTOR_RUNNER=ON "
         "-DEXECUTORCH_BUILD_EXTENSION_EVALUE_UTIL=ON -DEXECUTORCH_BUILD_EXTENSION_RUNNER_UTIL=ON "
@@ -41,7 +41,7 @@ KINDS = {
     ),
     "onnxruntime": Kind(
         variable="EDGEPACK_ORT_PERF_TEST",
-        told="VERSION_NUMBER",
+        version_file="VERSION_NUMBER",
         build="in ONNX Runtime's source: ./build.sh --android --android_abi arm64-v8a --android_api 26 "
         "--android_sdk_path $ANDROID_HOME --android_ndk_path $ANDROID_NDK --config Release --build_shared_lib "
         "--skip_tests, which makes build/Android/Release/onnxruntime_perf_test and the libonnxruntime.so beside it",
@@ -103,11 +103,13 @@ def _tool(kind: Kind, name: str) -> Tool:
 
 def _version(kind: Kind, program: Path, libraries: tuple[Path, ...]) -> str:
     inside = (_SYMBOLS.search(file.read_bytes()) for file in (*libraries, program)) if "ORT" in kind.variable else ()
-    above = (folder / kind.told for folder in program.resolve().parents)
+    above = (folder / kind.version_file for folder in program.resolve().parents)
     found = next((match[1].decode() for match in inside if match), "")
     text = found or next((path.read_text(errors="replace").strip() for path in above if path.is_file()), "")
     try:
         return str(Version(text))
     except InvalidVersion:
-        hint = f"keep it in the source tree that it was built in, or put a {kind.told} with the version next to it"
+        hint = (
+            f"keep it in the source tree that it was built in, or put a {kind.version_file} with the version next to it"
+        )
         raise DeviceError(f"the version of {program} is unknown", hint) from None

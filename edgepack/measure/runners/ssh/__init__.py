@@ -96,12 +96,12 @@ class Board:
         output = f"{uuid4().hex}.npy"
         packages = ", ".join(RUNTIMES[job["runtime"]].packages)
         advice = f"check that the runtime loads there: {line.python} -c 'import {packages}'"
-        found = _work(line, self._told(line, job, output), job, advice=advice)
+        found = _work(line, self._remote_job(line, job, output), job, advice=advice)
         if "output" in job:
             line.fetch(output, Path(job["output"]))
         return found
 
-    def _told(self, line: "Line", job: Job, output: str) -> Job:
+    def _remote_job(self, line: "Line", job: Job, output: str) -> Job:
         """Send the job's files and return the job with paths on the device."""
         cores = self.facts["cores"]
         there: Job = {**job, "threads": len(cores), "cpus": cores}
@@ -114,13 +114,13 @@ class Board:
         return there
 
 
-def _work(line: "Line", told: Job, job: Job | None = None, *, advice: str) -> Json:
+def _work(line: "Line", remote_job: Job, job: Job | None = None, *, advice: str) -> Json:
     """Run the worker once there. `job` is the job with local paths. Raises LostError or DeviceError."""
-    job = job or told
+    job = job or remote_job
     timeout = processes.patience(job)
-    arguments = (line.send_worker(), json.dumps({**told, "leash": True}))
+    arguments = (line.send_worker(), json.dumps({**remote_job, "leash": True}))
     try:
-        done = line.call(arguments, timeout=timeout, environment=processes.pools(told.get("threads", 1)))
+        done = line.call(arguments, timeout=timeout, environment=processes.pools(remote_job.get("threads", 1)))
     except subprocess.TimeoutExpired:
         raise processes.endless(job, timeout) from None
     done.stderr = done.stderr.replace(f"{line.folder}/", "")  # reports must not name a user's home

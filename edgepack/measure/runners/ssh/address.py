@@ -32,7 +32,7 @@ class Address:
     """Where the device is, and how to show that to others."""
 
     destination: str
-    told: str
+    label: str
 
     @classmethod
     def of(cls, device: Device) -> "Address":

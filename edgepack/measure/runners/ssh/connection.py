@@ -190,7 +190,7 @@ class Line:
         """Raises the error that explains why the device did not respond."""
         said = (self._place / "said").read_text(errors="replace").strip()
         logging.getLogger(__name__).info("ssh ended with %s: %s", code, said)
-        name, try_it = self.device.name, f"`ssh {self.address.told} true`"
+        name, try_it = self.device.name, f"`ssh {self.address.label} true`"
         if code < 0:
             raise AbsentError(f"{name} did not respond in {_GREETING:.0f} s", f"check that {try_it} works")
         if code == 255:

@@ -122,15 +122,15 @@ def folded(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
         return module
     training = module.training
     before = answer(module.eval(), inputs)
-    for told, fold in found:
+    for description, fold in found:
         try:
             fold()
         except Exception as error:
-            raise StageError(f"the {told} cannot be folded into plain weights: {error}", _BY_HAND) from error
+            raise StageError(f"the {description} cannot be folded into plain weights: {error}", _BY_HAND) from error
     after = answer(module, inputs)
     if not same(before, after, rounding=_SAME):
         raise StageError(f"folded into plain weights, the {found[0][0]} gives other outputs", _BY_HAND)
-    shown = listed([told for told, _ in found], 3)
+    shown = listed([description for description, _ in found], 3)
     note(f"folded into plain weights: {shown}")
     return module.train(training)
 

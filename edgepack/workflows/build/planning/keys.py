@@ -28,7 +28,7 @@ def _reason(found: Difference) -> str:
         return f"{name} changed" if found.before is not None and found.after is not None else ""
     if name == "features" and {"compute", "where"} & {*found.path}:
         return _features(str(found.before or ""), str(found.after or ""))
-    return _PHRASES.get(name, found.told(name))
+    return _PHRASES.get(name, found.describe(name))
 
 
 _PHRASES = {

@@ -37,10 +37,10 @@ def file_contents(work: Workspace, exporter: Any, path: Path, candidate: "Candid
         found: Contents | None = exporter.inspect(path, candidate)
     except Exception as error:
         logging.getLogger(__name__).exception("the contents of %s could not be read", path.name)
-        told = (
+        message = (
             f"the contents of {path.name} could not be read ({type(error).__name__}; see build.log for the traceback)"
         )
-        work.emit(Note(text=f"warning: {told}: the report will lack its bytes by layer, delegation and arena"))
+        work.emit(Note(text=f"warning: {message}: the report will lack its bytes by layer, delegation and arena"))
         return None
     return found
 

@@ -108,9 +108,9 @@ def warn_of_chance(work: Workspace, score: float) -> None:
     """Warn if pretrained weights score no better than chance, a common mistake with own models."""
     classes = len(work.signature.labels)
     if _comes_trained(work) and score < _CHANCE / classes:
-        told = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no better than chance"
+        reason = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no better than chance"
         advice = "check the order of the labels and the preprocessing"
-        work.emit(Note(text=f"warning: the model is pretrained, but {told} with {classes} classes: {advice}"))
+        work.emit(Note(text=f"warning: the model is pretrained, but {reason} with {classes} classes: {advice}"))
 
 
 def _comes_trained(work: Workspace) -> bool:

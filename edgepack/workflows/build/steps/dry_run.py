@@ -77,11 +77,11 @@ def warn_of_saturation(work: Workspace) -> None:
     if not used or work.session.absent or not work.int8_differs("onnxruntime", work.session.facts):
         return
     if work.device.evidence.get("predict") == "measured":
-        told = f"int8 products saturate on {work.device.name}, so 8-bit weights lose accuracy"
-        work.emit(Note(text=f"warning: {told}: {provenance.SATURATING}"))
+        message = f"int8 products saturate on {work.device.name}, so 8-bit weights lose accuracy"
+        work.emit(Note(text=f"warning: {message}: {provenance.SATURATING}"))
     else:
-        told = f"int8 products saturate on this computer, which runs the files for {work.device.name}"
-        work.emit(Note(text=f"warning: {told}: int8 ONNX Runtime files lose accuracy here, but not on the device"))
+        message = f"int8 products saturate on this computer, which runs the files for {work.device.name}"
+        work.emit(Note(text=f"warning: {message}: int8 ONNX Runtime files lose accuracy here, but not on the device"))
 
 
 def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[Choice]) -> None:

@@ -42,7 +42,7 @@ def logits(candidate: "Candidate", split: "Split") -> "Array":
     found = evaluation.predict(candidate.module, split)
     if wrong := (~found.isfinite().all(1)).nonzero().flatten().tolist():
         some = divergence.rows(split, wrong[:1]).inputs
-        told = f"the outputs are NaN or Inf for {len(wrong):,} of {len(found):,} samples"
-        raise StageError(f"{told}{finite.first_not_finite(candidate.module, some)}", finite.NOT_FINITE)
+        message = f"the outputs are NaN or Inf for {len(wrong):,} of {len(found):,} samples"
+        raise StageError(f"{message}{finite.first_not_finite(candidate.module, some)}", finite.NOT_FINITE)
     answers: Array = found.numpy()
     return answers

@@ -101,8 +101,8 @@ def _id(value: dict[str, Any]) -> int:
 def _node(operator: str, inside: dict[str, Any], values: dict[int, dict[str, Any]]) -> Operation:
     ids = [id for key, id in inside.items() if key.endswith("_id") and key != "output_id" and id in values]
     inputs, result = [_known(values[id]) for id in ids], _known(values[inside["output_id"]])
-    kind, macs, told = _work(operator, inside, inputs, result)
-    dtype: Dtype = "int8" if told in ("int8", "uint8") else "fp32"
+    kind, macs, weight_type = _work(operator, inside, inputs, result)
+    dtype: Dtype = "int8" if weight_type in ("int8", "uint8") else "fp32"
     return operation(operator, kind, inputs, result, dtype=dtype, macs=macs)
 
 
