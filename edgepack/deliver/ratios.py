@@ -19,14 +19,14 @@ def with_teacher(build: Build, label: str) -> Iterator[tuple[Measurement, Measur
 def times(teacher: Measurement, ours: Measurement) -> str:
     """Return a ratio in words: "6.5x faster", "1.2x larger"; both values are above 0."""
     better, worse = ("smaller", "larger") if ours.metric == "size" else ("faster", "slower")
-    pairs = _in_turns(teacher, ours)
+    pairs = _alternating_ratios(teacher, ours)
     ratio = interval(pairs)[0] if pairs else teacher.value / ours.value
     return f"{ratio:.3g}x {better}" if ratio >= 1 else f"{1 / ratio:.3g}x {worse}"
 
 
 def ratio_bounds(teacher: Measurement, ours: Measurement, *, after: str = "") -> str:
     """Return the 95 % interval of the ratio of two latencies, or "" if the files were not timed in alternating runs."""
-    pairs = _in_turns(teacher, ours)
+    pairs = _alternating_ratios(teacher, ours)
     if not pairs:
         return ""
     ratio, low, high = interval(pairs)
@@ -36,11 +36,11 @@ def ratio_bounds(teacher: Measurement, ours: Measurement, *, after: str = "") ->
 
 def is_worse(teacher: Measurement, ours: Measurement) -> bool:
     """Return whether the file is larger or slower; for alternating runs, only if the 95 % interval is below 1."""
-    pairs = _in_turns(teacher, ours)
+    pairs = _alternating_ratios(teacher, ours)
     return interval(pairs)[2] < 1 if pairs else teacher.value < ours.value
 
 
-def _in_turns(teacher: Measurement, ours: Measurement) -> list[float]:
+def _alternating_ratios(teacher: Measurement, ours: Measurement) -> list[float]:
     """Return the ratio of each pair of processes that ran one after the other."""
     before, after = (each.detail.get("each", ()) for each in (teacher, ours))
     if ours.metric != "latency.p50" or teacher.taken_at != ours.taken_at or len(before) != len(after):

@@ -121,7 +121,7 @@ def bench(
         if device.evidence["time"] == "estimated":
             timed = Timed(estimate=Estimated.model_validate(connection.run(job)))
         else:
-            [answers] = timing_protocol.time_in_turns(connection.run, [job], [[]], decided, progress)
+            [answers] = timing_protocol.time_alternately(connection.run, [job], [[]], decided, progress)
             timed = Timed(answers=answers, memory=timing_protocol.peaks(connection.run, device.evidence, job))
         return _found(job, specs, device, connection, timed, budgets)
 

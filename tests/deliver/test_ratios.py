@@ -18,7 +18,7 @@ def timed(teacher: list[float], ours: list[float], *, apart: float = 0.0) -> Bui
     return build(measurements=(measurement(), *figures))
 
 
-def test_a_ratio_is_the_median_of_pairs_that_ran_in_turns_with_its_interval() -> None:
+def test_a_ratio_is_the_median_of_alternating_pairs_with_its_interval() -> None:
     drifting = timed([2.0, 4.0, 4.0, 8.0, 2.0, 2.0, 6.0], [1.0, 2.0, 2.1, 4.0, 0.9, 1.0, 3.0])
     (line,) = wording.gains(drifting)
     assert "2x faster (1.9x to 2.22x; 4 ms -> 2 ms)" in line
@@ -39,6 +39,6 @@ def test_what_may_be_chance_is_no_warning(ours: list[float], warned: bool) -> No
 
 
 @pytest.mark.parametrize(("ours", "apart"), [([1.0] * 7, 60.0), ([1.0] * 14, 0.0)], ids=["apart", "unlike"])
-def test_figures_that_were_not_taken_in_turns_have_no_interval(ours: list[float], apart: float) -> None:
+def test_figures_that_were_not_taken_alternately_have_no_interval(ours: list[float], apart: float) -> None:
     (line,) = wording.gains(timed([2.0] * 7, ours, apart=apart))
     assert "2x faster (2 ms -> 1 ms)" in line

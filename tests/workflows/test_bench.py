@@ -198,7 +198,7 @@ def network(operator: str, shape: tuple[int, ...], answer: str) -> str:
     return "net.onnx"
 
 
-def test_two_files_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_files_are_timed_alternately(monkeypatch: pytest.MonkeyPatch) -> None:
     board = at(Board({"a": 2.0, "b": 3.0}.__getitem__), monkeypatch)
     first, second = files("a", "b")
     found = pair(first, second, device())

@@ -60,7 +60,7 @@ def enough(answers: Answers, decided: Callable[[], bool]) -> bool:
     return len(answers) >= MOST or (len(answers) in LOOKS and decided())
 
 
-def time_in_turns(
+def time_alternately(
     run: Run,
     jobs: Sequence[Json],
     before: Sequence[Answers],
@@ -86,8 +86,8 @@ def time_in_turns(
 
 
 def time_pair(run: Run, jobs: Sequence[Json], progress: Callable[[int, int], None]) -> tuple[Answers, ...]:
-    """Time two files alternately until it is decided which is faster. Raises DeviceError as `time_in_turns`."""
-    return time_in_turns(run, jobs, ([], []), lambda taken: _differs(ratios(*taken)), progress)
+    """Time two files alternately until it is decided which is faster. Raises DeviceError as `time_alternately`."""
+    return time_alternately(run, jobs, ([], []), lambda taken: _differs(ratios(*taken)), progress)
 
 
 def peaks(run: Run, evidence: Mapping[str, str], job: Json) -> list[Json]:

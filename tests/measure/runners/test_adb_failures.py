@@ -212,7 +212,7 @@ def test_a_phone_that_stays_away_is_given_up(stand: Stand, monkeypatch: pytest.M
 def test_a_phone_that_is_throttled_says_so(stand: Stand) -> None:
     stand.tells(thermal=2)
     with connected(pixel()) as phone, fails(DeviceError, "reports throttling"):
-        protocol.time_in_turns(phone.run, [job()], [[]], lambda taken: True, lambda done, total: None)
+        protocol.time_alternately(phone.run, [job()], [[]], lambda taken: True, lambda done, total: None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from edgepack.core.errors import DeviceError
 from edgepack.core.order_statistics import interval, percentile
 from edgepack.judge.gate import compare
 from edgepack.measure.timing.figures import doubts, slowed_down, timings
-from edgepack.measure.timing.protocol import TimingProtocol, enough, time_in_turns, time_pair
+from edgepack.measure.timing.protocol import TimingProtocol, enough, time_alternately, time_pair
 
 Process = Callable[[random.Random], float]  # a process and what it takes for one inference, in ms
 
@@ -33,7 +33,7 @@ def _two_speeds(chance: random.Random) -> float:
 def time_file(
     run: Any, job: dict[str, Any], before: list[Any], decided: Any, progress: Any = lambda done, total: None
 ) -> list[dict[str, Any]]:
-    [taken] = time_in_turns(run, [job], [before], lambda taken: bool(decided(taken[0])), progress)
+    [taken] = time_alternately(run, [job], [before], lambda taken: bool(decided(taken[0])), progress)
     return taken
 
 
@@ -269,7 +269,7 @@ def test_files_are_timed_there_and_back_until_the_first_is_decided() -> None:
 
     before = (answers(7), answers(7))
     jobs = [{"file": "a"}, {"file": "b"}]
-    taken = time_in_turns(run, jobs, before, lambda taken: len(taken[0]) == 14, lambda done, total: None)
+    taken = time_alternately(run, jobs, before, lambda taken: len(taken[0]) == 14, lambda done, total: None)
     assert [len(each) for each in taken] == [14, 14] and [len(each) for each in before] == [7, 7]
     assert log == [*"baab"] * 3 + [*"ba"]
 

@@ -61,7 +61,7 @@ def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Workspace, m
     assert [(job["runtime"], job["mode"]) for job in asked] == [("executorch", "time")] * 3
 
 
-def test_what_is_timed_in_turns_is_written_once(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_timed_alternately_is_written_once(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """But a model that a stage may have changed since is written anew."""
     written: list[str] = []
 

@@ -33,7 +33,7 @@ def do(work: Workspace, step: Step, folder: Path) -> TimingOutcome:
         return work.planner.decided(format, taken[0])
 
     run, evidence = work.session.run, work.device.evidence
-    model, teacher = protocol.time_in_turns(run, jobs, before, decided, _progress(work, runtime))
+    model, teacher = protocol.time_alternately(run, jobs, before, decided, _progress(work, runtime))
     memory = protocol.peaks(run, evidence, jobs[0])  # no budget is for a teacher's memory
     return TimingOutcome(model=Timed(answers=model, memory=memory), teacher=Timed(answers=teacher))
 
