@@ -83,7 +83,7 @@ def _row(name: str, make: Make, inputs: torch.Tensor) -> str:
     program = isinstance(make(), torch.fx.GraphModule)  # fake quantizers compute in fp32 only
     steps = [training_step(make, inputs, way) for way in _WAYS if not (program and way.bfloat16)]
     chosen = _WAYS.index(numerics(make()))
-    default, medians = in_turns(steps)
+    default, medians = time_alternately(steps)
     cells = [f"**{m:.2f}**" if i == chosen else f"{m:.2f}" for i, m in enumerate(medians)]
     cells += ["-"] * (len(_WAYS) - len(cells))
     row = f"| {name} | {default * 1e3:.0f} ms | {' | '.join(cells)} |"
@@ -91,7 +91,7 @@ def _row(name: str, make: Make, inputs: torch.Tensor) -> str:
     return row
 
 
-def in_turns(steps: Sequence[Callable[[], None]]) -> tuple[float, list[float]]:
+def time_alternately(steps: Sequence[Callable[[], None]]) -> tuple[float, list[float]]:
     """Return the first step's seconds, and each step's time as a multiple of the first's: medians of rounds."""
     for step in steps:
         step()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from numerics import BATCH, MODELS, ROUNDS, STEPS, convolutional, environment, in_turns, training_step
+from numerics import BATCH, MODELS, ROUNDS, STEPS, convolutional, environment, time_alternately, training_step
 
 from edgepack.compress.training import taps
 from edgepack.compress.training.numerics import numerics
@@ -38,7 +38,7 @@ def main() -> None:
 def _row(name: str, config: dict[str, str]) -> str:
     make, inputs = convolutional(config)
     step = training_step(make, inputs, numerics(make()))
-    seconds, (_, without) = in_turns([step, taps.used_only()(training_step(make, inputs, numerics(make())))])
+    seconds, (_, without) = time_alternately([step, taps.used_only()(training_step(make, inputs, numerics(make())))])
     row = f"| {name} | {seconds * 1e3:.0f} ms | {without:.2f} |"
     print(row, file=sys.stderr, flush=True)
     return row

@@ -14,7 +14,7 @@ import click
 
 from edgepack.cli import build, bundles, catalog, devices, judge  # noqa: F401  (each adds its commands)
 from edgepack.cli.group import cli
-from edgepack.cli.streams import Unheeding, annotate, tell, unheeding_streams
+from edgepack.cli.streams import TolerantFile, annotate, tell, tolerant_streams
 from edgepack.core.errors import EdgepackError, ExitCode, most_decisive
 from edgepack.core.process import interrupts, openmp
 
@@ -23,11 +23,11 @@ def main() -> NoReturn:
     """Run the command line. Every failure gives one of the exit codes, and none shows a traceback."""
     interrupts.install()
     openmp.wait_asleep()
-    Unheeding.lost.clear()
-    with unheeding_streams():
+    TolerantFile.lost.clear()
+    with tolerant_streams():
         code = _run()
         interrupts.close()
-    sys.exit(most_decisive([code, _full(Unheeding.lost[0])]) if Unheeding.lost else code)
+    sys.exit(most_decisive([code, _full(TolerantFile.lost[0])]) if TolerantFile.lost else code)
 
 
 def _run() -> int:

@@ -26,7 +26,7 @@ class Screen:
         except (OSError, AttributeError, ValueError):  # captured in memory, as in tests: nothing to separate
             return self
         out, err = self._kept
-        self.out, self.err = _unheeding(os.dup(out), "utf-8"), _unheeding(os.dup(err), "utf-8", counts=False)
+        self.out, self.err = _tolerant(os.dup(out), "utf-8"), _tolerant(os.dup(err), "utf-8", counts=False)
         return self
 
     def send_libraries_to(self, log: Path) -> None:
@@ -49,7 +49,7 @@ class Screen:
                 os.close(copy)
 
 
-class Unheeding(io.FileIO):
+class TolerantFile(io.FileIO):
     """A file that drops output nobody reads any more, as in `edgepack gate x | head -1`, so that the verdict stands.
 
     On a broken pipe, rich and click would exit before the exit code is known. On a full disk, a build would blame its
@@ -70,8 +70,8 @@ class Unheeding(io.FileIO):
             return memoryview(data).nbytes
 
 
-def _unheeding(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False, counts: bool = True) -> TextIO:
-    file = Unheeding(fd, "w", closefd=False)
+def _tolerant(fd: int, encoding: str, errors: str = "strict", *, lines: bool = False, counts: bool = True) -> TextIO:
+    file = TolerantFile(fd, "w", closefd=False)
     file.counts = counts
     return io.TextIOWrapper(io.BufferedWriter(file), encoding, errors, line_buffering=lines)
 
@@ -82,13 +82,13 @@ def _of(stream: Any, *, counts: bool) -> TextIO:
         return Path(os.devnull).open("w", encoding="utf-8")
     try:
         errors = stream.errors if stream.encoding.lower() == "utf-8" else "backslashreplace"  # for µs in ASCII
-        return _unheeding(stream.fileno(), stream.encoding, errors, lines=stream.line_buffering, counts=counts)
+        return _tolerant(stream.fileno(), stream.encoding, errors, lines=stream.line_buffering, counts=counts)
     except (OSError, AttributeError, ValueError):
         return stream  # type: ignore[no-any-return]
 
 
 @contextmanager
-def unheeding_streams() -> Iterator[None]:
+def tolerant_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _of(sys.stdout, counts=True), _of(sys.stderr, counts=False)
     try:

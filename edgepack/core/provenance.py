@@ -60,7 +60,7 @@ def cpu_features() -> frozenset[str]:
 
 # Features that multiply bytes and sum the products in 32 bits: int8 runs faster with them and never saturates.
 _INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-SATURATING = "put `quantization: {int8_saturates: true}` into the device profile"
+SATURATION_HINT = "put `quantization: {int8_saturates: true}` into the device profile"
 
 
 def int8_saturates(features: Set[str]) -> bool:

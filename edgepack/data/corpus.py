@@ -215,7 +215,7 @@ def refuse(documents: Documents) -> None:
         raise unreadable(problems, "document", "cannot be used", "fix or remove them")
 
 
-def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
+def _deduplicated(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
     """Return one copy of each text, so that no training text is in the test split, and what became of the other copies.
     Differences in spaces are ignored.
     """
@@ -245,7 +245,7 @@ def _different(documents: Documents) -> tuple[dict[str, list[Document]], Lost]:
 
 def _drawn(config: Settings, given: Documents, labels: Sequence[str]) -> dict[str, list[Document]]:
     """Return every part shuffled, so that the first samples are a fair choice; missing parts are drawn from train."""
-    documents, lost = _different(given)
+    documents, lost = _deduplicated(given)
     shares = missing(documents, config.shares)
     counts = Counter(each.label for each in documents["train"])
     gone = {

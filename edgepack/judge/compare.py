@@ -1,7 +1,7 @@
 """Compare two builds: what changed, or why they cannot be compared.
 
 Timings are compared on the same device, by the same protocol; accuracy and parity on the same data; what is counted in
-a file, always. Versions of runtimes and the kernel may differ: they are told as what changed.
+a file, always. Versions of runtimes and the kernel may differ: they are listed as changes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from edgepack.records.build import Build, StageRecord
 from edgepack.records.differences import differences, numbered
 from edgepack.records.measurement import Measurement
 
-_TOLD_APART = ("versions", "kernel")  # parts of an environment that may differ, and are listed separately
+_LISTED_SEPARATELY = ("versions", "kernel")  # parts of an environment that may differ
 Item = TypeVar("Item")
 
 
@@ -125,7 +125,7 @@ def series(metric: str, within: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that must be equal for two figures of this metric to be compared."""
     kind = METRICS[metric].within
     if kind == "device":
-        return {key: value for key, value in within.items() if key not in (*_TOLD_APART, "data")}
+        return {key: value for key, value in within.items() if key not in (*_LISTED_SEPARATELY, "data")}
     return {"data": within.get("data")} if kind == "data" else {}
 
 

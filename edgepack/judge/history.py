@@ -22,7 +22,7 @@ from edgepack.records.build import Build
 
 FILE = "history.jsonl"
 SCHEMA: Literal["edgepack.history/1"] = "edgepack.history/1"
-_UNTOLD = ("features", "versions", "data")  # parts of an environment that are too long, or stored elsewhere
+_LEFT_OUT = ("features", "versions", "data")  # parts of an environment that are too long, or stored elsewhere
 
 
 class Figure(Frozen):
@@ -94,7 +94,7 @@ class HistoryEntry(Frozen):
 
 def name_of_key(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts by which people know a device."""
-    return {key: value for key, value in environment.items() if key not in _UNTOLD}
+    return {key: value for key, value in environment.items() if key not in _LEFT_OUT}
 
 
 def _figures(build: Build) -> Iterable[Figure]:

@@ -52,21 +52,23 @@ def rejudge(
     for text in overrides:
         _change(document, text)
     if against:
-        _hold_against(document, against)
+        _set_baseline(document, against)
     budgets, waivers = _read(document, build, _name_of(build) if recorded else LAST)
     if recipe and not budgets:
         raise _nothing(recipe)
     names = [budget.against for budget in budgets if budget.against]
-    held = None
+    recorded_baseline = None
     if names:
         past = history or Path(os.path.relpath(path.resolve().parent.parent / FILE))
-        held = _Held(name=names[0], build=build, history=past, recorded=recorded if names[0] == _name_of(build) else {})
-    again = judge_build(build, budgets, waivers, held)
+        recorded_baseline = _RecordedBaseline(
+            name=names[0], build=build, history=past, recorded=recorded if names[0] == _name_of(build) else {}
+        )
+    again = judge_build(build, budgets, waivers, recorded_baseline)
     return again.model_copy(update={"verdicts": tuple(_as_before(each, build, str(path)) for each in again.verdicts)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Held:
+class _RecordedBaseline:
     """The baseline called `name`: values `recorded` in the build, others looked up now."""
 
     name: str
@@ -158,7 +160,7 @@ def _change(document: Document, text: str, option: str = "--set") -> None:
         document.came_from(option, ("budgets", "relative", "baseline"))
 
 
-def _hold_against(document: Document, baseline: str) -> None:
+def _set_baseline(document: Document, baseline: str) -> None:
     budgets = document.data.get("budgets")
     if isinstance(budgets, dict) and not budgets.get("relative"):
         raise RecipeError(

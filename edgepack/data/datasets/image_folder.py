@@ -143,7 +143,7 @@ def load(config: Config) -> Data:
     files = {picture.file: picture.sha for picture in pictures}
     stored = _allocated(len({*files.values()}), config)
     read = all_decoded(files, config.frame, stored)
-    kept, notes = _different(pictures, read)
+    kept, notes = _deduplicated(pictures, read)
     parts = _drawn(config, kept, listing, _lost(pictures, read, [*listing.parts["train"]]))
     rows = {sha: row for row, sha in enumerate(read)}
     bring_forward(stored, [rows[picture.sha] for part in parts.values() for picture in part])
@@ -206,7 +206,7 @@ def _pictures(listing: Listing, shas: Mapping[str, str], root: Path) -> list[_Pi
     ]
 
 
-def _different(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tuple[list[_Picture], list[str]]:
+def _deduplicated(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tuple[list[_Picture], list[str]]:
     """Return one of all pictures with equal pixels, or none if their labels differ, and remarks on the dropped ones."""
     same: dict[str, list[_Picture]] = {}
     for picture in pictures:

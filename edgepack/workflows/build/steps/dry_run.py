@@ -78,7 +78,7 @@ def warn_of_saturation(work: Workspace) -> None:
         return
     if work.device.evidence.get("predict") == "measured":
         message = f"int8 products saturate on {work.device.name}, so 8-bit weights lose accuracy"
-        work.emit(Note(text=f"warning: {message}: {provenance.SATURATING}"))
+        work.emit(Note(text=f"warning: {message}: {provenance.SATURATION_HINT}"))
     else:
         message = f"int8 products saturate on this computer, which runs the files for {work.device.name}"
         work.emit(Note(text=f"warning: {message}: int8 ONNX Runtime files lose accuracy here, but not on the device"))
