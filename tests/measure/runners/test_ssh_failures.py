@@ -157,7 +157,7 @@ from edgepack.config.device import load_device
 from edgepack.measure.contract import connected
 with connected(load_device("board")) as board:
     board.run({"runtime": "onnxruntime", "file": "model.onnx", "mode": "memory"})
-    print(board._line._place, flush=True)
+    print(board._link._place, flush=True)
     sys.stdin.read()
 """
 

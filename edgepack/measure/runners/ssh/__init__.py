@@ -20,7 +20,7 @@ from edgepack.measure import processes
 from edgepack.measure.contract import Job, recognise
 from edgepack.measure.runners.ssh.address import Address
 from edgepack.measure.runners.ssh.address import Config as Config
-from edgepack.measure.runners.ssh.connection import Line, LostError
+from edgepack.measure.runners.ssh.connection import Link, LostError
 
 EVIDENCE = processes.MEASURED
 IS_LOCAL = False
@@ -44,7 +44,7 @@ class Board:
     def __init__(self, device: Device, address: Address) -> None:
         self.device, self.address = device, address
         self.facts: Json = {}
-        self._line: Line | None = None
+        self._link: Link | None = None
         self._folders: list[str] = []  # folders there, of broken connections
 
     def run(self, job: Job) -> Json:
@@ -61,67 +61,67 @@ class Board:
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
-    def reach(self) -> "Line":
+    def reach(self) -> "Link":
         """Open a new connection. Raises AbsentError, or DeviceError for a device that cannot be used."""
-        self._line = line = Line(self.device, self.address, self._folders)
-        self._folders.append(Path(line.folder).name)
-        facts = self._facts(line)
+        self._link = link = Link(self.device, self.address, self._folders)
+        self._folders.append(Path(link.folder).name)
+        facts = self._facts(link)
         if self.facts and facts != self.facts:
             raise DeviceError(f"{self.device.name} changed while the connection was lost", "build again")
         self.facts = facts
-        return line
+        return link
 
     def close(self) -> None:
-        if self._line:
-            self._line.close()
-        self._line = None
+        if self._link:
+            self._link.close()
+        self._link = None
 
-    def _facts(self, line: "Line") -> Json:
+    def _facts(self, link: "Link") -> Json:
         """Return facts that do not change from day to day. Raises DeviceError where nothing can run there."""
         found = _work(
-            line, {"mode": "probe", "runtime": "the worker"}, advice="a device with this runner is a Linux computer"
+            link, {"mode": "probe", "runtime": "the worker"}, advice="a device with this runner is a Linux computer"
         )
         recognise(self.device, found)
         processes.check_controls(self.device, found["cores"], "it")
         if not found["versions"]:
             package = "onnxruntime=={onnxruntime}".format(**provenance.versions("onnxruntime"))
-            hint = f"install the runtimes of the recipe there: `{line.python} -m pip install {package}`"
+            hint = f"install the runtimes of the recipe there: `{link.python} -m pip install {package}`"
             raise DeviceError(f"{self.device.name} has neither {' nor '.join(RUNTIMES)}", hint)
         cores = processes.pinned(self.device.controls, found["cores"])
         kept = ("model", "cpu", "features", "machine", "kernel", "governor", "versions")
         return {"runner": "ssh", **{fact: found[fact] for fact in kept}, "cores": cores, "threads": len(cores)}
 
     def _attempt(self, job: Job) -> Json:
-        line = self._line or self.reach()
+        link = self._link or self.reach()
         output = f"{uuid4().hex}.npy"
         packages = ", ".join(RUNTIMES[job["runtime"]].packages)
-        advice = f"check that the runtime loads there: {line.python} -c 'import {packages}'"
-        found = _work(line, self._remote_job(line, job, output), job, advice=advice)
+        advice = f"check that the runtime loads there: {link.python} -c 'import {packages}'"
+        found = _work(link, self._remote_job(link, job, output), job, advice=advice)
         if "output" in job:
-            line.fetch(output, Path(job["output"]))
+            link.fetch(output, Path(job["output"]))
         return found
 
-    def _remote_job(self, line: "Line", job: Job, output: str) -> Job:
+    def _remote_job(self, link: "Link", job: Job, output: str) -> Job:
         """Send the job's files and return the job with paths on the device."""
         cores = self.facts["cores"]
         there: Job = {**job, "threads": len(cores), "cpus": cores}
         if job["mode"] != "delegates":  # this mode needs no file
-            there["file"] = line.send(Path(job["file"]))
+            there["file"] = link.send(Path(job["file"]))
         if "inputs" in job:
-            there["inputs"] = [line.send(Path(path)) for path in job["inputs"]]
+            there["inputs"] = [link.send(Path(path)) for path in job["inputs"]]
         if "output" in job:
-            there["output"] = f"{line.folder}/{output}"
+            there["output"] = f"{link.folder}/{output}"
         return there
 
 
-def _work(line: "Line", remote_job: Job, job: Job | None = None, *, advice: str) -> Json:
+def _work(link: "Link", remote_job: Job, job: Job | None = None, *, advice: str) -> Json:
     """Run the worker once there. `job` is the job with local paths. Raises LostError or DeviceError."""
     job = job or remote_job
     timeout = processes.patience(job)
-    arguments = (line.send_worker(), json.dumps({**remote_job, "leash": True}))
+    arguments = (link.send_worker(), json.dumps({**remote_job, "leash": True}))
     try:
-        done = line.call(arguments, timeout=timeout, environment=processes.pools(remote_job.get("threads", 1)))
+        done = link.call(arguments, timeout=timeout, environment=processes.pools(remote_job.get("threads", 1)))
     except subprocess.TimeoutExpired:
         raise processes.endless(job, timeout) from None
-    done.stderr = done.stderr.replace(f"{line.folder}/", "")  # reports must not name a user's home
+    done.stderr = done.stderr.replace(f"{link.folder}/", "")  # reports must not name a user's home
     return processes.answer(done, job, advice)

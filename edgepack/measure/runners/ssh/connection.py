@@ -48,7 +48,7 @@ class LostError(DeviceError):
     """The connection broke; what ran there has ended, and sent files are gone."""
 
 
-class Line:
+class Link:
     """One ssh connection, and a folder on the device that exists as long as the connection.
 
     The connection belongs to a process there that keeps the folder; all other commands share the connection.
