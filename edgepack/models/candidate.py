@@ -26,7 +26,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.process.random_numbers import own_random
 from edgepack.core.signature import Signature
 from edgepack.models.notes import collected
-from edgepack.models.structure.channels import recall, recalled
+from edgepack.models.structure.channels import cache_channels, cached_channels
 from edgepack.models.structure.dependency_groups import Score
 from edgepack.models.structure.surgery import Edit, apply, first, repeat, resizes, shrink, sizes
 from edgepack.models.weights.loading import load_weights
@@ -121,8 +121,8 @@ class Candidate:
         narrow, before = self.copy(), sizes(self.module)
         inputs, score = self.example_inputs(2), scored(narrow.module.eval())
         shrink(narrow.module, inputs, keep=keep, score=score, multiple=multiple, exclude=exclude)
-        if known := recalled(narrow.module):  # for the old shapes: the next width needs no trace
-            recall(self.module, known)
+        if cached := cached_channels(narrow.module):  # for the old shapes: the next width needs no trace
+            cache_channels(self.module, cached)
         return narrow.changed(*resizes(before, narrow.module))
 
     def forgotten(self) -> "Candidate":

@@ -272,19 +272,19 @@ def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
 
     from edgepack.core.errors import reason
     from edgepack.models.checks.trial import tried
-    from edgepack.models.structure.channels import describe_reasons, recall, recalled
+    from edgepack.models.structure.channels import cache_channels, cached_channels, describe_reasons
     from edgepack.models.structure.dependency_groups import survey
     from edgepack.models.structure.flow import OUTPUT
     from edgepack.models.structure.surgery import first, shrink
 
     picture = torch.zeros(2, *signature.inputs[0].shape)
     key = (config.torchvision, picture.shape)
-    recall(module, _FOLLOWED.get(key))
+    cache_channels(module, _FOLLOWED.get(key))
     try:
         whole = survey(module, (picture,)).whole
         if stay := {name: why for name, why in whole.items() if why != OUTPUT}:
             raise StageError(f"not every layer can lose channels ({describe_reasons(stay)})")
-        _FOLLOWED[key] = recalled(module)
+        _FOLLOWED[key] = cached_channels(module)
         shrink(module, picture, keep=config.width, score=first, multiple=1)
         tried(module, signature, config.torchvision)
     except Exception as error:

@@ -151,14 +151,14 @@ def channels(module: nn.Module, inputs: Inputs) -> Channels:
     The result is stored with the model and its copies, as a search tries many widths of one model.
     """
     shapes = _shapes(module, inputs)
-    known = recalled(module)
-    if known is None or known.shapes != shapes:
+    cached = cached_channels(module)
+    if cached is None or cached.shapes != shapes:
         with own_random(seed=0):  # the model's code may draw random numbers, and later ones must not change
             found = _found(module, inputs)
-        known = Known(shapes, found.slots, tuple(found.strands), dict(found.whole))
-        recall(module, known)
-    remembered = Channels(module, known.slots)
-    remembered.strands, remembered.whole = [*known.strands], dict(known.whole)
+        cached = CachedChannels(shapes, found.slots, tuple(found.strands), dict(found.whole))
+        cache_channels(module, cached)
+    remembered = Channels(module, cached.slots)
+    remembered.strands, remembered.whole = [*cached.strands], dict(cached.whole)
     return remembered
 
 
@@ -166,7 +166,7 @@ Shapes = tuple[tuple[str, torch.Size, bool], ...]
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedChannels:
     """The result for a model of these shapes; copies of the model share it."""
 
     shapes: Shapes
@@ -174,19 +174,19 @@ class Known:
     strands: tuple[Strand, ...]
     whole: dict[str, str]
 
-    def __deepcopy__(self, memo: Any) -> "Known":
+    def __deepcopy__(self, memo: Any) -> "CachedChannels":
         return self
 
 
-def recalled(module: nn.Module) -> Known | None:
+def cached_channels(module: nn.Module) -> CachedChannels | None:
     """Return the result stored with a module; it may be for other shapes than the current ones."""
-    found: Known | None = getattr(module, "_edgepack_channels", None)
+    found: CachedChannels | None = getattr(module, "_edgepack_channels", None)
     return found
 
 
-def recall(module: nn.Module, known: Known | None) -> None:
+def cache_channels(module: nn.Module, cached: CachedChannels | None) -> None:
     """Store the result for one model with another that was made in the same way."""
-    module._edgepack_channels = known
+    module._edgepack_channels = cached
 
 
 def _shapes(module: nn.Module, inputs: Inputs) -> Shapes:
