@@ -20,7 +20,7 @@ from edgepack.compress.stages import quantize
 from edgepack.compress.training import evaluation
 from edgepack.config import plugins
 from edgepack.data.splits import Split
-from edgepack.export.formats.onnx.int8 import spelled
+from edgepack.export.formats.onnx.int8 import with_onnx_operators
 from edgepack.measure import evaluate
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import parameters
@@ -146,10 +146,10 @@ def split_up(kind: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("kind", make.KINDS)
-def test_what_is_spelled_for_onnx_is_the_same_model(kind: str) -> None:
+def test_a_model_with_onnx_operators_is_the_same_model(kind: str) -> None:
     start, one = made(kind), some(kind).first(1)  # the range of an activation is that of one text
     before = evaluation.predict(start.module, one)
-    again = evaluation.predict(spelled(start.module), one)
+    again = evaluation.predict(with_onnx_operators(start.module), one)
     assert cosine(again, before) > 0.9999
     assert torch.equal(evaluation.predict(start.module, one), before)  # and the candidate is what it was
 

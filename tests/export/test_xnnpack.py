@@ -162,7 +162,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "pyramid of pools": lambda: Inside(
         lambda x: torch.cat([functional.adaptive_max_pool2d(x, k).flatten(2) for k in (1, 2, 4, 8, (2, 8))], 2).mean(2)
     ),
-    "pool of what was spelled out": lambda: nn.Sequential(nn.Mish(), nn.AdaptiveMaxPool2d(2)),
+    "pool of a replaced operator": lambda: nn.Sequential(nn.Mish(), nn.AdaptiveMaxPool2d(2)),
     "crop": lambda: Inside(lambda x: functional.pad(x, (-1, -2, 0, -3))),
     "crop and pad": lambda: Inside(lambda x: functional.pad(x, (-1, 1, 2, -2), value=0.5)),
     "limits without zero": lambda: Inside(lambda x: x.clamp(min=1e-6) + (x - 1).clamp(-2, -0.1)),

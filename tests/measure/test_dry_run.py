@@ -116,7 +116,7 @@ def test_a_failure_that_names_no_operator_is_searched_for(monkeypatch: pytest.Mo
 
 def test_an_operator_of_several_results_is_told_by_its_own_name_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its results are taken from it by another node of the graph."""
-    monkeypatch.setattr(rewrites, "_spell_out", lambda module: False)
+    monkeypatch.setattr(rewrites, "_replace_unsupported", lambda module: False)
     with pytest.raises(
         StageError, match=r"only supports keep_dim .* 'aten\.max\.dim' at test_dry_run.py:\d+: most = inside\.max"
     ) as caught:

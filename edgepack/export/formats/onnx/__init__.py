@@ -51,14 +51,14 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
     from edgepack.export.formats.onnx import ort
-    from edgepack.export.formats.onnx.int8 import TRANSLATIONS, spelled
+    from edgepack.export.formats.onnx.int8 import TRANSLATIONS, with_onnx_operators
     from edgepack.export.formats.onnx.torchlib import read_once
     from edgepack.export.tensor_layers import name_initializers, named
     from edgepack.export.tracing import operators_listed_once
 
     names = named(candidate) if candidate.form == "exported" else None  # eager models have them already
     if candidate.form == "exported":
-        candidate = replace(candidate, module=spelled(candidate.module))
+        candidate = replace(candidate, module=with_onnx_operators(candidate.module))
     with operators_listed_once(), read_once():
         program = torch.onnx.export(
             candidate.program(batch=1),

@@ -1,6 +1,6 @@
 """Int8 as ONNX Runtime has kernels for it, where torch's exporter has no words for it.
 
-    to_onnx = spelled(module)                               # for torch.onnx.export, with TRANSLATIONS
+    to_onnx = with_onnx_operators(module)                   # for torch.onnx.export, with TRANSLATIONS
     DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul   # what a Linear with dynamic activations becomes in the file
     Gather -> Cast -> Sub -> Mul                            # and what an int8 embedding table does
 
@@ -54,7 +54,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def spelled(module: fx.GraphModule) -> fx.GraphModule:
+def with_onnx_operators(module: fx.GraphModule) -> fx.GraphModule:
     """Return a copy in which dynamic Linear layers and int8 embeddings are written in operators that ONNX has."""
     module = copy.deepcopy(module)
     quantized: dict[fx.Node, tuple[fx.Node, ...]] = {}

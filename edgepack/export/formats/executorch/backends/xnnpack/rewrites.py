@@ -26,7 +26,12 @@ def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> Exp
     of the first (1.4.1). Weights computed from other weights are computed here.
     """
     module = program.module(check_guards=False)
-    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (fold_weights, _without_norms, _give_own, _spell_out)
+    passes: tuple[Callable[[fx.GraphModule], bool], ...] = (
+        fold_weights,
+        _without_norms,
+        _give_own,
+        _replace_unsupported,
+    )
     if not any([each(module) for each in passes]):
         return program
     drop_unused(module)
@@ -82,12 +87,12 @@ def _copied(module: fx.GraphModule, value: fx.Node, held: fx.Node, name: str) ->
     return copy
 
 
-def _spell_out(module: fx.GraphModule) -> bool:
+def _replace_unsupported(module: fx.GraphModule) -> bool:
     """Replace operators that XNNPACK lacks by ones that it has."""
     found = False
-    for node in [node for node in module.graph.nodes if node.target in _SPELLINGS]:
+    for node in [node for node in module.graph.nodes if node.target in _REPLACEMENTS]:
         with module.graph.inserting_before(node):
-            made = _SPELLINGS[node.target](_Speller(module, node), *node.args)
+            made = _REPLACEMENTS[node.target](_Rewriter(module, node), *node.args)
         if made is not None:
             made.meta.setdefault("val", node.meta["val"])  # a later rewrite may ask for its shape
             node.replace_all_uses_with(made)
@@ -96,7 +101,7 @@ def _spell_out(module: fx.GraphModule) -> bool:
     return found
 
 
-class _Speller:
+class _Rewriter:
     """Writes operators in place of a node, with the metadata of its layer."""
 
     def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
@@ -116,7 +121,7 @@ class _Speller:
         return self.module.graph.get_attr(own)
 
 
-def _hard_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
+def _hard_sigmoid(call: _Rewriter, x: fx.Node) -> fx.Node:
     """clamp(x + 3, 0, 6) / 6 with float constants: ExecuTorch's own form has integers, and converts them in every
     inference (1.4.1).
     """
@@ -124,7 +129,7 @@ def _hard_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
     return call(aten.div.Tensor, call(aten.hardtanh.default, added, 0.0, 6.0), call.number(6))
 
 
-def _softplus(call: _Speller, x: fx.Node, beta: float = 1.0, threshold: float = _LINEAR_FROM) -> fx.Node | None:
+def _softplus(call: _Rewriter, x: fx.Node, beta: float = 1.0, threshold: float = _LINEAR_FROM) -> fx.Node | None:
     """max(x, 0) + log(1 + exp(-|x|)): ExecuTorch's own form needs a comparison, which XNNPACK lacks."""
     if threshold < _INDISTINCT:
         return None
@@ -135,21 +140,21 @@ def _softplus(call: _Speller, x: fx.Node, beta: float = 1.0, threshold: float = 
     return result if beta == 1 else call(aten.div.Tensor, result, call.number(beta))
 
 
-def _mish(call: _Speller, x: fx.Node) -> fx.Node:
+def _mish(call: _Rewriter, x: fx.Node) -> fx.Node:
     softplus = _softplus(call, x)
     return call(aten.mul.Tensor, x, call(aten.tanh.default, softplus))
 
 
-def _log_sigmoid(call: _Speller, x: fx.Node) -> fx.Node:
+def _log_sigmoid(call: _Rewriter, x: fx.Node) -> fx.Node:
     return call(aten.neg.default, _softplus(call, call(aten.neg.default, x)))
 
 
-def _max_pool(call: _Speller, x: fx.Node, size: list[int], stride: object = None, *rest: object) -> fx.Node | None:
+def _max_pool(call: _Rewriter, x: fx.Node, size: list[int], stride: object = None, *rest: object) -> fx.Node | None:
     """Set the default stride, which is the kernel size: XNNPACK's partitioner reads it without a check (1.4.1)."""
     return None if stride else call(aten.max_pool2d.default, x, size, size, *rest)
 
 
-def _clamp(call: _Speller, x: fx.Node, least: float | None = None, most: float | None = None) -> fx.Node | None:
+def _clamp(call: _Rewriter, x: fx.Node, least: float | None = None, most: float | None = None) -> fx.Node | None:
     """Clamp by maximum and minimum with constants if 0 is outside the limits: XNNPACK fuses a clamp into the
     convolution before it, and then allocates memory without end (1.4.1).
     """
@@ -163,22 +168,22 @@ def _holds_zero(least: float | None, most: float | None) -> bool:
     return (least is None or least <= 0) and (most is None or most >= 0)
 
 
-def _first_of(call: _Speller, source: object, index: int) -> fx.Node | None:
+def _first_of(call: _Rewriter, source: object, index: int) -> fx.Node | None:
     """Rewrite an operator that also returns indices, if only its first result is used."""
     if not isinstance(source, fx.Node) or any(each.users and each.args[1] for each in source.users):
         return None
-    spelling = _FIRSTS.get(source.target)
-    return spelling(call, *source.args) if spelling else None
+    replacement = _FIRSTS.get(source.target)
+    return replacement(call, *source.args) if replacement else None
 
 
-def _greatest(call: _Speller, x: fx.Node, dim: int, keep: bool = False) -> fx.Node | None:
+def _greatest(call: _Rewriter, x: fx.Node, dim: int, keep: bool = False) -> fx.Node | None:
     """max over a dimension as amax, which ExecuTorch computes itself. XNNPACK's partitioner takes max of every
     four-dimensional tensor, but its lowering fails unless a row or column dimension is reduced and kept (1.4.1).
     """
     return None if keep and dim in _ROWS_AND_COLUMNS else call(aten.amax.default, x, [dim], keep)
 
 
-def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node | None:
+def _adaptive_max_pool(call: _Rewriter, x: fx.Node, size: list[int]) -> fx.Node | None:
     """amax over windows, if all have one size: ExecuTorch has no adaptive max pooling, and XNNPACK's int8 pooling
     confuses the scale of its input with that of its output (1.4.1).
     """
@@ -191,7 +196,7 @@ def _adaptive_max_pool(call: _Speller, x: fx.Node, size: list[int]) -> fx.Node |
 
 
 def _crop(
-    call: _Speller, x: fx.Node, amounts: list[int], mode: str = "constant", value: float | None = None
+    call: _Rewriter, x: fx.Node, amounts: list[int], mode: str = "constant", value: float | None = None
 ) -> fx.Node | None:
     """Write negative padding as slices: ExecuTorch's kernel refuses it at run time (1.4.1)."""
     if mode != "constant" or min(amounts, default=0) >= 0:
@@ -207,7 +212,7 @@ _FIRSTS: dict[object, Callable[..., fx.Node | None]] = {
     aten.max.dim: _greatest,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
 }
-_SPELLINGS: dict[object, Callable[..., fx.Node | None]] = {
+_REPLACEMENTS: dict[object, Callable[..., fx.Node | None]] = {
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardsigmoid_.default: _hard_sigmoid,
     aten.softplus.default: _softplus,
