@@ -13,7 +13,7 @@ from torch import fx
 
 from edgepack.core.errors import StageError
 from edgepack.models.source_lines import of_node
-from edgepack.models.structure.fx_graph import constant_value, is_constant, parameter, set, tensor_of
+from edgepack.models.structure.fx_graph import add_tensor, constant_value, is_constant, set_tensor, tensor_of
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 NORM = aten.batch_norm.default
@@ -57,13 +57,13 @@ def fold(graph: fx.GraphModule, norm: fx.Node) -> bool:
         return False
     scale, shift = factors(graph, norm)
     weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    set(graph, weight, _scaled(layer, tensor_of(graph, weight), scale))
+    set_tensor(graph, weight, _scaled(layer, tensor_of(graph, weight), scale))
     if bias is None:
         with graph.graph.inserting_before(layer):
-            bias = parameter(graph, norm, f"{weight.target}_bias", shift)
+            bias = add_tensor(graph, norm, f"{weight.target}_bias", shift)
         layer.args = (layer.args[0], weight, bias, *layer.args[3:])
     else:
-        set(graph, bias, tensor_of(graph, bias) * scale + shift)
+        set_tensor(graph, bias, tensor_of(graph, bias) * scale + shift)
     norm.replace_all_uses_with(layer)
     graph.graph.erase_node(norm)
     return True
@@ -117,15 +117,15 @@ def scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> list[fx.Node]:
     dimensions = norm.meta["val"].dim()
     with graph.graph.inserting_before(norm):
         if dimensions == 4:
-            factor = parameter(graph, norm, f"{norm.name}_scale", scale.reshape(-1, 1, 1, 1))
+            factor = add_tensor(graph, norm, f"{norm.name}_scale", scale.reshape(-1, 1, 1, 1))
             settings = ([1, 1], [0, 0], [1, 1], len(scale))
-            offset = parameter(graph, norm, f"{norm.name}_shift", shift)
+            offset = add_tensor(graph, norm, f"{norm.name}_shift", shift)
             made = [graph.graph.call_function(aten.conv2d.default, (inputs, factor, offset, *settings))]
         else:
             shape = (-1, *[1] * (dimensions - 2))
-            factor = parameter(graph, norm, f"{norm.name}_scale", scale.reshape(shape))
+            factor = add_tensor(graph, norm, f"{norm.name}_scale", scale.reshape(shape))
             product = graph.graph.call_function(aten.mul.Tensor, (inputs, factor))
-            offset = parameter(graph, norm, f"{norm.name}_shift", shift.reshape(shape))
+            offset = add_tensor(graph, norm, f"{norm.name}_shift", shift.reshape(shape))
             made = [product, graph.graph.call_function(aten.add.Tensor, (product, offset))]
     for node in made:
         node.meta = copy.copy(norm.meta)
@@ -144,7 +144,7 @@ def fold_weights(graph: fx.GraphModule) -> bool:
             value = layer.args[place] if len(layer.args) > place else None
             if isinstance(value, fx.Node) and value.op == "call_function" and is_constant(value):
                 with torch.no_grad(), graph.graph.inserting_before(layer):
-                    made = parameter(
+                    made = add_tensor(
                         graph, layer, f"{layer.name}_{_ROLES[place]}", constant_value(graph, value).contiguous().clone()
                     )
                 layer.args = (*layer.args[:place], made, *layer.args[place + 1 :])

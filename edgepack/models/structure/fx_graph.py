@@ -35,7 +35,7 @@ def tensor_of(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     return value.detach()
 
 
-def parameter(graph: fx.GraphModule, of: fx.Node, name: str, value: torch.Tensor) -> fx.Node:
+def add_tensor(graph: fx.GraphModule, of: fx.Node, name: str, value: torch.Tensor) -> fx.Node:
     """Add a tensor with this name to the graph, with a node at the current insertion point."""
     parent, _, leaf = name.rpartition(".")
     _put(graph.get_submodule(parent), leaf, value)
@@ -44,7 +44,7 @@ def parameter(graph: fx.GraphModule, of: fx.Node, name: str, value: torch.Tensor
     return node
 
 
-def set(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
+def set_tensor(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
     """Replace the tensor of a node; other references to the old tensor keep it."""
     parent, _, leaf = str(node.target).rpartition(".")
     holder = graph.get_submodule(parent)
