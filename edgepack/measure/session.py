@@ -19,10 +19,10 @@ Facts = Json
 STAND_IN = "estimate"  # the runner that works without the device
 
 
-def known(device: Device, memory: Path) -> Facts | None:
-    """Return the device's facts without waiting for it; None while unknown. `memory` is a folder."""
+def known(device: Device, facts_folder: Path) -> Facts | None:
+    """Return the device's facts without waiting for it; None while unknown. The facts are kept in `facts_folder`."""
     if not device.runner.module.IS_LOCAL:
-        return _remembered(device, memory)
+        return _remembered(device, facts_folder)
     try:
         with connected(device) as connection:
             return connection.facts
@@ -33,15 +33,15 @@ def known(device: Device, memory: Path) -> Facts | None:
 class DeviceSession:
     """A device for one build. `absent` says why a stand-in is used; `facts` are then those of the stand-in."""
 
-    def __init__(self, device: Device, memory: Path, needed: Callable[[Facts], bool]) -> None:
+    def __init__(self, device: Device, facts_folder: Path, needed: Callable[[Facts], bool]) -> None:
         """Connect, unless `needed` says of the known facts that nothing must run on the device.
 
         Raises DeviceError if there is a device that cannot be used.
         """
-        self.device, self.memory, self.absent = device, memory, ""
+        self.device, self.facts_folder, self.absent = device, facts_folder, ""
         self._stack = ExitStack()
         self._connection: Connection | None = None
-        before = known(device, memory)
+        before = known(device, facts_folder)
         if before is None or device.runner.module.IS_LOCAL or needed(before):
             before = self._connect().facts
         self.facts: Facts = before
@@ -73,25 +73,25 @@ class DeviceSession:
             # The facts of the stand-in's own processor must not count.
             self.device, self.absent = self.device.settled({}).run_by(STAND_IN, {}), error.message
             return self._connect()
-        _remember(self.device, self.memory, self._connection.facts)
+        _remember(self.device, self.facts_folder, self._connection.facts)
         return self._connection
 
 
-def _remembered(device: Device, memory: Path) -> Facts | None:
+def _remembered(device: Device, facts_folder: Path) -> Facts | None:
     try:
-        found: Facts = json.loads(_place(device, memory).read_text())
+        found: Facts = json.loads(_place(device, facts_folder).read_text())
         return found
     except (OSError, ValueError):
         return None
 
 
-def _remember(device: Device, memory: Path, facts: Facts) -> None:
+def _remember(device: Device, facts_folder: Path, facts: Facts) -> None:
     if device.runner.module.IS_LOCAL:
         return
-    path = _place(device, memory)
+    path = _place(device, facts_folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(facts, indent=1).encode())
 
 
-def _place(device: Device, memory: Path) -> Path:
-    return memory / f"{digest(device.plain())[:16]}.json"
+def _place(device: Device, facts_folder: Path) -> Path:
+    return facts_folder / f"{digest(device.plain())[:16]}.json"
