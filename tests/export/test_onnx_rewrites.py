@@ -238,7 +238,7 @@ def test_a_hard_swish_in_integers_is_the_same_for_every_number(steps: int, zero:
 
 
 @pytest.mark.parametrize(("scale", "zero"), [(0.0611, 5), (0.06, -100)])
-def test_a_hard_swish_that_cannot_tell_three_stays(scale: float, zero: int) -> None:
+def test_a_hard_swish_that_cannot_represent_three_stays(scale: float, zero: int) -> None:
     net = Sketch()
     start = net.model(net.rounded(net.add("HardSwish", net.rounded("input", scale, zero)), 0.02, -100), (1, 8))
     assert operators(rewritten(start, rewrites.hard_swishes)) == operators(start)

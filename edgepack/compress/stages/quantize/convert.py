@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed
-from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, asked_by_hard_swishes, is_swish_input
+from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, exact_three_qparams, hard_swish_observers
 from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
@@ -23,7 +23,7 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
 
     observed = _copied(prepared)
     _measure_tables(observed)
-    _tell_three(observed)
+    _make_three_exact(observed)
     module: fx.GraphModule = convert_pt2e(observed)
     for node in module.graph.nodes:
         if node.target in HARD_SIGMOIDS:
@@ -103,13 +103,13 @@ def _round_biases(module: fx.GraphModule) -> None:
                 value.copy_((value / steps).round() * steps)
 
 
-def _tell_three(observed: fx.GraphModule) -> None:
+def _make_three_exact(observed: fx.GraphModule) -> None:
     """Make -3 and 3, the corners of HardSwish, exact in the int8 ranges of its inputs.
 
     Integer kernels then compute HardSwish exactly. Done only where the steps become at most 5 % coarser.
     """
-    for observer in asked_by_hard_swishes(observed):
-        found = is_swish_input(observer)
+    for observer in hard_swish_observers(observed):
+        found = exact_three_qparams(observer)
         observer.calculate_qparams = lambda found=found: found
 
 

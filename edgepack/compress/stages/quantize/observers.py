@@ -51,8 +51,8 @@ def take_ranges(prepared: fx.GraphModule, observed: fx.GraphModule) -> None:
             _set_range(fake, *observer.calculate_qparams())
             if modules.count(fake) > 1:
                 fake.disable_observer()
-    for fake in asked_by_hard_swishes(prepared):
-        _set_range(fake, *is_swish_input(fake))
+    for fake in hard_swish_observers(prepared):
+        _set_range(fake, *exact_three_qparams(fake))
 
 
 def _calibrated(observer: nn.Module) -> bool:
@@ -72,14 +72,14 @@ def freeze_ranges(prepared: fx.GraphModule) -> None:
     """Freeze all ranges but the dynamic ones, which the device measures in each inference."""
     from torchao.quantization.pt2e import FakeQuantizeBase
 
-    for fake in asked_by_hard_swishes(prepared):
-        _set_range(fake, *is_swish_input(fake))  # training continues with the final range
+    for fake in hard_swish_observers(prepared):
+        _set_range(fake, *exact_three_qparams(fake))  # training continues with the final range
     for fake in prepared.modules():
         if isinstance(fake, FakeQuantizeBase) and not fake.is_dynamic:
             fake.disable_observer()
 
 
-def asked_by_hard_swishes(prepared: fx.GraphModule) -> "list[Any]":
+def hard_swish_observers(prepared: fx.GraphModule) -> "list[Any]":
     """Return the observers of HardSwish inputs, except those that share their range with other tensors (the input of a
     MaxPool, the inputs of a cat).
     """
@@ -95,20 +95,20 @@ def asked_by_hard_swishes(prepared: fx.GraphModule) -> "list[Any]":
     ]
 
 
-def is_swish_input(observer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def exact_three_qparams(observer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     scale, zero = observer.calculate_qparams()
-    step, origin = with_three(float(scale), int(zero), observer.quant_min, observer.quant_max)
+    step, origin = scale_with_exact_three(float(scale), int(zero), observer.quant_min, observer.quant_max)
     return torch.full_like(scale, step), torch.full_like(zero, origin)
 
 
-def with_three(scale: float, zero: int, least: int, most: int) -> tuple[float, int]:
+def scale_with_exact_three(scale: float, zero: int, least: int, most: int) -> tuple[float, int]:
     """Return a scale of 3 / n and a zero point that represent -3 exactly, and the same range to half a step.
 
     Return the given values if the range ends above -3, or if the steps would become more than 5 % coarser.
 
-    >>> with_three(0.07, -40, -128, 127)
+    >>> scale_with_exact_three(0.07, -40, -128, 127)
     (0.07142857142857142, -42)
-    >>> with_three(1 / 128, 0, -128, 127)
+    >>> scale_with_exact_three(1 / 128, 0, -128, 127)
     (0.0078125, 0)
     """
     low, high = (least - zero) * scale, (most - zero) * scale

@@ -16,7 +16,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack.compress.stages.quantize.capture import capture
 from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.convert import converted
-from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, take_ranges, with_three
+from edgepack.compress.stages.quantize.observers import freeze_ranges, prepare, scale_with_exact_three, take_ranges
 from edgepack.models.candidate import Candidate
 
 SAMPLES = 4 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -110,13 +110,13 @@ def test_tensors_of_one_range_keep_it_in_both_files(tmp_path: Path) -> None:
 def test_three_is_told_at_hardly_any_cost(low: float, high: float) -> None:
     scale = (high - low) / 255
     zero = round(-128 - low / scale)
-    step, origin = with_three(scale, zero, -128, 127)
+    step, origin = scale_with_exact_three(scale, zero, -128, 127)
     assert (3 / step) == pytest.approx(round(3 / step))
     assert origin - round(3 / step) >= -128
     assert scale * (1 - 1e-6) <= step <= 1.05 * scale
     assert (-128 - origin) * step <= (-128 - zero) * scale + step / 2
     assert (127 - origin) * step >= (127 - zero) * scale - step / 2
-    again, same = with_three(float(torch.tensor(step)), origin, -128, 127)  # as it is found in float32
+    again, same = scale_with_exact_three(float(torch.tensor(step)), origin, -128, 127)  # as it is found in float32
     assert again == pytest.approx(step)
     assert same == origin
 
@@ -125,7 +125,7 @@ def test_three_is_told_at_hardly_any_cost(low: float, high: float) -> None:
 def test_a_range_that_three_would_widen_is_kept(low: float, high: float) -> None:
     scale = (high - low) / 255
     zero = round(-128 - low / scale)
-    assert with_three(scale, zero, -128, 127) == (scale, zero)
+    assert scale_with_exact_three(scale, zero, -128, 127) == (scale, zero)
 
 
 def swishing() -> Candidate:
