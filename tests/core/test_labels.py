@@ -83,8 +83,8 @@ def test_a_file_that_is_not_a_label_on_each_line_is_not_read(content: bytes) -> 
 
 
 def _outputs(count: int) -> bytes:
-    told = json.loads(text_files()["io/signature.json"])
-    return json.dumps({**told, "outputs": [{"name": "logits", "shape": [1, count], "dtype": "float32"}]}).encode()
+    signature = json.loads(text_files()["io/signature.json"])
+    return json.dumps({**signature, "outputs": [{"name": "logits", "shape": [1, count], "dtype": "float32"}]}).encode()
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_folder_that_gives_no_label_is_named_when_it_is_checked(name: bytes) -
     Path(texts(), "sport").rename(folder)
     lines = Path("recipes/bbc-minilm-int8.yaml").read_text().splitlines()
     data = f"data: {{text_folder: {{folder: news, tokenizer: {tokenizer()}}}}}"
-    told = [data if line.startswith("data:") else line for line in lines]
-    Path("recipe.yaml").write_text("\n".join(told))
+    changed = [data if line.startswith("data:") else line for line in lines]
+    Path("recipe.yaml").write_text("\n".join(changed))
     ran = edgepack("check", "recipe.yaml")
     assert (ran.code, ran.out) == (2, "")
     assert f"the folder {str(folder)!r} is not a valid label: it " in ran.err
@@ -127,9 +127,9 @@ def test_labels_that_differ_in_case_alone_are_told() -> None:
     for i in range(10):
         Path(folder, "Sport").mkdir(exist_ok=True)
         Path(folder, "Sport", f"{i}.txt").write_text(f"another {i}")
-    told = ("the labels 'Sport' and 'sport' differ in case alone",)
+    notes = ("the labels 'Sport' and 'sport' differ in case alone",)
     config = text_folder.Config(folder=folder, tokenizer=tokenizer(), max_length=8)
-    assert text_folder.notes(config) == text_folder.load(config).notes[:1] == told
+    assert text_folder.notes(config) == text_folder.load(config).notes[:1] == notes
     Path("news.csv").write_text("text,label\n" + "".join(f"{i},{('Yes', 'yes')[i % 2]}\n" for i in range(20)))
     rows = csv.Config(file="news.csv", tokenizer="words", max_length=8)
     assert csv.notes(rows) == csv.load(rows).notes[:1] == ("the labels 'Yes' and 'yes' differ in case alone",)

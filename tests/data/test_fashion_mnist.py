@@ -72,9 +72,9 @@ def test_pictures_come_as_described(folder: str, size: int) -> None:
     assert str(batch.inputs[0].dtype) == f"torch.{spec.dtype}"
     assert 0 <= float(batch.inputs[0].min()) < float(batch.inputs[0].max()) <= 1
     assert data.validation.inputs[0].dtype == torch.uint8  # a quarter of the memory
-    told = describe(config).preprocessing
-    assert told["scale"] == {"from": [0, 255], "to": [0, 1]}
-    assert ("resize" in told) == (size != 28)
+    preprocessing = describe(config).preprocessing
+    assert preprocessing["scale"] == {"from": [0, 255], "to": [0, 1]}
+    assert ("resize" in preprocessing) == (size != 28)
 
 
 def test_augmented_pictures_are_shifted_and_mirrored_in_training_alone(folder: str) -> None:

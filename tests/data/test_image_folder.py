@@ -68,14 +68,14 @@ def test_what_is_no_picture_is_left_alone(pets: str) -> None:
 @pytest.mark.parametrize("color", ["rgb", "grey"])
 def test_pictures_come_as_described(pets: str, color: str) -> None:
     config = configured(color=color)
-    (spec,), told = describe(config).inputs, describe(config).preprocessing
+    (spec,), preprocessing = describe(config).inputs, describe(config).preprocessing
     data = load(config)
     assert data.train.inputs[0].shape[1:] == (spec.shape[0], 18, 18)  # with room to cut at random places
     assert data.test.inputs[0].shape[1:] == spec.shape
     for split in (data.train, data.validation, data.test):
         assert split.inputs[0].dtype == torch.uint8
         assert split.head(2)[0].shape[1:] == next(split.batches(4, seed=1)).inputs[0].shape[1:] == spec.shape
-    assert told["resize"]["shorter_side"], told["crop"]["to"] == (18, [16, 16])
+    assert preprocessing["resize"]["shorter_side"], preprocessing["crop"]["to"] == (18, [16, 16])
 
 
 def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:

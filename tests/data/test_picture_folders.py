@@ -96,11 +96,11 @@ def test_files_that_are_left_out_are_counted_by_ending(pets: str) -> None:
     for file in ("ant/1.txt", "bee/2.TXT", "bee/label", "cow/x.heic"):
         Path("pets", file).write_text("no picture")
     write_picture("pets/loose.png")
-    told = (
+    notes = (
         "4 files are left out by ending: .txt 2, without an ending 1, .heic 1 (needs the package pillow-heif)",
         "1 picture is left out: not in the folder of a class",
     )
-    assert image_folder.notes(configured()) == load(configured()).notes == told
+    assert image_folder.notes(configured()) == load(configured()).notes == notes
     for i in range(3):
         Path(f"pets/dog/{i}.heic").parent.mkdir(exist_ok=True)
         Path(f"pets/dog/{i}.heic").write_text("no picture")
@@ -174,8 +174,8 @@ def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsR
 
 def test_transparent_pictures_are_counted(pets: str) -> None:
     Image.new("RGBA", (20, 20), (250, 20, 90, 100)).save("pets/ant/new.png")
-    (told,) = load(configured()).notes
-    assert told == "1 picture is partly transparent: the colours stored there are used"
+    (note,) = load(configured()).notes
+    assert note == "1 picture is partly transparent: the colours stored there are used"
 
 
 def test_of_copies_one_is_kept_and_none_stands_in_two_splits() -> None:
@@ -251,8 +251,8 @@ def test_copies_leave_enough_of_every_class_or_are_refused(pets: str) -> None:
     shutil.rmtree("pets")
     write_folder("pets/train", 6), write_folder("pets/test", 2)
     shutil.copytree("pets/test", "pets/val")
-    told = "the validation split has no picture that other splits lack: all 6 pictures are in the test split too"
-    with pytest.raises(RecipeError, match=told):
+    reason = "the validation split has no picture that other splits lack: all 6 pictures are in the test split too"
+    with pytest.raises(RecipeError, match=reason):
         load(configured())
 
 
@@ -288,8 +288,8 @@ def test_splits_without_training_pictures_are_not_taken_for_classes() -> None:
     write_folder("pets/seta", 4), write_folder("pets/setb", 4)
     for name in ("val", "test"):
         shutil.rmtree(f"pets/{name}")
-    (told,) = image_folder.notes(configured())
-    assert told.startswith("each class holds the same folders, ant, bee, cow: if those are the classes, rename")
+    (note,) = image_folder.notes(configured())
+    assert note.startswith("each class holds the same folders, ant, bee, cow: if those are the classes, rename")
 
 
 def test_pictures_whose_content_was_not_fetched_are_named(pets: str) -> None:

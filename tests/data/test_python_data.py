@@ -144,7 +144,7 @@ def test_samples_that_stand_in_two_splits_are_told() -> None:
         "2 of 6 test samples are also in train: test scores are too high",
     )
     copies = _loaded({"train": train, "validation": train, "test": train}).notes
-    assert [told.partition(":")[0] for told in copies] == [
+    assert [note.partition(":")[0] for note in copies] == [
         "6 of 6 test samples are also in train",
         "6 of 6 test samples are also in validation",
         "6 of 6 validation samples are also in train",

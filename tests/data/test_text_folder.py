@@ -255,8 +255,8 @@ def test_mixed_encodings_are_refused_or_replaced_and_counted() -> None:
     config = _folder(folder, encoding_errors="replace", test="70 %")
     data = text_folder.load(config)
     assert sum(len(split) for split in splits_of(data).values()) == 22
-    told = "2 documents are not utf-8, such as news/sport/new.txt: unreadable bytes are replaced by U+FFFD"
-    assert data.notes == (told,)
+    note = "2 documents are not utf-8, such as news/sport/new.txt: unreadable bytes are replaced by U+FFFD"
+    assert data.notes == (note,)
     assert text_folder.fingerprint(config) != text_folder.fingerprint(_folder(folder, test="70 %"))
     assert text_folder.load(_folder(texts("clean"), encoding_errors="replace")).notes == ()
 
@@ -287,11 +287,11 @@ def test_litter_is_no_text_links_are_followed_and_what_is_left_out_is_counted() 
     config = _folder(max_length=64)
     data = text_folder.load(config)
     assert [len(split) for split in splits_of(data).values()] == [17, 4, 6]
-    told = (
+    notes = (
         "3 files are left out by ending: .md 2, .csv 1",
         "1 link is not followed: the target is already read",
     )
-    assert data.notes == text_folder.notes(config) == told
+    assert data.notes == text_folder.notes(config) == notes
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,13 @@ def test_an_app_and_a_model_are_told_all_they_need() -> None:
 
 
 def test_special_tokens_are_those_that_its_settings_name() -> None:
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "pad_token": {"content": "[SEP]", "special": True},
         "bos_token": "[CLS]",
         "eos_token": None,
         "unk_token": 5,
     }
-    special = load(words(**told), 8).special_tokens
+    special = load(words(**settings), 8).special_tokens
     assert {role: special[role]["token"] for role in special} == {
         "pad": "[SEP]",
         "unk": "[UNK]",

@@ -92,12 +92,12 @@ def test_what_stages_decided_and_left_is_told() -> None:
 
 
 def test_differences_that_are_too_long_to_show() -> None:
-    def told(before: Any, after: Any) -> list[str]:
+    def changes(before: Any, after: Any) -> list[str]:
         return [str(each) for each in differences(before, after)]
 
-    assert told({"a": "x" * 50}, {"a": "x" * 51}) == ["a differs"]
-    assert told({"a": True}, {"a": False}) == ["a true -> false"]  # as in a recipe
-    assert told({"a": [1]}, {"a": [1, 2]}) == ["a [1] -> [1, 2]"]
+    assert changes({"a": "x" * 50}, {"a": "x" * 51}) == ["a differs"]
+    assert changes({"a": True}, {"a": False}) == ["a true -> false"]  # as in a recipe
+    assert changes({"a": [1]}, {"a": [1, 2]}) == ["a [1] -> [1, 2]"]
 
 
 def _saved(name: str, *known: Any, **more: Any) -> str:

@@ -30,16 +30,16 @@ ONNX = plugins.choose("exporters", "onnx")
 
 
 def find(how: How) -> tuple[str, list[tuple[int, int]]]:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     samples = divergence.rows(data().test, [3, 4, 5, 6, 7])
     said = divergence.find(
         made(how),
         ONNX,
         lambda asked: job.run({**asked, "threads": 1}),  # in this process: a fresh one for each piece takes seconds
         samples,
-        lambda done, total: told.append((done, total)),
+        lambda done, total: progress.append((done, total)),
     )
-    return said, told
+    return said, progress
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -68,12 +68,12 @@ def test_the_layer_that_an_exporter_spoils_is_named(
     how: How, tensor: str, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, tensor)
-    said, told = find(how)
+    said, progress = find(how)
     assert said.startswith(f"the first operator that differs is 'aten.conv2d.default' at '{layer}', ")
     assert "torch_factories.py:" in said
     assert "its output differs by 2" in said
-    assert 3 <= len(told) <= 9
-    assert all(done < total for done, total in told)
+    assert 3 <= len(progress) <= 9
+    assert all(done < total for done, total in progress)
 
 
 def test_what_is_overwritten_in_place_is_looked_at_behind_that(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_ranges_that_each_inference_measures_are_those_of_one_sample() -> None:
 
 
 def test_a_file_that_answers_alike_has_no_such_operator() -> None:
-    said, told = find("quantized")
+    said, progress = find("quantized")
     assert said.startswith("no single operator causes it")
-    assert len(told) == 1
+    assert len(progress) == 1
 
 
 def test_pieces_that_cannot_be_exported_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +156,12 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
     shipped = build().artifacts
     first = shipped[0].model_copy(update={"format": "executorch"})
     work = at_work(load_recipe("quickstart"), device(), Store("store"))
-    told = pipeline._explained(build(verdicts=verdicts, artifacts=(first, *shipped), exit_code=1), work, print)
+    explained = pipeline._explained(build(verdicts=verdicts, artifacts=(first, *shipped), exit_code=1), work, print)
     assert asked == ["onnx", "onnx", "executorch", "onnx", "executorch"]
     reasons = {
-        (each.metric, each.artifact): each.reason for each in told.verdicts if each.outcome == "fail" and each.reason
+        (each.metric, each.artifact): each.reason
+        for each in explained.verdicts
+        if each.outcome == "fail" and each.reason
     }
     assert reasons == {
         ("parity", "onnx"): "it begins in onnx",
@@ -167,8 +169,8 @@ def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(
         ("parity.difference", "onnx"): "it begins in onnx",
         ("parity.cosine", "executorch"): "it begins in executorch",
     }
-    assert next(wording.doubts(told)) == "parity of onnx failed: it begins in onnx"
-    assert "it begins in onnx" in junit.render(told)
+    assert next(wording.doubts(explained)) == "parity of onnx failed: it begins in onnx"
+    assert "it begins in onnx" in junit.render(explained)
 
 
 def test_an_error_while_looking_leaves_the_verdict_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,12 +60,12 @@ def int8(candidate: Candidate) -> Candidate:
 
 
 def checked(candidate: Candidate, format: str, run: Run | None = None) -> list[int]:
-    told: list[int] = []
+    progress: list[int] = []
     with closing(processes.Host(Controls(threads=1))) as here:
         dry_run.check(
-            candidate, plugins.choose("exporters", format), run or here.run, lambda done, total: told.append(done)
+            candidate, plugins.choose("exporters", format), run or here.run, lambda done, total: progress.append(done)
         )
-    return told
+    return progress
 
 
 @pytest.mark.parametrize("format", ["executorch", "onnx"])

@@ -92,7 +92,7 @@ def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logi
 
 
 @pytest.mark.parametrize(
-    ("logits", "told"),
+    ("logits", "message"),
     [
         (ROWS[::-1], "of 200 test samples differently"),
         (turned(0.3), "of 200 test samples differently"),
@@ -103,11 +103,11 @@ def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logi
     ],
     ids=["other samples", "a third", "nothing", "no numbers", "one infinite", "another scale"],
 )
-def test_a_file_far_from_torch_is_broken(logits: Any, told: str) -> None:
+def test_a_file_far_from_torch_is_broken(logits: Any, message: str) -> None:
     with pytest.raises(StageError) as failure:
         evaluate.check_same(context().task, logits, ROWS, "model.onnx")
     assert failure.value.message.startswith("model.onnx ")
-    assert told in failure.value.message
+    assert message in failure.value.message
     assert failure.value.hint
 
 

@@ -126,13 +126,13 @@ print(json.dumps(job.run(json.loads(sys.argv[1]))))
 """
 
 
-def told(job: dict[str, Any]) -> dict[str, Any]:
+def answered(job: dict[str, Any]) -> dict[str, Any]:
     ran = subprocess.run([sys.executable, "-c", TELL, json.dumps(job)], capture_output=True, text=True, check=True)
     answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return answer
 
 
-def told_after_waiting(job: dict[str, Any]) -> dict[str, Any]:
+def answered_after_waiting(job: dict[str, Any]) -> dict[str, Any]:
     """Its runtime was imported before it knew the job, on whichever core."""
     ours, its = socket.socketpair()
     start = {"runtime": job["runtime"], "wait": its.fileno(), "leash": True}
@@ -148,7 +148,7 @@ def told_after_waiting(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("tell", [told, told_after_waiting])
+@pytest.mark.parametrize("tell", [answered, answered_after_waiting])
 def test_threads_and_processors_are_pinned(job: dict[str, Any], tell: Callable[[dict[str, Any]], Any]) -> None:
     """The runtime's pool has as many threads as were asked for, this one included, however large the machine is."""
     tasks = {}
@@ -160,7 +160,7 @@ def test_threads_and_processors_are_pinned(job: dict[str, Any], tell: Callable[[
 
 def test_garbage_is_collected_as_ever_once_the_runtime_is_imported(job: dict[str, Any]) -> None:
     """What the import made is no part of that: to go through it takes a tenth of a second."""
-    enabled, young = told({**job, "mode": "tell"})["garbage"]
+    enabled, young = answered({**job, "mode": "tell"})["garbage"]
     assert enabled and young < gc.get_threshold()[0]
 
 
@@ -217,17 +217,17 @@ def test_a_system_that_tells_no_times_has_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "expected"),
+    ("asked", "facts", "expected"),
     [(COOL, {"celsius": 40.0}, False), (COOL, {"throttled": 0}, True), ({}, {}, False)],
 )
 def test_a_device_is_blind_that_should_be_cool_and_has_no_sensor(
-    asked: dict[str, Any], told: dict[str, Any], expected: bool
+    asked: dict[str, Any], facts: dict[str, Any], expected: bool
 ) -> None:
-    assert system.blind(asked, told) is expected
+    assert system.blind(asked, facts) is expected
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "facts"),
     [
         ("echo throttled=0x50005", {"throttled": 5}),
         ("echo throttled=0x0", {"throttled": 0}),
@@ -237,7 +237,7 @@ def test_a_device_is_blind_that_should_be_cool_and_has_no_sensor(
     ],
 )
 def test_a_raspberry_pi_tells_whether_it_is_throttled(
-    program: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    program: str, facts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("vcgencmd").write_text(f"#!/bin/sh\n{program}\n")
     Path("vcgencmd").chmod(0o755)
@@ -245,7 +245,7 @@ def test_a_raspberry_pi_tells_whether_it_is_throttled(
     monkeypatch.setattr("glob.glob", lambda pattern: [])
     if "sleep" in program:
         monkeypatch.setattr(system, "_FIRMWARE", 0.2)
-    assert system.state() == told
+    assert system.state() == facts
 
 
 def test_a_leashed_worker_ends_with_its_input(job: dict[str, Any]) -> None:

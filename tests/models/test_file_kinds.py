@@ -39,14 +39,14 @@ def test_a_file_that_is_cut_off_is_told(name: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(b"", "empty"), (_LFS, "git lfs pull"), (b"<!DOCTYPE html><html>", "a web page"), (b"\x80\x02}q", "")],
     ids=["empty", "git-lfs", "a page", "a pickle"],
 )
-def test_what_stands_in_place_of_a_file_is_told(content: bytes, told: str) -> None:
+def test_what_stands_in_place_of_a_file_is_told(content: bytes, message: str) -> None:
     Path("weights.pth").write_bytes(content)
-    assert told in stand_in(Path("weights.pth"))
-    assert bool(told) == bool(stand_in(Path("weights.pth"))) == bool(not_weights(Path("weights.pth")))
+    assert message in stand_in(Path("weights.pth"))
+    assert bool(message) == bool(stand_in(Path("weights.pth"))) == bool(not_weights(Path("weights.pth")))
 
 
 def test_an_archive_of_torchscript_is_told() -> None:

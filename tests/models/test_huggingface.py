@@ -63,8 +63,8 @@ def test_offline_the_error_says_what_was_looked_for_and_where(monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RecipeError) as caught:
         hub.folder("some-owner/some-bert", hub.CONFIG)
-    told = str(caught.value)
-    assert all(part in told for part in ("'some-owner/some-bert'", "no package has it", "cache", "HF_HUB_OFFLINE"))
+    message = str(caught.value)
+    assert all(part in message for part in ("'some-owner/some-bert'", "no package has it", "cache", "HF_HUB_OFFLINE"))
 
 
 def test_a_network_that_fails_is_of_the_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,29 +96,29 @@ def test_a_folder_that_lacks_a_file_says_which() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "a model of kind 'gpt2'; edgepack knows bert, distilbert"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
-def test_a_model_of_another_kind_is_refused_before_anything_runs(changes: dict[str, Any], told: str) -> None:
+def test_a_model_of_another_kind_is_refused_before_anything_runs(changes: dict[str, Any], message: str) -> None:
     name = make.described()
     facts = {**json.loads(Path(name, "config.json").read_text()), **changes}
     Path(name, "config.json").write_text(json.dumps({key: value for key, value in facts.items() if value is not None}))
-    with pytest.raises(Nested, match=told):
+    with pytest.raises(Nested, match=message):
         choose(huggingface=name)
 
 
 def test_layers_that_are_not_there_cannot_be_kept() -> None:
     name = make.described()
-    for layers, told in [(3, "2 layers, 3"), ((0, 2), "layers 0 to 1"), ((1, 0), "in order"), ((), "in order")]:
-        with pytest.raises(Nested, match=told):
+    for layers, message in [(3, "2 layers, 3"), ((0, 2), "layers 0 to 1"), ((1, 0), "in order"), ((), "in order")]:
+        with pytest.raises(Nested, match=message):
             choose(huggingface=name, layers=layers)
 
 
 @pytest.mark.parametrize(
-    ("changes", "data", "told"),
+    ("changes", "data", "message"),
     [
         ({"num_attention_heads": 5}, {}, "has 5 heads, which do not divide its width of 32"),
         ({"max_position_embeddings": 12}, {}, "reads at most 12 tokens, but max_length of the data is 16"),
@@ -130,9 +130,9 @@ def test_layers_that_are_not_there_cannot_be_kept() -> None:
     ],
 )
 def test_what_does_not_fit_the_data_is_told_without_loading_the_model(
-    changes: dict[str, Any], data: dict[str, Any], told: str
+    changes: dict[str, Any], data: dict[str, Any], message: str
 ) -> None:
-    assert told in incompatibility(make.described(**changes), **data)
+    assert message in incompatibility(make.described(**changes), **data)
 
 
 def test_rows_beyond_the_tokenizer_are_padding_and_fit() -> None:
@@ -229,9 +229,9 @@ def test_outputs_by_number_and_labels_by_text_are_doubted(
 ) -> None:
     name = saved(3, **own)
     choice = choose(huggingface=name)
-    with collected() as told:
+    with collected() as notes:
         choice.module.build(choice.config, make.signature().model_copy(update={"labels": labels}))
-    assert [f"'{name}' names its outputs by number, and" in each for each in told] == [True] * doubted
+    assert [f"'{name}' names its outputs by number, and" in each for each in notes] == [True] * doubted
 
 
 def test_weights_of_another_model_are_refused() -> None:

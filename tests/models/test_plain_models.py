@@ -216,11 +216,11 @@ def _distributed(module: nn.Module) -> nn.Module:
     ids=["data parallel", "distributed", "compiled", "both", "averaged", "a part"],
 )
 def test_wrappers_are_taken_off_with_a_note(wrap: Any, kind: str, names: str) -> None:
-    with collected() as told:
+    with collected() as notes:
         inside = plain(wrap(net()))
     assert next(iter(inside.state_dict())) == names
     assert torch.equal(answers(inside), answers(net()))
-    assert told[0] == f"taken out of its {kind}: the model inside is compressed"
+    assert notes[0] == f"taken out of its {kind}: the model inside is compressed"
 
 
 class Doubled(nn.DataParallel):  # type: ignore[misc]
@@ -258,10 +258,10 @@ def _replaced(module: nn.Module) -> nn.Module:
     ids=["a subclass", "its forward replaced", "without .module", "with .module"],
 )
 def test_what_computes_by_a_forward_of_its_own_is_no_wrapper(wrap: Any, part: bool) -> None:
-    with collected() as told:
+    with collected() as notes:
         inside = plain(Parts(wrap(net())) if part else wrap(net()))
     torch.testing.assert_close(answers(inside), 2 * answers(net()))
-    assert told == []
+    assert notes == []
 
 
 def test_a_subclass_without_a_forward_of_its_own_is_a_wrapper() -> None:
@@ -303,10 +303,10 @@ def test_a_model_compiled_in_place_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_size_become_float32(kind: torch.dtype) -> None:
-    with collected() as told:
+    with collected() as notes:
         inside = plain(net().to(kind))
     assert {weight.dtype for weight in inside.parameters()} == {torch.float32}
-    assert told == [f"weights in {str(kind).removeprefix('torch.')} were converted to float32"]
+    assert notes == [f"weights in {str(kind).removeprefix('torch.')} were converted to float32"]
 
 
 def test_state_besides_tensors_is_refused_by_the_layer() -> None:

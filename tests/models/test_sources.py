@@ -78,9 +78,9 @@ def why(format: str = "") -> str:
 )
 def test_what_depends_on_the_data_is_told_by_module_and_line(inner: str, place: str) -> None:
     nets(inner)
-    told = why("onnx")
-    assert told.startswith(("torch.export cannot take this model", "the shape of what"))
-    assert f"at 'blocks.0', {place}" in told
+    message = why("onnx")
+    assert message.startswith(("torch.export cannot take this model", "the shape of what"))
+    assert f"at 'blocks.0', {place}" in message
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_error_of_an_exporter_that_names_no_operator_is_told_as_it_is() -> No
 
 
 @pytest.mark.parametrize(
-    ("inner", "forward", "told"),
+    ("inner", "forward", "reason"),
     [
         (
             "return x.reshape(2, 4)",
@@ -130,9 +130,9 @@ def test_an_error_of_an_exporter_that_names_no_operator_is_told_as_it_is() -> No
     ],
     ids=["two", "one"],
 )
-def test_a_number_of_samples_written_into_a_model_is_told(inner: str, forward: str, told: str) -> None:
+def test_a_number_of_samples_written_into_a_model_is_told(inner: str, forward: str, reason: str) -> None:
     nets(inner, forward)
-    assert told in (message := why())
+    assert reason in (message := why())
     assert message.endswith(f"at 'blocks.0', nets.py:6: {inner}")
 
 
@@ -143,7 +143,7 @@ def test_a_sum_with_a_constant_of_so_many_samples_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inner", "forward", "told"),
+    ("inner", "forward", "reason"),
     [
         (
             "return x",
@@ -161,9 +161,9 @@ def test_a_sum_with_a_constant_of_so_many_samples_is_told() -> None:
     ],
     ids=["two", "none", "two further inside", "no class"],
 )
-def test_a_model_with_other_than_one_output_is_told(inner: str, forward: str, told: str) -> None:
+def test_a_model_with_other_than_one_output_is_told(inner: str, forward: str, reason: str) -> None:
     nets(inner, forward)
-    assert told in why()
+    assert reason in why()
 
 
 def test_a_layer_that_gets_another_width_is_told() -> None:
@@ -212,7 +212,7 @@ def test_the_layers_of_a_bare_sequence_have_their_own_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inner", "told"),
+    ("inner", "message"),
     [
         (
             "return torch.special.bessel_j0(x)",
@@ -227,7 +227,7 @@ def test_the_layers_of_a_bare_sequence_have_their_own_names() -> None:
     ],
     ids=["operator", "weight"],
 )
-def test_a_build_tells_before_it_trains(inner: str, told: str) -> None:
+def test_a_build_tells_before_it_trains(inner: str, message: str) -> None:
     """Short, with exit code 5 and no traceback."""
     nets(inner)
     recipe_file(
@@ -236,7 +236,7 @@ def test_a_build_tells_before_it_trains(inner: str, told: str) -> None:
     Path("nets.py").write_text(Path("nets.py").read_text().replace("nn.Linear(4, 3)", "nn.Linear(4, 10)"))
     ran = edgepack("build", "tiny")
     assert ran.code == 5
-    assert told in ran.err
+    assert message in ran.err
     assert "Traceback" not in ran.err + ran.out
     assert not [line for line in ran.out.splitlines() if "epoch" in line]
 
@@ -253,7 +253,7 @@ def broken():
     net[1].running_var[1:] = -1
     return net
 """
-TOLD = "first at '1', a BatchNorm2d whose running_var is below 0 (3 of 4)"
+AT_FAULT = "first at '1', a BatchNorm2d whose running_var is below 0 (3 of 4)"
 
 
 @pytest.mark.parametrize("stages", [[], [{"quantize": {"mode": "ptq"}}], [{"train": {"epochs": 1}}]])
@@ -268,9 +268,9 @@ def test_a_checkpoint_whose_answers_are_no_numbers_is_told_with_its_first_layer(
     recipe_file(model=model, data={"digits": {"size": 8}}, stages=stages, export=["onnx"], budgets={"size": "10 MB"})
     ran = edgepack("build", "tiny")
     assert ran.code == 5
-    told = "".join(ran.err.split("\n"))
-    assert "model: the outputs are NaN or Inf for" in told
-    assert TOLD in told
+    text = "".join(ran.err.split("\n"))
+    assert "model: the outputs are NaN or Inf for" in text
+    assert AT_FAULT in text
 
 
 def test_what_has_no_range_for_int8_is_told_before_training() -> None:
@@ -284,9 +284,9 @@ def test_what_has_no_range_for_int8_is_told_before_training() -> None:
     )
     ran = edgepack("build", "tiny")
     assert ran.code == 5
-    told = "".join(ran.err.split("\n"))
-    assert "quantize, dry run before any training: the range of an activation is NaN or Inf" in told
-    assert TOLD in told
+    text = "".join(ran.err.split("\n"))
+    assert "quantize, dry run before any training: the range of an activation is NaN or Inf" in text
+    assert AT_FAULT in text
 
 
 def test_the_first_part_that_is_not_finite_is_found_in_both_forms() -> None:

@@ -37,9 +37,9 @@ def loaded(content: Any, key: str | None = None, path: Path = PATH) -> tuple[nn.
     else:
         torch.save(content, path)
     fresh = net(seed=9)
-    with collected() as told:
+    with collected() as notes:
         load_weights(fresh, path, key)
-    return fresh, told
+    return fresh, notes
 
 
 def equal(one: nn.Module, two: nn.Module) -> bool:
@@ -59,30 +59,30 @@ def refused(content: Any, key: str | None = None) -> StageError:
     ["model.", "net.", "backbone.", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.net."],
 )
 def test_what_stands_before_every_name_is_left_out_and_told(prefix: str, suffix: str) -> None:
-    after, told = loaded(under(prefix, net()), path=Path(f"weights{suffix}"))
+    after, notes = loaded(under(prefix, net()), path=Path(f"weights{suffix}"))
     assert equal(after, net())
-    assert told == [f"weights{suffix}: '{prefix}0.weight' was taken for '0.weight', and so on"]
+    assert notes == [f"weights{suffix}: '{prefix}0.weight' was taken for '0.weight', and so on"]
 
 
 def test_of_names_as_they_are_nothing_is_told() -> None:
-    after, told = loaded(net().state_dict())
+    after, notes = loaded(net().state_dict())
     assert equal(after, net())
-    assert told == []
+    assert notes == []
 
 
 def test_wrappers_of_parts_are_left_out_wherever_they_stand() -> None:
     state = {re.sub(r"^(\d)\.", r"\1._orig_mod.", name): tensor for name, tensor in net().state_dict().items()}
-    after, told = loaded(state)
+    after, notes = loaded(state)
     assert equal(after, net())
-    assert "'0._orig_mod.weight' was taken for '0.weight'" in told[0]
+    assert "'0._orig_mod.weight' was taken for '0.weight'" in notes[0]
 
 
 def test_an_average_of_weights_is_loaded_without_its_count() -> None:
     averaged = AveragedModel(net())
     averaged.update_parameters(net())
-    after, told = loaded(averaged.state_dict())
+    after, notes = loaded(averaged.state_dict())
     assert equal(after, net())
-    assert told[1] == "weights.pth: left out, not part of these weights: 'n_averaged'"
+    assert notes[1] == "weights.pth: left out, not part of these weights: 'n_averaged'"
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_an_average_of_weights_is_loaded_without_its_count() -> None:
     ids=["class weights", "a loss with parameters", "by other names", "a named loss", "metrics", "a profiler"],
 )
 def test_what_a_training_script_keeps_beside_the_model_is_left_out_and_told(beside: dict[str, Any]) -> None:
-    after, told = loaded({"state_dict": {**under("model.", net()), **beside}, "epoch": 3})
+    after, notes = loaded({"state_dict": {**under("model.", net()), **beside}, "epoch": 3})
     assert equal(after, net())
-    assert told[1].startswith(f"weights.pth: left out, not part of these weights: '{next(iter(beside))}'")
+    assert notes[1].startswith(f"weights.pth: left out, not part of these weights: '{next(iter(beside))}'")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_layers_beside_the_model_are_asked_about() -> None:
     failure = refused(state)
     assert "holds more than this model, whose weights are under 'encoder': 'projector.weight'" in failure.message
     assert "checkpoint_key: encoder" in failure.hint
-    after, told = loaded(state, key="encoder")
+    after, notes = loaded(state, key="encoder")
     assert equal(after, net())
-    assert "left out, not part of these weights: 'projector.weight', 'projector.bias'" in told[1]
+    assert "left out, not part of these weights: 'projector.weight', 'projector.bias'" in notes[1]
 
 
 @pytest.mark.parametrize(
@@ -220,16 +220,16 @@ def test_a_file_that_is_part_of_itself_is_read() -> None:
 
 def test_an_average_without_statistics_is_told_as_left_out() -> None:
     shadow = {name: tensor for name, tensor in under("", net(1)).items() if "running" not in name and "num" not in name}
-    after, told = loaded({"model": under("", net()), "ema": {"shadow": shadow}})
+    after, notes = loaded({"model": under("", net()), "ema": {"shadow": shadow}})
     assert equal(after, net())
-    assert told == ["weights.pth: 'ema.shadow' has 6 of the model's 9 tensors, and was left out"]
+    assert notes == ["weights.pth: 'ema.shadow' has 6 of the model's 9 tensors, and was left out"]
 
 
 def test_an_average_without_names_is_told_as_left_out() -> None:
     shadow = [each.detach() for each in net(1).parameters()]
-    after, told = loaded({"model": under("", net()), "ema": {"decay": 0.9, "shadow_params": shadow}})
+    after, notes = loaded({"model": under("", net()), "ema": {"decay": 0.9, "shadow_params": shadow}})
     assert equal(after, net())
-    assert told == [
+    assert notes == [
         "weights.pth: 'ema.shadow_params' has a tensor for each of the model's 6 weights, but no names: left out"
     ]
     assert "holds list, not a state dict" in refused(shadow).message
@@ -297,10 +297,10 @@ def test_floats_of_another_size_become_float32_and_that_is_told(kind: str) -> No
         name: each.to(getattr(torch, kind)) if each.is_floating_point() else each
         for name, each in net().state_dict().items()
     }
-    after, told = loaded(state)
+    after, notes = loaded(state)
     assert torch.equal(after.state_dict()["0.weight"], state["0.weight"].float())
     assert after.state_dict()["0.weight"].dtype == torch.float32
-    assert told == [f"weights.pth: weights in {kind} were converted to float32"]
+    assert notes == [f"weights.pth: weights in {kind} were converted to float32"]
 
 
 @pytest.mark.parametrize(("count", "whole"), [(7.0, 7), (7.5, 8), (6.7, 7)])
@@ -329,7 +329,7 @@ _INT8 = (100 * _LINEAR).to(torch.int8)
 
 
 @pytest.mark.parametrize(
-    ("state", "told", "way_out"),
+    ("state", "message", "way_out"),
     [
         ({**without(), "3.weight": _INT8, "3.weight_scale": torch.ones(1)}, "'3.weight' in int8", "quantized"),
         ({**without(), "3.weight": _INT8.view(-1, 1), "3.weight.absmax": torch.ones(8)}, "in int8", "quantized"),
@@ -354,10 +354,10 @@ _INT8 = (100 * _LINEAR).to(torch.int8)
     ids=["int8", "4 bits", "GPTQ", "QAT", "LoRA", "spectral norm", "a mask without its weight"],
 )
 def test_how_weights_were_kept_is_told_rather_than_another_model(
-    state: dict[str, torch.Tensor], told: str, way_out: str
+    state: dict[str, torch.Tensor], message: str, way_out: str
 ) -> None:
     failure = refused(state)
-    assert told in failure.message
+    assert message in failure.message
     assert way_out in failure.hint
 
 
@@ -365,10 +365,10 @@ def test_how_weights_were_kept_is_told_rather_than_another_model(
 def test_a_mask_of_pruning_is_made_part_of_its_weight_and_told(prefix: str) -> None:
     made = net()
     prune.random_unstructured(made[3], "weight", amount=0.5)
-    after, told = loaded(under(prefix, made))
+    after, notes = loaded(under(prefix, made))
     prune.remove(made[3], "weight")
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in after.state_dict().items())
-    assert f"the two tensors that the file has of each: '{prefix}3.weight'" in told[-1]
+    assert f"the two tensors that the file has of each: '{prefix}3.weight'" in notes[-1]
 
 
 def test_an_attention_mask_is_none_of_pruning() -> None:
@@ -380,10 +380,10 @@ def test_a_file_is_read_as_what_it_is_whatever_its_name(saved: str, named: str) 
     loaded(net().state_dict(), path=Path(f"saved.{saved}"))
     Path(f"saved.{saved}").rename(f"weights.{named}")
     fresh = net(9)
-    with collected() as told:
+    with collected() as notes:
         load_weights(fresh, Path(f"weights.{named}"))
     assert equal(fresh, net())
-    assert told == (["weights.pth was read as a .safetensors file"] if named == "pth" else [])
+    assert notes == (["weights.pth was read as a .safetensors file"] if named == "pth" else [])
 
 
 def test_of_a_whole_model_in_a_file_the_class_is_told() -> None:

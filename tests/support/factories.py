@@ -289,7 +289,9 @@ WORDS = (
 )
 
 
-def tokenizer(folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), **told: Any) -> str:
+def tokenizer(
+    folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), **settings: Any
+) -> str:
     """A WordPiece tokenizer of a few words as transformers saves it, lower case, with what its settings say."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -301,8 +303,8 @@ def tokenizer(folder: str = "words", special: Sequence[str] = ("[PAD]", "[UNK]",
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     Path(folder).mkdir(parents=True, exist_ok=True)
     made.save(f"{folder}/tokenizer.json")
-    if told:
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(told))
+    if settings:
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 

@@ -231,8 +231,8 @@ def _stopped(process: "subprocess.Popen[str]", event: str, step: str, with_: sig
     seen = ""
     for line in process.stdout:
         seen += line
-        told = json.loads(line)
-        if (told["event"], told["name"]) == (event, step):
+        found = json.loads(line)
+        if (found["event"], found["name"]) == (event, step):
             process.send_signal(with_)
             break
     else:
@@ -252,7 +252,7 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
     def steps(self, event: str) -> list[str]:
-        return [told["name"] for told in self.events if told["event"] == event]
+        return [each["name"] for each in self.events if each["event"] == event]
 
 
 @pytest.fixture(scope="session")

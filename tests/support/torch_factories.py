@@ -168,14 +168,14 @@ def _split(samples: int, random: torch.Generator) -> Split:
 
 def context(*, teacher: Candidate | None = None, events: list[Event] | None = None, **changes: Any) -> Context:
     """What a stage is given, with the tiny data; events are kept in `events`."""
-    told: list[Event] = [] if events is None else events
+    kept: list[Event] = [] if events is None else events
     basic = Context(
         data=data(),
         task=plugins.load("tasks", "image_classification"),
         quantization=Quantization(channel_multiple=4, int8_saturates=SATURATES),
         seed=0,
         teacher=teacher,
-        emit=told.append,
+        emit=kept.append,
     )
     return replace(basic, **changes)
 

@@ -59,7 +59,7 @@ OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
 
 
 @pytest.mark.parametrize(
-    ("specs", "shapes", "told"),
+    ("specs", "shapes", "message"),
     [
         (OPEN, {}, "m.onnx: the shape of x is dynamic (batch,8): give --shape x=1,8"),
         (
@@ -78,12 +78,12 @@ OPEN: list[Spec] = [("x", ("batch", 8), "float32")]
     ],
 )
 def test_what_is_wrong_in_shapes(
-    specs: list[Spec], shapes: dict[str, tuple[int, ...]], told: str, monkeypatch: pytest.MonkeyPatch
+    specs: list[Spec], shapes: dict[str, tuple[int, ...]], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgepack.measure.input_shapes._unranked", lambda file, name: False)
     with pytest.raises(RecipeError) as failure:
         fixed([Path("m.onnx")], [specs], shapes)
-    assert told in str(failure.value).splitlines()
+    assert message in str(failure.value).splitlines()
 
 
 def test_all_that_is_wrong_in_the_shapes_of_two_files_is_told_at_once() -> None:
@@ -106,7 +106,7 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [
         ("open.onnx", "open.onnx: the shape of x is dynamic (batch,8): give --shape x=1,8\n"),
         ("unranked.onnx", "the shape of x is dynamic (of any number of axes): give --shape x=1,8\n"),
@@ -122,7 +122,7 @@ def test_inputs_that_no_memory_holds_are_the_devices_fault(shape: tuple[int, ...
         ("folder.onnx", "folder.onnx is a folder\n"),
     ],
 )
-def test_files_that_cannot_be_timed_are_the_users_mistake(file: str, told: str) -> None:
+def test_files_that_cannot_be_timed_are_the_users_mistake(file: str, message: str) -> None:
     typed("open", onnx.TensorProto.FLOAT, ["batch", 8])
     typed("unranked", onnx.TensorProto.FLOAT, None)
     typed("bf16", onnx.TensorProto.BFLOAT16)
@@ -136,7 +136,7 @@ def test_files_that_cannot_be_timed_are_the_users_mistake(file: str, told: str) 
     saved("none", [onnx.helper.make_node("Relu", ["x"], ["y"])], [("x", onnx.TensorProto.FLOAT, [1, 4])], [])
     Path("folder.onnx").mkdir()
     ran = edgepack("bench", file, "--device", "host-1t")
-    assert (ran.code, ran.out) == (2, "") and told in ran.err, ran.err
+    assert (ran.code, ran.out) == (2, "") and message in ran.err, ran.err
 
 
 def test_a_file_that_fails_as_it_runs_is_told_in_the_whole_sentence() -> None:
@@ -156,8 +156,8 @@ def test_types_that_numpy_has_are_fed(dtype: int) -> None:
     answered(typed("net", dtype))
 
 
-@pytest.mark.parametrize(("rows", "told"), [(1, 0), (2, None)])
-def test_whole_numbers_are_such_that_a_table_has_a_row_for_them(rows: int, told: int | None) -> None:
+@pytest.mark.parametrize(("rows", "expected"), [(1, 0), (2, None)])
+def test_whole_numbers_are_such_that_a_table_has_a_row_for_them(rows: int, expected: int | None) -> None:
     gather = onnx.helper.make_node("Gather", ["table", "x"], ["y"])
     table = numpy.arange(rows * 4, dtype="float32").reshape(rows, 4)
     ids, found = ("x", onnx.TensorProto.INT64, [1, 3]), ("y", onnx.TensorProto.FLOAT, [1, 3, 4])
@@ -165,7 +165,7 @@ def test_whole_numbers_are_such_that_a_table_has_a_row_for_them(rows: int, told:
     job: dict[str, Any] = {"runtime": "onnxruntime", "file": file, "shapes": {}}
     there: Any = SimpleNamespace(run=run_here)
     bench._check_answers(job, [("x", (1, 3), "int64")], there)
-    assert job.get("whole") == told
+    assert job.get("whole") == expected
     timed = {"warm_up_seconds": 0, "seconds": 0, "least_runs": 3, "most_runs": 3, "most_seconds": 9, "mode": "time"}
     assert len(run_here({**job, **timed})["samples_ns"]) == 3
 

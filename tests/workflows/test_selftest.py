@@ -181,7 +181,7 @@ def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("facts", "why"),
     [
         (runtime("models/news.onnx", "tflite"), "has no expected outputs for onnxruntime"),
         (runtime("no"), "nothing for 'onnxruntime' to load: 'no'"),
@@ -189,6 +189,6 @@ def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> 
         ({"format": "onnx"}, r"does not describe a bundle: runtimes\.onnxruntime\.version"),
     ],
 )
-def test_a_manifest_must_tell_which_file_answers_what(told: dict[str, Any], why: str) -> None:
+def test_a_manifest_must_tell_which_file_answers_what(facts: dict[str, Any], why: str) -> None:
     with pytest.raises(VerifyError, match=why):
-        list(selftest.run(bundle(runtimes={"onnxruntime": told})))
+        list(selftest.run(bundle(runtimes={"onnxruntime": facts})))

@@ -303,11 +303,11 @@ def test_refreshing_repairs_stale_statistics() -> None:
 def test_progress_has_a_total_and_an_estimate() -> None:
     events: list[Event] = []
     fit(candidate("mlp").module, context(events=events), settings(), doing="learning")
-    told = [event for event in events if isinstance(event, StepProgress)]
-    assert {(event.doing, event.total) for event in told} == {("learning", 3 * 6)}
-    assert [event.done for event in told] == sorted({event.done for event in told})
-    assert all(event.seconds_left is not None and event.seconds_left >= 0 for event in told)
-    assert (told[-1].done, told[-1].seconds_left) == (18, 0)
+    reported = [event for event in events if isinstance(event, StepProgress)]
+    assert {(event.doing, event.total) for event in reported} == {("learning", 3 * 6)}
+    assert [event.done for event in reported] == sorted({event.done for event in reported})
+    assert all(event.seconds_left is not None and event.seconds_left >= 0 for event in reported)
+    assert (reported[-1].done, reported[-1].seconds_left) == (18, 0)
 
 
 @pytest.mark.parametrize("kind", ["residual", "mlp"])

@@ -209,8 +209,8 @@ def test_a_build_tells_what_its_functions_read_until_it_is_named() -> None:
         work.emit = events.append
         dry_run.untrained(work)
         assert len(work.data.test) == 4
-        told = [each.text for each in events if isinstance(each, Note)]
-        assert work.user_reads == [text for text in told if " reads " in text]  # the others are of the few samples
+        texts = [each.text for each in events if isinstance(each, Note)]
+        assert work.user_reads == [text for text in texts if " reads " in text]  # the others are of the few samples
         return work.user_reads
 
     unnamed = "not named in `files`"

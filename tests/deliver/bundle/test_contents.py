@@ -108,8 +108,8 @@ def test_the_bill_of_materials_depends_on_the_contents_alone(monkeypatch: pytest
 def test_what_was_stated_of_licences(licence: str | None) -> None:
     Path("LICENSE").write_text("the text")
     text = Path("recipes/quickstart.yaml").read_text()
-    told = f"licence: {licence}\nlicence_file: LICENSE\n" if licence else ""
-    Path("recipes/quickstart.yaml").write_text(text + told)
+    licensed = f"licence: {licence}\nlicence_file: LICENSE\n" if licence else ""
+    Path("recipes/quickstart.yaml").write_text(text + licensed)
     files = _licences(load_recipe("quickstart"))
     page = files["licences/README.md"].decode()
     assert "from the data `digits`: CC-BY-4.0" in page
@@ -143,9 +143,9 @@ def test_there_is_an_example_for_each_place_in_each_language() -> None:
 
 @pytest.mark.parametrize(("needs", "missing"), [("CoreMLBackend", "Load.kt"), ("VulkanBackend", "Load.swift")])
 def test_no_example_for_a_system_without_the_delegate(needs: str, missing: str) -> None:
-    told = {"executorch": {**RUNTIMES["executorch"], "needs": needs}}
-    assert f"examples/executorch/{missing}" not in _rendered(runtimes=told)
-    assert len(_rendered(runtimes=told)) == 2
+    changed = {"executorch": {**RUNTIMES["executorch"], "needs": needs}}
+    assert f"examples/executorch/{missing}" not in _rendered(runtimes=changed)
+    assert len(_rendered(runtimes=changed)) == 2
 
 
 @pytest.mark.parametrize("signature", [PICTURES, WORDS], ids=["pictures", "texts"])

@@ -200,8 +200,8 @@ def test_no_manifest_crashes_or_writes_elsewhere(own_place: Path) -> None:
 def _same_files(manifest: Manifest, whole: dict[str, Any]) -> bool:
     """What may change unnoticed is what a bundle says of itself, never what it holds and which of that ships."""
     kept = {"schema", "runtimes", "deploy_only", "files", "content_digest"}
-    told = manifest.model_dump(mode="json", by_alias=True)
-    return {key: told[key] for key in kept} == {key: whole[key] for key in kept}
+    facts = manifest.model_dump(mode="json", by_alias=True)
+    return {key: facts[key] for key in kept} == {key: whole[key] for key in kept}
 
 
 def test_a_message_can_be_printed_whatever_a_manifest_says(own_place: Path) -> None:
@@ -216,14 +216,14 @@ def test_a_message_can_be_printed_whatever_a_manifest_says(own_place: Path) -> N
 @pytest.mark.parametrize("key", ["\x1b[2J", "\n::stop-commands::x", "\u2028x", "\ud800"])
 def test_a_key_of_a_manifest_commands_neither_terminal_nor_ci(key: str) -> None:
     files = bundle_files()
-    told = json.loads(files["manifest.json"])
+    manifest = json.loads(files["manifest.json"])
     odd_runtime = {**runtime(), "version": key}
     for mutant in (
-        {**told, key: 1},
-        {**told, "source": {**told["source"], key: 1}},
-        {**told, "runtimes": {key: runtime()}},
-        {**told, "runtimes": {key: {key: 1}}},
-        {**told, "runtimes": {"onnxruntime": odd_runtime}},
+        {**manifest, key: 1},
+        {**manifest, "source": {**manifest["source"], key: 1}},
+        {**manifest, "runtimes": {key: runtime()}},
+        {**manifest, "runtimes": {key: {key: 1}}},
+        {**manifest, "runtimes": {"onnxruntime": odd_runtime}},
     ):
         path = as_zip(with_sums({**files, "manifest.json": json.dumps(mutant).encode()}))
         ran = edgepack("verify", str(path))

@@ -210,8 +210,8 @@ def test_names_that_are_one_on_other_systems_are_refused(names: tuple[str, ...])
 @pytest.mark.parametrize("bytes_", [2**40, 2**62, 10**30])
 def test_a_manifest_that_names_more_bytes_than_there_is_memory(bytes_: int) -> None:
     folder = as_folder(bundle_files())
-    told = json.loads((folder / "manifest.json").read_text())
-    told["files"][0]["bytes"] = bytes_
-    (folder / "manifest.json").write_text(json.dumps(told))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][0]["bytes"] = bytes_
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(VerifyError, match="changed: "):
         verify(folder)

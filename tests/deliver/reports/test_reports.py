@@ -296,8 +296,8 @@ def test_a_device_that_was_not_reached_is_told_loudly(report: str) -> None:
 
 @pytest.mark.parametrize("report", ["markdown", "html"])
 def test_a_relative_budget_tells_what_it_is_held_against(report: str) -> None:
-    told = {"bound": "max_increase", "relative": 0.02, "baseline": 490e3, "against": "the build of a day"}
-    text = rendered(report, build(verdicts=(verdict("size").model_copy(update=told),)))
+    facts = {"bound": "max_increase", "relative": 0.02, "baseline": 490e3, "against": "the build of a day"}
+    text = rendered(report, build(verdicts=(verdict("size").model_copy(update=facts),)))
     assert "elative to the build of a day: size of onnx 490 kB +2 %" in text
 
 

@@ -152,8 +152,8 @@ def test_a_build_in_a_job_of_github_tells_it(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own_place / "summary.md"))
     ran = edgepack("build", "tiny", *options)
     assert ran.code == 1
-    told, other = (ran.err, ran.out) if options else (ran.out, ran.err)  # JSON lines stay JSON
-    assert "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL::9.6 ms EMULATED" in told
+    annotated, other = (ran.err, ran.out) if options else (ran.out, ran.err)  # JSON lines stay JSON
+    assert "::error file=recipes/tiny.yaml,line=9,title=latency.p50 of onnx%3A FAIL::9.6 ms EMULATED" in annotated
     assert "::" not in other
     assert (own_place / "summary.md").read_text().startswith("# tiny on the board: a budget failed (exit code 1)\n")
 

@@ -16,8 +16,8 @@ def recorded(name: str) -> str:
 
 
 def test_every_recorded_file_says_where_its_format_is_from() -> None:
-    told = recorded("README.md")
-    assert all(f"`{file.name}`" in told for file in RECORDED.iterdir() if file.name != "README.md")
+    text = recorded("README.md")
+    assert all(f"`{file.name}`" in text for file in RECORDED.iterdir() if file.name != "README.md")
 
 
 def test_attached_devices_come_with_their_states() -> None:

@@ -109,11 +109,11 @@ def test_the_worker_runs_there_with_nothing_of_this_computers_python(
     monkeypatch.setenv("QEMU_CPU", "cortex-a35")
     with connected(played) as connection:
         assert connection.run({"mode": "delegates", "runtime": "onnxruntime"})["delegates"]
-    told = Path("qemu.txt").read_text().split()
-    assert told[:3] == ["-cpu", "cortex-a76", "-L"]
-    assert told[4:7] == [str(system_image.home() / "usr/bin/python3.11"), "-P", "-S"]
+    arguments = Path("qemu.txt").read_text().split()
+    assert arguments[:3] == ["-cpu", "cortex-a76", "-L"]
+    assert arguments[4:7] == [str(system_image.home() / "usr/bin/python3.11"), "-P", "-S"]
     assert Path("links.txt").read_text().split()[0] == str(system_image.home() / "site")
-    assert not Path(told[3]).exists()
+    assert not Path(arguments[3]).exists()
     environment = Path("env.txt").read_text()
     assert f"PYTHONPATH={system_image.home() / 'site'}\n" in environment and "QEMU_CPU" not in environment
 
@@ -260,14 +260,14 @@ def wheel(name: str, version: str) -> str:
 
 
 def test_the_folder_is_made_and_made_anew(packages: Device) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     for _ in range(2):
-        system_image.make(system_image.home(), [wheel("onnxruntime", "1.2.3")], told.append)
+        system_image.make(system_image.home(), [wheel("onnxruntime", "1.2.3")], messages.append)
     root = Path("arm64").absolute()
     assert system_image.python(root) == root / "usr/bin/python3.11"
     assert system_image.versions(root, "onnxruntime", "torch") == {"onnxruntime": "1.2.3"}
     assert json.loads((root / "edgepack.json").read_text())["packages"] == ["python3_arm64.deb"]
-    assert told[0] == "fetching Debian's Python for arm64"
+    assert messages[0] == "fetching Debian's Python for arm64"
     assert not list(Path().glob(".arm64-*")), "nothing half made is left"
     asked = Path("apt.txt").read_text()
     assert "APT::Architecture=arm64" in asked and "install --download-only python3 libstdc++6" in asked

@@ -275,13 +275,13 @@ def test_an_estimate_says_what_it_is_worth(tmp_path: Path) -> None:
     path.write_bytes(exported("onnx", "eager"))
     with connected(board()) as connection:
         job = {"mode": "time", "runtime": "onnxruntime", "file": str(path)}
-        told = connection.run(job)
-        assert connection.run(job) == told
-    assert (told["low_ms"], told["high_ms"]) == bounds(told["value_ms"], 0.2)
-    assert told["detail"]["error"] == "20 %"
-    assert told["detail"]["calibrated_from"] == "a test"
-    assert len(told["detail"]["slowest"]) == 5
-    shares = [each["share"] for each in told["detail"]["slowest"]]
+        answer = connection.run(job)
+        assert connection.run(job) == answer
+    assert (answer["low_ms"], answer["high_ms"]) == bounds(answer["value_ms"], 0.2)
+    assert answer["detail"]["error"] == "20 %"
+    assert answer["detail"]["calibrated_from"] == "a test"
+    assert len(answer["detail"]["slowest"]) == 5
+    shares = [each["share"] for each in answer["detail"]["slowest"]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) < 1
 
@@ -313,7 +313,7 @@ def test_a_runtime_without_figures_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"error": "0 %"}, "no estimate is exact"),
         ({"calibrated_from": ""}, "at least 1 character"),
@@ -321,8 +321,8 @@ def test_a_runtime_without_figures_is_told() -> None:
     ],
     ids=["certain", "from nowhere", "other threads"],
 )
-def test_figures_that_make_no_sense_are_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_figures_that_make_no_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         board(analytic={**ANALYTIC, **wrong}, controls={"threads": 1})
 
 

@@ -122,11 +122,11 @@ def test_workers_go_with_the_process_that_started_them(imports: str, worker: Pat
         "from edgepack.measure.worker import job\n"
         "class Runtime:\n"
         "    def __init__(self):\n"
-        "        self.told = open('fifo', 'w')\n"
+        "        self.pipe = open('fifo', 'w')\n"
         f"        {imports}\n"
         "    def start(self, *_):\n"
-        "        self.told.write('hangs\\n')\n"
-        "        self.told.flush()\n"
+        "        self.pipe.write('hangs\\n')\n"
+        "        self.pipe.flush()\n"
         "        time.sleep(3600)\n"
         "RUNTIMES['x'] = RuntimeInfo('x', packages=(), suffixes=())\n"
         "sys.modules['edgepack.measure.runtimes.x'] = sys.modules['__main__']\n"
@@ -140,10 +140,10 @@ def test_workers_go_with_the_process_that_started_them(imports: str, worker: Pat
         "processes._WORKER = sys.argv[1:]\n"
         "processes.Host(Controls(threads=1)).run({'runtime': 'x', 'mode': 'time'})\n"
     )
-    with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as told:
-        assert told.readline() == "hangs\n"
+    with Popen([sys.executable, "-c", starts, str(worker)]) as build, Path("fifo").open() as pipe:
+        assert pipe.readline() == "hangs\n"
         build.kill()
-        told.read()  # it ends once nobody is left
+        pipe.read()  # it ends once nobody is left
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_the_cores_of_a_profile_are_those_it_runs_on(worker: Path) -> None:
 def test_timings_of_another_governor_are_not_taken_for_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = []
     for governor in ("powersave", "performance", ""):
-        monkeypatch.setattr("edgepack.measure.worker.system.governor", lambda told=governor: told)
+        monkeypatch.setattr("edgepack.measure.worker.system.governor", lambda name=governor: name)
         facts.append(processes.Host(Controls()).facts.get("governor"))
     assert facts == ["powersave", "performance", None]
 

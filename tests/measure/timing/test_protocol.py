@@ -130,16 +130,16 @@ def test_processes_come_in_rounds() -> None:
 
 
 def test_timing_goes_on_from_what_was_taken_before() -> None:
-    before, told = answers(7), []
+    before, reported = answers(7), []
 
     def run(job: dict[str, Any]) -> dict[str, Any]:
         return answers(1, 2.0)[0]
 
-    taken = time_file(run, {}, before, lambda so_far: len(so_far) == 14, lambda *progress: told.append(progress))
+    taken = time_file(run, {}, before, lambda so_far: len(so_far) == 14, lambda *progress: reported.append(progress))
     assert taken[:7] == before
     assert len(taken) == 14
     assert len(before) == 7
-    assert told == [(done, 14) for done in range(7, 14)]
+    assert reported == [(done, 14) for done in range(7, 14)]
 
 
 def test_every_process_is_given_the_same_job() -> None:
@@ -214,16 +214,16 @@ def test_one_thread_is_not_advised_to_who_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "told"),
+    ("shares", "message"),
     [
         ([0.02] * 7, ""),
         ([0.9, 0.9, 0.9, 0, 0, 0, 0], ""),
         ([0.3] * 7, "other programs used 30% of the time of the cores used for timing: close them"),
     ],
 )
-def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], told: str) -> None:
+def test_what_other_programs_took_of_its_cores_is_a_doubt(shares: list[float], message: str) -> None:
     """The processes agree all the same, when all of them were slowed down alike."""
-    assert doubts([_answer([1.0], cpu_contention=share) for share in shares]) == ((told,) if told else ())
+    assert doubts([_answer([1.0], cpu_contention=share) for share in shares]) == ((message,) if message else ())
 
 
 def test_who_should_be_cool_and_tells_no_temperature_is_doubted() -> None:
@@ -234,17 +234,17 @@ def test_who_should_be_cool_and_tells_no_temperature_is_doubted() -> None:
 
 WARM: dict[str, Any] = {"before": {"celsius": 50.0}, "after": {"celsius": 61.0}}
 COUNTED: dict[str, Any] = {"before": {"throttle_count": 3}, "after": {"throttle_count": 4}}
-TOLD: dict[str, Any] = {"before": {"throttled": 0}, "after": {"throttled": 4}}
+REPORTED: dict[str, Any] = {"before": {"throttled": 0}, "after": {"throttled": 4}}
 COOL: dict[str, Any] = {"before": {"celsius": 50.0, "throttle_count": 9}, "after": {"throttle_count": 9}}
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
-    [(WARM, "rose by 11 degrees"), (COUNTED, "the processor throttled"), (TOLD, "reports"), (COOL, ""), ({}, "")],
+    ("state", "message"),
+    [(WARM, "rose by 11 degrees"), (COUNTED, "the processor throttled"), (REPORTED, "reports"), (COOL, ""), ({}, "")],
 )
-def test_a_device_that_slowed_down_is_told(state: dict[str, Any], told: str) -> None:
+def test_a_device_that_slowed_down_is_told(state: dict[str, Any], message: str) -> None:
     found = slowed_down(_answer([1.0], **state))
-    assert told in found and bool(told) is bool(found)
+    assert message in found and bool(message) is bool(found)
 
 
 def _states(*states: dict[str, Any]) -> list[dict[str, Any]]:
@@ -277,7 +277,7 @@ def test_files_are_timed_there_and_back_until_the_first_is_decided() -> None:
 @pytest.mark.parametrize("slow", ["a", "b"])
 def test_two_files_are_not_compared_on_a_device_that_slows_down(slow: str) -> None:
     def run(job: dict[str, Any]) -> dict[str, Any]:
-        return _answer([1.0], **(TOLD if job["file"] == slow else COOL))
+        return _answer([1.0], **(REPORTED if job["file"] == slow else COOL))
 
     with pytest.raises(DeviceError, match="slowed down in 7 of 7 processes: it reports throttling") as failure:
         time_pair(run, [{"file": "a"}, {"file": "b"}], lambda done, total: None)

@@ -37,9 +37,9 @@ def test_two_builds_into_one_folder_take_turns(project: Project) -> None:
         other.enter_context(held(project.dist))
         with project.started("build", "tiny", "--json") as process:
             assert process.stdout
-            told = [json.loads(process.stdout.readline()) for _ in range(2)]
-            assert [each["event"] for each in told] == ["BuildStarted", "Note"]
-            assert told[1]["text"].endswith("dist/tiny") and "waiting for another build" in told[1]["text"]
+            events = [json.loads(process.stdout.readline()) for _ in range(2)]
+            assert [each["event"] for each in events] == ["BuildStarted", "Note"]
+            assert events[1]["text"].endswith("dist/tiny") and "waiting for another build" in events[1]["text"]
             assert (project.dist / "tiny.zip").exists()
             other.close()
             out, _ = process.communicate()
@@ -67,8 +67,8 @@ def test_a_build_killed_again_and_again_gives_the_same_bundle(first: tuple[Proje
     shutil.copytree(undisturbed.store / "entries/timing", project.store / "entries/timing")
     for event, step, candidates, files in MOMENTS:
         assert project.stop_after_dry_run(event, step, signal.SIGKILL).code == -signal.SIGKILL
-        told = project.result()
-        assert (len(told.ledger), len(told.artifacts), told.exit_code) == (candidates, files, None)
+        result = project.result()
+        assert (len(result.ledger), len(result.artifacts), result.exit_code) == (candidates, files, None)
     ran = project.build_alone()
     assert ran.code == 0
     assert ran.steps("StepStarted") == []

@@ -29,11 +29,11 @@ def test_a_build_does_every_step_and_tells_of_it(first: tuple[Project, Ran]) -> 
     assert (ran.code, ran.err) == (0, "")
     assert (ran.events[0]["event"], ran.events[-1]["event"]) == ("BuildStarted", "BuildFinished")
     assert ran.steps("StepStarted") == ran.steps("StepFinished") == STEPS
-    for told in ran.events[1:-1]:
-        assert (told["steps"], told["step"]) == (len(STEPS), STEPS.index(told["name"]) + 1)
-    progress = [told for told in ran.events if told["event"] == "StepProgress"]
-    assert {told["name"] for told in progress} >= {"train", "distill", "prune", "factorize", "quantize", "time onnx"}
-    assert all(told["total"] >= told["done"] >= 0 for told in progress)
+    for event in ran.events[1:-1]:
+        assert (event["steps"], event["step"]) == (len(STEPS), STEPS.index(event["name"]) + 1)
+    progress = [event for event in ran.events if event["event"] == "StepProgress"]
+    assert {event["name"] for event in progress} >= {"train", "distill", "prune", "factorize", "quantize", "time onnx"}
+    assert all(event["total"] >= event["done"] >= 0 for event in progress)
 
 
 def test_the_result_holds_everything_a_report_needs(first: tuple[Project, Ran]) -> None:
@@ -68,8 +68,8 @@ def test_the_files_are_there_and_whole(first: tuple[Project, Ran]) -> None:
     listed = {"BUILDING.md", "selected_operators.yaml", "required_operators_and_types.config"}
     assert {path for path, role in roles.items() if role == "build"} == {f"runtime/{name}" for name in listed}
     assert str(project.folder).encode() not in project.bundle()
-    told = verify(project.dist / "tiny.zip")
-    assert (told.runtimes["executorch"].entry.method, told.runtimes["onnxruntime"].entry.method) == ("forward", None)
+    runtimes = verify(project.dist / "tiny.zip").runtimes
+    assert (runtimes["executorch"].entry.method, runtimes["onnxruntime"].entry.method) == ("forward", None)
     assert {"MODEL_CARD.md", "sbom.cdx.json", "licences/README.md", "examples/executorch/Load.kt"} <= {*roles}
 
 

@@ -41,11 +41,11 @@ def work() -> Workspace:
 def test_weights_that_come_trained_and_know_nothing_are_doubted(
     work: Workspace, trained: bool, score: float, doubted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Event] = []
-    work.emit = told.append
+    events: list[Event] = []
+    work.emit = events.append
     monkeypatch.setattr(work.recipe.model.module, "trained", lambda config, signature: trained)
     candidate_step.warn_of_chance(work, score)
-    assert ["no better than chance with 10 classes" in str(event) for event in told] == [True] * doubted
+    assert ["no better than chance with 10 classes" in str(event) for event in events] == [True] * doubted
 
 
 def test_a_latency_is_that_of_the_exported_file_on_the_device(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     path = recipe_file(task="text_classification", data=data, model=model, stages=stages, export=["onnx"], budgets=None)
     recipe, device, store = load_recipe(path), load_device("host"), Store("store")
     work = at_work(recipe, device, store)
-    told: list[Event] = []
-    work.emit = told.append
+    events: list[Event] = []
+    work.emit = events.append
     step = Step(id=StepId("outputs", "model"), key=digest("outputs"), ingredients={"parent": ""})
     monkeypatch.setattr(work, "candidate_of", lambda key: step)
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
@@ -103,7 +103,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
         "edgepack.compress.training.evaluation.predict", lambda module, split: torch.zeros(len(split), 2)
     )
     entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
-    assert [event.text for event in told if isinstance(event, Note)] == [
+    assert [event.text for event in events if isinstance(event, Note)] == [
         "1 of 21 documents are copies of others: one of each is kept"
     ]
     monkeypatch.setattr(work, "entry", lambda id: entry)
@@ -125,36 +125,36 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
 def test_products_that_saturate_are_told_unless_the_profile_knows(
     work: Workspace, features: str, saturates: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Event] = []
-    work.emit = told.append
+    events: list[Event] = []
+    work.emit = events.append
     monkeypatch.setitem(work.session.facts, "features", features)
     knows = work.device.quantization.model_copy(update={"int8_saturates": saturates})
     work.device = replace(work.device, quantization=knows)
     dry_run_step.warn_of_saturation(work)
-    assert ["int8 products saturate on " in str(event) for event in told] == [True] * warned
+    assert ["int8 products saturate on " in str(event) for event in events] == [True] * warned
 
 
 def test_products_that_saturate_on_what_stands_in_for_a_device_say_nothing_of_its_profile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     work = at_work(load_recipe("quickstart"), load_device("cortex-a55"), Store("store"))
-    told: list[Event] = []
-    work.emit = told.append
+    events: list[Event] = []
+    work.emit = events.append
     monkeypatch.setitem(work.session.facts, "features", "avx2 fma")
     dry_run_step.warn_of_saturation(work)
-    assert "this computer, which runs the files for Cortex-A55, estimated: int8 ONNX" in str(told[0])
-    assert "device profile" not in str(told[0])
+    assert "this computer, which runs the files for Cortex-A55, estimated: int8 ONNX" in str(events[0])
+    assert "device profile" not in str(events[0])
 
 
 def test_a_file_that_cannot_be_looked_into_is_told(work: Workspace, tmp_path: Path) -> None:
-    told: list[Event] = []
-    work.emit = told.append
+    events: list[Event] = []
+    work.emit = events.append
     made = dry_run_step.untrained(work)
     assert artifact_step.file_contents(work, SimpleNamespace(inspect=None), tmp_path / "model.pte", made) is None
-    assert "the contents of model.pte could not be read (TypeError; see build.log for the traceback)" in str(told[0])
+    assert "the contents of model.pte could not be read (TypeError; see build.log for the traceback)" in str(events[0])
     unknown = SimpleNamespace(inspect=lambda path, candidate: None)
     assert artifact_step.file_contents(work, unknown, tmp_path / "model.pte", made) is None
-    assert len(told) == 1  # an exporter need not know it
+    assert len(events) == 1  # an exporter need not know it
 
 
 def test_what_stages_decide_by_timing_ends_before_any_training_where_nothing_can_be_timed() -> None:

@@ -198,11 +198,11 @@ def test_a_target_is_reached_and_not_overshot(metric: Metric, share: int) -> Non
     before = amount(start, metric)
     result = run(start, config(target={metric: f"{share} %"}), context())
     assert share - 12 <= 100 * amount(result, metric) / before <= share
-    told = result.notes[0]
-    assert told.startswith(
+    note = result.notes[0]
+    assert note.startswith(
         f"target {share} % of the {'parameters' if metric == 'params' else metric.replace('macs', 'MACs')}: "
     )
-    assert metric == "size" or f" {amount(result, metric):,} " in told
+    assert metric == "size" or f" {amount(result, metric):,} " in note
 
 
 def amount(of: Candidate, metric: Metric) -> int:

@@ -96,8 +96,8 @@ def test_what_is_told_is_the_energy_that_text_keeps() -> None:
     with torch.no_grad():
         whole, cut = (table(each.module)[1](ids)[mask.bool()] for each in (start, result))
     kept = 100 * float(1 - (whole - cut).square().sum() / whole.square().sum())
-    told = result.notes[0].partition("split at rank 8 of 32, keeping ")[2].split()[0]
-    assert float(told) == pytest.approx(kept, abs=1e-2)
+    energy = result.notes[0].partition("split at rank 8 of 32, keeping ")[2].split()[0]
+    assert float(energy) == pytest.approx(kept, abs=1e-2)
 
 
 def test_every_rank_below_break_even_pays() -> None:
@@ -110,9 +110,11 @@ def test_every_rank_below_break_even_pays() -> None:
 
 def test_places_and_segments_are_left_whole() -> None:
     result = split(layers=("*",), energy="60 %")
-    told = dict(note.split(": ", 1) for note in result.notes)
+    notes = dict(note.split(": ", 1) for note in result.notes)
     assert {
-        name.split(".")[-1] for name, why in told.items() if why == "not split: its output is the same for every sample"
+        name.split(".")[-1]
+        for name, why in notes.items()
+        if why == "not split: its output is the same for every sample"
     } == {
         "position_embeddings",
         "token_type_embeddings",

@@ -262,8 +262,8 @@ def test_layers_go_one_after_another_measured_anew() -> None:
     assert len(blocks(result.module)) == 1
     assert result.surgery[0].layer[-1] == "1"
     assert sum("dropped, " in note for note in result.notes) == 2
-    told = [event for event in events if isinstance(event, StepProgress) and "each layer" in event.doing]
-    assert [(event.done, event.total) for event in told] == [(done, 5) for done in range(5)]
+    reported = [event for event in events if isinstance(event, StepProgress) and "each layer" in event.doing]
+    assert [(event.done, event.total) for event in reported] == [(done, 5) for done in range(5)]
 
 
 @pytest.mark.parametrize("kind", make.KINDS)
@@ -309,9 +309,9 @@ def test_recovery_learns_with_the_teacher() -> None:
 
 def test_sensitivity_is_reported_for_heads_and_neurons() -> None:
     notes = prune.run(make.encoder(), config(ratio="50 %", sensitivity=True), about()).notes
-    told = [note for note in notes if note.startswith("sensitivity")]
-    assert len(told) == 4
-    assert "layer.0.attention.self.query: " in told[0]
+    lines = [note for note in notes if note.startswith("sensitivity")]
+    assert len(lines) == 4
+    assert "layer.0.attention.self.query: " in lines[0]
 
 
 def test_a_factorized_encoder_is_pruned_too(tmp_path: Path) -> None:

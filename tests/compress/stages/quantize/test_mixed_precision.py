@@ -117,10 +117,10 @@ def test_layers_may_be_named_as_well() -> None:
 @pytest.mark.parametrize("gain", [-3, 1, 3])
 def test_trials_are_bounded_and_told(gain: float) -> None:
     """However deep and promising a net is, it is tried in eight pieces and a few sets of them."""
-    told: list[Event] = []
+    events: list[Event] = []
     names = tuple(f"features.{i}" for i in range(50))
-    decided(lambda made: 200 - gain * len(made.notes), names=names, events=told)
-    progress = [event for event in told if isinstance(event, StepProgress)]
+    decided(lambda made: 200 - gain * len(made.notes), names=names, events=events)
+    progress = [event for event in events if isinstance(event, StepProgress)]
     assert [(event.done, event.total) for event in progress] == [(i, 21) for i in range(len(progress))]
     assert 11 <= len(progress) <= 21
 

@@ -192,8 +192,8 @@ def test_what_best_decided_gives_the_same_without_deciding(rate: float) -> None:
     again = run(learned(), settings.model_copy(update=best.decided), context(teacher=learned()))
     assert torch.equal(logits(again.module), logits(best.module))
     assert again.decided == {}
-    (told,) = [note for note in best.notes if "validation" in note]
-    assert told.startswith(f"kept {best.decided['mode']} (ptq: accuracy ") and "; qat: accuracy " in told
+    (note,) = [note for note in best.notes if "validation" in note]
+    assert note.startswith(f"kept {best.decided['mode']} (ptq: accuracy ") and "; qat: accuracy " in note
 
 
 def test_best_keeps_ptq_where_training_gains_nothing() -> None:

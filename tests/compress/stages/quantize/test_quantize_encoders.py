@@ -202,8 +202,8 @@ def test_a_saved_encoder_answers_the_same_in_a_fresh_process(tmp_path: Path) -> 
     torch.save((inputs, result.module(*inputs).detach()), tmp_path / "answers")
     script = (
         "import sys, torch; from pathlib import Path; from edgepack.models.candidate import Candidate;"
-        "(inputs, told) = torch.load(sys.argv[1] + '/answers', weights_only=True);"
-        "assert torch.equal(Candidate.load(Path(sys.argv[1]) / 'saved').module(*inputs), told)"
+        "(inputs, expected) = torch.load(sys.argv[1] + '/answers', weights_only=True);"
+        "assert torch.equal(Candidate.load(Path(sys.argv[1]) / 'saved').module(*inputs), expected)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
 
