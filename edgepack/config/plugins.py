@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from inspect import get_annotations, isfunction
 from pathlib import Path
 from types import MethodType, ModuleType
@@ -153,8 +153,8 @@ def _installed(kind: str) -> dict[str, EntryPoint]:
 
 
 @cache
-def _entry_points() -> EntryPoints:
-    """Return those of all installed packages, which takes long: each is opened."""
+def _entry_points() -> Any:
+    """Return those of all installed packages, which takes long: each is opened. Python 3.12 gives them another type."""
     return entry_points()
 
 
