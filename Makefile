@@ -4,8 +4,6 @@ BIN := .venv/bin
 RECIPES := $(notdir $(basename $(wildcard recipes/*.yaml)))
 DEVICES := $(notdir $(basename $(wildcard devices/*.yaml)))
 .DEFAULT_GOAL := help
-# Without compiled modules every process would compile them again, and tests start hundreds.
-unexport PYTHONDONTWRITEBYTECODE
 
 .venv/installed: pyproject.toml
 	@echo "installing edgepack, torch and the runtimes into .venv: a few minutes, once"
@@ -38,6 +36,7 @@ format: setup               ## format the code
 	$(BIN)/ruff format .
 
 test: setup                 ## all tests, the quickstart too
+	$(BIN)/python -m compileall -q edgepack
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 quick: setup                ## tests that take seconds

@@ -24,6 +24,9 @@ LONGEST = (
 )
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
+# A module that a test writes again within a second would be taken for the one compiled before, if its size is the same.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+sys.dont_write_bytecode = True
 # What this process starts inherits it, a worker of xdist among them.
 if (features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", "")) and "CPU_FEATURES_ADDED" not in os.environ:
     os.environ["CPU_FEATURES_ADDED"] = features

@@ -236,7 +236,8 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of packages with the examples of the contracts, which this process finds too."""
     _install_examples(tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
+    for name in ("_installed", "_entry_points"):
+        monkeypatch.setattr(plugins, name, getattr(plugins, name).__wrapped__)
     monkeypatch.setattr(plugins, "load", plugins.load.__wrapped__)
     return tmp_path / "site"
 
@@ -330,7 +331,8 @@ def test_a_plugin_that_breaks_its_contract_is_told_so(
         """
     _install(tmp_path / "site", "stages", "shake", dedent(source).replace(right, wrong))
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
+    for name in ("_installed", "_entry_points"):
+        monkeypatch.setattr(plugins, name, getattr(plugins, name).__wrapped__)
     with pytest.raises(RecipeError, match=f"the stage 'shake'.*{message}") as caught:
         plugins.load.__wrapped__("stages", "shake")
     assert caught.value.hint == str(tmp_path / "site/other_shake.py")

@@ -91,10 +91,10 @@ def test_a_narrow_sibling_is_derived(family: str, tmp_path: Path) -> None:
 
 
 def test_a_student_is_named(tmp_path: Path) -> None:
-    student = {"torchvision": "densenet121", "width": "50 %"}
+    student = {"torchvision": "mobilenet_v2", "width": "25 %"}
     config = distill.Config.model_validate({"student": student, "epochs": 1, "batch_size": 8})
-    taught = distill.run(start("densenet121"), config, context())
-    assert taught.factory.config["width"] == "50 %"
+    taught = distill.run(start("resnet18"), config, context())
+    assert taught.factory.config["width"] == "25 %"
     assert same_when_reloaded(taught, tmp_path)
 
 

@@ -15,6 +15,7 @@ from edgepack.workflows.build.pipeline import build
 from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.runner import run_step
+from edgepack.workflows.build.steps import dry_run as dry_runs
 from edgepack.workflows.build.store import Store
 
 # A process for each step, of one that has done nothing but import libraries, which takes longer than most steps.
@@ -26,11 +27,10 @@ from edgepack import Store, load_device, load_recipe
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.runner import run_step
 {SHORTENED}
-leader = sys.argv[1]
 for step in sys.argv[1:]:
     if not (child := os.fork()):
         recipe = load_recipe("tiny")
-        run_step(recipe, load_device(recipe.device), StepId.parse(step), Store("elsewhere"), dry_run=step == leader)
+        run_step(recipe, load_device(recipe.device), StepId.parse(step), Store("elsewhere"), dry_run=False)
         sys.stderr.flush()
         os._exit(0)
     if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
@@ -66,6 +66,18 @@ def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() ->
     assert failure.value.hint == "run candidate/model first"
     with pytest.raises(RecipeError, match="tiny has no step candidate/unknown"):
         run_step(recipe, device, StepId("candidate", "unknown"), store)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_candidate_is_tried_before_it_is_made_unless_that_was_done(
+    dry_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(dry_runs, "check", lambda work: tried.append(work.recipe.name))
+    model, data = {"torchvision": "resnet18", "width": "10 %"}, {"digits": {"size": 8}}
+    recipe = load_recipe(recipe_file(model=model, data=data, device="host"))
+    entry = run_step(recipe, load_device("host"), StepId("candidate", "model"), Store("store"), dry_run=dry_run)
+    assert (tried, entry.kind) == ([recipe.name] * dry_run, "candidate")
 
 
 @pytest.mark.parametrize("text", ["prune", "stage/prune", "candidate/", ""])
