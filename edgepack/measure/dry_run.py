@@ -6,7 +6,6 @@ A file may be written without a word and yet be refused by its runtime, or end t
 known early: training takes hours.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from edgepack.core.units import SHARE
 from edgepack.data.splits import Split
 from edgepack.export import contract
 from edgepack.measure import evaluate
-from edgepack.measure.divergence import difference, find, first_refused
+from edgepack.measure.divergence import Progress, difference, find, first_refused
 from edgepack.measure.timing.protocol import Run
 from edgepack.models.source_lines import UnplacedError, of_node, part_of
 from edgepack.models.structure.folding import WEIGHTED
@@ -29,15 +28,13 @@ if TYPE_CHECKING:
     from edgepack.config.plugins import Choice
     from edgepack.models.candidate import Candidate
 
-    Progress = Callable[[int, int], None]
-
 # RMS error of a file's outputs on noise, relative to the reference. Int8 causes a few per cent, somewhat more where
 # products saturate; a layer with the constants of another causes far more.
 _BROKEN = 0.25
 
 
 def check(
-    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: "Progress", *, compare: bool = True
+    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: Progress, *, compare: bool = True
 ) -> None:
     """Raises StageError with the operator at fault unless the file can be written, loaded and run, and its outputs on
     noise match the torch model. Without `run` it is only written; without `compare` outputs are not checked. `progress`
@@ -82,7 +79,7 @@ def noise(candidate: "Candidate") -> Split:
 
 
 def _refused(
-    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: "Progress", reason: str
+    candidate: "Candidate", exporter: "Choice", run: Run | None, progress: Progress, reason: str
 ) -> StageError:
     """Return the error to raise, with the first operator at fault."""
     node = first_refused(candidate, exporter, run, noise(candidate), progress)

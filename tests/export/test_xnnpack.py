@@ -263,8 +263,8 @@ def test_what_a_left_out_pass_looks_for_has_the_operator_it_is_known_by() -> Non
 
 @pytest.mark.parametrize(
     ("net", "how", "looked"),
-    [(Net(nn.ReLU()), "fp32", 0), (Everything(), "ptq", 2)],
-    ids=["nothing to find", "everything"],
+    [(Net(nn.ReLU()), "ptq", 0), (Everything(), "fp32", 2), (Everything(), "ptq", 2)],
+    ids=["nothing to find", "fp32", "int8"],
 )
 def test_what_lowering_leaves_out_changes_no_byte(
     net: nn.Module, how: str, looked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -261,7 +261,7 @@ def test_shapes_are_read() -> None:
 
 @pytest.mark.usefixtures("short_timings")
 def test_a_real_file_on_this_computer() -> None:
-    """Short processes, but all of them: from the command line to the table and the verdict."""
+    """Few and short processes, but real ones: from the command line to the table and the verdict."""
     Path("net.onnx").write_bytes(exported("onnx", "quantized"))
     ran = edgepack("bench", "net.onnx", "--device", "host-1t", "--budget", "latency.p50=1us", "--json")
     assert ran.code == 1
