@@ -1,5 +1,6 @@
 """How a model is lowered, whatever the backend."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,8 @@ def light_tracing() -> Iterator[None]:
 
     Nodes keep the line of the model that they came with, and get neither a copy of their whole past each time nor the
     stack of the tracer; torch's operators are listed once, not for every trace: nearly a third of the time of an int8
-    ResNet-18. Graphs are written as Python code only where that is run: 15 to 20 % of the rest, of small int8 nets.
+    ResNet-18. Graphs are written as Python code only where that is run, and operators are run on shapes only where
+    their inputs are new: half of the rest, of small int8 nets (benchmarks/lowering.md).
     """
     import copy
     from types import SimpleNamespace
@@ -27,6 +29,7 @@ def light_tracing() -> Iterator[None]:
         patch.object(config, "do_not_emit_stack_traces", True),
         operators_listed_once(),
         _code_written_late(),
+        _results_kept(),
     ):
         yield
 
@@ -39,23 +42,84 @@ def _code_written_late() -> Iterator[None]:
     """
     from unittest.mock import patch
 
-    from torch.fx import GraphModule
-    from torch.fx.graph import _PyTreeCodeGen
+    from torch.fx import Graph, GraphModule
+    from torch.fx.graph import PythonCode, _PyTreeCodeGen
 
     write = GraphModule.recompile
+    nothing = PythonCode("def forward(self): pass", {}, {}, 0)
 
     def written_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
         write(self)
         return type(self).forward(self, *args, **kwargs)
 
-    def recompile(self: Any) -> Any:
-        if "_wrapped_call" not in vars(type(self)):
-            return write(self)  # the first time, which makes the class fit to be called
+    def recompile(self: Any) -> None:
+        if "_wrapped_call" not in vars(type(self)):  # the first time, which makes the class fit to be called
+            with patch.object(Graph, "python_code", lambda *args, **kwargs: nothing):
+                write(self)
         codegen = self.graph._codegen
         if isinstance(codegen, _PyTreeCodeGen):
             self._in_spec, self._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
         type(self).forward = written_and_run
-        return None
 
     with patch.object(GraphModule, "recompile", recompile):
         yield
+
+
+@contextmanager
+def _results_kept() -> Iterator[None]:
+    """Keep the shapes that an operator gave for these very inputs: each of some 60 passes runs the whole graph again.
+
+    The inputs are kept too, so that their ids stay theirs. A graph that holds an operator twice, on the same inputs,
+    has a result of its own for each. Nothing is kept while a trace records what is run.
+    """
+    from unittest.mock import patch
+
+    from executorch.exir.dialects.edge._ops import EdgeOpOverload
+    from torch.fx import Interpreter
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    run, call = Interpreter.run, EdgeOpOverload.__call__
+    kept: dict[object, tuple[list[object], object]] = {}
+    runs: list[
+        Counter[object]
+    ] = []  # how often each call was seen in the runs of graphs that are on, the innermost last
+
+    def run_counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(Counter())
+        try:
+            return run(self, *args, **kwargs)
+        finally:
+            runs.pop()
+
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs: list[object] = []
+        key = self, _equal_for_equal(args, inputs), _equal_for_equal([*kwargs.items()], inputs)
+        if not (inputs and runs) or self._op._schema.is_mutable or get_proxy_mode() or not _hashable(key):
+            return call(self, *args, **kwargs)
+        runs[-1][key] += 1
+        if (place := (key, runs[-1][key])) not in kept:
+            kept[place] = inputs, call(self, *args, **kwargs)
+        return kept[place][1]
+
+    with patch.object(Interpreter, "run", run_counted), patch.object(EdgeOpOverload, "__call__", called):
+        yield
+
+
+def _equal_for_equal(value: Any, tensors: list[object]) -> object:
+    """Return what is equal for equal arguments. Tensors without data are known by their ids, and put into `tensors`."""
+    from torch._subclasses import FakeTensor
+
+    if isinstance(value, list | tuple):
+        return tuple(_equal_for_equal(each, tensors) for each in value)
+    if isinstance(value, FakeTensor):
+        tensors.append(value)
+        return id(value)
+    return type(value), value  # 1, 1.0 and True are equal
+
+
+def _hashable(key: object) -> bool:
+    try:
+        hash(key)
+    except TypeError:  # sizes that are symbols
+        return False
+    return True
