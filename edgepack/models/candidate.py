@@ -10,7 +10,8 @@ since (`surgery`, a JSON log), and `weights.safetensors`. An exported (quantized
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,7 +205,8 @@ class Candidate:
         if facts["form"] == "exported":
             import torchao.quantization.pt2e  # noqa: F401  (registers the operators that quantized programs use)
 
-            module = torch.export.load(folder / "program.pt2").module(check_guards=False)
+            with _hints_read_once():
+                module = torch.export.load(folder / "program.pt2").module(check_guards=False)
         else:
             module = rebuild(factory, surgery)
             load_weights(module, folder / "weights.safetensors")
@@ -216,3 +218,23 @@ def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:
     module = factory.build()
     repeat(module, surgery)
     return module
+
+
+@contextmanager
+def _hints_read_once() -> Iterator[None]:
+    """Read the types of torch's records once a class: torch.export.load does so for every record, half of its time."""
+    import typing
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    from torch._export.serde import serialize
+
+    known: dict[type, dict[str, Any]] = {}
+
+    def hints(cls: type, **scope: Any) -> dict[str, Any]:
+        if cls not in known:
+            known[cls] = typing.get_type_hints(cls, **scope)
+        return known[cls]
+
+    with patch.object(serialize, "typing", SimpleNamespace(**vars(typing) | {"get_type_hints": hints})):
+        yield

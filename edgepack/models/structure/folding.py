@@ -7,6 +7,7 @@ operator reads the layer's weight or bias. Any other becomes a scale and a shift
 
 import copy
 from collections import Counter
+from operator import attrgetter
 
 import torch
 from torch import fx
@@ -94,7 +95,7 @@ def own(graph: fx.GraphModule, *values: fx.Node | None) -> bool:
 
 def _memory(graph: fx.GraphModule, node: fx.Node) -> object:
     """Return an identity for a tensor's memory; an empty tensor has no address of its own."""
-    tensor = tensor_of(graph, node)
+    tensor: torch.Tensor = attrgetter(str(node.target))(graph)
     return tensor.untyped_storage().data_ptr() or node.target
 
 
