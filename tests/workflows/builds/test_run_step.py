@@ -51,7 +51,7 @@ for step in sys.argv[2:]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timings")
-def test_every_step_in_a_process_of_its_own_gives_the_same_bundle() -> None:
+def test_every_step_in_a_process_of_its_own_gives_the_same_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("quickstart", overrides=SHORT)
     device = load_device(recipe.device)
     steps = [step.id for step in plan(recipe, device, Store("elsewhere")).steps]
@@ -62,6 +62,7 @@ def test_every_step_in_a_process_of_its_own_gives_the_same_bundle() -> None:
     apart = build(recipe, device, Store("elsewhere"), dist="apart")
     # Timings, which are in no bundle, are found if the files are the same, to the byte.
     shutil.copytree("elsewhere/entries/timing", "together/entries/timing")
+    monkeypatch.setattr(dry_runs, "check", lambda work: None)  # it was done, before the first step
     whole = build(recipe, device, Store("together"), dist="whole")
     assert apart.bundle_sha256 == whole.bundle_sha256
     assert Path("apart/quickstart/quickstart.zip").read_bytes() == Path("whole/quickstart/quickstart.zip").read_bytes()

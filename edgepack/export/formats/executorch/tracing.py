@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import Parameter, Signature
 from typing import Any
 
 from edgepack.export.tracing import operators_listed_once
@@ -14,8 +15,9 @@ def light_tracing() -> Iterator[None]:
 
     Nodes keep the line of the model that they came with, and get neither a copy of their whole past each time nor the
     stack of the tracer; torch's operators are listed once, not for every trace: nearly a third of the time of an int8
-    ResNet-18. Graphs are written as Python code only where that is run, and operators are run on shapes only where
-    their inputs are new: half of the rest, of small int8 nets (benchmarks/lowering.md).
+    ResNet-18. Graphs are written as Python code only where that is run, operators are run on shapes only where their
+    inputs are new, and a graph is decomposed only if it has an operator to decompose: half of the rest, of small int8
+    nets (benchmarks/lowering.md).
     """
     import copy
     from types import SimpleNamespace
@@ -30,6 +32,7 @@ def light_tracing() -> Iterator[None]:
         operators_listed_once(),
         _code_written_late(),
         _results_kept(),
+        _decomposed_if_needed(),
     ):
         yield
 
@@ -48,18 +51,26 @@ def _code_written_late() -> Iterator[None]:
     write = GraphModule.recompile
     nothing = PythonCode("def forward(self): pass", {}, {}, 0)
 
-    def written_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        write(self)
-        return type(self).forward(self, *args, **kwargs)
-
-    def recompile(self: Any) -> None:
+    def recompile(self: Any) -> Any:
+        info = self.graph._codegen.pytree_info if isinstance(self.graph._codegen, _PyTreeCodeGen) else None
+        names = info.orig_args if info else [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
+        if not all(map(str.isidentifier, names)):  # *args
+            return write(self)
         if "_wrapped_call" not in vars(type(self)):  # the first time, which makes the class fit to be called
             with patch.object(Graph, "python_code", lambda *args, **kwargs: nothing):
                 write(self)
-        codegen = self.graph._codegen
-        if isinstance(codegen, _PyTreeCodeGen):
-            self._in_spec, self._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
-        type(self).forward = written_and_run
+        if info:
+            self._in_spec, self._out_spec = info.in_spec, info.out_spec
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            write(self)
+            return type(self).forward(self, *args, **kwargs)
+
+        # A trace names its inputs after it, and Core ML's files do so too.
+        own = ("self", *(name for name in names if name != "self"))
+        vars(forward)["__signature__"] = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in own])
+        type(self).forward = forward
+        return None
 
     with patch.object(GraphModule, "recompile", recompile):
         yield
@@ -123,3 +134,22 @@ def _hashable(key: object) -> bool:
     except TypeError:  # sizes that are symbols
         return False
     return True
+
+
+@contextmanager
+def _decomposed_if_needed() -> Iterator[None]:
+    """Trace a functional graph again only if it has an operator to decompose; ExecuTorch always does, twice (1.4.1)."""
+    from unittest.mock import patch
+
+    from torch.export import ExportedProgram
+
+    decompose = ExportedProgram.run_decompositions
+
+    def decomposed(self: Any, table: Any = None, *args: Any, **kwargs: Any) -> Any:
+        functional = self.verifier.dialect == "ATEN"  # which a trace with an empty table makes it
+        if functional and table and not {node.target for node in self.graph.nodes} & table.keys():
+            return self
+        return decompose(self, table, *args, **kwargs)
+
+    with patch.object(ExportedProgram, "run_decompositions", decomposed):
+        yield
