@@ -45,6 +45,7 @@ quick: setup                ## tests that take seconds
 bench: setup                ## measure the figures in benchmarks/ again (run nothing else)
 	$(BIN)/python benchmarks/numerics.py
 	$(BIN)/python benchmarks/taps.py
+	$(BIN)/python benchmarks/lowering.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/bert.py

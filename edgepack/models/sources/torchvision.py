@@ -7,11 +7,9 @@ ends are changed: the first convolution keeps what it has learned, summed or rep
 
 import re
 from functools import cache
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -201,7 +199,9 @@ def _fill(module: "nn.Module", name: str, weights: str) -> None:
 
 def _downloaded(name: str, weights: str) -> "dict[str, Tensor]":
     """Return torchvision's published weights, from its cache or by download, with the current names of tensors."""
+    from http.client import HTTPException
     from pickle import UnpicklingError
+    from urllib.error import URLError
 
     from edgepack.core.errors import reason
     from edgepack.core.process.libraries import torchvision
