@@ -1,7 +1,6 @@
 """Exported encoders: their files answer as torch does, hold int8, and run on the kernels that are fast."""
 
 from collections import Counter
-from functools import cache
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +12,9 @@ import onnxruntime
 import pytest
 import text_factories as make
 import torch
+from caching import cached
 from factories import run_here
-from torch_factories import context, write
+from torch_factories import context, inspected, write
 
 from edgepack.compress.stages import quantize
 from edgepack.compress.training import evaluation
@@ -31,9 +31,9 @@ TOKENS = 300  # rows of the table, more than a text has tokens of
 How = Literal["eager", "dynamic", "static"]
 
 
-@cache
+@cached
 def made(kind: str, how: How = "dynamic") -> Candidate:
-    start = make.encoder(kind, vocab_size=TOKENS)
+    start = make.encoder(kind, layers=1, vocab_size=TOKENS)
     if how == "eager":
         return start
     return quantize.run(start, quantize.Config(mode="ptq", activations=how), context(data=make.text(pad=pad(kind))))
@@ -43,7 +43,7 @@ def pad(kind: str) -> int:
     return 1 if kind == "roberta" else 0
 
 
-@cache
+@cached
 def exported(format: str, kind: str, how: How = "dynamic") -> bytes:
     with TemporaryDirectory() as folder:
         return write(made(kind, how), format, Path(folder) / "model")
@@ -125,9 +125,9 @@ def test_onnxruntime_has_fast_operators_for_all_of_it(
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(exported("onnx", "bert", how), options)
     count = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert "SkipLayerNormalization" not in count and count["LayerNormalization"] == 5
+    assert "SkipLayerNormalization" not in count and count["LayerNormalization"] == 3
     if how == "dynamic":
-        assert count["DynamicQuantizeMatMul"] + count["MatMulIntegerToFloat"] == 14
+        assert count["DynamicQuantizeMatMul"] + count["MatMulIntegerToFloat"] == 8
         assert count["Gather"] >= 1 and "DequantizeLinear" not in count
     assert "Error merging shape" not in capfd.readouterr().err
 
@@ -166,3 +166,32 @@ def test_the_rows_of_a_table_keep_their_own_zero_points() -> None:
     zeros = [onnx.numpy_helper.to_array(v) for v in graph.initializer if tuple(v.dims) == (TOKENS, 1)]
     assert len(zeros) == 2
     assert any((column % 1).any() and column.max() > 100 for column in zeros)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_layers_of_an_encoder_are_known(format: str, tmp_path: Path) -> None:
+    """Biases and norms are alike in all layers of one that was not trained."""
+    contents = inspected(format, exported(format, "bert"), made("bert"), tmp_path)
+    module = made("bert", "eager").module
+    weights = {name: m.weight.numel() for name, m in module.named_modules() if isinstance(m, torch.nn.Linear)}
+    stored = {each.layer: each.bytes for each in contents.tensors if each.dtype == "int8"}
+    assert stored == weights
+    assert max(contents.tensors, key=lambda each: each.bytes).layer == "model.bert.embeddings.word_embeddings"
+
+
+def test_what_of_an_encoder_is_delegated_is_told(tmp_path: Path) -> None:
+    contents = inspected("executorch", exported("executorch", "bert"), made("bert"), tmp_path)
+    assert contents.operators["quantized_decomposed::embedding_byte.out"] == 3
+    assert contents.delegated["XnnpackBackend"]["FullyConnected"] == 8
+
+
+def test_what_a_build_of_executorch_needs_is_told(tmp_path: Path) -> None:
+    exporter, path = plugins.load("exporters", "executorch"), tmp_path / "model.pte"
+    path.write_bytes(exported("executorch", "bert"))
+    files = exporter.runtime_files(path, exporter.Config())
+    operators, text = files["selected_operators.yaml"].decode(), files["BUILDING.md"].decode()
+    assert "quantized_decomposed::embedding_byte.out" in operators
+    assert str(tmp_path) not in operators
+    assert "-DEXECUTORCH_BUILD_KERNELS_QUANTIZED=ON" in text
+    (tmp_path / "elsewhere").mkdir()
+    assert exporter.runtime_files(path.rename(tmp_path / "elsewhere/model.pte"), exporter.Config()) == files

@@ -9,19 +9,15 @@ import numpy
 import onnx
 import onnxruntime
 import pytest
-import torch
 from conftest import PROJECT
 from factories import artifact, build, edgepack
-from test_exporters_encoders import exported as encoder_file
-from test_exporters_encoders import made as encoder
-from torch_factories import How, candidate, data, exported, made, reloaded
+from torch_factories import How, candidate, data, exported, inspected, made, reloaded
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.config import plugins
 from edgepack.export import contract
 from edgepack.export.formats.executorch import contents as pte_contents
 from edgepack.export.tensor_layers import Names, named
-from edgepack.models.candidate import Candidate
 from edgepack.records.file_contents import OTHER, SEVERAL, Contents, Stored
 
 FORMATS = ("executorch", "onnx")
@@ -29,15 +25,6 @@ LAYERS = {
     "residual": ["stem.0", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "head"],
     "depthwise": ["0", "3", "6", "11"],
 }
-
-
-def inspected(format: str, content: bytes, candidate: Candidate, folder: Path) -> Contents:
-    exporter = plugins.load("exporters", format)
-    path = folder / f"model{exporter.SUFFIX}"
-    path.write_bytes(content)
-    contents: Contents = exporter.inspect(path, candidate)
-    assert contents.stored_bytes < len(content) <= 1.02 * contents.stored_bytes + 60_000
-    return contents
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -60,21 +47,7 @@ def test_names_outlive_saving(tmp_path: Path) -> None:
     assert named(reloaded(made("quantized"), tmp_path / "saved")).layers == {*LAYERS["residual"]}
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_layers_of_an_encoder_are_known(format: str, tmp_path: Path) -> None:
-    """Biases and norms are alike in all layers of one that was not trained."""
-    contents = inspected(format, encoder_file(format, "bert"), encoder("bert"), tmp_path)
-    module = encoder("bert", "eager").module
-    weights = {name: m.weight.numel() for name, m in module.named_modules() if isinstance(m, torch.nn.Linear)}
-    stored = {each.layer: each.bytes for each in contents.tensors if each.dtype == "int8"}
-    assert stored == weights
-    assert max(contents.tensors, key=lambda each: each.bytes).layer == "model.bert.embeddings.word_embeddings"
-
-
 def test_what_is_delegated_and_what_is_not_is_told(tmp_path: Path) -> None:
-    contents = inspected("executorch", encoder_file("executorch", "bert"), encoder("bert"), tmp_path)
-    assert contents.operators["quantized_decomposed::embedding_byte.out"] == 3
-    assert contents.delegated["XnnpackBackend"]["FullyConnected"] == 14
     contents = inspected("executorch", exported("executorch", "quantized"), made("quantized"), tmp_path)
     assert (contents.operators, [*contents.delegated]) == ({}, ["XnnpackBackend"])
     assert contents.arena_bytes is not None
@@ -165,18 +138,6 @@ def test_what_a_build_of_onnxruntime_needs_is_told(format: str, tmp_path: Path) 
     assert ("ai.onnx;11;Conv" in operators) is (format == "onnx")  # which is optimized when it is loaded
     assert ("--skip_tests --minimal_build" in text) is (format == "ort")
     assert exporter.runtime_files(path, config) == files
-
-
-def test_what_a_build_of_executorch_needs_is_told(tmp_path: Path) -> None:
-    exporter, path = plugins.load("exporters", "executorch"), tmp_path / "model.pte"
-    path.write_bytes(encoder_file("executorch", "bert"))
-    files = exporter.runtime_files(path, exporter.Config())
-    operators, text = files["selected_operators.yaml"].decode(), files["BUILDING.md"].decode()
-    assert "quantized_decomposed::embedding_byte.out" in operators
-    assert str(tmp_path) not in operators
-    assert "-DEXECUTORCH_BUILD_KERNELS_QUANTIZED=ON" in text
-    (tmp_path / "elsewhere").mkdir()
-    assert exporter.runtime_files(path.rename(tmp_path / "elsewhere/model.pte"), exporter.Config()) == files
 
 
 def test_the_size_of_files_is_explained() -> None:

@@ -55,9 +55,10 @@ def signature(pad: int = 0, **changes: Any) -> Signature:
     return Signature(inputs=inputs, labels=LABELS, preprocessing={**about, **changes})
 
 
-def encoder(kind: str = "bert", *, seed: int = 0, **changes: Any) -> Candidate:
+def encoder(kind: str = "bert", *, seed: int = 0, layers: int = 2, **changes: Any) -> Candidate:
     """An untrained encoder; `changes` are to its config.json."""
     torch.manual_seed(seed)
+    changes = {"n_layers" if kind == "distilbert" else "num_hidden_layers": layers, **changes}
     choice = plugins.choose("models", {"huggingface": described(kind, Path(kind), **changes), "weights": None})
     return Candidate.start(choice, signature(pad=1 if kind == "roberta" else 0))
 

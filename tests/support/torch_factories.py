@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from caching import cached
 from factories import published
 from torch import nn
 
@@ -27,6 +28,7 @@ from edgepack.core.provenance import cpu_features, int8_saturates
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.splits import Data, Split, TrainingData
 from edgepack.models.candidate import Candidate, Factory
+from edgepack.records.file_contents import Contents
 
 SATURATES = int8_saturates(cpu_features())  # here: weights of eight bits are then cut off in ONNX Runtime's sums
 BITS = 7 if SATURATES else 8
@@ -209,7 +211,7 @@ def reloaded(candidate: Candidate, folder: Path) -> Candidate:
     return Candidate.load(folder)
 
 
-@cache
+@cached
 def made(how: How, kind: Kind = "residual") -> Candidate:
     """A net that has learned, as it is or in int8; shared, so not to be changed."""
     from edgepack.compress.stages import quantize
@@ -225,10 +227,19 @@ def write(made: Candidate, format: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
-@cache
+@cached
 def exported(format: str, how: How = "eager", kind: Kind = "residual") -> bytes:
     with TemporaryDirectory() as folder:
         return write(made(how, kind), format, Path(folder) / "model")
+
+
+def inspected(format: str, content: bytes, candidate: Candidate, folder: Path) -> Contents:
+    exporter = plugins.load("exporters", format)
+    path = folder / f"model{exporter.SUFFIX}"
+    path.write_bytes(content)
+    contents: Contents = exporter.inspect(path, candidate)
+    assert contents.stored_bytes < len(content) <= 1.02 * contents.stored_bytes + 60_000
+    return contents
 
 
 @dataclass(frozen=True)
