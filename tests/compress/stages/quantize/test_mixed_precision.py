@@ -10,6 +10,7 @@ import pytest
 import torch
 from factories import answers, recipe_file
 from factories import timed as timing_outcome
+from tiny_project import without_dry_run as without_dry_run
 from torch import nn
 from torch_factories import Kind, context, learned, logits
 from torch_factories import candidate as fresh
@@ -184,6 +185,7 @@ def net():
 """
 
 
+@pytest.mark.usefixtures("without_dry_run")
 def test_the_bundle_says_what_was_decided_and_is_built_again_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("precise_nets.py").write_text(NET)
     timed: list[set[str]] = []
