@@ -172,13 +172,13 @@ def test_recovery_trains_the_narrow_table_and_leaves_padding_zero() -> None:
 
 
 def test_both_parts_of_a_split_table_become_int8() -> None:
-    start = split(rank=8)
+    start = run(make.encoder(layers=1), config(rank=8), context(data=text()))
     before = answers(start.module)
     result = quantize.run(start, quantize.Config(mode="ptq"), context(data=text()))
     assert float((answers(result.module) - before).norm() / before.norm()) < 0.03
     shapes = {tuple(each.shape): each.dtype for each in result.module.state_dict().values() if each.dim() == 2}
     assert (shapes[make.TOKENS, 8], shapes[32, 8]) == (torch.uint8, torch.int8)
-    left = dry_run(make.encoder(), config(rank=8), Quantization())
+    left = dry_run(make.encoder(layers=1), config(rank=8), Quantization())
     mixed = quantize.dry_run(left, quantize.Config(fp32=("*word_embeddings.1",)), Quantization())
     shapes = {tuple(each.shape): each.dtype for each in mixed.module.state_dict().values() if each.dim() == 2}
     assert (shapes[make.TOKENS, 8], shapes[32, 8]) == (torch.uint8, torch.float32)

@@ -63,11 +63,9 @@ def test_the_stage_takes_the_quantizer_of_its_context(kind: Kind, mode: Mode, tm
 
 
 def test_xnnpacks_is_the_one_where_nothing_else_is_asked_for() -> None:
-    stored = read_from_int8(quantized("residual", "ptq"))
-    assert set().union(*stored.values()) == {"per_channel.default"}
-    assert torch.equal(
-        logits(quantized("residual", "ptq").module), logits(quantized("residual", "ptq", quantizer="xnnpack").module)
-    )
+    unasked = quantized("residual", "ptq")
+    assert set().union(*read_from_int8(unasked).values()) == {"per_channel.default"}
+    assert torch.equal(logits(unasked.module), logits(quantized("residual", "ptq", quantizer="xnnpack").module))
     assert Context.__dataclass_fields__["quantizer"].default == "xnnpack"
 
 
