@@ -1,11 +1,11 @@
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy
 import onnxruntime
 import pytest
 import torch
+from caching import cached
 from torch import nn
 from torch_factories import (
     KINDS,
@@ -34,7 +34,7 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict([*module.named_parameters(), *module.named_buffers()])
 
 
-@cache
+@cached
 def calibrated(kind: Kind, eps: float = 1e-5) -> tuple[Candidate, torch.Tensor]:
     """Quantized without training, and what the float model answered."""
     start = learned(kind, eps=eps)
