@@ -6,7 +6,7 @@ from edgepack.measure import processes
 from edgepack.measure.timing import protocol
 
 SHORT = protocol.TimingProtocol(warm_up_seconds=0.0, seconds=0.0, least_runs=64)  # as a 90th percentile needs
-PROCESSES = 3
+PROCESSES = 2
 # The same in a process of its own, before it does anything else.
 SHORTENED = f"""\
 from edgepack.measure import processes
