@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from factories import PROJECT, build, python, recipe_file, texts, tokenizer
 from pydantic import BaseModel, ValidationError
+from short_timings import SHORTENED
 
 from edgepack.compress.contract import StageConfig
 from edgepack.config import plugins
@@ -300,7 +301,7 @@ def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
     )
     Path("devices/bench.yaml").write_text("edgepack: 1\nname: the bench\nrunner: bench\n")
     for command, expected in (("check", "OK (train -> round"), ("build", "accuracy")):
-        ran = python("from edgepack.cli.main import main; main()", command, str(path), path=[examples])
+        ran = python(f"{SHORTENED}from edgepack.cli.main import main; main()", command, str(path), path=[examples])
         assert ran.code == 0, ran.out + ran.err
         assert expected in ran.out
     assert Path("dist/tiny/outcome.txt").read_text() == "tiny: exit code 0\n"
