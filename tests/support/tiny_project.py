@@ -1,23 +1,28 @@
 """A project with a tiny recipe of every stage, built once for all tests, each of which works on its own copy."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 from factories import edgepack
 from filelock import FileLock
 from short_timings import SHORTENED
 
+from edgepack.cli.main import main
 from edgepack.records.build import Build
 from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.store import Store
@@ -113,13 +118,6 @@ from edgepack.__main__ import main
 sys.argv[0] = "edgepack"
 main()
 """
-WITHOUT_DRY_RUN = f"""\
-import os, signal, sys
-from unittest import mock
-from edgepack.workflows.build.runner import Runner
-mock.patch.object(Runner, "_dry_run", lambda self: None).start()
-{SHORTENED}
-"""
 LIMIT = 600.0  # seconds after which a command is ended
 STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
 FILES = ["executorch", "onnx", "teacher (executorch)", "teacher (onnx)"]
@@ -204,41 +202,74 @@ class Project:
     def build_alone(self, *arguments: str, **environment: str) -> "Ran":
         return self.run_alone("build", "tiny", "--json", *arguments, **environment)
 
-    def scripted(self, script: str, *arguments: str) -> "Ran":
-        """`edgepack build tiny` after `script`, which changes a library, and without the dry run."""
-        with self._python("-c", _script(script, *arguments)) as process:
-            out, err = process.communicate()
-        return Ran(code=process.returncode, out=out, err=err)
-
     def stop(self, event: str, step: str, with_: signal.Signals, *arguments: str) -> "Ran":
         """Build, and send a signal as soon as this event of this step is told."""
         with self.started("build", "tiny", "--json", *arguments) as process:
-            return _stopped(process, event, step, with_)
+            assert process.stdout
+            seen = _stopped(process.stdout, process.pid, event, step, with_)
+            out, err = process.communicate()
+        return Ran(code=process.returncode, out=seen + out, err=err)
 
-    def stop_after_dry_run(self, event: str, step: str, with_: signal.Signals) -> "Ran":
-        """As `stop`, of a build that takes the dry run for done."""
-        with self._python("-c", _script("", "--json")) as process:
-            return _stopped(process, event, step, with_)
+    def stop_forked(self, event: str, step: str, with_: signal.Signals) -> "Ran":
+        """As `stop`, of a build in a copy of this process."""
+
+        def read(out: IO[str], pid: int) -> str:
+            return _stopped(out, pid, event, step, with_) + out.read()
+
+        return self.run_forked(partial(_command_line, "build", "tiny", "--json"), read)
+
+    def build_forked(self, *arguments: str) -> "Ran":
+        return self.run_forked(partial(_command_line, "build", "tiny", *arguments))
+
+    def run_forked(
+        self, act: Callable[[], None], read: Callable[[IO[str], int], str] = lambda out, pid: out.read()
+    ) -> "Ran":
+        """`act` in a copy of this process, which has imported torch already and keeps what the test changed in it.
+
+        It ends with the test, as one of `_python` does. `read` gets its output and its process id.
+        """
+        ours, its = os.pipe()
+        with os.fdopen(ours) as out, TemporaryFile("w+") as messages:
+            process = get_context("fork").Process(target=self._act, args=(act, its, messages))
+            process.start()
+            os.close(its)
+            late = threading.Timer(LIMIT, process.kill)
+            late.start()
+            try:
+                said = read(out, process.pid or 0)
+                process.join()
+            finally:
+                late.cancel()
+                process.kill()
+            messages.seek(0)
+            assert process.exitcode is not None
+            return Ran(code=process.exitcode, out=said, err=messages.read())
+
+    def _act(self, act: Callable[[], None], out: int, messages: IO[str]) -> None:
+        os.chdir(self.folder)
+        os.dup2(out, 1)
+        os.dup2(messages.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        logging.getLogger().handlers.clear()  # of pytest
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        act()
 
 
-def _script(script: str, *arguments: str) -> str:
-    command = f"sys.argv = {['edgepack', 'build', 'tiny', *arguments]!r}\n"
-    return f"{WITHOUT_DRY_RUN}{script}from edgepack.cli.main import main\n{command}main()\n"
+def _command_line(*arguments: str) -> None:
+    sys.argv = ["edgepack", *arguments]
+    main()
 
 
-def _stopped(process: "subprocess.Popen[str]", event: str, step: str, with_: signal.Signals) -> "Ran":
-    assert process.stdout and process.stderr
+def _stopped(out: IO[str], pid: int, event: str, step: str, with_: signal.Signals) -> str:
+    """Read the events up to this one, and send the signal."""
     seen = ""
-    for line in process.stdout:
+    for line in out:
         seen += line
         found = json.loads(line)
         if (found["event"], found["name"]) == (event, step):
-            process.send_signal(with_)
-            break
-    else:
-        pytest.fail(f"the build ended before {event} of {step}: {process.stderr.read()}")
-    out, err = process.communicate()
-    return Ran(code=process.returncode, out=seen + out, err=err)
+            os.kill(pid, with_)
+            return seen
+    pytest.fail(f"the build ended before {event} of {step}: {seen}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,24 @@ from tiny_project import no_torch as no_torch
 from tiny_project import project as project
 from tiny_project import without_dry_run as without_dry_run
 
+from edgepack.compress.contract import Context
+from edgepack.compress.stages import prune
 from edgepack.config.device import load_device
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.errors import RefusedError, StageError
 from edgepack.measure import evaluate
 from edgepack.measure.timing.protocol import Run
+from edgepack.models.candidate import Candidate
 from edgepack.workflows.build import pipeline
+from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.store import Store
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(project: Project) -> None:
+def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = project.build("--set", "stages.prune.ratio=1 %")
     assert ran.code == 5
     for words in ("prune", "nothing was removed", "larger ratio"):
@@ -37,27 +44,30 @@ def test_a_stage_that_fails_ends_with_5_says_which_and_keeps_what_was_done(proje
     explained = project.run("explain", "tiny").out
     assert "did not finish" in explained and "nothing was removed" in explained
     assert sound(project.store)
+    monkeypatch.setattr(Runner, "_dry_run", lambda self: None)
     assert project.build("--set", "stages.prune.ratio=1 %").code == 5  # a failure is never stored
 
 
 def test_a_file_that_is_refused_keeps_no_other_from_being_evaluated(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where it comes first. It is of the format that is written sooner, for an operator is looked for."""
     outputs = evaluate.outputs
 
     def refused(run: Run, *, file: Path, runtime: str, **rest: Any) -> Any:
-        if file.name == "teacher.pte":  # not refused: no operator is looked for
+        if file.name == "teacher.onnx":  # not refused: no operator is looked for
             raise StageError("it answers nothing")
-        if runtime == "executorch":
-            raise RefusedError("executorch failed: it does not load", "run `edgepack doctor`")
+        if runtime == "onnxruntime":
+            raise RefusedError("onnxruntime failed: it does not load", "run `edgepack doctor`")
         return outputs(run, file=file, runtime=runtime, **rest)
 
     monkeypatch.setattr(evaluate, "outputs", refused)
-    with pytest.raises(StageError, match=r"evaluate executorch: .*does not load; the first operator that fails is '"):
-        evaluated_again(project, monkeypatch)
+    with pytest.raises(StageError, match=r"evaluate onnx: .*does not load; the first operator that fails is '"):
+        evaluated_again(project, monkeypatch, ["onnxruntime", "executorch"], "export=[onnx, executorch]")
     result = project.result()
     assert result.exit_code == 5
-    assert {each.artifact for each in result.measurements if each.metric == "accuracy"} == {"onnx", "teacher (onnx)"}
+    evaluated = {each.artifact for each in result.measurements if each.metric == "accuracy"}
+    assert evaluated == {"executorch", "teacher (executorch)"}
     assert not (project.dist / "tiny.zip").exists()
 
 
@@ -73,15 +83,18 @@ def test_a_file_far_from_the_torch_model_fails_the_build_whatever_the_budgets_as
 
     monkeypatch.setattr(evaluate, "outputs", wrong)
     with pytest.raises(StageError, match=r"the onnx file .*than the torch model .*: the file is broken"):
-        evaluated_again(project, monkeypatch)
+        evaluated_again(project, monkeypatch, ["onnxruntime"])
     assert project.result().exit_code == 5
 
 
-def evaluated_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def evaluated_again(project: Project, monkeypatch: pytest.MonkeyPatch, runtimes: list[str], *overrides: str) -> None:
+    """Build when the evaluations of the files that these run are gone."""
     monkeypatch.chdir(project.folder)
-    monkeypatch.setenv("EDGEPACK_THREADS", "1")
-    shutil.rmtree(project.store / "entries/evaluation")
-    pipeline.build(load_recipe("tiny"), load_device("desk"), Store(".edgepack/store"), dist="dist")
+    for entry in Store(project.store).entries():
+        if entry.kind == "evaluation" and {*runtimes} & {*entry.ingredients["where"]["versions"]}:
+            shutil.rmtree(entry.path)
+    recipe = load_recipe("tiny", overrides=overrides)
+    pipeline.build(recipe, load_device("desk"), Store(".edgepack/store"), dist="dist")
 
 
 def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> None:
@@ -91,12 +104,15 @@ def test_what_cannot_work_fails_before_anything_is_trained(project: Project) -> 
     assert (ran.steps("StepCached"), ran.steps("StepFailed")) == (["model"], ["train"])
 
 
-def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(project: Project) -> None:
-    script = (
-        "from edgepack.compress.stages import prune\n"
-        "def run(candidate, config, context): sys.exit(0)\nprune.run = run\n"
-    )
-    ran = project.scripted(script, "--set", "stages.prune.ratio=60 %")
+@pytest.mark.usefixtures("without_dry_run")
+def test_a_stage_that_calls_exit_has_failed_and_its_traceback_is_in_the_log(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(candidate: Candidate, config: prune.Config, context: Context) -> Candidate:
+        sys.exit(0)
+
+    monkeypatch.setattr(prune, "run", run)
+    ran = project.build_forked("--set", "stages.prune.ratio=60 %")
     assert ran.code == 5, ran.err
     assert "prune failed: SystemExit" in ran.err and "Traceback" not in ran.err
     assert ", in run\n" in (project.dist / "build.log").read_text()

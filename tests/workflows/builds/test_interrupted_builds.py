@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,18 @@ from tiny_project import STAGES, Project, Ran, sound
 from tiny_project import first as first
 from tiny_project import no_torch as no_torch
 from tiny_project import project as project
+from tiny_project import without_dry_run as without_dry_run
 
+import edgepack
+from edgepack.compress.contract import Context
+from edgepack.compress.stages import prune
+from edgepack.config.device import load_device
+from edgepack.config.recipe_reading import load_recipe
 from edgepack.deliver.bundle import verify
-from edgepack.judge.history import read
+from edgepack.judge import history
+from edgepack.models.candidate import Candidate
+from edgepack.records.build import Build
+from edgepack.workflows.build.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +70,14 @@ MOMENTS = [  # and how many candidates and files build.json tells of by then
 ]
 
 
+@pytest.mark.usefixtures("short_timings", "without_dry_run")
 def test_a_build_killed_again_and_again_gives_the_same_bundle(first: tuple[Project, Ran], tmp_path: Path) -> None:
     """Only the timings of the undisturbed build are shared: they are found if the files are the same, to the byte."""
     undisturbed, _ = first
     project = Project.at(tmp_path / "another folder")
     shutil.copytree(undisturbed.store / "entries/timing", project.store / "entries/timing")
     for event, step, candidates, files in MOMENTS:
-        assert project.stop_after_dry_run(event, step, signal.SIGKILL).code == -signal.SIGKILL
+        assert project.stop_forked(event, step, signal.SIGKILL).code == -signal.SIGKILL
         result = project.result()
         assert (len(result.ledger), len(result.artifacts), result.exit_code) == (candidates, files, None)
     ran = project.build_alone()
@@ -93,25 +104,37 @@ def test_an_interrupted_build_ends_with_130_and_leaves_a_sound_store(project: Pr
     assert (result.exit_code, [record.stage for record in result.ledger]) == (130, STAGES[:3])
 
 
+def passing_over(error: BaseException) -> None: ...
+
+
+def failing(error: BaseException) -> None:
+    raise RuntimeError("the library failed") from error
+
+
+def exiting(error: BaseException) -> None:
+    sys.exit(0)
+
+
+@pytest.mark.usefixtures("without_dry_run")
 @pytest.mark.parametrize(
-    ("how", "instead"),
-    [("SIGINT", "pass"), ("SIGTERM", "raise RuntimeError('the library failed') from error"), ("SIGINT", "sys.exit(0)")],
+    ("how", "instead"), [(signal.SIGINT, passing_over), (signal.SIGTERM, failing), (signal.SIGINT, exiting)]
 )
-def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project, instead: str, how: str) -> None:
+def test_an_interrupt_that_a_library_swallows_ends_a_build_too(
+    project: Project, instead: Callable[[BaseException], None], how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name for path in project.store.glob("entries/*/*")}
-    script = (
-        "from edgepack.compress.stages import prune\n"
-        "real = prune.run\n"
-        "def run(candidate, config, context):\n"
-        "    made = real(candidate, config, context)\n"
-        "    try:\n"
-        f"        os.kill(os.getpid(), signal.{how})\n"
-        "    except BaseException as error:\n"
-        f"        {instead}\n"
-        "    return made\n"
-        "prune.run = run\n"
-    )
-    ran = project.scripted(script, "--set", "stages.prune.ratio=60 %")
+    real = prune.run
+
+    def run(candidate: Candidate, config: prune.Config, context: Context) -> Candidate:
+        made = real(candidate, config, context)
+        try:
+            os.kill(os.getpid(), how)
+        except BaseException as error:
+            instead(error)
+        return made
+
+    monkeypatch.setattr(prune, "run", run)
+    ran = project.build_forked("--set", "stages.prune.ratio=60 %")
     assert ran.code == 130, ran.err
     assert ran.err.strip().endswith("run the same command to continue") and "failed" not in ran.err
     result = project.result()
@@ -122,16 +145,20 @@ def test_an_interrupt_that_a_library_swallows_ends_a_build_too(project: Project,
     assert sound(project.store)
 
 
-def test_an_interrupt_as_a_build_is_added_to_the_history_leaves_both_or_neither(project: Project) -> None:
-    builds = len(read(project.folder / "dist/history.jsonl")[0])
-    script = (
-        "from edgepack.judge import history\n"
-        "real = history.append\n"
-        "history.append = lambda *of: [real(*of), os.kill(os.getpid(), signal.SIGINT)]\n"
-    )
-    ran = project.scripted(script)
+def test_an_interrupt_as_a_build_is_added_to_the_history_leaves_both_or_neither(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = len(history.read(project.folder / "dist/history.jsonl")[0])
+    real = history.append
+
+    def append(path: Path, build: Build) -> None:
+        real(path, build)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(history, "append", append)
+    ran = project.build_forked()
     assert ran.code == 130, ran.err
-    assert len(read(project.folder / "dist/history.jsonl")[0]) == builds + 1
+    assert len(history.read(project.folder / "dist/history.jsonl")[0]) == builds + 1
     assert project.result().exit_code == 0 and verify(project.dist / "tiny.zip")
 
 
@@ -143,23 +170,23 @@ def test_a_build_clears_away_what_one_that_was_killed_left(project: Project) -> 
     assert not file.exists() and not folder.exists()
 
 
-def test_ctrl_c_reaches_who_builds_from_a_program(project: Project) -> None:
+@pytest.mark.usefixtures("without_dry_run")
+def test_ctrl_c_reaches_who_builds_from_a_program(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a stage swallows it; and the program goes on."""
-    script = (
-        "from edgepack import Store, build, load_device, load_recipe\n"
-        "from edgepack.compress.stages import prune\n"
-        "def run(candidate, config, context):\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    except BaseException:\n"
-        "        return candidate\n"
-        "prune.run = run\n"
-        "recipe = load_recipe('tiny', overrides=['stages.prune.ratio=60 %'])\n"
-        "try:\n"
-        "    build(recipe, load_device(recipe.device), Store('.edgepack/store'), dist='dist')\n"
-        "except KeyboardInterrupt:\n"
-        "    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-        "    os._exit(17)\n"
-    )
-    assert project.scripted(script).code == 17
+
+    def run(candidate: Candidate, config: prune.Config, context: Context) -> Candidate:
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+        return candidate
+
+    def program() -> None:
+        recipe = load_recipe("tiny", overrides=["stages.prune.ratio=60 %"])
+        try:
+            edgepack.build(recipe, load_device(recipe.device), Store(".edgepack/store"), dist="dist")
+        except KeyboardInterrupt:
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            os._exit(17)
+
+    monkeypatch.setattr(prune, "run", run)
+    assert project.run_forked(program).code == 17
     assert project.result().exit_code == 130
