@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -212,6 +213,8 @@ class Project:
 
     def stop_forked(self, event: str, step: str, with_: signal.Signals) -> "Ran":
         """As `stop`, of a build in a copy of this process."""
+        for name in ("torchao.quantization.pt2e.quantize_pt2e", "executorch.exir"):
+            import_module(name)  # here once, not in each copy
 
         def read(out: IO[str], pid: int) -> str:
             return _stopped(out, pid, event, step, with_) + out.read()
