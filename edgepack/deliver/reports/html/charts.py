@@ -138,8 +138,8 @@ def distribution(
 
 
 def _silhouette(samples: Sequence[float], along: Scale) -> str:
-    ordered = sorted(along.at(each) for each in samples)
-    edges = [bisect_left(ordered, 100 * n / _BINS) for n in range(_BINS)] + [len(ordered)]
+    ordered = sorted(samples)
+    edges = [bisect_left(ordered, 100 * n / _BINS, key=along.at) for n in range(_BINS)] + [len(ordered)]
     counts = [above - below for below, above in pairwise(edges)]
     tallest = max(counts)
     steps = (f"V{78 - 74 * count / tallest:.1f}H{100 * (n + 1) / _BINS:.2f}" for n, count in enumerate(counts))
