@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(provenance.threads())
     rows = [_row(name, form) for name in _MODELS for form in ("fp32", "int8")]
     page = [
-        "# What lowering saves by doing nothing twice",
+        "# Time to write a .pte, with and without edgepack's patches",
         "",
         "Time to write a .pte, relative to ExecuTorch's own lowering with the same fixes of faults: the median of",
         f"{_ROUNDS} rounds, after one that is not counted. Random weights, 64 x 64 pixels; the files were equal.",
@@ -73,7 +73,7 @@ def _quantized(made: Candidate) -> Candidate:
 
 
 def _both(made: Candidate) -> tuple[float, float]:
-    """Return the seconds with and without what is left out."""
+    """Return the seconds without and with the patches."""
     with patch.object(tracing, "light_tracing", nullcontext):
         plain, slow = _timed(made)
     light, fast = _timed(made)

@@ -244,9 +244,10 @@ class Project:
             finally:
                 late.cancel()
                 process.kill()
-            messages.seek(0)
+                messages.seek(0)
+                sys.stderr.write(err := messages.read())  # pytest shows it if the test fails
             assert process.exitcode is not None
-            return Ran(code=process.exitcode, out=said, err=messages.read())
+            return Ran(code=process.exitcode, out=said, err=err)
 
     def _act(self, act: Callable[[], None], out: int, messages: IO[str]) -> None:
         os.chdir(self.folder)

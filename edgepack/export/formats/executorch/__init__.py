@@ -77,8 +77,8 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from edgepack.export.formats.executorch.tracing import light_tracing
 
     backend = _backend(config)
+    exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
     with light_tracing():
-        exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
         with backend.lowering():
             program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
         passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []

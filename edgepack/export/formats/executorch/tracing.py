@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import Parameter, Signature
+from keyword import iskeyword
 from typing import Any
 
 from edgepack.export.tracing import operators_listed_once
@@ -15,8 +16,8 @@ def light_tracing() -> Iterator[None]:
 
     Nodes keep the line of the model that they came with, and get neither a copy of their whole past each time nor the
     stack of the tracer; torch's operators are listed once, not for every trace: nearly a third of the time of an int8
-    ResNet-18. Graphs are written as Python code only where that is run, operators are run on shapes only where their
-    inputs are new, and a graph is decomposed only if it has an operator to decompose: half of the rest, of small int8
+    ResNet-18. Graphs are written as Python code only where that is run, operators are run on fake tensors only where
+    these are new, and a graph is decomposed only if it has an operator to decompose: half of the rest, of small int8
     nets (benchmarks/lowering.md).
     """
     import copy
@@ -48,16 +49,20 @@ def _code_written_late() -> Iterator[None]:
     from torch.fx import Graph, GraphModule
     from torch.fx.graph import PythonCode, _PyTreeCodeGen
 
-    write = GraphModule.recompile
+    write, code_of = GraphModule.recompile, Graph.python_code
     nothing = PythonCode("def forward(self): pass", {}, {}, 0)
 
     def recompile(self: Any) -> Any:
         info = self.graph._codegen.pytree_info if isinstance(self.graph._codegen, _PyTreeCodeGen) else None
         names = info.orig_args if info else [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
-        if not all(map(str.isidentifier, names)):  # *args
+        if not all(name.isidentifier() and not iskeyword(name) for name in names):  # *args
             return write(self)
         if "_wrapped_call" not in vars(type(self)):  # the first time, which makes the class fit to be called
-            with patch.object(Graph, "python_code", lambda *args, **kwargs: nothing):
+
+            def python_code(graph: Any, *args: Any, **kwargs: Any) -> Any:
+                return nothing if graph is self.graph else code_of(graph, *args, **kwargs)
+
+            with patch.object(Graph, "python_code", python_code):
                 write(self)
         if info:
             self._in_spec, self._out_spec = info.in_spec, info.out_spec
@@ -78,7 +83,7 @@ def _code_written_late() -> Iterator[None]:
 
 @contextmanager
 def _results_kept() -> Iterator[None]:
-    """Keep the shapes that an operator gave for these very inputs: each of some 60 passes runs the whole graph again.
+    """Keep what an operator gave for these very fake tensors: each of some 60 passes runs the whole graph again.
 
     The inputs are kept too, so that their ids stay theirs. A graph that holds an operator twice, on the same inputs,
     has a result of its own for each. Nothing is kept while a trace records what is run.
@@ -91,9 +96,7 @@ def _results_kept() -> Iterator[None]:
 
     run, call = Interpreter.run, EdgeOpOverload.__call__
     kept: dict[object, tuple[list[object], object]] = {}
-    runs: list[
-        Counter[object]
-    ] = []  # how often each call was seen in the runs of graphs that are on, the innermost last
+    runs: list[Counter[object]] = []  # of the runs of graphs that are on: how often each call was seen
 
     def run_counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         runs.append(Counter())
@@ -118,6 +121,7 @@ def _results_kept() -> Iterator[None]:
 
 def _equal_for_equal(value: Any, tensors: list[object]) -> object:
     """Return what is equal for equal arguments. Tensors without data are known by their ids, and put into `tensors`."""
+    from torch import SymBool, SymFloat, SymInt
     from torch._subclasses import FakeTensor
 
     if isinstance(value, list | tuple):
@@ -125,13 +129,15 @@ def _equal_for_equal(value: Any, tensors: list[object]) -> object:
     if isinstance(value, FakeTensor):
         tensors.append(value)
         return id(value)
+    if isinstance(value, SymInt | SymFloat | SymBool):
+        return []  # which has no hash: that of a symbol would fix its value
     return type(value), value  # 1, 1.0 and True are equal
 
 
 def _hashable(key: object) -> bool:
     try:
         hash(key)
-    except TypeError:  # sizes that are symbols
+    except TypeError:
         return False
     return True
 
@@ -142,12 +148,14 @@ def _decomposed_if_needed() -> Iterator[None]:
     from unittest.mock import patch
 
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
     decompose = ExportedProgram.run_decompositions
 
     def decomposed(self: Any, table: Any = None, *args: Any, **kwargs: Any) -> Any:
+        graphs = [each.graph for each in self.graph_module.modules() if isinstance(each, GraphModule)]  # branches too
         functional = self.verifier.dialect == "ATEN"  # which a trace with an empty table makes it
-        if functional and table and not {node.target for node in self.graph.nodes} & table.keys():
+        if functional and table and not {node.target for graph in graphs for node in graph.nodes} & table.keys():
             return self
         return decompose(self, table, *args, **kwargs)
 
