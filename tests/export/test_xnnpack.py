@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch_factories import Beside, made, off_each, write
+from torch_factories import Beside, Inside, made, off_each, write
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.quantize.capture import capture
@@ -78,17 +78,6 @@ class Decoder(nn.Module):  # type: ignore[misc]
 class Pooled(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.max_pool2d(x, 2)
-
-
-class Inside(nn.Module):  # type: ignore[misc]
-    """What `forward` says."""
-
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.said = forward
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.said(x)
 
 
 class SpatialAttention(nn.Module):  # type: ignore[misc]

@@ -109,6 +109,17 @@ class Scaled(nn.Module):  # type: ignore[misc]
         return logits
 
 
+class Inside(nn.Module):  # type: ignore[misc]
+    """What `forward` says."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.said = forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.said(x)
+
+
 class Beside(nn.Module):  # type: ignore[misc]
     """Several nets in one file, which costs less than one each: a row of logits a net, which share no range."""
 
