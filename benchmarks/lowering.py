@@ -34,7 +34,7 @@ def main() -> None:
     page = [
         "# Time to write a .pte, with and without light tracing",
         "",
-        "Relative to the same export without `light_tracing`, in which passes of XNNPACK that find nothing are skipped too:",
+        "Relative to the same export without `light_tracing`, which skips passes of XNNPACK that find nothing too:",
         f"the median of {_ROUNDS} rounds, after one that is not counted. Random weights; equal files, or it stops.",
         "",
         "| model | without | with |",
