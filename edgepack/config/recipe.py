@@ -4,9 +4,9 @@ recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=4
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,15 @@ from edgepack.config.budgets import Budget, Waiver, plain
 from edgepack.config.device import Device, Quantization
 from edgepack.config.plugins import Choice
 from edgepack.core.frozen import Frozen
+
+
+class Compute(Frozen):
+    """How a build computes. Nothing of it changes the result."""
+
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=128)] = Field(
+        default="auto",
+        description="number of processes that read samples which are not held in memory; 0: the build reads itself",
+    )
 
 
 class RecipeFile(Frozen):
@@ -33,6 +42,7 @@ class RecipeFile(Frozen):
     export: tuple[Any, ...]
     budgets: dict[str, Any] = {}
     waivers: tuple[Any, ...] = ()
+    compute: Compute = Compute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,7 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
+    compute: Compute = field(default_factory=Compute)
     overrides: tuple[str, ...] = ()  # changes made by --set
     version: str | None = None
     licence: str | None = None
@@ -57,7 +68,7 @@ class Recipe:
 
     def plain(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """Return the recipe with every default written out, so that building it again gives the same bundle. `decided`
-        holds, for each stage, the settings that it chose by measuring.
+        holds, for each stage, the settings that it chose by measuring. What does not change the bundle is left out.
         """
         chosen = [*decided, *({} for _ in self.stages[len(decided) :])]
         facts = {"version": self.version, "licence": self.licence, "licence_file": self.licence_file}

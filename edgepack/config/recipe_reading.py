@@ -41,7 +41,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     document.raise_problems()
     if raw is None or recipe is None:  # cannot happen: every None has noted its problem
         raise RecipeError(f"{file} could not be read")
-    return replace(recipe, overrides=tuple(overrides))
+    return replace(recipe, overrides=tuple(overrides), compute=raw.compute)
 
 
 def find_recipe(path: str | Path) -> Path:

@@ -1,15 +1,54 @@
-"""Define what a data set and a task must and may provide."""
+"""Define what a data set and a task must and may provide, and what a data set may use while it loads."""
 
+import tempfile
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgepack.core.frozen import Frozen
+from edgepack.core.files import digest
+from edgepack.core.frozen import Frozen, Json
 from edgepack.core.signature import Signature
 from edgepack.data.splits import Data
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Fill = Callable[[Path], None]
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="edgepack-data-")  # removed when this process ends
+
+
+def _kept_for_now(name: str, made_of: Json, fill: Fill) -> Path:
+    folder = Path(_temporary().name, digest([name, made_of]))
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=_temporary().name) as new:
+            fill(Path(new))
+            Path(new).rename(folder)
+            Path(new).mkdir()
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a data set reports progress, and keeps what took long.
+
+    `progress(doing, done, total)` tells people how far it is. `kept(name, made_of, fill)` returns a folder that `fill`
+    has written: now, or in an earlier build in which `made_of`, all that its content depends on, was the same. The
+    disk has `room` bytes for it. Without a store, such a folder lasts as long as the process. `workers` is the number
+    of processes that read samples.
+    """
+
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None
+    kept: Callable[[str, Json, Fill], Path] = _kept_for_now
+    room: int = 0
+    workers: int = 0
 
 
 class Dataset(Protocol):
@@ -54,6 +93,7 @@ class Dataset(Protocol):
     VERSION: int = 1  # bump when the same fingerprint would give other samples, such as after a change of `load`
     LICENCE: str = "not stated"  # of the samples: the bundle ships some
     FOREIGN: bool = False  # whether a user's own code makes the samples: the files it reads are recorded
+    KEEPS: bool = False  # whether `load` takes a second argument, a Loading
 
     @abstractmethod
     def describe(self, config: Any) -> Signature:
@@ -67,7 +107,10 @@ class Dataset(Protocol):
 
     @abstractmethod
     def load(self, config: Any) -> Data:
-        """Return inputs [n, *shape] with the types of `describe`, and int64 targets [n], the indices of labels."""
+        """Return inputs [n, *shape] with the types of `describe`, and int64 targets [n], the indices of labels.
+
+        Inputs that may not fit into the memory are Samples, see data/splits.py.
+        """
 
     def files(self, config: Any) -> tuple[Path, ...]:
         """Return the files that the fingerprint covers, if the data is FOREIGN."""

@@ -1,11 +1,17 @@
-"""Define batches and splits, for training and for evaluation of exported files."""
+"""Define batches and splits, for training and for evaluation of exported files.
 
-from collections.abc import Callable, Iterator, Sequence
+A split holds its inputs as tensors, or as Samples, which are read as they are needed, by other processes if it is told
+to. Either way the same seed gives the same batches.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.signature import Signature
+from edgepack.data import loading
+from edgepack.data.loading import Chosen, Samples
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -28,23 +34,37 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One part of a data set, held in memory: each input [n, ...], targets [n].
+    """One part of a data set: targets [n], and either inputs [n, ...] in memory or `samples` that are read.
 
     Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` converts them, a batch at a
-    time. Before that, `augment` changes stored samples at random, in shuffled passes only. Both get inputs [batch, ...]
-    and must not change them in place.
+    time. Before that, `augment` changes inputs in memory at random, in shuffled passes only. Both get inputs
+    [batch, ...] and must not change them in place. Samples change themselves; they are read by as many processes as
+    there are `workers`, or by this one.
     """
 
-    inputs: "tuple[Tensor, ...]"
+    inputs: "tuple[Tensor, ...]" = ()
     targets: "Tensor"
+    samples: Samples | None = None
     prepare: "Prepare | None" = None
     augment: "Augment | None" = None
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def augmented(self) -> bool:
+        """Return whether shuffled passes change samples at random."""
+        return self.augment is not None or (self.samples is not None and self.samples.augmented)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Return the number of samples of each input."""
+        return tuple(map(len, self.inputs)) if self.samples is None else (len(self.samples),)
+
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield batches in order, or shuffled and augmented by `seed`: the same seed gives the same samples.
+        """Yield batches in order, or shuffled and augmented by `seed`: the same seed gives the same samples, whatever
+        the number of workers.
 
         A last batch of one is left out of shuffled passes: batch norm needs two.
         """
@@ -52,23 +72,40 @@ class Split:
 
         random = None if seed is None else torch.Generator().manual_seed(seed)
         order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
-        for indices in order.split(size):
-            if random is None or len(indices) > 1:
-                yield Batch(inputs=self._taken(indices, random), targets=self.targets[indices], indices=indices)
+        plan = [indices for indices in order.split(size) if random is None or len(indices) > 1]
+        for indices, inputs in zip(plan, self._read(plan, seed, random), strict=True):
+            prepared = self.prepare(inputs) if self.prepare else inputs
+            yield Batch(inputs=prepared, targets=self.targets[indices], indices=indices)
+
+    def chosen(self, rows: "Sequence[int] | Tensor") -> "Split":
+        """Return a split with only these samples, in this order."""
+        import torch
+
+        at = torch.as_tensor(rows, dtype=torch.int64)
+        inputs = tuple(tensor[at] for tensor in self.inputs)
+        samples = None if self.samples is None else Chosen(self.samples, at)
+        return replace(self, inputs=inputs, samples=samples, targets=self.targets[at])
 
     def first(self, count: int) -> "Split":
         """Return a split with only the first samples."""
+        if self.samples is not None:
+            return self.chosen(range(min(count, len(self))))
         return replace(self, inputs=tuple(tensor[:count] for tensor in self.inputs), targets=self.targets[:count])
 
     def head(self, count: int) -> "tuple[Tensor, ...]":
         """Return the first samples as a model takes them."""
         return next(self.first(count).batches(count)).inputs
 
+    def _read(
+        self, plan: "Sequence[Tensor]", seed: int | None, random: "Generator | None"
+    ) -> "Iterable[tuple[Tensor, ...]]":
+        if self.samples is None:
+            return (self._taken(indices, random) for indices in plan)
+        return loading.batches(self.samples, plan, seed, self.workers)
+
     def _taken(self, indices: "Tensor", random: "Generator | None") -> "tuple[Tensor, ...]":
-        inputs = tuple(tensor[indices] for tensor in self.inputs)
-        if self.augment and random is not None:
-            inputs = self.augment(inputs, random)
-        return self.prepare(inputs) if self.prepare else inputs
+        taken = tuple(tensor[indices] for tensor in self.inputs)
+        return self.augment(taken, random) if self.augment and random is not None else taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +118,7 @@ class TrainingData:
     @property
     def augmented(self) -> bool:
         """Return whether training samples are changed at random each time."""
-        return self.train.augment is not None
+        return self.train.augmented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +135,28 @@ class Data(TrainingData):
     def for_stages(self) -> TrainingData:
         return TrainingData(train=self.train, validation=self.validation)
 
+    def read_by(self, workers: int) -> "Data":
+        """Return the same data, read by this many processes."""
+        parts = {part: replace(getattr(self, part), workers=workers) for part in PARTS}
+        return replace(self, **parts)
+
     def check(self, signature: Signature) -> None:
         """Raises RecipeError if splits do not match the data set's description; checks all targets and a few inputs."""
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             if problem := _problem(getattr(self, part), signature):
                 raise RecipeError(
                     f"the split '{part}' of the data is wrong: {problem}", "fix `load` or `describe` of the data set"
                 )
 
 
+PARTS = ("train", "validation", "test")
+
+
 def _problem(split: Split, signature: Signature) -> str:
     import torch
 
-    lengths = {len(tensor) for tensor in (*split.inputs, split.targets)}
-    if len(lengths) > 1 or not len(split):
-        return f"it has {len(split)} targets for {' and '.join(str(len(each)) for each in split.inputs)} inputs"
+    if {*split.lengths} != {len(split)} or not len(split):
+        return f"it has {len(split)} targets for {' and '.join(map(str, split.lengths))} inputs"
     if split.targets.dtype != torch.int64 or split.targets.dim() != 1:
         kind = str(split.targets.dtype).removeprefix("torch.")
         return f"targets are {kind} of shape {list(split.targets.shape)}, expected int64 of shape [n]"

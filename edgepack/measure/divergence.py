@@ -292,7 +292,5 @@ def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
 
 def rows(samples: "Split", chosen: Sequence[int]) -> "Split":
     """Return these samples of a split, as the model takes them."""
-    picked = replace(
-        samples, inputs=tuple(tensor[list(chosen)] for tensor in samples.inputs), targets=samples.targets[list(chosen)]
-    )
-    return replace(picked, inputs=picked.head(len(chosen)), prepare=None, augment=None)
+    picked = samples.chosen(chosen)
+    return replace(picked, inputs=picked.head(len(chosen)), samples=None, prepare=None, augment=None)

@@ -24,7 +24,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.signature import labels
 from edgepack.core.units import SHARE
-from edgepack.data import tokenizer
+from edgepack.data.texts import tokenizer
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files
 from edgepack.deliver.bundle.cases import Case, Cases, Input, Interface

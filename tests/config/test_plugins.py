@@ -62,7 +62,9 @@ def test_a_plugin_has_a_sentence_on_what_it_does_and_the_functions_of_its_kind(k
     module = plugins.load(kind, name)
     assert plugins.summary(module).endswith((".", ":"))
     for call in plugins.contract(kind).functions:
-        assert _parameters(getattr(module, call)) == _parameters(getattr(plugins.contract(kind).page, call))[1:], call
+        asked = _parameters(getattr(plugins.contract(kind).page, call))[1:]
+        keeps = ["loading"] if (kind, call) == ("datasets", "load") and module.KEEPS else []
+        assert _parameters(getattr(module, call)) == asked + keeps, call
 
 
 @pytest.mark.parametrize(("kind", "name"), FOUND)

@@ -13,7 +13,7 @@ from edgepack.core.errors import RecipeError
 from edgepack.data.datasets import digits
 from edgepack.data.datasets.digits import Config
 from edgepack.data.partition import drawn
-from edgepack.data.pictures import moved
+from edgepack.data.pictures.moving import moved
 from edgepack.data.splits import Data, Split
 from edgepack.measure import evaluate
 

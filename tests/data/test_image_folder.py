@@ -8,13 +8,19 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from picture_factories import COLORS, check_colors, configured, read_pixels, write_folder, write_picture
+from picture_factories import COLORS, check_colors, configured, read_pixels, stored, write_folder, write_picture
 from PIL import Image
 from pydantic import ValidationError
 
 from edgepack.core.errors import RecipeError
+from edgepack.core.process import memory
+from edgepack.data.contract import Loading
 from edgepack.data.datasets import image_folder
 from edgepack.data.datasets.image_folder import describe, fingerprint, load
+from edgepack.data.pictures import decoding, keeping
+from edgepack.data.pictures.samples import InFiles, InMemory, OnDisk, Pictures
+from edgepack.data.splits import Split
+from edgepack.workflows.build.store import Store
 
 
 @pytest.fixture
@@ -70,10 +76,10 @@ def test_pictures_come_as_described(pets: str, color: str) -> None:
     config = configured(color=color)
     (spec,), preprocessing = describe(config).inputs, describe(config).preprocessing
     data = load(config)
-    assert data.train.inputs[0].shape[1:] == (spec.shape[0], 18, 18)  # with room to cut at random places
-    assert data.test.inputs[0].shape[1:] == spec.shape
+    assert stored(data.train).shape[1:] == (spec.shape[0], 18, 18)  # with room to cut at random places
+    assert stored(data.test).shape[1:] == spec.shape
     for split in (data.train, data.validation, data.test):
-        assert split.inputs[0].dtype == torch.uint8
+        assert stored(split).dtype == torch.uint8
         assert split.head(2)[0].shape[1:] == next(split.batches(4, seed=1)).inputs[0].shape[1:] == spec.shape
     assert preprocessing["resize"]["shorter_side"], preprocessing["crop"]["to"] == (18, [16, 16])
 
@@ -92,7 +98,7 @@ def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:
 
 def test_training_pictures_differ_by_seed_and_evaluated_ones_never(pets: str) -> None:
     data = load(configured())
-    assert data.augmented and data.validation.augment is data.test.augment is None
+    assert data.augmented and not data.validation.augmented and not data.test.augmented
     one, again, other = (next(data.train.batches(18, seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(one.inputs[0], again.inputs[0])
     assert not torch.equal(one.inputs[0][one.indices.argsort()], other.inputs[0][other.indices.argsort()])
@@ -146,8 +152,8 @@ def test_contents_are_read_once(pets: str, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(core_files, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
         assert fingerprint(configured()) == before
-    for memory in Path(".edgepack/data").iterdir():
-        memory.write_text("[damaged")
+    for known in Path(".edgepack/data").iterdir():
+        known.write_text("[damaged")
     assert fingerprint(configured()) == before
 
 
@@ -233,15 +239,16 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
         configured(**settings)
 
 
-def test_pictures_are_held_once_and_need_what_is_checked(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pictures_are_held_once(pets: str) -> None:
     shutil.copy("pets/ant/1.jpg", "pets/ant/copy.jpg")
-    asked: list[int] = []
-    monkeypatch.setattr(image_folder, "_fits_in_memory", asked.append)
-    data = load(configured())
-    pictures = [split.inputs[0] for split in (data.train, data.validation, data.test)]
-    starts = [each.data_ptr() for each in pictures]
-    ends = [each.data_ptr() + each.untyped_storage().nbytes() for each in pictures]
-    assert asked == [30 * 3 * 18 * 18] and max(ends) - min(starts) <= asked[0]  # all in one piece of memory
+    data = load(configured(cache="memory"))
+    held = {id(_pixels(split)) for split in (data.train, data.validation, data.test)}
+    assert len(held) == 1 and _pixels(data.train).pixels.shape == (30, 3, 18, 18)
+
+
+def _pixels(split: Split) -> Any:
+    assert isinstance(split.samples, Pictures)
+    return split.samples.pixels
 
 
 def test_each_row_is_the_picture_that_its_label_says() -> None:
@@ -253,8 +260,9 @@ def test_each_row_is_the_picture_that_its_label_says() -> None:
     shutil.copy("pets/a/3.png", "pets/a/copy.png")
     data, seen = load(configured()), set()
     for split in (data.train, data.validation, data.test):
-        start = (split.inputs[0].shape[-1] - 16) // 2
-        cut = split.inputs[0][:, :, start : start + 16, start : start + 16].numpy().astype(float)
+        kept = stored(split)
+        start = (kept.shape[-1] - 16) // 2
+        cut = kept[:, :, start : start + 16, start : start + 16].numpy().astype(float)
         for row, target in zip(cut, split.targets.tolist(), strict=True):
             off = [numpy.abs(row - pixels).mean() for pixels, _ in files]
             assert min(off) < 0.6 and files[int(numpy.argmin(off))][1] == target  # a rounding step, or another
@@ -290,10 +298,53 @@ def test_what_a_link_leads_to_and_may_not_be_read_is_told(
         describe(configured())
 
 
-def test_more_pictures_than_memory_are_refused(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sysconf", lambda name: 10)
-    with pytest.raises(RecipeError, match=r"need .* kB of memory, and this machine has 100 B"):
-        load(configured())
+def test_memory_that_is_not_there_is_refused_where_it_is_asked_for(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 30 * 3 * 18 * 18
+    monkeypatch.setattr(memory, "allowed", lambda: needed - 1)
+    with pytest.raises(RecipeError, match=r"need 29.2 kB of memory, and this process may use 29.2 kB") as caught:
+        load(configured(cache="memory"))
+    assert "cache: disk" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("allowed", "room", "kept"),
+    [(4, 0, InMemory), (3.9, 2, OnDisk), (3.9, 1.9, InFiles)],
+)
+def test_pictures_are_kept_where_there_is_room(
+    allowed: float, room: float, kept: type, pets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As multiples of what they need."""
+    needed = 30 * 3 * 18 * 18
+    monkeypatch.setattr(memory, "allowed", lambda: int(allowed * needed))
+    data = load(configured(), Loading(room=int(room * needed)))
+    assert isinstance(_pixels(data.train), kept)
+    check_colors(data)
+
+
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_a_later_build_decodes_nothing_again(cache: str, pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = Loading(kept=Store("store").keep)
+    first = load(configured(cache=cache), loading)
+    monkeypatch.setattr(decoding, "all_decoded", None)
+    monkeypatch.setattr(keeping, "all_decoded", None)
+    again = load(configured(cache=cache), loading)
+    assert torch.equal(stored(again.train), stored(first.train))
+    [entry] = Store("store").entries()
+    assert entry.kind == "data" and (entry.bytes > 30 * 3 * 18 * 18) == (cache == "disk")
+
+
+def test_what_was_kept_and_is_damaged_is_made_again(pets: str) -> None:
+    loading = Loading(kept=Store("store").keep)
+    first = stored(load(configured(cache="disk"), loading).train)
+    [pixels] = Path("store").rglob("pixels")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    assert torch.equal(stored(load(configured(cache="disk"), loading).train), first)
+
+
+def test_progress_of_decoding_is_told(pets: str) -> None:
+    told: list[tuple[str, int, int]] = []
+    load(configured(), Loading(progress=lambda *each: told.append(each)))
+    assert told[-1] == ("decoding pictures", 30, 30)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

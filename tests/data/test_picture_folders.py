@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from factories import edgepack, python
-from picture_factories import COLORS, check_colors, configured, read_pixels, write_folder, write_picture
+from picture_factories import COLORS, check_colors, configured, read_pixels, stored, write_folder, write_picture
 from PIL import Image, features
 
 from edgepack.core.errors import RecipeError
-from edgepack.data import decoding
 from edgepack.data.datasets import image_folder
 from edgepack.data.datasets.image_folder import describe, fingerprint, load
-from edgepack.data.decoding import decoded
+from edgepack.data.pictures import decoding
+from edgepack.data.pictures.decoding import all_decoded
 from edgepack.data.splits import Data
 
 
@@ -32,7 +32,7 @@ def _sizes(data: Data) -> dict[str, int]:
 
 def _everything(data: Data) -> list[bytes]:
     """The pixels of every picture of every split."""
-    return [row.numpy().tobytes() for part in (data.train, data.validation, data.test) for row in part.inputs[0]]
+    return [row.numpy().tobytes() for part in (data.train, data.validation, data.test) for row in stored(part)]
 
 
 def test_what_programs_leave_behind_is_no_picture_and_no_class(pets: str) -> None:
@@ -165,11 +165,11 @@ def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsR
     picture.quantize(4).save("three.gif", transparency=0)
     for file in ("one.png", "two.png", "three.gif"):
         assert read_pixels(file)[8, 8].tolist() == [250, 20, 90]
-        assert decoded(Path(file), configured().frame)[0].transparent
+        assert all_decoded({Path(file): file}, configured().frame)[file].transparent
     assert not [each for each in recwarn if "ransparency" in str(each.message)]
     see_through.putalpha(255)
     see_through.save("one.png")
-    assert not decoded(Path("one.png"), configured().frame)[0].transparent
+    assert not all_decoded({Path("one.png"): "one"}, configured().frame)["one"].transparent
 
 
 def test_transparent_pictures_are_counted(pets: str) -> None:

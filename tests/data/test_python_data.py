@@ -1,6 +1,7 @@
 """A user's own function as a data set: what it returns is looked through before anything is trained."""
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -166,6 +167,84 @@ def test_a_class_that_a_split_lacks_is_told() -> None:
         "the validation split has no sample of 'emu', 'fox'",
         "the test split has no sample of 'dog', 'emu', 'fox'",
     )
+
+
+class Noisy(torch.utils.data.Dataset[Any]):  # type: ignore[misc]
+    """A map-style data set of 6 samples that changes each at random, by all three generators."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.inputs, self.targets = _drawn(7)
+        self.inputs = self.inputs + offset
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        drawn = torch.rand(1).item() + numpy.random.rand() + random.random()
+        return (self.inputs[index] + drawn).astype("float32"), int(self.targets[index])
+
+
+def _noisy(**changed: Any) -> dict[str, Any]:
+    return {"train": Noisy(), "validation": Noisy(10), "test": Noisy(20), **changed}
+
+
+def test_a_torch_dataset_is_read_as_it_is_needed_and_the_same_by_any_number_of_processes() -> None:
+    def seen(workers: int, seed: int | None) -> torch.Tensor:
+        data = _loaded(_noisy()).read_by(workers)
+        before = torch.get_rng_state()
+        batches = sorted(
+            (
+                (int(at), each)
+                for batch in data.train.batches(2, seed=seed)
+                for at, each in zip(batch.indices, batch.inputs[0], strict=True)
+            ),
+            key=lambda each: each[0],
+        )
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.stack([each for _, each in batches])
+
+    data = _loaded(_noisy())
+    assert data.augmented and not data.test.augmented
+    assert data.test.targets.tolist() == [0, 1] * 3
+    assert torch.equal(data.test.head(6)[0], data.test.head(6)[0])  # the same in every pass
+    assert torch.equal(seen(0, 1), seen(2, 1))
+    assert not torch.equal(seen(0, 1), seen(0, 2))
+
+
+class Odd(Noisy):
+    """One whose last sample is something else."""
+
+    def __init__(self, sample: Any) -> None:
+        super().__init__()
+        self.sample = sample
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sample if index == 5 else super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("sample", "why"),
+    [
+        (None, "sample 5 of the split 'test' cannot be read: TypeError: cannot unpack"),
+        (([[1.0]], "cat"), "sample 5 of the split 'test' cannot be read: ValueError: invalid literal"),
+        (
+            (numpy.zeros((2, 2)), 1),
+            r"sample 5 .* it is float32 of shape \[2, 2\], but the recipe says float32 of \[2, 3\]",
+        ),
+        ((numpy.zeros((2, 3), int), 1), "sample 5 .* it is int64 of shape"),
+        ((numpy.full((2, 3), numpy.inf), 1), "sample 5 .* it has NaN or Inf"),
+        ((numpy.zeros((2, 3)), 2), "targets go from 0 to 2, but 2 labels are 0 to 1"),
+    ],
+)
+def test_a_sample_of_a_torch_dataset_that_will_not_do_is_named_before_training(sample: Any, why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        _loaded(_noisy(test=Odd(sample)))
+
+
+def test_samples_of_torch_datasets_that_stand_in_two_splits_are_told() -> None:
+    same = torch.utils.data.TensorDataset(torch.rand(6, 2, 3), torch.arange(6) % 2)
+    notes = _loaded({"train": Noisy(), "validation": same, "test": same}).notes
+    assert notes == ("6 of 6 test samples are also in validation: test scores are too high",)
 
 
 BAD = numpy.full((6, 2, 3), numpy.nan)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from text_factories import rows_of, splits_of
 
 from edgepack.core.errors import RecipeError
-from edgepack.data import corpus
 from edgepack.data.datasets import text_folder
 from edgepack.data.splits import Data
-from edgepack.data.tokenizer import encode, read
+from edgepack.data.texts import corpus
+from edgepack.data.texts.tokenizer import encode, read
 
 
 def _folder(folder: str = "news", **settings: Any) -> text_folder.Config:

@@ -9,8 +9,9 @@ import pytest
 from factories import tokenizer as words
 
 from edgepack.core.errors import RecipeError
-from edgepack.data import hub, tokenizer
-from edgepack.data.tokenizer import encode, load, read
+from edgepack.data import hub
+from edgepack.data.texts import tokenizer
+from edgepack.data.texts.tokenizer import encode, load, read
 
 MINILM = "all-MiniLM-L6-v2"
 TEXTS = [
@@ -47,7 +48,7 @@ def test_cut_and_padded_texts_are_counted_and_masked() -> None:
 def test_more_texts_than_one_batch_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = load(words(), 6)
     whole = encode(fixed.tokenizer, ["bank", "ball", "goal", "won", "fell"])
-    monkeypatch.setattr("edgepack.data.tokenizer._BATCH", 2)
+    monkeypatch.setattr("edgepack.data.texts.tokenizer._BATCH", 2)
     again = encode(fixed.tokenizer, ["bank", "ball", "goal", "won", "fell"])
     assert (whole.ids == again.ids).all() and len({*whole.ids[:, 1].tolist()}) == 5
 

@@ -9,7 +9,7 @@ import onnx
 from factories import WORDS, runtime, sealed, tokenizer
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.data.tokenizer import encode, load
+from edgepack.data.texts.tokenizer import encode, load
 from edgepack.deliver.bundle import pack
 
 TEXTS = ("The bank\nand the market fell", "The team won")

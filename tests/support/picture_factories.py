@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from edgepack.data.datasets.image_folder import Config
-from edgepack.data.decoding import decoded
-from edgepack.data.splits import Data
+from edgepack.data.pictures.decoding import pixels
+from edgepack.data.splits import Data, Split
 
 COLORS = {"ant": (250, 10, 10), "bee": (10, 250, 10), "cow": (10, 10, 250)}
 
@@ -38,8 +38,13 @@ def configured(folder: str = "pets", **settings: Any) -> Config:
 
 def read_pixels(file: str, **settings: Any) -> Any:
     """What is stored of a picture that is not augmented."""
-    _, pixels = decoded(Path(file), configured(augment=False, **settings).frame)
-    return pixels.transpose(1, 2, 0)
+    return pixels(Path(file), configured(augment=False, **settings).frame).transpose(1, 2, 0)
+
+
+def stored(split: Split) -> torch.Tensor:
+    """Every picture as it is kept, in order."""
+    assert split.samples is not None
+    return split.samples.read(torch.arange(len(split)), None)[0]
 
 
 def check_colors(data: Data) -> None:

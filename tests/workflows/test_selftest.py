@@ -11,7 +11,7 @@ from bundle_factories import TOLERANCE, Files, as_json, bundle, classifier, text
 from factories import device, edgepack, python, runtime, tokenizer
 
 from edgepack.core.errors import ExitCode, SelftestError, VerifyError
-from edgepack.data.tokenizer import load
+from edgepack.data.texts.tokenizer import load
 from edgepack.deliver.bundle import unpack
 from edgepack.workflows import selftest
 

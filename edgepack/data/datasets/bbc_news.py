@@ -14,10 +14,10 @@ from edgepack.core.errors import RecipeError
 from edgepack.core.files import digests
 from edgepack.core.signature import Signature
 from edgepack.core.units import Share
-from edgepack.data import corpus
-from edgepack.data.corpus import Document, Settings, attachments, decoded
 from edgepack.data.folders import Files, Kind, listed
 from edgepack.data.splits import Data
+from edgepack.data.texts import corpus
+from edgepack.data.texts.corpus import Document, Settings, attachments, decoded
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 

@@ -16,10 +16,10 @@ from edgepack.core.errors import RecipeError
 from edgepack.core.files import digests
 from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import doubts, flaw
-from edgepack.data import corpus
-from edgepack.data.corpus import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 from edgepack.data.partition import enough, missing, same_classes
 from edgepack.data.splits import Data
+from edgepack.data.texts import corpus
+from edgepack.data.texts.corpus import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 

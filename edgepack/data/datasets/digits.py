@@ -15,7 +15,7 @@ from edgepack.core.files import digest, file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
-from edgepack.data.pictures import moved
+from edgepack.data.pictures.moving import moved
 from edgepack.data.splits import Data, Split
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from edgepack.core.files import DOWNLOADS, digest
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.partition import drawn
-from edgepack.data.pictures import moved
+from edgepack.data.pictures.moving import moved
 from edgepack.data.splits import Data, Split
 
 if TYPE_CHECKING:

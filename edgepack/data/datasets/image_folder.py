@@ -3,37 +3,35 @@
 pets/cat/1.jpg pets/dog/1.jpg   or   pets/train/cat/1.jpg pets/validation/cat/2.jpg pets/test/cat/3.jpg
 """
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import accumulate
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgepack.core.errors import RecipeError
 from edgepack.core.files import digest, digests
 from edgepack.core.frozen import Frozen
 from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
-from edgepack.core.units import SIZE, Share
-from edgepack.data.decoding import ENDINGS, Decoded, Frame, all_decoded, libraries, needed, reads
-from edgepack.data.folders import Kind, Listing, counted, listed, shown
-from edgepack.data.partition import ONCE, copied, drawn, enough, missing, possible, whereabouts
-from edgepack.data.pictures import moved
+from edgepack.core.units import Share
+from edgepack.data.contract import Loading
+from edgepack.data.folders import Kind, Listing, listed
+from edgepack.data.partition import enough, missing, possible
+from edgepack.data.pictures.choosing import chosen, every
+from edgepack.data.pictures.decoding import ENDINGS, Frame, libraries, needed, reads
+from edgepack.data.pictures.keeping import Cache, pixels
+from edgepack.data.pictures.samples import Pictures
 from edgepack.data.splits import Data, Split
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-    from edgepack.data.decoding import Bytes
+    from edgepack.data.pictures.samples import Places
 
-_VERSION = 2  # bump when the same files would give other splits or pixels
-_PARTS = ("test", "validation", "train")  # a picture in two parts stays in the first of these
+KEEPS = True
+_VERSION = 3  # bump when the same files would give other splits or pixels
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
 _PICTURES = Kind(
     noun="picture",
@@ -43,7 +41,6 @@ _PICTURES = Kind(
     advice=needed,
 )
 
-Lost = dict[tuple[str, int], list[str]]  # why pictures were dropped, by part and label
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
 
@@ -61,6 +58,10 @@ class Config(Frozen):
         default=None, description="standard deviation that each channel is divided by; default: ImageNet's"
     )
     augment: bool = Field(default=True, description="randomly crop and mirror training pictures")
+    cache: Cache = Field(
+        default="auto",
+        description="where decoded pictures are kept: memory, disk (in the store), or none (decoded each time)",
+    )
     validation: Share = Field(
         default=0.15, description="fraction of each class for this split, if it has no folder of its own"
     )
@@ -127,44 +128,42 @@ def notes(config: Config) -> tuple[str, ...]:
 
 def fingerprint(config: Config) -> str:
     """Return a digest of names and contents of all pictures; the folder's path and times do not matter."""
-    settings = config.model_dump(mode="json", exclude={"folder"})
+    settings = config.model_dump(mode="json", exclude={"folder", "cache"})  # all caches give the same samples
     files = _digests(config, _listed(config))
     made_by = {"versions": versions(*libraries(files)), "version": _VERSION}
     return digest({"files": files, "config": settings, **made_by})
 
 
-def load(config: Config) -> Data:
-    """Decode and resize every picture once, stored as bytes; of equal pictures one is kept.
+def load(config: Config, loading: Loading | None = None) -> Data:
+    """Decode every picture once, to see that it can be read and which are equal; of equal pictures one is kept.
 
     Raises RecipeError naming the pictures that cannot be read.
     """
     listing = _listed(config)
-    pictures = _pictures(listing, _digests(config, listing), Path(config.folder))
+    shas = _digests(config, listing)
+    root = Path(config.folder)
+    pictures = every(listing.parts, {root / name: sha for name, sha in shas.items()})
     files = {picture.file: picture.sha for picture in pictures}
-    stored = _allocated(len({*files.values()}), config)
-    read = all_decoded(files, config.frame, stored)
-    kept, notes = _deduplicated(pictures, read)
-    parts = _drawn(config, kept, listing, _lost(pictures, read, [*listing.parts["train"]]))
+    stored, read = pixels(files, config.frame, config.cache, loading or Loading())
+    parts, notes = chosen(listing.parts, pictures, read, config.shares)
     rows = {sha: row for row, sha in enumerate(read)}
-    bring_forward(stored, [rows[picture.sha] for part in parts.values() for picture in part])
-    ends = dict(zip(parts, accumulate(map(len, parts.values())), strict=True))
 
-    def split(part: str, augment: Any = None) -> Split:
+    def split(part: str) -> Split:
+        import numpy
         import torch
 
+        samples = Pictures(
+            pixels=stored,
+            rows=numpy.array([rows[picture.sha] for picture in parts[part]], numpy.int32),
+            size=config.size,
+            moving=config.augment and part == "train",
+            starts=None if part == "train" else _starts(config, [read[picture.sha].size for picture in parts[part]]),
+        )
         labels = torch.tensor([picture.label for picture in parts[part]])
-        own = stored[ends[part] - len(labels) : ends[part]]
-        if part != "train":
-            own = _cut(own, [read[picture.sha].size for picture in parts[part]], config)
-        inputs = (torch.from_numpy(own),)
-        return Split(inputs=inputs, targets=labels, prepare=partial(_prepared, config=config), augment=augment)
+        return Split(samples=samples, targets=labels, prepare=partial(_prepared, config=config))
 
-    augment = partial(_augmented, size=config.size) if config.augment else None
     return Data(
-        train=split("train", augment),
-        validation=split("validation"),
-        test=split("test"),
-        notes=(*listing.notes, *notes),
+        train=split("train"), validation=split("validation"), test=split("test"), notes=(*listing.notes, *notes)
     )
 
 
@@ -177,155 +176,23 @@ def _prepared(inputs: "tuple[Tensor, ...]", config: Config) -> "tuple[Tensor, ..
     return ((inputs[0][:, :, start:end, start:end] / 255 - mean) / std,)
 
 
-def _augmented(inputs: "tuple[Tensor, ...]", random: "Generator", size: int) -> "tuple[Tensor, ...]":
-    return (moved(inputs[0], size, random),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Picture:
-    part: str
-    label: int
-    file: Path
-    sha: str  # of the file
-
-
 def _digests(config: Config, listing: Listing) -> dict[str, str]:
     """Return the sha256 of every picture by its name relative to the folder."""
     root = Path(config.folder)
-    every = (file for classes in listing.parts.values() for files in classes.values() for file in files)
-    return digests({file.relative_to(root).as_posix(): file for file in every}, of=str(root.resolve()))
+    files = (file for classes in listing.parts.values() for files in classes.values() for file in files)
+    return digests({file.relative_to(root).as_posix(): file for file in files}, of=str(root.resolve()))
 
 
-def _pictures(listing: Listing, shas: Mapping[str, str], root: Path) -> list[_Picture]:
-    """Return all pictures; if two parts have copies, those that are kept come first."""
-    return [
-        _Picture(part=part, label=label, file=file, sha=shas[file.relative_to(root).as_posix()])
-        for part in _PARTS
-        for label, files in enumerate(listing.parts.get(part, {}).values())
-        for file in files
-    ]
-
-
-def _deduplicated(pictures: Sequence[_Picture], read: Mapping[str, Decoded]) -> tuple[list[_Picture], list[str]]:
-    """Return one of all pictures with equal pixels, or none if their labels differ, and remarks on the dropped ones."""
-    same: dict[str, list[_Picture]] = {}
-    for picture in pictures:
-        same.setdefault(read[picture.sha].content, []).append(picture)
-    clear = [group for group in same.values() if len({each.label for each in group}) == 1]
-    doubtful = [group for group in same.values() if len({each.label for each in group}) > 1]
-    kept = [group[0] for group in clear]
-    return kept, [
-        *_copies(sum(map(len, clear)) - len(kept), len(pictures)),
-        *_contradictions(doubtful, len(pictures)),
-        *_transparent(sum(read[each.sha].transparent for each in kept)),
-        *_several(sum(read[each.sha].several for each in kept)),
-    ]
-
-
-def _copies(count: int, of: int) -> Iterator[str]:
-    if count:
-        yield f"{count} of {of} pictures are copies of others: one of each is kept"
-
-
-def _contradictions(groups: Sequence[Sequence[_Picture]], of: int) -> Iterator[str]:
-    if groups:
-        first = groups[0][0]
-        other = next(each for each in groups[0] if each.label != first.label)
-        which = f"such as {shown(first.file)} and {shown(other.file)}"
-        yield f"{sum(map(len, groups))} of {of} pictures have copies with another label, {which}: none of them is used"
-
-
-def _transparent(count: int) -> Iterator[str]:
-    if count:
-        yield f"{counted(count, 'picture')} partly transparent: the colours stored there are used"
-
-
-def _several(count: int) -> Iterator[str]:
-    if count:
-        yield f"{counted(count, 'picture')} with several frames or pages: the first is used"
-
-
-def _lost(pictures: Sequence[_Picture], read: Mapping[str, Decoded], labels: Sequence[str]) -> Lost:
-    """Return what became of the pictures that are not kept."""
-    same: dict[str, list[_Picture]] = {}
-    for picture in pictures:
-        same.setdefault(read[picture.sha].content, []).append(picture)
-    lost: Lost = {}
-    for group in same.values():
-        known = {each.label for each in group}
-        for each in group if len(known) > 1 else group[1:]:
-            other = min(known - {each.label}, default=None)
-            fate = copied(each.part, group[0].part) if other is None else f"under the label {labels[other]!r} too"
-            lost.setdefault((each.part, each.label), []).append(fate)
-    return lost
-
-
-def _drawn(config: Config, pictures: Sequence[_Picture], listing: Listing, lost: Lost) -> dict[str, list[_Picture]]:
-    """Return the pictures of each part, shuffled, so that the first samples are a fair choice."""
-    given = {part: [each for each in pictures if each.part == part] for part in listing.parts}
-    shares = missing(given, config.shares)
-    counts, classes = Counter(picture.label for picture in given["train"]), listing.parts["train"]
-    gone = {
-        name: whereabouts(lost["train", i], len(files), "picture")
-        for i, (name, files) in enumerate(classes.items())
-        if ("train", i) in lost
-    }
-    enough({name: counts[i] for i, name in enumerate(classes)}, shares, "different picture", gone)
-    parts: dict[str, list[_Picture]] = {}
-    for part, members in given.items():
-        if not members:
-            fates = [fate for (where, _), each in lost.items() if where == part for fate in each]
-            reason = whereabouts(fates, len(fates), "picture")
-            raise RecipeError(f"the {part} split has no picture that other splits lack: {reason}", ONCE)
-        chosen = drawn([each.label for each in members], shares if part == "train" else {})
-        # If nothing is drawn from it, the whole part comes back under the name train.
-        parts |= {part if name == "train" else name: [members[i] for i in where] for name, where in chosen.items()}
-    return parts
-
-
-def _allocated(count: int, config: Config) -> "Bytes":
-    """Allocate memory for the pixels of `count` pictures. All splits are views of it, so nothing is stored twice."""
+def _starts(config: Config, sizes: Sequence[tuple[int, int]]) -> "Places":
+    """Return where the middle of each stored picture begins, left and top, [n, 2]."""
     import numpy
 
-    shape = (count, config.channels, config.frame.side, config.frame.side)
-    _fits_in_memory(prod(shape))
-    return numpy.empty(shape, dtype=numpy.uint8)
-
-
-def _fits_in_memory(needed: int) -> None:
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise RecipeError(
-            f"the pictures need {SIZE.format(needed)} of memory, and this machine has {SIZE.format(there)}",
-            "use a smaller size, or fewer pictures",
-        )
-
-
-def bring_forward(stored: "Bytes", rows: Sequence[int]) -> None:
-    """Sort an array in place, so that it begins with these rows, each named once, in this order.
-
-    >>> import numpy
-    >>> letters = numpy.array(["a", "b", "c", "d"])
-    >>> bring_forward(letters, [3, 0, 1])
-    >>> print(letters)
-    ['d' 'a' 'b' 'c']
-    """
-    held = [*range(len(stored))]  # row that is in each place now
-    places = [*range(len(stored))]  # place of each row now
-    for place, row in enumerate(rows):
-        there, other = places[row], held[place]
-        stored[[place, there]] = stored[[there, place]]
-        held[there], places[other] = other, there
-
-
-def _cut(stored: "Bytes", sizes: Sequence[tuple[int, int]], config: Config) -> "Bytes":
-    """Cut the middle of each picture [channels, side, side] in place, as if it had been cut to this size at once."""
-    side = config.size
-    for row, size in zip(stored, sizes, strict=True):
-        inner, outer = replace(config.frame, side=side).start(size), config.frame.start(size)
-        left, top = inner[0] - outer[0], inner[1] - outer[1]
-        row[:, :side, :side] = row[:, top : top + side, left : left + side]
-    return stored[:, :, :side, :side]
+    inner, outer = replace(config.frame, side=config.size), config.frame
+    found = []
+    for size in map(outer.scaled, sizes):
+        (left, top), (before, above) = inner.start(size), outer.start(size)
+        found.append((left - before, top - above))
+    return numpy.array(found, numpy.int32)
 
 
 def _listed(config: Config) -> Listing:

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from edgepack.core.files import digests
 from edgepack.core.signature import Signature
-from edgepack.data import corpus
-from edgepack.data.corpus import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 from edgepack.data.folders import Files, Kind, Listing, counted, listed, shown
 from edgepack.data.partition import enough, missing, unreadable
 from edgepack.data.splits import Data
+from edgepack.data.texts import corpus
+from edgepack.data.texts.corpus import LONGEST, Document, Encoding, Settings, attachments, decoded, undecodable
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 

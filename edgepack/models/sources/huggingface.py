@@ -15,7 +15,8 @@ from edgepack.core.errors import RecipeError, StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import order_of_numbers
-from edgepack.data import hub, tokenizer
+from edgepack.data import hub
+from edgepack.data.texts import tokenizer
 from edgepack.models.contract import Checkpoint, CheckpointKey
 from edgepack.models.structure.layer_names import chosen
 

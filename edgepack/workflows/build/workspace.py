@@ -1,6 +1,7 @@
 """Workspace: what the steps of one build share. It holds and loads; what is done stands in steps/."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from edgepack.config.recipe import ResolvedRecipe
 from edgepack.config.user_code import reads
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, EdgepackError, StageError
-from edgepack.core.events import Emit, Note
+from edgepack.core.events import Emit, Note, StepProgress
 from edgepack.core.files import full_disk
 from edgepack.core.frozen import Json
-from edgepack.data.contract import Task
+from edgepack.data import loading
+from edgepack.data.contract import Loading, Task
 from edgepack.measure.session import DeviceSession, Facts
 from edgepack.records.artifact import MODEL, Artifact
 from edgepack.workflows.build.planning.planner import Planner
@@ -59,12 +61,27 @@ class Workspace:
 
     @cached_property
     def data(self) -> "Data":
-        load = partial(self.recipe.data.module.load, self.recipe.data.config)
-        data: Data = self.watched(self.recipe.data, "the data's function", load)()
+        source = self.recipe.data
+        load = partial(source.module.load, source.config, *([self._loading()] if source.module.KEEPS else []))
+        data: Data = self.watched(source, "the data's function", load)().read_by(self._workers)
         data.check(self.signature)
         for note in data.notes:
             self.emit(Note(text=note))
         return data
+
+    @property
+    def _workers(self) -> int:
+        asked = self.recipe.compute.workers
+        return loading.automatic() if asked == "auto" else asked
+
+    def _loading(self) -> Loading:
+        def progress(doing: str, done: int, total: int) -> None:
+            self.emit(StepProgress(doing=doing, done=done, total=total))
+
+        root = self.store.root.absolute()
+        there = next(folder for folder in (root, *root.parents) if folder.exists())
+        room = shutil.disk_usage(there).free
+        return Loading(progress=progress, kept=self.store.keep, room=room, workers=self._workers)
 
     @cached_property
     def signature(self) -> "Signature":

@@ -10,7 +10,7 @@ from factories import build, measurement, python, runtime, sealed
 
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.signature import Signature, TensorSpec
-from edgepack.data import tokenizer
+from edgepack.data.texts import tokenizer
 from edgepack.deliver.bundle import Manifest, card, examples, sbom, unpack
 from edgepack.deliver.bundle.assemble import _licences
 from edgepack.deliver.bundle.rendering import as_json

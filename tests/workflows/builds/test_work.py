@@ -17,7 +17,7 @@ from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.errors import DeviceError, StageError
 from edgepack.core.events import Event, Note
 from edgepack.core.files import digest
-from edgepack.data.tokenizer import encode, read
+from edgepack.data.texts.tokenizer import encode, read
 from edgepack.deliver.bundle.assemble import contents
 from edgepack.measure import evaluate
 from edgepack.workflows.build.bundling import bundle_parts

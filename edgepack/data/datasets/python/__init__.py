@@ -3,8 +3,9 @@
 def load(**args):
     return {"train": (inputs, targets), "validation": (inputs, targets), "test": (inputs, targets)}
 
-Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their labels [n]; or return
-`edgepack.Data`, whose splits may also hold bytes to `prepare` and `augment`.
+Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their labels [n]. Instead of such a pair a split
+may be a map-style torch Dataset, whose samples are read as they are needed; or return `edgepack.Data`, whose splits may
+also hold bytes to `prepare` and `augment`.
 """
 
 import hashlib
@@ -22,14 +23,15 @@ from edgepack.core.files import digest, digests, file_digest
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.signature.labels import problem
-from edgepack.data.splits import Data, Split
+from edgepack.data.contract import Loading
+from edgepack.data.datasets.python.map_style import MapStyle, is_map_style, looked_through
+from edgepack.data.splits import PARTS, Data, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOREIGN = True
+FOREIGN = KEEPS = True
 
-_PARTS = ("train", "validation", "test")
 _BATCH = 256  # samples
 
 
@@ -81,11 +83,19 @@ def files(config: Config) -> tuple[Path, ...]:
     return (*sources(config.function), *named(config.files).values())
 
 
-def load(config: Config) -> Data:
+def load(config: Config, loading: Loading | None = None) -> Data:
     """Return the checked result of the function. Raises RecipeError naming a split that is not as described."""
     given = _parts(config.function, _called(config))
-    splits = {part: _checked(part, _split(part, given[part]), config) for part in _PARTS}
-    notes = (*_lacking(splits, config.labels), *_shared(splits))
+    splits, contents = {}, {}
+    for part in PARTS:
+        if is_map_style(given[part]):
+            samples = MapStyle(given[part], part, augmented=part == "train")
+            targets, contents[part] = looked_through(samples, config.shape, config.dtype, loading or Loading())
+            splits[part] = _checked(part, Split(samples=samples, targets=targets), config)
+        else:
+            splits[part] = _as_described(part, _checked(part, _split(part, given[part]), config), config)
+            contents[part] = [*map(_content, zip(*splits[part].inputs, strict=True))]
+    notes = (*_lacking(splits, config.labels), *_shared(contents))
     return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=notes)
 
 
@@ -102,8 +112,8 @@ def _called(config: Config) -> object:
 
 def _parts(function: str, given: object) -> dict[str, Any]:
     if isinstance(given, Data):
-        return {part: getattr(given, part) for part in _PARTS}
-    if isinstance(given, dict) and {*given} == {*_PARTS}:
+        return {part: getattr(given, part) for part in PARTS}
+    if isinstance(given, dict) and {*given} == {*PARTS}:
         return given
     got = f"a dict with {', '.join(map(repr, given)) or 'nothing'}" if isinstance(given, dict) else type(given).__name__
     raise RecipeError(
@@ -135,8 +145,7 @@ def _whole(part: str, targets: "Tensor") -> "Tensor":
 
 
 def _checked(part: str, split: Split, config: Config) -> Split:
-    lengths = {len(tensor) for tensor in split.inputs}
-    if lengths != {len(split)}:
+    if (lengths := {*split.lengths}) != {len(split)}:
         raise _wrong(part, f"it has {len(split)} targets for {' and '.join(map(str, sorted(lengths)))} inputs")
     if len(split) < (2 if part == "train" else 1):
         raise _wrong(part, "it is empty" if not len(split) else "one sample is not enough to train on")
@@ -145,12 +154,16 @@ def _checked(part: str, split: Split, config: Config) -> Split:
         raise _wrong(
             part, f"targets go from {low} to {high}, but {len(config.labels)} labels are 0 to {len(config.labels) - 1}"
         )
-    for batch in split.batches(_BATCH):
-        _as_described(part, batch.inputs, config)
     return split
 
 
-def _as_described(part: str, inputs: "tuple[Tensor, ...]", config: Config) -> None:
+def _as_described(part: str, split: Split, config: Config) -> Split:
+    for batch in split.batches(_BATCH):
+        _check_inputs(part, batch.inputs, config)
+    return split
+
+
+def _check_inputs(part: str, inputs: "tuple[Tensor, ...]", config: Config) -> None:
     if len(inputs) != 1:
         raise _wrong(part, f"it has {len(inputs)} inputs, expected one")
     shape, dtype = tuple(inputs[0].shape[1:]), str(inputs[0].dtype).removeprefix("torch.")
@@ -175,9 +188,8 @@ def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str
             yield f"the {part} split has no sample of {listed(absent)}"
 
 
-def _shared(splits: Mapping[str, Split]) -> Iterator[str]:
+def _shared(contents: Mapping[str, Sequence[bytes]]) -> Iterator[str]:
     """Yield warnings about equal stored samples in two splits. None is removed: the function decides on its splits."""
-    contents = {part: [*map(_content, zip(*split.inputs, strict=True))] for part, split in splits.items()}
     for part, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
         known = {*contents[other]}
         if count := sum(each in known for each in contents[part]):
@@ -198,7 +210,7 @@ def _shuffled(split: Split) -> Split:
     import torch
 
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return replace(split, inputs=tuple(tensor[order] for tensor in split.inputs), targets=split.targets[order])
+    return split.chosen(order)
 
 
 def _odd(value: object) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""Share code of picture data sets: random shifts and mirroring."""
+"""Cut pictures at random places and mirror half of them."""
 
 from typing import TYPE_CHECKING
+
+from edgepack.data import draws
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -18,3 +20,19 @@ def moved(pictures: "Tensor", size: int, random: "Generator", *, mirror: bool = 
     sample, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None]
     window: Tensor = pictures[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
     return window
+
+
+def moved_each(pictures: "Tensor", size: int, seeds: "Tensor") -> "Tensor":
+    """Do the same to each picture by its own seed: what becomes of it depends on no other picture."""
+    import torch
+
+    height, width = pictures.shape[2:]
+    tops, lefts = draws.integers(seeds, 0, height - size + 1), draws.integers(seeds, 1, width - size + 1)
+    mirrored = draws.integers(seeds, 2, 2)
+    windows = pictures.new_empty((len(pictures), pictures.shape[1], size, size))
+    for window, picture, top, left, mirror in zip(
+        windows, pictures, tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True
+    ):
+        cut = picture[:, top : top + size, left : left + size]
+        torch.Tensor.copy_(window, cut.flip(2) if mirror else cut)
+    return windows

@@ -1,12 +1,13 @@
 """Pictures from files: which endings can be read here, and each picture upright, resized and cut."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ ENDINGS = (
     *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tga", ".tif", ".tiff", ".webp"),
 )
+_AT_ONCE = 4096  # pictures that wait for a thread
+_CHANGED = "pictures must stay as they are while a build runs: build again"
 _HEIF = "pillow_heif"  # a package that lets Pillow read them
 # Requirements of other formats.
 _NEEDED = {".avif": "a Pillow with AVIF", ".heic": "the package pillow-heif", ".heif": "the package pillow-heif"}
@@ -50,9 +53,9 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A decoded picture. `content` is equal for pictures with equal pixels."""
+    """What was found in a picture. `content` is equal for pictures with equal pixels."""
 
-    size: tuple[int, int]  # width and height after resizing, before cutting
+    size: tuple[int, int]  # width and height in pixels, upright
     content: str
     transparent: bool
     several: bool  # frames or pages; this is the first
@@ -77,17 +80,36 @@ def _is_there(ending: str) -> bool:
     return bool(features.check("avif"))
 
 
-def all_decoded(files: Mapping[Path, str], frame: Frame, stored: "Bytes") -> dict[str, Decoded]:
+def all_decoded(
+    files: Mapping[Path, str],
+    frame: Frame,
+    keep: "Callable[[int, Bytes], None] | None" = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Decoded]:
     """Decode files given with the hash of their content; each content is decoded once.
 
-    Writes pixels into `stored` [contents, channels, side, side], in the order of the result. Raises RecipeError naming
-    the files that cannot be read.
+    `keep` gets the pixels of each content, [channels, side, side], by its row in the result, from several threads;
+    `progress` is told how many contents are done. Raises RecipeError naming the files that cannot be read.
     """
-    _add_heif(files)
+    add_heif(files)
     one = {content: file for file, content in files.items()}
+    found: dict[str, Decoded | str] = {}
+
+    def looked_at(row: int, file: Path) -> Decoded | str:
+        try:
+            picture = _opened(file, frame.mode)
+            if keep:
+                keep(row, _cut(picture.upright, frame))
+            return picture.described()
+        except Exception as error:  # each decoder fails in its own way
+            return _why(file, error)
+
+    waiting = iter(enumerate(one.items()))
     with ThreadPoolExecutor(threads()) as pool:
-        results = pool.map(lambda file, row: _attempt(file, frame, row), one.values(), stored)
-        found = dict(zip(one, results, strict=True))
+        while some := [*islice(waiting, _AT_ONCE)]:
+            results = pool.map(lambda each: looked_at(each[0], each[1][1]), some)
+            found.update((content, result) for (_, (content, _)), result in zip(some, results, strict=True))
+            progress(len(found), len(one))
     if unread := [f"{shown(file)}: {why}" for file, sha in files.items() if isinstance(why := found[sha], str)]:
         raise unreadable(unread, "picture", "cannot be read", "fix, convert or remove them")
     return {content: each for content, each in found.items() if isinstance(each, Decoded)}
@@ -99,24 +121,37 @@ def libraries(names: Iterable[str]) -> tuple[str, ...]:
     return ("pillow", "pillow-heif") if heif else ("pillow",)
 
 
-def _add_heif(files: Iterable[Path]) -> None:
+def add_heif(files: Iterable[Path]) -> None:
+    """Let Pillow read these files, if some are in its format."""
     if len(libraries(file.name for file in files)) > 1:
         import_module(_HEIF).register_heif_opener()
 
 
-def _attempt(file: Path, frame: Frame, row: "Bytes") -> "Decoded | str":
-    """Decode a picture into the row; returns the picture, or why it cannot be read."""
+def pixels(file: Path, frame: Frame) -> "Bytes":
+    """Return the pixels of a picture in the frame, [channels, side, side]. Raises RecipeError if it cannot be read."""
     try:
-        picture, pixels = decoded(file, frame)
-        row[:] = pixels
-        return picture
-    except Exception as error:  # each decoder fails in its own way
-        return NOT_FETCHED if _is_pointer(file) else str(error)
+        return _cut(_opened(file, frame.mode).upright, frame)
+    except Exception as error:
+        raise unreadable([f"{shown(file)}: {_why(file, error)}"], "picture", "cannot be read", _CHANGED) from error
 
 
-def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
-    """Return an upright picture in the wanted colours, resized, its middle square as pixels [channels, side, side]."""
-    import numpy
+@dataclass(frozen=True)
+class _Opened:
+    """A picture, upright and in the wanted colours, and the first of several frames or pages."""
+
+    upright: "Image.Image"
+    transparent: bool
+    several: bool
+
+    def described(self) -> Decoded:
+        content = hashlib.sha256(f"{self.upright.mode} {self.upright.size}".encode())
+        content.update(self.upright.tobytes())
+        return Decoded(
+            size=self.upright.size, content=content.hexdigest(), transparent=self.transparent, several=self.several
+        )
+
+
+def _opened(file: Path, mode: str) -> _Opened:
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
@@ -127,15 +162,24 @@ def decoded(file: Path, frame: Frame) -> "tuple[Decoded, Bytes]":
         upright = ImageOps.exif_transpose(opened)
         transparent = _is_transparent(upright)
         upright.info.pop("transparency", None)  # else Pillow would keep it or warn of it
-        picture = upright.convert(frame.mode)
+        return _Opened(upright.convert(mode), transparent, several)
+
+
+def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
+    """Return the pixels of a picture, resized, of the frame's square in its middle."""
+    import numpy
+    from PIL import Image
+
     size = frame.scaled(picture.size)
     # The crop is given in pixels of the original, so that a long, thin picture is not enlarged first.
     per_pixel = [length / scaled for length, scaled in zip(picture.size, size, strict=True)]
     left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
     cut = picture.resize((frame.side, frame.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    pixels = numpy.array(cut).reshape(frame.side, frame.side, -1)
-    found = Decoded(size=size, content=_content(picture), transparent=transparent, several=several)
-    return found, pixels.transpose(2, 0, 1)
+    return numpy.array(cut).reshape(frame.side, frame.side, -1).transpose(2, 0, 1)
+
+
+def _why(file: Path, error: Exception) -> str:
+    return NOT_FETCHED if _is_pointer(file) else str(error)
 
 
 def _is_transparent(picture: "Image.Image") -> bool:
@@ -144,12 +188,6 @@ def _is_transparent(picture: "Image.Image") -> bool:
         return False
     lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()
     return lowest != 255
-
-
-def _content(picture: "Image.Image") -> str:
-    sha = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
-    sha.update(picture.tobytes())
-    return sha.hexdigest()
 
 
 def _is_pointer(file: Path) -> bool:

@@ -15,10 +15,10 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.units import Share
-from edgepack.data import tokenizer
 from edgepack.data.folders import NOT_FETCHED, POINTERS
 from edgepack.data.partition import ONCE, copied, drawn, enough, missing, possible, unreadable, whereabouts
 from edgepack.data.splits import EXAMPLES, Data, Split
+from edgepack.data.texts import tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,141 @@
+"""A user's map-style data set, as torch's DataLoader takes it: a pair of input and target for each index.
+
+Its random changes come from the global generators of torch, numpy and Python, which are seeded for each sample.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgepack.core.errors import RecipeError, reason
+from edgepack.data import draws, loading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgepack.data.contract import Loading
+
+_BATCH = 64  # samples that a process looks at together
+_PAIR = "it must be a pair: an array or tensor, and the number of its label"
+
+
+class Indexed(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def is_map_style(given: object) -> bool:
+    """Return whether this may be such a data set: not a pair of arrays, nor one array."""
+    lists = isinstance(given, tuple | list | dict | str) or hasattr(given, "__array__")
+    return not lists and hasattr(given, "__len__") and hasattr(given, "__getitem__")
+
+
+@dataclass(frozen=True)
+class MapStyle:
+    """The inputs of a data set, as tensors of one shape; `augmented` if it is the one to train on."""
+
+    dataset: Indexed
+    part: str
+    augmented: bool
+    held: bool = field(default=False, init=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        import torch
+
+        return (torch.stack([self.sample(*each)[0] for each in _numbered(indices, seeds)]),)
+
+    def sample(self, index: int, seed: int) -> "tuple[Tensor, int]":
+        """Return an input and its target. Raises RecipeError naming a sample that cannot be read."""
+        import torch
+
+        with _seeded(seed):
+            try:
+                given, target = self.dataset[index]
+                tensor, number = torch.as_tensor(given), int(target)
+            except Exception as error:
+                message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
+                raise RecipeError(message, _PAIR) from error
+        return tensor.float() if tensor.is_floating_point() else tensor, number
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Reads samples to learn their target, and a hash of their content, without keeping them."""
+
+    samples: MapStyle
+    shape: tuple[int, ...]
+    dtype: str
+    augmented: bool = field(default=False, init=False)
+    held: bool = field(default=False, init=False)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        import torch
+
+        targets, contents = [], []
+        for index, seed in _numbered(indices, seeds):
+            tensor, target = self.samples.sample(index, seed)
+            if wrong := self._wrong(tensor):
+                raise RecipeError(f"sample {index} of the split '{self.samples.part}' is wrong: {wrong}")
+            targets.append(target)
+            content = hashlib.blake2b(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, digest_size=16)
+            contents.append(torch.frombuffer(bytearray(content.digest()), dtype=torch.uint8))
+        return torch.tensor(targets), torch.stack(contents)
+
+    def _wrong(self, tensor: "Tensor") -> str:
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        if (shape, dtype) != (self.shape, self.dtype):
+            return f"it is {dtype} of shape {list(shape)}, but the recipe says {self.dtype} of {list(self.shape)}"
+        return "" if not tensor.is_floating_point() or bool(tensor.isfinite().all()) else "it has NaN or Inf"
+
+
+def looked_through(
+    samples: MapStyle, shape: tuple[int, ...], dtype: str, loading_: "Loading"
+) -> "tuple[Tensor, list[bytes]]":
+    """Read every sample once, and return the targets, int64 [n], and a hash of the content of each.
+
+    Raises RecipeError naming a sample that cannot be read, or is not of this shape and type.
+    """
+    import torch
+
+    if not len(samples):
+        return torch.empty(0, dtype=torch.int64), []
+    plan = torch.arange(len(samples)).split(_BATCH)
+    targets, contents = [], []
+    for some, hashes in loading.batches(_Looked(samples, shape, dtype), plan, None, loading_.workers):
+        targets.append(some)
+        contents += [row.numpy().tobytes() for row in hashes]
+        loading_.progress(f"looking through the {samples.part} split", len(contents), len(samples))
+    return torch.cat(targets), contents
+
+
+def _numbered(indices: "Tensor", seeds: "Tensor | None") -> Iterator[tuple[int, int]]:
+    """Yield each index with a seed: its own for samples that are not to change from pass to pass."""
+    fixed = draws.of_samples(0, indices) if seeds is None else seeds
+    return zip(indices.tolist(), fixed.tolist(), strict=True)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that a data set may draw from, and leave them as they were."""
+    import numpy
+    import torch
+
+    before = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        numpy.random.set_state(before[1])
+        random.setstate(before[2])

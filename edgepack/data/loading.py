@@ -1,0 +1,165 @@
+"""Samples that are read as they are needed, ahead of the training loop, in other processes.
+
+What is read does not depend on their number: batches come in the order of the plan, and each sample is changed by its
+own seed alone.
+"""
+
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgepack.core import provenance
+from edgepack.core.errors import DeviceError, EdgepackError
+from edgepack.data import draws
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AHEAD = 2  # batches that each process prepares
+_MOST = 8  # processes that are started unasked
+_SHARED = Path("/dev", "shm")  # where batches are handed over; containers often have 64 MB of it
+
+
+class Samples(Protocol):
+    """Inputs that are read as they are needed, such as files of pictures, since they may be larger than the memory.
+
+    They may be read in another process, which gets a copy of this object.
+    """
+
+    @property
+    def augmented(self) -> bool:
+        """Return whether `read` changes samples at random where it is given seeds."""
+
+    @property
+    def held(self) -> bool:
+        """Return whether the samples are in memory, so that other processes would not read them faster."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        """Return these samples as they are stored, each input [len(indices), ...].
+
+        With `seeds`, int64 [len(indices)], each sample is changed at random, by nothing but its own seed. Raises
+        RecipeError naming a sample that cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of other samples: those at `rows`."""
+
+    samples: Samples
+    rows: "Tensor"
+
+    @property
+    def augmented(self) -> bool:
+        return self.samples.augmented
+
+    @property
+    def held(self) -> bool:
+        return self.samples.held
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        return self.samples.read(self.rows[indices], seeds)
+
+
+def automatic() -> int:
+    """Return how many processes read unless a recipe says so: one for each core in use, none beside a single one."""
+    cores = provenance.threads()
+    return min(cores, _MOST) if cores > 1 else 0
+
+
+def batches(
+    samples: Samples, plan: "Sequence[Tensor]", seed: int | None, workers: int
+) -> "Iterator[tuple[Tensor, ...]]":
+    """Yield the inputs of each batch of the plan, which holds indices, as stored; changed at random if there is a seed.
+
+    Raises what `samples.read` raises, and DeviceError if a process was killed.
+    """
+    keys = ((indices, None if seed is None else draws.of_samples(seed, indices)) for indices in plan)
+    processes = _possible(samples, plan, workers)
+    if not processes:
+        for key in keys:
+            yield samples.read(*key)
+        return
+    try:
+        for found in _ahead(samples, keys, processes):
+            if isinstance(found, _Failure):
+                raise found.error
+            yield found
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeviceError(
+            f"a process that read samples was killed: {str(error).splitlines()[0]}",
+            "if the memory is full, read with fewer: --set compute.workers=1; 0 reads without other processes",
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error as a process hands it over: torch would make another one of it, without its hint."""
+
+    error: EdgepackError
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A map-style data set whose keys are whole batches."""
+
+    samples: Samples
+
+    def __getitem__(self, key: "tuple[Tensor, Tensor | None]") -> "tuple[Tensor, ...] | _Failure":
+        try:
+            return self.samples.read(*key)
+        except EdgepackError as error:
+            return _Failure(error)
+
+
+def _ahead(samples: Samples, keys: "Iterator[tuple[Tensor, Tensor | None]]", processes: int) -> Iterator[Any]:
+    import torch
+    from torch.utils.data import DataLoader
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores: as asked for
+        loader = DataLoader(
+            _Reading(samples),
+            sampler=keys,
+            batch_size=None,
+            num_workers=processes,
+            prefetch_factor=_AHEAD,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # else the seeds of its processes are drawn from the model's random numbers
+        )
+        return iter(loader)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _possible(samples: Samples, plan: "Sequence[Tensor]", workers: int) -> int:
+    """Return how many processes can read: none for a single batch or for what is held in memory, where they only cost
+    time, and no more than have room to hand batches over.
+    """
+    if samples.held or workers < 1 or len(plan) < 2:
+        return 0
+    one = samples.read(plan[0][:1], None)
+    size = len(plan[0]) * sum(int(tensor.nbytes) for tensor in one)
+    # One batch is used, and another may wait, besides those prepared ahead.
+    return max(0, min(workers, len(plan), (_room() // max(1, size) - 2) // _AHEAD))
+
+
+def _room() -> int:
+    """Return the bytes in which processes hand batches over."""
+    try:
+        return int(shutil.disk_usage(_SHARED).free)
+    except OSError:  # a system without such a folder has another way
+        return sys.maxsize

@@ -1,0 +1,1 @@
+"""Pictures in files: decoded, chosen for splits, kept, and changed at random."""

@@ -1,0 +1,123 @@
+"""Pictures as samples: where their pixels are, and which part of each a model is shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgepack.core.errors import RecipeError
+from edgepack.data.pictures import decoding
+from edgepack.data.pictures.decoding import Frame
+from edgepack.data.pictures.moving import moved_each
+
+if TYPE_CHECKING:
+    import numpy
+    from torch import Tensor
+
+    from edgepack.data.pictures.decoding import Bytes
+
+    Places = numpy.typing.NDArray[numpy.int32]
+
+
+class Pixels(Protocol):
+    """Pictures by row, all of one shape."""
+
+    def take(self, rows: Sequence[int]) -> "Bytes":
+        """Return pixels [len(rows), channels, side, side]."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Pixels that are held: uint8 [pictures, channels, side, side]."""
+
+    pixels: "Bytes"
+
+    def take(self, rows: Sequence[int]) -> "Bytes":
+        return self.pixels[list(rows)]
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Pixels in one file, picture after picture.
+
+    They are read, not mapped: a mapped file counts as memory of this process for as long as the system keeps it.
+    """
+
+    file: Path
+    shape: tuple[int, int, int]
+
+    def take(self, rows: Sequence[int]) -> "Bytes":
+        import numpy
+
+        found = numpy.empty((len(rows), *self.shape), numpy.uint8)
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                for picture, row in zip(found, rows, strict=True):
+                    file.seek(row * picture.nbytes)
+                    if file.readinto(picture.data.cast("B")) != picture.nbytes:
+                        raise OSError(5, "it is shorter than it was")
+        except OSError as error:
+            raise RecipeError(f"cannot read {self.file}: {error.strerror}", "build again") from error
+        return found
+
+
+@dataclass(frozen=True)
+class InFiles:
+    """Pictures that are decoded each time."""
+
+    files: Sequence[str]
+    frame: Frame
+
+    def take(self, rows: Sequence[int]) -> "Bytes":
+        import numpy
+
+        files = [Path(self.files[row]) for row in rows]
+        decoding.add_heif(files)
+        return numpy.stack([decoding.pixels(file, self.frame) for file in files])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of a split: `rows` of `pixels`.
+
+    Training pictures are whole, or `moving`: cut to `size` at random places by their seeds. Those of the other splits
+    are cut at `starts`, left and top: they are what they would be if they had been cut to `size` at once.
+    """
+
+    pixels: Pixels
+    rows: "Places"
+    size: int
+    moving: bool = False
+    starts: "Places | None" = None  # [n, 2]
+
+    @property
+    def augmented(self) -> bool:
+        return self.moving
+
+    @property
+    def held(self) -> bool:
+        return isinstance(self.pixels, InMemory)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        import torch
+
+        at = indices.numpy()
+        found = self.pixels.take(self.rows[at].tolist())
+        if self.starts is not None:
+            found = self._cut(found, self.starts[at])
+        pictures = torch.from_numpy(found)
+        return (moved_each(pictures, self.size, seeds) if self.moving and seeds is not None else pictures,)
+
+    def _cut(self, pictures: "Bytes", starts: "Places") -> "Bytes":
+        import numpy
+
+        side = self.size
+        return numpy.stack(
+            [
+                picture[:, top : top + side, left : left + side]
+                for picture, (left, top) in zip(pictures, starts.tolist(), strict=True)
+            ]
+        )

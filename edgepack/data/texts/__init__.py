@@ -1,0 +1,1 @@
+"""Texts: their tokenizer, and what all text data sets share."""
