@@ -1,7 +1,9 @@
 """Evaluate an exported file on the test split, in its own runtime, at batch 1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,12 @@ from edgepack.measure.timing.protocol import Run
 if TYPE_CHECKING:
     import numpy
 
-    from edgepack.data.splits import Split
+    from edgepack.data.splits import Batch, Split
 
     Array = numpy.typing.NDArray[Any]
 
 
+CHUNK = 256_000_000  # bytes of inputs that are written, or sent to a device, at once
 _BATCH = 256  # samples
 
 # Two processors sum the same products in another order: float32 outputs differ in the last digits, and a value half way
@@ -39,37 +42,56 @@ BROKEN = (
 BROKEN_FLOAT = "remove this format from `export`, or write that part of the model with other operators"
 
 
-def outputs(run: Run, *, file: Path, runtime: str, split: "Split", folder: Path) -> "Array":
-    """Return the file's logits, [n, classes]; logits.npy is left in `folder`."""
-    inputs = [folder / f"input-{i}.npy" for i in range(len(split.head(1)))]
-    _write(split, inputs)
+def outputs(
+    run: Run,
+    *,
+    file: Path,
+    runtime: str,
+    split: "Split",
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> "Array":
+    """Return the file's logits, [n, classes]; logits.npy is left in `folder`.
+
+    The split is written and run in parts of at most CHUNK bytes: a whole one may be larger than the disk, or take hours
+    to send. `progress` is told the number of rows that are done, and of all.
+    """
+    import numpy
+
+    first = split.head(1)
+    inputs = [folder / f"input-{i}.npy" for i in range(len(first))]
     target = folder / "logits.npy"
-    run(
-        {
-            "mode": "predict",
-            "rows": len(split),
-            "runtime": runtime,
-            "file": str(file),
-            "inputs": [str(p) for p in inputs],
-            "output": str(target),
-        }
-    )
+    rows = max(1, CHUNK // max(1, sum(tensor.nbytes for tensor in first)))
+    size = min(_BATCH, rows)
+    rows -= rows % size
+    batches = split.batches(size)
+    parts = []
+    for start in range(0, len(split), rows):
+        count = min(rows, len(split) - start)
+        _write(islice(batches, ceil(count / size)), count, inputs)
+        job = {"mode": "predict", "row": start, "rows": count, "runtime": runtime, "file": str(file)}
+        run({**job, "inputs": [str(path) for path in inputs], "output": str(target)})
+        parts.append(load(target))
+        progress(start + count, len(split))
     for path in inputs:
         path.unlink()
+    if len(parts) == 1:
+        return parts[0]
+    numpy.save(target, numpy.concatenate(parts), allow_pickle=False)
     return load(target)
 
 
-def _write(split: "Split", paths: Sequence[Path]) -> None:
-    """Write each input of the split as a .npy file, batch by batch: a prepared split may be larger than the memory."""
+def _write(batches: "Iterable[Batch]", rows: int, paths: Sequence[Path]) -> None:
+    """Write each input of these batches as a .npy file with this many rows."""
     from numpy.lib import format
 
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for batch in split.batches(_BATCH):
+        for batch in batches:
             for file, tensor in zip(files, batch.inputs, strict=True):
                 array = tensor.contiguous().numpy()
                 if file.tell() == 0:
-                    shape = (len(split), *array.shape[1:])
+                    shape = (rows, *array.shape[1:])
                     described = {"descr": format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
                     format.write_array_header_1_0(file, described)
                 file.write(array.data)

@@ -158,16 +158,36 @@ def test_a_split_that_is_augmented_makes_the_data_so(stored: Split, seven: Split
     assert not Data(train=seven, validation=stored, test=stored).for_stages().augmented
 
 
-def test_a_runner_is_given_the_whole_prepared_split(stored: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written batch by batch, read row by row: a test split need not fit into the memory."""
+@pytest.mark.parametrize(
+    ("most", "parts"),
+    [
+        (1000, [(0, 7)]),  # samples that may be written at once, and the rows of each part
+        (4, [(0, 3), (3, 3), (6, 1)]),
+        (3, [(0, 3), (3, 3), (6, 1)]),
+        (2, [(0, 2), (2, 2), (4, 2), (6, 1)]),
+        (0.5, [(row, 1) for row in range(7)]),
+    ],
+)
+def test_a_runner_is_given_the_whole_prepared_split_in_parts(
+    most: float, parts: list[tuple[int, int]], stored: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written batch by batch, read row by row: a test split need not fit into the memory, nor on the disk."""
     monkeypatch.setattr(evaluate, "_BATCH", 3)
+    monkeypatch.setattr(evaluate, "CHUNK", int(most * stored.head(1)[0].nbytes))
+    asked, told = [], []
 
     def run(job: dict[str, Any]) -> dict[str, Any]:
         (given,) = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
+        asked.append((job["row"], job["rows"]))
+        assert len(given) == job["rows"]
         numpy.save(job["output"], numpy.array(given), allow_pickle=False)
         return {"rows": len(given)}
 
-    logits = evaluate.outputs(run, file=Path("model"), runtime="none", split=stored, folder=Path())
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    logits = evaluate.outputs(run, file=Path("model"), runtime="none", split=stored, folder=Path(), progress=progress)
+    assert asked == parts and told == [(row + count, 7) for row, count in parts]
     assert logits.dtype == numpy.float32
     assert (logits == stored.head(7)[0].numpy()).all()
     assert [file.name for file in Path().glob("*.npy")] == ["logits.npy"]

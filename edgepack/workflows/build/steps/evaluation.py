@@ -29,10 +29,16 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     artifact, file = work.file(step.id)
     if why := work.why_not_run(artifact.format):
         return EvaluationOutcome(not_run=why)
-    work.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=0, total=1))
     split = work.data.test
+
+    def progress(done: int, total: int) -> None:
+        work.emit(StepProgress(doing=f"running {artifact.runtime} on the test split", done=done, total=total))
+
+    progress(0, len(split))
     try:
-        found = evaluate.outputs(work.session.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+        found = evaluate.outputs(
+            work.session.run, file=file, runtime=artifact.runtime, split=split, folder=folder, progress=progress
+        )
     except RefusedError as error:
         raise _refused(work, step.id, error) from error
     scored = EvaluationOutcome(score=work.task.score(found, split.targets.numpy()), rows=len(found))
