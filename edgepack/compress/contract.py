@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
+from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.config.device import Quantization
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.core.events import Emit
@@ -67,7 +68,8 @@ class Context:
     """What a stage may use besides the candidate. `teacher` is None until a stage has made one.
 
     `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the largest file in bytes; each is
-    None without such a budget. `quantizer` is the one that the files made of the result need.
+    None without such a budget. `quantizer` is the one that the files made of the result need. `checkpoints` are those
+    of the stage's trainings.
     """
 
     data: "TrainingData"
@@ -81,6 +83,7 @@ class Context:
     tolerance: float | None = None
     size_budget: float | None = None
     quantizer: str = DEFAULT_QUANTIZER
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 class Stage(Protocol):

@@ -62,9 +62,14 @@ class Split:
         """Return the number of samples of each input."""
         return tuple(map(len, self.inputs)) if self.samples is None else (len(self.samples),)
 
-    def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
+    def count(self, size: int) -> int:
+        """Return the number of batches of a shuffled pass."""
+        whole, rest = divmod(len(self), size)
+        return whole + (rest > 1)
+
+    def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[Batch]:
         """Yield batches in order, or shuffled and augmented by `seed`: the same seed gives the same samples, whatever
-        the number of workers.
+        the number of workers. The first `skip` batches are left out.
 
         A last batch of one is left out of shuffled passes: batch norm needs two.
         """
@@ -73,6 +78,10 @@ class Split:
         random = None if seed is None else torch.Generator().manual_seed(seed)
         order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
         plan = [indices for indices in order.split(size) if random is None or len(indices) > 1]
+        if self.samples is None:
+            for indices in plan[:skip]:  # the numbers that they draw come before those of later batches
+                self._taken(indices, random)
+        plan = plan[skip:]
         for indices, inputs in zip(plan, self._read(plan, seed, random), strict=True):
             prepared = self.prepare(inputs) if self.prepare else inputs
             yield Batch(inputs=prepared, targets=self.targets[indices], indices=indices)

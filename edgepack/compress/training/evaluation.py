@@ -44,9 +44,10 @@ def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lamb
 class Progress:
     """Reports the progress of training, at most a few times a second."""
 
-    def __init__(self, emit: Emit, doing: str, total: int) -> None:
+    def __init__(self, emit: Emit, doing: str, total: int, done: int = 0) -> None:
         self.emit, self.doing, self.total = emit, doing, total
-        self.done, self.started, self.reported = 0, time.monotonic(), 0.0
+        self.begun = self.done = done
+        self.started, self.reported = time.monotonic(), 0.0
 
     def advance(self) -> None:
         self.done += 1
@@ -54,7 +55,7 @@ class Progress:
         if now - self.reported < 0.2 and self.done < self.total:
             return
         self.reported = now
-        left = (now - self.started) / self.done * (self.total - self.done)
+        left = (now - self.started) / (self.done - self.begun) * (self.total - self.done)
         self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
 
 

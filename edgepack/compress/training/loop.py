@@ -20,9 +20,11 @@ from edgepack.compress.contract import Context, Precision
 from edgepack.compress.training import taps
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
-from edgepack.compress.training.loss import Distillation, Loss
+from edgepack.compress.training.loss import Distillation, Loss, digest_of
 from edgepack.compress.training.numerics import numerics
+from edgepack.compress.training.state import State
 from edgepack.core.errors import StageError
+from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
 
 _WARM_UP = 0.05  # share of all steps
@@ -69,42 +71,58 @@ def fit(
         loss.close()
         _lay_out(module.to("cpu"), torch.contiguous_format)
         return validate(snapshot(module), context)
+    data, size = context.data.train, settings.batch_size
+    per_epoch = math.ceil(len(data) / size)
     optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
-    per_epoch = math.ceil(len(context.data.train) / settings.batch_size)
-    steps = settings.epochs * per_epoch
+    schedule = _schedule(optimizer.optimizer, settings.epochs * per_epoch)
     held = _hold_zeros(module)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: _rate(step, steps))
-    best = fitted = validate(snapshot(module), context)
-    kept = _weights(module)
-    progress = Progress(context.emit, doing, steps)
-    for epoch in range(settings.epochs):
+    steps = settings.epochs * data.count(size)
+    checkpoint = context.checkpoints.next(lambda: {"doing": doing, "steps": steps, "model": digest_of(module)})
+    state = State(module, optimizer.optimizer, schedule, [*loss.parameters()], checkpoint)
+    state.begin(lambda: validate(snapshot(module), context))
+    progress = Progress(context.emit, doing, steps, done=state.step)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss(module, batch))
+        accelerator.clip_grad_norm_(trained, _CLIP)
+        optimizer.step()
+        schedule.step()
+        state.step += 1
+        progress.advance()
+
+    while state.step < steps:
+        epoch, skip = divmod(state.step, data.count(size))
         each_epoch(epoch)
         train_mode(module, True)
-        for batch in context.data.train.batches(settings.batch_size, seed=_epoch_seed(context.seed, epoch)):
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss(module, batch))
-            accelerator.clip_grad_norm_(trained, _CLIP)
-            optimizer.step()
-            schedule.step()
-            progress.advance()
+        for batch in data.batches(size, seed=_epoch_seed(context.seed, epoch), skip=skip):
+            state.save_if(checkpoint.overdue())
+            step(batch)
         if lags(module, per_epoch):
-            refresh_batch_norm(module, context.data.train)
+            refresh_batch_norm(module, data)
         now = replace(validate(snapshot(module), context), epoch=epoch + 1)
-        if not math.isfinite(now.loss):
-            raise StageError(
-                f"training diverged in epoch {epoch + 1}: the loss on the validation split is {now.loss}",
-                f"use {'precision: fp32, or ' * how.bfloat16}a learning_rate below {settings.learning_rate:g}",
-            )
-        best = max(best, now, key=lambda each: each.score)
-        if _as_good(now, best, len(context.data.validation)):
-            fitted, kept = now, _weights(module)
+        _check_finite(now, settings)
+        state.take(now, len(context.data.validation))
+        state.save_if(checkpoint.due())
     loss.close()
-    for hook in held:
-        hook.remove()
-    module.load_state_dict(kept)
+    _release(held)
+    module.load_state_dict(state.kept)
     _lay_out(module.to("cpu"), torch.contiguous_format)
     train_mode(module, False)
-    return fitted
+    return state.fitted
+
+
+def _check_finite(now: EpochResult, settings: Settings) -> None:
+    if not math.isfinite(now.loss):
+        raise StageError(
+            f"training diverged in epoch {now.epoch}: the loss on the validation split is {now.loss}",
+            f"use {'precision: fp32, or ' * (settings.precision == 'bf16')}a learning_rate below "
+            f"{settings.learning_rate:g}",
+        )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
 
 
 def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
@@ -126,15 +144,6 @@ def check_trainable(module: nn.Module) -> None:
         )
     if not every:
         raise StageError("there is nothing to train: the model has no parameters", "remove the stages that train")
-
-
-def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
-    """Return whether it may be below the best by chance alone: by up to two standard errors of a share of `samples`.
-
-    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, which uses one.
-    """
-    share = (best.score * samples + 1) / (samples + 2)  # never 0 or 1
-    return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
 
 
 def _hold_zeros(module: nn.Module) -> list[Any]:
@@ -159,8 +168,9 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+def _release(held: list[Any]) -> None:
+    for hook in held:
+        hook.remove()
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -41,7 +41,7 @@ _ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # keyed by a hash 
 
 def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
     """Return the teacher's logits, computed once for all trainings with it or a copy of it."""
-    weights = _digest(teacher)
+    weights = digest_of(teacher)
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
         progress = Progress(emit, "running the teacher", math.ceil(len(split) / EVALUATION_BATCH))
@@ -49,7 +49,7 @@ def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
     return known[1]
 
 
-def _digest(module: nn.Module) -> str:
+def digest_of(module: nn.Module) -> str:
     """Return the hash of its structure, as printed, and its weights."""
     known = hashlib.sha256(str(module).encode())
     for name, tensor in module.state_dict().items():

@@ -4,6 +4,7 @@
       README.txt  CACHEDIR.TAG
       entries/<kind>/<key>/        the files of one step and record.json, with the sha256 of each
       tmp/                         entries being written; never read
+      unfinished/<key>/            what a step that has not ended may go on from; removed with its end
       locks/                       one lock a key, so that two builds do one piece of work once
       plans/  reads/               what steps were made of, and what functions of a user read, when they were last made
 
@@ -114,6 +115,7 @@ class Store:
             interrupts.check()  # after a swallowed interrupt the result may be incomplete
             with self._writing():
                 self._publish(folder, self._path(kind, key), ingredients, outcome)
+            shutil.rmtree(self.unfinished(key), ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
@@ -123,6 +125,10 @@ class Store:
                 f"the store lost {kind}/{key[:12]} right after it was written", f"check the disk of {self.root}"
             )
         return entry
+
+    def unfinished(self, key: str) -> Path:
+        """Return the folder in which a step may leave what it can go on from if it is killed; it may not exist."""
+        return self.root / "unfinished" / key
 
     def keep(self, name: str, made_of: Json, fill: Callable[[Path], None]) -> Path:
         """Return the folder that `fill` wrote, now or earlier. Only its files' sizes are compared: it may be large."""
@@ -189,6 +195,10 @@ class Store:
             with self.lock(entry.key):
                 shutil.rmtree(entry.path, ignore_errors=True)
         self._clear_folders()
+        for path in self.root.glob("unfinished/*"):
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    shutil.rmtree(path, ignore_errors=True)
         for file in [each for name in ("plans", "reads", "devices") for each in self.root.glob(f"{name}/.*.tmp")]:
             if not _runs(file.name.split(".")[-2]):
                 file.unlink(missing_ok=True)

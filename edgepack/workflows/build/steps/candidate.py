@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.compress.contract import Context
+from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.config.budgets import strictest
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
@@ -81,6 +82,7 @@ def _context(work: Workspace, step: Step) -> Context:
         tolerance=strictest(work.recipe.budgets, "accuracy", "max_drop"),
         quantizer=step.id.format or work.planner.quantizers[0],
         size_budget=strictest(work.recipe.budgets, "size", "max"),
+        checkpoints=Checkpoints(folder=work.store.unfinished(step.key), emit=work.emit),
     )
 
 

@@ -1,0 +1,86 @@
+"""A training as it stands after some steps, and how it is saved and restored."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from edgepack.compress.training import checkpoints
+from edgepack.compress.training.checkpoints import Checkpoint
+from edgepack.compress.training.evaluation import EpochResult
+from edgepack.core.frozen import Json
+
+_UNTRAINED = EpochResult(epoch=0, score=0.0, loss=0.0)
+
+
+@dataclass
+class State:
+    """A training as it stands. `kept` are the weights of `fitted`, the epoch to return; `best` has the best score."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    beside: list[nn.Parameter]  # trained with the module, and no part of it
+    checkpoint: Checkpoint
+    step: int = 0
+    best: EpochResult = _UNTRAINED
+    fitted: EpochResult = _UNTRAINED
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept_at: int = 0  # the step
+
+    def begin(self, validated: Callable[[], EpochResult]) -> None:
+        """Go on from the checkpoint; without one begin, with the model as it is."""
+        if found := self.checkpoint.load():
+            self._restore(*found)
+        else:
+            self.best = self.fitted = validated()
+            self.kept = _weights(self.module)
+
+    def take(self, now: EpochResult, samples: int) -> None:
+        """Keep the weights of this epoch unless an earlier one was better by more than chance."""
+        self.best = max(self.best, now, key=lambda each: each.score)
+        if _as_good(now, self.best, samples):
+            self.fitted, self.kept, self.kept_at = now, _weights(self.module), self.step
+
+    def save_if(self, due: bool) -> None:
+        if not due:
+            return
+        of_optimizer, others = checkpoints.of_optimizer(self.optimizer)
+        of_random, random = checkpoints.random_state()
+        tensors = {f"module/{name}": tensor for name, tensor in self.module.state_dict().items()}
+        if self.kept_at != self.step:  # else they are those of the module
+            tensors |= {f"kept/{name}": tensor for name, tensor in self.kept.items()}
+        tensors |= {f"beside/{place}": parameter for place, parameter in enumerate(self.beside)}
+        results = {"best": asdict(self.best), "fitted": asdict(self.fitted)}
+        facts = {"step": self.step, "kept_at": self.kept_at, "optimizer": others, "random": random, **results}
+        self.checkpoint.save({**tensors, **of_optimizer, **of_random}, facts)
+
+    def _restore(self, tensors: dict[str, torch.Tensor], facts: Json) -> None:
+        self.step = self.schedule.last_epoch = facts["step"]
+        self.best, self.fitted = EpochResult(**facts["best"]), EpochResult(**facts["fitted"])
+        self.module.load_state_dict(checkpoints.part("module", tensors))
+        self.kept, self.kept_at = checkpoints.part("kept", tensors) or _weights(self.module), facts["kept_at"]
+        with torch.no_grad():
+            for place, value in checkpoints.part("beside", tensors).items():
+                self.beside[int(place)].copy_(value)
+        checkpoints.restore_optimizer(self.optimizer, checkpoints.part("optimizer", tensors), facts["optimizer"])
+        for group, base, rate in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(self.step)
+        checkpoints.restore_random_state(tensors, facts["random"])
+
+
+def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
+    """Return whether it may be below the best by chance alone: by up to two standard errors of a share of `samples`.
+
+    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, which uses one.
+    """
+    share = (best.score * samples + 1) / (samples + 2)  # never 0 or 1
+    return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
