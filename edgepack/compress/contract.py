@@ -13,6 +13,7 @@ from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.core.events import Emit
 from edgepack.core.frozen import Frozen
 from edgepack.data.contract import Task
+from edgepack.records.training import TrainingRecord
 
 if TYPE_CHECKING:
     from edgepack.config.recipe import Place
@@ -69,7 +70,7 @@ class Context:
 
     `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the largest file in bytes; each is
     None without such a budget. `quantizer` is the one that the files made of the result need. `checkpoints` are those
-    of the stage's trainings.
+    of the stage's trainings, and `trainings` their records, which training adds.
     """
 
     data: "TrainingData"
@@ -84,6 +85,7 @@ class Context:
     size_budget: float | None = None
     quantizer: str = DEFAULT_QUANTIZER
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    trainings: list[TrainingRecord] = field(default_factory=list)
 
 
 class Stage(Protocol):

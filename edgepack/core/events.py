@@ -26,12 +26,20 @@ class StepStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgress(Event):
-    """`done` of `total` units of work; `seconds_left` is None while nothing is known yet."""
+    """`done` of `total` units of work; `seconds_left` is None while nothing is known yet.
+
+    Of a training also the loss of the last batch, its learning rate, the last score on the validation split, and the
+    speed.
+    """
 
     doing: str
     done: int
     total: int
     seconds_left: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    score: float | None = None
+    samples_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

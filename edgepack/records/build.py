@@ -14,6 +14,7 @@ from edgepack.core.files import write_atomic
 from edgepack.core.frozen import Frozen, Json, Moment
 from edgepack.records.artifact import Artifact
 from edgepack.records.measurement import Measurement
+from edgepack.records.training import TrainingRecord
 from edgepack.records.verdict import Verdict
 
 SCHEMA: Literal["edgepack.build/1"] = "edgepack.build/1"
@@ -36,6 +37,7 @@ class StageRecord(Frozen):
     reused: bool = False
     notes: tuple[str, ...] = ()
     decided: Json = {}  # settings that the stage chose by measuring
+    trainings: tuple[TrainingRecord, ...] = ()
 
 
 def _code(value: int) -> int:

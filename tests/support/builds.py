@@ -13,6 +13,7 @@ from edgepack.config import plugins
 from edgepack.records.build import Build
 from edgepack.records.file_contents import Contents, Stored
 from edgepack.records.measurement import Measurement
+from edgepack.records.training import Epoch, TrainingRecord
 from edgepack.records.verdict import Verdict
 
 EVERY_VERDICT = (
@@ -39,7 +40,7 @@ ENVIRONMENT = {
 def _awkward() -> Build:
     return build(
         device={"id": "board", "name": AWKWARD},
-        ledger=(record("train", notes=(AWKWARD, CONTROLS)),),
+        ledger=(record("train", notes=(AWKWARD, CONTROLS), trainings=(_awkward_training(),)),),
         verdicts=(
             verdict("size", 9e9).model_copy(update={"place": f"recipes/{AWKWARD}.yaml:3", "reason": CONTROLS}),
             verdict("memory.peak", None, "1 MB").model_copy(update={"artifact": LONG, "reason": AWKWARD}),
@@ -47,6 +48,11 @@ def _awkward() -> Build:
         measurements=(measurement(doubts=(AWKWARD,)), measurement("latency.p50", 2.0, artifact=LONG)),
         not_run={LONG: AWKWARD},
     )
+
+
+def _awkward_training() -> TrainingRecord:
+    """Nothing is known but scores that are all the same."""
+    return TrainingRecord(doing=AWKWARD, kept=0, epochs=tuple(Epoch(epoch=n, score=0.0, loss=0.0) for n in range(2)))
 
 
 def _smallest() -> Build:
@@ -74,7 +80,15 @@ def full() -> Build:
     return build(
         exit_code=1,
         ledger=tuple(
-            record(name, bytes=size, accuracy=score, parameters=size // 4, macs=size // 3, notes=(f"{name} did well",))
+            record(
+                name,
+                bytes=size,
+                accuracy=score,
+                parameters=size // 4,
+                macs=size // 3,
+                notes=(f"{name} did well",),
+                trainings=_trainings(name),
+            )
             for name, size, score in zip(names, sizes, scores, strict=True)
         ),
         artifacts=(
@@ -92,6 +106,25 @@ def full() -> Build:
             ),
         ),
     )
+
+
+def _trainings(stage: str) -> tuple[TrainingRecord, ...]:
+    """Two cuts of prune, one training of the others that train; quantize's losses are unknown but for the last."""
+    cuts = [f"recovering after cut {n} of 2" for n in (1, 2)] if stage == "prune" else [f"training in {stage}"]
+    known = [0.25, 0.7, 0.9, 0.95, 0.97, 0.965, 0.981, 0.978]
+    epochs = tuple(
+        Epoch(
+            epoch=n,
+            score=score,
+            validation_loss=None if stage == "quantize" and n < 7 else 2.3 * 0.6**n + 0.01 * n,
+            loss=2.3 * 0.5**n if n and stage != "quantize" else None,
+            learning_rate=1e-3 if n else None,
+            samples_per_second=1234.5 + n if n else None,
+        )
+        for n, score in enumerate(known)
+    )
+    each = (TrainingRecord(doing=doing, kept=6, epochs=epochs) for doing in cuts)
+    return tuple(each) if stage in ("train", "prune", "quantize") else ()
 
 
 def _emulated(of: Verdict) -> Verdict:

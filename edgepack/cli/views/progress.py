@@ -16,6 +16,7 @@ from edgepack.core.events import (
     StepProgress,
     StepStarted,
 )
+from edgepack.core.units import SHARE
 from edgepack.deliver import wording
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Live:
             self.task = self.bar.add_task("", total=None, left="")
         left = f"{wording.clock(event.seconds_left)} left" if event.seconds_left is not None else ""
         total = event.total if event.done or event.total > 1 else None
-        text = f"{_place(event)} {event.name}: {event.doing}"
+        text = f"{_place(event)} {event.name}: {event.doing}{_course(event)}"
         self.bar.update(self.task, description=text, completed=event.done, total=total, left=left)
 
     def _clear(self) -> None:
@@ -138,7 +139,7 @@ def _text(event: Event) -> str:
             return f"{_place(event)} {event.name}: starts ({event.why})"
         case StepProgress():
             left = f", {wording.clock(event.seconds_left)} left" if event.seconds_left is not None else ""
-            return f"{_place(event)} {event.name}: {event.doing}, {event.done} of {event.total}{left}"
+            return f"{_place(event)} {event.name}: {event.doing}, {event.done} of {event.total}{left}{_course(event)}"
         case StepFinished():
             return f"{_place(event)} {event.name}: {event.result} ({wording.clock(event.seconds)})"
         case StepCached():
@@ -148,6 +149,12 @@ def _text(event: Event) -> str:
         case Note():
             return f"{_place(event)} {event.name}: {event.text}"
     return ""
+
+
+def _course(event: StepProgress) -> str:
+    """Return how a training goes, or ""."""
+    loss = f", loss {event.loss:.3g}" if event.loss is not None else ""
+    return loss + (f", {SHARE.format(event.score)} on validation" if event.score is not None else "")
 
 
 def _style(event: Event) -> str | None:

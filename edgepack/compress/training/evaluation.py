@@ -9,6 +9,7 @@ from torch import nn
 
 from edgepack.compress.contract import Context
 from edgepack.core.events import Emit, StepProgress
+from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.data.splits import Split
 from edgepack.models.structure.fx_graph import measures_ranges
@@ -49,14 +50,15 @@ class Progress:
         self.begun = self.done = done
         self.started, self.reported = time.monotonic(), 0.0
 
-    def advance(self) -> None:
+    def advance(self, told: Callable[[], Json] = dict) -> None:
+        """Note one more; `told` gives more fields of the event, and is called only if there is one."""
         self.done += 1
         now = time.monotonic()
         if now - self.reported < 0.2 and self.done < self.total:
             return
         self.reported = now
         left = (now - self.started) / (self.done - self.begun) * (self.total - self.done)
-        self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left))
+        self.emit(StepProgress(doing=self.doing, done=self.done, total=self.total, seconds_left=left, **told()))
 
 
 def validate(module: nn.Module, context: Context) -> EpochResult:

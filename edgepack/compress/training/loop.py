@@ -8,6 +8,7 @@ and gives the same weights on the same processor type and number of threads.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,6 +27,7 @@ from edgepack.compress.training.state import State
 from edgepack.core.errors import StageError
 from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
+from edgepack.records.training import TrainingRecord
 
 _WARM_UP = 0.05  # share of all steps
 _CLIP = 1.0  # largest norm of the gradient
@@ -82,22 +84,27 @@ def fit(
     state.begin(lambda: validate(snapshot(module), context))
     progress = Progress(context.emit, doing, steps, done=state.step)
 
-    def step(batch: Batch) -> None:
+    def step(batch: Batch, began: float) -> None:
         optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss(module, batch))
+        lost = loss(module, batch)
+        accelerator.backward(lost)
         accelerator.clip_grad_norm_(trained, _CLIP)
         optimizer.step()
+        rate = schedule.get_last_lr()[0]
         schedule.step()
         state.step += 1
-        progress.advance()
+        state.losses.add(lost, len(batch.targets), rate, time.monotonic() - began)
+        progress.advance(state.now)
 
     while state.step < steps:
         epoch, skip = divmod(state.step, data.count(size))
         each_epoch(epoch)
         train_mode(module, True)
+        began = time.monotonic()
         for batch in data.batches(size, seed=_epoch_seed(context.seed, epoch), skip=skip):
-            state.save_if(checkpoint.overdue())
-            step(batch)
+            step(batch, began)
+            state.save_if(checkpoint.overdue() and state.step % data.count(size) > 0)
+            began = time.monotonic()
         if lags(module, per_epoch):
             refresh_batch_norm(module, data)
         now = replace(validate(snapshot(module), context), epoch=epoch + 1)
@@ -109,6 +116,7 @@ def fit(
     module.load_state_dict(state.kept)
     _lay_out(module.to("cpu"), torch.contiguous_format)
     train_mode(module, False)
+    context.trainings.append(TrainingRecord(doing=doing, kept=state.fitted.epoch, epochs=tuple(state.epochs)))
     return state.fitted
 
 

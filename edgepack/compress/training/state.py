@@ -11,8 +11,35 @@ from edgepack.compress.training import checkpoints
 from edgepack.compress.training.checkpoints import Checkpoint
 from edgepack.compress.training.evaluation import EpochResult
 from edgepack.core.frozen import Json
+from edgepack.records.training import Epoch
 
 _UNTRAINED = EpochResult(epoch=0, score=0.0, loss=0.0)
+
+
+@dataclass
+class Losses:
+    """What an epoch's batches gave so far: sum of losses times samples, their number, and the seconds they took."""
+
+    total: float | torch.Tensor = 0.0
+    samples: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+    last: torch.Tensor | None = None
+
+    def add(self, loss: torch.Tensor, samples: int, rate: float, seconds: float) -> None:
+        self.last = loss.detach()  # read only when it is shown: a GPU would have to be waited for
+        self.total = self.total + self.last * samples
+        self.samples, self.seconds, self.rate = self.samples + samples, self.seconds + seconds, rate
+
+    def mean(self) -> float:
+        return float(self.total) / max(1, self.samples)
+
+    def speed(self) -> float:
+        """Return samples per second."""
+        return round(self.samples / self.seconds, 2) if self.seconds else 0.0
+
+    def facts(self) -> Json:
+        return {"total": float(self.total), "samples": self.samples, "seconds": self.seconds, "rate": self.rate}
 
 
 @dataclass
@@ -29,6 +56,8 @@ class State:
     fitted: EpochResult = _UNTRAINED
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     kept_at: int = 0  # the step
+    epochs: list[Epoch] = field(default_factory=list)
+    losses: Losses = field(default_factory=Losses)
 
     def begin(self, validated: Callable[[], EpochResult]) -> None:
         """Go on from the checkpoint; without one begin, with the model as it is."""
@@ -37,12 +66,34 @@ class State:
         else:
             self.best = self.fitted = validated()
             self.kept = _weights(self.module)
+            self.epochs.append(Epoch(epoch=0, score=self.best.score, validation_loss=_finite(self.best.loss)))
 
     def take(self, now: EpochResult, samples: int) -> None:
-        """Keep the weights of this epoch unless an earlier one was better by more than chance."""
+        """Note an epoch, and keep its weights unless an earlier one was better by more than chance."""
+        self.epochs.append(
+            Epoch(
+                epoch=now.epoch,
+                score=now.score,
+                validation_loss=_finite(now.loss),
+                loss=_finite(self.losses.mean()),
+                learning_rate=self.losses.rate,
+                samples_per_second=self.losses.speed(),
+            )
+        )
+        self.losses = Losses()
         self.best = max(self.best, now, key=lambda each: each.score)
         if _as_good(now, self.best, samples):
             self.fitted, self.kept, self.kept_at = now, _weights(self.module), self.step
+
+    def now(self) -> Json:
+        """Return what a progress event tells of the training."""
+        last = self.losses.last
+        return {
+            "loss": None if last is None else _finite(float(last)),
+            "learning_rate": self.losses.rate,
+            "score": self.epochs[-1].score,
+            "samples_per_second": self.losses.speed(),
+        }
 
     def save_if(self, due: bool) -> None:
         if not due:
@@ -55,6 +106,7 @@ class State:
         tensors |= {f"beside/{place}": parameter for place, parameter in enumerate(self.beside)}
         results = {"best": asdict(self.best), "fitted": asdict(self.fitted)}
         facts = {"step": self.step, "kept_at": self.kept_at, "optimizer": others, "random": random, **results}
+        facts |= {"epochs": [each.model_dump() for each in self.epochs], "losses": self.losses.facts()}
         self.checkpoint.save({**tensors, **of_optimizer, **of_random}, facts)
 
     def _restore(self, tensors: dict[str, torch.Tensor], facts: Json) -> None:
@@ -62,6 +114,8 @@ class State:
         self.best, self.fitted = EpochResult(**facts["best"]), EpochResult(**facts["fitted"])
         self.module.load_state_dict(checkpoints.part("module", tensors))
         self.kept, self.kept_at = checkpoints.part("kept", tensors) or _weights(self.module), facts["kept_at"]
+        self.epochs = [Epoch.model_validate(each) for each in facts["epochs"]]
+        self.losses = Losses(**facts["losses"])
         with torch.no_grad():
             for place, value in checkpoints.part("beside", tensors).items():
                 self.beside[int(place)].copy_(value)
@@ -80,6 +134,10 @@ def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
     """
     share = (best.score * samples + 1) / (samples + 2)  # never 0 or 1
     return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from edgepack.core.units import DURATION, SHARE, SIZE
 from edgepack.measure.evaluate import Agreement
 from edgepack.measure.timing.figures import Timed, timings
 from edgepack.records.artifact import Artifact
+from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.store import Entry
 
@@ -33,6 +34,7 @@ class CandidateOutcome(Outcome):
     seconds: float
     notes: tuple[str, ...] = ()
     decided: Json = {}  # settings that the stage chose by measuring, as JSON
+    trainings: tuple[TrainingRecord, ...] = ()
 
 
 class ReferenceOutcome(Outcome):

@@ -337,3 +337,44 @@ def test_slow_statistics_are_taken_anew_before_a_model_is_judged(momentum: float
     fit(start.module, context(), Training(epochs=4, learning_rate=1e-2, batch_size=16), doing="training")
     assert accuracy(start.module) > 0.9
     assert batch_norm.lags(start.module, 6) is again
+
+
+def test_the_course_of_a_training_is_recorded_and_told() -> None:
+    """With the same numbers in the record and the events."""
+    events: list[Event] = []
+    here = context(events=events)
+    best = fit(candidate().module, here, settings(), doing="learning")
+    [record] = here.trainings
+    assert (record.doing, record.kept) == ("learning", best.epoch)
+    assert [each.epoch for each in record.epochs] == [0, 1, 2, 3]
+    before, *epochs = record.epochs
+    assert before.loss is before.learning_rate is None
+    assert record.epochs[best.epoch].score == best.score
+    assert record.epochs[best.epoch].validation_loss == best.loss
+    losses = [each.loss for each in epochs if each.loss is not None]
+    assert len(losses) == 3 and losses[0] > losses[2]
+    rates = [each.learning_rate for each in epochs if each.learning_rate is not None]
+    assert rates == sorted(rates, reverse=True) and rates[2] < 1e-3
+    assert all(each.samples_per_second for each in epochs)
+    told = [event for event in events if isinstance(event, StepProgress)][-1]
+    assert told.loss is not None and told.samples_per_second is not None
+    assert (told.learning_rate, told.score) == (rates[2], epochs[1].score)  # of the epochs before
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples() -> None:
+    here = context(data=replace(data(), train=data().train.first(40)))  # two batches of 16, and one of 8
+    module = candidate("mlp").module
+    seen: list[tuple[float, int]] = []
+    real = here.task.loss
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found = real(logits, targets)
+        if found.requires_grad:
+            seen.append((float(found), len(targets)))
+        return found
+
+    task = Scripted(0.5, 0.6)
+    task.loss = loss  # type: ignore[attr-defined]
+    fit(module, replace(here, task=task), settings(epochs=1), doing="")
+    assert [count for _, count in seen] == [16, 16, 8]
+    assert here.trainings[0].epochs[1].loss == pytest.approx(sum(each * count for each, count in seen) / 40)

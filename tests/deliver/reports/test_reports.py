@@ -116,6 +116,14 @@ def test_html_shows_text_as_text() -> None:
     assert "a\ufffdb\ufffd[31mc\ufffdd" in text
 
 
+def test_html_draws_the_course_of_every_training() -> None:
+    page = rendered("html", BUILDS["everything"])
+    assert page.count('<svg class="curves"') == 4  # train, two cuts of prune, quantize
+    assert "recovering after cut 2 of 2: kept epoch 6 of 7: 98.1 % on validation" in page
+    assert "training loss 1.15 to 0.018, validation loss 1.39 to 0.134, 1.24 k samples per second" in page
+    assert 'id="training"' not in rendered("html", build())
+
+
 def test_html_says_the_verdict_first() -> None:
     text = rendered("html", BUILDS["every verdict"])
     assert text.index("A budget failed") < text.index('id="budgets"') < text.index("What each stage cost")

@@ -14,6 +14,7 @@ from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver import file_wording, wording
 from edgepack.deliver.ratios import ratio_bounds, times
 from edgepack.deliver.reports.html import charts
+from edgepack.deliver.reports.html.curves import curves
 from edgepack.records.artifact import TEACHER, Artifact, label_of
 from edgepack.records.build import Build, StageRecord
 from edgepack.records.file_contents import Contents
@@ -48,6 +49,7 @@ def render(build: Build) -> str:
         groups=groups(build),
         stages=stages(build),
         exported=exported(build),
+        trainings=curves(build),
         timings=timings(build),
         layers=[layers(each, each.contents) for each in build.shipped() if each.contents],
         unread=[each for each in build.shipped() if each.contents is None],

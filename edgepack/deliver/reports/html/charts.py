@@ -146,8 +146,34 @@ def _silhouette(samples: Sequence[float], along: Scale) -> str:
     return f"M0 78{''.join(steps)}V78Z"
 
 
+def curves(
+    loss: Sequence[float | None], validation_loss: Sequence[float | None], score: Sequence[float | None], *, kept: int
+) -> "Markup":
+    """Draw three curves over the epochs, each in per cent of its own range, and a line at the epoch that was kept."""
+    step = 100 / max(1, len(score) - 1)
+    lines = (("loss", loss), ("validation", validation_loss), ("score", score))
+    parts = [f'<path class="grid" d="M{kept * step:.2f} 0V100"/>']
+    parts += [f'<path class="{name}" d="{_polyline(values, step)}"/>' for name, values in lines]
+    if (height := score[kept]) is not None:
+        parts.append(_dot(kept * step, 100 - height))
+    return _svg("curves", "".join(parts))
+
+
+def _polyline(values: Sequence[float | None], step: float) -> str:
+    """
+    >>> _polyline([None, 0.0, 50.0, None, 100.0], 25)
+    'M25.00 100.0L50.00 50.0M100.00 0.0'
+    """
+    path, pen = "", "M"
+    for place, value in enumerate(values):
+        if value is not None:
+            path += f"{pen}{place * step:.2f} {100 - value:.1f}"
+        pen = "M" if value is None else "L"
+    return path
+
+
 def _dot(x: float, y: float) -> str:
-    return f'<path class="dot" d="M{x:.2f} {y}h.01"/>'  # a line of zero length with round ends is never stretched
+    return f'<path class="dot" d="M{x:.2f} {y:.4g}h.01"/>'  # a line of zero length with round ends is never stretched
 
 
 def _svg(kind: str, inside: str) -> "Markup":

@@ -1,6 +1,7 @@
 """The model as it starts, or as a stage leaves it: done, saved, loaded again and compared before it is believed."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from edgepack.config.budgets import strictest
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
 from edgepack.core.units import SHARE
+from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.outcomes import CandidateOutcome
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.steps.outputs import logits
@@ -31,7 +33,8 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
 
     started = time.monotonic()
     first = step.choice is work.recipe.model
-    candidate = Candidate.start(work.recipe.model, work.signature) if first else _staged(work, step)
+    trainings: list[TrainingRecord] = []
+    candidate = Candidate.start(work.recipe.model, work.signature) if first else _staged(work, step, trainings)
     check_finite(candidate.module)
     candidate.save(folder)
     _check_saved(work, candidate, folder)
@@ -51,16 +54,17 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
         seconds=round(seconds, 2),
         notes=(*candidate.notes, *(work.user_reads if first else ())),
         decided=candidate.decided,
+        trainings=tuple(trainings),
     )
 
 
-def _staged(work: Workspace, step: Step) -> "Candidate":
+def _staged(work: Workspace, step: Step, trainings: list[TrainingRecord]) -> "Candidate":
     import torch
 
     from edgepack.models.candidate import Candidate
 
     parent = work.candidate(work.candidate_of(step.ingredients["parent"]), private=True)
-    context = _context(work, step)
+    context = replace(_context(work, step), trainings=trainings)
     torch.manual_seed(work.recipe.seed)  # here, so that earlier loading does not matter
     result = step.plugin.module.run(parent, step.plugin.config, context)
     if not isinstance(result, Candidate):
