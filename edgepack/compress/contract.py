@@ -12,6 +12,7 @@ from edgepack.config.device import Quantization
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.core.events import Emit
 from edgepack.core.frozen import Frozen
+from edgepack.core.units import Share
 from edgepack.data.contract import Task
 from edgepack.records.training import TrainingRecord
 
@@ -50,10 +51,24 @@ class Training(StageConfig):
     """Settings of a training: base class for a stage that trains, or that trains to recover after a cut."""
 
     epochs: int = Field(ge=0, le=10_000, description="epochs")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, description="peak learning rate of AdamW; warm-up, then cosine decay"
-    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     batch_size: int = Field(default=64, ge=2, description="batch size")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with Nesterov momentum 0.9")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate falls from its peak: to zero, or not at all"
+    )
+    warm_up: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: any")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of each label spread over all labels")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, which adds samples up; 0: none")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, which pastes parts of pictures; 0: none")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of a running average of the weights, which is then what is kept"
+    )
+    early_stop: int | None = Field(
+        default=None, ge=1, description="end after so many epochs without a better score on the validation split"
+    )
     precision: Precision = Field(
         default="fp32",
         description="bf16: mixed precision, for processors with bf16 instructions; measure whether it is faster",
@@ -62,6 +77,12 @@ class Training(StageConfig):
     @property
     def trainings(self) -> "tuple[Training, ...]":
         return (self,)
+
+
+class Recovery(Training):
+    """Settings of the training after a cut."""
+
+    epochs: int = Field(default=2, ge=0, le=10_000, description="epochs after every step")
 
 
 @dataclass(frozen=True, kw_only=True)

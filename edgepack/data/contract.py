@@ -172,6 +172,10 @@ class Task(Protocol):
         equal. Takes numpy arrays.
         """
 
+    # smoothed(logits, targets, amount) returns the loss with a share `amount` of each label spread evenly over all
+    # labels. None: the task knows no such loss, and `label_smoothing` cannot be used.
+    smoothed: "Callable[[Tensor, Tensor, float], Tensor] | None" = None
+
     def incompatibility(self, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""

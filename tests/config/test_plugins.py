@@ -31,6 +31,7 @@ MAY_BE_NONE = {
     "payload_operations": ["payload"],
     "payload_parts": ["payload", "named"],
     "prepare": ["device", "tell"],
+    "smoothed": ["logits", "targets", "amount"],
 }
 # The plugins that the pages of the contracts show as examples, by kind.
 EXAMPLES = {

@@ -21,7 +21,7 @@ STANDS_ON = {
     "records": ("config",),
     "data": ("config",),
     "models": ("data",),
-    "compress": ("models",),
+    "compress": ("models", "records"),
     "export": ("models", "records"),
     "measure": ("compress", "export"),
     "judge": ("records",),

@@ -2,9 +2,9 @@
 
     fit(module, context, settings, doing="recovering", distillation=Distillation.of(context.teacher))
 
-AdamW with warm-up and a cosine, gradients clipped. Kept is the last epoch, unless an earlier one was better on the
-validation split by more than chance: of many epochs one is always lucky there. It runs on the CPU, through accelerate,
-and gives the same weights on the same processor type and number of threads.
+By default AdamW with warm-up and a cosine, gradients clipped. Kept is the last epoch, unless an earlier one was better
+on the validation split by more than chance: of many epochs one is always lucky there. It runs on the CPU, through
+accelerate, and gives the same weights on the same processor type and number of threads.
 """
 
 import math
@@ -12,45 +12,30 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from edgepack.compress.contract import Context, Precision
+from edgepack.compress.contract import Context, Recovery, Training
 from edgepack.compress.training import taps
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
 from edgepack.compress.training.numerics import numerics
+from edgepack.compress.training.optimization import Average, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
 from edgepack.core.errors import StageError
 from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import TrainingRecord
 
-_WARM_UP = 0.05  # share of all steps
-_CLIP = 1.0  # largest norm of the gradient
-
-
-class Settings(Protocol):
-    """The part of a stage's settings that training reads (see contract.Training)."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def precision(self) -> Precision: ...
-
 
 @taps.used_only()
 def fit(
     module: nn.Module,
     context: Context,
-    settings: Settings,
+    settings: Training,
     *,
     doing: str,
     distillation: Distillation | None = None,
@@ -67,7 +52,7 @@ def fit(
     accelerator = _accelerator()
     how = numerics(module, settings.precision)
     _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
-    loss = Loss(module, context, distillation, accelerator.device, how)
+    loss = Loss(module, context, settings, distillation, accelerator.device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
     if not trained:  # all is frozen, and no epoch requested
         loss.close()
@@ -75,41 +60,45 @@ def fit(
         return validate(snapshot(module), context)
     data, size = context.data.train, settings.batch_size
     per_epoch = math.ceil(len(data) / size)
-    optimizer = accelerator.prepare(torch.optim.AdamW(trained, lr=settings.learning_rate))
-    schedule = _schedule(optimizer.optimizer, settings.epochs * per_epoch)
+    optimizer = accelerator.prepare(optimizer_of(trained, settings))
+    schedule = schedule_of(optimizer.optimizer, settings, settings.epochs * per_epoch)
     held = _hold_zeros(module)
     steps = settings.epochs * data.count(size)
-    checkpoint = context.checkpoints.next(lambda: {"doing": doing, "steps": steps, "model": digest_of(module)})
-    state = State(module, optimizer.optimizer, schedule, [*loss.parameters()], checkpoint)
+    about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
+    checkpoint = context.checkpoints.next(lambda: {**about, "model": digest_of(module)})
+    average = Average(module, settings.ema) if settings.ema else None
+    state = State(module, optimizer.optimizer, schedule, [*loss.parameters()], checkpoint, average)
     state.begin(lambda: validate(snapshot(module), context))
     progress = Progress(context.emit, doing, steps, done=state.step)
 
     def step(batch: Batch, began: float) -> None:
         optimizer.zero_grad(set_to_none=True)
-        lost = loss(module, batch)
+        lost = loss(module, batch, _seed(context.seed, state.step))
         accelerator.backward(lost)
-        accelerator.clip_grad_norm_(trained, _CLIP)
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(trained, settings.clip)
         optimizer.step()
         rate = schedule.get_last_lr()[0]
         schedule.step()
-        state.step += 1
+        state.advance()
         state.losses.add(lost, len(batch.targets), rate, time.monotonic() - began)
         progress.advance(state.now)
 
-    while state.step < steps:
+    while state.step < steps and not state.stale(settings.early_stop):
         epoch, skip = divmod(state.step, data.count(size))
         each_epoch(epoch)
         train_mode(module, True)
         began = time.monotonic()
-        for batch in data.batches(size, seed=_epoch_seed(context.seed, epoch), skip=skip):
+        for batch in data.batches(size, seed=_seed(context.seed, epoch), skip=skip):
             step(batch, began)
             state.save_if(checkpoint.overdue() and state.step % data.count(size) > 0)
             began = time.monotonic()
         if lags(module, per_epoch):
             refresh_batch_norm(module, data)
-        now = replace(validate(snapshot(module), context), epoch=epoch + 1)
-        _check_finite(now, settings)
-        state.take(now, len(context.data.validation))
+        with state.averaged():
+            now = replace(validate(snapshot(module), context), epoch=epoch + 1)
+            _check_finite(now, settings)
+            state.take(now, len(context.data.validation))
         state.save_if(checkpoint.due())
     loss.close()
     _release(held)
@@ -120,17 +109,20 @@ def fit(
     return state.fitted
 
 
-def _check_finite(now: EpochResult, settings: Settings) -> None:
+def recover(module: nn.Module, after: str, settings: Recovery, context: Context) -> None:
+    """Train a module again after something was removed, with the build's teacher."""
+    refresh_batch_norm(module, context.data.train)
+    lesson = Distillation.of(context.teacher)
+    fit(module, context, settings, doing=f"recovering after {after}", distillation=lesson)
+
+
+def _check_finite(now: EpochResult, settings: Training) -> None:
     if not math.isfinite(now.loss):
         raise StageError(
             f"training diverged in epoch {now.epoch}: the loss on the validation split is {now.loss}",
             f"use {'precision: fp32, or ' * (settings.precision == 'bf16')}a learning_rate below "
             f"{settings.learning_rate:g}",
         )
-
-
-def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
 
 
 def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
@@ -169,17 +161,10 @@ def _accelerator() -> Any:
     )  # the recipe chooses bf16, whatever the user's accelerate settings are
 
 
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, round(steps * _WARM_UP))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
 def _release(held: list[Any]) -> None:
     for hook in held:
         hook.remove()
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return seed * 1_000_003 + epoch
+def _seed(seed: int, number: int) -> int:
+    return seed * 1_000_003 + number

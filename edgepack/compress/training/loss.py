@@ -10,10 +10,12 @@ from weakref import ref
 import torch
 from torch import nn
 
-from edgepack.compress.contract import Context
+from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import EVALUATION_BATCH, Progress, predict, train_mode
 from edgepack.compress.training.feature_matching import FeatureLoss
+from edgepack.compress.training.mixing import Mixing
 from edgepack.compress.training.numerics import Numerics
+from edgepack.core.errors import StageError
 from edgepack.core.events import Emit
 from edgepack.data.splits import Batch, Split
 
@@ -36,11 +38,14 @@ class Distillation:
         return cls(teacher=teacher.module) if teacher else None
 
 
+_KEPT = 512_000_000  # bytes of a teacher's logits that are kept for all epochs; more are computed as they are needed
 _ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # keyed by a hash of the teacher
 
 
-def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor:
-    """Return the teacher's logits, computed once for all trainings with it or a copy of it."""
+def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor | None:
+    """Return the teacher's logits, computed once for all trainings with it or a copy of it; None if they are large."""
+    if (int(split.targets.max()) + 1) * len(split) * 4 > _KEPT:  # labels times samples times the bytes of a float
+        return None
     weights = digest_of(teacher)
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
@@ -59,35 +64,53 @@ def digest_of(module: nn.Module) -> str:
 
 
 class Loss:
-    """The loss on labels and on a teacher if there is one; its logits are computed once if data is not augmented."""
+    """The loss on labels and on a teacher if there is one; its logits are computed once if samples never change."""
 
     def __init__(
         self,
         module: nn.Module,
         context: Context,
+        settings: Training,
         distillation: Distillation | None,
         device: torch.device,
         how: Numerics,
     ) -> None:
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
+        self.smoothing, self.mixing = settings.label_smoothing, Mixing(mixup=settings.mixup, cutmix=settings.cutmix)
+        if self.smoothing and context.task.smoothed is None:
+            raise StageError("this task has no label smoothing", "remove label_smoothing")
+        data = context.data.train
+        self.mixing.check(data.head(1))
         self.inside: FeatureLoss | None = None
         if distillation and any(distillation.inside.values()):
-            self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, context.data.train.head(2))
+            self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, data.head(2))
         self.known: torch.Tensor | None = None
-        if distillation and not (self.inside or context.data.augmented):
-            self.known = _answers(distillation.teacher, context.data.train, context.emit)
+        if distillation and not (self.inside or self.mixing or context.data.augmented):
+            self.known = _answers(distillation.teacher, data, context.emit)
 
-    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        inputs = tuple(self._place(tensor) for tensor in batch.inputs)
+    def __call__(self, module: nn.Module, batch: Batch, seed: int) -> torch.Tensor:
+        """Return the loss of a batch; `seed` decides what it is mixed with."""
+        inputs, targets = tuple(self._place(tensor) for tensor in batch.inputs), batch.targets.to(self.device)
+        others, share = targets, 1.0
+        if self.mixing:
+            inputs, partners, share = self.mixing.mixed(inputs, seed)
+            others = targets[partners]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bfloat16):
             logits = module(*inputs)
         logits = logits.float()
-        loss = self.context.task.loss(logits, batch.targets.to(self.device))
+        loss = self._on_labels(logits, targets)
+        if self.mixing:
+            loss = share * loss + (1 - share) * self._on_labels(logits, others)
         if self.distillation is None:
             return loss
         soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
         taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
         return taught + self.inside.loss() if self.inside else taught
+
+    def _on_labels(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.smoothing and self.context.task.smoothed:
+            return self.context.task.smoothed(logits, targets, self.smoothing)
+        return self.context.task.loss(logits, targets)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that are trained besides the model, and discarded afterwards."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from edgepack.compress.training import checkpoints
 from edgepack.compress.training.checkpoints import Checkpoint
 from edgepack.compress.training.evaluation import EpochResult
+from edgepack.compress.training.optimization import Average
 from edgepack.core.frozen import Json
 from edgepack.records.training import Epoch
 
@@ -51,11 +53,12 @@ class State:
     schedule: torch.optim.lr_scheduler.LambdaLR
     beside: list[nn.Parameter]  # trained with the module, and no part of it
     checkpoint: Checkpoint
+    average: Average | None = None
     step: int = 0
     best: EpochResult = _UNTRAINED
     fitted: EpochResult = _UNTRAINED
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
-    kept_at: int = 0  # the step
+    kept_at: int = 0  # step of the module whose weights these are
     epochs: list[Epoch] = field(default_factory=list)
     losses: Losses = field(default_factory=Losses)
 
@@ -67,6 +70,20 @@ class State:
             self.best = self.fitted = validated()
             self.kept = _weights(self.module)
             self.epochs.append(Epoch(epoch=0, score=self.best.score, validation_loss=_finite(self.best.loss)))
+
+    def advance(self) -> None:
+        """Note a step that was taken."""
+        self.step += 1
+        if self.average:
+            self.average.update(self.step)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the module the weights to score and to keep while the block runs."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def stale(self, patience: int | None) -> bool:
+        """Return whether as many epochs ended without a better score."""
+        return patience is not None and self.epochs[-1].epoch - self.best.epoch >= patience
 
     def take(self, now: EpochResult, samples: int) -> None:
         """Note an epoch, and keep its weights unless an earlier one was better by more than chance."""
@@ -83,7 +100,7 @@ class State:
         self.losses = Losses()
         self.best = max(self.best, now, key=lambda each: each.score)
         if _as_good(now, self.best, samples):
-            self.fitted, self.kept, self.kept_at = now, _weights(self.module), self.step
+            self.fitted, self.kept, self.kept_at = now, _weights(self.module), -1 if self.average else self.step
 
     def now(self) -> Json:
         """Return what a progress event tells of the training."""
@@ -104,6 +121,7 @@ class State:
         if self.kept_at != self.step:  # else they are those of the module
             tensors |= {f"kept/{name}": tensor for name, tensor in self.kept.items()}
         tensors |= {f"beside/{place}": parameter for place, parameter in enumerate(self.beside)}
+        tensors |= {f"average/{name}": tensor for name, tensor in (self.average.values if self.average else {}).items()}
         results = {"best": asdict(self.best), "fitted": asdict(self.fitted)}
         facts = {"step": self.step, "kept_at": self.kept_at, "optimizer": others, "random": random, **results}
         facts |= {"epochs": [each.model_dump() for each in self.epochs], "losses": self.losses.facts()}
@@ -119,6 +137,8 @@ class State:
         with torch.no_grad():
             for place, value in checkpoints.part("beside", tensors).items():
                 self.beside[int(place)].copy_(value)
+        if self.average:
+            self.average.values = checkpoints.part("average", tensors)
         checkpoints.restore_optimizer(self.optimizer, checkpoints.part("optimizer", tensors), facts["optimizer"])
         for group, base, rate in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True

@@ -14,6 +14,13 @@ def loss(logits: "Tensor", targets: "Tensor") -> "Tensor":
     return functional.cross_entropy(logits, targets)
 
 
+def smoothed(logits: "Tensor", targets: "Tensor", amount: float) -> "Tensor":
+    """Source: C. Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv 1512.00567, section 7."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, targets, label_smoothing=amount)
+
+
 def distill(logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
     """Return the KL divergence at a temperature, times its square, so that gradients keep their size.
 

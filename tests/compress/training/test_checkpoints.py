@@ -182,7 +182,7 @@ def test_a_disk_that_is_full_ends_no_training() -> None:
 
 
 def test_saving_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints, "_SHARE", 0.03)
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     checkpoint = Checkpoints(folder=Path("unfinished")).next(dict)

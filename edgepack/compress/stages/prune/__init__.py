@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from edgepack.compress.contract import Context
 from edgepack.compress.stages.prune.config import Config as Config
-from edgepack.compress.training.recovery import recover
 from edgepack.config import plugins
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError, listed
@@ -127,6 +126,7 @@ def _narrowed(
     candidate: "Candidate", ratio: float, notes: list[str], search: "Search", context: Context
 ) -> "Candidate":
     from edgepack.compress.stages.prune.target_search import kept
+    from edgepack.compress.training.loop import recover
     from edgepack.models.structure.dependency_groups import survey
     from edgepack.models.structure.surgery import outputs, resizes, sizes
     from edgepack.models.structure.unprunable import reasons

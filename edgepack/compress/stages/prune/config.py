@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from edgepack.compress.contract import StageConfig, Training
+from edgepack.compress.contract import Recovery, StageConfig, Training
 from edgepack.compress.targets import Target
-from edgepack.compress.training.recovery import Recovery
 from edgepack.config.plugins import Named
 from edgepack.core.units import SHARE, Share
 

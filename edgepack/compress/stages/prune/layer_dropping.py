@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from edgepack.compress.contract import Context
+from edgepack.compress.contract import Context, Recovery
 from edgepack.compress.training.evaluation import EpochResult, validate
-from edgepack.compress.training.recovery import Recovery, recover
+from edgepack.compress.training.loop import recover
 from edgepack.core.errors import StageError
 from edgepack.core.events import StepProgress
 from edgepack.models.structure.encoder import blocks

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgepack.compress.contract import Context
-from edgepack.compress.training.recovery import recover
+from edgepack.compress.training.loop import recover
 from edgepack.core.units import SHARE
 from edgepack.models.structure.layer_names import matches
 from edgepack.models.structure.surgery import Edit, apply, outputs
