@@ -168,12 +168,19 @@ def load(config: Config, loading: Loading | None = None) -> Data:
 
 
 def _prepared(inputs: "tuple[Tensor, ...]", config: Config) -> "tuple[Tensor, ...]":
+    """Look the value of each of the 256 bytes up: half the time of computing it for each pixel."""
+    import numpy
     import torch
 
     start = (inputs[0].shape[-1] - config.size) // 2  # more is kept than the model takes, for shifts
     end = start + config.size
-    mean, std = (torch.tensor(values)[:, None, None] for values in config.normal)
-    return ((inputs[0][:, :, start:end, start:end] / 255 - mean) / std,)
+    pixels = inputs[0][:, :, start:end, start:end].numpy()
+    mean, std = (torch.tensor(values)[:, None] for values in config.normal)
+    values = ((torch.arange(256) / 255 - mean) / std).numpy()
+    found = numpy.empty(pixels.shape, numpy.float32)
+    for channel in range(config.channels):
+        numpy.take(values[channel], pixels[:, channel], out=found[:, channel], mode="clip")
+    return (torch.from_numpy(found),)
 
 
 def _digests(config: Config, listing: Listing) -> dict[str, str]:
