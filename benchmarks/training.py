@@ -127,16 +127,16 @@ def loading(asked: Namespace) -> list[str]:
     return [
         "## Reading pictures",
         "",
-        f"{_READ:,} JPEG pictures of {_SIDE} x {_SIDE} in batches of 64, decoded, cut and mirrored at random, by `cache: none`;",
-        "without and with their conversion to the floats that a model takes, which the training process does. Pictures per",
-        f"second, median of {_ROUNDS} alternating rounds, and in relation to one process that reads.",
+        f"{_READ:,} JPEG pictures of {_SIDE} x {_SIDE} in batches of 64, decoded, cut and mirrored at random, with",
+        "`cache: none`; without and with their conversion to the floats that a model takes, which the training process",
+        f"does. Pictures per second, median of {_ROUNDS} alternating rounds, and relative to one process that reads.",
         "",
         "| read by | read | | read and converted | |",
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"ResNet-18 at {_SIDE} x {_SIDE}, {_STEPS} steps of {_BATCH} pictures, two processes that read: the loop waits for data",
-        f"{_waiting(split):.1%} of its time.",
+        f"ResNet-18 at {_SIDE} x {_SIDE}, {_STEPS} steps of {_BATCH} pictures, two processes that read: the loop waits",
+        f"for data {_waiting(split):.1%} of its time.",
     ]
 
 
@@ -189,9 +189,9 @@ def loop(asked: Namespace) -> list[str]:
     return [
         "## The loop",
         "",
-        f"One epoch of ResNet-18 at 32 x 32 on {len(data.train):,} samples, validated before and after, against a plain loop",
-        "of torch with the same batches, layout, optimizer, schedule, clipping and validations, and without the taps that",
-        f"meet padding only (taps.md), as edgepack leaves them out: median of {_ROUNDS} alternating rounds.",
+        f"One epoch of ResNet-18 at 32 x 32 on {len(data.train):,} samples, validated before and after, against a",
+        "plain loop of torch with the same batches, layout, optimizer, schedule, clipping and validations, and without",
+        f"the taps that meet padding only (taps.md): median of {_ROUNDS} alternating rounds.",
         "",
         "| | time |",
         "|---|---|",
@@ -268,8 +268,8 @@ def memory(asked: Namespace) -> list[str]:
         "## Memory",
         "",
         f"`edgepack build` of a small net from {asked.pictures:,} pictures with `cache: none`, one epoch, one file:",
-        f"{seconds / 60:.0f} minutes, and the largest process had {peak / 1e9:.2f} GB at its peak. The pixels alone would take",
-        f"{held / 1e9:.0f} GB; what was kept of them takes {kept / 1e6:.0f} MB.",
+        f"{seconds / 60:.0f} minutes, and the largest process had {peak / 1e9:.2f} GB at its peak. The pixels alone",
+        f"would take {held / 1e9:.0f} GB; what was kept of them takes {kept / 1e6:.0f} MB.",
     ]
 
 

@@ -141,12 +141,15 @@ def _data(module: ModuleType) -> BaseModel:
     for name in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):
         Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(f"pets/{name}.png")
+    rows = (f"{kind}/{n}.png,{kind}\n" for kind in ("cat", "dog") for n in (1, 2, 3))
+    Path("pets/labels.csv").write_text("path,label\n" + "".join(rows))
     Path("pets_data.py").write_text("def load(): ...")
     Path("news.csv").write_text("text,label\n" + "".join(f"{i},odd\n{i},even\n" for i in range(9)))
     words = {"tokenizer": tokenizer()}
     needed: dict[str, dict[str, Any]] = {
         "bbc_news": words,
         "csv": {"file": "news.csv", **words},
+        "image_csv": {"file": "pets/labels.csv"},
         "image_folder": {"folder": "pets"},
         "python": {"function": "pets_data:load", "shape": (3, 8, 8), "labels": ("cat", "dog")},
         "text_folder": {"folder": texts(), **words},

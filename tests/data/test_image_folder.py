@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from edgepack.core.errors import RecipeError
 from edgepack.core.process import memory
 from edgepack.data.contract import Loading
-from edgepack.data.datasets import image_folder
 from edgepack.data.datasets.image_folder import describe, fingerprint, load
-from edgepack.data.pictures import decoding, keeping
+from edgepack.data.pictures import collection, decoding, keeping
 from edgepack.data.pictures.samples import InFiles, InMemory, OnDisk, Pictures
 from edgepack.data.splits import Split
 from edgepack.workflows.build.store import Store
@@ -92,7 +91,7 @@ def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:
     expected = (resized[1:17, 8:24] / 255 - mean) / std
     pixels = read_pixels("one.png")
     stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    (prepared,) = image_folder._prepared((stored,), configured())
+    (prepared,) = collection._prepared((stored,), configured())
     assert numpy.abs(prepared[0].permute(1, 2, 0).numpy() - expected).max() < 1.01 / 255 / 0.2  # a rounding step
 
 

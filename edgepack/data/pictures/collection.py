@@ -1,0 +1,168 @@
+"""Share code of picture data sets: settings, signature, fingerprint, splits of decoded pictures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from edgepack.core.files import digest
+from edgepack.core.frozen import Frozen
+from edgepack.core.provenance import versions
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.units import Share
+from edgepack.data.contract import Loading
+from edgepack.data.folders import Files
+from edgepack.data.partition import possible
+from edgepack.data.pictures.choosing import chosen, every
+from edgepack.data.pictures.decoding import Frame, libraries
+from edgepack.data.pictures.keeping import Cache, pixels
+from edgepack.data.pictures.samples import Pictures
+from edgepack.data.splits import Data, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgepack.data.pictures.samples import Places
+
+_VERSION = 3  # bump when the same files would give other splits or pixels
+_NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+
+
+class Settings(Frozen):
+    """Settings of every picture data set."""
+
+    size: int = Field(default=224, ge=8, le=1024, description="side of the square picture in pixels")
+    resize: int | None = Field(
+        default=None, ge=8, le=2048, description="the shorter side before the crop; default: 256/224 of size"
+    )
+    color: Literal["rgb", "grey"] = "rgb"
+    mean: Channels | None = Field(default=None, description="mean subtracted from each channel; default: ImageNet's")
+    std: Channels | None = Field(
+        default=None, description="standard deviation that each channel is divided by; default: ImageNet's"
+    )
+    augment: bool = Field(default=True, description="randomly crop and mirror training pictures")
+    cache: Cache = Field(
+        default="auto",
+        description="where decoded pictures are kept: memory, disk (in the store), or none (decoded each time)",
+    )
+    validation: Share = Field(default=0.15, description="fraction of each class for this split, unless it is given")
+    test: Share = Field(default=0.15, description="fraction of each class for this split, unless it is given")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        possible(self.validation, self.test, "pictures")
+        if self.shorter_side < self.size:
+            raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels of the crop")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values, but a {self.color} picture has {self.channels}")
+        if self.std and min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return len(_NORMAL[self.color][0])
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"validation": self.validation, "test": self.test}
+
+    @property
+    def shorter_side(self) -> int:
+        return self.resize or round(self.size * 256 / 224)
+
+    @property
+    def frame(self) -> Frame:
+        """Return what is kept of each picture: more than the model takes if training crops at random places."""
+        side = self.shorter_side if self.augment else self.size
+        return Frame(mode="RGB" if self.color == "rgb" else "L", shorter_side=self.shorter_side, side=side)
+
+    @property
+    def normal(self) -> tuple[Sequence[float], Sequence[float]]:
+        mean, std = _NORMAL[self.color]
+        return self.mean or mean, self.std or std
+
+
+def describe(config: Settings, labels: Iterable[str]) -> Signature:
+    """Return the input, the labels, and how an app makes the input from a picture."""
+    mean, std = config.normal
+    steps = {
+        "orientation": "as the picture's EXIF data says",
+        "color": config.color,
+        "resize": {"shorter_side": config.shorter_side, "interpolation": "bilinear, antialiased"},
+        "crop": {"to": [config.size, config.size], "from": "the centre"},
+        "scale": {"from": [0, 255], "to": [0, 1]},
+        "normalize": {"mean": list(mean), "std": list(std)},
+    }
+    picture = TensorSpec(name="input", shape=(config.channels, config.size, config.size))
+    return Signature(inputs=(picture,), labels=tuple(labels), preprocessing=steps)
+
+
+def fingerprint(config: Settings, files: Mapping[str, str], exclude: set[str], **settings: Any) -> str:
+    """Return a digest of the settings but for `exclude`, and of the hash of each picture by its name."""
+    plain = config.model_dump(mode="json", exclude={"cache", *exclude})  # all caches give the same samples
+    made_by = {"versions": versions(*libraries(files)), "version": _VERSION}
+    return digest({"files": files, "config": plain, **made_by, **settings})
+
+
+def load(
+    config: Settings, parts: Mapping[str, Files], shas: Mapping[Path, str], notes: Sequence[str], loading: Loading
+) -> Data:
+    """Decode every picture once, to see that it can be read and which are equal; of equal pictures one is kept.
+
+    `parts` are the files of each class by split, and `shas` the hashes of all of them. Raises RecipeError naming the
+    pictures that cannot be read.
+    """
+    pictures = every(parts, shas)
+    stored, read = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
+    splits, more = chosen(parts, pictures, read, config.shares)
+    rows = {sha: row for row, sha in enumerate(read)}
+
+    def split(part: str) -> Split:
+        import numpy
+        import torch
+
+        samples = Pictures(
+            pixels=stored,
+            rows=numpy.array([rows[picture.sha] for picture in splits[part]], numpy.int32),
+            size=config.size,
+            moving=config.augment and part == "train",
+            starts=None if part == "train" else _starts(config, [read[each.sha].size for each in splits[part]]),
+        )
+        labels = torch.tensor([picture.label for picture in splits[part]])
+        return Split(samples=samples, targets=labels, prepare=partial(_prepared, config=config))
+
+    return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *more))
+
+
+def _prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, ...]":
+    """Look the value of each of the 256 bytes up: half the time of computing it for each pixel."""
+    import numpy
+    import torch
+
+    start = (inputs[0].shape[-1] - config.size) // 2  # more is kept than the model takes, for shifts
+    end = start + config.size
+    pixels = inputs[0][:, :, start:end, start:end].numpy()
+    mean, std = (torch.tensor(values)[:, None] for values in config.normal)
+    values = ((torch.arange(256) / 255 - mean) / std).numpy()
+    found = numpy.empty(pixels.shape, numpy.float32)
+    for channel in range(config.channels):
+        numpy.take(values[channel], pixels[:, channel], out=found[:, channel], mode="clip")
+    return (torch.from_numpy(found),)
+
+
+def _starts(config: Settings, sizes: Sequence[tuple[int, int]]) -> "Places":
+    """Return where the middle of each stored picture begins, left and top, [n, 2]."""
+    import numpy
+
+    inner, outer = replace(config.frame, side=config.size), config.frame
+    found = []
+    for size in map(outer.scaled, sizes):
+        (left, top), (before, above) = inner.start(size), outer.start(size)
+        found.append((left - before, top - above))
+    return numpy.array(found, numpy.int32)
