@@ -7,6 +7,9 @@
 The pictures are JPEG files of 224 x 224 in ten classes, made by this script.
 """
 
+import hashlib
+import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,10 +17,11 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Timer
 from typing import Any
 
 import idle
@@ -34,6 +38,7 @@ from edgepack.compress.training.optimization import optimizer_of, schedule_of
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
 from edgepack.config.plugins import choose
+from edgepack.config.recipe_reading import load_recipe
 from edgepack.core import provenance
 from edgepack.data.datasets import image_folder
 from edgepack.data.splits import Split, TrainingData
@@ -44,6 +49,7 @@ _SIDE, _CLASSES = 224, 10
 _READ = 6_000  # pictures of a pass
 _STEPS, _BATCH = 12, 32  # of a training that may wait for data
 _ROUNDS = 5
+_KILLS = 10
 _RECIPE = """
 edgepack: 1
 name: pictures
@@ -273,6 +279,69 @@ def memory(asked: Namespace) -> list[str]:
     ]
 
 
+def kills(asked: Namespace) -> list[str]:
+    """A build of the quickstart that is killed at random moments, against one that is not."""
+    random = numpy.random.default_rng(0)
+    with TemporaryDirectory() as whole, TemporaryDirectory() as killed:
+        started = time.monotonic()
+        sha, _ = _built(Path(whole), None)
+        seconds = time.monotonic() - started
+        lost, last = [], None
+        for moment in [*random.uniform(0.05, 0.5, _KILLS) * seconds, None]:
+            again, reached = _built(Path(killed), moment, last)
+            lost += [reached.lost] if reached.lost is not None else []
+            last = reached
+    return [
+        "## A build that is killed",
+        "",
+        f"The quickstart, killed by SIGKILL {_KILLS} times, each time after 5 to 50 % of the {seconds:.0f} s that a",
+        f"build takes, and then left alone. {len(lost)} kills were within a training: the next build did",
+        f"{statistics.mean(lost):.2f} epochs of it again on average, and {max(lost):.2f} at most.",
+        f"The bundle {'was the same, to the byte' if again == sha else '**was another one**'}.",
+    ]
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Where a build was when it ended: stage, training, and steps done of it; and the epochs that it did again."""
+
+    stage: str = ""
+    doing: str = ""
+    done: int = 0
+    lost: float | None = None
+
+
+def _built(folder: Path, moment: float | None, before: "_Reached | None" = None) -> tuple[str, _Reached]:
+    """Build in a folder, until it ends or for so many seconds; `before` is where the build before it was killed."""
+    for name in ("recipes", "devices"):
+        if not (folder / name).exists():
+            shutil.copytree(name, folder / name)
+    command = [sys.executable, "-m", "edgepack", "build", "quickstart", "--json"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if moment is not None:
+        Timer(moment, process.kill).start()
+    reached = _Reached()
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line) if line.endswith("\n") else {}
+        if event.get("event") != "StepProgress" or event["learning_rate"] is None:
+            continue
+        lost = reached.lost
+        if lost is None and before and (before.stage, before.doing) == (event["name"], event["doing"]):
+            lost = max(0, before.done - event["done"] + 1) / (event["total"] / _epochs(event["name"]))
+        reached = _Reached(event["name"], event["doing"], event["done"], lost)
+    process.wait()
+    zips = [*folder.glob("dist/quickstart/*.zip")]
+    return (hashlib.sha256(zips[0].read_bytes()).hexdigest() if zips else ""), reached
+
+
+def _epochs(stage: str) -> int:
+    for each in load_recipe("quickstart").stages:
+        if each.name == stage:
+            return int(next(iter(each.config.trainings)).epochs)
+    return 1
+
+
 def _measured(arguments: list[str], folder: str) -> tuple[float, int]:
     """Run a command, and return its seconds and the peak memory of its largest process in bytes."""
     import resource
@@ -284,7 +353,12 @@ def _measured(arguments: list[str], folder: str) -> tuple[float, int]:
     return time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-PARTS: dict[str, Callable[[Namespace], list[str]]] = {"loading": loading, "loop": loop, "memory": memory}
+PARTS: dict[str, Callable[[Namespace], list[str]]] = {
+    "loading": loading,
+    "loop": loop,
+    "memory": memory,
+    "kills": kills,
+}
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,9 @@ once.
 Source: G. Steele, D. Lea and C. Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,3 +54,21 @@ def _mixed(words: "Words") -> "Words":
     for shift, factor in _ROUNDS:
         words = (words ^ (words >> numpy.uint64(shift))) * numpy.uint64(factor)
     return words ^ (words >> numpy.uint64(31))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python in the block, and leave them as they were."""
+    import numpy
+    import torch
+
+    before = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        numpy.random.set_state(before[1])
+        random.setstate(before[2])

@@ -16,16 +16,18 @@ from edgepack.core.units import Share
 from edgepack.data.contract import Loading
 from edgepack.data.folders import Files
 from edgepack.data.partition import possible
+from edgepack.data.pictures.augmentation import Augmentation, changed_each
 from edgepack.data.pictures.choosing import chosen, every
 from edgepack.data.pictures.decoding import Frame, libraries
 from edgepack.data.pictures.keeping import Cache, pixels
+from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
 from edgepack.data.splits import Data, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgepack.data.pictures.samples import Places
+    from edgepack.data.pictures.samples import Moving, Places
 
 _VERSION = 3  # bump when the same files would give other splits or pixels
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
@@ -44,7 +46,11 @@ class Settings(Frozen):
     std: Channels | None = Field(
         default=None, description="standard deviation that each channel is divided by; default: ImageNet's"
     )
-    augment: bool = Field(default=True, description="randomly crop and mirror training pictures")
+    augment: bool | Augmentation = Field(
+        default=True,
+        description="true: cut training pictures out at random places and mirror half of them; or settings of crop, "
+        "flip, rand_augment, magnitude, color and erase",
+    )
     cache: Cache = Field(
         default="auto",
         description="where decoded pictures are kept: memory, disk (in the store), or none (decoded each time)",
@@ -106,7 +112,8 @@ def describe(config: Settings, labels: Iterable[str]) -> Signature:
 def fingerprint(config: Settings, files: Mapping[str, str], exclude: set[str], **settings: Any) -> str:
     """Return a digest of the settings but for `exclude`, and of the hash of each picture by its name."""
     plain = config.model_dump(mode="json", exclude={"cache", *exclude})  # all caches give the same samples
-    made_by = {"versions": versions(*libraries(files)), "version": _VERSION}
+    augmented_by = ("torchvision",) if isinstance(config.augment, Augmentation) else ()
+    made_by = {"versions": versions(*libraries(files), *augmented_by), "version": _VERSION}
     return digest({"files": files, "config": plain, **made_by, **settings})
 
 
@@ -122,6 +129,7 @@ def load(
     stored, read = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
     splits, more = chosen(parts, pictures, read, config.shares)
     rows = {sha: row for row, sha in enumerate(read)}
+    moving = _moving(config)
 
     def split(part: str) -> Split:
         import numpy
@@ -131,13 +139,20 @@ def load(
             pixels=stored,
             rows=numpy.array([rows[picture.sha] for picture in splits[part]], numpy.int32),
             size=config.size,
-            moving=config.augment and part == "train",
+            moving=moving if part == "train" else None,
             starts=None if part == "train" else _starts(config, [read[each.sha].size for each in splits[part]]),
         )
         labels = torch.tensor([picture.label for picture in splits[part]])
         return Split(samples=samples, targets=labels, prepare=partial(_prepared, config=config))
 
     return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *more))
+
+
+def _moving(config: Settings) -> "Moving | None":
+    """Return what changes training pictures at random, given their seeds."""
+    if isinstance(config.augment, Augmentation):
+        return partial(changed_each, transform=config.augment.transform(config.size, config.normal[0]))
+    return partial(moved_each, size=config.size) if config.augment else None
 
 
 def _prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, ...]":

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 from edgepack.core.errors import RecipeError
 from edgepack.data.pictures import decoding
 from edgepack.data.pictures.decoding import Frame
-from edgepack.data.pictures.moving import moved_each
 
 if TYPE_CHECKING:
     import numpy
@@ -17,6 +16,12 @@ if TYPE_CHECKING:
     from edgepack.data.pictures.decoding import Bytes
 
     Places = numpy.typing.NDArray[numpy.int32]
+
+
+class Moving(Protocol):
+    """Changes pictures [n, channels, height, width] at random, each by its own seed of `seeds`, [n]."""
+
+    def __call__(self, pictures: "Tensor", *, seeds: "Tensor") -> "Tensor": ...
 
 
 class Pixels(Protocol):
@@ -80,19 +85,19 @@ class InFiles:
 class Pictures:
     """The pictures of a split: `rows` of `pixels`.
 
-    Training pictures are whole, or `moving`: cut to `size` at random places by their seeds. Those of the other splits
-    are cut at `starts`, left and top: they are what they would be if they had been cut to `size` at once.
+    Training pictures are whole; `moving` changes them at random by their seeds. Those of the other splits are cut to
+    `size` at `starts`, left and top: they are what they would be if they had been cut to this size at once.
     """
 
     pixels: Pixels
     rows: "Places"
     size: int
-    moving: bool = False
+    moving: "Moving | None" = None
     starts: "Places | None" = None  # [n, 2]
 
     @property
     def augmented(self) -> bool:
-        return self.moving
+        return self.moving is not None
 
     @property
     def held(self) -> bool:
@@ -109,7 +114,7 @@ class Pictures:
         if self.starts is not None:
             found = self._cut(found, self.starts[at])
         pictures = torch.from_numpy(found)
-        return (moved_each(pictures, self.size, seeds) if self.moving and seeds is not None else pictures,)
+        return (self.moving(pictures, seeds=seeds) if self.moving and seeds is not None else pictures,)
 
     def _cut(self, pictures: "Bytes", starts: "Places") -> "Bytes":
         import numpy

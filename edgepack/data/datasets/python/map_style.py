@@ -4,9 +4,7 @@ Its random changes come from the global generators of torch, numpy and Python, w
 """
 
 import hashlib
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,7 +52,7 @@ class MapStyle:
         """Return an input and its target. Raises RecipeError naming a sample that cannot be read."""
         import torch
 
-        with _seeded(seed):
+        with draws.seeded(seed):
             try:
                 given, target = self.dataset[index]
                 tensor, number = torch.as_tensor(given), int(target)
@@ -121,21 +119,3 @@ def _numbered(indices: "Tensor", seeds: "Tensor | None") -> Iterator[tuple[int, 
     """Yield each index with a seed: its own for samples that are not to change from pass to pass."""
     fixed = draws.of_samples(0, indices) if seeds is None else seeds
     return zip(indices.tolist(), fixed.tolist(), strict=True)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that a data set may draw from, and leave them as they were."""
-    import numpy
-    import torch
-
-    before = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    torch.manual_seed(seed)
-    numpy.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        numpy.random.set_state(before[1])
-        random.setstate(before[2])
