@@ -221,6 +221,18 @@ def test_pictures_that_cannot_be_read_are_named(pets: str) -> None:
         load(configured())
 
 
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_as_many_pictures_as_a_recipe_allows_are_left_out(cache: str, pets: str) -> None:
+    for file in ("pets/ant/1.jpg", "pets/bee/2.png"):
+        Path(file).write_text("no picture")
+    data = load(configured(cache=cache, bad_samples={"skip": 2}))
+    assert sum(map(len, (data.train, data.validation, data.test))) == 28
+    check_colors(data)
+    assert data.notes[0].startswith("2 of 30 pictures cannot be read, and are left out, such as pets/ant/1.jpg: ")
+    with pytest.raises(RecipeError, match="2 pictures cannot be read, more than the 1 that bad_samples leaves out"):
+        load(configured(cache=cache, bad_samples={"skip": 1}))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -17,7 +17,7 @@ from edgepack.core.errors import RecipeError
 from edgepack.data.datasets import image_folder
 from edgepack.data.datasets.image_folder import describe, fingerprint, load
 from edgepack.data.pictures import decoding
-from edgepack.data.pictures.decoding import all_decoded
+from edgepack.data.pictures.decoding import Decoded, all_decoded
 from edgepack.data.splits import Data
 
 
@@ -154,6 +154,12 @@ def test_an_animation_is_its_first_picture() -> None:
     assert read_pixels("two.gif")[8, 8].tolist() == [250, 0, 0]
 
 
+def _is_transparent(file: str) -> bool:
+    found = all_decoded({Path(file): file}, configured().frame)[file]
+    assert isinstance(found, Decoded)
+    return found.transparent
+
+
 def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsRecorder) -> None:
     picture = Image.new("RGB", (20, 20), (250, 20, 90))
     picture.convert("CMYK").save("one.jpg", quality=100)
@@ -165,11 +171,11 @@ def test_colours_of_any_mode_are_those_that_were_saved(recwarn: pytest.WarningsR
     picture.quantize(4).save("three.gif", transparency=0)
     for file in ("one.png", "two.png", "three.gif"):
         assert read_pixels(file)[8, 8].tolist() == [250, 20, 90]
-        assert all_decoded({Path(file): file}, configured().frame)[file].transparent
+        assert _is_transparent(file)
     assert not [each for each in recwarn if "ransparency" in str(each.message)]
     see_through.putalpha(255)
     see_through.save("one.png")
-    assert not all_decoded({Path("one.png"): "one"}, configured().frame)["one"].transparent
+    assert not _is_transparent("one.png")
 
 
 def test_transparent_pictures_are_counted(pets: str) -> None:

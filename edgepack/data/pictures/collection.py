@@ -14,11 +14,11 @@ from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.units import Share
 from edgepack.data.contract import Loading
-from edgepack.data.folders import Files
-from edgepack.data.partition import possible
+from edgepack.data.folders import Files, shown
+from edgepack.data.partition import possible, unreadable
 from edgepack.data.pictures.augmentation import Augmentation, changed_each
-from edgepack.data.pictures.choosing import chosen, every
-from edgepack.data.pictures.decoding import Frame, libraries
+from edgepack.data.pictures.choosing import Picture, chosen, every
+from edgepack.data.pictures.decoding import Decoded, Frame, libraries
 from edgepack.data.pictures.keeping import Cache, pixels
 from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 
     from edgepack.data.pictures.samples import Moving, Places
 
+_FIX = "fix, convert or remove them, or leave some out: bad_samples: {skip: 20}"
 _VERSION = 3  # bump when the same files would give other splits or pixels
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+
+
+class Skip(Frozen):
+    """How many pictures may be left out since they cannot be read."""
+
+    skip: int = Field(ge=1)
 
 
 class Settings(Frozen):
@@ -54,6 +61,9 @@ class Settings(Frozen):
     cache: Cache = Field(
         default="auto",
         description="where decoded pictures are kept: memory, disk (in the store), or none (decoded each time)",
+    )
+    bad_samples: Literal["fail"] | Skip = Field(
+        default="fail", description="fail if a picture cannot be read, or {skip: 20}: leave out as many at most"
     )
     validation: Share = Field(default=0.15, description="fraction of each class for this split, unless it is given")
     test: Share = Field(default=0.15, description="fraction of each class for this split, unless it is given")
@@ -126,9 +136,11 @@ def load(
     pictures that cannot be read.
     """
     pictures = every(parts, shas)
-    stored, read = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
-    splits, more = chosen(parts, pictures, read, config.shares)
-    rows = {sha: row for row, sha in enumerate(read)}
+    stored, found = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
+    rows = {sha: row for row, sha in enumerate(found)}
+    read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
+    bad = _left_out(pictures, found, config.bad_samples)
+    splits, more = chosen(parts, [each for each in pictures if each.sha in read], read, config.shares)
     moving = _moving(config)
 
     def split(part: str) -> Split:
@@ -145,7 +157,21 @@ def load(
         labels = torch.tensor([picture.label for picture in splits[part]])
         return Split(samples=samples, targets=labels, prepare=partial(_prepared, config=config))
 
-    return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *more))
+    return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *bad, *more))
+
+
+def _left_out(
+    pictures: Sequence[Picture], found: Mapping[str, Decoded | str], allowed: "Literal['fail'] | Skip"
+) -> list[str]:
+    """Return a note on pictures that cannot be read. Raises RecipeError if there are more than the recipe allows."""
+    unread = [f"{shown(each.file)}: {why}" for each in pictures if isinstance(why := found[each.sha], str)]
+    if allowed == "fail" and unread:
+        raise unreadable(unread, "picture", "cannot be read", _FIX)
+    if allowed != "fail" and len(unread) > allowed.skip:
+        more = f"cannot be read, more than the {allowed.skip} that bad_samples leaves out"
+        raise unreadable(unread, "picture", more, _FIX)
+    of = f"{len(unread)} of {len(pictures)} pictures cannot be read, and are left out, such as"
+    return [f"{of} {unread[0]}"] if unread else []
 
 
 def _moving(config: Settings) -> "Moving | None":

@@ -85,11 +85,12 @@ def all_decoded(
     frame: Frame,
     keep: "Callable[[int, Bytes], None] | None" = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Decoded]:
-    """Decode files given with the hash of their content; each content is decoded once.
+) -> dict[str, Decoded | str]:
+    """Decode files given with the hash of their content; each content is decoded once. Return what was found in each,
+    by its hash, or why it cannot be read.
 
     `keep` gets the pixels of each content, [channels, side, side], by its row in the result, from several threads;
-    `progress` is told how many contents are done. Raises RecipeError naming the files that cannot be read.
+    `progress` is told how many contents are done.
     """
     add_heif(files)
     one = {content: file for file, content in files.items()}
@@ -110,9 +111,7 @@ def all_decoded(
             results = pool.map(lambda each: looked_at(each[0], each[1][1]), some)
             found.update((content, result) for (_, (content, _)), result in zip(some, results, strict=True))
             progress(len(found), len(one))
-    if unread := [f"{shown(file)}: {why}" for file, sha in files.items() if isinstance(why := found[sha], str)]:
-        raise unreadable(unread, "picture", "cannot be read", "fix, convert or remove them")
-    return {content: each for content, each in found.items() if isinstance(each, Decoded)}
+    return found
 
 
 def libraries(names: Iterable[str]) -> tuple[str, ...]:

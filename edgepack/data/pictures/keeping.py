@@ -10,6 +10,7 @@ All three give the same samples.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import astuple
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -35,11 +36,11 @@ _STORED, _FOUND = "pixels", "pictures.json"
 
 def pixels(
     files: Mapping[Path, str], frame: Frame, cache: Cache, loading: Loading
-) -> tuple[Pixels, dict[str, Decoded]]:
-    """Return the pixels of each content, row by row, and what was found in each, by its hash in the order of rows.
+) -> tuple[Pixels, dict[str, Decoded | str]]:
+    """Return the pixels of each content, row by row, and what was found in each, by its hash in the order of rows, or
+    why it cannot be read.
 
-    `files` are given with the hash of their content. Raises RecipeError naming those that cannot be read, or if the
-    memory that a recipe asks for is not there.
+    `files` are given with the hash of their content. Raises RecipeError if a recipe asks for memory that is not there.
     """
     one = {sha: str(file) for file, sha in files.items()}
     progress = partial(loading.progress, "decoding pictures")
@@ -57,7 +58,7 @@ def pixels(
                 read = all_decoded(files, frame, partial(_write, file.fileno()), progress)
         else:
             read = all_decoded(files, frame, None, progress)
-        found = [(sha, *each.size, each.content, each.transparent, each.several) for sha, each in read.items()]
+        found = [(sha, each if isinstance(each, str) else astuple(each)) for sha, each in read.items()]
         (folder / _FOUND).write_text(json.dumps(found))
 
     made_of = {
@@ -68,10 +69,14 @@ def pixels(
     }
     folder = loading.kept("pictures", made_of, fill)
     read = {
-        sha: Decoded(size=(width, height), content=content, transparent=transparent, several=several)
-        for sha, width, height, content, transparent, several in json.loads((folder / _FOUND).read_text())
+        sha: each if isinstance(each, str) else _decoded(*each)
+        for sha, each in json.loads((folder / _FOUND).read_text())
     }
     return OnDisk(folder / _STORED, shape) if cache == "disk" else InFiles([*one.values()], frame), read
+
+
+def _decoded(size: tuple[int, int], content: str, transparent: bool, several: bool) -> Decoded:
+    return Decoded(size=(size[0], size[1]), content=content, transparent=transparent, several=several)
 
 
 def _chosen(cache: Cache, needed: int, room: int) -> Cache:
