@@ -58,7 +58,8 @@ def _digests(config: Config, listing: Listing) -> dict[str, str]:
     """Return the sha256 of every picture by its name relative to the folder."""
     root = Path(config.folder)
     files = (file for classes in listing.parts.values() for files in classes.values() for file in files)
-    return digests({file.relative_to(root).as_posix(): file for file in files}, of=str(root.resolve()))
+    start = len(str(root / "x")) - 1
+    return digests({str(file)[start:]: file for file in files}, of=str(root.resolve()))
 
 
 def _listed(config: Config) -> Listing:
