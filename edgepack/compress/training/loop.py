@@ -26,6 +26,7 @@ from edgepack.compress.training.numerics import numerics
 from edgepack.compress.training.optimization import Average, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
 from edgepack.core.errors import StageError
+from edgepack.core.events import Note
 from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import TrainingRecord
@@ -69,6 +70,10 @@ def fit(
     average = Average(module, settings.ema) if settings.ema else None
     state = State(module, optimizer.optimizer, schedule, [*loss.parameters()], checkpoint, average)
     state.begin(lambda: validate(snapshot(module), context))
+    if state.step:
+        context.emit(
+            Note(text=f"{doing}: goes on after step {state.step} of {steps}, where an earlier build was stopped")
+        )
     progress = Progress(context.emit, doing, steps, done=state.step)
 
     def step(batch: Batch, began: float) -> None:

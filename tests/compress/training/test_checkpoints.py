@@ -202,4 +202,6 @@ def test_progress_goes_on_from_where_it_was() -> None:
     events: list[Event] = []
     _ran(_learn, events=events)
     assert [event.done for event in events if isinstance(event, StepProgress)][-1] == 3 * STEPS
+    [note] = [event.text for event in events if isinstance(event, Note)]
+    assert note == f"learning: goes on after step {2 * STEPS} of {3 * STEPS}, where an earlier build was stopped"
     assert all(event.done > 2 * STEPS for event in events if isinstance(event, StepProgress))
