@@ -287,14 +287,14 @@ def kills(asked: Namespace) -> list[str]:
         sha, _ = _built(Path(whole), None)
         seconds = time.monotonic() - started
         lost, last = [], None
-        for moment in [*random.uniform(0.05, 0.5, _KILLS) * seconds, None]:
+        for moment in [*random.uniform(0.03, 0.2, _KILLS) * seconds, None]:
             again, reached = _built(Path(killed), moment, last)
             lost += [reached.lost] if reached.lost is not None else []
             last = reached
     return [
         "## A build that is killed",
         "",
-        f"The quickstart, killed by SIGKILL {_KILLS} times, each time after 5 to 50 % of the {seconds:.0f} s that a",
+        f"The quickstart, killed by SIGKILL {_KILLS} times, each time after 3 to 20 % of the {seconds:.0f} s that a",
         f"build takes, and then left alone. {len(lost)} kills were within a training: the next build did",
         f"{statistics.mean(lost):.2f} epochs of it again on average, and {max(lost):.2f} at most.",
         f"The bundle {'was the same, to the byte' if again == sha else '**was another one**'}.",

@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,11 +84,14 @@ def batches(
 
     Raises what `samples.read` raises, and DeviceError if a process was killed.
     """
-    keys = ((indices, None if seed is None else draws.of_samples(seed, indices)) for indices in plan)
+    # Copies: to hand over a view, all that it is a view of would be copied into the shared memory.
+    keys = ((indices.clone(), None if seed is None else draws.of_samples(seed, indices)) for indices in plan)
     processes = _possible(samples, plan, workers)
     if not processes:
         for key in keys:
-            yield samples.read(*key)
+            with _one_thread():
+                found = samples.read(*key)
+            yield found
         return
     try:
         for found in _ahead(samples, keys, processes):
@@ -95,12 +99,30 @@ def batches(
                 raise found.error
             yield found
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DeviceError(
-            f"a process that read samples was killed: {str(error).splitlines()[0]}",
-            "if the memory is full, read with fewer: --set compute.workers=1; 0 reads without other processes",
-        ) from error
+        raise killed(error) or error from error
+
+
+def killed(error: BaseException) -> DeviceError | None:
+    """Return the error to raise if a process that reads was killed; torch tells at whatever line the main one is."""
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        return None
+    return DeviceError(
+        f"a process that read samples was killed: {str(error).splitlines()[0]}",
+        "if the memory is full, read with fewer: --set compute.workers=1; 0 reads without other processes",
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Read as the other processes do: torch rounds sums over a picture by the number of its threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

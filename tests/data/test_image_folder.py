@@ -352,6 +352,41 @@ def test_what_was_kept_and_is_damaged_is_made_again(pets: str) -> None:
     assert torch.equal(stored(load(configured(cache="disk"), loading).train), first)
 
 
+def test_a_full_disk_is_no_flaw_of_a_picture_and_nothing_is_kept(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = Loading(kept=Store("store").keep)
+
+    def full(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            load(configured(cache="disk", bad_samples={"skip": 30}), loading)
+    assert Store("store").entries() == ()
+    assert len(load(configured(cache="disk"), loading).train) == 18
+
+
+def test_a_file_that_the_system_does_not_give_is_no_bad_sample() -> None:
+    with pytest.raises(RecipeError, match=r"^cannot read pets/gone\.png: No such file or directory$"):
+        decoding.all_decoded({Path("pets/gone.png"): "gone"}, configured().frame)
+
+
+def test_pixels_can_be_read_after_the_store_was_cleaned(pets: str) -> None:
+    data = load(configured(cache="disk"), Loading(kept=Store("store").keep)).read_by(2)
+    first = stored(data.train)
+    shutil.rmtree("store")
+    assert torch.equal(stored(data.train), first)
+    assert len([*data.train.batches(4, seed=1)]) == 5
+
+
+def test_a_class_that_lost_its_pictures_says_why() -> None:
+    write_folder("pets", 3)
+    for file in ("pets/ant/0.png", "pets/ant/1.jpg"):
+        Path(file).write_text("no picture")
+    with pytest.raises(RecipeError, match=r"the class 'ant' has 1 different picture.*: 2 of 3 pictures are unreadable"):
+        load(configured(bad_samples={"skip": 9}))
+
+
 def test_progress_of_decoding_is_told(pets: str) -> None:
     told: list[tuple[str, int, int]] = []
     load(configured(), Loading(progress=lambda *each: told.append(each)))

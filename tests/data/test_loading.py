@@ -103,6 +103,33 @@ def test_without_room_to_hand_batches_over_this_process_reads(monkeypatch: pytes
         list(_split(Numbers(act=here), 2).batches(10))
 
 
+def test_samples_are_read_with_one_thread_everywhere() -> None:
+    """Torch rounds a sum by the number of its threads."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        list(_split(Numbers(act=lambda index: seen.append(torch.get_num_threads()))).batches(10))
+        assert {*seen} == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_handed_to_a_process_is_no_part_of_a_whole_order() -> None:
+    class Watched(Numbers):
+        def read(self, indices: torch.Tensor, seeds: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+            assert len(indices) == 1 or indices.untyped_storage().nbytes() == indices.nbytes
+            return super().read(indices, seeds)
+
+    assert len([*_split(Watched(), 1).batches(10, seed=1)]) == 4
+
+
+def test_a_process_that_was_killed_is_told_wherever_torch_tells() -> None:
+    """Its handler raises at whatever line of the training runs."""
+    found = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert isinstance(loading.killed(found), DeviceError)
+    assert loading.killed(RuntimeError("shape")) is loading.killed(ValueError("DataLoader worker")) is None
+
+
 @pytest.mark.parametrize("cache", ["disk", "none"])
 def test_pictures_are_the_same_wherever_they_are_kept(cache: str) -> None:
     write_folder("pets")
@@ -119,3 +146,7 @@ def test_a_picture_that_changed_meanwhile_is_told() -> None:
         file.write_text("no picture")
     with pytest.raises(RecipeError, match=r"one picture cannot be read:\n  pets/.*png: "):
         list(data.train.batches(4))
+    for file in Path("pets").rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(RecipeError, match=r"cannot read pets/.*jpg: No such file|picture cannot be read"):
+        list(data.test.batches(1))

@@ -83,7 +83,7 @@ def fit(
         if settings.clip is not None:
             accelerator.clip_grad_norm_(trained, settings.clip)
         optimizer.step()
-        rate = schedule.get_last_lr()[0]
+        rate = optimizer.param_groups[0]["lr"]
         schedule.step()
         state.advance()
         state.losses.add(lost, len(batch.targets), rate, time.monotonic() - began)
@@ -98,9 +98,9 @@ def fit(
             step(batch, began)
             state.save_if(checkpoint.overdue() and state.step % data.count(size) > 0)
             began = time.monotonic()
-        if lags(module, per_epoch):
-            refresh_batch_norm(module, data)
         with state.averaged():
+            if lags(module, per_epoch):
+                refresh_batch_norm(module, data)
             now = replace(validate(snapshot(module), context), epoch=epoch + 1)
             _check_finite(now, settings)
             state.take(now, len(context.data.validation))

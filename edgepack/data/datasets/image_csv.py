@@ -61,7 +61,7 @@ def fingerprint(config: Config) -> str:
         part: {label: [shas[file] for file in files] for label, files in classes.items()}
         for part, classes in parts.items()
     }
-    names = {file.name: "" for file in shas}  # tell which libraries read them
+    names = {file.suffix.lower(): "" for file in shas}  # they tell which libraries read them
     return collection.fingerprint(config, names, {*Config.model_fields} - {*Settings.model_fields}, rows=rows)
 
 

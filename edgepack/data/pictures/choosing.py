@@ -39,15 +39,20 @@ def chosen(
     """Return the pictures of each split, shuffled, so that the first samples are a fair choice, and remarks on those
     that were dropped.
 
-    `read` tells by hash what was found in each; `shares` are those of splits that have no folder. Raises RecipeError
-    naming a class or split that has too few left.
+    `read` tells by hash what was found in each that can be read; `shares` are those of splits that have no folder.
+    Raises RecipeError naming a class or split that has too few left.
     """
     same: dict[str, list[Picture]] = {}
     for picture in pictures:
-        same.setdefault(read[picture.sha].content, []).append(picture)
+        if picture.sha in read:
+            same.setdefault(read[picture.sha].content, []).append(picture)
     groups = [*same.values()]
     kept, notes = _deduplicated(groups, read)
-    return _drawn(parts, shares, kept, _lost(groups, [*parts["train"]])), notes
+    lost = _lost(groups, [*parts["train"]])
+    for picture in pictures:
+        if picture.sha not in read:
+            lost.setdefault((picture.part, picture.label), []).append("unreadable")
+    return _drawn(parts, shares, kept, lost), notes
 
 
 def _deduplicated(groups: Sequence[Sequence[Picture]], read: Mapping[str, Decoded]) -> tuple[list[Picture], list[str]]:

@@ -140,7 +140,7 @@ def load(
     rows = {sha: row for row, sha in enumerate(found)}
     read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
     bad = _left_out(pictures, found, config.bad_samples)
-    splits, more = chosen(parts, [each for each in pictures if each.sha in read], read, config.shares)
+    splits, more = chosen(parts, pictures, read, config.shares)
     moving = _moving(config)
 
     def split(part: str) -> Split:

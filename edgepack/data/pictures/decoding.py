@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.core.errors import RecipeError
 from edgepack.core.provenance import threads
 from edgepack.data.folders import NOT_FETCHED, POINTERS, shown
 from edgepack.data.partition import unreadable
@@ -90,7 +91,8 @@ def all_decoded(
     by its hash, or why it cannot be read.
 
     `keep` gets the pixels of each content, [channels, side, side], by its row in the result, from several threads;
-    `progress` is told how many contents are done.
+    `progress` is told how many contents are done. Raises RecipeError where the system does not give a file: that says
+    nothing about its content.
     """
     add_heif(files)
     one = {content: file for file, content in files.items()}
@@ -99,11 +101,13 @@ def all_decoded(
     def looked_at(row: int, file: Path) -> Decoded | str:
         try:
             picture = _opened(file, frame.mode)
-            if keep:
-                keep(row, _cut(picture.upright, frame))
-            return picture.described()
+            cut = _cut(picture.upright, frame) if keep else None
+            found = picture.described()
         except Exception as error:  # each decoder fails in its own way
             return _why(file, error)
+        if keep and cut is not None:
+            keep(row, cut)
+        return found
 
     waiting = iter(enumerate(one.items()))
     with ThreadPoolExecutor(threads()) as pool:
@@ -178,6 +182,11 @@ def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
 
 
 def _why(file: Path, error: Exception) -> str:
+    """Return why a picture cannot be decoded. Raises errors that are not about its content."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno:
+        raise RecipeError(f"cannot read {shown(file)}: {error.strerror}") from error
     return NOT_FETCHED if _is_pointer(file) else str(error)
 
 

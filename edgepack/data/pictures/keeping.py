@@ -72,7 +72,7 @@ def pixels(
         sha: each if isinstance(each, str) else _decoded(*each)
         for sha, each in json.loads((folder / _FOUND).read_text())
     }
-    return OnDisk(folder / _STORED, shape) if cache == "disk" else InFiles([*one.values()], frame), read
+    return OnDisk((folder / _STORED).open("rb"), shape) if cache == "disk" else InFiles([*one.values()], frame), read
 
 
 def _decoded(size: tuple[int, int], content: str, transparent: bool, several: bool) -> Decoded:

@@ -1,11 +1,12 @@
 """Pictures as samples: where their pixels are, and which part of each a model is shown."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from edgepack.core.errors import RecipeError
+from edgepack.core.errors import DeviceError
 from edgepack.data.pictures import decoding
 from edgepack.data.pictures.decoding import Frame
 
@@ -45,24 +46,21 @@ class InMemory:
 class OnDisk:
     """Pixels in one file, picture after picture.
 
-    They are read, not mapped: a mapped file counts as memory of this process for as long as the system keeps it.
+    They are read, not mapped: a mapped file counts as memory of this process for as long as the system keeps it. The
+    file stays open, so that it can be read even if the store is cleaned meanwhile.
     """
 
-    file: Path
+    file: BinaryIO
     shape: tuple[int, int, int]
 
     def take(self, rows: Sequence[int]) -> "Bytes":
         import numpy
 
         found = numpy.empty((len(rows), *self.shape), numpy.uint8)
-        try:
-            with self.file.open("rb", buffering=0) as file:
-                for picture, row in zip(found, rows, strict=True):
-                    file.seek(row * picture.nbytes)
-                    if file.readinto(picture.data.cast("B")) != picture.nbytes:
-                        raise OSError(5, "it is shorter than it was")
-        except OSError as error:
-            raise RecipeError(f"cannot read {self.file}: {error.strerror}", "build again") from error
+        for picture, row in zip(found, rows, strict=True):
+            content = picture.data.cast("B")
+            if os.preadv(self.file.fileno(), [content], row * picture.nbytes) != picture.nbytes:
+                raise DeviceError(f"{self.file.name} is shorter than it was", "build again")
         return found
 
 

@@ -130,20 +130,31 @@ class Store:
         """Return the folder in which a step may leave what it can go on from if it is killed; it may not exist."""
         return self.root / "unfinished" / key
 
-    def keep(self, name: str, made_of: Json, fill: Callable[[Path], None]) -> Path:
-        """Return the folder that `fill` wrote, now or earlier. Only its files' sizes are compared: it may be large."""
+    def keep(
+        self, name: str, made_of: Json, fill: Callable[[Path], None], waiting: Callable[[], None] = lambda: None
+    ) -> Path:
+        """Return the folder that `fill` wrote, now or earlier. Only its files' sizes are compared: it may be large.
+
+        Calls `waiting` if another build is writing it.
+        """
         key = digest({"kind": name, **made_of})
 
         def filled(folder: Path) -> Json:
             fill(folder)
             return {}
 
-        with self.lock(key):
-            entry = self.peek("data", key)
-            if entry is None or not all(_has_size(entry.path / file, facts) for file, facts in entry.files.items()):
-                entry = self.make("data", key, {"step": name, **made_of}, filled)
+        entry = self._of_size("data", key)
+        if entry is None:
+            with self.lock(key, waiting):
+                entry = self._of_size("data", key) or self.make("data", key, {"step": name, **made_of}, filled)
         self.touch(entry)
         return entry.path
+
+    def _of_size(self, kind: str, key: str) -> Entry | None:
+        """Return the entry if its files have their sizes."""
+        entry = self.peek(kind, key)
+        whole = entry and all(_has_size(entry.path / file, facts) for file, facts in entry.files.items())
+        return entry if whole else None
 
     def _new_folder(self, key: str) -> tuple[Path, int]:
         """Return a folder in tmp/ and a handle that locks it until closed: unlocked ones are from killed builds."""

@@ -81,7 +81,9 @@ class Workspace:
         root = self.store.root.absolute()
         there = next(folder for folder in (root, *root.parents) if folder.exists())
         room = shutil.disk_usage(there).free
-        return Loading(progress=progress, kept=self.store.keep, room=room, workers=self._workers)
+        waiting = Note(text="waiting for another build that decodes the same data")
+        kept = partial(self.store.keep, waiting=partial(self.emit, waiting))
+        return Loading(progress=progress, kept=kept, room=room, workers=self._workers)
 
     @cached_property
     def signature(self) -> "Signature":
@@ -193,8 +195,8 @@ def guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
     except MemoryError as error:
         raise StageError(f"{name} ran out of memory", "use a smaller batch_size, or a larger machine") from error
     except (Exception, SystemExit) as error:  # a stage that calls sys.exit() has failed, whatever its code
-        if disk := full_disk(error, folder):
-            raise disk from error
+        if outside := full_disk(error, folder) or loading.killed(error):
+            raise outside from error
         logging.getLogger(__name__).exception("%s failed", name)
         first = (str(error).strip().splitlines() or [""])[0]
         raise StageError(

@@ -98,6 +98,18 @@ def test_a_killed_training_loses_an_epoch_at_most_and_ends_the_same(killed_after
 
 
 @pytest.mark.usefixtures("every_step")
+@pytest.mark.parametrize("killed_after", [STEPS - 1, STEPS + 2, 3 * STEPS - 1])
+def test_the_record_of_a_killed_training_is_that_of_an_undisturbed_one(killed_after: int) -> None:
+    def record(context: Context) -> Any:
+        _learn(context)
+        return [each.model_copy(update={"samples_per_second": None}) for each in context.trainings[0].epochs]
+
+    undisturbed, _ = _ran(record, folder="other")
+    _ran(record, killed_after=killed_after)
+    assert _ran(record)[0] == undisturbed
+
+
+@pytest.mark.usefixtures("every_step")
 def test_an_epoch_that_takes_long_is_saved_before_its_end() -> None:
     splits = data(augmented=True)
     undisturbed, _ = _ran(_learn, folder="other", data=splits)

@@ -101,6 +101,21 @@ def test_the_average_of_the_weights_is_what_is_scored_and_kept() -> None:
             assert step <= whole * 1.5 + 1e-6
 
 
+def test_the_average_has_statistics_of_its_own_weights() -> None:
+    """Where batch norms follow slowly, those of the training contain untrained weights."""
+
+    def slow(**changes: Any) -> float:
+        module = candidate("residual").module
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 0.01
+        here = context()
+        fit(module, here, _settings(epochs=5, **changes), doing="")
+        return here.trainings[0].epochs[-1].score
+
+    assert slow() > 0.9 and slow(ema=0.9) > 0.9
+
+
 def test_training_ends_after_so_many_epochs_without_a_better_score() -> None:
     scores = [0.5, 0.6, 0.55, 0.6, 0.9]
     task = context().task

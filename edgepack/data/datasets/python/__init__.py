@@ -95,7 +95,7 @@ def load(config: Config, loading: Loading | None = None) -> Data:
         else:
             splits[part] = _as_described(part, _checked(part, _split(part, given[part]), config), config)
             contents[part] = [*map(_content, zip(*splits[part].inputs, strict=True))]
-    notes = (*_lacking(splits, config.labels), *_shared(contents))
+    notes = (*_lacking(splits, config.labels), *_shared(contents), *_unnoticed(config, splits))
     return Data(train=_shuffled(splits["train"]), validation=splits["validation"], test=splits["test"], notes=notes)
 
 
@@ -179,6 +179,11 @@ def _wrong(part: str, problem: str) -> RecipeError:
     return RecipeError(
         f"the split '{part}' of the data is wrong: {problem}", "fix the function, or the data section of the recipe"
     )
+
+
+def _unnoticed(config: Config, splits: Mapping[str, Split]) -> Iterator[str]:
+    if not config.files and any(split.samples is not None for split in splits.values()):
+        yield f"files that data sets of {config.function} read are not noticed when they change: name them in `files`"
 
 
 def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str]:

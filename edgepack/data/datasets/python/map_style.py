@@ -6,6 +6,7 @@ Its random changes come from the global generators of torch, numpy and Python, w
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import index as index_of
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core.errors import RecipeError, reason
@@ -55,7 +56,7 @@ class MapStyle:
         with draws.seeded(seed):
             try:
                 given, target = self.dataset[index]
-                tensor, number = torch.as_tensor(given), int(target)
+                tensor, number = torch.as_tensor(given), index_of(target)
             except Exception as error:
                 message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
                 raise RecipeError(message, _PAIR) from error
