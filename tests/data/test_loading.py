@@ -87,9 +87,11 @@ def test_a_process_that_was_killed_is_told() -> None:
         if index == 25 and torch.utils.data.get_worker_info():
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(DeviceError, match="a process that read samples was killed") as caught:
+    with pytest.raises((DeviceError, RuntimeError)) as caught:
         list(_split(Numbers(act=killed), 1).batches(10))
-    assert "compute.workers" in caught.value.hint
+    found = loading.killed(caught.value) or caught.value  # torch may tell while the batches before are used
+    assert isinstance(found, DeviceError) and "compute.workers" in found.hint
+    assert found.message.startswith("a process that read samples was killed")
 
 
 def test_without_room_to_hand_batches_over_this_process_reads(monkeypatch: pytest.MonkeyPatch) -> None:
