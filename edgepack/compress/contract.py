@@ -10,6 +10,7 @@ from pydantic import Field
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.config.device import Quantization
 from edgepack.config.plugins import DEFAULT_QUANTIZER
+from edgepack.config.user_code.references import Reference
 from edgepack.core.events import Emit
 from edgepack.core.frozen import Frozen
 from edgepack.core.units import Share
@@ -69,6 +70,10 @@ class Training(StageConfig):
     early_stop: int | None = Field(
         default=None, ge=1, description="end after so many epochs without a better score on the validation split"
     )
+    trainer: Reference | None = Field(
+        default=None, description='your own function that trains instead: "module:function", see README'
+    )
+    trainer_args: dict[str, Any] = Field(default={}, description="arguments of the trainer")
     precision: Precision = Field(
         default="fp32",
         description="bf16: mixed precision, for processors with bf16 instructions; measure whether it is faster",

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgepack.compress.contract import Context, Recovery, Training
-from edgepack.compress.training import taps
+from edgepack.compress.training import own_trainer, taps
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
@@ -29,7 +29,7 @@ from edgepack.core.errors import StageError
 from edgepack.core.events import Note
 from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
-from edgepack.records.training import TrainingRecord
+from edgepack.records.training import Epoch, TrainingRecord
 
 
 @taps.used_only()
@@ -50,6 +50,20 @@ def fit(
     """
     if settings.epochs:
         check_trainable(module)
+    if settings.epochs and settings.trainer:
+        return _by_own_trainer(module, context, settings, doing, distillation, snapshot)
+    return _loop(module, context, settings, doing, distillation, snapshot, each_epoch)
+
+
+def _loop(
+    module: nn.Module,
+    context: Context,
+    settings: Training,
+    doing: str,
+    distillation: Distillation | None,
+    snapshot: Callable[[nn.Module], nn.Module],
+    each_epoch: Callable[[int], None],
+) -> EpochResult:
     accelerator = _accelerator()
     how = numerics(module, settings.precision)
     _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
@@ -112,6 +126,24 @@ def fit(
     train_mode(module, False)
     context.trainings.append(TrainingRecord(doing=doing, kept=state.fitted.epoch, epochs=tuple(state.epochs)))
     return state.fitted
+
+
+def _by_own_trainer(
+    module: nn.Module,
+    context: Context,
+    settings: Training,
+    doing: str,
+    distillation: Distillation | None,
+    snapshot: Callable[[nn.Module], nn.Module],
+) -> EpochResult:
+    first = validate(snapshot(module), context)
+    epochs = own_trainer.train(module, context, settings, distillation.teacher if distillation else None, doing)
+    last = own_trainer.result(epochs, validate(snapshot(module), context), settings)
+    known = [each for each in epochs if each.epoch < last.epoch]
+    ends = [Epoch(epoch=each.epoch, score=each.score) for each in (first, last)]
+    record = TrainingRecord(doing=doing, kept=last.epoch, epochs=(ends[0], *known, ends[1]))
+    context.trainings.append(record)
+    return last
 
 
 def recover(module: nn.Module, after: str, settings: Recovery, context: Context) -> None:

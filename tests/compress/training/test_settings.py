@@ -18,8 +18,7 @@ from edgepack.compress.training import checkpoints, evaluation, numerics
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.evaluation import Progress
 from edgepack.compress.training.loop import fit
-from edgepack.compress.training.loss import Distillation
-from edgepack.compress.training.mixing import Mixing
+from edgepack.compress.training.loss import Distillation, Mixing
 from edgepack.core.errors import StageError
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from edgepack.config import plugins
 from edgepack.config.plugins import Choice
+from edgepack.config.user_code import references
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
 from edgepack.records.differences import Difference, differences
@@ -60,6 +61,17 @@ def plugin_facts(choice: Choice) -> dict[str, Any]:
     }
     inner = {kind: inner_facts(kind, name) for kind, name in choice.module.uses(choice.config).items()}
     return {**facts, **inner}
+
+
+def trainer_facts(trainers: Iterable[str]) -> dict[str, Any]:
+    """Return the code of a user's own trainers, and the versions of packages that it imports."""
+    named = sorted({*trainers})
+    if not named:
+        return {}
+    code = sorted(file_digest(file) for name in named for file in references.sources(name))
+    return {
+        "trainer": {"code": code, "versions": {k: v for name in named for k, v in references.libraries(name).items()}}
+    }
 
 
 def inner_facts(kind: str, name: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from edgepack.workflows.build.planning.keys import (
     quantizer_of,
     reasons,
     task_facts,
+    trainer_facts,
 )
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import Plan, Step, StepId
@@ -307,6 +308,7 @@ class Planner:
             "device": facts,
             "files": files(models),
             **self.reads.ingredients(*models),
+            **trainer_facts(each.trainer for each in stage.config.trainings if each.trainer),
             "teacher": teacher,
             **(quantizer_facts(id.format or self.quantizers[0]) if stage.module.USES_QUANTIZER else {}),
         }

@@ -1,0 +1,160 @@
+"""A trainer of a user's own trains in place of edgepack's loop, and what it must not do ends the build."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch_factories import accuracy, candidate, context, data, learned
+from torch_factories import tiny_models as tiny_models
+
+from edgepack.compress.contract import Training
+from edgepack.compress.stages import prune, quantize
+from edgepack.compress.training import numerics
+from edgepack.compress.training.loop import fit
+from edgepack.compress.training.loss import Distillation
+from edgepack.compress.training.own_trainer import Loader
+from edgepack.core.errors import StageError
+from edgepack.core.events import Event, StepProgress
+from edgepack.workflows.build.planning.keys import trainer_facts
+
+PLAIN = """
+import torch
+
+def fit(job, rate=0.01):
+    optimizer = torch.optim.Adam(job.module.parameters(), lr=rate)
+    for epoch in range(job.settings.epochs):
+        job.module.train()
+        for inputs, targets in job.loader("train"):
+            optimizer.zero_grad()
+            loss = job.task.loss(job.module(inputs), targets)
+            if job.teacher is not None:
+                loss = loss + job.task.distill(job.module(inputs), job.teacher(inputs).detach(), 2.0)
+            loss.backward()
+            optimizer.step()
+        job.report(epoch=epoch + 1, loss=float(loss), learning_rate=rate)
+"""
+BAD = """
+from torch import nn
+import torch
+
+def widen(job):
+    job.module.head = nn.Linear(16, 5)
+
+def lose(job):
+    raise ValueError("out of data")
+
+def spoil(job):
+    with torch.no_grad():
+        next(job.module.parameters()).fill_(float("nan"))
+
+def wake(job):
+    with torch.no_grad():
+        for weight in job.module.parameters():
+            weight += 0.1
+
+def nothing(job): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def own() -> Iterator[None]:
+    """Modules `plain_trainer` and `bad_trainer` in the current folder."""
+    path = [*sys.path]
+    Path("plain_trainer.py").write_text(PLAIN)
+    Path("bad_trainer.py").write_text(BAD)
+    with numerics.deterministic(0, 1):
+        yield
+    sys.path[:] = path
+    for name in ("plain_trainer", "bad_trainer"):
+        sys.modules.pop(name, None)
+
+
+def _settings(trainer: str = "plain_trainer:fit", **changes: Any) -> Training:
+    return Training.model_validate({"epochs": 8, "batch_size": 16, "trainer": trainer, **changes})
+
+
+def test_it_trains_the_model_in_place() -> None:
+    events: list[Event] = []
+    module, here = candidate("residual").module, context(events=events)
+    best = fit(module, here, _settings(trainer_args={"rate": 0.02}), doing="learning")
+    assert best.score == accuracy(module) > 0.9 and best.epoch == 8
+    [record] = here.trainings
+    assert [each.epoch for each in record.epochs] == [0, *range(1, 9)] and record.kept == 8
+    assert record.epochs[3].loss is not None and record.epochs[8].score == best.score
+    told = [event for event in events if isinstance(event, StepProgress)]
+    assert (told[-1].done, told[-1].total, told[-1].learning_rate) == (8, 8, 0.02)
+    assert not module.training
+
+
+def test_two_trainings_are_the_same_and_each_pass_is_shuffled_anew() -> None:
+    one, two = (candidate("residual").module for _ in range(2))
+    for module in (one, two):
+        fit(module, context(), _settings(epochs=2), doing="")
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+def test_it_gets_the_teacher() -> None:
+    module = candidate("mlp").module
+    lesson = Distillation(teacher=learned().module)
+    assert fit(module, context(), _settings(), doing="", distillation=lesson).score > 0.9
+
+
+def test_it_recovers_what_prune_cut_and_trains_simulated_int8() -> None:
+    recover = {"epochs": 6, "batch_size": 16, "trainer": "plain_trainer:fit"}
+    cut = prune.run(learned(), prune.Config(ratio="50 %", steps=1, recover=recover), context())  # type: ignore[arg-type]
+    assert accuracy(cut.module) > 0.9
+    qat = quantize.Config(mode="qat", epochs=2, batch_size=16, trainer="plain_trainer:fit")
+    made = quantize.run(learned(), qat, context())
+    assert accuracy(made.module) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("widen", r"bad_trainer:widen changed 2 tensors of the model: head.weight \(3, 16\) to \(5, 16\)"),
+        ("lose", "bad_trainer:lose failed: ValueError: out of data"),
+        ("spoil", "bad_trainer:spoil left NaN or Inf in stem"),
+    ],
+)
+def test_what_it_breaks_ends_the_build(name: str, why: str) -> None:
+    with pytest.raises(StageError, match=why):
+        fit(candidate("residual").module, context(), _settings(f"bad_trainer:{name}"), doing="")
+
+
+def test_weights_that_pruning_set_to_zero_stay_zero() -> None:
+    recover = {"epochs": 1, "batch_size": 16, "trainer": "bad_trainer:wake"}
+    config = prune.Config(pattern="unstructured", ratio="50 %", steps=1, recover=recover)  # type: ignore[arg-type]
+    with pytest.raises(StageError, match="bad_trainer:wake changed weights that pruning set to zero, in "):
+        prune.run(learned(), config, context())
+
+
+def test_one_that_reports_nothing_is_measured_all_the_same() -> None:
+    here, module = context(), learned().module
+    best = fit(module, here, _settings("bad_trainer:nothing", epochs=3), doing="")
+    assert best.score == accuracy(module, data().validation) and best.epoch == 3
+    assert [each.epoch for each in here.trainings[0].epochs] == [0, 3]
+
+
+def test_a_loader_has_as_many_batches_as_it_says_and_shuffles_each_pass() -> None:
+    split = data(train=33).train
+    training, validation = Loader(split, 16, 5), Loader(split, 16, None)
+    assert (len(training), len(validation)) == (2, 3)  # batch norm needs two: one sample is left out
+    one, two = ([targets.tolist() for _, targets in training] for _ in range(2))
+    assert list(map(len, one)) == [16, 16] and one != two
+    assert [len(targets) for _, targets in validation] == [16, 16, 1]
+
+
+def test_the_code_of_a_trainer_and_what_it_imports_count() -> None:
+    assert trainer_facts([]) == {}
+    before = trainer_facts(["plain_trainer:fit"])
+    assert before == trainer_facts(["plain_trainer:fit"]) and "torch" in before["trainer"]["versions"]
+    Path("plain_trainer.py").write_text(PLAIN + "\n")
+    assert trainer_facts(["plain_trainer:fit"]) != before
+
+
+def test_a_function_that_is_not_there_is_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(ValueError, match="did you mean 'fit'"):
+        _settings("plain_trainer:fitt")
