@@ -156,8 +156,13 @@ class Document:
     def note(self, error: ValidationError, model: type[BaseModel], value: object, path: KeyPath) -> None:
         """Note one problem for each place that `error` names."""
         seen: set[KeyPath] = set()
-        for detail in error.errors():
-            loc = _without_union_tags(detail["loc"], value)
+        # What a validator says of a value comes before what other members of a union say of its type.
+        found = sorted(error.errors(), key=lambda detail: detail["type"] != "value_error")
+        details = [(_without_union_tags(each["loc"], value, each["type"] == "missing"), each) for each in found]
+        places = [loc for loc, _ in details]
+        for loc, detail in details:
+            if any(len(other) > len(loc) and other[: len(loc)] == loc for other in places):
+                continue  # another member of a union knows better what is wrong
             inner = detail.get("ctx", {}).get("error")
             if isinstance(inner, Nested):
                 self.note(inner.error, inner.model, inner.value, path + loc + inner.path)
@@ -337,8 +342,10 @@ def _literals(expected: str) -> list[str]:
     return [part.strip().strip("'") for part in expected.replace(" or ", ",").split(",") if part.strip()]
 
 
-def _without_union_tags(loc: tuple[str | int, ...], value: object) -> KeyPath:
-    """Return the path without the names of union members that pydantic adds ("int", "literal['all']")."""
+def _without_union_tags(loc: tuple[str | int, ...], value: object, missing: bool) -> KeyPath:
+    """Return the path without the names of union members that pydantic adds ("int", "literal['all']"); `missing` if it
+    ends with a key that is not there.
+    """
     path: list[str | int] = []
     for i, part in enumerate(loc):
         inside = isinstance(value, dict) or (isinstance(value, tuple) and isinstance(part, int) and part < len(value))
@@ -346,8 +353,9 @@ def _without_union_tags(loc: tuple[str | int, ...], value: object) -> KeyPath:
             break
         path.append(part)
         if isinstance(value, dict):
-            if part not in value and i < len(loc) - 1:
-                break
+            if part not in value and not (missing and i == len(loc) - 1):
+                path.pop()  # the name of a member, whose keys follow
+                continue
             value = value.get(part)
         elif isinstance(value, tuple) and isinstance(part, int):
             value = value[part]

@@ -1,6 +1,7 @@
 """Training pictures are changed at random by what a recipe asks for, each by its own seed."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from picture_factories import check_colors, configured, stored, write_folder
 from pydantic import ValidationError
 
+from edgepack.config.document import ConfigError
+from edgepack.config.recipe_reading import load_recipe
 from edgepack.data.datasets.image_folder import fingerprint, load
 from edgepack.data.pictures.augmentation import Augmentation, changed_each
 
@@ -49,6 +52,27 @@ def test_nothing_asked_is_nothing_done() -> None:
 def test_crops_that_make_no_sense_are_refused(crop: tuple[str, str]) -> None:
     with pytest.raises(ValidationError, match="it must be above 0 %, and rise"):
         Augmentation(crop=crop)  # type: ignore[arg-type]
+
+
+def test_a_mistake_in_the_settings_is_told_with_its_key_and_nothing_else() -> None:
+    write_folder("pets")
+    recipe = """
+edgepack: 1
+task: image_classification
+model: {torchvision: resnet18}
+data: {image_folder: {folder: pets, augment: {erase: 0.25, rotate: 10}, bad_samples: {skip: none}}}
+device: host
+stages: [{train: {epochs: 1}}]
+export: [onnx]
+"""
+    Path("recipe.yaml").write_text(recipe)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("recipe.yaml")
+    assert [each.path for each in caught.value.problems] == [
+        "data.image_folder.augment.erase",
+        "data.image_folder.augment.rotate",
+        "data.image_folder.bad_samples.skip",
+    ]
 
 
 def test_a_folder_of_pictures_is_augmented_as_asked_by_any_number_of_processes() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from factories import python
 
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.data.datasets.python import Config, describe, fingerprint, load
@@ -211,6 +212,13 @@ def test_a_torch_dataset_is_read_as_it_is_needed_and_the_same_by_any_number_of_p
     assert not torch.equal(seen(0, 1), seen(0, 2))
 
 
+def test_a_users_module_may_import_torchvision() -> None:
+    """Beside a torch without CUDA, which lacks operators that torchvision asks for."""
+    Path("seen.py").write_text("from torchvision.transforms import v2\n\ndef load(): return v2.Identity")
+    code = "from edgepack.config.user_code.references import resolve; print(resolve('seen:load')().__name__)"
+    assert python(code).out == "Identity\n"
+
+
 class Odd(Noisy):
     """One whose last sample is something else."""
 
@@ -247,7 +255,8 @@ def test_samples_of_torch_datasets_that_stand_in_two_splits_are_told() -> None:
     same = torch.utils.data.TensorDataset(torch.rand(6, 2, 3), torch.arange(6) % 2)
     given = {"train": Noisy(), "validation": same, "test": same}
     copies = "6 of 6 test samples are also in validation: test scores are too high"
-    unnoticed = "files that data sets of shop_data:load read are not noticed when they change: name them in `files`"
+    what = "files that data sets of shop_data:load read in other processes"
+    unnoticed = f"{what} are not noticed when they change: name them in `files`"
     assert _loaded(given).notes == (copies, unnoticed)
     assert _loaded(given, files=("own_numbers.py",)).notes == (copies,)
 

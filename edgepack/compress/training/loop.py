@@ -119,6 +119,9 @@ def _loop(
             _check_finite(now, settings)
             state.take(now, len(context.data.validation))
         state.save_if(checkpoint.due())
+    if state.step < steps:
+        after = f"{doing}: stopped after epoch {state.epochs[-1].epoch} of {settings.epochs}"
+        context.emit(Note(text=f"{after}: none since epoch {state.best.epoch} had a better score"))
     loss.close()
     _release(held)
     module.load_state_dict(state.kept)

@@ -22,6 +22,7 @@ from pydantic import AfterValidator
 from edgepack.config.document import unknown
 from edgepack.config.user_code import imports
 from edgepack.core.errors import RecipeError
+from edgepack.core.process.libraries import declare_operators
 
 
 def source(reference: str) -> Path:
@@ -65,6 +66,7 @@ def resolve(reference: str) -> Callable[..., Any]:
     module, _, name = reference.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)
+    declare_operators()  # a user's module may import torchvision
     try:
         found = getattr(import_module(module), name)
     except (Exception, SystemExit) as error:

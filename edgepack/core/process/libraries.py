@@ -25,6 +25,15 @@ _declared: list[Any] = []  # kept alive: a garbage-collected library removes its
 
 @cache
 def torchvision() -> Any:
+    declare_operators()
+    import torchvision as module
+
+    return module
+
+
+@cache
+def declare_operators() -> None:
+    """Make torchvision importable, by whoever imports it first."""
     import torch
 
     spec = find_spec("torchvision")
@@ -36,6 +45,3 @@ def torchvision() -> Any:
         for operator in _OPERATORS:
             library.define(operator)
         _declared.append(library)
-    import torchvision as module
-
-    return module

@@ -103,7 +103,7 @@ def _rows(file: Path, config: Config) -> Files:
             problems.append(f"{place}: {why}")
         found.setdefault(tables.label(place, label), []).append(picture)
     if problems:
-        raise unreadable(problems, "row", "cannot be used", "fix or remove them; paths are relative to `folder`")
+        raise unreadable(problems, "row", "cannot be used", f"fix or remove them; paths are relative to {shown(root)}")
     return {label: tuple(files) for label, files in found.items()}
 
 

@@ -60,6 +60,7 @@ class Settings(Frozen):
     )
     cache: Cache = Field(
         default="auto",
+        exclude=True,  # of what a key, a bundle or a report tells: all give the same samples
         description="where decoded pictures are kept: memory, disk (in the store), or none (decoded each time)",
     )
     bad_samples: Literal["fail"] | Skip = Field(
@@ -121,7 +122,7 @@ def describe(config: Settings, labels: Iterable[str]) -> Signature:
 
 def fingerprint(config: Settings, files: Mapping[str, str], exclude: set[str], **settings: Any) -> str:
     """Return a digest of the settings but for `exclude`, and of the hash of each picture by its name."""
-    plain = config.model_dump(mode="json", exclude={"cache", *exclude})  # all caches give the same samples
+    plain = config.model_dump(mode="json", exclude=exclude)
     augmented_by = ("torchvision",) if isinstance(config.augment, Augmentation) else ()
     made_by = {"versions": versions(*libraries(files), *augmented_by), "version": _VERSION}
     return digest({"files": files, "config": plain, **made_by, **settings})

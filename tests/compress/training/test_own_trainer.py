@@ -150,7 +150,7 @@ def test_a_loader_has_as_many_batches_as_it_says_and_shuffles_each_pass() -> Non
 def test_the_code_of_a_trainer_and_what_it_imports_count() -> None:
     assert trainer_facts([]) == {}
     before = trainer_facts(["plain_trainer:fit"])
-    assert before == trainer_facts(["plain_trainer:fit"]) and "torch" in before["trainer"]["versions"]
+    assert before == trainer_facts(["plain_trainer:fit"])
     Path("plain_trainer.py").write_text(PLAIN + "\n")
     assert trainer_facts(["plain_trainer:fit"]) != before
 

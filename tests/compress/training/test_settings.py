@@ -20,6 +20,7 @@ from edgepack.compress.training.evaluation import Progress
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation, Mixing
 from edgepack.core.errors import StageError
+from edgepack.core.events import Event, Note
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +127,11 @@ def test_training_ends_after_so_many_epochs_without_a_better_score() -> None:
         def score(self, logits: object, targets: object) -> float:
             return scores.pop(0)
 
-    here = replace(context(), task=Scripted())
+    events: list[Event] = []
+    here = replace(context(events=events), task=Scripted())
     fit(candidate("residual").module, here, _settings(epochs=9, early_stop=2), doing="learning")
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes == ["learning: stopped after epoch 3 of 9: none since epoch 1 had a better score"]
     assert [each.score for each in here.trainings[0].epochs] == [0.5, 0.6, 0.55, 0.6]
     assert scores == [0.9]
 

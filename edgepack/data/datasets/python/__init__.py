@@ -183,7 +183,8 @@ def _wrong(part: str, problem: str) -> RecipeError:
 
 def _unnoticed(config: Config, splits: Mapping[str, Split]) -> Iterator[str]:
     if not config.files and any(split.samples is not None for split in splits.values()):
-        yield f"files that data sets of {config.function} read are not noticed when they change: name them in `files`"
+        what = f"files that data sets of {config.function} read in other processes"
+        yield f"{what} are not noticed when they change: name them in `files`"
 
 
 def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str]:

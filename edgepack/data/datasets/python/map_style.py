@@ -4,6 +4,7 @@ Its random changes come from the global generators of torch, numpy and Python, w
 """
 
 import hashlib
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import index as index_of
@@ -54,13 +55,22 @@ class MapStyle:
         import torch
 
         with draws.seeded(seed):
+            found = self._given(index)
             try:
-                given, target = self.dataset[index]
+                given, target = found
                 tensor, number = torch.as_tensor(given), index_of(target)
             except Exception as error:
                 message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
                 raise RecipeError(message, _PAIR) from error
         return tensor.float() if tensor.is_floating_point() else tensor, number
+
+    def _given(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            raise RecipeError(message, f"it was raised at {line.filename}:{line.lineno}") from error
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
         bytes=stored_bytes(candidate.module),
         accuracy=accuracy,
         seconds=round(seconds, 2),
-        notes=(*candidate.notes, *(work.user_reads if first else ())),
+        notes=(*candidate.notes, *((*work.user_reads, *work.data.notes) if first else ())),
         decided=candidate.decided,
         trainings=tuple(trainings),
     )

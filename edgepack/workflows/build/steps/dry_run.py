@@ -44,6 +44,7 @@ def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", 
     """Return the candidate after the structural changes of a stage."""
     if any(each.precision == "bf16" for each in stage.config.trainings):
         guarded(name, _check_bf16, work.store.root)
+    guarded(name, partial(_check_mixing, stage, candidate), work.store.root)
     dry_run = stage.module.dry_run
     if dry_run is None:
         return candidate
@@ -57,6 +58,15 @@ def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", 
     if made.factory != candidate.factory:  # a student
         guarded(f"{name}, untrained", partial(_check_steady, made), work.store.root)
     return made
+
+
+def _check_mixing(stage: Choice, candidate: "Candidate") -> None:
+    """Raises StageError where a training is to mix inputs that cannot be mixed."""
+    if any(each.mixup or each.cutmix for each in stage.config.trainings):
+        from edgepack.compress.training.loss import Mixing
+
+        for each in stage.config.trainings:
+            Mixing(mixup=each.mixup, cutmix=each.cutmix).check(candidate.noise())
 
 
 def untrained(work: Workspace) -> "Candidate":
