@@ -46,6 +46,7 @@ bench: setup                ## measure the figures in benchmarks/ again (run not
 	$(BIN)/python benchmarks/numerics.py
 	$(BIN)/python benchmarks/taps.py
 	$(BIN)/python benchmarks/lowering.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/bert.py

@@ -10,7 +10,7 @@ from pydantic import Field
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.config.device import Quantization
 from edgepack.config.plugins import DEFAULT_QUANTIZER
-from edgepack.config.user_code.references import Reference
+from edgepack.config.user_code.references import Arguments, Reference
 from edgepack.core.events import Emit
 from edgepack.core.frozen import Frozen
 from edgepack.core.units import Share
@@ -73,7 +73,7 @@ class Training(StageConfig):
     trainer: Reference | None = Field(
         default=None, description='your own function that trains instead: "module:function", see README'
     )
-    trainer_args: dict[str, Any] = Field(default={}, description="arguments of the trainer")
+    trainer_args: Arguments = Field(default={}, description="keyword arguments of the trainer")
     precision: Precision = Field(
         default="fp32",
         description="bf16: mixed precision, for processors with bf16 instructions; measure whether it is faster",

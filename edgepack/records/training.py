@@ -13,7 +13,7 @@ class Epoch(Frozen):
     """
 
     epoch: int = Field(ge=0)
-    score: float  # of the task, on the validation split
+    score: float | None = None  # of the task, on the validation split; None where a user's trainer tells none
     validation_loss: float | None = None
     loss: float | None = None
     learning_rate: float | None = None

@@ -45,6 +45,11 @@ class Checkpoints:
             return Checkpoint(None, "", self.emit)
         return Checkpoint(self.folder / f"{self.begun}.safetensors", digest(started()), self.emit)
 
+    def own_folder(self) -> Path | None:
+        """Return a folder for what a user's own trainer keeps of the stage's next training."""
+        self.begun += 1
+        return self.folder / f"own-{self.begun}" if self.folder else None
+
 
 @dataclass
 class Checkpoint:
@@ -88,6 +93,7 @@ class Checkpoint:
         """Replace what was saved. A disk that is full ends no training: it is told, and nothing more is saved."""
         if self.file is None:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         started = time.monotonic()
@@ -98,7 +104,7 @@ class Checkpoint:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             save_file(whole, temporary, metadata={"facts": described})
             temporary.replace(self.file)
-        except Exception as error:  # safetensors has an error of its own for the disk
+        except (OSError, SafetensorError) as error:  # the second for a disk that is full
             self.emit(Note(text=f"no checkpoint is kept of this training: {error}"))
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from edgepack.core.errors import StageError
 from edgepack.core.events import Note
 from edgepack.data.splits import Batch
 from edgepack.models.structure.surgery import keeps_zeros
-from edgepack.records.training import Epoch, TrainingRecord
+from edgepack.records.training import TrainingRecord
 
 
 @taps.used_only()
@@ -51,7 +51,8 @@ def fit(
     if settings.epochs:
         check_trainable(module)
     if settings.epochs and settings.trainer:
-        return _by_own_trainer(module, context, settings, doing, distillation, snapshot)
+        teacher = distillation.teacher if distillation else None
+        return own_trainer.fit(module, context, settings, doing=doing, teacher=teacher, snapshot=snapshot)
     return _loop(module, context, settings, doing, distillation, snapshot, each_epoch)
 
 
@@ -129,24 +130,6 @@ def _loop(
     train_mode(module, False)
     context.trainings.append(TrainingRecord(doing=doing, kept=state.fitted.epoch, epochs=tuple(state.epochs)))
     return state.fitted
-
-
-def _by_own_trainer(
-    module: nn.Module,
-    context: Context,
-    settings: Training,
-    doing: str,
-    distillation: Distillation | None,
-    snapshot: Callable[[nn.Module], nn.Module],
-) -> EpochResult:
-    first = validate(snapshot(module), context)
-    epochs = own_trainer.train(module, context, settings, distillation.teacher if distillation else None, doing)
-    last = own_trainer.result(epochs, validate(snapshot(module), context), settings)
-    known = [each for each in epochs if each.epoch < last.epoch]
-    ends = [Epoch(epoch=each.epoch, score=each.score) for each in (first, last)]
-    record = TrainingRecord(doing=doing, kept=last.epoch, epochs=(ends[0], *known, ends[1]))
-    context.trainings.append(record)
-    return last
 
 
 def recover(module: nn.Module, after: str, settings: Recovery, context: Context) -> None:

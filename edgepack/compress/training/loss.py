@@ -134,7 +134,8 @@ class Loss:
         if self.smoothing and context.task.smoothed is None:
             raise StageError("this task has no label smoothing", "remove label_smoothing")
         data = context.data.train
-        self.mixing.check(data.head(1))
+        if self.mixing:
+            self.mixing.check(data.head(1))
         self.inside: FeatureLoss | None = None
         if distillation and any(distillation.inside.values()):
             self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, data.head(2))

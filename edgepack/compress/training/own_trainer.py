@@ -11,9 +11,10 @@ pruning set to zero.
 """
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
@@ -21,12 +22,12 @@ import torch
 from torch import nn
 
 from edgepack.compress.contract import Context, Training
-from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode
+from edgepack.compress.training.evaluation import EpochResult, Progress, eval_mode, train_mode, validate
 from edgepack.config.user_code.references import resolve
 from edgepack.core.errors import EdgepackError, StageError, listed, reason
 from edgepack.data.splits import Split
 from edgepack.models.structure.surgery import keeps_zeros
-from edgepack.records.training import Epoch
+from edgepack.records.training import Epoch, TrainingRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +63,8 @@ class Job:
     """What a trainer gets.
 
     `module` is to be trained in place; in `quantize` it is the one with simulated int8. `teacher` is None where there
-    is none. `folder` is for checkpoints of its own: it is removed when the stage has ended; None outside a build.
+    is none. `folder` is for checkpoints of its own, of this training alone: it may not exist yet, and is removed when
+    the stage has ended; None outside a build.
     """
 
     module: nn.Module
@@ -84,30 +86,40 @@ class Job:
         self, *, epoch: int, loss: float | None = None, score: float | None = None, learning_rate: float | None = None
     ) -> None:
         """Tell that an epoch has ended, counted from 1: shown while it runs, and drawn in report.html."""
-        self.epochs.append(
-            Epoch(epoch=epoch, loss=loss, score=0.0 if score is None else score, learning_rate=learning_rate)
-        )
+        told = {"loss": loss, "score": score, "learning_rate": learning_rate}
+        figures = {name: float(value) for name, value in told.items() if value is not None and math.isfinite(value)}
+        self.epochs.append(Epoch(epoch=epoch, **figures))
         self.progress.done = min(epoch, self.progress.total) - 1
-        self.progress.advance(lambda: {"loss": loss, "score": score, "learning_rate": learning_rate})
+        self.progress.advance(lambda: dict(figures))
 
 
-def train(
-    module: nn.Module, context: Context, settings: Training, teacher: nn.Module | None, doing: str
-) -> tuple[Epoch, ...]:
-    """Let the user's function train the module, and return what it reported. Raises StageError for what it broke."""
+def fit(
+    module: nn.Module,
+    context: Context,
+    settings: Training,
+    *,
+    doing: str,
+    teacher: nn.Module | None,
+    snapshot: Callable[[nn.Module], nn.Module],
+) -> EpochResult:
+    """Let the user's function train the module, and return the result of the last epoch that it reported.
+
+    `snapshot` makes the model that is scored. Raises StageError for what the function broke.
+    """
     assert settings.trainer is not None
     before = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     zeros = {name: layer.weight.detach() == 0 for name, layer in module.named_modules() if keeps_zeros(layer)}
     job = Job(
         module=module,
         data=context.data,
-        teacher=teacher,
+        teacher=eval_mode(teacher) if teacher else None,
         task=context.task,
         settings=settings,
         seed=context.seed,
-        folder=context.checkpoints.folder,
-        progress=Progress(context.emit, doing, max(1, settings.epochs)),
+        folder=context.checkpoints.own_folder(),
+        progress=Progress(context.emit, doing, settings.epochs),
     )
+    first = validate(snapshot(module), context)
     function = resolve(settings.trainer)
     train_mode(module, True)
     try:
@@ -121,7 +133,12 @@ def train(
     module.to("cpu")
     _check(module, before, zeros, settings.trainer)
     train_mode(module, False)
-    return tuple(job.epochs)
+    last = replace(validate(snapshot(module), context), epoch=job.epochs[-1].epoch if job.epochs else settings.epochs)
+    reported = {each.epoch: each for each in job.epochs}
+    end = reported.pop(last.epoch, Epoch(epoch=last.epoch)).model_copy(update={"score": last.score})
+    epochs = (Epoch(epoch=0, score=first.score), *reported.values(), end)
+    context.trainings.append(TrainingRecord(doing=doing, kept=last.epoch, epochs=epochs))
+    return last
 
 
 def _check(module: nn.Module, before: dict[str, tuple[int, ...]], zeros: dict[str, torch.Tensor], trainer: str) -> None:
@@ -150,9 +167,3 @@ def _modes_fixed(module: nn.Module) -> Iterator[None]:
             for name in ("train", "eval"):
                 stack.enter_context(patch.object(module, name, lambda *arguments: module))
         yield
-
-
-def result(epochs: tuple[Epoch, ...], measured: EpochResult, settings: Training) -> EpochResult:
-    """Return the result of such a training: its last epoch, as edgepack measured it."""
-    last = epochs[-1].epoch if epochs else settings.epochs
-    return EpochResult(epoch=last, score=measured.score, loss=measured.loss)

@@ -10,6 +10,7 @@ The current folder is searched first, as `python -m` does. No code of the user r
 """
 
 import ast
+import json
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -92,6 +93,18 @@ def _exists(reference: str) -> str:
 
 
 Reference = Annotated[str, AfterValidator(_exists)]
+
+
+def _as_json(args: dict[str, Any]) -> dict[str, Any]:
+    """Convert arguments to what a saved recipe or candidate will have: lists, not tuples."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(args, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"arguments are numbers, texts, lists and mappings: {error}") from None
+    return plain
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_as_json)]
 
 
 def _found(patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from edgepack.core.signature.labels import doubts
 from edgepack.data.partition import enough, missing, same_classes
 from edgepack.data.splits import Data
 from edgepack.data.texts import corpus, tables
-from edgepack.data.texts.corpus import Document, Encoding, Settings, attachments
+from edgepack.data.texts.corpus import Document, Settings, attachments
+from edgepack.data.texts.tables import Tables
 
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 
@@ -26,20 +27,8 @@ _VERSION = 2  # bump when the same files would give other documents
 Rows = dict[str, list[Document]]  # by part that has a file
 
 
-class Config(Settings):
-    file: str = Field(
-        description="file with the training rows, and with those of each split that has no file of its own"
-    )
-    validation_file: str | None = Field(default=None, description="file with the rows of this split")
-    test_file: str | None = Field(default=None, description="file with the rows of this split")
+class Config(Settings, Tables):
     text: str = Field(default="text", description="column with the text")
-    label: str = Field(default="label", description="column with the class")
-    encoding: Encoding = Field(default="utf-8", description="encoding of the files")
-
-    @property
-    def files(self) -> dict[str, Path]:
-        named = {"train": self.file, "validation": self.validation_file, "test": self.test_file}
-        return {part: Path(name) for part, name in named.items() if name is not None}
 
 
 def describe(config: Config) -> Signature:

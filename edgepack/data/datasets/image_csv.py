@@ -19,28 +19,16 @@ from edgepack.data.pictures.collection import Settings
 from edgepack.data.pictures.decoding import needed, reads
 from edgepack.data.splits import Data
 from edgepack.data.texts import tables
-from edgepack.data.texts.corpus import Encoding
+from edgepack.data.texts.tables import Tables
 
 KEEPS = True
 
 
-class Config(Settings):
-    file: str = Field(
-        description="file with the training rows, and with those of each split that has no file of its own"
-    )
-    validation_file: str | None = Field(default=None, description="file with the rows of this split")
-    test_file: str | None = Field(default=None, description="file with the rows of this split")
+class Config(Settings, Tables):
     folder: str | None = Field(
         default=None, description="folder that paths are relative to; default: the one that holds the file"
     )
     path: str = Field(default="path", description="column with the path of the picture")
-    label: str = Field(default="label", description="column with the class")
-    encoding: Encoding = Field(default="utf-8", description="encoding of the files")
-
-    @property
-    def files(self) -> dict[str, Path]:
-        named = {"train": self.file, "validation": self.validation_file, "test": self.test_file}
-        return {part: Path(name) for part, name in named.items() if name is not None}
 
 
 def describe(config: Config) -> Signature:

@@ -5,12 +5,32 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from edgepack.core.errors import RecipeError
+from edgepack.core.frozen import Frozen
 from edgepack.core.signature.labels import flaw
-from edgepack.data.texts.corpus import LONGEST, decoded, undecodable
+from edgepack.data.texts.corpus import LONGEST, Encoding, decoded, undecodable
 
 _COMMAS = "save the file with commas between columns"
 _QUOTES = 'put a value with a comma, a quote or a line end in quotes, and double the quotes inside it: "so ""quoted"""'
+
+
+class Tables(Frozen):
+    """Settings of data sets that are listed in CSV files, one for all splits or one for each."""
+
+    file: str = Field(
+        description="file with the training rows, and with those of each split that has no file of its own"
+    )
+    validation_file: str | None = Field(default=None, description="file with the rows of this split")
+    test_file: str | None = Field(default=None, description="file with the rows of this split")
+    label: str = Field(default="label", description="column with the class")
+    encoding: Encoding = Field(default="utf-8", description="encoding of the files")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        named = {"train": self.file, "validation": self.validation_file, "test": self.test_file}
+        return {part: Path(name) for part, name in named.items() if name is not None}
 
 
 def rows(file: Path, columns: Sequence[str], encoding: str, hint: str) -> Iterator[tuple[str, list[str]]]:

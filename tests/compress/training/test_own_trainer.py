@@ -1,5 +1,6 @@
 """A trainer of a user's own trains in place of edgepack's loop, and what it must not do ends the build."""
 
+import datetime
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch_factories import tiny_models as tiny_models
 from edgepack.compress.contract import Training
 from edgepack.compress.stages import prune, quantize
 from edgepack.compress.training import numerics
+from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation
 from edgepack.compress.training.own_trainer import Loader
@@ -56,6 +58,11 @@ def wake(job):
             weight += 0.1
 
 def nothing(job): ...
+
+def curious(job):
+    job.folder.mkdir(parents=True)
+    assert not (job.teacher and job.teacher.training)
+    job.report(epoch=1, loss=torch.tensor(0.5), score=float("nan"))
 """
 
 
@@ -84,6 +91,7 @@ def test_it_trains_the_model_in_place() -> None:
     [record] = here.trainings
     assert [each.epoch for each in record.epochs] == [0, *range(1, 9)] and record.kept == 8
     assert record.epochs[3].loss is not None and record.epochs[8].score == best.score
+    assert record.epochs[3].score is None  # not reported, so not known
     told = [event for event in events if isinstance(event, StepProgress)]
     assert (told[-1].done, told[-1].total, told[-1].learning_rate) == (8, 8, 0.02)
     assert not module.training
@@ -153,6 +161,21 @@ def test_the_code_of_a_trainer_and_what_it_imports_count() -> None:
     assert before == trainer_facts(["plain_trainer:fit"])
     Path("plain_trainer.py").write_text(PLAIN + "\n")
     assert trainer_facts(["plain_trainer:fit"]) != before
+
+
+def test_each_training_has_a_folder_of_its_own_and_a_teacher_at_rest() -> None:
+    here = context(checkpoints=Checkpoints(folder=Path("unfinished")))
+    teacher = learned().module.train()
+    for _ in range(2):
+        settings = _settings("bad_trainer:curious", epochs=1)
+        fit(learned().module, here, settings, doing="", distillation=Distillation(teacher=teacher))
+    assert len([*Path("unfinished").iterdir()]) == 2
+    assert [record.epochs[1].loss for record in here.trainings] == [0.5, 0.5]
+
+
+def test_arguments_that_a_recipe_cannot_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="arguments are numbers, texts, lists and mappings"):
+        _settings(trainer_args={"day": datetime.date(2026, 1, 1)})
 
 
 def test_a_function_that_is_not_there_is_refused_when_the_recipe_is_read() -> None:

@@ -111,7 +111,7 @@ def test_the_average_has_statistics_of_its_own_weights() -> None:
                 layer.momentum = 0.01
         here = context()
         fit(module, here, _settings(epochs=5, **changes), doing="")
-        return here.trainings[0].epochs[-1].score
+        return here.trainings[0].epochs[-1].score or 0.0
 
     assert slow() > 0.9 and slow(ema=0.9) > 0.9
 

@@ -107,6 +107,25 @@ def test_what_functions_were_seen_to_read_is_part_of_the_keys_and_told(store: St
     assert _reasons(plan(what(), board, store))["model"] == "another file"
 
 
+@pytest.mark.parametrize("stage", ["train", "prune"])
+def test_another_code_of_a_trainer_trains_again_and_is_told(stage: str, store: Store, board: Device) -> None:
+    """Named by the stage itself, or by its recovery."""
+    Path("own_trainer.py").write_text("import own_steps\n\ndef fit(job): ...")
+    Path("own_steps.py").write_text("RATE = 1")
+    named = {"trainer": "own_trainer:fit"}
+    first = {"train": {"epochs": 1, **(named if stage == "train" else {})}}
+    then = {"prune": {"ratio": "50 %", "recover": named if stage == "prune" else {}}}
+
+    def what() -> Recipe:
+        return recipe(stages=[first, then])
+
+    built(what(), board, store)
+    assert plan(what(), board, store).up_to_date
+    Path("own_steps.py").write_text("RATE = 2")  # which the trainer imports
+    reasons = _reasons(plan(what(), board, store))
+    assert reasons[stage] == "the trainer's code changed" and ("train" in reasons) == (stage == "train")
+
+
 def test_after_a_build_nothing_runs(store: Store, board: Device) -> None:
     built(recipe(), board, store)
     assert plan(recipe(), board, store).up_to_date

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from factories import artifact, at_work, build, recipe, recipe_file, texts, tokenizer
+from picture_factories import write_folder
 
 from edgepack.config.device import load_device
 from edgepack.config.document import ConfigError
@@ -21,7 +22,9 @@ from edgepack.data.texts.tokenizer import encode, read
 from edgepack.deliver.bundle.assemble import contents
 from edgepack.measure import evaluate
 from edgepack.workflows.build.bundling import bundle_parts
+from edgepack.workflows.build.outcomes import CandidateOutcome
 from edgepack.workflows.build.planning.step import Step, StepId
+from edgepack.workflows.build.runner import Runner
 from edgepack.workflows.build.steps import artifact as artifact_step
 from edgepack.workflows.build.steps import candidate as candidate_step
 from edgepack.workflows.build.steps import dry_run as dry_run_step
@@ -293,6 +296,46 @@ def test_bf16_where_the_processor_has_none_ends_before_any_training(
     (name,) = [*stages[-1]]
     with pytest.raises(StageError, match=rf"{name}: this processor has no bf16 instructions"):
         dry_run_step.check(work)
+
+
+NUMBERS = """
+import torch
+from torch import nn
+
+def load():
+    def part(start):
+        numbers = torch.arange(start, start + 16)
+        return (numbers[:, None] + torch.arange(4)) % 50, numbers % 2
+
+    return {name: part(at) for name, at in (("train", 0), ("validation", 100), ("test", 200))}
+
+def make():
+    return nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(16, 2))
+"""
+
+
+@pytest.mark.parametrize("stage", ["train", "prune"])
+def test_numbers_of_tokens_are_not_mixed_which_is_told_before_any_training(stage: str) -> None:
+    Path("own_numbers.py").write_text(NUMBERS)
+    data = {"python": {"function": "own_numbers:load", "shape": [4], "labels": ["a", "b"], "dtype": "int64"}}
+    mixed = {"train": {"epochs": 1, "mixup": 0.2}}
+    cut = {"prune": {"ratio": "50 %", "recover": {"mixup": 0.2}}}
+    stages = [mixed] if stage == "train" else [{"train": {"epochs": 1}}, cut]
+    what = recipe(model={"python": "own_numbers:make"}, data=data, stages=stages)
+    with pytest.raises(StageError, match=f"{stage}: numbers of tokens cannot be mixed"):
+        dry_run_step.check(at_work(what, load_device("host"), Store("store")))
+
+
+def test_notes_on_the_data_stand_in_the_ledger() -> None:
+    write_folder("pets")
+    Path("pets/ant/1.jpg").write_text("no picture")
+    data = {"image_folder": {"folder": "pets", "size": 32, "bad_samples": {"skip": 3}}}
+    small = {"torchvision": "resnet18", "width": "15 %"}
+    work = at_work(recipe(model=small, data=data), load_device("host"), Store("store"))
+    runner = Runner(work.recipe, work.session, work.store, work.planner)
+    runner.dry_run_is_due = False
+    made = CandidateOutcome.read(runner.ensure(next(work.planner.steps())))
+    assert any(note.startswith("1 of 30 pictures cannot be read, and are left out") for note in made.notes)
 
 
 def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> None:

@@ -59,7 +59,7 @@ class MapStyle:
             try:
                 given, target = found
                 tensor, number = torch.as_tensor(given), index_of(target)
-            except Exception as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
                 raise RecipeError(message, _PAIR) from error
         return tensor.float() if tensor.is_floating_point() else tensor, number

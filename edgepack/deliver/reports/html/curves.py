@@ -36,7 +36,8 @@ def _curve(record: StageRecord, training: TrainingRecord) -> Curve:
     return Curve(
         stage=record.stage,
         doing=training.doing,
-        kept=f"kept epoch {training.kept} of {epochs[-1].epoch}: {SHARE.format(kept.score)} on validation",
+        kept=f"kept epoch {training.kept} of {epochs[-1].epoch}"
+        + (f": {SHARE.format(kept.score)} on validation" if kept.score is not None else ""),
         facts=", ".join(_facts(epochs)),
         drawing=charts.curves(
             _heights([each.loss for each in epochs], log=True),

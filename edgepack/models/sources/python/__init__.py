@@ -5,14 +5,13 @@ arguments must give the same structure. Wrappers are taken off, and weights that
 """
 
 import copy
-import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from edgepack.config.user_code.references import Files, Reference, libraries, named, resolve, sources
+from edgepack.config.user_code.references import Arguments, Files, Reference, libraries, named, resolve, sources
 from edgepack.core.errors import StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
@@ -27,7 +26,7 @@ FOREIGN = True
 
 class Config(Frozen):
     python: Reference = Field(description='"module:function" that returns the model, for example shop.nets:make')
-    args: dict[str, Any] = Field(default={}, description="keyword arguments of the function")
+    args: Arguments = Field(default={}, description="keyword arguments of the function")
     checkpoint: Checkpoint | None = Field(
         default=None, description="file with weights of exactly this model: .safetensors, .pth"
     )
@@ -36,16 +35,6 @@ class Config(Frozen):
         default=(),
         description='what the function reads, for example ["weights/*.npz"]: when they change, so does the model',
     )
-
-    @field_validator("args")
-    @classmethod
-    def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
-        """Convert arguments to what a saved candidate will have: lists, not tuples."""
-        try:
-            plain: dict[str, Any] = json.loads(json.dumps(args, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"arguments are numbers, texts, lists and mappings: {error}") from None
-        return plain
 
 
 def trained(config: Config, signature: Signature) -> bool:

@@ -37,6 +37,7 @@ _PHRASES = {
     "teacher": "",
     "reference": "",
     "files": "another file",
+    "code": "the trainer's code changed",
     "data": "the data changed",
 }
 
