@@ -189,7 +189,8 @@ def loop(asked: Namespace) -> list[str]:
         "distill": lambda model: fit(model, of, settings, doing="", distillation=Distillation(teacher=teacher)),
     }
     with numerics.deterministic(0, provenance.threads()):
-        rounds = [{name: _timed(do) for name, do in ways.items()} for _ in range(1 + _ROUNDS)][1:]
+        orders = [[*ways][turn % len(ways) :] + [*ways][: turn % len(ways)] for turn in range(1 + _ROUNDS)]
+        rounds = [{name: _timed(ways[name]) for name in order} for order in orders][1:]  # each is the first at times
     ratios = [statistics.median(each[name] / each["plain"] for each in rounds) for name in ("fit", "distill")]
     against = statistics.median(each["distill"] / each["fit"] for each in rounds)
     return [
