@@ -26,7 +26,7 @@ from edgepack.models.candidate import Candidate, Factory
 
 ROUNDS, STEPS, BATCH = 7, 4, 64
 _WAYS = tuple(
-    Numerics(channels_last=layout, bfloat16=precision) for precision in (False, True) for layout in (False, True)
+    Numerics(channels_last=layout, precision=precision) for precision in ("fp32", "bf16") for layout in (False, True)
 )
 MODELS = {
     "ResNet-18": {"torchvision": "resnet18"},
@@ -81,7 +81,7 @@ def _mlp() -> tuple[Make, torch.Tensor]:
 
 def _row(name: str, make: Make, inputs: torch.Tensor) -> str:
     program = isinstance(make(), torch.fx.GraphModule)  # fake quantizers compute in fp32 only
-    steps = [training_step(make, inputs, way) for way in _WAYS if not (program and way.bfloat16)]
+    steps = [training_step(make, inputs, way) for way in _WAYS if not (program and way.mixed)]
     chosen = _WAYS.index(numerics(make()))
     default, medians = time_alternately(steps)
     cells = [f"**{m:.2f}**" if i == chosen else f"{m:.2f}" for i, m in enumerate(medians)]

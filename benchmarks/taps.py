@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from numerics import BATCH, MODELS, ROUNDS, STEPS, convolutional, environment, time_alternately, training_step
 
-from edgepack.compress.training import taps
-from edgepack.compress.training.numerics import numerics
+from edgepack.compress.training.numerics import numerics, taps
 from edgepack.core import provenance
 
 

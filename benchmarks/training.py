@@ -31,9 +31,10 @@ from numerics import SIGNATURE, environment
 from PIL import Image
 
 from edgepack.compress.contract import Context, Training
-from edgepack.compress.training import numerics, taps
+from edgepack.compress.training import numerics
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation
+from edgepack.compress.training.numerics import taps
 from edgepack.compress.training.optimization import optimizer_of, schedule_of
 from edgepack.config import plugins
 from edgepack.config.device import Quantization

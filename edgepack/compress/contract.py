@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import Field
 
 from edgepack.compress.training.checkpoints import Checkpoints
+from edgepack.compress.training.team import Team
+from edgepack.config.compute import Hardware, Precision
 from edgepack.config.device import Quantization
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.config.user_code.references import Arguments, Reference
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 Latency = Callable[["Candidate"], float]  # median latency of one inference of its exported file on the device, in ms
 Size = Callable[["Candidate"], float]  # bytes of its largest exported file
-
-Precision = Literal["fp32", "bf16"]
 
 
 class StageConfig(Frozen):
@@ -74,9 +74,10 @@ class Training(StageConfig):
         default=None, description='your own function that trains instead: "module:function", see README'
     )
     trainer_args: Arguments = Field(default={}, description="keyword arguments of the trainer")
-    precision: Precision = Field(
-        default="fp32",
-        description="bf16: mixed precision, for processors with bf16 instructions; measure whether it is faster",
+    precision: Literal["auto"] | Precision = Field(
+        default="auto",
+        description="fp32, or mixed with bf16 or fp16; auto: as `compute` says, which is fp32 on a CPU. For bf16 a "
+        "processor needs its instructions; measure whether it is faster",
     )
 
     @property
@@ -96,7 +97,8 @@ class Context:
 
     `tolerance` is the drop in score that the recipe's budgets allow, `size_budget` the largest file in bytes; each is
     None without such a budget. `quantizer` is the one that the files made of the result need. `checkpoints` are those
-    of the stage's trainings, and `trainings` their records, which training adds.
+    of the stage's trainings, and `trainings` their records, which training adds. Trainings run on `hardware`, together
+    with the other processes of the `team`.
     """
 
     data: "TrainingData"
@@ -112,6 +114,8 @@ class Context:
     quantizer: str = DEFAULT_QUANTIZER
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     trainings: list[TrainingRecord] = field(default_factory=list)
+    hardware: Hardware = field(default_factory=Hardware)
+    team: Team = field(default_factory=Team)
 
 
 class Stage(Protocol):

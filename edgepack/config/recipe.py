@@ -6,23 +6,15 @@ recipe = load_recipe(Path("recipes/quickstart.yaml"), overrides=["budgets.size=4
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from edgepack.config.budgets import Budget, Waiver, plain
+from edgepack.config.compute import Compute, Hardware, hardware
 from edgepack.config.device import Device, Quantization
 from edgepack.config.plugins import Choice
 from edgepack.core.frozen import Frozen
-
-
-class Compute(Frozen):
-    """How a build computes. Nothing of it changes the result."""
-
-    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=128)] = Field(
-        default="auto",
-        description="number of processes that read samples which are not held in memory; 0: the build reads itself",
-    )
 
 
 class RecipeFile(Frozen):
@@ -66,6 +58,10 @@ class Recipe:
     licence: str | None = None
     licence_file: str | None = None
 
+    def computed(self) -> dict[str, Any]:
+        """Return what `plain` says of the hardware."""
+        return {}
+
     def plain(self, decided: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """Return the recipe with every default written out, so that building it again gives the same bundle. `decided`
         holds, for each stage, the settings that it chose by measuring. What does not change the bundle is left out.
@@ -81,6 +77,7 @@ class Recipe:
             "data": {self.data.name: self.data.plain()},
             "device": self.device,
             "seed": self.seed,
+            **self.computed(),
             "stages": [
                 {stage.name: {**stage.plain(), **choice}} for stage, choice in zip(self.stages, chosen, strict=True)
             ],
@@ -92,19 +89,28 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe(Recipe):
-    """A recipe resolved for one device: open settings come from its profile, or else its processor."""
+    """A recipe resolved for one device: open settings come from its profile, or else its processor; and for the
+    hardware of this computer, on which its models are trained.
+    """
 
     profile: Device
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def computed(self) -> dict[str, Any]:
+        return {"compute": self.hardware.plain()}
 
 
 def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = None) -> ResolvedRecipe:
-    """Return the recipe resolved for a device with the `facts` that its runner reports."""
+    """Return the recipe resolved for a device with the `facts` that its runner reports, and for this computer.
+
+    Raises DeviceError or RecipeError where this computer cannot compute as the recipe asks.
+    """
     profile = device.settled(facts or {})
     given = {each.name: getattr(recipe, each.name) for each in fields(Recipe)}
     suited = tuple(
         replace(each, config=each.module.suited(each.config, profile.quantization)) for each in recipe.exporters
     )
-    return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile)
+    return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile, hardware=hardware(recipe.compute))
 
 
 @dataclass(frozen=True, kw_only=True)

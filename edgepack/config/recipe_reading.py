@@ -11,7 +11,7 @@ from edgepack.config.budget_reading import read_budgets, read_waivers
 from edgepack.config.budgets import Budget
 from edgepack.config.device import Device, all_devices, load_device
 from edgepack.config.document import ConfigError, Document, KeyPath, Nested, unknown
-from edgepack.config.overrides import override
+from edgepack.config.document.overrides import override
 from edgepack.config.plugins import Choice
 from edgepack.config.recipe import Place, Recipe, RecipeFile
 from edgepack.core.errors import RecipeError

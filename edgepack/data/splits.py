@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
 
 
+_LEAST = 2  # samples in a part of a batch
 EXAMPLES = 3  # samples of the test split in a bundle, for its self-test
 
 
@@ -30,6 +31,24 @@ class Batch:
     inputs: "tuple[Tensor, ...]"
     targets: "Tensor"
     indices: "Tensor"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Every batch of a training is cut into so many parts, of which one process takes those numbered `mine`."""
+
+    of: int = 1
+    mine: tuple[int, ...] = (0,)
+
+    def taken(self, batch: "Tensor") -> "tuple[Tensor, ...]":
+        """Return the parts of a tensor's rows."""
+        if self.of == 1:
+            return (batch,)
+        every = batch.tensor_split(self.of)
+        return tuple(every[number] for number in self.mine)
+
+
+_WHOLE = Parts()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +81,30 @@ class Split:
         """Return the number of samples of each input."""
         return tuple(map(len, self.inputs)) if self.samples is None else (len(self.samples),)
 
-    def count(self, size: int) -> int:
+    def count(self, size: int, parts: Parts = _WHOLE) -> int:
         """Return the number of batches of a shuffled pass."""
         whole, rest = divmod(len(self), size)
-        return whole + (rest > 1)
+        return whole + (rest >= _LEAST * parts.of)
 
-    def batches(self, size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[Batch]:
+    def batches(self, size: int, *, seed: int | None = None, skip: int = 0, parts: Parts = _WHOLE) -> Iterator[Batch]:
         """Yield batches in order, or shuffled and augmented by `seed`: the same seed gives the same samples, whatever
-        the number of workers. The first `skip` batches are left out.
+        the number of workers. The first `skip` batches are left out. Of each batch its `parts` are yielded one after
+        the other: together those of all processes are the same samples as without parts.
 
-        A last batch of one is left out of shuffled passes: batch norm needs two.
+        A last batch whose parts would be of one sample is left out of shuffled passes: batch norm needs two.
         """
         import torch
 
         random = None if seed is None else torch.Generator().manual_seed(seed)
         order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
-        plan = [indices for indices in order.split(size) if random is None or len(indices) > 1]
+        plan = [indices for indices in order.split(size) if random is None or len(indices) >= _LEAST * parts.of]
         if self.samples is None:
             for indices in plan[:skip]:  # the numbers that they draw come before those of later batches
                 self._taken(indices, random)
         plan = plan[skip:]
-        for indices, inputs in zip(plan, self._read(plan, seed, random), strict=True):
+        pieces = [piece for indices in plan for piece in parts.taken(indices)]
+        read = self._read(plan, pieces, parts, seed, random)
+        for indices, inputs in zip(pieces, read, strict=True):
             prepared = self.prepare(inputs) if self.prepare else inputs
             yield Batch(inputs=prepared, targets=self.targets[indices], indices=indices)
 
@@ -106,11 +128,18 @@ class Split:
         return next(self.first(count).batches(count)).inputs
 
     def _read(
-        self, plan: "Sequence[Tensor]", seed: int | None, random: "Generator | None"
+        self,
+        plan: "Sequence[Tensor]",
+        pieces: "Sequence[Tensor]",
+        parts: Parts,
+        seed: int | None,
+        random: "Generator | None",
     ) -> "Iterable[tuple[Tensor, ...]]":
-        if self.samples is None:
-            return (self._taken(indices, random) for indices in plan)
-        return loading.batches(self.samples, plan, seed, self.workers)
+        if self.samples is not None:
+            return loading.batches(self.samples, pieces, seed, self.workers)
+        # A whole batch draws its random numbers at once, so that they do not depend on the parts.
+        whole = (self._taken(indices, random) for indices in plan)
+        return (piece for inputs in whole for piece in zip(*map(parts.taken, inputs), strict=True))
 
     def _taken(self, indices: "Tensor", random: "Generator | None") -> "tuple[Tensor, ...]":
         taken = tuple(tensor[indices] for tensor in self.inputs)

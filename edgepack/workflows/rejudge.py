@@ -16,7 +16,7 @@ from typing import Any
 from edgepack.config.budget_reading import read_budgets, read_waivers
 from edgepack.config.budgets import LAST, Budget, Waiver
 from edgepack.config.document import Document, unknown
-from edgepack.config.overrides import override
+from edgepack.config.document.overrides import override
 from edgepack.core.errors import EdgepackError, ExitCode, RecipeError, VerifyError
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPIRED, EXPLAINED, judge_build

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from edgepack.data.splits import Split
+from edgepack.models.structure.fx_graph import device_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _REMEMBERED = 0.05  # statistics are re-estimated if more than this share of them is older than one epoch
@@ -28,10 +29,11 @@ def refresh_batch_norm(module: nn.Module, data: Split, samples: int = 1024) -> N
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over all batches
         norm.train()
+    device = device_of(module)
     with torch.no_grad():
         for batch in data.first(samples).batches(64):
             if len(batch.targets) > 1:
-                module(*batch.inputs)
+                module(*(each.to(device) for each in batch.inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.eval()

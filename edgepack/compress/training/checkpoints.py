@@ -32,18 +32,22 @@ _PERIOD = 300.0  # seconds after which an epoch is saved before its end
 
 @dataclass
 class Checkpoints:
-    """Those of one stage, in a folder of its own; without a folder nothing is kept."""
+    """Those of one stage, in a folder of its own; without a folder nothing is kept.
+
+    Of several processes that train together one `writes`.
+    """
 
     folder: Path | None = None
     emit: Emit = lambda event: None
     begun: int = 0
+    writes: bool = True
 
     def next(self, started: Callable[[], Json]) -> "Checkpoint":
         """Return that of the stage's next training; `started` says what the training begins with."""
         self.begun += 1
         if self.folder is None:
             return Checkpoint(None, "", self.emit)
-        return Checkpoint(self.folder / f"{self.begun}.safetensors", digest(started()), self.emit)
+        return Checkpoint(self.folder / f"{self.begun}.safetensors", digest(started()), self.emit, writes=self.writes)
 
     def own_folder(self) -> Path | None:
         """Return a folder for what a user's own trainer keeps of the stage's next training."""
@@ -58,6 +62,7 @@ class Checkpoint:
     file: Path | None
     started: str  # digest
     emit: Emit
+    writes: bool = True
     took: float = 0.0  # seconds, to save it the last time
     saved: float = field(default_factory=time.monotonic)  # when
 
@@ -78,12 +83,13 @@ class Checkpoint:
         else:
             if facts.pop("started") == self.started:
                 return tensors, facts
-        self.file.unlink(missing_ok=True)
+        if self.writes:
+            self.file.unlink(missing_ok=True)
         return None
 
     def due(self) -> bool:
         """Return whether to save at the end of an epoch: unless that would take too much of the time."""
-        return self.file is not None and self.took <= _SHARE * (time.monotonic() - self.saved)
+        return self.file is not None and self.writes and self.took <= _SHARE * (time.monotonic() - self.saved)
 
     def overdue(self) -> bool:
         """Return whether to save within an epoch, since it takes long."""

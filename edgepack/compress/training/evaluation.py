@@ -12,7 +12,7 @@ from edgepack.core.events import Emit, StepProgress
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.data.splits import Split
-from edgepack.models.structure.fx_graph import measures_ranges
+from edgepack.models.structure.fx_graph import device_of, measures_ranges
 
 EVALUATION_BATCH = 256
 
@@ -32,12 +32,15 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
 
 
 def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Return the logits, [n, classes], in order; `progress` is called after every batch."""
+    """Return the logits, [n, classes], in order and on the CPU, wherever the module is; `progress` is called after
+    every batch.
+    """
     train_mode(module, False)
+    device = device_of(module)
     logits = []
     with torch.no_grad():
         for batch in split.batches(1 if measures_ranges(module) else EVALUATION_BATCH):
-            logits.append(module(*batch.inputs).float())
+            logits.append(module(*(each.to(device) for each in batch.inputs)).float().cpu())
             progress()
     return torch.cat(logits)
 
@@ -62,9 +65,9 @@ class Progress:
 
 
 def validate(module: nn.Module, context: Context) -> EpochResult:
-    """Return score and loss on the validation split, as epoch 0."""
+    """Return score and loss on the validation split, as epoch 0. Each process of the team runs a part of it."""
     split = context.data.validation
-    logits = predict(module, split)
+    logits = context.team.whole(predict(module, context.team.rows(split)))
     loss = context.task.loss(logits, split.targets)
     return EpochResult(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
 

@@ -3,31 +3,32 @@
     fit(module, context, settings, doing="recovering", distillation=Distillation.of(context.teacher))
 
 By default AdamW with warm-up and a cosine, gradients clipped. Kept is the last epoch, unless an earlier one was better
-on the validation split by more than chance: of many epochs one is always lucky there. It runs on the CPU, through
-accelerate, and gives the same weights on the same processor type and number of threads.
+on the validation split by more than chance: of many epochs one is always lucky there. On the CPU it gives the same
+weights on the same processor type and number of threads.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgepack.compress.contract import Context, Recovery, Training
-from edgepack.compress.training import own_trainer, taps
+from edgepack.compress.training import own_trainer
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
-from edgepack.compress.training.numerics import numerics
+from edgepack.compress.training.numerics import numerics, on_cpu, place, take_back, taps
 from edgepack.compress.training.optimization import Average, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
+from edgepack.compress.training.step import Step, compiled
+from edgepack.config.compute import Hardware
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
-from edgepack.data.splits import Batch
+from edgepack.data.splits import Batch, Parts
 from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import TrainingRecord
 
@@ -65,58 +66,64 @@ def _loop(
     snapshot: Callable[[nn.Module], nn.Module],
     each_epoch: Callable[[int], None],
 ) -> EpochResult:
-    accelerator = _accelerator()
-    how = numerics(module, settings.precision)
-    _lay_out(module.to(accelerator.device), torch.channels_last if how.channels_last else torch.preserve_format)
-    loss = Loss(module, context, settings, distillation, accelerator.device, how)
+    hardware, team, data, size = context.hardware, context.team, context.data.train, settings.batch_size
+    device = torch.device(hardware.device, team.rank if hardware.gpu else None)
+    how, parts = numerics(module, settings.precision, hardware), team.parts(hardware.accumulate)
+    per_epoch = data.count(size, parts)
+    if settings.epochs:
+        _check_parts(size, hardware)
+    loss = Loss(module, context, settings, distillation, device, how)
+    place(module, device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
     if not trained:  # all is frozen, and no epoch requested
         loss.close()
-        _lay_out(module.to("cpu"), torch.contiguous_format)
+        take_back(module)
         return validate(snapshot(module), context)
-    data, size = context.data.train, settings.batch_size
-    per_epoch = math.ceil(len(data) / size)
-    optimizer = accelerator.prepare(optimizer_of(trained, settings))
-    schedule = schedule_of(optimizer.optimizer, settings, settings.epochs * per_epoch)
+    optimizer = optimizer_of(trained, settings)
+    schedule = schedule_of(optimizer, settings, settings.epochs * math.ceil(len(data) / size))
+    scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
     held = _hold_zeros(module)
-    steps = settings.epochs * data.count(size)
+    steps = settings.epochs * per_epoch
     about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
     checkpoint = context.checkpoints.next(lambda: {**about, "model": digest_of(module)})
     average = Average(module, settings.ema) if settings.ema else None
-    state = State(module, optimizer.optimizer, schedule, [*loss.parameters()], checkpoint, average)
-    state.begin(lambda: validate(snapshot(module), context))
+    state = State(module, optimizer, schedule, [*loss.parameters()], checkpoint, average, scaler)
+    state.begin(lambda: validate(snapshot(on_cpu(module)), context))
     if state.step:
         context.emit(
             Note(text=f"{doing}: goes on after step {state.step} of {steps}, where an earlier build was stopped")
         )
     progress = Progress(context.emit, doing, steps, done=state.step)
-
-    def step(batch: Batch, began: float) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        lost = loss(module, batch, _seed(context.seed, state.step))
-        accelerator.backward(lost)
-        if settings.clip is not None:
-            accelerator.clip_grad_norm_(trained, settings.clip)
-        optimizer.step()
-        rate = optimizer.param_groups[0]["lr"]
-        schedule.step()
-        state.advance()
-        state.losses.add(lost, len(batch.targets), rate, time.monotonic() - began)
-        progress.advance(state.now)
-
+    step = Step(
+        module=compiled(module, hardware, loss),
+        loss=loss,
+        optimizer=optimizer,
+        scaler=scaler,
+        trained=trained,
+        clip=settings.clip,
+        hardware=hardware,
+        team=team,
+    )
+    team.share([*module.state_dict().values(), *loss.parameters()])
     while state.step < steps and not state.stale(settings.early_stop):
-        epoch, skip = divmod(state.step, data.count(size))
+        epoch, skip = divmod(state.step, per_epoch)
         each_epoch(epoch)
         train_mode(module, True)
         began = time.monotonic()
-        for batch in data.batches(size, seed=_seed(context.seed, epoch), skip=skip):
-            step(batch, began)
-            state.save_if(checkpoint.overdue() and state.step % data.count(size) > 0)
+        for batch in _whole(data.batches(size, seed=_seed(context.seed, epoch), skip=skip, parts=parts), parts):
+            samples = min(size, len(data) - state.step % per_epoch * size)
+            lost = step.take(batch, samples, _seed(context.seed, state.step))
+            rate = optimizer.param_groups[0]["lr"]
+            schedule.step()
+            state.advance()
+            state.losses.add(lost, samples, rate, time.monotonic() - began)
+            progress.advance(state.now)
+            state.save_if(checkpoint.overdue() and state.step % per_epoch > 0)
             began = time.monotonic()
         with state.averaged():
-            if lags(module, per_epoch):
+            if lags(module, math.ceil(len(data) / size)):
                 refresh_batch_norm(module, data)
-            now = replace(validate(snapshot(module), context), epoch=epoch + 1)
+            now = replace(validate(snapshot(on_cpu(module)), context), epoch=epoch + 1)
             _check_finite(now, settings)
             state.take(now, len(context.data.validation))
         state.save_if(checkpoint.due())
@@ -126,7 +133,8 @@ def _loop(
     loss.close()
     _release(held)
     module.load_state_dict(state.kept)
-    _lay_out(module.to("cpu"), torch.contiguous_format)
+    take_back(module)
+    team.same_random_numbers()
     train_mode(module, False)
     context.trainings.append(TrainingRecord(doing=doing, kept=state.fitted.epoch, epochs=tuple(state.epochs)))
     return state.fitted
@@ -139,6 +147,19 @@ def recover(module: nn.Module, after: str, settings: Recovery, context: Context)
     fit(module, context, settings, doing=f"recovering after {after}", distillation=lesson)
 
 
+def _whole(pieces: Iterator[Batch], parts: Parts) -> Iterator[tuple[Batch, ...]]:
+    """Yield the parts of a batch together."""
+    return zip(*(pieces,) * len(parts.mine), strict=True)
+
+
+def _check_parts(size: int, hardware: Hardware) -> None:
+    if size < 2 * hardware.parts:
+        raise StageError(
+            f"a batch of {size} cannot be cut into {hardware.parts} parts of two samples or more",
+            f"use a batch_size of {2 * hardware.parts} or more, or fewer compute.processes and compute.accumulate",
+        )
+
+
 def _check_finite(now: EpochResult, settings: Training) -> None:
     if not math.isfinite(now.loss):
         raise StageError(
@@ -146,15 +167,6 @@ def _check_finite(now: EpochResult, settings: Training) -> None:
             f"use {'precision: fp32, or ' * (settings.precision == 'bf16')}a learning_rate below "
             f"{settings.learning_rate:g}",
         )
-
-
-def _lay_out(module: nn.Module, order: torch.memory_format) -> None:
-    """Set the memory format of four-dimensional tensors only; `Module.to` would change five-dimensional ones too."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=order)
-            if tensor.grad is not None:
-                tensor.grad.data = tensor.grad.data.to(memory_format=order)
 
 
 def check_trainable(module: nn.Module) -> None:
@@ -173,15 +185,6 @@ def _hold_zeros(module: nn.Module) -> list[Any]:
     """Keep weights that pruning set to zero at zero, by hooks on their gradients."""
     masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
     return [weight.register_hook(lambda gradient, kept=kept: gradient * kept) for weight, kept in masks]
-
-
-@cache
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(
-        cpu=True, mixed_precision="no"
-    )  # the recipe chooses bf16, whatever the user's accelerate settings are
 
 
 def _release(held: list[Any]) -> None:

@@ -54,6 +54,7 @@ class State:
     beside: list[nn.Parameter]  # trained with the module, and no part of it
     checkpoint: Checkpoint
     average: Average | None = None
+    scaler: torch.amp.GradScaler | None = None
     step: int = 0
     best: EpochResult = _UNTRAINED
     fitted: EpochResult = _UNTRAINED
@@ -124,6 +125,7 @@ class State:
         tensors |= {f"average/{name}": tensor for name, tensor in (self.average.values if self.average else {}).items()}
         results = {"best": asdict(self.best), "fitted": asdict(self.fitted)}
         facts = {"step": self.step, "kept_at": self.kept_at, "optimizer": others, "random": random, **results}
+        facts |= {"scaler": self.scaler.state_dict() if self.scaler else {}}
         facts |= {"epochs": [each.model_dump() for each in self.epochs], "losses": self.losses.facts()}
         self.checkpoint.save({**tensors, **of_optimizer, **of_random}, facts)
 
@@ -134,6 +136,8 @@ class State:
         self.kept, self.kept_at = checkpoints.part("kept", tensors) or _weights(self.module), facts["kept_at"]
         self.epochs = [Epoch.model_validate(each) for each in facts["epochs"]]
         self.losses = Losses(**facts["losses"])
+        if self.scaler and facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
         with torch.no_grad():
             for place, value in checkpoints.part("beside", tensors).items():
                 self.beside[int(place)].copy_(value)

@@ -1,6 +1,7 @@
 """Small operations on exported graphs."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import fx, nn
@@ -78,3 +79,24 @@ def measures_ranges(module: nn.Module) -> bool:
     """Return whether int8 activations get the range of the whole batch: on the device that is one sample."""
     nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
     return any("choose_qparams" in str(node.target) for node in nodes)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where the module's tensors are."""
+    return next((each.device for each in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+
+
+def move(graph: fx.GraphModule, device: torch.device) -> None:
+    """Move a graph in place: also tensors that are no parameters or buffers, and those that its nodes make."""
+    if device_of(graph) == device:
+        return
+    graph.to(device)
+    for node in graph.graph.nodes:
+        if "device" in node.kwargs:
+            node.update_kwarg("device", device)
+        if node.op == "get_attr":
+            parent, _, leaf = str(node.target).rpartition(".")
+            holder = graph.get_submodule(parent)
+            if isinstance(value := getattr(holder, leaf), torch.Tensor) and value.device != device:
+                setattr(holder, leaf, value.to(device))
+    graph.recompile()

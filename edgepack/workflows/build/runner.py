@@ -24,7 +24,7 @@ from edgepack.records.artifact import Artifact
 from edgepack.workflows.build.outcomes import Outcome
 from edgepack.workflows.build.planning.planner import Planner
 from edgepack.workflows.build.planning.step import Kind, Step, StepId
-from edgepack.workflows.build.steps import artifact, candidate, dry_run, evaluation, outputs, timing
+from edgepack.workflows.build.steps import artifact, candidate, dry_run, evaluation, followers, outputs, timing
 from edgepack.workflows.build.store import Entry, Store
 from edgepack.workflows.build.workspace import Workspace, guarded
 
@@ -81,7 +81,9 @@ class Runner:
             return _stored(guarded(step.name, do, folder))
         from edgepack.compress.training import numerics
 
-        with numerics.deterministic(self.work.recipe.seed, provenance.threads()):
+        together = step.kind == "candidate" and followers.size_of(self.work, step) > 1
+        threads = self.work.recipe.hardware.threads if together else provenance.threads()
+        with numerics.deterministic(self.work.recipe.seed, threads):
             return _stored(guarded(step.name, do, folder))
 
     def _dry_run(self) -> None:

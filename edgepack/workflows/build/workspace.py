@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.config import plugins
 from edgepack.config.plugins import Choice
-from edgepack.config.recipe import ResolvedRecipe
+from edgepack.config.recipe import Recipe, ResolvedRecipe
 from edgepack.config.user_code import reads
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, EdgepackError, StageError
@@ -61,29 +61,12 @@ class Workspace:
 
     @cached_property
     def data(self) -> "Data":
-        source = self.recipe.data
-        load = partial(source.module.load, source.config, *([self._loading()] if source.module.KEEPS else []))
-        data: Data = self.watched(source, "the data's function", load)().read_by(self._workers)
+        load = partial(load_data, self.recipe, self.store, self.emit)
+        data = self.watched(self.recipe.data, "the data's function", load)()
         data.check(self.signature)
         for note in data.notes:
             self.emit(Note(text=note))
         return data
-
-    @property
-    def _workers(self) -> int:
-        asked = self.recipe.compute.workers
-        return loading.automatic() if asked == "auto" else asked
-
-    def _loading(self) -> Loading:
-        def progress(doing: str, done: int, total: int) -> None:
-            self.emit(StepProgress(doing=doing, done=done, total=total))
-
-        root = self.store.root.absolute()
-        there = next(folder for folder in (root, *root.parents) if folder.exists())
-        room = shutil.disk_usage(there).free
-        waiting = Note(text="waiting for another build that decodes the same data")
-        kept = partial(self.store.keep, waiting=partial(self.emit, waiting))
-        return Loading(progress=progress, kept=kept, room=room, workers=self._workers)
 
     @cached_property
     def signature(self) -> "Signature":
@@ -172,6 +155,22 @@ class Workspace:
             return result
 
         return watching
+
+
+def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None) -> "Data":
+    """Return the recipe's data, which may keep in the store what took long."""
+    source, compute = recipe.data, recipe.compute
+    workers = loading.automatic() // compute.processes if compute.workers == "auto" else compute.workers
+
+    def progress(doing: str, done: int, total: int) -> None:
+        emit(StepProgress(doing=doing, done=done, total=total))
+
+    root = store.root.absolute()
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    kept = partial(store.keep, waiting=lambda: emit(Note(text="waiting for another build that decodes the same data")))
+    how = Loading(progress=progress, kept=kept, room=shutil.disk_usage(there).free, workers=workers)
+    data: Data = source.module.load(source.config, *([how] if source.module.KEEPS else []))
+    return data.read_by(workers)
 
 
 def needs(exporter: Choice) -> str:

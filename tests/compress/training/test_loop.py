@@ -268,7 +268,7 @@ def test_bf16_is_refused_where_the_processor_has_none(features: str, monkeypatch
 def test_quantizers_are_never_trained_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     on(AMX, monkeypatch)
     graph = candidate("residual").program().module(check_guards=False)
-    assert numerics(graph) == Numerics(channels_last=True, bfloat16=False)
+    assert numerics(graph) == Numerics(channels_last=True)
     with pytest.raises(StageError, match="fp32 only"):
         numerics(graph, "bf16")
     with pytest.raises(ValueError, match="precision must be fp32 here"):

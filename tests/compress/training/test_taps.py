@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.compress.training import taps
+from edgepack.compress.training.numerics import taps
 
 WAYS = [*product((1, 2, 3, 5), (1, 2, 3, 5), (1, 2), (0, 1, 2, 3), (1, 2))]
 

@@ -46,7 +46,7 @@ def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization"
 
 def _check_inside(teacher: "Candidate", student: "Candidate", config: Config) -> None:
     """Raises StageError where the two models have no internal features to compare."""
-    from edgepack.compress.training.feature_matching import FeatureLoss
+    from edgepack.compress.training.loss.feature_matching import FeatureLoss
 
     FeatureLoss(_inside(config), teacher.module, student.module, teacher.example_inputs(2)).close()
 

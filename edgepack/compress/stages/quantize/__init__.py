@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from edgepack.compress.contract import Context, Precision, Training
+from edgepack.compress.contract import Context, Training
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError
@@ -79,8 +79,8 @@ class Config(Training):
 
     @field_validator("precision")
     @classmethod
-    def _full(cls, precision: Precision) -> Precision:
-        if precision != "fp32":
+    def _full(cls, precision: str) -> str:
+        if precision not in ("auto", "fp32"):
             raise ValueError(f"precision must be fp32 here, got {precision}: simulated int8 computes in fp32 only")
         return precision
 

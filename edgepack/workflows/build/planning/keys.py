@@ -64,6 +64,11 @@ def plugin_facts(choice: Choice) -> dict[str, Any]:
     return {**facts, **inner}
 
 
+def trains(stage: Choice) -> bool:
+    """Return whether the stage trains anything."""
+    return any(each.epochs for each in stage.config.trainings)
+
+
 def trainer_facts(trainers: Iterable[str]) -> dict[str, Any]:
     """Return the code of a user's own trainers, and the versions of packages that it imports."""
     named = sorted({*trainers})

@@ -38,6 +38,7 @@ from edgepack.workflows.build.planning.keys import (
     reasons,
     task_facts,
     trainer_facts,
+    trains,
 )
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import Plan, Step, StepId
@@ -283,7 +284,7 @@ class Planner:
             "data": self.fingerprint,
             **self.reads.ingredients(recipe.model, recipe.data),
             "seed": recipe.seed,
-            "compute": provenance.compute(),
+            "compute": recipe.hardware.facts(),
             "versions": {
                 **provenance.versions(*provenance.CORE, *recipe.model.module.LIBRARIES),
                 **installed([recipe.model]),
@@ -309,9 +310,15 @@ class Planner:
             "files": files(models),
             **self.reads.ingredients(*models),
             **trainer_facts(each.trainer for each in stage.config.trainings if each.trainer),
+            **self._trained_on(stage),
             "teacher": teacher,
             **(quantizer_facts(id.format or self.quantizers[0]) if stage.module.USES_QUANTIZER else {}),
         }
+
+    def _trained_on(self, stage: Choice) -> Json:
+        """Return how the hardware trains, as far as it is not the default; the model's key has the hardware itself."""
+        how = self.recipe.hardware.of_training() if trains(stage) else {}
+        return {"training": how} if how else {}
 
     def _step(self, id: StepId, ingredients: Json, *, choice: Choice | None = None) -> Step:
         key = digest({"kind": id.kind, **ingredients})

@@ -14,6 +14,7 @@ from edgepack.core.units import SHARE
 from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.outcomes import CandidateOutcome
 from edgepack.workflows.build.planning.step import Step
+from edgepack.workflows.build.steps import followers
 from edgepack.workflows.build.steps.outputs import logits
 from edgepack.workflows.build.steps.trials import Trials
 from edgepack.workflows.build.workspace import Workspace, is_foreign
@@ -65,8 +66,9 @@ def _staged(work: Workspace, step: Step, trainings: list[TrainingRecord]) -> "Ca
 
     parent = work.candidate(work.candidate_of(step.ingredients["parent"]), private=True)
     context = replace(_context(work, step), trainings=trainings)
-    torch.manual_seed(work.recipe.seed)  # here, so that earlier loading does not matter
-    result = step.plugin.module.run(parent, step.plugin.config, context)
+    with followers.of(work, step, context) as team:
+        torch.manual_seed(work.recipe.seed)  # here, so that earlier loading does not matter
+        result = step.plugin.module.run(parent, step.plugin.config, followers.with_team(context, team))
     if not isinstance(result, Candidate):
         raise StageError(f"run() gave {type(result).__name__}", "a stage returns a candidate: candidate.changed(...)")
     return result
@@ -87,6 +89,7 @@ def _context(work: Workspace, step: Step) -> Context:
         quantizer=step.id.format or work.planner.quantizers[0],
         size_budget=strictest(work.recipe.budgets, "size", "max"),
         checkpoints=Checkpoints(folder=work.store.unfinished(step.key), emit=work.emit),
+        hardware=work.recipe.hardware,
     )
 
 

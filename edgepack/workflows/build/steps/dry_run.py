@@ -6,6 +6,7 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from edgepack.config.compute import Hardware
 from edgepack.config.device import Controls
 from edgepack.config.plugins import Choice
 from edgepack.core import provenance
@@ -13,6 +14,7 @@ from edgepack.core.events import Note, StepProgress
 from edgepack.core.frozen import Json
 from edgepack.measure.processes import Host
 from edgepack.records.differences import numbered
+from edgepack.workflows.build.planning.keys import trains
 from edgepack.workflows.build.steps.trials import Trials, check_timed
 from edgepack.workflows.build.workspace import Workspace, guarded, is_foreign, needs
 
@@ -42,8 +44,7 @@ def check(work: Workspace) -> None:
 
 def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
     """Return the candidate after the structural changes of a stage."""
-    if any(each.precision == "bf16" for each in stage.config.trainings):
-        guarded(name, _check_bf16, work.store.root)
+    guarded(name, partial(_check_precision, stage, work.recipe.hardware), work.store.root)
     guarded(name, partial(_check_mixing, stage, candidate), work.store.root)
     dry_run = stage.module.dry_run
     if dry_run is None:
@@ -149,7 +150,9 @@ def _check_steady(candidate: "Candidate") -> None:
     steady.check_in_process(tried, inputs, "the model")
 
 
-def _check_bf16() -> None:
-    from edgepack.compress.training import numerics
+def _check_precision(stage: Choice, hardware: Hardware) -> None:
+    if trains(stage):
+        from edgepack.compress.training import numerics
 
-    numerics.check_bf16()
+        for each in stage.config.trainings:
+            numerics.check_precision(each.precision, hardware)

@@ -9,7 +9,7 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages.distill import assistants, dry_run, run
 from edgepack.compress.stages.distill.config import Config
-from edgepack.compress.training.feature_matching import AttentionTransfer
+from edgepack.compress.training.loss.feature_matching import AttentionTransfer
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, Note, StepProgress

@@ -14,9 +14,9 @@ from edgepack.compress.stages.distill import dry_run, run
 from edgepack.compress.stages.distill.config import Config
 from edgepack.compress.stages.distill.encoder_siblings import axes, narrowed, narrower
 from edgepack.compress.training.evaluation import predict, validate
-from edgepack.compress.training.feature_matching import FeatureLoss, HiddenStates, Relations
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation
+from edgepack.compress.training.loss.feature_matching import FeatureLoss, HiddenStates, Relations
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
 from edgepack.models.candidate import Candidate

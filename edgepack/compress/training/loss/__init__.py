@@ -13,10 +13,9 @@ from torch import nn
 
 from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import EVALUATION_BATCH, Progress, predict, train_mode
-from edgepack.compress.training.feature_matching import FeatureLoss
+from edgepack.compress.training.loss.feature_matching import FeatureLoss
 from edgepack.compress.training.numerics import Numerics
 from edgepack.core.errors import StageError
-from edgepack.core.events import Emit
 from edgepack.data.splits import Batch, Split
 
 if TYPE_CHECKING:
@@ -42,15 +41,16 @@ _KEPT = 512_000_000  # bytes of a teacher's logits that are kept for all epochs;
 _ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # keyed by a hash of the teacher
 
 
-def _answers(teacher: nn.Module, split: Split, emit: Emit) -> torch.Tensor | None:
+def _answers(teacher: nn.Module, split: Split, context: Context) -> torch.Tensor | None:
     """Return the teacher's logits, computed once for all trainings with it or a copy of it; None if they are large."""
     if (int(split.targets.max()) + 1) * len(split) * 4 > _KEPT:  # labels times samples times the bytes of a float
         return None
     weights = digest_of(teacher)
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
-        progress = Progress(emit, "running the teacher", math.ceil(len(split) / EVALUATION_BATCH))
-        known = _ANSWERED[weights] = ref(split), predict(teacher, split, progress.advance)
+        mine = context.team.rows(split)
+        progress = Progress(context.emit, "running the teacher", math.ceil(len(mine) / EVALUATION_BATCH))
+        known = _ANSWERED[weights] = ref(split), context.team.whole(predict(teacher, mine, progress.advance))
     return known[1]
 
 
@@ -129,6 +129,7 @@ class Loss:
         device: torch.device,
         how: Numerics,
     ) -> None:
+        """Prepare for a module that is still on the CPU, and move the teacher to the device."""
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
         self.smoothing, self.mixing = settings.label_smoothing, Mixing(mixup=settings.mixup, cutmix=settings.cutmix)
         if self.smoothing and context.task.smoothed is None:
@@ -139,9 +140,12 @@ class Loss:
         self.inside: FeatureLoss | None = None
         if distillation and any(distillation.inside.values()):
             self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, data.head(2))
+            self.inside.to(device)
         self.known: torch.Tensor | None = None
+        if distillation:
+            distillation.teacher.to(device)
         if distillation and not (self.inside or self.mixing or context.data.augmented):
-            self.known = _answers(distillation.teacher, data, context.emit)
+            self.known = _answers(distillation.teacher, data, context)
 
     def __call__(self, module: nn.Module, batch: Batch, seed: int) -> torch.Tensor:
         """Return the loss of a batch; `seed` decides what it is mixed with."""
@@ -150,7 +154,7 @@ class Loss:
         if self.mixing:
             inputs, partners, share = self.mixing.mixed(inputs, seed)
             others = targets[partners]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bfloat16):
+        with torch.autocast(self.device.type, self.how.mixed, enabled=self.how.mixed is not None):
             logits = module(*inputs)
         logits = logits.float()
         loss = self._on_labels(logits, targets)
@@ -172,14 +176,17 @@ class Loss:
         return self.inside.parameters() if self.inside else iter(())
 
     def close(self) -> None:
+        """Remove what was set on the models, and bring the teacher back to the CPU."""
         if self.inside:
             self.inside.close()
+        if self.distillation:
+            self.distillation.teacher.to("cpu")
 
     def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.distillation is not None
         if self.known is not None:
             return self.known[batch.indices].to(self.device)
-        teacher = self.distillation.teacher.to(self.device)
+        teacher = self.distillation.teacher
         train_mode(teacher, False)
         with torch.no_grad():
             logits: torch.Tensor = teacher(*inputs)

@@ -52,6 +52,11 @@ class FeatureLoss:
         for _, part in self.parts:
             yield from part.parameters()
 
+    def to(self, device: torch.device) -> None:
+        """Move the parameters, once the two models have moved."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+
     def close(self) -> None:
         for _, part in self.parts:
             part.close()
