@@ -356,7 +356,9 @@ def built_on(build: Build) -> str:
     cores = f"{facts['threads']} of {plural(facts['cores'], 'core')}" if {"threads", "cores"} <= facts.keys() else ""
     memory = f"{SIZE.format(facts['memory_bytes'])} memory" if "memory_bytes" in facts else ""
     python = f"Python {facts['python']}" if "python" in facts else ""
-    return ", ".join(part for part in (facts.get("cpu", ""), cores, memory, facts.get("system", ""), python) if part)
+    there = (facts.get("cpu", ""), cores, memory, facts.get("system", ""), python)
+    trained = f"; models trained on {facts['trained_on']}" if "trained_on" in facts else ""
+    return ", ".join(part for part in there if part) + trained
 
 
 def commit(build: Build) -> str:

@@ -196,9 +196,10 @@ def _do(runner: Runner, step: Step) -> Entry:
 
 
 def _begin(recipe: Recipe, device: Device) -> Build:
+    resolved = resolve(recipe, device)
     return Build(
         schema="edgepack.build/1",
-        recipe=resolve(recipe, device).plain(),
+        recipe=resolved.plain(),
         recipe_file=shown(recipe.file),
         overrides=recipe.overrides,
         device={"id": device.id, **device.plain()},
@@ -206,7 +207,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         provenance={
             "versions": provenance.versions(*_PACKAGES),
             "git": provenance.git_state(recipe.file.parent),
-            "environment": provenance.environment(),
+            "environment": {**provenance.environment(), "trained_on": resolved.hardware.describe()},
         },
     )
 

@@ -190,4 +190,6 @@ class _Follower:
         code = self.process.returncode
         why = lines[-1] if lines else f"it ended with code {code}"
         killed = "if the memory is full, train with fewer: --set compute.processes=1"
-        return DeviceError(f"a process that trains failed: {why}", killed if code < 0 else "see build.log, and build again")
+        return DeviceError(
+            f"a process that trains failed: {why}", killed if code < 0 else "see build.log, and build again"
+        )
