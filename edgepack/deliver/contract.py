@@ -110,10 +110,10 @@ class Tracker(Protocol):
 
             def log(self, points):
                 for point in points:
-                    self.file.write(json.dumps([point.curve, point.step, point.figures]) + "\n")
+                    print(json.dumps([point.curve, point.step, point.figures]), file=self.file)
 
             def end(self, summary):
-                self.file.write(json.dumps([summary.status, summary.metrics, summary.tags]) + "\n")
+                print(json.dumps([summary.status, summary.metrics, summary.tags]), file=self.file)
                 self.file.close()
 
 
