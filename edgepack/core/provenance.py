@@ -15,6 +15,7 @@ from edgepack.core.errors import RecipeError
 CORE = ("edgepack", "torch")  # every stage's output depends on these
 MISSING = "not installed"
 SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)  # in the names of environment variables
+_SHORTEST = 8  # characters of a secret; what is shorter, such as TOKENIZERS_PARALLELISM=false, may be a common word
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # of an address
 
 
@@ -114,7 +115,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("no answer from https://me:word@host:5000/api")
     'no answer from https://***@host:5000/api'
     """
-    secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) > 3}
+    secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= _SHORTEST}
     for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, "***")
     return _PASSWORD.sub("***", text)

@@ -54,7 +54,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value))
         elif value is not None:
-            yield name, value
+            told = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+            yield name, value if told else str(value)
 
 
 class LiveCurves:
@@ -122,7 +123,7 @@ def summary(build: Build, folder: Path) -> BuildSummary:
     return BuildSummary.model_validate(
         {
             "status": statuses.get(build.exit_code if build.exit_code is not None else -1, "failed"),
-            "metrics": dict(_metrics(build)),
+            "metrics": {name: figure for name, figure in _metrics(build) if math.isfinite(figure)},
             "tags": {name: text for name, text in tags.items() if text},
             "files": tuple(file.absolute() for name in _FILES if (file := folder / name).is_file()),
         }

@@ -131,7 +131,6 @@ def _build(
             interrupts.check()
             stack.enter_context(interrupts.deferred())  # too late to stop: a build in the history has its bundle
             history.append(past, result)
-            tracking.end(result, folder)
         except BaseException as error:
             failure = _reason(error, folder)
             result = record_failure(result, failure, folder)
@@ -142,6 +141,7 @@ def _build(
             if failure is error:
                 raise
             raise failure from error
+        tracking.end(result, folder)
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 

@@ -1,7 +1,9 @@
 """What trackers are told of a build."""
 
 import math
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builds import BUILDS, full
@@ -14,7 +16,7 @@ from edgepack.records.training import Epoch, TrainingRecord
 TRAINING = "training on the labels"
 
 
-def _progress(done: int, doing: str = TRAINING, total: int = 9, **figures: float) -> StepProgress:
+def _progress(done: int, doing: str = TRAINING, total: int = 9, **figures: Any) -> StepProgress:
     return StepProgress(name="train", doing=doing, done=done, total=total, **figures)
 
 
@@ -68,6 +70,12 @@ def test_a_build_begins_with_its_recipe_its_device_and_its_commit() -> None:
     assert began.parameters["recipe.stages.1.quantize.fp32"] == "fc, conv1"
     assert began.parameters["device.name"] == "the board"
     assert began.tags == {"device": "board", "git.commit": "abc", "git.dirty": "false"}
+
+
+def test_values_that_are_no_json_become_text() -> None:
+    began = tracked(build(recipe={"name": "tiny", "args": {"day": date(2026, 1, 31), "most": math.inf}}))
+    assert began.parameters["recipe.args.day"] == "2026-01-31"
+    assert began.parameters["recipe.args.most"] == "inf"
 
 
 def test_a_summary_has_every_figure_limit_and_verdict_and_the_reports_that_there_are() -> None:
