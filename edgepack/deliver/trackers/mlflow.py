@@ -69,8 +69,7 @@ def start(config: Config, build: TrackedBuild) -> "Run":
 class Run:
     def __init__(self, client: Any, uri: str, experiment: str, build: TrackedBuild) -> None:
         self.client = client
-        known = client.get_experiment_by_name(experiment)
-        id = known.experiment_id if known else client.create_experiment(experiment)
+        id = _experiment(client, experiment)
         tags = {**build.tags, "mlflow.source.name": build.tags.get("recipe_file", "")}
         if commit := build.tags.get("git.commit"):
             tags["mlflow.source.git.commit"] = commit
@@ -111,6 +110,21 @@ class Run:
         most = _MOST[kind]
         for i in range(0, len(values), most):
             self.client.log_batch(self.id, **{kind: values[i : i + most]})
+
+
+def _experiment(client: Any, name: str) -> str:
+    """Return the id of an experiment, made if there is none; another build may make it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            known = client.get_experiment_by_name(name)
+            if known is None:
+                raise
+    return str(known.experiment_id)
 
 
 def _name(name: str) -> str:

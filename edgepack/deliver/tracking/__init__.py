@@ -1,7 +1,7 @@
 """Tell experiment trackers of a build while it runs.
 
 tracking = Tracking(recipe.trackers, emit)
-tracking.start(build)           # once its recipe and device are final
+tracking.start(build, steps)    # once its recipe and device are final
 tracking.emit(event)            # passes the event on, and logs the course of trainings
 tracking.log_stages(build)      # the curves of stages that are done, cached ones too
 tracking.end(build, folder)     # figures, verdicts, reports
@@ -38,7 +38,9 @@ class Tracking:
         self._processes: list[TrackerProcess] = []
         self._at = Event()  # the last one: notes are about its step
 
-    def start(self, build: Build) -> None:
+    def start(self, build: Build, steps: int) -> None:
+        """Start the trackers of a build of so many steps, and wait some seconds until they are ready."""
+        self._at = Event(steps=steps)
         for each in self._trackers:
             try:
                 self._processes.append(TrackerProcess(each, tracked(build)))

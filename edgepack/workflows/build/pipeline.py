@@ -112,7 +112,7 @@ def _build(
             device = replace(device, quantization=planner.device.quantization)
             about = {"recipe": planner.recipe.plain(), "device": {"id": device.id, **device.plain()}}
             result = result.model_copy(update=about)
-            tracking.start(result)
+            tracking.start(result, planner.count)
             if session.absent:
                 placed(emit, 0, planner.count, device.id)(Note(text=f"{session.absent}; {_WITHOUT}"))
             for number, step in enumerate(planner.steps(), start=1):

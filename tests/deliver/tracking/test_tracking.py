@@ -62,7 +62,7 @@ class _Build:
 
     def run(self, **ending: Any) -> None:
         """All that a build tells: a training, its stage, the end."""
-        self.tracking.start(build(exit_code=None))
+        self.tracking.start(build(exit_code=None), 3)
         for done in (1, 9):
             self.tracking.emit(StepProgress(name="train", doing="training", done=done, total=9, loss=0.5))
         trainings = (TrainingRecord(doing="training", kept=0, epochs=(Epoch(epoch=0, score=0.1),)),)
@@ -92,7 +92,7 @@ def test_a_tracker_is_told_the_course_the_stages_and_the_end_in_this_order() -> 
 
 def test_of_a_build_that_is_killed_what_was_logged_stays_and_the_run_is_ended() -> None:
     made = _Build(KEEPS)
-    made.tracking.start(build(exit_code=None))
+    made.tracking.start(build(exit_code=None), 3)
     made.tracking.emit(StepProgress(name="train", doing="training", done=1, total=9, loss=0.5))
     (process,) = made.tracking._processes
     process._input.close()  # as the system does
@@ -168,7 +168,7 @@ def test_without_trackers_events_pass_and_nothing_starts() -> None:
     before = {each.name for each in Path("/proc/self/fd").iterdir()}
     seen: list[Event] = []
     passing = Tracking((), seen.append)
-    passing.start(build())
+    passing.start(build(), 3)
     passing.emit(Note(text="a note"))
     passing.log_stages(build())
     passing.end(build(), Path())
