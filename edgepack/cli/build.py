@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 @dist_option
 @store_option
 @history_option
+@click.option(
+    "--track", "trackers", multiple=True, metavar="TRACKER", help="Log to this experiment tracker too: mlflow."
+)
 @click.option("--remeasure", is_flag=True, help="Measure every file again, also files that did not change.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines instead of readable progress.")
 def build(
@@ -43,6 +46,7 @@ def build(
     dist: str,
     store: str,
     history: str | None,
+    trackers: tuple[str, ...],
     remeasure: bool,
     as_json: bool,
 ) -> int:
@@ -54,7 +58,7 @@ def build(
     from edgepack.cli.views.progress import watcher
     from edgepack.workflows.build.store import Store
 
-    chosen = load_recipes(recipes, device, overrides)
+    chosen = load_recipes(recipes, device, overrides, trackers)
     codes = []
     with Screen() as screen:
         for recipe in chosen:

@@ -11,13 +11,13 @@ from edgepack.core.errors import RecipeError
 
 @cli.command()
 def stages() -> None:
-    """List stages, models, data sets, exporters and tasks.
+    """List stages, models, data sets, exporters, tasks and trackers.
 
     With the settings of each and their defaults.
     """
     from edgepack.config import plugins
 
-    for kind in ("stages", "models", "datasets", "exporters", "tasks"):
+    for kind in ("stages", "models", "datasets", "exporters", "tasks", "trackers"):
         click.secho(kind, bold=True)
         for name in plugins.names(kind):
             try:

@@ -58,7 +58,9 @@ def check_exists(bundle: Path) -> None:
         raise RecipeError(f"{bundle} is a build's output folder, not a bundle", f"give {bundle / 'bundle'} or the .zip")
 
 
-def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...]) -> "list[Recipe]":
+def load_recipes(
+    recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...], trackers: tuple[str, ...] = ()
+) -> "list[Recipe]":
     """Load the named recipes, or all, or all for a device. Raises ConfigError with every mistake in all of them."""
     from edgepack.config.device import load_device
     from edgepack.config.document import ConfigError
@@ -71,7 +73,8 @@ def load_recipes(recipes: tuple[str, ...], device: str | None, overrides: tuple[
     problems: list[Problem] = []
     for recipe in found:
         try:
-            loaded.append(load_recipe(recipe, overrides=overrides, device=device if recipes else None))
+            asked = device if recipes else None
+            loaded.append(load_recipe(recipe, overrides=overrides, device=asked, trackers=trackers))
         except ConfigError as error:
             problems += error.problems
     if problems:

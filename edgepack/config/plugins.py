@@ -36,6 +36,7 @@ FOLDERS = {
     "backends": "export/formats/executorch/backends",
     "runners": "measure/runners",
     "reports": "deliver/reports",
+    "trackers": "deliver/trackers",
 }
 KINDS = tuple(FOLDERS)
 # Class in the contract.py of each kind; the nearest contract.py above its folder counts.
@@ -50,6 +51,7 @@ _CONTRACTS = {
     "backends": "Backend",
     "runners": "Runner",
     "reports": "Report",
+    "trackers": "Tracker",
 }
 DEFAULT_QUANTIZER = "xnnpack"  # for files whose exporter names no other
 _PACKAGE = Path(__file__).parent.parent

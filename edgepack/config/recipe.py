@@ -35,6 +35,7 @@ class RecipeFile(Frozen):
     budgets: dict[str, Any] = {}
     waivers: tuple[Any, ...] = ()
     compute: Compute = Compute()
+    trackers: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Recipe:
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
     compute: Compute = field(default_factory=Compute)
+    trackers: tuple[Choice, ...] = ()
     overrides: tuple[str, ...] = ()  # changes made by --set
     version: str | None = None
     licence: str | None = None

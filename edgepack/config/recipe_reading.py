@@ -24,10 +24,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[A-Za-z0-9._+-]+")
 
 
-def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, trackers: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe at `path` (a file, or a name in `recipes/`) with `--set` overrides applied.
 
-    Raises ConfigError with every mistake, each with its line.
+    `trackers` are names of experiment trackers to use besides the recipe's own. Raises ConfigError with every mistake,
+    each with its line.
     """
     file = find_recipe(path)
     document = Document.read(file)
@@ -36,12 +39,26 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), device: str 
     if device not in (None, document.data.get("device")):  # its bundle must not replace the recipe's own
         document.data.update(device=device, name=f"{document.data.get('name') or file.stem}-{Path(device).stem}")
         document.came_from("--device", ("device",))
+    _track(document, trackers)
     raw = document.check(RecipeFile, document.data)
     recipe = _Checker(document, file).recipe(document.data)
     document.raise_problems()
     if raw is None or recipe is None:  # cannot happen: every None has noted its problem
         raise RecipeError(f"{file} could not be read")
     return replace(recipe, overrides=tuple(overrides), compute=raw.compute)
+
+
+def _track(document: Document, names: Sequence[str]) -> None:
+    """Add these trackers to the document, but for those that it names itself."""
+    known = document.data.get("trackers", ())
+    if not isinstance(known, tuple):
+        return  # RecipeFile reports this
+    named = {str(name) for each in known for name in (each if isinstance(each, dict) else (each,))}
+    added = [name for name in dict.fromkeys(names) if name not in named]
+    if added:
+        document.data["trackers"] = (*known, *added)
+    for i, _ in enumerate(added, start=len(known)):
+        document.came_from("--track", ("trackers", i))
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -74,6 +91,7 @@ class _Checker:
         source = self._choice("datasets", data["data"], ("data",)) if "data" in data else None
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
+        trackers = self._choices("trackers", data.get("trackers"), "trackers")
         formats = tuple(exporter.name for exporter in exporters if exporter)
         budgets = read_budgets(self.document, data.get("budgets"), formats)
         waivers = read_waivers(self.document, data.get("waivers"), budgets, formats)
@@ -83,6 +101,7 @@ class _Checker:
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages, signature)
         self._exports(data.get("export"), exporters)
+        self._usable("trackers", trackers)
         self._device(data.get("device"), model, stages)
         name = self._name(data.get("name") or self.file.stem)
         self._version(data.get("version"))
@@ -104,6 +123,7 @@ class _Checker:
             seed=data.get("seed", 0),
             stages=tuple(stage for stage in stages if stage),
             exporters=tuple(exporter for exporter in exporters if exporter),
+            trackers=tuple(tracker for tracker in trackers if tracker),
             budgets=budgets,
             waivers=waivers,
             version=data.get("version"),
@@ -217,13 +237,17 @@ class _Checker:
             self.document.problem(
                 ("export",), f"nothing to export: name one of {', '.join(plugins.names('exporters'))}"
             )
+        self._usable("export", exporters)
+
+    def _usable(self, key: str, choices: Sequence[Choice | None]) -> None:
+        """Note plugins that are named twice, or cannot be used on this computer."""
         seen: set[str] = set()
-        for i, exporter in enumerate(exporters):
-            if exporter and exporter.name in seen:
-                self.document.problem(("export", i), f"'{exporter.name}' is named twice")
-            seen.add(exporter.name if exporter else "")
-            if exporter and (message := exporter.module.unavailable(exporter.config)):
-                self.document.problem(("export", i, exporter.name), f"not available here: {message}")
+        for i, choice in enumerate(choices):
+            if choice and choice.name in seen:
+                self.document.problem((key, i), f"'{choice.name}' is named twice")
+            seen.add(choice.name if choice else "")
+            if choice and (message := choice.module.unavailable(choice.config)):
+                self.document.problem((key, i, choice.name), f"not available here: {message}")
 
     def _signature(self, data: Choice) -> "Signature | None":
         """Return the signature of the data, or None after noting why it is not available."""

@@ -72,6 +72,7 @@ def recipe() -> dict[str, Any]:
     properties["data"] = _one_of("datasets")
     properties["stages"] = {"type": "array", "items": _one_of("stages")}
     properties["export"] = {"type": "array", "items": _one_of("exporters"), "minItems": 1}
+    properties["trackers"] = {"type": "array", "items": _one_of("trackers")}
     properties["budgets"] = budgets_schema(plugins.names("exporters"))
     properties["waivers"] = {"type": "array", "items": _inlined(budgets.Waiver.model_json_schema())}
     return {"$schema": _DRAFT, "title": "edgepack recipe", **schema, **_aside()}

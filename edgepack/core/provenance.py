@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Set
 from functools import cache
@@ -13,6 +14,9 @@ from edgepack.core.errors import RecipeError
 
 CORE = ("edgepack", "torch")  # every stage's output depends on these
 MISSING = "not installed"
+SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)  # in the names of environment variables
+_SHORTEST = 8  # characters of a secret; what is shorter, such as TOKENIZERS_PARALLELISM=false, may be a common word
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # of an address
 
 
 @cache
@@ -103,6 +107,18 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with the passwords of its addresses, and the values of secret environment variables, left out.
+
+    >>> without_secrets("no answer from https://me:word@host:5000/api")
+    'no answer from https://***@host:5000/api'
+    """
+    secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= _SHORTEST}
+    for value in sorted(secrets, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return _PASSWORD.sub("***", text)
 
 
 def summary(*packages: str) -> str:

@@ -1,12 +1,14 @@
-"""Define what a report must provide, and write reports."""
+"""Define what a report and a tracker must provide, and write reports."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from edgepack.config import plugins
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.core.files import disk_error, write_atomic
+from edgepack.core.frozen import Frozen, Moment
 from edgepack.records.build import Build
 
 
@@ -31,6 +33,110 @@ class Report(Protocol):
     @abstractmethod
     def render(self, build: Build) -> str:
         """Return the content of the file, made from the build alone."""
+
+
+class TrackedBuild(Frozen):
+    """A build that begins. `parameters` are its recipe and device: {"recipe.stages.0.train.epochs": 8}."""
+
+    recipe: str
+    started_at: Moment
+    parameters: dict[str, str | int | float | bool]
+    tags: dict[str, str]  # "git.commit", "recipe_file", ...
+
+
+class Point(Frozen):
+    """Figures of a curve at one step.
+
+    Curves are "<stage>/<training>/steps" while it trains, "<stage>/<training>/epochs" when the stage is done, and
+    "stages": the model after each stage. Names have letters, digits, blanks and any of `_-.:/()`.
+    """
+
+    curve: str
+    step: int  # from 0
+    figures: dict[str, float]  # "loss", "learning_rate", ...
+
+
+class BuildSummary(Frozen):
+    """How a build ended: "failed" if its exit code is neither 0 nor that of an interrupt.
+
+    Of a build that was killed no more may be known than that. Names are like those of curves.
+    """
+
+    status: Literal["finished", "failed", "killed"]
+    metrics: dict[str, float] = {}  # "files/onnx/latency.p50", "budgets/onnx/size/limit", ... in base units
+    tags: dict[str, str] = {}  # "verdicts/onnx/size", "summary", "error", ...
+    files: tuple[Path, ...] = ()  # report.html and report.md
+
+
+class Run(Protocol):
+    """The run of a tracker that one build is logged to.
+
+    It may raise anything: the user is told, and the build goes on.
+    """
+
+    where: str  # where a user finds it: an address or a folder
+
+    @abstractmethod
+    def log(self, points: Sequence[Point]) -> None:
+        """Log points, in the order in which they arose; several that came while a slow tracker was busy."""
+
+    @abstractmethod
+    def end(self, summary: BuildSummary) -> None:
+        """Log how the build ended, with its files, and wait until all is stored."""
+
+
+class Tracker(Protocol):
+    """Logs builds to an experiment tracker while they run. Lives in deliver/trackers/.
+
+    It works in a process of its own, which imports what it likes: nothing that it does delays or ends a build, or
+    changes its result. Secrets come from the environment, never from a recipe. A whole tracker:
+
+        "Lines of JSON in a file for each build."
+
+        import json
+        from pathlib import Path
+
+        from edgepack.core.frozen import Frozen
+
+
+        class Config(Frozen):
+            folder: str = "runs"
+
+
+        class Lines:
+            def __init__(self, path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.where, self.file = str(path), path.open("a", buffering=1)
+
+            def log(self, points):
+                for point in points:
+                    print(json.dumps([point.curve, point.step, point.figures]), file=self.file)
+
+            def end(self, summary):
+                print(json.dumps([summary.status, summary.metrics, summary.tags]), file=self.file)
+                self.file.close()
+
+
+        def start(config, build):
+            return Lines(Path(config.folder, f"{build.recipe}.jsonl"))
+    """
+
+    Config: type[Frozen]  # its settings in a recipe
+
+    @abstractmethod
+    def start(self, config: Any, build: TrackedBuild) -> Run:
+        """Begin a run for a build."""
+
+    def unavailable(self, config: Any) -> str:
+        """Say why it cannot be used on this computer, or "". Fast, and without importing its library."""
+        return ""
+
+
+def missing(package: str, extra: str) -> str:
+    """Say that a tracker's package is not installed, or ""."""
+    from importlib.util import find_spec
+
+    return "" if find_spec(package) else f"the package {package} is not installed: pip install 'edgepack[{extra}]'"
 
 
 def write_reports(build: Build, folder: Path) -> None:

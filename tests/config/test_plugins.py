@@ -43,6 +43,7 @@ EXAMPLES = {
     "exporters": "plain_onnx",
     "runners": "bench",
     "reports": "outcome",
+    "trackers": "lines",
 }
 
 
@@ -87,7 +88,7 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return [*inspect.signature(function).parameters]
 
 
-@_of("models", "datasets", "stages", "exporters", "runners")
+@_of("models", "datasets", "stages", "exporters", "runners", "trackers")
 def test_settings_are_frozen_and_refuse_what_they_do_not_know(module: ModuleType) -> None:
     config: type[BaseModel] = module.Config
     assert config.model_config["frozen"]
@@ -304,6 +305,7 @@ def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
         stages=[{"train": {"epochs": 4}}, "round"],
         export=["plain_onnx"],
         budgets={"accuracy": {"min": "60 %"}},
+        trackers=["lines"],
     )
     Path("devices/bench.yaml").write_text("edgepack: 1\nname: the bench\nrunner: bench\n")
     for command, expected in (("check", "OK (train -> round"), ("build", "accuracy")):
@@ -312,6 +314,14 @@ def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
         assert expected in ran.out
     assert Path("dist/tiny/outcome.txt").read_text() == "tiny: exit code 0\n"
     assert "multiples of 0.01" in Path("dist/tiny/build.json").read_text()
+    *curves, (status, metrics, tags) = map(json.loads, Path("runs/tiny.jsonl").read_text().splitlines())
+    assert {curve for curve, _, _ in curves} == {
+        "stages",
+        "train/training on the labels/steps",
+        "train/training on the labels/epochs",
+    }
+    assert (status, tags["verdicts/plain_onnx/accuracy"]) == ("finished", "pass")
+    assert metrics["budgets/plain_onnx/accuracy/limit"] == 0.6
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,28 @@ def test_the_resolved_recipe_is_the_same_recipe(written: Any, source: Path | Non
     ]
 
 
+def test_trackers_and_computing_change_neither_keys_nor_the_resolved_recipe() -> None:
+    plainly, tracked = (
+        recipe(),
+        recipe(trackers=["tensorboard", {"wandb": {"mode": "offline"}}], compute={"workers": 3}),
+    )
+    assert [tracker.name for tracker in tracked.trackers] == ["tensorboard", "wandb"]
+    assert tracked.plain() == plainly.plain()
+    keys = [[step.key for step in plan(each, load_device("host"), Store("store")).steps] for each in (plainly, tracked)]
+    assert keys[0] == keys[1]
+
+
+def test_trackers_can_be_added_to_those_of_a_recipe() -> None:
+    path = recipe_file(trackers=[{"tensorboard": {"folder": "logs"}}])
+    found = load_recipe(path, trackers=["wandb", "tensorboard", "wandb"]).trackers
+    assert [tracker.name for tracker in found] == ["tensorboard", "wandb"]
+    assert found[0].config.folder == "logs"
+    with pytest.raises(ConfigError, match=r"==> --track\n  at trackers\[1\]\n  unknown tracker 'wnadb'"):
+        load_recipe(path, trackers=["wnadb"])
+    with pytest.raises(ConfigError, match="trackers"):
+        load_recipe(recipe_file(trackers="tensorboard"), trackers=["wandb"])
+
+
 def test_a_resolved_recipe_leaves_nothing_to_defaults() -> None:
     whole = recipe(stages=["train", "quantize"]).plain()
     assert whole["stages"][1]["quantize"].keys() == {*quantize.Config.model_fields}

@@ -52,6 +52,12 @@ def test_a_command_without_tensors_imports_no_library_of_them(command: tuple[str
     assert not HEAVY & _imported(*command)
 
 
+def test_naming_trackers_imports_none() -> None:
+    recipe_file(trackers=["tensorboard", "wandb", {"mlflow": {"uri": "mlruns"}}])
+    for command in ("check", "plan"):
+        assert not {"tensorboard", "wandb", "mlflow", *HEAVY} & _imported(command, "tiny")
+
+
 def test_help_imports_next_to_nothing() -> None:
     assert not {"pydantic", "ruamel", "rich", "jinja2"} & _imported("--help")
 

@@ -12,7 +12,6 @@ not of others, as OpenCV, nor of other processes: such files have to be named in
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,11 +25,11 @@ from typing import Any
 import edgepack
 from edgepack.config.user_code.installed import is_installed, is_standard
 from edgepack.core.files import digest, digests
+from edgepack.core.provenance import SECRET
 
 _PACKAGE = Path(edgepack.__file__).parent
 _SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev")))
 _MADE_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_EXCL  # files opened so are written anew: old content is not read
-_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)  # secrets do not affect a model
 _LISTED = ("os.listdir", "os.scandir")
 _OUTPUTS = ("dist", "__pycache__")
 # Functions that read a file in native code, which no audit event reports.
@@ -66,7 +65,7 @@ class _Opened:
         return [
             *map(_name, own),
             *listed,
-            *(f"${name}" for name in self.variables if not (name in self.written or _SECRET.search(name))),
+            *(f"${name}" for name in self.variables if not (name in self.written or SECRET.search(name))),
         ]
 
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,13 +190,22 @@ def behind(error: BaseException | None) -> bool:
 
 def end() -> NoReturn:
     """End this process and all its child processes now."""
-    for pid in _descendants("self"):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    _kill(_descendants("self"))
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
     os._exit(ExitCode.INTERRUPTED)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a child process that was not waited for yet, and all that it started."""
+    _kill([*_descendants(str(pid)), pid])
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(pid: str) -> Iterator[int]:

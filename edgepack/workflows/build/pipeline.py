@@ -30,6 +30,7 @@ from edgepack.core.process import interrupts, openmp
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.assemble import beside
 from edgepack.deliver.contract import write_reports
+from edgepack.deliver.tracking import Tracking
 from edgepack.judge import history
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPLAINED, judge_build
@@ -89,6 +90,9 @@ def _build(
     emit(BuildStarted(recipe=recipe.name, device=device.name))
     with alone(folder, emit), ExitStack() as stack:  # stopping while waiting removes no results
         clear_temporaries(folder)
+        tracking = Tracking(recipe.trackers, emit)
+        stack.callback(tracking.close)
+        emit = tracking.emit
         baseline = baselines.of_recipe(recipe, device.id, past, time.time())
         result = _begin(recipe, device)
 
@@ -108,6 +112,7 @@ def _build(
             device = replace(device, quantization=planner.device.quantization)
             about = {"recipe": planner.recipe.plain(), "device": {"id": device.id, **device.plain()}}
             result = result.model_copy(update=about)
+            tracking.start(result, planner.count)
             if session.absent:
                 placed(emit, 0, planner.count, device.id)(Note(text=f"{session.absent}; {_WITHOUT}"))
             for number, step in enumerate(planner.steps(), start=1):
@@ -116,6 +121,7 @@ def _build(
                 interrupts.check()
                 work.emit = placed(_checked(emit), number, planner.count, step.name)
                 result = _after(result, runner, step, folder)
+                tracking.log_stages(result)
             check_files(work)
             remember(Plan(recipe=planner.recipe, steps=tuple(work.done.values())), store)
             result = _judged(_weighed(result, work), recipe, baseline)
@@ -128,12 +134,14 @@ def _build(
         except BaseException as error:
             failure = _reason(error, folder)
             result = record_failure(result, failure, folder)
+            tracking.end(result, folder)
             emit(
                 BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder), error=result.error)
             )
             if failure is error:
                 raise
             raise failure from error
+        tracking.end(result, folder)
     emit(BuildFinished(recipe=recipe.name, exit_code=result.exit_code or 0, dist=str(folder)))
     return result
 

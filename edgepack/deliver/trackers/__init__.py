@@ -1,0 +1,1 @@
+"""One module a tracker; see deliver/contract.py."""
