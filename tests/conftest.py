@@ -20,7 +20,7 @@ SIMULATED = Path(__file__).parent / "support" / "cpu_features"
 pytest_plugins = ["limits", "short_timings"]
 LONGEST = (
     *("test_quickstart", "test_run_step", "test_xnnpack", "test_pipeline", "test_interrupted_builds"),
-    *("test_failing_builds", "test_observers", "test_quantize", "test_families"),
+    *("test_failing_builds", "test_observers", "test_quantize", "test_families", "test_recipes"),
 )
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere

@@ -6,8 +6,8 @@
                 ...
             job.report(epoch=epoch + 1, loss=...)
 
-It trains `job.module` in place. What it leaves is checked and scored; it may not change a shape, nor wake a weight that
-pruning set to zero.
+It trains `job.module` in place. What it leaves is checked and scored; it may not change a shape or type, nor wake a
+weight that pruning set to zero. Working trainers, for Lightning and others, stand in examples/.
 """
 
 import logging
@@ -15,6 +15,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
@@ -30,8 +33,6 @@ from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import Epoch, TrainingRecord
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgepack.data.contract import Task
     from edgepack.data.splits import TrainingData
 
@@ -40,21 +41,25 @@ if TYPE_CHECKING:
 class Loader:
     """Batches (inputs, targets) of a split; each pass over training samples is shuffled anew, by the build's seed.
 
-    Inputs are one tensor if the model takes one, else a tuple of them.
+    Inputs are one tensor if the model takes one, else a tuple of them. `drop_last` leaves out a last batch that is
+    smaller than the others.
     """
 
     split: Split
     size: int
     seed: int | None
+    drop_last: bool = False
     passes: int = 0
 
     def __len__(self) -> int:
+        if self.drop_last:
+            return len(self.split) // self.size
         return -(-len(self.split) // self.size) if self.seed is None else self.split.count(self.size)
 
     def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
         seed = None if self.seed is None else self.seed + self.passes
         self.passes += 1
-        for batch in self.split.batches(self.size, seed=seed):
+        for batch in islice(self.split.batches(self.size, seed=seed), len(self)):
             yield batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs, batch.targets
 
 
@@ -63,8 +68,8 @@ class Job:
     """What a trainer gets.
 
     `module` is to be trained in place; in `quantize` it is the one with simulated int8. `teacher` is None where there
-    is none. `folder` is for checkpoints of its own, of this training alone: it may not exist yet, and is removed when
-    the stage has ended; None outside a build.
+    is none. `folder` is for checkpoints and logs of its own, of this training alone: what a build that was killed left
+    there is still in it, and it is removed when the stage has ended.
     """
 
     module: nn.Module
@@ -73,14 +78,29 @@ class Job:
     task: "Task"
     settings: Training
     seed: int
-    folder: "Path | None"
+    folder: Path
     progress: Progress
+    scorer: Callable[[nn.Module], float]
     epochs: list[Epoch] = field(default_factory=list)
 
-    def loader(self, part: Literal["train", "validation"]) -> Loader:
+    def loader(self, part: Literal["train", "validation"], *, drop_last: bool = False) -> Loader:
         """Return batches of `settings.batch_size` samples."""
-        training = part == "train"
-        return Loader(getattr(self.data, part), self.settings.batch_size, self.seed * 1_000_003 if training else None)
+        seed = self.seed * 1_000_003 if part == "train" else None
+        return Loader(getattr(self.data, part), self.settings.batch_size, seed, drop_last)
+
+    def score(self, module: nn.Module | None = None) -> float:
+        """Return the score on the validation split: of what is trained, in `quantize` as int8, or of a copy of it such
+        as an average of its weights.
+        """
+        scored = self.module if module is None else module
+        modes = [(each, each.training) for each in scored.modules()]
+        device = next((each.device for each in scored.parameters()), "cpu")
+        try:
+            return self.scorer(scored.to("cpu"))
+        finally:
+            scored.to(device)
+            for each, training in modes:
+                each.training = training
 
     def report(
         self, *, epoch: int, loss: float | None = None, score: float | None = None, learning_rate: float | None = None
@@ -107,30 +127,24 @@ def fit(
     `snapshot` makes the model that is scored. Raises StageError for what the function broke.
     """
     assert settings.trainer is not None
-    before = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    before = _shapes(module)
     zeros = {name: layer.weight.detach() == 0 for name, layer in module.named_modules() if keeps_zeros(layer)}
-    job = Job(
-        module=module,
-        data=context.data,
-        teacher=eval_mode(teacher) if teacher else None,
-        task=context.task,
-        settings=settings,
-        seed=context.seed,
-        folder=context.checkpoints.own_folder(),
-        progress=Progress(context.emit, doing, settings.epochs),
-    )
     first = validate(snapshot(module), context)
-    function = resolve(settings.trainer)
-    train_mode(module, True)
-    try:
-        with _modes_fixed(module):
-            function(job, **settings.trainer_args)
-    except EdgepackError:
-        raise
-    except (Exception, SystemExit) as error:
-        logging.getLogger(__name__).exception("%s failed", settings.trainer)
-        raise StageError(f"{settings.trainer} failed: {reason(error)}", "see build.log for the traceback") from error
-    module.to("cpu")
+    with _folder(context) as folder:
+        job = Job(
+            module=module,
+            data=context.data,
+            teacher=eval_mode(teacher) if teacher else None,
+            task=context.task,
+            settings=settings,
+            seed=context.seed,
+            folder=folder,
+            progress=Progress(context.emit, doing, settings.epochs),
+            scorer=lambda scored: validate(snapshot(scored), context).score,
+        )
+        _call(job, settings.trainer, zeros)
+    for each in (module, *([teacher] if teacher else [])):
+        each.to("cpu")
     _check(module, before, zeros, settings.trainer)
     train_mode(module, False)
     last = replace(validate(snapshot(module), context), epoch=job.epochs[-1].epoch if job.epochs else settings.epochs)
@@ -141,22 +155,87 @@ def fit(
     return last
 
 
-def _check(module: nn.Module, before: dict[str, tuple[int, ...]], zeros: dict[str, torch.Tensor], trainer: str) -> None:
-    after = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+@contextmanager
+def _folder(context: Context) -> Iterator[Path]:
+    """Give a trainer a folder of its own; without checkpoints, one that does not last."""
+    if folder := context.checkpoints.own_folder():
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    else:
+        with TemporaryDirectory(prefix="edgepack-trainer-") as made:
+            yield Path(made)
+
+
+def _call(job: Job, trainer: str, zeros: dict[str, torch.Tensor]) -> None:
+    function = resolve(trainer)
+    train_mode(job.module, True)
+    try:
+        with _modes_fixed(job.module), _zeros_held(job.module, zeros), _accelerate_apart():
+            function(job, **job.settings.trainer_args)
+    except EdgepackError:
+        raise
+    except (Exception, SystemExit) as error:
+        logging.getLogger(__name__).exception("%s failed", trainer)
+        raise StageError(f"{trainer} failed: {reason(error)}", "see build.log for the traceback") from error
+
+
+def _shapes(module: nn.Module) -> dict[str, str]:
+    """Return shape and type of each tensor, as text."""
+    return {
+        name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _check(module: nn.Module, before: dict[str, str], zeros: dict[str, torch.Tensor], trainer: str) -> None:
+    after = _shapes(module)
     if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
         shapes = ", ".join(f"{name} {before.get(name, 'none')} to {after.get(name, 'none')}" for name in changed[:3])
         raise StageError(
             f"{trainer} changed {len(changed)} tensors of the model: {shapes}",
-            "train the module's weights in place; its layers and their shapes must stay",
+            "train the module's weights in place; its layers, their shapes and their types must stay",
         )
     if awake := [name for name, zero in zeros.items() if bool((module.get_submodule(name).weight[zero] != 0).any())]:
         raise StageError(
             f"{trainer} changed weights that pruning set to zero, in {listed(awake)}",
-            "multiply the gradients of these layers by weight != 0, or set these weights to zero after each step",
+            "their gradients are zero; if it sets weights in another way, set these to zero again after each step",
         )
     bad = [name for name, tensor in module.state_dict().items() if not bool(tensor.float().isfinite().all())]
     if bad:
         raise StageError(f"{trainer} left NaN or Inf in {listed(bad)}", "use a lower learning rate")
+
+
+@contextmanager
+def _zeros_held(module: nn.Module, zeros: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Let no gradient reach weights that pruning set to zero: then usual optimizers leave them there."""
+
+    def held(zero: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda gradient: gradient.masked_fill(zero.to(gradient.device), 0)
+
+    weights = {name: module.get_submodule(name).weight for name in zeros}
+    hooks = [weight.register_hook(held(zeros[name])) for name, weight in weights.items() if weight.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _accelerate_apart() -> Iterator[None]:
+    """Let a trainer set up accelerate by itself: it has one state for a process, which edgepack's loop uses too."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, kept in zip(states, before, strict=True):
+            state.clear()
+            state.update(kept)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def fit(job, rate=0.01):
         job.report(epoch=epoch + 1, loss=float(loss), learning_rate=rate)
 """
 BAD = """
+from copy import deepcopy
 from torch import nn
 import torch
 
@@ -60,9 +61,28 @@ def wake(job):
 def nothing(job): ...
 
 def curious(job):
-    job.folder.mkdir(parents=True)
+    assert not [*job.folder.iterdir()]
     assert not (job.teacher and job.teacher.training)
     job.report(epoch=1, loss=torch.tensor(0.5), score=float("nan"))
+
+def halve(job):
+    job.module.half()
+
+def accelerated(job):
+    from accelerate import Accelerator
+
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+def scoring(job):
+    job.module.train()
+    job.module.head.eval()  # as of a layer that is frozen
+    copy = deepcopy(job.module)
+    with torch.no_grad():
+        copy.head.weight.zero_()
+        copy.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    job.report(epoch=1, score=job.score(copy))
+    job.report(epoch=2, score=job.score())
+    assert job.module.training and not job.module.head.training and job.module.stem.training
 """
 
 
@@ -122,7 +142,8 @@ def test_it_recovers_what_prune_cut_and_trains_simulated_int8() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("widen", r"bad_trainer:widen changed 2 tensors of the model: head.weight \(3, 16\) to \(5, 16\)"),
+        ("widen", r"bad_trainer:widen changed 2 tensors of the model: head.weight \(3, 16\) float32 to \(5, 16\) "),
+        ("halve", r"bad_trainer:halve changed \d+ tensors of the model: .*weight .* float32 to .* float16"),
         ("lose", "bad_trainer:lose failed: ValueError: out of data"),
         ("spoil", "bad_trainer:spoil left NaN or Inf in stem"),
     ],
@@ -139,6 +160,27 @@ def test_weights_that_pruning_set_to_zero_stay_zero() -> None:
         prune.run(learned(), config, context())
 
 
+def test_weights_that_pruning_set_to_zero_get_no_gradient() -> None:
+    recover = {"epochs": 2, "batch_size": 16, "trainer": "plain_trainer:fit"}
+    config = prune.Config(pattern="unstructured", ratio="50 %", steps=1, recover=recover)  # type: ignore[arg-type]
+    module = prune.run(learned(), config, context()).module
+    assert accuracy(module) > 0.9
+    assert not any(each._backward_hooks for each in module.parameters())
+
+
+def test_a_trainer_that_sets_up_accelerate_and_edgepacks_own_loop_are_apart() -> None:
+    own = Training(epochs=1, batch_size=16)
+    for settings in (own, _settings("bad_trainer:accelerated", epochs=1), own):
+        fit(learned().module, context(), settings, doing="")
+
+
+def test_it_can_score_what_it_trains_or_a_copy_at_any_time() -> None:
+    here, module = context(), learned().module
+    fit(module, here, _settings("bad_trainer:scoring", epochs=3), doing="")
+    of_copy, of_module = (each.score for each in here.trainings[0].epochs[1:3])
+    assert of_copy == pytest.approx(1 / 3, abs=0.05) and of_module == accuracy(module, data().validation)
+
+
 def test_one_that_reports_nothing_is_measured_all_the_same() -> None:
     here, module = context(), learned().module
     best = fit(module, here, _settings("bad_trainer:nothing", epochs=3), doing="")
@@ -153,6 +195,8 @@ def test_a_loader_has_as_many_batches_as_it_says_and_shuffles_each_pass() -> Non
     one, two = ([targets.tolist() for _, targets in training] for _ in range(2))
     assert list(map(len, one)) == [16, 16] and one != two
     assert [len(targets) for _, targets in validation] == [16, 16, 1]
+    even = Loader(data(train=40).train, 16, 5, drop_last=True)
+    assert len(even) == len([*even]) == 2 and len(Loader(data(train=40).train, 16, 5)) == 3
 
 
 def test_the_code_of_a_trainer_and_what_it_imports_count() -> None:
