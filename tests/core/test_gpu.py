@@ -13,22 +13,22 @@ from edgepack.core.process.gpu import Gpu
 class Driver:
     """Answers as libcuda does: 0, and what was asked for behind the first pointer."""
 
-    def cuInit(self, flags: int) -> int:  # noqa: N802
+    def cuInit(self, flags: int) -> int:
         return 0
 
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+    def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = 1
         return 0
 
-    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+    def cuDeviceGet(self, device: Any, number: int) -> int:
         device._obj.value = number
         return 0
 
-    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:  # noqa: N802
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
         name.value = b"NVIDIA L4"
         return 0
 
-    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:  # noqa: N802
+    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:
         value._obj.value = {75: 8, 76: 9}[which]
         return 0
 
