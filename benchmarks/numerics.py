@@ -111,7 +111,7 @@ def training_step(make: Make, inputs: torch.Tensor, way: Numerics) -> Callable[[
     targets = torch.arange(BATCH) % 10
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
+        with torch.autocast("cpu", way.mixed, enabled=way.mixed is not None):
             logits = module(inputs)
         optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(logits.float(), targets).backward()

@@ -56,7 +56,7 @@ def fit(job: Job, rate: float, alpha: float = 0.9, temperature: float = 4.0, **m
         learning_rate=rate,
         lr_scheduler_type="cosine",
         seed=job.seed,
-        use_cpu=True,  # on a GPU two builds need not give the same bytes
+        use_cpu=job.device == "cpu",
         logging_strategy="epoch",
         save_strategy="no",
         report_to="none",

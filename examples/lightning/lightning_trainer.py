@@ -47,7 +47,7 @@ class Lesson(lightning.LightningModule):
 def fit(job: Job, rate: float, alpha: float = 0.9, temperature: float = 4.0) -> None:
     trainer = lightning.Trainer(
         max_epochs=job.settings.epochs,
-        accelerator="cpu",  # or "gpu": then two builds need not give the same bytes
+        accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=1,
         gradient_clip_val=1.0,
         default_root_dir=job.folder,  # removed after the training

@@ -27,6 +27,7 @@ def fit(
     alpha: float = 0.9,
     temperature: float = 4.0,
 ) -> None:
+    job.module.to(job.device)
     loader = job.loader("train", drop_last=True)  # Mixup needs batches of an even size
     optimizer = create_optimizer_v2(job.module, opt=opt, lr=rate, weight_decay=weight_decay)
     schedule, epochs = create_scheduler_v2(
@@ -46,13 +47,14 @@ def fit(
         job.module.train()
         losses = AverageMeter()
         for inputs, targets in loader:
+            inputs, targets = inputs.to(job.device), targets.to(job.device)
             if mix is not None:
                 inputs, targets = mix(inputs, targets)
             logits = job.module(inputs)
             loss = on_labels(logits, targets)
             if job.teacher is not None:
                 with torch.no_grad():
-                    taught = job.teacher(inputs)
+                    taught = job.teacher.to(job.device)(inputs)
                 loss = alpha * job.task.distill(logits, taught, temperature) + (1 - alpha) * loss
             optimizer.zero_grad()
             loss.backward()

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ from edgepack.config.compute import Hardware
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
 from edgepack.data.splits import Batch, Parts
-from edgepack.models.structure.surgery import keeps_zeros
+from edgepack.models.structure.surgery import zeros_held
 from edgepack.records.training import TrainingRecord
 
 
@@ -51,10 +50,11 @@ def fit(
     """
     if settings.epochs:
         check_trainable(module)
-    if settings.epochs and settings.trainer:
-        teacher = distillation.teacher if distillation else None
-        return own_trainer.fit(module, context, settings, doing=doing, teacher=teacher, snapshot=snapshot)
-    return _loop(module, context, settings, doing, distillation, snapshot, each_epoch)
+    with zeros_held(module):
+        if settings.epochs and settings.trainer:
+            teacher = distillation.teacher if distillation else None
+            return own_trainer.fit(module, context, settings, doing=doing, teacher=teacher, snapshot=snapshot)
+        return _loop(module, context, settings, doing, distillation, snapshot, each_epoch)
 
 
 def _loop(
@@ -82,7 +82,6 @@ def _loop(
     optimizer = optimizer_of(trained, settings)
     schedule = schedule_of(optimizer, settings, settings.epochs * math.ceil(len(data) / size))
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
-    held = _hold_zeros(module)
     steps = settings.epochs * per_epoch
     about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
     checkpoint = context.checkpoints.next(lambda: {**about, "model": digest_of(module)})
@@ -131,7 +130,6 @@ def _loop(
         after = f"{doing}: stopped after epoch {state.epochs[-1].epoch} of {settings.epochs}"
         context.emit(Note(text=f"{after}: none since epoch {state.best.epoch} had a better score"))
     loss.close()
-    _release(held)
     module.load_state_dict(state.kept)
     take_back(module)
     team.same_random_numbers()
@@ -179,17 +177,6 @@ def check_trainable(module: nn.Module) -> None:
         )
     if not every:
         raise StageError("there is nothing to train: the model has no parameters", "remove the stages that train")
-
-
-def _hold_zeros(module: nn.Module) -> list[Any]:
-    """Keep weights that pruning set to zero at zero, by hooks on their gradients."""
-    masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
-    return [weight.register_hook(lambda gradient, kept=kept: gradient * kept) for weight, kept in masks]
-
-
-def _release(held: list[Any]) -> None:
-    for hook in held:
-        hook.remove()
 
 
 def _seed(seed: int, number: int) -> int:

@@ -12,6 +12,7 @@ weight that pruning set to zero. Working trainers, for Lightning and others, sta
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -68,8 +69,9 @@ class Job:
     """What a trainer gets.
 
     `module` is to be trained in place; in `quantize` it is the one with simulated int8. `teacher` is None where there
-    is none. `folder` is for checkpoints and logs of its own, of this training alone: what a build that was killed left
-    there is still in it, and it is removed when the stage has ended.
+    is none. `device` is where the recipe trains, "cpu" or "cuda"; both models are on the CPU at first. `folder` is for
+    checkpoints and logs of its own, of this training alone: what a build that was killed left there is still in it, and
+    it is removed when the stage has ended.
     """
 
     module: nn.Module
@@ -78,6 +80,7 @@ class Job:
     task: "Task"
     settings: Training
     seed: int
+    device: str
     folder: Path
     progress: Progress
     scorer: Callable[[nn.Module], float]
@@ -138,11 +141,12 @@ def fit(
             task=context.task,
             settings=settings,
             seed=context.seed,
+            device=context.hardware.device,
             folder=folder,
             progress=Progress(context.emit, doing, settings.epochs),
             scorer=lambda scored: validate(snapshot(scored), context).score,
         )
-        _call(job, settings.trainer, zeros)
+        _call(job, settings.trainer)
     for each in (module, *([teacher] if teacher else [])):
         each.to("cpu")
     _check(module, before, zeros, settings.trainer)
@@ -166,11 +170,11 @@ def _folder(context: Context) -> Iterator[Path]:
             yield Path(made)
 
 
-def _call(job: Job, trainer: str, zeros: dict[str, torch.Tensor]) -> None:
+def _call(job: Job, trainer: str) -> None:
     function = resolve(trainer)
     train_mode(job.module, True)
     try:
-        with _modes_fixed(job.module), _zeros_held(job.module, zeros), _accelerate_apart():
+        with _modes_fixed(job.module), _accelerate_apart():
             function(job, **job.settings.trainer_args)
     except EdgepackError:
         raise
@@ -206,36 +210,14 @@ def _check(module: nn.Module, before: dict[str, str], zeros: dict[str, torch.Ten
 
 
 @contextmanager
-def _zeros_held(module: nn.Module, zeros: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Let no gradient reach weights that pruning set to zero: then usual optimizers leave them there."""
-
-    def held(zero: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda gradient: gradient.masked_fill(zero.to(gradient.device), 0)
-
-    weights = {name: module.get_submodule(name).weight for name in zeros}
-    hooks = [weight.register_hook(held(zeros[name])) for name, weight in weights.items() if weight.requires_grad]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
 def _accelerate_apart() -> Iterator[None]:
-    """Let a trainer set up accelerate by itself: it has one state for a process, which edgepack's loop uses too."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(state) for state in states]
-    for state in states:
-        state.clear()
+    """Forget how a trainer set up accelerate, whose one state for a process would bind the next one."""
     try:
         yield
     finally:
-        for state, kept in zip(states, before, strict=True):
-            state.clear()
-            state.update(kept)
+        if state := sys.modules.get("accelerate.state"):
+            for kind in (state.PartialState, state.AcceleratorState, state.GradientState):
+                kind._shared_state.clear()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ takes a block out, and `apply` repeats on a fresh model what an `Edit` says was 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -122,6 +123,22 @@ def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
 
 def keeps_zeros(layer: nn.Module) -> bool:
     return getattr(layer, "keeps_zeros", False)
+
+
+@contextmanager
+def zeros_held(module: nn.Module) -> Iterator[None]:
+    """Let no gradient reach the weights that pruning set to zero while the block runs: optimizers leave them there."""
+
+    def only(kept: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda gradient: gradient * kept.to(gradient.device)
+
+    weights = [layer.weight for layer in module.modules() if keeps_zeros(layer) and layer.weight.requires_grad]
+    hooks = [weight.register_hook(only(weight.detach() != 0)) for weight in weights]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
