@@ -16,6 +16,7 @@ from edgepack.cli import build, bundles, catalog, devices, judge  # noqa: F401  
 from edgepack.cli.group import cli
 from edgepack.cli.streams import TolerantFile, annotate, tell, tolerant_streams
 from edgepack.core.errors import EdgepackError, ExitCode, most_decisive
+from edgepack.core.files.unchanged import one_look
 from edgepack.core.process import interrupts, openmp
 
 
@@ -32,7 +33,8 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = cli.main(prog_name="edgepack", standalone_mode=False)
+        with one_look():
+            code = cli.main(prog_name="edgepack", standalone_mode=False)
         interrupts.check()
     except BaseException as error:
         return _failed(error)

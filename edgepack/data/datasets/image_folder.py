@@ -8,6 +8,9 @@ from pathlib import Path
 from pydantic import Field
 
 from edgepack.core.files import digests
+from edgepack.core.files.unchanged import remembered
+from edgepack.core.frozen import Json
+from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature
 from edgepack.data.contract import Loading
 from edgepack.data.folders import Kind, Listing, listed
@@ -35,23 +38,46 @@ class Config(Settings):
 
 def describe(config: Config) -> Signature:
     """Raises RecipeError for all problems of the folders; the pictures themselves are opened by `load`."""
-    return collection.describe(config, _listed(config).parts["train"])
+    return collection.describe(config, _contents(config)["labels"])
 
 
 def notes(config: Config) -> tuple[str, ...]:
     """Return what is left out of the folders."""
-    return _listed(config).notes
+    return tuple(_contents(config)["notes"])
 
 
 def fingerprint(config: Config) -> str:
     """Return a digest of names and contents of all pictures; the folder's path and times do not matter."""
-    return collection.fingerprint(config, _digests(config, _listed(config)), {"folder"})
+
+    def find() -> str:
+        return collection.fingerprint(config, _digests(config, _listed(config)), {"folder"})
+
+    return remembered(Path(config.folder), ["fingerprint", *_made_of(config)], find)
 
 
 def load(config: Config, loading: Loading | None = None) -> Data:
     listing = _listed(config)
     shas = {Path(config.folder, name): sha for name, sha in _digests(config, listing).items()}
     return collection.load(config, listing.parts, shas, listing.notes, loading or Loading())
+
+
+def _contents(config: Config) -> Json:
+    """Return the labels, and what is left out."""
+
+    def find() -> Json:
+        listing = _listed(config)
+        return {"labels": [*listing.parts["train"]], "notes": [*listing.notes]}
+
+    return remembered(Path(config.folder), ["contents", *_made_of(config)], find)
+
+
+def _made_of(config: Config) -> tuple[object, ...]:
+    """Return what is found in a folder depends on besides its files."""
+    return (
+        config.model_dump(mode="json"),
+        versions("edgepack", "pillow", "pillow-heif", "torchvision"),
+        collection.VERSION,
+    )
 
 
 def _digests(config: Config, listing: Listing) -> dict[str, str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgepack.data.pictures.samples import Moving, Places
 
 _FIX = "fix, convert or remove them, or leave some out: bad_samples: {skip: 20}"
-_VERSION = 3  # bump when the same files would give other splits or pixels
+VERSION = 3  # bump when the same files would give other splits or pixels
 _NORMAL = {"rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "grey": ((0.449,), (0.226,))}  # ImageNet's
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 
@@ -124,7 +124,7 @@ def fingerprint(config: Settings, files: Mapping[str, str], exclude: set[str], *
     """Return a digest of the settings but for `exclude`, and of the hash of each picture by its name."""
     plain = config.model_dump(mode="json", exclude=exclude)
     augmented_by = ("torchvision",) if isinstance(config.augment, Augmentation) else ()
-    made_by = {"versions": versions(*libraries(files), *augmented_by), "version": _VERSION}
+    made_by = {"versions": versions(*libraries(files), *augmented_by), "version": VERSION}
     return digest({"files": files, "config": plain, **made_by, **settings})
 
 
