@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 _LEAST = 2  # samples in a part of a batch
+_MOST = 256  # samples that are run at once
+_LARGEST = 32_000_000  # bytes of their inputs: layers may need tens of times as many
 EXAMPLES = 3  # samples of the test split in a bundle, for its self-test
 
 
@@ -80,6 +82,12 @@ class Split:
     def lengths(self) -> tuple[int, ...]:
         """Return the number of samples of each input."""
         return tuple(map(len, self.inputs)) if self.samples is None else (len(self.samples),)
+
+    @property
+    def at_once(self) -> int:
+        """Return how many samples to run in a batch where it may be of any size."""
+        sample = sum(int(each.nbytes) for each in self.head(1))
+        return max(1, min(_MOST, _LARGEST // max(1, sample)))
 
     def count(self, size: int, parts: Parts = _WHOLE) -> int:
         """Return the number of batches of a shuffled pass."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 CHUNK = 256_000_000  # bytes of inputs that are written, or sent to a device, at once
-_BATCH = 256  # samples
 
 # Two processors sum the same products in another order: float32 outputs differ in the last digits, and a value half way
 # between two int8 steps may round to the other one. The limit allows a few such steps, relative to the largest output;
@@ -62,7 +61,7 @@ def outputs(
     inputs = [folder / f"input-{i}.npy" for i in range(len(first))]
     target = folder / "logits.npy"
     rows = max(1, CHUNK // max(1, sum(tensor.nbytes for tensor in first)))
-    size = min(_BATCH, rows)
+    size = min(split.at_once, rows)
     rows -= rows % size
     batches = split.batches(size)
     parts = []

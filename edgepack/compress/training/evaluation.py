@@ -14,8 +14,6 @@ from edgepack.data.contract import Task
 from edgepack.data.splits import Split
 from edgepack.models.structure.fx_graph import device_of, measures_ranges
 
-EVALUATION_BATCH = 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
@@ -39,7 +37,7 @@ def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lamb
     device = device_of(module)
     logits = []
     with torch.no_grad():
-        for batch in split.batches(1 if measures_ranges(module) else EVALUATION_BATCH):
+        for batch in split.batches(1 if measures_ranges(module) else split.at_once):
             logits.append(module(*(each.to(device) for each in batch.inputs)).float().cpu())
             progress()
     return torch.cat(logits)

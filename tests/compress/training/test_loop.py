@@ -19,6 +19,7 @@ from edgepack.compress.training.numerics import Numerics, numerics
 from edgepack.core import provenance
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, StepProgress
+from edgepack.data import splits
 from edgepack.data.splits import Split
 
 
@@ -323,7 +324,7 @@ def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
 def test_predictions_keep_the_order_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, split = learned("mlp").module, data().test
     whole = evaluation.predict(module, split)
-    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 5)
+    monkeypatch.setattr(splits, "_MOST", 5)
     torch.testing.assert_close(evaluation.predict(module, split), whole)
 
 

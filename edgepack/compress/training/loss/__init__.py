@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgepack.compress.contract import Context, Training
-from edgepack.compress.training.evaluation import EVALUATION_BATCH, Progress, predict, train_mode
+from edgepack.compress.training.evaluation import Progress, predict, train_mode
 from edgepack.compress.training.loss.feature_matching import FeatureLoss
 from edgepack.compress.training.numerics import Numerics
 from edgepack.core.errors import StageError
@@ -49,7 +49,7 @@ def _answers(teacher: nn.Module, split: Split, context: Context) -> torch.Tensor
     known = _ANSWERED.get(weights)
     if known is None or known[0]() is not split:
         mine = context.team.rows(split)
-        progress = Progress(context.emit, "running the teacher", math.ceil(len(mine) / EVALUATION_BATCH))
+        progress = Progress(context.emit, "running the teacher", math.ceil(len(mine) / mine.at_once))
         known = _ANSWERED[weights] = ref(split), context.team.whole(predict(teacher, mine, progress.advance))
     return known[1]
 
