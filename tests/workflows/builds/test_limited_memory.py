@@ -21,8 +21,8 @@ from torch import nn
 
 
 def make():
-    return nn.Sequential(nn.AvgPool2d(16), nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(8, 2))
+    features = [nn.AvgPool2d(16), nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 2))
 """
 
 
