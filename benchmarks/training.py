@@ -49,8 +49,11 @@ from edgepack.workflows.build.store import Store
 _SIDE, _CLASSES = 224, 10
 _READ = 6_000  # pictures of a pass
 _STEPS, _BATCH = 12, 32  # of a training that may wait for data
+_EPOCHS = 3
 _ROUNDS = 5
 _KILLS = 10
+_FILES, _IN_CLASS = 1_300_000, 1300
+_SEEDS = 3
 _RECIPE = """
 edgepack: 1
 name: pictures
@@ -178,9 +181,9 @@ def _signature(side: int) -> Any:
 
 
 def loop(asked: Namespace) -> list[str]:
-    """An epoch of edgepack's loop against a plain one of torch, and of distillation against training."""
-    data = _random(2048)
-    settings = Training(epochs=1, batch_size=64)
+    """Epochs of edgepack's loop against a plain one of torch, and of distillation against training."""
+    data = _random(1024)
+    settings = Training(epochs=_EPOCHS, batch_size=64)
     teacher = _model("resnet18")
     of = _context(data)
     # The teacher's logits are known after the first round, as they are in a build after the first epoch.
@@ -197,9 +200,9 @@ def loop(asked: Namespace) -> list[str]:
     return [
         "## The loop",
         "",
-        f"One epoch of ResNet-18 at 32 x 32 on {len(data.train):,} samples, validated before and after, against a",
-        "plain loop of torch with the same batches, layout, optimizer, schedule, clipping and validations, and without",
-        f"the taps that meet padding only (taps.md): median of {_ROUNDS} alternating rounds.",
+        f"{_EPOCHS} epochs of ResNet-18 at 32 x 32 on {len(data.train):,} samples, validated before and after each,",
+        "against a plain loop of torch with the same batches, layout, optimizer, schedule, clipping and validations, and",
+        f"without the taps that meet padding only (taps.md): median of {_ROUNDS} alternating rounds, in turning order.",
         "",
         "| | time |",
         "|---|---|",
@@ -239,18 +242,19 @@ def _context(data: TrainingData) -> Context:
 def _plain(model: torch.nn.Module, data: TrainingData, settings: Training) -> None:
     loss = torch.nn.functional.cross_entropy
     model.to(memory_format=torch.channels_last)
-    steps = data.train.count(settings.batch_size)
+    steps = settings.epochs * data.train.count(settings.batch_size)
     optimizer = optimizer_of([*model.parameters()], settings)
     schedule = schedule_of(optimizer, settings, steps)
     _validated(model, data.validation)
-    model.train()
-    for batch in data.train.batches(settings.batch_size, seed=0):
-        optimizer.zero_grad(set_to_none=True)
-        loss(model(batch.inputs[0].to(memory_format=torch.channels_last)), batch.targets).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    _validated(model, data.validation)
+    for epoch in range(settings.epochs):
+        model.train()
+        for batch in data.train.batches(settings.batch_size, seed=epoch):
+            optimizer.zero_grad(set_to_none=True)
+            loss(model(batch.inputs[0].to(memory_format=torch.channels_last)), batch.targets).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        _validated(model, data.validation)
 
 
 def _validated(model: torch.nn.Module, split: Split) -> None:
@@ -279,6 +283,76 @@ def memory(asked: Namespace) -> list[str]:
         f"{seconds / 60:.0f} minutes, and the largest process had {peak / 1e9:.2f} GB at its peak. The pixels alone",
         f"would take {held / 1e9:.0f} GB; what was kept of them takes {kept / 1e6:.0f} MB.",
     ]
+
+
+def folders(asked: Namespace) -> list[str]:
+    """How long `plan` takes with a million files that it has seen."""
+    files = _many(asked)
+    with TemporaryDirectory() as place:
+        Path(place, "many.yaml").write_text(
+            "{edgepack: 1, task: image_classification, model: {torchvision: resnet18}, device: host, export: [onnx],"
+            f" stages: [{{train: {{epochs: 1}}}}], data: {{image_folder: {{folder: {files}, size: 32}}}}}}"
+        )
+        first, *again = [_measured(["-m", "edgepack", "plan", "many.yaml"], place)[0] for _ in range(1 + _ROUNDS)]
+    return [
+        "## Many files",
+        "",
+        f"`edgepack plan` of a recipe on {_FILES:,} empty files in {_FILES // _IN_CLASS:,} classes: {first:.0f} s the",
+        f"first time, when each is read, and {statistics.median(again):.1f} s afterwards (median of {_ROUNDS}). Each file",
+        "is asked whether it has changed.",
+    ]
+
+
+def _many(asked: Namespace) -> Path:
+    folder: Path = (asked.folder / f"files-{_FILES}").absolute()
+    for label in range(0 if folder.exists() else _FILES // _IN_CLASS):
+        inside = folder / f"class{label:04d}"
+        inside.mkdir(parents=True)
+        for number in range(_IN_CLASS):
+            (inside / f"{label:04d}_{number:06d}.jpg").touch()
+    return folder
+
+
+def processes(asked: Namespace) -> list[str]:
+    """Training in two processes against one, on the same batches."""
+    rows = []
+    with TemporaryDirectory() as place:
+        for count in (1, 2):
+            found = [_together(Path(place), count, seed) for seed in range(_SEEDS)]
+            scores = ", ".join(f"{accuracy:.2%}" for accuracy, _ in found)
+            mean = statistics.mean(accuracy for accuracy, _ in found)
+            rows.append(
+                f"| {count} | {scores} | {mean:.2%} | {statistics.median(seconds for _, seconds in found):.0f} s |"
+            )
+    return [
+        "## Several processes",
+        "",
+        "ResNet-18 at a quarter of its width on Fashion-MNIST, two epochs of batches of 128, trained by one process with",
+        "all cores and by two (gloo) that share them: accuracy of the exported file on the test split (10,000 samples)",
+        f"for {_SEEDS} seeds, and the time of the stage.",
+        "",
+        "| processes | accuracy | mean | time |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _together(place: Path, count: int, seed: int) -> tuple[float, float]:
+    """Return the accuracy of a build with so many processes, and the seconds of its training."""
+    text = (
+        f"{{edgepack: 1, name: run{count}-{seed}, task: image_classification, model: {{torchvision: resnet18, width: 25 %}},"
+        f" data: {{fashion_mnist: {{}}}}, device: host, seed: {seed}, stages: [{{train: {{epochs: 2, batch_size: 128}}}}],"
+        f" export: [onnx], compute: {{processes: {count}}}}}"
+    )
+    (place / "run.yaml").write_text(text)
+    (place / "devices").mkdir(exist_ok=True)
+    shutil.copy("devices/host.yaml", place / "devices")
+    _measured(["-m", "edgepack", "build", "run.yaml"], str(place))
+    built = json.loads((place / "dist" / f"run{count}-{seed}" / "build.json").read_text())
+    [accuracy] = [
+        each["value"] for each in built["measurements"] if each["metric"] == "accuracy" and each["artifact"] == "onnx"
+    ]
+    return accuracy, built["ledger"][1]["seconds"]
 
 
 def kills(asked: Namespace) -> list[str]:
@@ -359,6 +433,8 @@ PARTS: dict[str, Callable[[Namespace], list[str]]] = {
     "loading": loading,
     "loop": loop,
     "memory": memory,
+    "folders": folders,
+    "processes": processes,
     "kills": kills,
 }
 
