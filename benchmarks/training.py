@@ -201,8 +201,8 @@ def loop(asked: Namespace) -> list[str]:
         "## The loop",
         "",
         f"{_EPOCHS} epochs of ResNet-18 at 32 x 32 on {len(data.train):,} samples, validated before and after each,",
-        "against a plain loop of torch with the same batches, layout, optimizer, schedule, clipping and validations, and",
-        f"without the taps that meet padding only (taps.md): median of {_ROUNDS} alternating rounds, in turning order.",
+        "against a plain loop of torch with the same batches, layout, optimizer, schedule, clipping and validations,",
+        f"and without the taps that meet padding only (taps.md): median of {_ROUNDS} alternating rounds.",
         "",
         "| | time |",
         "|---|---|",
@@ -298,8 +298,8 @@ def folders(asked: Namespace) -> list[str]:
         "## Many files",
         "",
         f"`edgepack plan` of a recipe on {_FILES:,} empty files in {_FILES // _IN_CLASS:,} classes: {first:.0f} s the",
-        f"first time, when each is read, and {statistics.median(again):.1f} s afterwards (median of {_ROUNDS}). Each file",
-        "is asked whether it has changed.",
+        f"first time, when each is read, and {statistics.median(again):.1f} s afterwards (median of {_ROUNDS}).",
+        "Each file is asked whether it has changed.",
     ]
 
 
@@ -327,8 +327,8 @@ def processes(asked: Namespace) -> list[str]:
     return [
         "## Several processes",
         "",
-        "ResNet-18 at a quarter of its width on Fashion-MNIST, two epochs of batches of 128, trained by one process with",
-        "all cores and by two (gloo) that share them: accuracy of the exported file on the test split (10,000 samples)",
+        "ResNet-18 at a quarter of its width on Fashion-MNIST, two epochs of batches of 128, trained by one process",
+        "with all cores and by two (gloo) that share them: accuracy of the exported file on the test split (10,000 samples)",
         f"for {_SEEDS} seeds, and the time of the stage.",
         "",
         "| processes | accuracy | mean | time |",
@@ -340,9 +340,9 @@ def processes(asked: Namespace) -> list[str]:
 def _together(place: Path, count: int, seed: int) -> tuple[float, float]:
     """Return the accuracy of a build with so many processes, and the seconds of its training."""
     text = (
-        f"{{edgepack: 1, name: run{count}-{seed}, task: image_classification, model: {{torchvision: resnet18, width: 25 %}},"
-        f" data: {{fashion_mnist: {{}}}}, device: host, seed: {seed}, stages: [{{train: {{epochs: 2, batch_size: 128}}}}],"
-        f" export: [onnx], compute: {{processes: {count}}}}}"
+        f"{{edgepack: 1, name: run{count}-{seed}, task: image_classification, data: {{fashion_mnist: {{}}}},"
+        f" model: {{torchvision: resnet18, width: 25 %}}, stages: [{{train: {{epochs: 2, batch_size: 128}}}}],"
+        f" export: [onnx], device: host, seed: {seed}, compute: {{processes: {count}}}}}"
     )
     (place / "run.yaml").write_text(text)
     (place / "devices").mkdir(exist_ok=True)
