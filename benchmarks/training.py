@@ -328,7 +328,7 @@ def processes(asked: Namespace) -> list[str]:
         "## Several processes",
         "",
         "ResNet-18 at a quarter of its width on Fashion-MNIST, two epochs of batches of 128, trained by one process",
-        "with all cores and by two (gloo) that share them: accuracy of the exported file on the test split (10,000 samples)",
+        "with all cores and by two (gloo) that share them: accuracy of the exported file on the 10,000 test samples",
         f"for {_SEEDS} seeds, and the time of the stage.",
         "",
         "| processes | accuracy | mean | time |",
