@@ -2,10 +2,13 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from factories import recipe
+from PIL import Image
 
 from edgepack.config.device import load_device
 from edgepack.core.errors import DeviceError
@@ -47,6 +50,23 @@ def test_two_processes_train_as_well_as_one_and_the_same_weights_again() -> None
     # Of 359 samples; benchmarks/training.md has the figures of a longer training.
     assert two.outcome["accuracy"] > one.outcome["accuracy"] - 0.05
     assert _step("quantize", "two", 2).outcome["accuracy"] > two.outcome["accuracy"] - 0.05
+
+
+def test_each_process_may_read_with_others() -> None:
+    """Pictures that are decoded each time, in a process of their own for each of the two."""
+    random = numpy.random.default_rng(0)
+    for number in range(60):
+        folder = Path("pictures", ("dark", "light")[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 128, (20, 20, 3), dtype=numpy.uint8) + 127 * (number % 2)
+        Image.fromarray(pixels.astype(numpy.uint8)).save(folder / f"{number}.png")
+    data = {"image_folder": {"folder": "pictures", "size": 16, "cache": "none"}}
+    stages = [{"train": {"epochs": 1, "batch_size": 8}}]
+    for name in ("model", "train"):
+        what = recipe(
+            overrides=["compute.processes=2", "compute.workers=1"], **{**RECIPE, "data": data, "stages": stages}
+        )
+        run_step(what, load_device("host"), StepId("candidate", name), Store("reading"), dry_run=False)
 
 
 def test_a_process_that_is_killed_ends_the_stage_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
