@@ -56,7 +56,7 @@ def _quotas(counts: "Indices", samples: int) -> "Indices":
     import numpy
 
     exact = counts * samples / counts.sum()
-    found = numpy.maximum(1, numpy.floor(exact)).astype(numpy.int64)
+    found: Indices = numpy.maximum(1, numpy.floor(exact)).astype(numpy.int64)
     while found.sum() < samples:
         found[numpy.argmax(exact - found)] += 1
     while found.sum() > samples:
