@@ -105,6 +105,43 @@ def test_what_save_to_disk_wrote_is_read_where_it_is() -> None:
     assert len(huggingface.load(_config("one")).train) < 21
 
 
+def test_a_compressed_table_is_refused() -> None:
+    table = _pictures().with_format("arrow")[:]
+    how = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with pyarrow.OSFile("a.arrow", "wb") as file, pyarrow.ipc.new_file(file, table.schema, options=how) as writer:
+        writer.write_table(table)
+    with pytest.raises(RecipeError, match=r"a.arrow cannot be read: ValueError: it is compressed"):
+        huggingface.load(_config("a.arrow"))
+
+
+@pytest.mark.parametrize("kind", ["new_stream", "new_file"])
+def test_files_of_arrow_are_read(kind: str) -> None:
+    table = _pictures().with_format("arrow")[:]
+    with pyarrow.OSFile("a.arrow", "wb") as file, getattr(pyarrow.ipc, kind)(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+        writer.write_batch(table.to_batches()[0].slice(0, 0))
+    assert huggingface.describe(_config("a.arrow")).labels == NAMES
+    check_colors(huggingface.load(_config("a.arrow", cache="none")))
+
+
+def test_tables_are_converted_once_and_may_be_moved_with_the_store() -> None:
+    _write(_pictures(), "tables/train.parquet")
+    made: list[str] = []
+
+    def keep(name: str, made_of: Any, fill: Any) -> Path:
+        folder = Path("store", name)
+        if not folder.exists():
+            made.append(name)
+            Path("store/tmp").mkdir(parents=True)
+            fill(Path("store/tmp"))
+            Path("store/tmp").rename(folder)
+        return folder
+
+    for _ in range(2):
+        check_colors(huggingface.load(_config(cache="memory"), Loading(kept=keep)))
+    assert made == ["tables"] and not [*Path("store").rglob("*.lock")]
+
+
 def test_splits_are_found_by_their_names_or_named() -> None:
     table = _pictures()
     for name, rows in (("train", range(15)), ("dev", range(15, 21)), ("test", range(21, 30))):
@@ -143,15 +180,26 @@ def test_any_number_of_workers_gives_the_same_samples_wherever_they_are_kept(cac
             assert torch.equal(one.inputs[0], other.inputs[0]) and torch.equal(one.targets, other.targets)
 
 
-def test_pictures_are_read_from_a_table_that_is_mapped() -> None:
+def _kept(name: str, made_of: Any, fill: Any) -> Path:
+    """A store of the test's own."""
+    folder = Path("store", name)
+    folder.mkdir(parents=True)
+    fill(folder)
+    return folder
+
+
+def test_pictures_are_read_from_where_they_lie_in_a_table() -> None:
     _write(_pictures(), "tables/train.parquet")
-    data = huggingface.load(_config(cache="none"))
+    data = huggingface.load(_config(cache="none"), Loading(kept=_kept))
     pixels = data.train.samples.pixels  # type: ignore[union-attr]
     assert isinstance(pixels, InFiles)
     row = pixels.files[0]
     assert isinstance(row, tables.Row) and isinstance(row.rows.values, tables.Column)
-    assert type(row.rows.values.table.data).__name__ == "MemoryMappedTable"
-    assert row.rows.values.table.cache_files and row.rows.values.table.column_names == ["image"]
+    assert row.read() in {file.read_bytes() for file in Path("pets").rglob("*.*")}
+    for file in row.rows.values.files:
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(RecipeError, match=r"tables/train.parquet, row \d+: the file is shorter than it was"):
+        list(data.train.batches(8))
 
 
 @pytest.mark.parametrize("name", ["news.jsonl", "news.csv", "news.parquet", "news.tsv"])

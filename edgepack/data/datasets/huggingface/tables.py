@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.frozen import Json
@@ -16,7 +16,14 @@ from edgepack.data.datasets.huggingface.config import Config
 from edgepack.data.datasets.huggingface.locating import Tables, library, quiet, readable
 from edgepack.data.folders import shown
 
+if TYPE_CHECKING:
+    import numpy
+
+    Numbers = numpy.typing.NDArray[numpy.int64]
+
 _BATCH = 10_000  # labels
+_ROWS = 64  # pictures
+_BUFFER = 2**20  # bytes that are read of a file at once
 
 
 class Indexed(Protocol):
@@ -58,22 +65,35 @@ class Row:
 
     def read(self) -> bytes:
         value = self.rows.values[self.index]
-        if isinstance(value, dict):
-            value = value["bytes"]
         if value is None:
             raise ValueError("its value is missing, or a path instead of bytes")
         found: bytes = value.encode() if isinstance(value, str) else value
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
-    """Values of the one column of a table that is mapped into memory."""
+    """Encoded pictures in Arrow files: where each begins, and how long it is, -1 for none.
 
-    table: Any  # a datasets.Dataset that gives Arrow tables
+    They are read from there, not through a mapped file, which counts as memory of this process for as long as the
+    system keeps it.
+    """
 
-    def __getitem__(self, index: int) -> Any:
-        return self.table[index].column(0)[0].as_py()
+    files: Sequence[Path]
+    file: "Numbers"  # number of the file
+    start: "Numbers"  # byte
+    size: "Numbers"
+
+    def __getitem__(self, row: int) -> bytes | None:
+        size = int(self.size[row])
+        if size < 0:
+            return None
+        with self.files[self.file[row]].open("rb") as file:
+            file.seek(int(self.start[row]))
+            content: bytes = file.read(size)
+        if len(content) < size:
+            raise ValueError("the file is shorter than it was")
+        return content
 
 
 def labels(where: Tables, part: str, config: Config) -> Iterator[tuple[Path, Iterator[object], Sequence[str] | None]]:
@@ -152,21 +172,21 @@ def _columns(file: Path, format: str, names: tuple[str, ...]) -> tuple[Any, Iter
         table = pq.ParquetFile(file, memory_map=True)
         there = [name for name in names if name in table.schema_arrow.names]
         return table.schema_arrow, table.iter_batches(_BATCH, columns=there)
-    whole = _arrow(file) if format == "arrow" else _parsed(file, format)
+    import pyarrow as pa
+
+    whole = _arrow(pa.memory_map(str(file)).read_buffer()) if format == "arrow" else _parsed(file, format)
     there = [name for name in names if name in whole.schema.names]
     return whole.schema, iter(whole.select(there).to_batches(_BATCH))
 
 
-def _arrow(file: Path) -> Any:
-    """Return the table of an Arrow file, mapped into memory: a stream, as the library writes it, or a file."""
+def _arrow(content: Any) -> Any:
+    """Return the table in the buffer of an Arrow file: a stream, as the library writes it, or a file."""
     import pyarrow as pa
 
-    with pa.memory_map(str(file)) as source:
-        try:
-            return pa.ipc.open_stream(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_file(source).read_all()
+    try:
+        return pa.ipc.open_stream(content).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(content).read_all()
 
 
 def _parsed(file: Path, format: str) -> Any:
@@ -180,17 +200,44 @@ def _parsed(file: Path, format: str) -> Any:
 
 
 def values(where: Tables, config: Config, shas: Json, loading: Loading) -> dict[str, Indexed]:
-    """Return the picture or text of each row, by split. Pictures are mapped into memory, and read when asked for."""
+    """Return the picture or text of each row, by split. Pictures are read when they are asked for."""
     if config.has_texts:
         return {part: _texts(where, part, config.column) for part in where.parts}
-    datasets = library()
-    mapped = where.parts if where.format == "arrow" else _converted(where, config.column, shas, loading)
-    found: dict[str, Indexed] = {}
-    for part, files in mapped.items():
-        with readable(files[0]):
-            tables = [datasets.Dataset.from_file(str(file)).select_columns([config.column]) for file in files]
-            found[part] = Column(datasets.concatenate_datasets(tables).with_format("arrow"))
-    return found
+    stored = where.parts if where.format == "arrow" else _converted(where, config.column, shas, loading)
+    return {part: _column(files, config.column) for part, files in stored.items()}
+
+
+def _column(files: Sequence[Path], name: str) -> Column:
+    import numpy
+
+    found: list[list[Any]] = [[], [], []]
+    for number, file in enumerate(files):
+        with readable(file):
+            for starts, sizes in _places(file, name):
+                for each, more in zip(found, (numpy.full(len(sizes), number), starts, sizes), strict=True):
+                    each.append(more)
+    return Column(files, *(numpy.concatenate([numpy.empty(0, numpy.int64), *each]) for each in found))
+
+
+def _places(file: Path, name: str) -> Iterator[tuple["Numbers", "Numbers"]]:
+    """Yield where the values of a column begin in an Arrow file, and their sizes, from the addresses of their buffers
+    in the mapped file.
+    """
+    import numpy
+    import pyarrow as pa
+
+    whole = pa.memory_map(str(file)).read_buffer()
+    for chunk in filter(len, _arrow(whole).column(name).chunks):
+        values = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+        _, offsets, content = values.buffers()
+        width = numpy.int64 if pa.types.is_large_binary(values.type) else numpy.int32
+        bounds: Numbers = numpy.frombuffer(offsets, width)[values.offset :][: len(values) + 1].astype(numpy.int64)
+        begins = content.address - whole.address if content is not None else 0
+        if not 0 <= begins <= whole.size:
+            raise ValueError("it is compressed: write it without compression")
+        there = (chunk.is_valid().to_numpy(zero_copy_only=False)) & values.is_valid().to_numpy(zero_copy_only=False)
+        sizes: Numbers = numpy.where(there, numpy.diff(bounds), -1)
+        yield begins + bounds[:-1], sizes
 
 
 def _texts(where: Tables, part: str, column: str) -> list[object]:
@@ -202,23 +249,31 @@ def _texts(where: Tables, part: str, column: str) -> list[object]:
 
 
 def _converted(where: Tables, column: str, shas: Json, loading: Loading) -> dict[str, tuple[Path, ...]]:
-    """Return Arrow files with the pictures: other formats cannot be read row by row."""
+    """Return Arrow files with the pictures of parquet files, which cannot be read row by row."""
+    count = sum(map(len, where.parts.values()))
 
     def fill(folder: Path) -> None:
-        files = {part: [*map(str, files)] for part, files in where.parts.items()}
-        loading.progress("converting tables", 0, 1)
-        with readable(where.root), quiet():
-            made = library().load_dataset(where.format, data_files=files, cache_dir=str(folder), columns=[column])
-        index = {
-            part: [str(Path(each["filename"]).relative_to(folder)) for each in table.cache_files]
-            for part, table in made.items()
-        }
-        for lock in folder.rglob("*.lock"):
-            lock.unlink()
-        (folder / "tables.json").write_text(json.dumps(index))
+        done = 0
+        for part, files in where.parts.items():
+            for number, file in enumerate(files):
+                with readable(file):
+                    _convert(file, folder / f"{part}-{number}.arrow", column)
+                done += 1
+                loading.progress("converting tables", done, count)
 
     folder = loading.kept(
-        "tables", {"files": shas, "column": column, "versions": versions("datasets", "pyarrow")}, fill
+        "tables", {"files": shas, "column": column, "versions": versions("pyarrow"), "version": 1}, fill
     )
-    index = json.loads((folder / "tables.json").read_text())
-    return {part: tuple(folder / each for each in files) for part, files in index.items()}
+    return {part: tuple(folder / f"{part}-{i}.arrow" for i in range(len(files))) for part, files in where.parts.items()}
+
+
+def _convert(file: Path, to: Path, column: str) -> None:
+    """Copy a column, a few rows at a time: a row group, and so what is read ahead, may be larger than the memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+    schema = pa.schema([table.schema_arrow.field(column)])
+    with pa.OSFile(str(to), "wb") as written, pa.ipc.new_stream(written, schema) as stream:
+        for batch in table.iter_batches(_ROWS, columns=[column]):
+            stream.write_batch(batch)
