@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builds import rendered
-from factories import at_work, build, built, device, measurement, recipe, recipe_file
+from factories import artifact, at_work, build, built, device, measurement, recipe, recipe_file
 
 from edgepack.config.device import load_device
 from edgepack.config.recipe import Recipe
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core.files import digest
 from edgepack.deliver.bundle.assemble import contents
-from edgepack.records.artifact import Artifact
 from edgepack.workflows.build.bundling import bundle_parts
 from edgepack.workflows.build.measurements import measurements
 from edgepack.workflows.build.outcomes import EvaluationOutcome, describe
@@ -21,6 +20,7 @@ from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.steps import outputs
 from edgepack.workflows.build.store import Store
+from edgepack.workflows.build.workspace import load_data
 
 
 def _cut(**samples: int) -> Recipe:
@@ -35,6 +35,13 @@ def test_a_cut_of_the_test_split_runs_what_looks_at_it_again_and_one_of_training
     assert again["reference outputs"] == "a split is cut differently" and len(again) == 5
     assert not any(each.cached for each in plan(_cut(train=100), board, store).steps[:6])
     assert not any(each.cached for each in plan(_cut(validation=100), board, store).steps[:6])
+
+
+def test_every_process_of_a_build_gets_the_same_samples() -> None:
+    """Those that train beside the first one load the data themselves."""
+    one, other = (load_data(_cut(train=50, test=20), Store(Path("store"))) for _ in range(2))
+    assert [len(split) for split in (one.train, one.validation, one.test)] == [50, 270, 20]
+    assert torch.equal(one.train.inputs[0], other.train.inputs[0])
 
 
 def test_a_recipe_in_a_bundle_is_cut_as_it_was() -> None:
@@ -72,15 +79,9 @@ def test_figures_of_a_cut_split_say_so_and_are_not_compared_with_others() -> Non
         outcome = EvaluationOutcome(score=0.9, rows=100, of=450 if made is cut else 0)
         step = Step(id=StepId("evaluation", "model", "onnx"), key=digest(made), ingredients=made)
         entry = store.make(step.kind, step.key, made, lambda folder, given=outcome: given.stored())  # type: ignore[misc]
-        found.append(measurements(build(artifacts=(_file(),)), step, entry)[0])
+        found.append(measurements(build(artifacts=(artifact(),)), step, entry)[0])
     assert found[0].environment["data"] != found[1].environment["data"]
     assert (found[0].detail, found[1].detail) == ({"rows": 100}, {"rows": 100, "of": 450})
-
-
-def _file() -> Artifact:
-    from factories import artifact
-
-    return artifact()
 
 
 @pytest.mark.parametrize("report", ["markdown", "html"])
