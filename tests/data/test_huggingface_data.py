@@ -15,6 +15,7 @@ from factories import edgepack, recipe_text, texts, tokenizer
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from picture_factories import COLORS, check_colors, write_folder
 
+from edgepack.config import plugins
 from edgepack.core.errors import DeviceError, RecipeError
 from edgepack.data.contract import Loading
 from edgepack.data.datasets import huggingface
@@ -433,6 +434,20 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RecipeError, match=r"pip install 'edgepack\[huggingface-data\]'"):
         huggingface.describe(_config())
     locating.library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [{"image": "image", "size": 32}, {"text": "text", "tokenizer": "words"}])
+def test_a_recipe_with_every_setting_written_out_says_the_same(kind: dict[str, Any]) -> None:
+    tokenizer()
+    for name, own in (("huggingface", {"path": "tables", **kind}), ("webdataset", {"shards": "a.tar", **kind})):
+        config = plugins.choose("datasets", {name: own}).config
+        written = json.loads(json.dumps(config.model_dump(mode="json")), object_hook=_as_yaml)
+        assert plugins.choose("datasets", {name: written}).config == config
+
+
+def _as_yaml(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists of a recipe are read as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def test_mistakes_are_told_with_their_place_in_the_recipe() -> None:

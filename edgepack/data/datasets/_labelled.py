@@ -39,7 +39,9 @@ class Settings(collection.Settings, corpus.Settings):
             raise ValueError("samples are pictures or texts: give image or text")
         if bool(self.tokenizer) != self.has_texts:
             raise ValueError("a tokenizer is for texts: give text too" if self.tokenizer else "texts need a tokenizer")
-        if odd := sorted(self.model_fields_set & (_OF_PICTURES if self.has_texts else _OF_TEXTS - {"tokenizer"})):
+        others, fields = _OF_PICTURES if self.has_texts else _OF_TEXTS, type(self).model_fields
+        # The recipe in a bundle has every setting; those of the other kind are then as they are by default.
+        if odd := sorted(name for name in others if getattr(self, name) != fields[name].default):
             raise ValueError(f"{odd[0]} is no setting of {self.noun}s")
         if self.labels is not None and (why := problem(self.labels)):
             raise ValueError(why)
