@@ -62,6 +62,10 @@ class Training(StageConfig):
     warm_up: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: any")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of each label spread over all labels")
+    class_weights: Literal["balanced"] | None = Field(
+        default=None,
+        description="balanced: a sample counts the more, the rarer its class; each class weighs N / (classes * count)",
+    )
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, which adds samples up; 0: none")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, which pastes parts of pictures; 0: none")
     ema: float | None = Field(

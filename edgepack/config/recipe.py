@@ -17,6 +17,25 @@ from edgepack.config.plugins import Choice
 from edgepack.core.frozen import Frozen
 
 
+class Cut(Frozen):
+    """How many samples of a split a build uses, instead of all."""
+
+    samples: int = Field(ge=1, description="number of samples, in the same share of every class")
+
+
+class Cuts(Frozen):
+    """Which splits are cut; written next to the data set: `data: {digits: {size: 16}, test: {samples: 200}}`."""
+
+    train: Cut | None = None
+    validation: Cut | None = None
+    test: Cut | None = None
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Return the number of samples of each split that is cut."""
+        return {part: cut.samples for part, cut in self if cut is not None}
+
+
 class RecipeFile(Frozen):
     """The top level of a recipe. Parts that plugins check are plain data here."""
 
@@ -53,6 +72,7 @@ class Recipe:
     exporters: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
     waivers: tuple[Waiver, ...] = ()
+    cuts: Cuts = field(default_factory=Cuts)  # of the data's splits
     compute: Compute = field(default_factory=Compute)
     trackers: tuple[Choice, ...] = ()
     overrides: tuple[str, ...] = ()  # changes made by --set
@@ -76,7 +96,7 @@ class Recipe:
             **{key: value for key, value in facts.items() if value is not None},
             "task": self.task,
             "model": self.model.plain(),
-            "data": {self.data.name: self.data.plain()},
+            "data": {self.data.name: self.data.plain(), **self.cuts.model_dump(mode="json", exclude_none=True)},
             "device": self.device,
             "seed": self.seed,
             **self.computed(),

@@ -13,7 +13,7 @@ from edgepack.config.device import Device, all_devices, load_device
 from edgepack.config.document import ConfigError, Document, KeyPath, Nested, unknown
 from edgepack.config.document.overrides import override
 from edgepack.config.plugins import Choice
-from edgepack.config.recipe import Place, Recipe, RecipeFile
+from edgepack.config.recipe import Cuts, Place, Recipe, RecipeFile
 from edgepack.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class _Checker:
     def recipe(self, data: dict[str, Any]) -> Recipe | None:
         task = self._task(data.get("task"))
         model = self._choice("models", data["model"], ("model",)) if "model" in data else None
-        source = self._choice("datasets", data["data"], ("data",)) if "data" in data else None
+        named, cuts = self._uncut(data.get("data"))
+        source = self._choice("datasets", named, ("data",)) if "data" in data else None
         stages = self._choices("stages", data.get("stages"), "stages")
         exporters = self._choices("exporters", data.get("export"), "export")
         trackers = self._choices("trackers", data.get("trackers"), "trackers")
@@ -109,9 +110,11 @@ class _Checker:
         self._licence_file(data.get("licence_file"))
         if task is not None and signature is not None:
             self._of_task(task, signature)
+        if cuts is not None and signature is not None:
+            self._cut(cuts, signature)
         if model is not None and signature is not None:
             self._fit(signature, model, stages)
-        if model is None or source is None or task is None or self.document.problems:
+        if model is None or source is None or task is None or cuts is None or self.document.problems:
             return None
         return Recipe(
             name=name,
@@ -119,6 +122,7 @@ class _Checker:
             task=task,
             model=model,
             data=source,
+            cuts=cuts,
             device=data["device"],
             seed=data.get("seed", 0),
             stages=tuple(stage for stage in stages if stage),
@@ -176,6 +180,21 @@ class _Checker:
         except ValueError as error:
             self.document.problem(path, str(error))
         return None
+
+    def _uncut(self, value: object) -> tuple[object, Cuts | None]:
+        """Return what names the data set, and how its splits are cut: both stand side by side."""
+        if not isinstance(value, dict):
+            return value, Cuts()
+        cuts = {part: cut for part, cut in value.items() if part in Cuts.model_fields}
+        named = {key: inside for key, inside in value.items() if key not in cuts}
+        return named, self.document.check(Cuts, cuts, ("data",))
+
+    def _cut(self, cuts: Cuts, signature: "Signature") -> None:
+        classes = len(signature.labels)
+        for part, samples in cuts.samples.items():
+            if samples < classes:
+                message = f"{samples} samples are too few: the data has {classes} classes, and one of each is needed"
+                self.document.problem(("data", part, "samples"), message)
 
     def _choices(self, kind: str, values: object, key: str) -> tuple[Choice | None, ...]:
         if not isinstance(values, tuple):

@@ -1,6 +1,6 @@
 """The JSON schemas of recipe and device files, made from the very models that check them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -9,7 +9,7 @@ from edgepack.config import budgets, plugins
 from edgepack.config.budgets import LAST, OPTIONS, RELATIVE
 from edgepack.config.device import DeviceFile
 from edgepack.config.document import ASIDE
-from edgepack.config.recipe import RecipeFile
+from edgepack.config.recipe import Cuts, RecipeFile
 from edgepack.core.metrics import METRICS, quantity_of
 from edgepack.core.units import NUMBER
 
@@ -69,7 +69,7 @@ def recipe() -> dict[str, Any]:
     properties = schema["properties"]
     properties["task"] = {"enum": list(plugins.names("tasks"))}
     properties["model"] = {"anyOf": [_config("models", name) for name in plugins.names("models")]}
-    properties["data"] = _one_of("datasets")
+    properties["data"] = _one_of("datasets", _inlined(Cuts.model_json_schema())["properties"])
     properties["stages"] = {"type": "array", "items": _one_of("stages")}
     properties["export"] = {"type": "array", "items": _one_of("exporters"), "minItems": 1}
     properties["trackers"] = {"type": "array", "items": _one_of("trackers")}
@@ -89,10 +89,15 @@ def _aside() -> dict[str, Any]:
     return {"patternProperties": {f"^{ASIDE}": {}}}
 
 
-def _one_of(kind: str) -> dict[str, Any]:
-    """Return the schema of a plugin: its name alone, or {name: settings}."""
+def _one_of(kind: str, beside: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Return the schema of a plugin: its name alone, or {name: settings}, with keys that may stand `beside` it."""
     named = [
-        {"type": "object", "properties": {name: _config(kind, name)}, "required": [name], "additionalProperties": False}
+        {
+            "type": "object",
+            "properties": {name: _config(kind, name), **beside},
+            "required": [name],
+            "additionalProperties": False,
+        }
         for name in plugins.names(kind)
     ]
     return {"anyOf": [{"enum": list(plugins.names(kind))}, *named]}

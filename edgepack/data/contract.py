@@ -176,6 +176,10 @@ class Task(Protocol):
     # labels. None: the task knows no such loss, and `label_smoothing` cannot be used.
     smoothed: "Callable[[Tensor, Tensor, float], Tensor] | None" = None
 
+    # weighted(logits, targets, weights, amount) returns the loss in which each sample counts by the weight of its
+    # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
+    weighted: "Callable[[Tensor, Tensor, Tensor, float], Tensor] | None" = None
+
     def incompatibility(self, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""

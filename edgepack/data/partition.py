@@ -34,6 +34,36 @@ def drawn(classes: Sequence[int], shares: Mapping[str, float]) -> "dict[str, Ind
     return {name: random.permutation(numpy.concatenate(members)) for name, members in parts.items()}
 
 
+def fewer(classes: Sequence[int], samples: int, first: int = 0) -> "Indices":
+    """Return the indices of so many samples, in their order: the same share of every class, at least one of each.
+
+    The `first` ones are preferred. `samples` are at least as many as there are classes.
+    """
+    import numpy
+
+    random = numpy.random.RandomState(0)
+    known = numpy.asarray(classes)
+    labels, counts = numpy.unique(known, return_counts=True)
+    kept = []
+    for label, count in zip(labels, _quotas(counts, samples), strict=True):
+        members = random.permutation(numpy.flatnonzero(known == label))
+        kept.append(members[numpy.argsort(numpy.minimum(members, first), kind="stable")][:count])
+    return numpy.sort(numpy.concatenate(kept))
+
+
+def _quotas(counts: "Indices", samples: int) -> "Indices":
+    """Return how many samples of each class to keep: largest remainders first, but one of each."""
+    import numpy
+
+    exact = counts * samples / counts.sum()
+    found: Indices = numpy.maximum(1, numpy.floor(exact)).astype(numpy.int64)
+    while found.sum() < samples:
+        found[numpy.argmax(exact - found)] += 1
+    while found.sum() > samples:
+        found[numpy.argmax(numpy.where(found > 1, found - exact, -1))] -= 1
+    return found
+
+
 def quota(samples: int, share: float) -> int:
     """Return how many of a class's samples a part gets.
 

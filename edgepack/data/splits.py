@@ -4,14 +4,15 @@ A split holds its inputs as tensors, or as Samples, which are read as they are n
 to. Either way the same seed gives the same batches.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.signature import Signature
 from edgepack.data import loading
 from edgepack.data.loading import Chosen, Samples
+from edgepack.data.partition import fewer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -172,11 +173,13 @@ class Data(TrainingData):
     """A whole data set; `test` is for the report alone.
 
     `examples` are the first test samples as an app gets them, if they are texts; `notes` are remarks for people.
+    `whole` has the number of samples that each split had before it was cut.
     """
 
     test: Split
     examples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     def for_stages(self) -> TrainingData:
         return TrainingData(train=self.train, validation=self.validation)
@@ -185,6 +188,26 @@ class Data(TrainingData):
         """Return the same data, read by this many processes."""
         parts = {part: replace(getattr(self, part), workers=workers) for part in PARTS}
         return replace(self, **parts)
+
+    def cut(self, samples: Mapping[str, int]) -> "Data":
+        """Return the data with so many samples of these splits, in the same share of every class, drawn once.
+
+        The first samples stay where this is possible, since a bundle ships them. Raises RecipeError if there are fewer.
+        """
+        parts, examples = {}, self.examples
+        for part, count in samples.items():
+            split: Split = getattr(self, part)
+            if count > len(split):
+                message = f"data.{part}.samples is {count}, but the {part} split has {len(split)} samples"
+                raise RecipeError(message, f"use fewer, or remove data.{part} to use all")
+            rows = fewer(split.targets.tolist(), count, EXAMPLES)
+            parts[part] = split.chosen(rows)
+            if part == "test":
+                examples = tuple(self.examples[row] for row in rows if row < len(self.examples))
+        whole = {part: len(getattr(self, part)) for part in PARTS}
+        # The score on the test split is told with its samples; that of others stands in no other place.
+        told = (f"{samples[part]} of {whole[part]} {part} samples are used" for part in PARTS[:2] if part in parts)
+        return replace(self, **parts, examples=examples, notes=(*self.notes, *told), whole=whole)
 
     def check(self, signature: Signature) -> None:
         """Raises RecipeError if splits do not match the data set's description; checks all targets and a few inputs."""

@@ -243,6 +243,14 @@ def when(measurement: Measurement) -> str:
     return f"taken {taken}, reused" if measurement.reused else f"taken {taken}"
 
 
+def cut(build: Build) -> str:
+    """Return how many samples the figures of the test split are of, or "" if they are of all."""
+    cut = next(
+        (each.detail for each in build.measurements if each.metric == "accuracy" and each.detail.get("of")), None
+    )
+    return f"accuracy and parity are of {cut['rows']:,} of {cut['of']:,} test samples" if cut else ""
+
+
 def gains(build: Build) -> Iterator[str]:
     """Yield one line per shipped file: how much smaller and faster than its teacher, on the same runtime."""
     for artifact in build.shipped():

@@ -26,7 +26,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
         samples, targets = inputs
         logits = model(samples)
-        loss = self.job.task.loss(logits, targets)
+        loss = self.job.loss(logits, targets)
         if self.job.teacher is None:
             return loss
         with torch.no_grad():

@@ -23,7 +23,7 @@ class Lesson(lightning.LightningModule):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         inputs, targets = batch
         logits = self.module(inputs)
-        loss = self.job.task.loss(logits, targets)
+        loss = self.job.loss(logits, targets)
         if self.job.teacher is not None:
             with torch.no_grad():
                 taught = self.job.teacher.to(self.device)(inputs)

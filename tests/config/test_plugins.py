@@ -3,8 +3,11 @@
 import ast
 import inspect
 import json
+import tarfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from itertools import product
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
@@ -32,6 +35,7 @@ MAY_BE_NONE = {
     "payload_parts": ["payload", "named"],
     "prepare": ["device", "tell"],
     "smoothed": ["logits", "targets", "amount"],
+    "weighted": ["logits", "targets", "weights", "amount"],
 }
 # The plugins that the pages of the contracts show as examples, by kind.
 EXAMPLES = {
@@ -144,16 +148,26 @@ def _data(module: ModuleType) -> BaseModel:
         Image.new("RGB", (8, 8)).save(f"pets/{name}.png")
     rows = (f"{kind}/{n}.png,{kind}\n" for kind in ("cat", "dog") for n in (1, 2, 3))
     Path("pets/labels.csv").write_text("path,label\n" + "".join(rows))
+    with tarfile.open("pets.tar", "w") as shard:
+        for kind, n in product(("cat", "dog"), (1, 2, 3)):
+            for ending, content in (("png", Path(f"pets/{kind}/{n}.png").read_bytes()), ("cls", kind.encode())):
+                member = tarfile.TarInfo(f"{kind}{n}.{ending}")
+                member.size = len(content)
+                shard.addfile(member, BytesIO(content))
     Path("pets_data.py").write_text("def load(): ...")
+    lines = [json.dumps({"text": f"text {i}", "label": ("odd", "even")[i % 2]}) for i in range(18)]
+    Path("news.jsonl").write_text("\n".join(lines))
     Path("news.csv").write_text("text,label\n" + "".join(f"{i},odd\n{i},even\n" for i in range(9)))
     words = {"tokenizer": tokenizer()}
     needed: dict[str, dict[str, Any]] = {
         "bbc_news": words,
         "csv": {"file": "news.csv", **words},
+        "huggingface": {"path": "news.jsonl", "text": "text", **words},
         "image_csv": {"file": "pets/labels.csv"},
         "image_folder": {"folder": "pets"},
         "python": {"function": "pets_data:load", "shape": (3, 8, 8), "labels": ("cat", "dog")},
         "text_folder": {"folder": texts(), **words},
+        "webdataset": {"shards": "pets.tar"},
     }
     config: BaseModel = module.Config.model_validate(needed.get(module.__name__.rpartition(".")[2], {}))
     return config

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from torch import nn
 
 from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import EpochResult, Progress, eval_mode, train_mode, validate
+from edgepack.compress.training.loss import LabelLoss
 from edgepack.config.user_code.references import resolve
 from edgepack.core.errors import EdgepackError, StageError, listed, reason
 from edgepack.data.splits import Split
@@ -104,6 +106,11 @@ class Job:
             scored.to(device)
             for each, training in modes:
                 each.training = training
+
+    @cached_property
+    def loss(self) -> LabelLoss:
+        """Return the loss of logits and targets that the settings ask for: `label_smoothing`, `class_weights`."""
+        return LabelLoss(self.task, self.settings, self.data.train.targets)
 
     def report(
         self, *, epoch: int, loss: float | None = None, score: float | None = None, learning_rate: float | None = None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(memory, json.dumps(now).encode())
     return {name: str(facts[-1]) for name, facts in now.items()}
+
+
+def remembered(what: str, made_of: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `make` found, now or the last time that `made_of` was the same. Both are JSON."""
+    memory = DOWNLOADS / f"{what}-{digest(made_of)[:32]}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(memory.read_text())
+        if isinstance(known, dict):
+            return known
+    found = make()
+    with suppress(OSError):  # as above
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(memory, json.dumps(found).encode())
+    return found
 
 
 _FACTS = 5  # of a file whose content is known

@@ -17,6 +17,7 @@ from edgepack.data.partition import enough, missing, same_classes, unreadable
 from edgepack.data.pictures import collection
 from edgepack.data.pictures.collection import Settings
 from edgepack.data.pictures.decoding import needed, reads
+from edgepack.data.pictures.encoded import Encoded
 from edgepack.data.splits import Data
 from edgepack.data.texts import tables
 from edgepack.data.texts.tables import Tables
@@ -49,7 +50,7 @@ def fingerprint(config: Config) -> str:
         part: {label: [shas[file] for file in files] for label, files in classes.items()}
         for part, classes in parts.items()
     }
-    names = {file.suffix.lower(): "" for file in shas}  # they tell which libraries read them
+    names = {Path(file.name).suffix.lower(): "" for file in shas}  # they tell which libraries read them
     return collection.fingerprint(config, names, {*Config.model_fields} - {*Settings.model_fields}, rows=rows)
 
 
@@ -59,7 +60,7 @@ def load(config: Config, loading: Loading | None = None) -> Data:
     return collection.load(config, parts, shas, tuple(doubts(parts["train"])), loading or Loading())
 
 
-def _digests(config: Config, parts: dict[str, Files]) -> dict[Path, str]:
+def _digests(config: Config, parts: dict[str, Files]) -> dict[Encoded, str]:
     """Return the sha256 of every picture."""
     files = {str(file): file for each in parts.values() for same in each.values() for file in same}
     found = digests(files, of=" ".join(str(file.absolute()) for file in config.files.values()))

@@ -18,6 +18,7 @@ from edgepack.data.partition import enough, missing
 from edgepack.data.pictures import collection
 from edgepack.data.pictures.collection import Settings
 from edgepack.data.pictures.decoding import ENDINGS, needed, reads
+from edgepack.data.pictures.encoded import Encoded
 from edgepack.data.splits import Data
 
 KEEPS = True
@@ -57,7 +58,7 @@ def fingerprint(config: Config) -> str:
 
 def load(config: Config, loading: Loading | None = None) -> Data:
     listing = _listed(config)
-    shas = {Path(config.folder, name): sha for name, sha in _digests(config, listing).items()}
+    shas: dict[Encoded, str] = {Path(config.folder, name): sha for name, sha in _digests(config, listing).items()}
     return collection.load(config, listing.parts, shas, listing.notes, loading or Loading())
 
 

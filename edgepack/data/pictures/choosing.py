@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgepack.core.errors import RecipeError
-from edgepack.data.folders import Files, counted, shown
+from edgepack.data.folders import counted
 from edgepack.data.partition import ONCE, copied, drawn, enough, missing, whereabouts
 from edgepack.data.pictures.decoding import Decoded
+from edgepack.data.pictures.encoded import Encoded, place
 
 _PARTS = ("test", "validation", "train")  # a picture in two parts stays in the first of these
 
+Classes = Mapping[str, Sequence[Encoded]]  # the pictures of each class
 _Lost = dict[tuple[str, int], list[str]]  # why pictures were dropped, by part and label
 
 
@@ -19,11 +20,11 @@ _Lost = dict[tuple[str, int], list[str]]  # why pictures were dropped, by part a
 class Picture:
     part: str
     label: int
-    file: Path
-    sha: str  # of the file
+    file: Encoded
+    sha: str  # equal for equal files
 
 
-def every(parts: Mapping[str, Files], shas: Mapping[Path, str]) -> list[Picture]:
+def every(parts: Mapping[str, Classes], shas: Mapping[Encoded, str]) -> list[Picture]:
     """Return all pictures; if two parts have copies, those that are kept come first."""
     return [
         Picture(part=part, label=label, file=file, sha=shas[file])
@@ -34,7 +35,7 @@ def every(parts: Mapping[str, Files], shas: Mapping[Path, str]) -> list[Picture]
 
 
 def chosen(
-    parts: Mapping[str, Files], pictures: Sequence[Picture], read: Mapping[str, Decoded], shares: Mapping[str, float]
+    parts: Mapping[str, Classes], pictures: Sequence[Picture], read: Mapping[str, Decoded], shares: Mapping[str, float]
 ) -> tuple[dict[str, list[Picture]], list[str]]:
     """Return the pictures of each split, shuffled, so that the first samples are a fair choice, and remarks on those
     that were dropped.
@@ -78,7 +79,7 @@ def _contradictions(groups: Sequence[Sequence[Picture]], of: int) -> Iterator[st
     if groups:
         first = groups[0][0]
         other = next(each for each in groups[0] if each.label != first.label)
-        which = f"such as {shown(first.file)} and {shown(other.file)}"
+        which = f"such as {place(first.file)} and {place(other.file)}"
         yield f"{sum(map(len, groups))} of {of} pictures have copies with another label, {which}: none of them is used"
 
 
@@ -105,7 +106,7 @@ def _lost(groups: Sequence[Sequence[Picture]], labels: Sequence[str]) -> _Lost:
 
 
 def _drawn(
-    folders: Mapping[str, Files], shares: Mapping[str, float], pictures: Sequence[Picture], lost: _Lost
+    folders: Mapping[str, Classes], shares: Mapping[str, float], pictures: Sequence[Picture], lost: _Lost
 ) -> dict[str, list[Picture]]:
     given = {part: [each for each in pictures if each.part == part] for part in folders}
     shares = missing(given, shares)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,11 +13,11 @@ from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.units import Share
 from edgepack.data.contract import Loading
-from edgepack.data.folders import Files, shown
 from edgepack.data.partition import possible, unreadable
 from edgepack.data.pictures.augmentation import Augmentation, changed_each
-from edgepack.data.pictures.choosing import Picture, chosen, every
+from edgepack.data.pictures.choosing import Classes, Picture, chosen, every
 from edgepack.data.pictures.decoding import Decoded, Frame, libraries
+from edgepack.data.pictures.encoded import Encoded, place
 from edgepack.data.pictures.keeping import Cache, pixels
 from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
@@ -129,18 +128,23 @@ def fingerprint(config: Settings, files: Mapping[str, str], exclude: set[str], *
 
 
 def load(
-    config: Settings, parts: Mapping[str, Files], shas: Mapping[Path, str], notes: Sequence[str], loading: Loading
+    config: Settings,
+    parts: Mapping[str, Classes],
+    shas: Mapping[Encoded, str],
+    notes: Sequence[str],
+    loading: Loading,
+    lost: Sequence[str] = (),
 ) -> Data:
     """Decode every picture once, to see that it can be read and which are equal; of equal pictures one is kept.
 
-    `parts` are the files of each class by split, and `shas` the hashes of all of them. Raises RecipeError naming the
-    pictures that cannot be read.
+    `parts` are the files of each class by split, and `shas` the hashes of all of them; `lost` are problems of pictures
+    that are left out already. Raises RecipeError naming the pictures that cannot be read.
     """
     pictures = every(parts, shas)
     stored, found = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
     rows = {sha: row for row, sha in enumerate(found)}
     read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
-    bad = _left_out(pictures, found, config.bad_samples)
+    bad = _left_out(pictures, found, config.bad_samples, lost)
     splits, more = chosen(parts, pictures, read, config.shares)
     moving = _moving(config)
 
@@ -162,17 +166,26 @@ def load(
 
 
 def _left_out(
-    pictures: Sequence[Picture], found: Mapping[str, Decoded | str], allowed: "Literal['fail'] | Skip"
+    pictures: Sequence[Picture],
+    found: Mapping[str, Decoded | str],
+    allowed: "Literal['fail'] | Skip",
+    lost: Sequence[str],
 ) -> list[str]:
     """Return a note on pictures that cannot be read. Raises RecipeError if there are more than the recipe allows."""
-    unread = [f"{shown(each.file)}: {why}" for each in pictures if isinstance(why := found[each.sha], str)]
-    if allowed == "fail" and unread:
-        raise unreadable(unread, "picture", "cannot be read", _FIX)
-    if allowed != "fail" and len(unread) > allowed.skip:
-        more = f"cannot be read, more than the {allowed.skip} that bad_samples leaves out"
-        raise unreadable(unread, "picture", more, _FIX)
-    of = f"{len(unread)} of {len(pictures)} pictures cannot be read, and are left out, such as"
+    bad = (f"{place(each.file)}: {why}" for each in pictures if isinstance(why := found[each.sha], str))
+    unread = [*lost, *bad]
+    check_bad(unread, allowed)
+    of = f"{len(unread)} of {len(pictures) + len(lost)} pictures cannot be read, and are left out, such as"
     return [f"{of} {unread[0]}"] if unread else []
+
+
+def check_bad(problems: Sequence[str], allowed: "Literal['fail'] | Skip", noun: str = "picture") -> None:
+    """Raises RecipeError if there are more problems of samples than the recipe allows."""
+    if allowed == "fail" and problems:
+        raise unreadable(problems, noun, "cannot be read", _FIX)
+    if allowed != "fail" and len(problems) > allowed.skip:
+        more = f"cannot be read, more than the {allowed.skip} that bad_samples leaves out"
+        raise unreadable(problems, noun, more, _FIX)
 
 
 def _moving(config: Settings) -> "Moving | None":

@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.core.errors import RecipeError
+from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.core.provenance import threads
-from edgepack.data.folders import NOT_FETCHED, POINTERS, shown
+from edgepack.data.folders import NOT_FETCHED, POINTERS
 from edgepack.data.partition import unreadable
+from edgepack.data.pictures.encoded import Encoded, opened, place
 
 if TYPE_CHECKING:
     import numpy
@@ -82,7 +83,7 @@ def _is_there(ending: str) -> bool:
 
 
 def all_decoded(
-    files: Mapping[Path, str],
+    files: Mapping[Encoded, str],
     frame: Frame,
     keep: "Callable[[int, Bytes], None] | None" = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -98,7 +99,7 @@ def all_decoded(
     one = {content: file for file, content in files.items()}
     found: dict[str, Decoded | str] = {}
 
-    def looked_at(row: int, file: Path) -> Decoded | str:
+    def looked_at(row: int, file: Encoded) -> Decoded | str:
         try:
             picture = _opened(file, frame.mode)
             cut = _cut(picture.upright, frame) if keep else None
@@ -124,18 +125,18 @@ def libraries(names: Iterable[str]) -> tuple[str, ...]:
     return ("pillow", "pillow-heif") if heif else ("pillow",)
 
 
-def add_heif(files: Iterable[Path]) -> None:
+def add_heif(files: Iterable[Encoded]) -> None:
     """Let Pillow read these files, if some are in its format."""
     if len(libraries(file.name for file in files)) > 1:
         import_module(_HEIF).register_heif_opener()
 
 
-def pixels(file: Path, frame: Frame) -> "Bytes":
+def pixels(file: Encoded, frame: Frame) -> "Bytes":
     """Return the pixels of a picture in the frame, [channels, side, side]. Raises RecipeError if it cannot be read."""
     try:
         return _cut(_opened(file, frame.mode).upright, frame)
     except Exception as error:
-        raise unreadable([f"{shown(file)}: {_why(file, error)}"], "picture", "cannot be read", _CHANGED) from error
+        raise unreadable([f"{place(file)}: {_why(file, error)}"], "picture", "cannot be read", _CHANGED) from error
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,15 @@ class _Opened:
         )
 
 
-def _opened(file: Path, mode: str) -> _Opened:
+def _opened(file: Encoded, mode: str) -> _Opened:
     from PIL import Image, ImageOps
 
-    with Image.open(file) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
+    with opened(file) as content, Image.open(content) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode})")
         # A photo in MPO format is one picture, with smaller versions of itself.
-        several = getattr(opened, "is_animated", False) and opened.format != "MPO"
-        upright = ImageOps.exif_transpose(opened)
+        several = getattr(picture, "is_animated", False) and picture.format != "MPO"
+        upright = ImageOps.exif_transpose(picture)
         transparent = _is_transparent(upright)
         upright.info.pop("transparency", None)  # else Pillow would keep it or warn of it
         return _Opened(upright.convert(mode), transparent, several)
@@ -181,12 +182,12 @@ def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
     return numpy.array(cut).reshape(frame.side, frame.side, -1).transpose(2, 0, 1)
 
 
-def _why(file: Path, error: Exception) -> str:
+def _why(file: Encoded, error: Exception) -> str:
     """Return why a picture cannot be decoded. Raises errors that are not about its content."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | EdgepackError):
         raise error
     if isinstance(error, OSError) and error.errno:
-        raise RecipeError(f"cannot read {shown(file)}: {error.strerror}") from error
+        raise RecipeError(f"cannot read {place(file)}: {error.strerror}") from error
     return NOT_FETCHED if _is_pointer(file) else str(error)
 
 
@@ -198,7 +199,9 @@ def _is_transparent(picture: "Image.Image") -> bool:
     return lowest != 255
 
 
-def _is_pointer(file: Path) -> bool:
+def _is_pointer(file: Encoded) -> bool:
+    if not isinstance(file, Path):
+        return False
     beginnings = tuple(each.encode() for each in POINTERS)
     with file.open("rb") as content:
         return content.read(max(map(len, beginnings))).startswith(beginnings)

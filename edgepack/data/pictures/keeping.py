@@ -23,6 +23,7 @@ from edgepack.core.provenance import versions
 from edgepack.core.units import SIZE
 from edgepack.data.contract import Loading
 from edgepack.data.pictures.decoding import Decoded, Frame, all_decoded, libraries
+from edgepack.data.pictures.encoded import Encoded
 from edgepack.data.pictures.samples import InFiles, InMemory, OnDisk, Pixels
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ _STORED, _FOUND = "pixels", "pictures.json"
 
 
 def pixels(
-    files: Mapping[Path, str], frame: Frame, cache: Cache, loading: Loading
+    files: Mapping[Encoded, str], frame: Frame, cache: Cache, loading: Loading
 ) -> tuple[Pixels, dict[str, Decoded | str]]:
     """Return the pixels of each content, row by row, and what was found in each, by its hash in the order of rows, or
     why it cannot be read.
 
     `files` are given with the hash of their content. Raises RecipeError if a recipe asks for memory that is not there.
     """
-    one = {sha: str(file) for file, sha in files.items()}
+    one = {sha: str(file) if isinstance(file, Path) else file for file, sha in files.items()}
     progress = partial(loading.progress, "decoding pictures")
     shape = (len(frame.mode), frame.side, frame.side)
     cache = _chosen(cache, len(one) * prod(shape), loading.room)
@@ -64,7 +65,7 @@ def pixels(
     made_of = {
         "pictures": digest([*one]),
         "kept": [frame.mode, frame.shorter_side, frame.side] if cache == "disk" else [frame.mode],
-        "versions": versions(*libraries(one.values())),
+        "versions": versions(*libraries(file.name for file in files)),
         "version": VERSION,
     }
     folder = loading.kept("pictures", made_of, fill)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from edgepack.core.errors import DeviceError
 from edgepack.data.pictures import decoding
 from edgepack.data.pictures.decoding import Frame
+from edgepack.data.pictures.encoded import Inside
 
 if TYPE_CHECKING:
     import numpy
@@ -66,15 +67,15 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class InFiles:
-    """Pictures that are decoded each time."""
+    """Pictures that are decoded each time: paths as text, which take less memory, or what is inside a file."""
 
-    files: Sequence[str]
+    files: Sequence[str | Inside]
     frame: Frame
 
     def take(self, rows: Sequence[int]) -> "Bytes":
         import numpy
 
-        files = [Path(self.files[row]) for row in rows]
+        files = [Path(each) if isinstance(each, str) else each for each in map(self.files.__getitem__, rows)]
         decoding.add_heif(files)
         return numpy.stack([decoding.pixels(file, self.frame) for file in files])
 

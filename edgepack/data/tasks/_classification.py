@@ -21,6 +21,14 @@ def smoothed(logits: "Tensor", targets: "Tensor", amount: float) -> "Tensor":
     return functional.cross_entropy(logits, targets, label_smoothing=amount)
 
 
+def weighted(logits: "Tensor", targets: "Tensor", weights: "Tensor", amount: float) -> "Tensor":
+    """Return the mean over samples, not over weights: else a class that is in few batches would count less."""
+    from torch.nn import functional
+
+    total = functional.cross_entropy(logits, targets, weight=weights, label_smoothing=amount, reduction="sum")
+    return total / len(targets)
+
+
 def distill(logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
     """Return the KL divergence at a temperature, times its square, so that gradients keep their size.
 

@@ -1,9 +1,9 @@
 """Image classification, one label per picture."""
 
 from edgepack.core.signature import Signature
-from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score, smoothed
+from edgepack.data.tasks._classification import METRIC, decide, distill, loss, score, smoothed, weighted
 
-__all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score", "smoothed"]
+__all__ = ["METRIC", "decide", "distill", "incompatibility", "loss", "score", "smoothed", "weighted"]
 
 
 def incompatibility(signature: Signature) -> str:

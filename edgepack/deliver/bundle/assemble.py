@@ -35,7 +35,7 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
     files |= _runtime(build, recipe, parts)
     files |= _selftest(parts)
     files |= _provenance(build, recipe, device, parts)
-    manifest = _manifest(build, recipe, device)
+    manifest = _manifest(build, recipe, device, parts)
     files |= examples.render(manifest, parts.signature)
     files["MODEL_CARD.md"] = card.render(build, manifest, parts.signature, elsewhere=is_elsewhere(device))
     files["sbom.cdx.json"] = as_json(sbom.bom(build, manifest, parts.signature, files))
@@ -142,7 +142,7 @@ def _provenance(build: Build, recipe: "Recipe", device: "Device", parts: "Bundle
     }
 
 
-def _manifest(build: Build, recipe: "Recipe", device: "Device") -> Manifest:
+def _manifest(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Manifest:
     """Return the manifest without the list of files, which is added later."""
     exporters = {choice.name: choice for choice in recipe.exporters}
     versions = build.provenance["versions"]
@@ -155,7 +155,10 @@ def _manifest(build: Build, recipe: "Recipe", device: "Device") -> Manifest:
         device=device.id,
         licence=recipe.licence,
         source=Source(
-            model=recipe.model.plain(), data={data.name: data.plain()}, fingerprint=data.module.fingerprint(data.config)
+            model=recipe.model.plain(),
+            data={data.name: data.plain()},
+            fingerprint=data.module.fingerprint(data.config),
+            test=parts.test,
         ),
         runtimes={
             artifact.runtime: _described(artifact, exporters[artifact.format], versions, _model(recipe, artifact))

@@ -52,12 +52,20 @@ class Runtime(Frozen):
     entry: EntryPoint
 
 
+class TestSamples(Frozen):
+    """How many samples of the test split the figures are of, if the recipe cuts it."""
+
+    used: int = Field(ge=0)
+    of: int = Field(ge=0)
+
+
 class Source(Frozen):
-    """What the model was made from. `fingerprint` changes if the data changes."""
+    """What the model was made from. `fingerprint` changes if the data changes; without `test` all samples were used."""
 
     model: Any
     data: Any
     fingerprint: str
+    test: TestSamples | None = None
 
 
 class Manifest(Frozen):

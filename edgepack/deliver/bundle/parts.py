@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.core.signature import Signature
+from edgepack.deliver.bundle.manifest import TestSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,5 +18,6 @@ class BundleParts:
     decided: Sequence[dict[str, Any]]  # for each stage, the settings that it chose by measuring, as JSON
     samples: Mapping[str, bytes]  # from the test split, by file name: case-0-pixels.bin, case-0.txt
     targets: Sequence[int]  # one per sample
+    test: TestSamples | None  # how many samples of the test split were used, unless all
     answers: Mapping[str, Sequence[Sequence[float]]]  # logits of each sample
     not_run: Mapping[str, str]  # why there are no answers

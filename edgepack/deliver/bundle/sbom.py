@@ -70,11 +70,13 @@ def _library(name: str, version: str) -> Json:
 
 def _data(manifest: "Manifest") -> Json:
     (name,) = manifest.source.data
-    fingerprint = {"name": "edgepack:fingerprint", "value": manifest.source.fingerprint}
+    told = {"fingerprint": manifest.source.fingerprint}
+    if test := manifest.source.test:
+        told["test samples"] = f"{test.used} of {test.of}"
     facts = {
         "type": "dataset",
         "name": name,
-        "contents": {"properties": [fingerprint]},
+        "contents": {"properties": [{"name": f"edgepack:{name}", "value": value} for name, value in told.items()]},
     }
     return {"type": "data", "bom-ref": "data", "name": name, "data": [facts]}
 

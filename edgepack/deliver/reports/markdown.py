@@ -56,7 +56,7 @@ def _top(build: Build) -> Iterator[str]:
         yield f"**The build did not finish:** {escaped(build.error)}\n"
     for warning in wording.warnings(build):
         yield f"**{escaped(warning)}**\n"
-    gains = [f"- {escaped(line)}" for line in wording.gains(build)]
+    gains = [f"- {escaped(line)}" for line in (*wording.gains(build), wording.cut(build)) if line]
     yield from [*gains, ""] if gains else []
     yield "## Budgets"
     yield ""

@@ -3,6 +3,7 @@
 from edgepack.config.device import Device
 from edgepack.core.frozen import Json
 from edgepack.deliver.bundle.assemble import is_elsewhere
+from edgepack.deliver.bundle.manifest import TestSamples
 from edgepack.deliver.bundle.parts import BundleParts
 from edgepack.records.artifact import RUNTIME_FILE
 from edgepack.records.build import Build
@@ -16,6 +17,7 @@ from edgepack.workflows.build.workspace import Workspace
 def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     """Raises DeviceError if a file was damaged since it was measured."""
     reference = work.entry(work.reference(work.recipe.exporters[0].name))  # all have the same samples
+    torch = ReferenceOutcome.read(reference)
     exports = {each.label: StepId("artifact", each.subject, each.format) for each in build.shipped()}
     found = {label: _answers(work, id, device) for label, id in exports.items()}
     return BundleParts(
@@ -24,7 +26,8 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
         runtime={label: _beginning(work.entry(id), RUNTIME_FILE) for label, id in exports.items()},
         samples={f"case-{name}": content for name, content in _beginning(reference, "case-").items()},
         decided=_decided(work),
-        targets=ReferenceOutcome.read(reference).targets,
+        targets=torch.targets,
+        test=TestSamples(used=torch.rows, of=torch.of) if torch.of else None,
         answers={label: each.cases for label, each in found.items() if not each.not_run},
         not_run={label: each.not_run for label, each in found.items() if each.not_run},
     )

@@ -46,7 +46,8 @@ def _where(entry: Entry) -> Json:
     """Return the environment of an outcome: what must be equal for two figures to be compared. As JSON."""
     made = entry.ingredients
     protocol = {"protocol": made["protocol"]["name"]} if "protocol" in made else {}
-    data = {"data": digest(made["data"])[:16]} if "data" in made else {}
+    cut = [made["cut"]] if "cut" in made else []
+    data = {"data": digest([made["data"], *cut] if cut else made["data"])[:16]} if "data" in made else {}
     return {**made.get("where", {}), **protocol, **data}
 
 
@@ -82,7 +83,7 @@ def _sizes(artifact: Artifact) -> Iterator[Reading]:
 def _scores(found: EvaluationOutcome) -> Iterator[Reading]:
     if found.not_run:
         return
-    yield exact("accuracy", found.score, rows=found.rows)
+    yield exact("accuracy", found.score, rows=found.rows, **({"of": found.of} if found.of else {}))
     if found.parity:
         yield exact("parity", found.parity.agreement, **found.parity.model_dump(exclude_unset=True))
     if found.runtimes:

@@ -38,18 +38,23 @@ class CandidateOutcome(Outcome):
 
 
 class ReferenceOutcome(Outcome):
-    """The torch model's score on the test split, and the targets of the first samples."""
+    """The torch model's score on the test split, and the targets of the first samples.
+
+    `rows` samples were used, `of` so many if the split is cut.
+    """
 
     score: float
     rows: int
+    of: int = 0
     targets: tuple[int, ...] = ()
 
 
 class EvaluationOutcome(Outcome):
-    """An exported file's score on the test split, or why it was not run."""
+    """An exported file's score on the test split, or why it was not run; `rows` and `of` as in ReferenceOutcome."""
 
     score: float = 0.0
     rows: int = 0
+    of: int = 0
     cases: tuple[tuple[float, ...], ...] = ()  # logits of the first samples
     parity: Agreement | None = None  # agreement with torch
     runtimes: Agreement | None = None  # agreement with the file of `beside`
@@ -87,11 +92,15 @@ def describe(step: Step, entry: Entry) -> str:
             return _of_timing(TimingOutcome.read(entry))
         case "outputs":
             reference = ReferenceOutcome.read(entry)
-            return f"accuracy {SHARE.format(reference.score)} of {reference.rows} test samples"
+            return _of_score(reference)
         case "evaluation":
             found = EvaluationOutcome.read(entry)
-            text = f"accuracy {SHARE.format(found.score)} of {found.rows} test samples"
-            return f"not run here: {found.not_run}" if found.not_run else text
+            return f"not run here: {found.not_run}" if found.not_run else _of_score(found)
+
+
+def _of_score(found: ReferenceOutcome | EvaluationOutcome) -> str:
+    whole = f" of {found.of}" if found.of else ""
+    return f"accuracy {SHARE.format(found.score)} of {found.rows}{whole} test samples"
 
 
 def _of_timing(found: TimingOutcome) -> str:

@@ -68,6 +68,11 @@ class Workspace:
             self.emit(Note(text=note))
         return data
 
+    @property
+    def test_samples(self) -> int:
+        """Return the number of samples of the whole test split if the recipe cuts it, else 0."""
+        return self.data.whole["test"] if self.recipe.cuts.test else 0
+
     @cached_property
     def signature(self) -> "Signature":
         found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
@@ -170,7 +175,7 @@ def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None) -> 
     kept = partial(store.keep, waiting=lambda: emit(Note(text="waiting for another build that decodes the same data")))
     how = Loading(progress=progress, kept=kept, room=shutil.disk_usage(there).free, workers=workers)
     data: Data = source.module.load(source.config, *([how] if source.module.KEEPS else []))
-    return data.read_by(workers)
+    return data.cut(recipe.cuts.samples).read_by(workers)
 
 
 def needs(exporter: Choice) -> str:

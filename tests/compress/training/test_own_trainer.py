@@ -60,6 +60,11 @@ def wake(job):
 
 def nothing(job): ...
 
+def weighing(job):
+    weighed, plain = (loss(torch.eye(3)[:2], torch.tensor([0, 2])) for loss in (job.loss, job.task.loss))
+    assert weighed != plain
+    assert weighed == job.loss(torch.eye(3)[:2], torch.tensor([0, 2]))
+
 def curious(job):
     assert not [*job.folder.iterdir()]
     assert not (job.teacher and job.teacher.training)
@@ -215,6 +220,11 @@ def test_each_training_has_a_folder_of_its_own_and_a_teacher_at_rest() -> None:
         fit(learned().module, here, settings, doing="", distillation=Distillation(teacher=teacher))
     assert len([*Path("unfinished").iterdir()]) == 2
     assert [record.epochs[1].loss for record in here.trainings] == [0.5, 0.5]
+
+
+def test_it_is_offered_the_loss_that_the_settings_ask_for() -> None:
+    for changes in ({"class_weights": "balanced", "label_smoothing": 0.1}, {"label_smoothing": 0.1}):
+        fit(learned().module, context(), _settings("bad_trainer:weighing", epochs=1, **changes), doing="")
 
 
 def test_arguments_that_a_recipe_cannot_hold_are_refused() -> None:

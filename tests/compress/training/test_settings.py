@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 from torch_factories import accuracy, candidate, context, data, learned
@@ -18,7 +20,7 @@ from edgepack.compress.training import checkpoints, evaluation, numerics
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.evaluation import Progress
 from edgepack.compress.training.loop import fit
-from edgepack.compress.training.loss import Distillation, Mixing
+from edgepack.compress.training.loss import Distillation, LabelLoss, Mixing, balanced
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, Note
 
@@ -74,6 +76,7 @@ def test_the_defaults_are_a_plain_loop_of_torch() -> None:
         {"clip": None},
         {"weight_decay": 0.0},
         {"label_smoothing": 0.1},
+        {"class_weights": "balanced", "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 0.2},
         {"mixup": 0.2},
         {"cutmix": 0.2},
         {"mixup": 0.2, "cutmix": 0.2},
@@ -146,12 +149,55 @@ def test_labels_are_smoothed_by_the_task() -> None:
 
     class Without:
         smoothed: Any = None
+        weighted: Any = None
 
         def __getattr__(self, name: str) -> Any:
             return getattr(task, name)
 
     with pytest.raises(StageError, match="this task has no label smoothing"):
         _fitted(replace(context(), task=Without()), label_smoothing=0.1)
+    with pytest.raises(StageError, match="this task has no class weights"):
+        _fitted(replace(context(), task=Without()), class_weights="balanced")
+
+
+def _loss_on_labels(targets: list[int], **changes: Any) -> LabelLoss:
+    return LabelLoss(context().task, _settings(**changes), torch.tensor(targets))
+
+
+def test_rare_classes_weigh_more_as_in_scikit_learn() -> None:
+    targets = numpy.array([0] * 6 + [1] * 3 + [3])
+    expected = compute_class_weight("balanced", classes=numpy.array([0, 1, 3]), y=targets)
+    weights = balanced(torch.bincount(torch.tensor(targets)), 5)
+    assert weights.tolist() == pytest.approx([*expected[:2], 1.0, expected[2], 1.0])
+    assert weights[torch.tensor(targets)].mean() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.2])
+def test_each_sample_counts_by_the_weight_of_its_class(amount: float) -> None:
+    """In whatever batch it stands; balanced classes change nothing."""
+    logits, targets = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2])
+    loss = _loss_on_labels(targets.tolist(), class_weights="balanced", label_smoothing=amount)
+    parts = [loss(logits[rows], targets[rows]) for rows in ([0, 1], [2, 5], [3, 4])]
+    torch.testing.assert_close(loss(logits, targets), sum(parts, torch.zeros(())) / 3)
+    if not amount:
+        each = functional.cross_entropy(logits, targets, reduction="none")
+        torch.testing.assert_close(loss(logits, targets), sum(each[targets == i].mean() for i in range(3)) / 3)
+    even = _loss_on_labels([0, 1, 2], class_weights="balanced", label_smoothing=amount)
+    torch.testing.assert_close(even(logits, targets), _loss_on_labels([0], label_smoothing=amount)(logits, targets))
+
+
+def test_a_class_that_is_rare_is_learned_where_it_weighs_more() -> None:
+    """Ten of ninety samples are of the class whose recall is asked for."""
+    whole = data()
+    rare = torch.cat([(whole.train.targets == 0).nonzero()[:2, 0], (whole.train.targets != 0).nonzero()[:, 0]])
+    here = replace(context(), data=replace(whole, train=whole.train.chosen(rare)).for_stages())
+
+    def recall(**changes: Any) -> float:
+        logits = evaluation.predict(_fitted(here, epochs=1, learning_rate=3e-3, **changes), whole.validation)
+        mine = whole.validation.targets == 0
+        return float((logits.argmax(1)[mine] == 0).float().mean())
+
+    assert recall(class_weights="balanced") > recall()
 
 
 def test_mixup_adds_inputs_up() -> None:

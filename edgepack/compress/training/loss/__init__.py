@@ -10,12 +10,14 @@ from weakref import ref
 import numpy
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import Progress, predict, train_mode
 from edgepack.compress.training.loss.feature_matching import FeatureLoss
 from edgepack.compress.training.numerics import Numerics
 from edgepack.core.errors import StageError
+from edgepack.data.contract import Task
 from edgepack.data.splits import Batch, Split
 
 if TYPE_CHECKING:
@@ -117,6 +119,36 @@ def _span(size: int, share: float, random: numpy.random.RandomState) -> tuple[in
     return max(0, middle - half), min(size, middle + half)
 
 
+class LabelLoss:
+    """The task's loss on labels, as the settings of a training ask for it. Raises StageError if the task has none."""
+
+    def __init__(self, task: Task, settings: Training, targets: torch.Tensor) -> None:
+        self.task, self.smoothing, self.balanced = task, settings.label_smoothing, settings.class_weights == "balanced"
+        if self.smoothing and task.smoothed is None:
+            raise StageError("this task has no label smoothing", "remove label_smoothing")
+        if self.balanced and task.weighted is None:
+            raise StageError("this task has no class weights", "remove class_weights")
+        self.counts = torch.bincount(targets) if self.balanced else targets.new_empty(0)
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.balanced and self.task.weighted:
+            weights = balanced(self.counts, logits.shape[1]).to(logits.device)
+            return self.task.weighted(logits, targets, weights, self.smoothing)
+        if self.smoothing and self.task.smoothed:
+            return self.task.smoothed(logits, targets, self.smoothing)
+        return self.task.loss(logits, targets)
+
+
+def balanced(counts: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the weight of each class, [classes], from its number of samples; one without any weighs 1.
+
+    As scikit-learn's `class_weight="balanced"`: samples weigh 1 on average. Source: G. King and L. Zeng, Logistic
+    Regression in Rare Events Data, Political Analysis 2001.
+    """
+    weights = counts.sum() / (counts.count_nonzero() * counts.clamp(min=1))
+    return functional.pad(weights.where(counts > 0, 1.0), (0, classes - len(counts)), value=1.0)
+
+
 class Loss:
     """The loss on labels and on a teacher if there is one; its logits are computed once if samples never change."""
 
@@ -131,10 +163,9 @@ class Loss:
     ) -> None:
         """Prepare for a module that is still on the CPU, and move the teacher to the device."""
         self.context, self.distillation, self.device, self.how = context, distillation, device, how
-        self.smoothing, self.mixing = settings.label_smoothing, Mixing(mixup=settings.mixup, cutmix=settings.cutmix)
-        if self.smoothing and context.task.smoothed is None:
-            raise StageError("this task has no label smoothing", "remove label_smoothing")
         data = context.data.train
+        self.on_labels = LabelLoss(context.task, settings, data.targets)
+        self.mixing = Mixing(mixup=settings.mixup, cutmix=settings.cutmix)
         if self.mixing:
             self.mixing.check(data.head(1))
         self.inside: FeatureLoss | None = None
@@ -157,19 +188,14 @@ class Loss:
         with torch.autocast(self.device.type, self.how.mixed, enabled=self.how.mixed is not None):
             logits = module(*inputs)
         logits = logits.float()
-        loss = self._on_labels(logits, targets)
+        loss = self.on_labels(logits, targets)
         if self.mixing:
-            loss = share * loss + (1 - share) * self._on_labels(logits, others)
+            loss = share * loss + (1 - share) * self.on_labels(logits, others)
         if self.distillation is None:
             return loss
         soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
         taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
         return taught + self.inside.loss() if self.inside else taught
-
-    def _on_labels(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self.smoothing and self.context.task.smoothed:
-            return self.context.task.smoothed(logits, targets, self.smoothing)
-        return self.context.task.loss(logits, targets)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that are trained besides the model, and discarded afterwards."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from edgepack.config import plugins
 from edgepack.config.plugins import Choice
+from edgepack.config.recipe import Recipe
 from edgepack.config.user_code import references
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
@@ -39,6 +40,7 @@ _PHRASES = {
     "files": "another file",
     "code": "the trainer's code changed",
     "data": "the data changed",
+    "cut": "a split is cut differently",
 }
 
 
@@ -88,6 +90,12 @@ def inner_facts(kind: str, name: str) -> dict[str, Any]:
 
 def data_fingerprint(data: Choice) -> str:
     return f"{data.name} {data.module.VERSION} {data.module.fingerprint(data.config)}"
+
+
+def cut_facts(recipe: Recipe, parts: Iterable[str]) -> dict[str, Any]:
+    """Return how many samples of these splits are used, if they are cut."""
+    cut = {f"{part} samples": count for part, count in recipe.cuts.samples.items() if part in parts}
+    return {"cut": cut} if cut else {}
 
 
 def task_facts(task: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from edgepack.records.differences import numbered
 from edgepack.records.verdict import Base
 from edgepack.workflows.build.outcomes import EvaluationOutcome, TimingOutcome
 from edgepack.workflows.build.planning.keys import (
+    cut_facts,
     data_fingerprint,
     files,
     installed,
@@ -282,6 +283,7 @@ class Planner:
             "files": files([recipe.model]),
             **self.task,
             "data": self.fingerprint,
+            **cut_facts(recipe, ("train", "validation")),
             **self.reads.ingredients(recipe.model, recipe.data),
             "seed": recipe.seed,
             "compute": recipe.hardware.facts(),
@@ -292,7 +294,9 @@ class Planner:
         }
 
     def _data(self) -> Json:
-        return {"data": self.fingerprint, **self.reads.ingredients(self.recipe.data)}
+        """Return what the test split depends on. It is cut without training anew."""
+        recipe = self.recipe
+        return {"data": self.fingerprint, **cut_facts(recipe, ("test",)), **self.reads.ingredients(recipe.data)}
 
     def _stage_ingredients(self, id: StepId, stage: Choice, parent: str, teacher: str) -> Json:
         reads = stage.module.READS

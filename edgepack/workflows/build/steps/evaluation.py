@@ -41,7 +41,9 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
         )
     except RefusedError as error:
         raise _refused(work, step.id, error) from error
-    scored = EvaluationOutcome(score=work.task.score(found, split.targets.numpy()), rows=len(found))
+    scored = EvaluationOutcome(
+        score=work.task.score(found, split.targets.numpy()), rows=len(found), of=work.test_samples
+    )
     if step.id.subject != MODEL:
         # Accuracy budgets compare with the teacher's file: if both were wrong in the same way, the model would pass.
         named = f"the {artifact.format} file of the teacher"
@@ -52,6 +54,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     return EvaluationOutcome(
         score=scored.score,
         rows=scored.rows,
+        of=scored.of,
         cases=_cases(found[:EXAMPLES]),
         parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,

@@ -29,7 +29,10 @@ def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
         (folder / f"case-{i}.txt").write_bytes(example.encode())
     targets = work.data.test.targets
     return ReferenceOutcome(
-        score=work.task.score(found, targets.numpy()), rows=len(found), targets=tuple(targets[:EXAMPLES].tolist())
+        score=work.task.score(found, targets.numpy()),
+        rows=len(found),
+        of=work.test_samples,
+        targets=tuple(targets[:EXAMPLES].tolist()),
     )
 
 
