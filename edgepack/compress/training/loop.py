@@ -21,7 +21,7 @@ from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
 from edgepack.compress.training.numerics import numerics, on_cpu, place, take_back, taps
-from edgepack.compress.training.optimization import Average, optimizer_of, schedule_of
+from edgepack.compress.training.optimization import Average, keep_zeros, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
 from edgepack.compress.training.step import Step, compiled
 from edgepack.config.compute import Hardware
@@ -80,6 +80,7 @@ def _loop(
         take_back(module)
         return validate(snapshot(module), context)
     optimizer = optimizer_of(trained, settings)
+    keep_zeros(module, optimizer)
     schedule = schedule_of(optimizer, settings, settings.epochs * math.ceil(len(data) / size))
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
     steps = settings.epochs * per_epoch
