@@ -245,3 +245,11 @@ def test_data_that_is_no_picture_or_has_other_channels_is_refused() -> None:
     text = Signature(inputs=(TensorSpec(name="input", shape=(128,)),), labels=("a", "b"))
     assert "need pictures, but the data has inputs of shape [128]" in timm.incompatibility(choose().config, text)
     assert "in_channels is 1, but the data has 3" in timm.incompatibility(choose(in_channels=1).config, signature())
+
+
+def test_a_function_of_your_own_may_return_a_model_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a torch without CUDA, for which torchvision, which timm imports, lacks operators."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("of_timm.py").write_text(f"import timm\n\ndef make(): return timm.create_model({SMALL!r}, num_classes=4)")
+    made = Candidate.start(plugins.choose("models", {"python": "of_timm:make"}), signature())
+    assert made.module(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
