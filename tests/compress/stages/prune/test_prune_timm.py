@@ -91,14 +91,13 @@ def test_a_net_without_a_layer_to_prune_ends_with_a_way_out() -> None:
 
 
 def test_the_scales_of_norms_with_an_activation_rank_their_channels() -> None:
-    module = start("mobilenetv3_small_050").module.eval()
-    norm = module.blocks[0][0].bn1
-    assert type(norm).__name__ == "BatchNormAct2d"
+    module, picture = start("mobilenetv3_small_050").module.eval(), torch.rand(2, 3, 64, 64)
+    block = module.blocks[1][0]
+    assert type(block.bn1).__name__ == "BatchNormAct2d"
+    worth = torch.rand(block.conv_pw.out_channels) + 0.5
     with torch.no_grad():
-        norm.weight.fill_(1.0)
-        norm.weight[:4] = 0.1
-        norm.bias.copy_(torch.arange(len(norm.bias)))
+        block.bn1.weight.copy_(worth)
+        block.bn2.weight.copy_(worth)
     score = plugins.load("importances", "bn_scale").score()
-    name = next(g.name for g in survey(module, (torch.rand(2, 3, 64, 64),)).groups if g.size == 8)
-    shrink(module, torch.rand(2, 3, 64, 64), keep={name: 0.5}, score=score, multiple=1)
-    assert norm.num_features == 4
+    shrink(module, picture, keep={"blocks.1.0.conv_pw": 0.5}, score=score, multiple=1)
+    assert torch.equal(block.bn1.weight, worth[worth > worth.median()])
