@@ -184,7 +184,9 @@ def of_optimizer(optimizer: Any) -> "tuple[dict[str, Tensor], Json]":
 
 
 def restore_optimizer(optimizer: Any, tensors: "dict[str, Tensor]", others: Json) -> None:
-    """Restore it; tensors get the layout of their parameters, as the optimizer makes them."""
+    """Restore it; tensors get the layout of their parameters, as the optimizer makes them, and all but counts of steps
+    their device.
+    """
     import torch
 
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
@@ -194,8 +196,11 @@ def restore_optimizer(optimizer: Any, tensors: "dict[str, Tensor]", others: Json
             optimizer.param_groups[int(place)][key] = value
             continue
         parameter = parameters[int(place)]
-        whole = isinstance(value, torch.Tensor) and value.shape == parameter.shape
-        optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value) if whole else value
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)
+        elif isinstance(value, torch.Tensor) and key != "step":
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
 def part(kind: str, tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
