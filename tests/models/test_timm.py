@@ -227,6 +227,11 @@ def test_pictures_that_are_normalised_by_other_numbers_are_told() -> None:
     assert start(signature(normalize=half), weights="published").notes == ()
 
 
+def test_the_licence_that_weights_are_published_under_is_told() -> None:
+    published(pretrained_cfg={"input_size": [3, 64, 64], "license": "cc-by-nc-4.0"})
+    assert "licence of the weights, as published with them: cc-by-nc-4.0" in start(weights="published").notes
+
+
 def test_the_same_labels_in_another_order_are_refused() -> None:
     published(classes=4, label_names=["0", "1", "3", "2"])
     choice = choose(weights="published")

@@ -47,11 +47,9 @@ def schedule_of(optimizer: torch.optim.Optimizer, settings: Training, steps: int
 def rate(settings: Training, step: int, steps: int) -> float:
     """Return the share of the peak learning rate at a step, from 0, of so many.
 
-            >>> from edgepack.compress.contract import Training
-    from edgepack.models.structure.surgery import keeps_zeros
-        from edgepack.compress import timm_optimizers
-            >>> [rate(Training(epochs=1, warm_up="20 %", schedule="linear"), step, 10) for step in (0, 1, 2, 6, 10)]
-            [0.5, 1.0, 1.0, 0.5, 0.0]
+    >>> from edgepack.compress.contract import Training
+    >>> [rate(Training(epochs=1, warm_up="20 %", schedule="linear"), step, 10) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     warm = max(1, round(steps * settings.warm_up))
     if step < warm:

@@ -57,6 +57,8 @@ def fill(module: nn.Module, name: str, path: Path, known: Mapping[str, Any], sig
     given = source.state_dict()
     module.load_state_dict({each: given[each] if given[each].shape == own[each].shape else own[each] for each in own})
     _compare_normal(settings, signature)
+    if licence := known.get("license"):
+        note(f"licence of the weights, as published with them: {licence}")
 
 
 def _state(path: Path, own: State) -> dict[str, Tensor]:
