@@ -3,14 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from edgepack.compress import timm_optimizers
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.team import Team
 from edgepack.config.compute import Hardware, Precision
 from edgepack.config.device import Quantization
+from edgepack.config.document import unknown
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.config.user_code.references import Arguments, Reference
 from edgepack.core.events import Emit
@@ -48,13 +50,37 @@ class StageConfig(Frozen):
         return ()
 
 
+_OPTIMIZERS = ("adamw", "sgd")
+
+
+def _known(optimizer: str) -> str:
+    if optimizer in _OPTIMIZERS:
+        return optimizer
+    of_timm = optimizer.startswith(timm_optimizers.PREFIX)
+    if of_timm and (why := timm_optimizers.incompatibility(optimizer)):
+        raise ValueError(f"{optimizer} cannot be used: {why}")
+    if not of_timm or not timm_optimizers.known(optimizer):
+        raise ValueError(unknown("optimizer", optimizer, (*_OPTIMIZERS, *timm_optimizers.names())))
+    return optimizer
+
+
+Optimizer = Annotated[
+    str,
+    AfterValidator(_known),
+    Field(
+        description="adamw, sgd with Nesterov momentum 0.9, or timm/NAME for one of timm's, for example timm/lamb",
+        json_schema_extra={"anyOf": [{"enum": [*_OPTIMIZERS]}, {"pattern": f"^{timm_optimizers.PREFIX}"}]},
+    ),
+]
+
+
 class Training(StageConfig):
     """Settings of a training: base class for a stage that trains, or that trains to recover after a cut."""
 
     epochs: int = Field(ge=0, le=10_000, description="epochs")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     batch_size: int = Field(default=64, ge=2, description="batch size")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with Nesterov momentum 0.9")
+    optimizer: Optimizer = "adamw"
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="how the learning rate falls from its peak: to zero, or not at all"
@@ -87,6 +113,11 @@ class Training(StageConfig):
     @property
     def trainings(self) -> "tuple[Training, ...]":
         return (self,)
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Return the packages besides torch whose version changes what the training gives."""
+        return ("timm",) if self.optimizer.startswith(timm_optimizers.PREFIX) else ()
 
 
 class Recovery(Training):

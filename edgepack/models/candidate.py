@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Form = Literal["eager", "exported"]
 
-_STARTS = ("checkpoint", "checkpoint_key", "weights")  # settings of a model for the weights it starts from
+_STARTS = ("checkpoint", "checkpoint_key", "weights", "revision")  # settings of a model for the weights it starts from
 
 
 class Factory(Frozen):

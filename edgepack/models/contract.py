@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Val
 from edgepack.config.plugins import Choice, choose
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
+from edgepack.core.units import SHARE, Share
 from edgepack.models.weights.file_kinds import not_weights
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ ModelChoice = Annotated[
     WithJsonSchema(_REF),
 ]
 
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
-def _readable(checkpoint: str) -> str:
-    if Path(checkpoint).suffix.lower() not in _WEIGHTS:
+def readable(checkpoint: str) -> str:
+    """Return the file's name. Raises ValueError where it is no file of weights, as far as its beginning shows."""
+    if Path(checkpoint).suffix.lower() not in WEIGHT_FILES:
         raise ValueError(
             "a checkpoint is a .safetensors file, or a state dict in a .pt, .pth, .ckpt, .bin or .tar file; "
             f"got {checkpoint!r}"
@@ -43,7 +45,7 @@ def _readable(checkpoint: str) -> str:
     return checkpoint
 
 
-Checkpoint = Annotated[str, AfterValidator(_readable)]
+Checkpoint = Annotated[str, AfterValidator(readable)]
 
 
 def _of_checkpoint(key: str | None, info: ValidationInfo) -> str | None:
@@ -57,6 +59,17 @@ CheckpointKey = Annotated[
     AfterValidator(_of_checkpoint),
     Field(description="which weights, if a file holds several: a key such as state_dict_ema, or a prefix of the names"),
 ]
+
+
+def _above_zero(width: float) -> float:
+    if not 0 < width <= 1:
+        raise ValueError(
+            f"width is a percentage of the model's channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
+        )
+    return width
+
+
+Width = Annotated[Share, AfterValidator(_above_zero), Field(description="fraction of channels to keep in every layer")]
 
 
 class ModelSource(Protocol):
@@ -86,7 +99,8 @@ class ModelSource(Protocol):
             return nn.Sequential(nn.Flatten(), nn.Linear(inputs, len(signature.labels)))
 
     A recipe selects it with `model: {linear: true}`: its Config has a field with the plugin's name. Fields named
-    `checkpoint`, `checkpoint_key` and `weights` name the weights to start from: a saved candidate is rebuilt without.
+    `checkpoint`, `checkpoint_key`, `weights` and `revision` name the weights to start from: a saved candidate is
+    rebuilt without.
     """
 
     Config: type[Frozen]  # its settings in a recipe; one field has the plugin's name

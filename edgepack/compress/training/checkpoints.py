@@ -165,30 +165,42 @@ def restore_random_state(tensors: "dict[str, Tensor]", facts: Json) -> None:
 
 
 def of_optimizer(optimizer: Any) -> "tuple[dict[str, Tensor], Json]":
-    """Return its state: tensors by the place of their parameter, and all else."""
+    """Return its state: tensors by the place of their parameter, and all else.
+
+    Some count their steps among the settings of a group, as timm's Lamb does: its numbers belong to the state.
+    """
     import torch
 
     tensors: dict[str, Tensor] = {}
     others: Json = {}
-    for place, values in optimizer.state_dict()["state"].items():
+    groups = {f"group/{place}": group for place, group in enumerate(optimizer.param_groups)}
+    for place, values in {**optimizer.state_dict()["state"], **groups}.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer/{place}/{name}"] = value
-            else:
+            elif place not in groups or isinstance(value, int | float):
                 others[f"{place}/{name}"] = value
     return tensors, others
 
 
 def restore_optimizer(optimizer: Any, tensors: "dict[str, Tensor]", others: Json) -> None:
-    """Restore it; tensors get the layout of their parameters, as the optimizer makes them."""
+    """Restore it; tensors get the layout of their parameters, as the optimizer makes them, and all but counts of steps
+    their device.
+    """
     import torch
 
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for name, value in {**tensors, **others}.items():
-        place, _, key = name.partition("/")
+        *group, place, key = name.split("/")
+        if group:
+            optimizer.param_groups[int(place)][key] = value
+            continue
         parameter = parameters[int(place)]
-        whole = isinstance(value, torch.Tensor) and value.shape == parameter.shape
-        optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value) if whole else value
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)
+        elif isinstance(value, torch.Tensor) and key != "step":
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
 def part(kind: str, tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

@@ -20,8 +20,8 @@ from edgepack.compress.training import own_trainer
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
-from edgepack.compress.training.numerics import numerics, on_cpu, place, take_back, taps
-from edgepack.compress.training.optimization import Average, optimizer_of, schedule_of
+from edgepack.compress.training.numerics import Numerics, numerics, on_cpu, place, take_back, taps
+from edgepack.compress.training.optimization import Average, keep_zeros, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
 from edgepack.compress.training.step import Step, compiled
 from edgepack.config.compute import Hardware
@@ -80,6 +80,7 @@ def _loop(
         take_back(module)
         return validate(snapshot(module), context)
     optimizer = optimizer_of(trained, settings)
+    keep_zeros(module, optimizer)
     schedule = schedule_of(optimizer, settings, settings.epochs * math.ceil(len(data) / size))
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
     steps = settings.epochs * per_epoch
@@ -123,7 +124,7 @@ def _loop(
             if lags(module, math.ceil(len(data) / size)):
                 refresh_batch_norm(module, data)
             now = replace(validate(snapshot(on_cpu(module)), context), epoch=epoch + 1)
-            _check_finite(now, settings)
+            _check_finite(now, settings, how)
             state.take(now, len(context.data.validation))
         state.save_if(checkpoint.due())
     if state.step < steps:
@@ -158,11 +159,11 @@ def _check_parts(size: int, hardware: Hardware) -> None:
         )
 
 
-def _check_finite(now: EpochResult, settings: Training) -> None:
+def _check_finite(now: EpochResult, settings: Training, how: Numerics) -> None:
     if not math.isfinite(now.loss):
         raise StageError(
             f"training diverged in epoch {now.epoch}: the loss on the validation split is {now.loss}",
-            f"use {'precision: fp32, or ' * (settings.precision == 'bf16')}a learning_rate below "
+            f"use {'precision: fp32, or ' * (how.mixed is not None)}a learning_rate below "
             f"{settings.learning_rate:g}",
         )
 

@@ -3,21 +3,41 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from edgepack.compress import timm_optimizers
 from edgepack.compress.contract import Training
+from edgepack.models.structure.surgery import keeps_zeros
 
 _MOMENTUM = 0.9  # of SGD, with Nesterov's correction
 
 
 def optimizer_of(parameters: Sequence[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer.startswith(timm_optimizers.PREFIX):
+        return timm_optimizers.made(parameters, settings.optimizer, rate, decay)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay)
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def keep_zeros(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights that pruning set to zero back to zero after each step: some optimizers mix the weights of a layer, as
+    Muon does, so that one moves without a gradient.
+    """
+    masks = [(layer.weight, layer.weight.detach() != 0) for layer in module.modules() if keeps_zeros(layer)]
+
+    def zero(*_: Any) -> None:
+        with torch.no_grad():
+            for weight, kept in masks:
+                weight.mul_(kept)
+
+    if masks:
+        optimizer.register_step_post_hook(zero)
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> LambdaLR:

@@ -1,4 +1,4 @@
-"""Import torchvision and transformers quietly with a torch without CUDA."""
+"""Import torchvision, transformers and timm quietly with a torch without CUDA."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -32,14 +32,28 @@ def torchvision() -> Any:
 
 
 @cache
+def timm() -> Any:
+    declare_operators()  # it imports torchvision
+    import timm as module
+
+    return module
+
+
+def source_folder(package: str) -> Path | None:
+    """Return the folder of an installed package, which is not imported; None where there is none."""
+    spec = find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+@cache
 def declare_operators() -> None:
     """Make torchvision importable, by whoever imports it first."""
     import torch
 
-    spec = find_spec("torchvision")
-    assert spec is not None and spec.origin is not None, "torchvision is a dependency of edgepack"
+    folder = source_folder("torchvision")
+    assert folder is not None, "torchvision is a dependency of edgepack"
     try:
-        torch.ops.load_library(str(Path(spec.origin).parent / "_C.so"))
+        torch.ops.load_library(str(folder / "_C.so"))
     except OSError:
         library = torch.library.Library("torchvision", "DEF")
         for operator in _OPERATORS:

@@ -17,8 +17,7 @@ from edgepack.config.document import unknown
 from edgepack.core.errors import DeviceError, StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
-from edgepack.core.units import SHARE, Share
-from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.contract import Checkpoint, CheckpointKey, Width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +33,7 @@ _HEADLESS = "IMAGENET1K_FEATURES"  # weights without a classifier: for feature e
 
 class Config(Frozen):
     torchvision: str = Field(description="name of the model in torchvision, for example resnet18")
-    width: Share = Field(default=1.0, description="fraction of channels to keep in every layer")
+    width: Width = 1.0
     in_channels: int | None = Field(
         default=None, ge=1, description="number of input channels; default: that of the data"
     )
@@ -52,15 +51,6 @@ class Config(Frozen):
         if name not in names():
             raise ValueError(unknown("torchvision model", name, names()))
         return name
-
-    @field_validator("width")
-    @classmethod
-    def _narrower(cls, width: float) -> float:
-        if not 0 < width <= 1:
-            raise ValueError(
-                f"width is a percentage of the model's channels, above 0 % and up to 100 %, got {SHARE.format(width)}"
-            )
-        return width
 
     @field_validator("weights")
     @classmethod
@@ -101,6 +91,7 @@ def files(config: Config) -> tuple[Path, ...]:
 
 def build(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models.checks.trial import tried
+    from edgepack.models.sources._narrowing import narrow
     from edgepack.models.weights.loading import load_weights
 
     if message := incompatibility(config, signature):
@@ -110,7 +101,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if config.weights:
         _fill(module, config.torchvision, config.weights)
     if config.width < 1:
-        _narrow(module, config, signature)
+        narrow(module, signature, config.width, config.torchvision)
     if config.checkpoint:
         load_weights(module, Path(config.checkpoint), config.checkpoint_key)
     return module
@@ -261,36 +252,3 @@ def _resize_positions(state: "dict[str, Tensor]", module: Any) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     state.update(interpolate_embeddings(module.image_size, module.patch_size, state))
-
-
-_FOLLOWED: dict[Any, Any] = {}  # removable channels by model: one build makes a model several times
-
-
-def _narrow(module: "nn.Module", config: Config, signature: Signature) -> None:
-    """Keep the first channels of every layer, a share of `width`; which ones does not matter before training."""
-    import torch
-
-    from edgepack.core.errors import reason
-    from edgepack.models.checks.trial import tried
-    from edgepack.models.structure.channels import cache_channels, cached_channels, describe_reasons
-    from edgepack.models.structure.dependency_groups import survey
-    from edgepack.models.structure.flow import OUTPUT
-    from edgepack.models.structure.surgery import first, shrink
-
-    picture = torch.zeros(2, *signature.inputs[0].shape)
-    key = (config.torchvision, picture.shape)
-    cache_channels(module, _FOLLOWED.get(key))
-    try:
-        whole = survey(module, (picture,)).whole
-        if stay := {name: why for name, why in whole.items() if why != OUTPUT}:
-            raise StageError(f"not every layer can lose channels ({describe_reasons(stay)})")
-        _FOLLOWED[key] = cached_channels(module)
-        shrink(module, picture, keep=config.width, score=first, multiple=1)
-        tried(module, signature, config.torchvision)
-    except Exception as error:
-        why = error.message if isinstance(error, StageError) else reason(error)
-        raise StageError(
-            f"{config.torchvision} cannot be narrowed to {SHARE.format(config.width)}: {why}",
-            "convolutional networks can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "
-            "or use a smaller model without width",
-        ) from error

@@ -4,6 +4,7 @@ Four things are done to structures: `shrink` removes channels, `split` puts two 
 takes a block out, and `apply` repeats on a fresh model what an `Edit` says was done.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -105,8 +106,12 @@ def _resize(module: nn.Module, name: str, to: dict[str, int]) -> None:
             row = layer._parameters.get(attribute)
             setattr(layer, attribute, value if row is None else _shortened(row, value))
         return
-    fresh = resized(layer, to)
-    for attribute in to:
+    _become(layer, resized(layer, to), to)
+
+
+def _become(layer: nn.Module, fresh: nn.Module, widths: Iterable[str]) -> None:
+    """Give a layer the widths and the tensors of another, in place; what it has not stays away."""
+    for attribute in widths:
         setattr(layer, attribute, getattr(fresh, attribute))
     for kept, tensors in ((layer._parameters, fresh._parameters), (layer._buffers, fresh._buffers)):
         for key, tensor in tensors.items():
@@ -224,20 +229,39 @@ def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
     return kind(**to, **keep)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer computes what torch's own class does; a subclass may have another forward."""
+    kind = _kind(layer)
+    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+
+
+def _narrower(layer: nn.Module, **to: int) -> nn.Module:
+    """Return a fresh layer with other widths and no bias: of torch's class, or of a subclass with its own forward."""
+    fresh = resized(layer, to)
+    if hasattr(fresh, "bias"):
+        fresh.bias = None
+    if is_plain(layer):
+        return fresh
+    own = copy.deepcopy(layer)
+    if hasattr(own, "bias"):
+        own.bias = None
+    _become(own, fresh, to)
+    return own
+
+
 def split(layer: nn.Module, rank: int) -> nn.Sequential:
     """Return the two thin layers, with `rank` channels between them, for a Linear, a Conv2d without groups, or an
-    Embedding: a narrow table, and a Linear that widens its rows.
+    Embedding: a narrow table, and a Linear that widens its rows. The first does what a subclass does to its input.
     """
     if isinstance(layer, nn.Embedding):
-        narrow = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
+        narrow = _narrower(layer, num_embeddings=layer.num_embeddings, embedding_dim=rank)
         return nn.Sequential(narrow, nn.Linear(rank, layer.embedding_dim, bias=False))
     if isinstance(layer, nn.Linear):
-        wide = nn.Linear(layer.in_features, rank, bias=False)
-        return nn.Sequential(wide, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))
+        narrow = _narrower(layer, in_features=layer.in_features, out_features=rank)
+        return nn.Sequential(narrow, nn.Linear(rank, layer.out_features, bias=layer.bias is not None))
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        keep = {key: getattr(layer, key) for key in _CONVOLUTION}
-        whole = nn.Conv2d(layer.in_channels, rank, **keep, bias=False)
-        return nn.Sequential(whole, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
+        narrow = _narrower(layer, in_channels=layer.in_channels, out_channels=rank, groups=1)
+        return nn.Sequential(narrow, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
     raise TypeError(f"surgery cannot split a {type(layer).__name__}")
 
 
@@ -247,7 +271,7 @@ def split_spatial(layer: nn.Module, rank: int) -> nn.Sequential:
     Each has the stride, padding and dilation of its own direction. Padding in one direction commutes with the filter in
     the other, in every padding mode, because the first of the two has no bias.
     """
-    if not (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+    if not (isinstance(layer, nn.Conv2d) and layer.groups == 1 and is_plain(layer)):
         raise TypeError(f"surgery cannot split a {type(layer).__name__} in space")
     down = nn.Conv2d(layer.in_channels, rank, **_one_way(layer, 0), bias=False)
     across = nn.Conv2d(rank, layer.out_channels, **_one_way(layer, 1), bias=layer.bias is not None)

@@ -232,6 +232,7 @@ _PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "onnxruntime",
+    "timm",
     "tokenizers",
     "transformers",
 )

@@ -10,6 +10,7 @@ from edgepack.config import plugins
 from edgepack.config.device import Device, load_device
 from edgepack.config.recipe import Recipe, resolve
 from edgepack.config.recipe_reading import load_recipe
+from edgepack.core import provenance
 from edgepack.judge.baseline import Baseline
 from edgepack.judge.history import Figure, HistoryEntry, key_of, taken
 from edgepack.workflows.build.planning.planner import Planner, plan
@@ -355,3 +356,27 @@ def test_a_plugin_of_another_version_runs_again(
     module = plugins.load(kind, name)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     assert next(iter(_reasons(plan(recipe(), board, store)))) == runs
+
+
+@pytest.mark.parametrize(
+    ("stages", "model", "runs"),
+    [
+        (["train"], {"timm": "resnet18"}, {"model"}),
+        ([{"train": {"optimizer": "timm/lamb"}}], None, {"train"}),
+        (["train", {"prune": {"ratio": "50 %", "recover": {"optimizer": "timm/lamb"}}}], None, {"prune"}),
+        (["train", {"distill": {"student": {"timm": "mobilenetv3_small_050"}}}], None, {"distill"}),
+        (["train", "quantize"], None, set()),
+    ],
+    ids=["model", "optimizer", "recovery", "student", "none of it"],
+)
+def test_another_version_of_timm_concerns_what_uses_it(
+    stages: Any, model: Any, runs: set[str], store: Store, board: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = recipe(stages=stages, **({"model": model} if model else {}))
+    built(what, board, store)
+    real = provenance._version
+    provenance.versions.cache_clear()
+    monkeypatch.setattr(provenance, "_version", lambda name: "9.9" if name == "timm" else real(name))
+    found = _reasons(plan(what, board, store))
+    provenance.versions.cache_clear()
+    assert {name for name, why in found.items() if "9.9" in why} == runs

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgepack.models.structure.surgery import Edit
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 6
+VERSION = 7
 READS = ("channel_multiple",)
 
 _ENERGY = "95 %"  # used if no goal is given

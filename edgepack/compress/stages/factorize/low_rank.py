@@ -24,6 +24,7 @@ from torch.nn import functional
 from edgepack.core.errors import StageError
 from edgepack.data.splits import Split
 from edgepack.models.structure.encoder import TextClassifier
+from edgepack.models.structure.surgery import is_plain
 
 SplitScheme = Literal["channel", "spatial"]
 
@@ -36,8 +37,11 @@ _NOTHING = 1e-12  # of the largest eigenvalue: anything below it is rounding
 
 
 def schemes(layer: nn.Module) -> tuple[SplitScheme, ...]:
-    """Return the schemes that differ for this layer: with a k x 1 kernel both are the same."""
-    both = isinstance(layer, nn.Conv2d) and layer.kernel_size[1] > 1
+    """Return the schemes that differ for this layer: with a k x 1 kernel both are the same.
+
+    A subclass that pads in its own way, as timm's Conv2dSame does, has the first alone.
+    """
+    both = isinstance(layer, nn.Conv2d) and layer.kernel_size[1] > 1 and is_plain(layer)
     return ("channel", "spatial") if both else ("channel",)
 
 

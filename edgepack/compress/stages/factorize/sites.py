@@ -1,5 +1,6 @@
 """Find the layers that can be split into two thin ones, what each would save, and why others cannot."""
 
+import copy
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from edgepack.core.process.random_numbers import own_random
 from edgepack.models.candidate import Candidate
 from edgepack.models.structure.encoder import first_token_only
 from edgepack.models.structure.layer_names import matches
-from edgepack.models.structure.surgery import replace_layer, split
-from edgepack.models.structure.trials import separated
+from edgepack.models.structure.surgery import is_plain, replace_layer, split
+from edgepack.models.structure.trials import difference, separated
 
 PAYS = 0.6  # share of the break-even rank up to which two thin layers are not slower than one
 _KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)
@@ -111,13 +112,48 @@ def _unfit(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
     users = Counter(id(tensor) for layer in module.modules() for tensor in layer._parameters.values())
     reasons = {}
     for name, layer in layers.items():
-        if type(layer) not in _KINDS:
-            reasons[name] = f"a {type(layer).__name__} may do more than a Conv2d, Linear or Embedding"
-        elif getattr(layer, "groups", 1) > 1:
+        if getattr(layer, "groups", 1) > 1:
             reasons[name] = f"it is a convolution in {layer.groups} groups"
+        elif "weight" not in layer._parameters or not (is_plain(layer) or _is_product(layer)):
+            reasons[name] = f"a {type(layer).__name__} does more than a Conv2d, Linear or Embedding"
         elif names[id(layer)] > 1 or users[id(layer.weight)] > 1:
             reasons[name] = "its weight is used twice in the model"
     return reasons
+
+
+def _is_product(layer: nn.Module) -> bool:
+    """Return whether a subclass with its own forward does nothing but multiply its input by its weight.
+
+    It is tried with a weight of rank 2, which two thin layers must replace exactly: not so if the weight is
+    standardised, or an activation follows.
+    """
+    with torch.no_grad(), own_random():
+        try:
+            thin, wide = pair = split(layer, 2).eval()
+            whole = copy.deepcopy(layer).eval()
+            product = wide.weight.flatten(1) @ _rows(thin).flatten(1)
+            whole.weight.copy_((product.T if isinstance(layer, nn.Embedding) else product).reshape(layer.weight.shape))
+            if getattr(layer, "bias", None) is not None:
+                whole.bias.copy_(wide.bias)
+            given = _some_input(layer)
+            return not difference(pair(given), whole(given))
+        except Exception:  # a subclass may need more than torch's class does
+            return False
+
+
+def _rows(thin: nn.Module) -> Tensor:
+    weight: Tensor = thin.weight
+    return weight.T if isinstance(thin, nn.Embedding) else weight
+
+
+def _some_input(layer: nn.Module) -> Tensor:
+    if isinstance(layer, nn.Embedding):
+        return torch.randint(0, layer.num_embeddings, (_BATCH, 4))
+    if isinstance(layer, nn.Linear):
+        return torch.randn(_BATCH, layer.in_features)
+    reach = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    sides = [size * dilation + 2 * stride for size, dilation, stride in reach]
+    return torch.randn(_BATCH, layer.in_channels, *sides)
 
 
 def _read_by_hand(candidate: Candidate, names: Sequence[str]) -> dict[str, str]:

@@ -112,6 +112,13 @@ def installed(models: Iterable[Choice]) -> dict[str, str]:
     return {name: version for model in models for name, version in model.module.installed(model.config).items()}
 
 
+def libraries(stage: Choice, models: Iterable[Choice]) -> dict[str, str]:
+    """Return the versions of the packages that make the models of a stage, and the optimizers of its trainings."""
+    made = {library for model in models for library in model.module.LIBRARIES}
+    trained = {library for each in stage.config.trainings for library in each.libraries}
+    return {**provenance.versions(*made, *trained), **installed(models)}
+
+
 def quantizer_of(exporter: Choice) -> str:
     """Return the quantizer for the int8 files of an exporter."""
     return str(exporter.module.quantizer(exporter.config))

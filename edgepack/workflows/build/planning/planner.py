@@ -33,6 +33,7 @@ from edgepack.workflows.build.planning.keys import (
     data_fingerprint,
     files,
     installed,
+    libraries,
     plugin_facts,
     quantizer_facts,
     quantizer_of,
@@ -306,7 +307,7 @@ class Planner:
         models = [value for _, value in stage.config if isinstance(value, Choice)]
         return {
             **own,
-            "versions": {**own["versions"], **installed(models)},
+            "versions": {**own["versions"], **libraries(stage, models)},
             **measured,
             **self._budgets_used(stage),
             "parent": parent,
