@@ -163,8 +163,7 @@ def _check_finite(now: EpochResult, settings: Training, how: Numerics) -> None:
     if not math.isfinite(now.loss):
         raise StageError(
             f"training diverged in epoch {now.epoch}: the loss on the validation split is {now.loss}",
-            f"use {'precision: fp32, or ' * (how.mixed is not None)}a learning_rate below "
-            f"{settings.learning_rate:g}",
+            f"use {'precision: fp32, or ' * (how.mixed is not None)}a learning_rate below {settings.learning_rate:g}",
         )
 
 
