@@ -49,7 +49,7 @@ from edgepack.workflows.build.store import Store
 _SIDE, _CLASSES = 224, 10
 _READ = 6_000  # pictures of a pass
 _STEPS, _BATCH = 12, 32  # of a training that may wait for data
-_EPOCHS = 3
+_EPOCHS = 2
 _ROUNDS = 5
 _KILLS = 10
 _FILES, _IN_CLASS = 1_300_000, 1300
@@ -182,7 +182,7 @@ def _signature(side: int) -> Any:
 
 def loop(asked: Namespace) -> list[str]:
     """Epochs of edgepack's loop against a plain one of torch, and of distillation against training."""
-    data = _random(1024)
+    data = _random(2048)
     settings = Training(epochs=_EPOCHS, batch_size=64)
     teacher = _model("resnet18")
     of = _context(data)

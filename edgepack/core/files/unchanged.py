@@ -2,9 +2,10 @@
 
     labels = remembered(Path("pictures"), ["labels", settings], lambda: [*listed(...)])
 
-A folder has not changed if each entry below it, and what links lead to, has the name, size, times and inode that it
-had. `find` asks a million files within seconds, where Python needs most of a minute to list them and to sort them into
-classes; where there is no GNU find, nothing is remembered.
+A folder has not changed if each entry below it, and what links lead to, has the name, size, inode and ctime that it
+had: the system sets the last one whenever a file is written, moved or given other times. `find` asks a million files
+within seconds, where Python needs most of a minute to list them and to sort them into classes; where there is no GNU
+find, nothing is remembered.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from edgepack.core.files import DOWNLOADS, digest, write_atomic
 
 Found = TypeVar("Found")
 
-_FACTS = "%p\\0%y %s %T@ %C@ %i\\0"  # name; kind, size, time of the content, of the inode, and its number
+_FACTS = "%P\\0%y %s %C@ %i\\0"  # name; kind, size, time of the last change of anything, and the inode's number
 _FEW = 4  # folders are those of splits rather than of classes
 _MOST = 500  # folders for one process, so that their names fit into its arguments
 _looks: ContextVar[dict[Path, str] | None] = ContextVar("_looks", default=None)
@@ -100,4 +101,4 @@ def _facts(job: tuple[Sequence[Path], Sequence[str]]) -> str:
         known = hashlib.sha256()
         while block := process.stdout.read(1 << 20):
             known.update(block)
-    return "" if process.returncode else known.hexdigest()
+    return "" if process.returncode else digest([*map(str, folders), known.hexdigest()])
