@@ -1,6 +1,7 @@
 """build, check, plan, explain."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,9 +114,16 @@ def check(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ..
 
     Runs nothing.
     """
+    from edgepack.core.files.unchanged import one_look
+
+    with one_look():
+        _check(load_recipes(recipes, device, overrides))
+
+
+def _check(recipes: Sequence["Recipe"]) -> None:
     from edgepack.config.device import load_device
 
-    for recipe in load_recipes(recipes, device, overrides):
+    for recipe in recipes:
         profile = load_device(recipe.device)
         stages = " -> ".join(stage.name for stage in recipe.stages)
         budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budgets: the build checks no limit"
@@ -135,11 +143,16 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
     Runs nothing.
     """
     from edgepack.config.device import load_device
+    from edgepack.core.files.unchanged import one_look
     from edgepack.workflows.build.planning.planner import plan
     from edgepack.workflows.build.store import Store
 
-    for recipe in load_recipes(recipes, device, overrides):
-        made = plan(recipe, load_device(recipe.device), Store(store))
+    with one_look():
+        planned = [
+            (recipe, plan(recipe, load_device(recipe.device), Store(store)))
+            for recipe in load_recipes(recipes, device, overrides)
+        ]
+    for recipe, made in planned:
         click.echo(f"{recipe.name} for {made.recipe.profile.name}" + (": up to date" if made.up_to_date else ""))
         width = max(len(step.name) for step in made.steps)
         for step in made.steps:

@@ -16,7 +16,6 @@ from edgepack.cli import build, bundles, catalog, devices, judge  # noqa: F401  
 from edgepack.cli.group import cli
 from edgepack.cli.streams import TolerantFile, annotate, tell, tolerant_streams
 from edgepack.core.errors import EdgepackError, ExitCode, most_decisive
-from edgepack.core.files.unchanged import one_look
 from edgepack.core.process import interrupts, openmp
 
 
@@ -33,8 +32,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        with one_look():
-            code = cli.main(prog_name="edgepack", standalone_mode=False)
+        code = cli.main(prog_name="edgepack", standalone_mode=False)
         interrupts.check()
     except BaseException as error:
         return _failed(error)

@@ -22,8 +22,7 @@ class Compute(Frozen):
     )
     precision: Literal["auto"] | Precision = Field(
         default="auto",
-        description="of trainings that state none; auto: bf16 or fp16 on a GPU, fp32 on the CPU; bytes that another "
-        "build gives again are promised for the CPU only",
+        description="precision of trainings whose stage sets none; auto: bf16 or fp16 on a GPU, fp32 on the CPU",
     )
     processes: int = Field(
         default=1,
@@ -78,7 +77,8 @@ class Hardware:
 
     def plain(self) -> Json:
         """Return the settings of a recipe that give this again."""
-        return {"device": self.device, **self.of_training()}
+        precision = {"precision": self.precision} if self.gpu else {}  # what a GPU uses by itself depends on it
+        return {"device": self.device, **precision, **self.of_training()}
 
     def describe(self) -> str:
         """

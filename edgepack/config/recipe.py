@@ -122,8 +122,11 @@ class ResolvedRecipe(Recipe):
         return {"compute": self.hardware.plain()}
 
 
-def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = None) -> ResolvedRecipe:
-    """Return the recipe resolved for a device with the `facts` that its runner reports, and for this computer.
+def resolve(
+    recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = None, on: Hardware | None = None
+) -> ResolvedRecipe:
+    """Return the recipe resolved for a device with the `facts` that its runner reports, and for this computer
+    unless other hardware is given.
 
     Raises DeviceError or RecipeError where this computer cannot compute as the recipe asks.
     """
@@ -132,7 +135,7 @@ def resolve(recipe: Recipe, device: Device, facts: Mapping[str, Any] | None = No
     suited = tuple(
         replace(each, config=each.module.suited(each.config, profile.quantization)) for each in recipe.exporters
     )
-    return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile, hardware=hardware(recipe.compute))
+    return ResolvedRecipe(**{**given, "exporters": suited}, profile=profile, hardware=on or hardware(recipe.compute))
 
 
 @dataclass(frozen=True, kw_only=True)

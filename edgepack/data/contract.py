@@ -42,13 +42,14 @@ class Loading:
     `progress(doing, done, total)` tells people how far it is. `kept(name, made_of, fill)` returns a folder that `fill`
     has written: now, or in an earlier build in which `made_of`, all that its content depends on, was the same. The
     disk has `room` bytes for it. Without a store, such a folder lasts as long as the process. `workers` is the number
-    of processes that read samples.
+    of processes that read samples, and `processes` of those that train and load the same data.
     """
 
     progress: Callable[[str, int, int], None] = lambda doing, done, total: None
     kept: Callable[[str, Json, Fill], Path] = _kept_for_now
     room: int = 0
     workers: int = 0
+    processes: int = 1
 
 
 class Dataset(Protocol):

@@ -63,4 +63,5 @@ def fit(job: Job, rate: float, alpha: float = 0.9, temperature: float = 4.0, **m
         disable_tqdm=True,  # edgepack shows what is reported
         **more,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # with several it would wrap the model in DataParallel
     DistillationTrainer(job, arguments, alpha, temperature).train()

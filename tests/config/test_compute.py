@@ -34,7 +34,7 @@ def test_a_gpu_is_used_unasked_with_its_own_precision(
 ) -> None:
     _has(monkeypatch, gpu)
     assert hardware(Compute()).plain() == {"device": "cuda", "precision": precision}
-    assert hardware(Compute(precision="fp32")).plain() == {"device": "cuda"}
+    assert hardware(Compute(precision="fp32")).plain() == {"device": "cuda", "precision": "fp32"}
     assert hardware(Compute(device="cpu")) == Hardware()
 
 

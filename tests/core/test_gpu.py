@@ -16,6 +16,10 @@ class Driver:
     def cuInit(self, flags: int) -> int:
         return 0
 
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13010
+        return 0
+
     def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = 1
         return 0
@@ -46,6 +50,12 @@ def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = gpu.gpus()
     assert found == Gpu(name="NVIDIA L4", capability=(8, 9), cuda="13.0")
     assert (found.architecture, found.precision) == ("sm_89", "bf16")
+
+
+def test_a_driver_that_is_older_than_torch_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_cuda_of_torch", lambda: "14.0")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert gpu.gpus() == () and "driver" in gpu.why_none()
 
 
 def test_a_torch_without_cuda_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,8 @@ def random_state() -> "tuple[dict[str, Tensor], Json]":
     of_numpy: Any = numpy.random.get_state()
     kind, keys, *rest = of_numpy
     tensors = {"random/torch": torch.get_rng_state(), "random/numpy": torch.from_numpy(keys.astype("int64"))}
+    if torch.cuda.is_initialized():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
     return tensors, {"numpy": [kind, *rest], "python": random.getstate()}
 
 
@@ -158,6 +160,8 @@ def restore_random_state(tensors: "dict[str, Tensor]", facts: Json) -> None:
     import torch
 
     torch.set_rng_state(tensors["random/torch"])
+    if "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"])
     kind, *rest = facts["numpy"]
     numpy.random.set_state((kind, tensors["random/numpy"].numpy().astype("uint32"), *rest))
     version, keys, gauss = facts["python"]

@@ -65,7 +65,7 @@ class Progress:
 def validate(module: nn.Module, context: Context) -> EpochResult:
     """Return score and loss on the validation split, as epoch 0. Each process of the team runs a part of it."""
     split = context.data.validation
-    logits = context.team.whole(predict(module, context.team.rows(split)))
+    logits = context.team.gather(predict(module, context.team.rows(split)))
     loss = context.task.loss(logits, split.targets)
     return EpochResult(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
 

@@ -20,10 +20,10 @@ from edgepack.compress.training import own_trainer
 from edgepack.compress.training.batch_norm import lags, refresh_batch_norm
 from edgepack.compress.training.evaluation import EpochResult, Progress, train_mode, validate
 from edgepack.compress.training.loss import Distillation, Loss, digest_of
-from edgepack.compress.training.numerics import Numerics, numerics, on_cpu, place, take_back, taps
+from edgepack.compress.training.numerics import Numerics, numerics, on_cpu, taps, to_cpu, to_device
 from edgepack.compress.training.optimization import Average, keep_zeros, optimizer_of, schedule_of
 from edgepack.compress.training.state import State
-from edgepack.compress.training.step import Step, compiled
+from edgepack.compress.training.step import TrainingStep, compiled
 from edgepack.config.compute import Hardware
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
@@ -66,35 +66,31 @@ def _loop(
     snapshot: Callable[[nn.Module], nn.Module],
     each_epoch: Callable[[int], None],
 ) -> EpochResult:
-    hardware, team, data, size = context.hardware, context.team, context.data.train, settings.batch_size
+    hardware, team = context.hardware, context.team
     device = torch.device(hardware.device, team.rank if hardware.gpu else None)
     how, parts = numerics(module, settings.precision, hardware), team.parts(hardware.accumulate)
-    per_epoch = data.count(size, parts)
+    per_epoch = context.data.train.count(settings.batch_size, parts)
+    steps = settings.epochs * per_epoch
     if settings.epochs:
-        _check_parts(size, hardware)
+        _check_parts(min(settings.batch_size, len(context.data.train)), hardware)
+    team.broadcast(module.state_dict().values())  # several GPUs may have rounded otherwise in a training before
     loss = Loss(module, context, settings, distillation, device, how)
-    place(module, device, how)
+    about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
+    checkpoint = context.checkpoints.next(lambda: {**about, "model": digest_of(module)})
+    to_device(module, device, how)
     trained = [each for each in (*module.parameters(), *loss.parameters()) if each.requires_grad]
     if not trained:  # all is frozen, and no epoch requested
         loss.close()
-        take_back(module)
+        to_cpu(module)
         return validate(snapshot(module), context)
     optimizer = optimizer_of(trained, settings)
     keep_zeros(module, optimizer)
-    schedule = schedule_of(optimizer, settings, settings.epochs * math.ceil(len(data) / size))
+    longest = math.ceil(len(context.data.train) / settings.batch_size)
+    schedule = schedule_of(optimizer, settings, settings.epochs * longest)
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
-    steps = settings.epochs * per_epoch
-    about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
-    checkpoint = context.checkpoints.next(lambda: {**about, "model": digest_of(module)})
     average = Average(module, settings.ema) if settings.ema else None
     state = State(module, optimizer, schedule, [*loss.parameters()], checkpoint, average, scaler)
-    state.begin(lambda: validate(snapshot(on_cpu(module)), context))
-    if state.step:
-        context.emit(
-            Note(text=f"{doing}: goes on after step {state.step} of {steps}, where an earlier build was stopped")
-        )
-    progress = Progress(context.emit, doing, steps, done=state.step)
-    step = Step(
+    step = TrainingStep(
         module=compiled(module, hardware, loss),
         loss=loss,
         optimizer=optimizer,
@@ -104,39 +100,63 @@ def _loop(
         hardware=hardware,
         team=team,
     )
-    team.share([*module.state_dict().values(), *loss.parameters()])
+    state.begin(lambda: validate(snapshot(on_cpu(module)), context))
+    if state.step:
+        context.emit(
+            Note(text=f"{doing}: goes on after step {state.step} of {steps}, where an earlier build was stopped")
+        )
+    progress = Progress(context.emit, doing, steps, done=state.step)
     while state.step < steps and not state.stale(settings.early_stop):
-        epoch, skip = divmod(state.step, per_epoch)
+        epoch = state.step // per_epoch
         each_epoch(epoch)
-        train_mode(module, True)
-        began = time.monotonic()
-        for batch in _whole(data.batches(size, seed=_seed(context.seed, epoch), skip=skip, parts=parts), parts):
-            samples = min(size, len(data) - state.step % per_epoch * size)
-            lost = step.take(batch, samples, _seed(context.seed, state.step))
-            rate = optimizer.param_groups[0]["lr"]
-            schedule.step()
-            state.advance()
-            state.losses.add(lost, samples, rate, time.monotonic() - began)
-            progress.advance(state.now)
-            state.save_if(checkpoint.overdue() and state.step % per_epoch > 0)
-            began = time.monotonic()
+        _train(module, step, state, context, settings, parts, progress)
         with state.averaged():
-            if lags(module, math.ceil(len(data) / size)):
-                refresh_batch_norm(module, data)
+            if lags(module, longest):
+                refresh_batch_norm(module, context.data.train)
             now = replace(validate(snapshot(on_cpu(module)), context), epoch=epoch + 1)
             _check_finite(now, settings, how)
             state.take(now, len(context.data.validation))
-        state.save_if(checkpoint.due())
+        if checkpoint.due():
+            state.save()
     if state.step < steps:
         after = f"{doing}: stopped after epoch {state.epochs[-1].epoch} of {settings.epochs}"
         context.emit(Note(text=f"{after}: none since epoch {state.best.epoch} had a better score"))
     loss.close()
     module.load_state_dict(state.kept)
-    take_back(module)
+    to_cpu(module)
     team.same_random_numbers()
     train_mode(module, False)
     context.trainings.append(TrainingRecord(doing=doing, kept=state.fitted.epoch, epochs=tuple(state.epochs)))
     return state.fitted
+
+
+def _train(
+    module: nn.Module,
+    step: TrainingStep,
+    state: State,
+    context: Context,
+    settings: Training,
+    parts: Parts,
+    progress: Progress,
+) -> None:
+    """Take the steps that are left of an epoch."""
+    data, size = context.data.train, settings.batch_size
+    per_epoch = data.count(size, parts)
+    epoch, done = divmod(state.step, per_epoch)
+    train_mode(module, True)
+    began = time.monotonic()
+    for batch in _whole(data.batches(size, seed=_seed(context.seed, epoch), skip=done, parts=parts), parts):
+        samples = min(size, len(data) - state.step % per_epoch * size)
+        lost = step.take(batch, samples, _seed(context.seed, state.step))
+        rate = state.optimizer.param_groups[0]["lr"]
+        state.schedule.step()
+        state.advance()
+        state.losses.add(lost, samples, rate, time.monotonic() - began)
+        began = time.monotonic()  # here: to show the loss, a GPU is waited for
+        progress.advance(state.now)
+        if state.checkpoint.overdue() and state.step % per_epoch > 0:
+            state.save()
+            began = time.monotonic()
 
 
 def recover(module: nn.Module, after: str, settings: Recovery, context: Context) -> None:

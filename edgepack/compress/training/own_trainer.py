@@ -29,9 +29,12 @@ from torch import nn
 from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import EpochResult, Progress, eval_mode, train_mode, validate
 from edgepack.compress.training.loss import LabelLoss
+from edgepack.compress.training.numerics import to_cpu
+from edgepack.config.compute import Precision
 from edgepack.config.user_code.references import resolve
 from edgepack.core.errors import EdgepackError, StageError, listed, reason
 from edgepack.data.splits import Split
+from edgepack.models.structure.fx_graph import follow
 from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import Epoch, TrainingRecord
 
@@ -71,9 +74,9 @@ class Job:
     """What a trainer gets.
 
     `module` is to be trained in place; in `quantize` it is the one with simulated int8. `teacher` is None where there
-    is none. `device` is where the recipe trains, "cpu" or "cuda"; both models are on the CPU at first. `folder` is for
-    checkpoints and logs of its own, of this training alone: what a build that was killed left there is still in it, and
-    it is removed when the stage has ended.
+    is none. `device` is where the recipe trains, "cpu" or "cuda", and `precision` in which numbers; both models are on
+    the CPU at first. `folder` is for checkpoints and logs of its own, of this training alone: what a build that was
+    killed left there is still in it, and it is removed when the stage has ended.
     """
 
     module: nn.Module
@@ -83,6 +86,7 @@ class Job:
     settings: Training
     seed: int
     device: str
+    precision: Precision
     folder: Path
     progress: Progress
     scorer: Callable[[nn.Module], float]
@@ -149,13 +153,15 @@ def fit(
             settings=settings,
             seed=context.seed,
             device=context.hardware.device,
+            precision=context.hardware.precision if settings.precision == "auto" else settings.precision,
             folder=folder,
             progress=Progress(context.emit, doing, settings.epochs),
             scorer=lambda scored: validate(snapshot(scored), context).score,
         )
         _call(job, settings.trainer)
-    for each in (module, *([teacher] if teacher else [])):
-        each.to("cpu")
+    to_cpu(module)
+    if teacher:
+        teacher.to("cpu")
     _check(module, before, zeros, settings.trainer)
     train_mode(module, False)
     last = replace(validate(snapshot(module), context), epoch=job.epochs[-1].epoch if job.epochs else settings.epochs)
@@ -229,9 +235,19 @@ def _accelerate_apart() -> Iterator[None]:
 
 @contextmanager
 def _modes_fixed(module: nn.Module) -> Iterator[None]:
-    """Let an exported program pass over `train()` and `eval()`, which libraries call and it refuses."""
+    """Let an exported program pass over `train()` and `eval()`, which libraries call and it refuses, and move it whole
+    where they move it.
+    """
+    move = module._apply
+
+    def moved(*arguments: Any, **more: Any) -> nn.Module:
+        move(*arguments, **more)
+        follow(module)
+        return module
+
     with ExitStack() as stack:
         if isinstance(module, torch.fx.GraphModule):
             for name in ("train", "eval"):
                 stack.enter_context(patch.object(module, name, lambda *arguments: module))
+            stack.enter_context(patch.object(module, "_apply", moved))
         yield

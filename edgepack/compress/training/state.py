@@ -113,9 +113,7 @@ class State:
             "samples_per_second": self.losses.speed(),
         }
 
-    def save_if(self, due: bool) -> None:
-        if not due:
-            return
+    def save(self) -> None:
         of_optimizer, others = checkpoints.of_optimizer(self.optimizer)
         of_random, random = checkpoints.random_state()
         tensors = {f"module/{name}": tensor for name, tensor in self.module.state_dict().items()}
@@ -142,7 +140,8 @@ class State:
             for place, value in checkpoints.part("beside", tensors).items():
                 self.beside[int(place)].copy_(value)
         if self.average:
-            self.average.values = checkpoints.part("average", tensors)
+            for name, value in checkpoints.part("average", tensors).items():
+                self.average.values[name].copy_(value)  # where the model is
         checkpoints.restore_optimizer(self.optimizer, checkpoints.part("optimizer", tensors), facts["optimizer"])
         for group, base, rate in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True

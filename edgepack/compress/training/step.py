@@ -16,7 +16,7 @@ _APART = 1_000_000_007  # between the seeds of a batch's parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TrainingStep:
     """What a step takes. `scaler` keeps small gradients of fp16 from vanishing; for other types it does nothing."""
 
     module: nn.Module
@@ -43,7 +43,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.trained, self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.team.share(self.module.buffers())
+        self.team.broadcast(self.module.buffers())
         return lost
 
     def _backward(self, part: Batch, samples: int, seed: int) -> torch.Tensor:

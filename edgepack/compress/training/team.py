@@ -2,10 +2,10 @@
 
     team = Team(rank=0, size=2)                 # torch.distributed is initialized
     lost = team.sum_gradients(trained, lost)    # after backward: of the whole batch, the same in every process
-    logits = team.whole(logits_of_my_rows)
+    logits = team.gather(logits_of_my_rows)
 
 All processes run the same stage, from the same seed, so what they compute is the same but for these sums. What depends
-on a clock, such as a latency, is found out by the first process alone: `team.first`. Torch's own wrapper for this,
+on a clock, such as a latency, is found out by the first process alone: `team.from_first`. Torch's own wrapper for this,
 DistributedDataParallel, takes no exported program and sums no gradients of parameters outside of the model.
 """
 
@@ -36,14 +36,14 @@ class Team:
         return Parts(of=self.size * accumulate, mine=tuple(range(first, first + accumulate)))
 
     def rows(self, split: Split) -> Split:
-        """Return this process's part of a split; `whole` puts the outputs together again."""
+        """Return this process's part of a split; `gather` puts the outputs together again."""
         if self.size == 1:
             return split
         import torch
 
         return split.chosen(torch.arange(len(split)).tensor_split(self.size)[self.rank])
 
-    def whole(self, mine: "Tensor") -> "Tensor":
+    def gather(self, mine: "Tensor") -> "Tensor":
         """Return the rows [n, ...] of all processes, in their order; only `n` may differ."""
         if self.size == 1:
             return mine
@@ -68,25 +68,23 @@ class Team:
         import torch
 
         have = torch.tensor([each.grad is not None for each in parameters], dtype=torch.float32)
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
         flat = torch.cat(
             [
                 lost.detach().reshape(1).float(),
                 have.to(lost.device),
-                *((each if each.grad is None else each.grad).detach().reshape(-1).float() for each in parameters),
+                *(each.reshape(-1).float() for each in gradients),
             ]
-        )
-        for place in (place for place, had in enumerate(have.tolist()) if not had):
-            start = 1 + len(parameters) + sum(each.numel() for each in parameters[:place])
-            flat[start : start + parameters[place].numel()] = 0
+        ).detach()
         torch.distributed.all_reduce(flat)
         total, had, rest = flat[0], flat[1 : 1 + len(parameters)].tolist(), flat[1 + len(parameters) :]
-        for each, some, summed in zip(parameters, had, rest.split([each.numel() for each in parameters]), strict=True):
+        sums = rest.split([each.numel() for each in parameters])
+        for each, gradient, some, summed in zip(parameters, gradients, had, sums, strict=True):
             if some:
-                each.grad = each.grad if each.grad is not None else torch.zeros_like(each)
-                each.grad.copy_(summed.view(each.shape))
+                each.grad = gradient.copy_(summed.view(each.shape))
         return total
 
-    def share(self, tensors: "Iterable[Tensor]") -> None:
+    def broadcast(self, tensors: "Iterable[Tensor]") -> None:
         """Give every process the first one's values, in place."""
         if self.size == 1:
             return
@@ -101,7 +99,7 @@ class Team:
             for each, values in zip(same, flat.split([each.numel() for each in same]), strict=True):
                 each.copy_(values.view(each.shape))
 
-    def first(self, find: Callable[[], float]) -> float:
+    def from_first(self, find: Callable[[], float]) -> float:
         """Return what the first process finds, in every process; the others do not look."""
         if self.size == 1:
             return find()
@@ -110,6 +108,16 @@ class Team:
         found = torch.tensor([find() if self.leads else 0.0], dtype=torch.float64)
         torch.distributed.broadcast(found, 0)
         return float(found)
+
+    def agree(self, mine: bool) -> bool:
+        """Return whether it is so in every process."""
+        if self.size == 1:
+            return mine
+        import torch
+
+        found = torch.tensor(int(mine))
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return bool(found)
 
     def draw_apart(self, seed: int) -> None:
         """Let dropout and the like draw other numbers than in the first process, which draws on as if it were alone."""
@@ -124,5 +132,5 @@ class Team:
             import torch
 
             state = torch.get_rng_state()
-            self.share([state])
+            self.broadcast([state])
             torch.set_rng_state(state)

@@ -44,7 +44,11 @@ def gpus() -> tuple[Gpu, ...]:
 
 def why_none() -> str:
     """Return why there is no GPU to train on."""
-    return "no NVIDIA GPU and driver were found" if _cuda_of_torch() else "the installed torch was built without CUDA"
+    return (
+        "no NVIDIA GPU was found whose driver fits the installed torch"
+        if _cuda_of_torch()
+        else "the installed torch was built without CUDA"
+    )
 
 
 @cache
@@ -62,9 +66,19 @@ def _devices() -> list[tuple[str, tuple[int, int]]]:
     except OSError:
         return []
     count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or _is_too_old(driver):
         return []
     return [_device(driver, number) for number in range(count.value)]
+
+
+def _is_too_old(driver: ctypes.CDLL) -> bool:
+    """Return whether the driver knows only an earlier CUDA than torch was built with; minor versions fit together.
+
+    Source: https://docs.nvidia.com/deploy/cuda-compatibility/
+    """
+    version = ctypes.c_int()  # 13000 for 13.0
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000 < int(_cuda_of_torch().partition(".")[0])
 
 
 def _device(driver: ctypes.CDLL, number: int) -> tuple[str, tuple[int, int]]:

@@ -46,7 +46,7 @@ def pixels(
     one = {sha: str(file) if isinstance(file, Path) else file for file, sha in files.items()}
     progress = partial(loading.progress, "decoding pictures")
     shape = (len(frame.mode), frame.side, frame.side)
-    cache = _chosen(cache, len(one) * prod(shape), loading.room)
+    cache = _chosen(cache, len(one) * prod(shape), loading)
     if cache == "memory":
         import numpy
 
@@ -80,11 +80,11 @@ def _decoded(size: tuple[int, int], content: str, transparent: bool, several: bo
     return Decoded(size=(size[0], size[1]), content=content, transparent=transparent, several=several)
 
 
-def _chosen(cache: Cache, needed: int, room: int) -> Cache:
+def _chosen(cache: Cache, needed: int, loading: Loading) -> Cache:
     """Return where to keep this many bytes: in memory if they take a quarter of it at most, else on disk if they take
     half of its free room at most.
     """
-    allowed = memory.allowed()
+    allowed = memory.allowed() // loading.processes
     if cache == "memory" and needed > allowed:
         raise RecipeError(
             f"the pictures need {SIZE.format(needed)} of memory, and this process may use {SIZE.format(allowed)}",
@@ -92,7 +92,7 @@ def _chosen(cache: Cache, needed: int, room: int) -> Cache:
         )
     if cache != "auto":
         return cache
-    return "memory" if needed <= allowed / 4 else "disk" if needed <= room / 2 else "none"
+    return "memory" if needed <= allowed / 4 else "disk" if needed <= loading.room / 2 else "none"
 
 
 def _write(file: int, row: int, picture: "Bytes") -> None:

@@ -91,6 +91,12 @@ def move(graph: fx.GraphModule, device: torch.device) -> None:
     if device_of(graph) == device:
         return
     graph.to(device)
+    follow(graph)
+
+
+def follow(graph: fx.GraphModule) -> None:
+    """Move what `Module.to` leaves behind to where a graph's parameters are."""
+    device = device_of(graph)
     for node in graph.graph.nodes:
         if "device" in node.kwargs:
             node.update_kwarg("device", device)

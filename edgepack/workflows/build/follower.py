@@ -1,4 +1,4 @@
-"""A process that trains together with a build's own: `python -m edgepack.workflows.build.follower JOB`.
+"""A process that trains together with a build's own, with a job in JSON as its argument.
 
 It runs one stage as the build does, but reports nothing and saves nothing; see steps/followers.py. It ends when its
 standard input does, which the build holds open.
@@ -11,7 +11,6 @@ import threading
 import traceback
 from pathlib import Path
 
-from edgepack.core.errors import reason
 from edgepack.core.frozen import Json
 from edgepack.core.process import interrupts, openmp
 
@@ -24,8 +23,10 @@ def main() -> None:
     except KeyboardInterrupt:
         interrupts.end()
     except Exception as error:
+        from edgepack.workflows.build.steps.followers import ERROR, described
+
         traceback.print_exc()
-        sys.exit(f"{reason(error)}")  # the last line, which the build tells
+        sys.exit(f"{ERROR}{json.dumps(described(error))}")
 
 
 def _end_with_the_build() -> None:
@@ -65,7 +66,7 @@ def _follow(job: Json) -> None:
 
     with numerics.deterministic(recipe.seed, on.threads):
         context = Context(
-            data=load_data(recipe, store).for_stages(),
+            data=load_data(recipe, store, room=job["room"]).for_stages(),
             task=plugins.load("tasks", recipe.task),
             quantization=Quantization.model_validate_json(job["quantization"]),
             seed=recipe.seed,
@@ -81,10 +82,7 @@ def _follow(job: Json) -> None:
         )
         parent = candidate(job["parent"])
         print(followers.READY, flush=True)  # noqa: T201 - to the build, which reads it
+        os.dup2(2, 1)  # and reads nothing more: what a model prints goes into a file
         with followers.joined(job["place"], Team(job["rank"], job["size"]), on_gpu=on.gpu is not None) as team:
             torch.manual_seed(recipe.seed)
             stage.module.run(parent, stage.config, followers.with_team(context, team))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from edgepack.config.compute import Hardware
 from edgepack.config.device import Device
 from edgepack.config.document import shown
 from edgepack.config.recipe import Recipe, resolve
@@ -26,6 +27,7 @@ from edgepack.core.events import (
     placed,
 )
 from edgepack.core.files import full_disk
+from edgepack.core.files.unchanged import one_look
 from edgepack.core.process import interrupts, openmp
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.assemble import beside
@@ -70,7 +72,7 @@ def build(
     Ctrl-C raises KeyboardInterrupt, even if a library swallowed it.
     """
     openmp.wait_asleep()
-    with interrupts.heeded():
+    with interrupts.heeded(), one_look():
         return _build(recipe, device, store, Path(dist), emit, remeasure, record)
 
 
@@ -111,7 +113,9 @@ def _build(
             work = runner.work
             device = replace(device, quantization=planner.device.quantization)
             about = {"recipe": planner.recipe.plain(), "device": {"id": device.id, **device.plain()}}
-            result = result.model_copy(update=about)
+            environment = {**provenance.environment(), "trained_on": planner.recipe.hardware.describe()}
+            made_with = {**result.provenance, "environment": environment}
+            result = result.model_copy(update={**about, "provenance": made_with})
             tracking.start(result, planner.count)
             if session.absent:
                 placed(emit, 0, planner.count, device.id)(Note(text=f"{session.absent}; {_WITHOUT}"))
@@ -204,10 +208,9 @@ def _do(runner: Runner, step: Step) -> Entry:
 
 
 def _begin(recipe: Recipe, device: Device) -> Build:
-    resolved = resolve(recipe, device)
     return Build(
         schema="edgepack.build/1",
-        recipe=resolved.plain(),
+        recipe=resolve(recipe, device, on=Hardware()).plain(),
         recipe_file=shown(recipe.file),
         overrides=recipe.overrides,
         device={"id": device.id, **device.plain()},
@@ -215,7 +218,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         provenance={
             "versions": provenance.versions(*_PACKAGES),
             "git": provenance.git_state(recipe.file.parent),
-            "environment": {**provenance.environment(), "trained_on": resolved.hardware.describe()},
+            "environment": provenance.environment(),
         },
     )
 

@@ -61,7 +61,7 @@ class Workspace:
 
     @cached_property
     def data(self) -> "Data":
-        load = partial(load_data, self.recipe, self.store, self.emit)
+        load = partial(load_data, self.recipe, self.store, self.emit, self.room)
         data = self.watched(self.recipe.data, "the data's function", load)()
         data.check(self.signature)
         for note in data.notes:
@@ -72,6 +72,11 @@ class Workspace:
     def test_samples(self) -> int:
         """Return the number of samples of the whole test split if the recipe cuts it, else 0."""
         return self.data.whole["test"] if self.recipe.cuts.test else 0
+
+    @cached_property
+    def room(self) -> int:
+        """Return the free bytes of the store's disk when the data was loaded: all processes decide by the same."""
+        return room_of(self.store)
 
     @cached_property
     def signature(self) -> "Signature":
@@ -162,20 +167,31 @@ class Workspace:
         return watching
 
 
-def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None) -> "Data":
-    """Return the recipe's data, which may keep in the store what took long."""
+def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None, room: int | None = None) -> "Data":
+    """Return the recipe's data, which may keep in the store what took long; `room` is that of its disk, if known."""
     source, compute = recipe.data, recipe.compute
     workers = loading.automatic() // compute.processes if compute.workers == "auto" else compute.workers
 
     def progress(doing: str, done: int, total: int) -> None:
         emit(StepProgress(doing=doing, done=done, total=total))
 
-    root = store.root.absolute()
-    there = next(folder for folder in (root, *root.parents) if folder.exists())
     kept = partial(store.keep, waiting=lambda: emit(Note(text="waiting for another build that decodes the same data")))
-    how = Loading(progress=progress, kept=kept, room=shutil.disk_usage(there).free, workers=workers)
+    how = Loading(
+        progress=progress,
+        kept=kept,
+        room=room_of(store) if room is None else room,
+        workers=workers,
+        processes=compute.processes,
+    )
     data: Data = source.module.load(source.config, *([how] if source.module.KEEPS else []))
     return data.cut(recipe.cuts.samples).read_by(workers)
+
+
+def room_of(store: Store) -> int:
+    """Return the free bytes of the store's disk."""
+    root = store.root.absolute()
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    return int(shutil.disk_usage(there).free)
 
 
 def needs(exporter: Choice) -> str:
@@ -201,6 +217,8 @@ def guarded(name: str, do: Callable[[], Result], folder: Path) -> Result:
     except (Exception, SystemExit) as error:  # a stage that calls sys.exit() has failed, whatever its code
         if outside := full_disk(error, folder) or loading.killed(error):
             raise outside from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise StageError(f"{name} ran out of the GPU's memory", "use a smaller batch_size or model") from error
         logging.getLogger(__name__).exception("%s failed", name)
         first = (str(error).strip().splitlines() or [""])[0]
         raise StageError(

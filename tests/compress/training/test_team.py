@@ -136,9 +136,9 @@ with joined(place, Team(rank, 2), on_gpu=False) as team:
     weights[0].grad = torch.full((2, 2), 1.0 + rank)
     weights[1].grad = torch.ones(2, 2) if rank else None
     lost = team.sum_gradients(weights, torch.tensor(0.5 + rank))
-    rows = team.whole(torch.arange(3 + rank)[:, None] + 10 * rank)
+    rows = team.gather(torch.arange(3 + rank)[:, None] + 10 * rank)
     buffers = [torch.full((3,), 7.0 + rank), torch.tensor(rank)]
-    team.share(buffers)
+    team.broadcast(buffers)
     torch.manual_seed(rank)
     team.same_random_numbers()
     found = {
@@ -146,7 +146,7 @@ with joined(place, Team(rank, 2), on_gpu=False) as team:
         "gradients": [None if each.grad is None else each.grad.flatten().tolist() for each in weights],
         "rows": rows.flatten().tolist(),
         "buffers": [each.tolist() for each in buffers],
-        "first": team.first(lambda: 0.1 + rank),
+        "first": team.from_first(lambda: 0.1 + rank),
         "drawn": torch.rand(1).item(),
     }
     gathered = [None, None]

@@ -85,6 +85,10 @@ class Config(Training):
         return precision
 
     @property
+    def trainings(self) -> tuple[Training, ...]:
+        return () if self.mode == "ptq" else (self,)
+
+    @property
     def needs_timing(self) -> bool:
         return _AUTO in self.fp32
 

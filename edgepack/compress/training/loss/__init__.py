@@ -49,10 +49,12 @@ def _answers(teacher: nn.Module, split: Split, context: Context) -> torch.Tensor
         return None
     weights = digest_of(teacher)
     known = _ANSWERED.get(weights)
-    if known is None or known[0]() is not split:
+    # All processes of a team compute them, or none: one that was started for this stage knows none of earlier ones.
+    if not context.team.agree(known is not None and known[0]() is split):
         mine = context.team.rows(split)
         progress = Progress(context.emit, "running the teacher", math.ceil(len(mine) / mine.at_once))
-        known = _ANSWERED[weights] = ref(split), context.team.whole(predict(teacher, mine, progress.advance))
+        known = _ANSWERED[weights] = ref(split), context.team.gather(predict(teacher, mine, progress.advance))
+    assert known is not None
     return known[1]
 
 

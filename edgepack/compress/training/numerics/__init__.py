@@ -1,6 +1,7 @@
 """Layout, precision and determinism of training on this processor."""
 
 import copy
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,13 +65,13 @@ def check_precision(precision: Literal["auto"] | Precision, hardware: Hardware) 
         check_bf16()
 
 
-def place(module: nn.Module, device: torch.device, how: Numerics) -> None:
+def to_device(module: nn.Module, device: torch.device, how: Numerics) -> None:
     """Move a module to the device that it is trained on, in the layout for training."""
     _move(module, device)
     _lay_out(module, torch.channels_last if how.channels_last else torch.preserve_format)
 
 
-def take_back(module: nn.Module) -> None:
+def to_cpu(module: nn.Module) -> None:
     """Move a module back to the CPU, in the plain layout."""
     _move(module, torch.device("cpu"))
     _lay_out(module, torch.contiguous_format)
@@ -117,9 +118,12 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
     random.seed(seed)
     torch.set_num_threads(threads)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products on a GPU may be summed in any order
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is for products of matrices by default
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -323,6 +323,8 @@ class Planner:
     def _trained_on(self, stage: Choice) -> Json:
         """Return how the hardware trains, as far as it is not the default; the model's key has the hardware itself."""
         how = self.recipe.hardware.of_training() if trains(stage) else {}
+        if any(each.trainer for each in stage.config.trainings):  # it starts its processes itself, and so on
+            how = {name: value for name, value in how.items() if name == "precision"}
         return {"training": how} if how else {}
 
     def _step(self, id: StepId, ingredients: Json, *, choice: Choice | None = None) -> Step:
