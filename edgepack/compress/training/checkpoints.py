@@ -26,7 +26,7 @@ from edgepack.core.frozen import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SHARE = 0.03  # of the time of a training that saving it may take
+_SHARE = 0.1  # of the time of a training that saving it may take
 _PERIOD = 300.0  # seconds after which an epoch is saved before its end
 
 
