@@ -7,10 +7,12 @@ from factories import device, recipe
 
 from edgepack.config import compute
 from edgepack.config.compute import Compute, Hardware, hardware
+from edgepack.config.plugins import choose
 from edgepack.config.recipe import resolve
 from edgepack.core import provenance
 from edgepack.core.errors import EdgepackError
 from edgepack.core.process.gpu import Gpu
+from edgepack.workflows.build.planning.keys import trains
 from edgepack.workflows.build.planning.planner import Planner
 from edgepack.workflows.build.store import Store
 
@@ -69,6 +71,12 @@ def test_keys_hold_what_weights_depend_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert _keys("compute.workers=3") == plain
     assert together["model"] == plain["model"] and together["train"] != plain["train"]
     assert len({_keys(f"compute.{each}")["train"] for each in ("accumulate=2", "compile=true", "precision=bf16")}) == 3
+
+
+def test_what_trains_nothing_does_not_depend_on_how_to_train() -> None:
+    assert trains(choose("stages", {"quantize": {"epochs": 2}}))
+    for stage in ({"quantize": {"mode": "ptq"}}, {"prune": {"ratio": "30 %", "recover": {"epochs": 0}}}):
+        assert not trains(choose("stages", stage))
 
 
 def test_the_key_of_a_gpu_is_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
