@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -62,7 +63,12 @@ def start(config: Config, build: TrackedBuild) -> "Run":
 
     uri = _uri(config)
     run = Run(MlflowClient(uri), uri, config.experiment, build)
-    run.batch(params=build.parameters)
+    try:
+        run.batch(params=build.parameters)
+    except BaseException:  # also when it is stopped: nobody else would end the run on the server
+        with suppress(Exception):
+            run.client.set_terminated(run.id, _STATUS["failed"])
+        raise
     return run
 
 
@@ -84,19 +90,19 @@ class Run:
         )
 
     def end(self, summary: BuildSummary) -> None:
-        self._metrics((name, figure, 0) for name, figure in summary.metrics.items())
-        self.batch(tags={**summary.tags, "mlflow.note.content": summary.tags.get("summary", "")})
         try:
+            self._metrics((name, figure, 0) for name, figure in summary.metrics.items())
+            self.batch(tags={**summary.tags, "mlflow.note.content": summary.tags.get("summary", "")})
             for file in summary.files:
                 self.client.log_artifact(self.id, str(file))
-        finally:  # without the files, if their store is of a kind that is not installed
+        finally:  # also without the files, if their store is of a kind that is not installed
             self.client.set_terminated(self.id, _STATUS[summary.status])
 
-    def batch(self, **of_kind: Mapping[str, object]) -> None:
+    def batch(self, **values_by_kind: Mapping[str, object]) -> None:
         """Log parameters or tags."""
         from mlflow.entities import Param, RunTag
 
-        for kind, values in of_kind.items():
+        for kind, values in values_by_kind.items():
             make = {"params": Param, "tags": RunTag}[kind]
             self._send(kind, [make(name, text) for name, text in _texts(values, kind).items()])
 

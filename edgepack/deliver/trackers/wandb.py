@@ -68,16 +68,16 @@ class Run:
             if point.curve not in self.curves:
                 self.curves.add(point.curve)
                 self.run.define_metric(f"{point.curve}/*", step_metric=step)
-            self.run.log({step: point.step, **{f"{point.curve}/{name}": of for name, of in point.figures.items()}})
+            figures = {f"{point.curve}/{name}": figure for name, figure in point.figures.items()}
+            self.run.log({step: point.step, **figures})
 
     def end(self, summary: BuildSummary) -> None:
         import wandb
 
         self.run.summary.update({**summary.metrics, **summary.tags})
         for file in summary.files:
-            own = shutil.copy(
-                file, self.run.dir
-            )  # of another's file it keeps a link, and the next build writes another
+            # It would keep a link to a file elsewhere, which the next build overwrites.
+            own = shutil.copy(file, self.run.dir)
             self.run.save(own, base_path=self.run.dir, policy="now")
             if file.suffix == ".html":
                 self.run.log({file.stem: wandb.Html(file.read_text(encoding="utf-8"), inject=False)})

@@ -24,7 +24,8 @@ from edgepack.records.build import Build
 
 _START = 15.0  # seconds that the build waits for trackers to start: importing them beside a timing would disturb it
 _PATIENCE = 60.0  # seconds that they have at the end of a build, for uploads
-_HURRY = 5.0  # ... of an interrupted one: less than interrupts.py leaves a command
+_HURRY = 5.0  # ... of an interrupted one: with `_LAST` less than interrupts.py leaves a command
+_LAST = 3.0  # seconds that those which took too long have to mark their run as ended
 _SILENT = 3.0  # seconds after which a user is told what the build waits for
 _POLL = 0.02
 
@@ -74,7 +75,12 @@ class Tracking:
         self.close()
 
     def close(self) -> None:
-        """End what still runs."""
+        """End what still runs, and leave it a moment to mark its run as ended."""
+        for each in self._processes:
+            each.stop()
+        until = time.monotonic() + _LAST
+        while any(each.running for each in self._processes) and time.monotonic() < until:
+            time.sleep(_POLL)
         while self._processes:
             self._processes.pop().close()
 

@@ -2,25 +2,59 @@
 
 import json
 import os
+import select
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import NoReturn
 
 from edgepack.config import plugins
 from edgepack.core.errors import reason
 from edgepack.core.frozen import Json
+from edgepack.core.process import interrupts
 from edgepack.core.provenance import without_secrets
 from edgepack.deliver.contract import BuildSummary, Point, Run, TrackedBuild
 
 _CHUNK = 1 << 20
 
 
-def main() -> None:
-    output = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no message
-    told = _Told(output)
+def main(output: int, patience: float) -> None:
+    """Track one build; messages go to the file descriptor `output`. When the build is gone, end within `patience`."""
+    os.set_inheritable(output, False)
+    Thread(target=_end_alone, args=(patience,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        _track(_Told(output))
+    except _StoppedError:
+        interrupts.end()  # with all that the tracker started
+
+
+def _end_alone(patience: float) -> None:
+    """End this process some time after the build is gone, whatever its tracker waits for then."""
+    gone = select.poll()
+    gone.register(0, 0)  # no event but the end of the input, even if there are messages in it
+    gone.poll()
+    time.sleep(patience)
+    interrupts.end()
+
+
+class _StoppedError(BaseException):
+    """The build does not wait any longer. It is no Exception, so that libraries do not handle it as theirs."""
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _StoppedError
+
+
+def _track(told: "_Told") -> None:
     batches = _batches()
     first = next(batches, None)
     run: Run | None = None
@@ -30,9 +64,21 @@ def main() -> None:
     if first is None or run is None:
         return
     told(f"logging to {run.where}")
-    summary = _log(run, chain([first], batches), told)
-    with told.failures("its run may be incomplete"):
-        run.end(summary)
+    try:
+        summary = _log(run, chain([first], batches), told)
+    except _StoppedError:
+        with suppress(Exception):
+            run.end(BuildSummary(status="killed"))
+        raise
+    with told.failures("its run may be incomplete"), TemporaryDirectory() as folder:
+        run.end(_public(summary, Path(folder)))
+
+
+def _public(summary: BuildSummary, folder: Path) -> BuildSummary:
+    """Return the summary with copies of its files in which secrets are left out."""
+    for file in summary.files:
+        (folder / file.name).write_text(without_secrets(file.read_text(encoding="utf-8")), encoding="utf-8")
+    return summary.model_copy(update={"files": tuple(folder / file.name for file in summary.files)})
 
 
 class _Told:

@@ -9,6 +9,7 @@ from typing import Any
 from edgepack.core.errors import ExitCode
 from edgepack.core.events import Event, StepProgress
 from edgepack.core.frozen import Json
+from edgepack.core.provenance import without_secrets
 from edgepack.deliver import wording
 from edgepack.deliver.contract import BuildSummary, Point, TrackedBuild
 from edgepack.records.build import Build, StageRecord
@@ -22,6 +23,9 @@ _STAGE = ("accuracy", "parameters", "macs", "bytes", "seconds")
 
 
 def tracked(build: Build) -> TrackedBuild:
+    """Describe a build that begins, without secrets. Of the device only its id and name leave the project: the settings
+    of its runner may say where it is.
+    """
     git, versions = build.provenance.get("git", {}), build.provenance.get("versions", {})
     tags = {
         "recipe_file": build.recipe_file,
@@ -31,12 +35,19 @@ def tracked(build: Build) -> TrackedBuild:
         "git.dirty": str(git["dirty"]).lower() if "dirty" in git else "",
         **{f"version.{name}": version for name, version in versions.items()},
     }
+    device = {key: build.device[key] for key in ("id", "name")}
+    parameters = flat({"recipe": build.recipe, "device": device})
     return TrackedBuild(
         recipe=build.name,
         started_at=build.started_at,
-        parameters=dict(flat({"recipe": build.recipe, "device": build.device})),
-        tags={name: text for name, text in tags.items() if text},
+        parameters={name: without_secrets(value) if isinstance(value, str) else value for name, value in parameters},
+        tags=_public(tags),
     )
+
+
+def _public(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that have a text, without secrets."""
+    return {name: without_secrets(text) for name, text in tags.items() if text}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
@@ -71,12 +82,13 @@ class LiveCurves:
         if not isinstance(event, StepProgress):
             return
         figures = {name: getattr(event, name) for name in _LEARNED}
-        known = {name: of for name, of in figures.items() if of is not None and math.isfinite(of)}
+        known = {name: figure for name, figure in figures.items() if figure is not None and math.isfinite(figure)}
         if not known:
             return
         key = (event.name, event.doing)
         number, step = self._begun.get(key, (1, -1))
-        number += event.done < step
+        if event.done < step:  # it began again: another training of this name
+            number += 1
         self._begun[key] = number, event.done
         curve = f"{_training(*key, number)}/steps"
         at, before = self._last.get(curve, (-math.inf, {}))
@@ -85,7 +97,7 @@ class LiveCurves:
             return
         self._last[curve] = now, known
         # A score is of the epoch before: once it is logged, it is no news.
-        news = {name: of for name, of in known.items() if name != "score" or before.get(name) != of}
+        news = {name: figure for name, figure in known.items() if name != "score" or before.get(name) != figure}
         if news:
             yield Point(curve=curve, step=event.done, figures=news)
 
@@ -102,7 +114,7 @@ def _epochs(record: StageRecord) -> Iterator[Point]:
     for i, training in enumerate(record.trainings):
         curve = f"{_training(record.stage, training.doing, named[: i + 1].count(training.doing))}/epochs"
         for epoch in training.epochs:
-            figures = {name: of for name, of in epoch.model_dump(exclude={"epoch"}).items() if of is not None}
+            figures = epoch.model_dump(exclude={"epoch"}, exclude_none=True)
             if figures:
                 yield Point(curve=curve, step=epoch.epoch, figures=figures)
 
@@ -124,7 +136,7 @@ def summary(build: Build, folder: Path) -> BuildSummary:
         {
             "status": statuses.get(build.exit_code if build.exit_code is not None else -1, "failed"),
             "metrics": {name: figure for name, figure in _metrics(build) if math.isfinite(figure)},
-            "tags": {name: text for name, text in tags.items() if text},
+            "tags": _public(tags),
             "files": tuple(file.absolute() for name in _FILES if (file := folder / name).is_file()),
         }
     )
@@ -138,13 +150,15 @@ def _metrics(build: Build) -> Iterator[tuple[str, float]]:
         yield from _judged(verdict)
 
 
-def _measured(of: Measurement) -> Iterator[tuple[str, float]]:
-    name = f"files/{of.artifact}/{of.metric}"
-    yield name, of.value
-    if of.low < of.high:
-        yield from ((f"{name}.low", of.low), (f"{name}.high", of.high))
+def _measured(measurement: Measurement) -> Iterator[tuple[str, float]]:
+    name = f"files/{measurement.artifact}/{measurement.metric}"
+    yield name, measurement.value
+    if measurement.low < measurement.high:
+        yield from ((f"{name}.low", measurement.low), (f"{name}.high", measurement.high))
 
 
-def _judged(of: Verdict) -> Iterator[tuple[str, float]]:
-    figures = {"value": of.value, "limit": of.limit, "headroom": of.headroom}
-    yield from ((f"budgets/{of.artifact}/{of.budget}/{name}", it) for name, it in figures.items() if it is not None)
+def _judged(verdict: Verdict) -> Iterator[tuple[str, float]]:
+    figures = {"value": verdict.value, "limit": verdict.limit, "headroom": verdict.headroom}
+    for name, figure in figures.items():
+        if figure is not None:
+            yield f"budgets/{verdict.artifact}/{verdict.budget}/{name}", figure

@@ -1,7 +1,7 @@
 """The process in which one tracker works, seen from the build, which waits for it at the beginning and at the end only.
 
-Messages to it and back are lines of JSON in pipes. It has a session of its own, so that Ctrl-C in a terminal does not
-reach it: it ends when told so, and when its input ends, because the build is gone.
+Messages to it and back are lines of JSON in two pipes; what it prints goes to build.log. It has a session of its own,
+so that Ctrl-C in a terminal does not reach it: it ends when told so, or when its input ends, because the build is gone.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import BinaryIO
 
 from edgepack.config.plugins import Choice
 from edgepack.core.frozen import Json
@@ -18,11 +19,12 @@ from edgepack.deliver.contract import BuildSummary, Point, TrackedBuild
 
 # As in this process, user code and all; a fresh one would put the current folder before the packages.
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from edgepack.deliver.tracking.child import main; main()"
+    "import json, sys; sys.path[:], *arguments = json.loads(sys.argv.pop()); "
+    "from edgepack.deliver.tracking.child import main; main(*arguments)"
 )
 _MOST = 16_000_000  # bytes that wait for a tracker which does not read; points beyond are dropped
 _CHUNK = 65_536
+_ALONE = 60.0  # seconds that a tracker has to end its run when the build is gone
 
 
 class TrackerProcess:
@@ -30,17 +32,9 @@ class TrackerProcess:
 
     def __init__(self, choice: Choice, build: TrackedBuild) -> None:
         self.name = choice.name
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        )
+        self._process, self._output = _started()
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
+        self._input = self._process.stdin
         os.set_blocking(self._input.fileno(), False)
         os.set_blocking(self._output.fileno(), False)
         self._unsent, self._said = bytearray(), bytearray()
@@ -83,6 +77,10 @@ class TrackerProcess:
         self._warned.add(text)
         return new
 
+    def stop(self) -> None:
+        """Ask it to end its run at once. `running` tells when it has."""
+        self._process.terminate()
+
     def close(self) -> None:
         """End it, with all processes that it started."""
         if self.running:
@@ -104,6 +102,30 @@ class TrackerProcess:
             pass  # it is busy: the rest is sent later
         except OSError:  # it has ended
             self._unsent.clear()
+
+
+def _started() -> tuple["subprocess.Popen[bytes]", BinaryIO]:
+    """Start the process, and return it with the pipe of its messages.
+
+    That is not its standard output, to which libraries and files of Python's start-up print.
+    """
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps([sys.path, write, _ALONE])],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            bufsize=0,
+            pass_fds=(write,),
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    return process, os.fdopen(read, "rb", buffering=0)
 
 
 def _read(fd: int) -> bytes:

@@ -90,6 +90,22 @@ def test_mlflow_has_a_run_with_parameters_curves_verdicts_and_reports() -> None:
     ]
 
 
+_REFUSED = """
+from mlflow import MlflowClient
+def refuse(*arguments, **kinds): raise OSError("the disk is full")
+MlflowClient.log_batch = refuse
+try: _logged("mlflow", uri="mlruns", experiment="tests")
+except OSError as error: print(error)
+client = MlflowClient("mlruns")
+(run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+print(run.info.status)
+"""
+
+
+def test_a_run_of_mlflow_whose_parameters_are_refused_has_failed() -> None:
+    assert _alone(f"{_LOG}\n{_REFUSED}").splitlines() == ["the disk is full", "FAILED"]
+
+
 def test_wandb_offline_has_curves_with_steps_of_their_own_the_summary_and_the_report() -> None:
     where = Path(_alone(f"{_LOG}print(_logged('wandb', mode='offline', folder='kept'))").strip())
     assert where.parent == Path("kept/wandb")

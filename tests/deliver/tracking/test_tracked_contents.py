@@ -72,6 +72,23 @@ def test_a_build_begins_with_its_recipe_its_device_and_its_commit() -> None:
     assert began.tags == {"device": "board", "git.commit": "abc", "git.dirty": "false"}
 
 
+def test_where_the_device_is_and_secrets_are_in_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE_API_KEY", "a1b2c3d4")
+    device = {"id": "board", "name": "the board", "runner": {"lab": {"host": "me@10.0.0.7", "serial": "R58M"}}}
+    recipe = {"name": "tiny", "model": {"args": {"key": "a1b2c3d4", "urls": ["https://me:word@host/x"], "depth": 3}}}
+    result = build(recipe=recipe, device=device, overrides=("model.args.key=a1b2c3d4",), error="refused: a1b2c3d4")
+    began = tracked(result)
+    assert {name: value for name, value in began.parameters.items() if name != "recipe.name"} == {
+        "recipe.model.args.key": "***",
+        "recipe.model.args.urls": "https://***@host/x",
+        "recipe.model.args.depth": 3,
+        "device.id": "board",
+        "device.name": "the board",
+    }
+    assert began.tags["overrides"] == "model.args.key=***"
+    assert summary(result, Path()).tags["error"] == "refused: ***"
+
+
 def test_values_that_are_no_json_become_text() -> None:
     began = tracked(build(recipe={"name": "tiny", "args": {"day": date(2026, 1, 31), "most": math.inf}}))
     assert began.parameters["recipe.args.day"] == "2026-01-31"

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,6 +17,8 @@ from edgepack.core.frozen import Frozen
 from edgepack.deliver import tracking
 from edgepack.deliver.tracking import Tracking
 from edgepack.records.training import Epoch, TrainingRecord
+
+_LONG = 120.0  # seconds: no test waits as long unless it fails
 
 KEEPS = """
     "Lines in a file."
@@ -121,20 +125,80 @@ def test_a_tracker_that_fails_is_a_warning_told_once(right: str, wrong: str, tol
     assert warning.startswith(f"mine: {told}")
 
 
-def test_a_tracker_that_hangs_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+HELPS = """
+    import os, signal, subprocess, time
+    from edgepack.core.frozen import Frozen as Config
+
+    class Kept:
+        where = "nowhere"
+
+        def log(self, points):
+            pass
+
+        def end(self, summary):
+            time.sleep(600)
+
+    def start(config, build):
+        helper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        with open("begun", "w") as file:
+            file.write(str(helper.pid))
+        os.rename("begun", "helper")
+        return Kept()
+    """
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("return Kept()", "time.sleep(600)"),
+        ("return Kept()", "return Kept()"),  # it hangs at the end
+        ("helper = ", "signal.signal(signal.SIGTERM, signal.SIG_IGN); helper = "),
+    ],
+)
+def test_a_tracker_that_hangs_is_ended_with_what_it_started(
+    right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("_START", "_PATIENCE"):
-        monkeypatch.setattr(tracking, name, 2.0)
-    hangs = """
-        import subprocess, time
-        with open("helper", "w") as file:
-            file.write(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
-        time.sleep(600)
-        """
-    body = "".join(f"\n        {line.strip()}" for line in hangs.strip().splitlines()).replace("file.w", "    file.w")
-    made = _Build(KEEPS.replace("return Kept()", body.strip()))
-    made.run()
+        monkeypatch.setattr(tracking, name, 0.0)
+    made = _Build(HELPS.replace(right, wrong))
+    made.tracking.start(build(exit_code=None), 3)
+    _until(Path("helper").exists)
+    (process,) = made.tracking._processes
+    made.tracking.end(build(), Path())
     assert made.said[-1] == "mine: warning: it did not store all of the run in time, and was stopped"
-    assert not _lives(int(Path("helper").read_text()))
+    assert not process.running
+    _until(lambda: not _lives(int(Path("helper").read_text())))
+
+
+def test_when_the_build_is_gone_a_tracker_that_hangs_ends_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.deliver.tracking.process._ALONE", 0.0)
+    made = _Build(HELPS.replace("return Kept()", "time.sleep(600)"))
+    monkeypatch.setattr(tracking, "_START", 0.0)
+    made.tracking.start(build(exit_code=None), 3)
+    _until(Path("helper").exists)
+    (process,) = made.tracking._processes
+    process._input.close()  # as the system does
+    assert process._process.wait(timeout=_LONG) == 130
+    _until(lambda: not _lives(int(Path("helper").read_text())))
+
+
+def test_a_tracker_that_is_stopped_while_it_logs_marks_its_run_as_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE", 0.0)
+    monkeypatch.setattr(tracking, "_LAST", _LONG)
+    made = _Build(KEEPS.replace("self.tell([[", "import time; open('logs', 'w'); time.sleep(600); self.tell([["))
+    made.tracking.start(build(exit_code=None), 3)
+    made.tracking.emit(StepProgress(name="train", doing="training", done=1, total=9, loss=0.5))
+    _until(Path("logs").exists)
+    made.tracking.end(build(), Path())
+    assert _kept() == ["killed"]
+
+
+def _until(true: Callable[[], bool]) -> None:
+    """Wait for a condition, which takes long on a busy machine only."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < _LONG
+        time.sleep(0.01)
 
 
 def _lives(pid: int) -> bool:
@@ -142,6 +206,24 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_what_python_prints_when_it_starts_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("early").mkdir()
+    Path("early/sitecustomize.py").write_text("print('a file of the start-up prints')\n")
+    monkeypatch.setenv("PYTHONPATH", str(Path("early").absolute()))
+    made = _Build(KEEPS)
+    made.run()
+    assert made.said == ["mine: logging to kept.jsonl"]
+
+
+def test_secrets_are_left_out_of_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE_API_KEY", "a1b2c3d4")
+    Path("report.md").write_text("the key a1b2c3d4 of https://me:word@host")
+    made = _Build(KEEPS.replace("self.tell(summary.status)", "self.tell([f.read_text() for f in summary.files])"))
+    made.run()
+    assert _kept()[-1] == "the key *** of https://***@host"
+    assert "a1b2c3d4" in Path("report.md").read_text()
 
 
 def test_secrets_of_the_environment_are_in_no_message(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
