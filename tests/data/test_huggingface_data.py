@@ -203,7 +203,7 @@ def test_pictures_are_read_from_where_they_lie_in_a_table() -> None:
         list(data.train.batches(8))
 
 
-@pytest.mark.parametrize("name", ["news.jsonl", "news.csv", "news.parquet", "news.tsv"])
+@pytest.mark.parametrize("name", ["news.jsonl", "news.csv", "news.parquet", "news.tsv", "news[1].csv"])
 def test_texts_are_read(name: str) -> None:
     _texts()
     table = library.Dataset.from_list([json.loads(line) for line in Path("news.jsonl").read_text().splitlines()])
@@ -229,6 +229,15 @@ def test_the_fingerprint_is_that_of_the_files_wherever_they_are() -> None:
     assert huggingface.fingerprint(_config("elsewhere", size=24)) != before
     _write(_pictures().select(range(29)), "elsewhere/train.parquet")
     assert huggingface.fingerprint(_config("elsewhere")) != before
+
+
+@pytest.mark.parametrize(("name", "parsed"), [("a.jsonl", True), ("a.csv", True), ("a.parquet", False)])
+def test_what_parses_texts_is_part_of_the_fingerprint(name: str, parsed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer()
+    Path(name).write_bytes(b"a,b")
+    before = huggingface.fingerprint(_of_texts(name))
+    monkeypatch.setattr(huggingface, "versions", lambda *packages: dict.fromkeys(packages, "99"))
+    assert (huggingface.fingerprint(_of_texts(name)) != before) == parsed
 
 
 def test_labels_are_read_once_and_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +289,51 @@ def test_numbers_beyond_the_names_are_told() -> None:
     _bad(image=[b"1"] * 3, label=[0, 1, 2])
     with pytest.raises(RecipeError, match="row 3: its label is 2, but the labels are 0 to 1"):
         huggingface.describe(_config("a.parquet", labels=("cat", "dog")))
+
+
+def test_a_class_without_training_samples_is_told() -> None:
+    _write(_pictures().filter(lambda row: row["label"] != 1), "tables/train.parquet")
+    with pytest.raises(RecipeError, match="the train split of tables has no sample of 'bee', which the names of its"):
+        huggingface.describe(_config())
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "data_files: ../elsewhere/t.csv",
+        "data_files: {absolute}/elsewhere/t.csv",
+        "data_files: [{{split: train, path: data/../../elsewhere/*.csv}}]",
+        "data_files: https://example.org/t.csv",
+        "data_files: zip://t.csv::https://example.org/t.zip",
+        "data_dir: ../elsewhere",
+    ],
+)
+@pytest.mark.parametrize("about", ["README.md", ".huggingface.yaml"])
+def test_files_outside_of_the_folder_are_refused(named: str, about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("tables", "elsewhere"):
+        Path(folder).mkdir()
+        Path(folder, "t.csv").write_text("text,label\na,x\nb,y\n")
+    text = f"configs:\n- config_name: default\n  {named.format(absolute=Path.cwd())}\n"
+    Path("tables", about).write_text(f"---\n{text}---\n" if about == "README.md" else text)
+    monkeypatch.setattr(library, "load_dataset_builder", lambda *_, **__: pytest.fail("it may ask the network"))
+    with pytest.raises(RecipeError, match=r"the data set tables names '.*', which is outside of its folder"):
+        huggingface.describe(_of_texts("tables"))
+
+
+def test_files_inside_of_the_folder_may_be_named_and_be_links() -> None:
+    _texts("elsewhere/news.jsonl")
+    Path("tables/data").mkdir(parents=True)
+    Path("tables/data/a.jsonl").symlink_to(Path("elsewhere/news.jsonl").absolute())
+    Path("tables/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: data/*.jsonl\n---\n")
+    assert huggingface.describe(_of_texts("tables")).labels == ("money", "sport")
+
+
+@pytest.mark.parametrize("split", ["../elsewhere", "/elsewhere"])
+def test_splits_outside_of_a_saved_folder_are_refused(split: str) -> None:
+    Path("tables").mkdir()
+    Path("tables/dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+    with pytest.raises(RecipeError, match=f"names '{split}', which is outside of its folder"):
+        huggingface.describe(_config())
 
 
 def test_bad_rows_may_be_left_out_and_are_counted() -> None:
@@ -355,14 +409,9 @@ def test_no_code_of_a_data_set_runs_and_no_pickle_is_read() -> None:
 
 
 def test_one_of_the_hub_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(_pictures(), "cached/train.parquet")
-    asked: list[dict[str, Any]] = []
-
-    def download(name: str, **how: Any) -> str:
-        asked.append({"name": name, **how})
-        return str(Path("cached").absolute())
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    _write(_pictures(), "cached/data/train.parquet")
+    asked = _hub(monkeypatch, "cached")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     config = _config("owner/name", revision=COMMIT, files=("data/*.parquet",))
     check_colors(huggingface.load(config))
     patterns = ["data/*.parquet", "README.md"]
@@ -371,13 +420,53 @@ def test_one_of_the_hub_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatch) -
         "repo_type": "dataset",
         "revision": COMMIT,
         "allow_patterns": patterns,
-        "local_files_only": True,
+        "local_files_only": False,
     }
     assert huggingface.fingerprint(config) == huggingface.fingerprint(_config("cached"))
     assert len(asked) == 1, "a commit never changes"
-    Path("cached").rename("moved")
-    with pytest.raises(RecipeError, match="no tables are found"):
+
+
+def _hub(monkeypatch: pytest.MonkeyPatch, *folders: str) -> list[dict[str, Any]]:
+    """Downloads lead to each of these folders in turn; what was asked of the hub is noted."""
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **how: Any) -> str:
+        asked.append({"name": name, **how})
+        return str(Path(folders[len(asked) - 1]).absolute())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return asked
+
+
+def test_what_was_removed_from_the_cache_is_downloaded_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two", "three"):
+        _write(_pictures(), f"{folder}/train.parquet", f"{folder}/test.parquet")
+    Path("one/notes.txt").write_text("of another recipe, whose files are in the same cache")
+    asked = _hub(monkeypatch, "one", "two", "three", "three")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    config = _config("owner/name", revision=COMMIT)
+    huggingface.describe(config)
+    Path("one").rename("moved")
+    for _ in range(2):
         huggingface.describe(config)
+    assert len(asked) == 2, "the folder is gone"
+    Path("two/test.parquet").unlink()
+    for _ in range(2):
+        huggingface.describe(config)
+    assert len(asked) == 3, "a file is gone"
+    Path("three/test.parquet").unlink()
+    with pytest.raises(RecipeError, match=r"files of the data set 'owner/name' were removed from .*: test.parquet"):
+        huggingface.describe(config)
+
+
+def test_what_the_cache_has_without_the_network_is_not_taken_for_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(_pictures(), "part/train.parquet")
+    _write(_pictures(), "whole/train.parquet", "whole/test.parquet")
+    asked = _hub(monkeypatch, "part", "whole")
+    config = _config("owner/name", revision=COMMIT)
+    before = huggingface.fingerprint(config)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert huggingface.fingerprint(config) != before
     assert len(asked) == 2
 
 

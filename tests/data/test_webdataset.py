@@ -160,6 +160,9 @@ def test_shards_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_names_stand_for_many_shards() -> None:
     assert [str(each) for each in shards.expanded("a/{000..002}-{x,y}.tar")][::3] == ["a/000-x.tar", "a/001-y.tar"]
     assert shards.expanded("plain.tar") == [Path("plain.tar")]
+    for many in ("{0..99999}/{0..99999}.tar", "{0..99999}-{a,b}.tar"):
+        with pytest.raises(RecipeError, match=r"names \d+ shards\n.*at most 100000"):
+            shards.expanded(many)
     for bad in ("{3..1}.tar", "{0..999999999}.tar"):
         with pytest.raises(RecipeError, match="the range"):
             shards.expanded(bad)
@@ -212,6 +215,31 @@ def test_a_shard_that_is_damaged_is_named(change: Any, why: str) -> None:
         webdataset.describe(_config())
 
 
+@pytest.mark.parametrize("number", [0, 1, 5])
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**40)])
+def test_a_negative_size_is_damage_and_no_endless_loop(number: int, size: int) -> None:
+    _write(_samples())
+
+    def change(content: bytes) -> bytes:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            at = archive.getmembers()[number].offset_data - 512  # other headers may come before this one
+        info = tarfile.TarInfo.frombuf(content[at : at + 512], "utf-8", "strict")
+        info.size = size
+        return content[:at] + info.tobuf(tarfile.GNU_FORMAT) + content[at + 512 :]
+
+    _changed("shards/1.tar", change)
+    with pytest.raises(RecipeError, match=r"the shard shards/1.tar cannot be read"):
+        webdataset.describe(_config())
+
+
+@pytest.mark.parametrize("names", [None, NAMES])
+def test_minus_one_marks_samples_without_a_label_in_text_too(names: Any) -> None:
+    _write(_samples())
+    _tar("shards/more.tar", [("x.png", _picture()), ("x.cls", b"-1")])
+    with pytest.raises(RecipeError, match=r"x\.png: its label is -1, which marks samples without one"):
+        webdataset.describe(_config("shards/*.tar", labels=names))
+
+
 def _picture(name: str = "ant") -> bytes:
     return Path(f"pets/{name}/0.png").read_bytes()
 
@@ -222,7 +250,7 @@ BAD: list[tuple[list[tuple[str, bytes]], str]] = [
     ([("x.png", b""), ("x.jpg", b""), ("x.cls", b"1")], "x: it has several pictures, png and jpg: name one"),
     ([("x.png", b""), ("x.cls", b"7")], "x.png: its label is 7, but the labels are 0 to 2"),
     ([("x.png", b""), ("x.cls", b"1.5")], "x.png: its label is '1.5', which is none of ant, bee, cow"),
-    ([("x.png", b""), ("x.cls", b"-1")], "x.png: its label is '-1', which is none of"),
+    ([("x.png", b""), ("x.cls", b"-1")], "x.png: its label is -1, which marks samples without one"),
     ([("x.png", b""), ("x.cls", b" \n")], "x.png: it has no label"),
     ([("x.png", b""), ("x.cls", b"\xff")], "x: its cls file is no UTF-8 text"),
     ([("x.png", b""), ("x.cls", b"1"), ("x.png", b"")], "more.tar: x.png: there are two files of this name"),

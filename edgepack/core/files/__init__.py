@@ -24,8 +24,8 @@ def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
     """
     from concurrent.futures import ThreadPoolExecutor  # imported here: most commands need no digests
 
-    memory = DOWNLOADS / f"digests-{digest(of)[:16]}.json"
-    before = _remembered(memory)
+    memory = f"digests-{digest(of)[:16]}"
+    before: _Known = recalled(memory) or {}
     # Only reading is worth a thread: there may be a million files of which none has changed.
     now = {name: _known(path, before.get(name)) for name, path in files.items()}
     changed = [name for name, facts in now.items() if len(facts) < _FACTS]
@@ -34,24 +34,38 @@ def digests(files: Mapping[str, Path], *, of: str) -> dict[str, str]:
             for name, sha in zip(changed, pool.map(_read, (files[name] for name in changed)), strict=True):
                 now[name].append(sha)
     if now != before:
-        with suppress(OSError):  # a read-only folder is good enough to read from
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(memory, json.dumps(now).encode())
+        remember(memory, now)
     return {name: str(facts[-1]) for name, facts in now.items()}
 
 
-def remembered(what: str, made_of: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `make` found, now or the last time that `made_of` was the same. Both are JSON."""
-    memory = DOWNLOADS / f"{what}-{digest(made_of)[:32]}.json"
+def made_once(what: str, made_of: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `make` returns, or returned the last time that `made_of` was the same. Both are JSON."""
+    memory = f"{what}-{digest(made_of)[:32]}"
+    known = recalled(memory)
+    if known is None:
+        known = make()
+        remember(memory, known)
+    return known
+
+
+def recalled(memory: str) -> dict[str, Any] | None:
+    """Return what `remember` wrote under this name, or None."""
     with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text())
-        if isinstance(known, dict):
-            return known
-    found = make()
-    with suppress(OSError):  # as above
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps(found).encode())
-    return found
+        known = json.loads(_memory(memory).read_text())
+        return known if isinstance(known, dict) else None
+    return None
+
+
+def remember(memory: str, known: Mapping[str, Any]) -> None:
+    """Keep a JSON value until a later command, where that is possible."""
+    file = _memory(memory)
+    with suppress(OSError):  # a read-only folder is good enough to read from
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(known).encode())
+
+
+def _memory(name: str) -> Path:
+    return DOWNLOADS / f"{name}.json"
 
 
 _FACTS = 5  # of a file whose content is known
@@ -64,7 +78,7 @@ def _known(path: Path, before: list[int | str] | None) -> list[int | str]:
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     seen: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    return before if before and before[:-1] == seen else seen
+    return before if isinstance(before, list) and before[:-1] == seen else seen
 
 
 def _read(path: Path) -> str:
@@ -72,14 +86,6 @@ def _read(path: Path) -> str:
         return file_digest(path)
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _remembered(memory: Path) -> _Known:
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {name: facts for name, facts in known.items() if isinstance(facts, list)}
 
 
 def digest(value: Any) -> str:

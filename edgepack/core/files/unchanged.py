@@ -9,16 +9,15 @@ find, nothing is remembered.
 """
 
 import hashlib
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
-from edgepack.core.files import DOWNLOADS, digest, write_atomic
+from edgepack.core.files import digest, recalled, remember
 
 Found = TypeVar("Found")
 
@@ -43,17 +42,14 @@ def remembered(root: Path, made_of: object, find: Callable[[], Found]) -> Found:
     It is a JSON value. Errors of `find` are not remembered.
     """
     state = _state(root)
-    memory = DOWNLOADS / f"found-{digest([str(root.resolve()), made_of])[:16]}.json"
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        before = json.loads(memory.read_text())
-        if state and before["state"] == state:
-            found: Found = before["found"]
-            return found
+    memory = f"found-{digest([str(root.resolve()), made_of])[:16]}"
+    before = recalled(memory) or {}
+    if state and before.get("state") == state and "found" in before:
+        known: Found = before["found"]
+        return known
     found = find()
     if state:
-        with suppress(OSError):  # a read-only folder is good enough to read from
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(memory, json.dumps({"state": state, "found": found}).encode())
+        remember(memory, {"state": state, "found": found})
     return found
 
 

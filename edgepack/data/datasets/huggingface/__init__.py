@@ -4,7 +4,7 @@ A picture column holds encoded pictures, as an Image feature stores them; a text
 usual names, in folders or files, or are drawn. No code of a data set runs.
 """
 
-from edgepack.core.files import digest, digests, remembered
+from edgepack.core.files import digest, digests, made_once
 from edgepack.core.frozen import Json
 from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature
@@ -21,7 +21,8 @@ from edgepack.data.splits import Data
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 
 KEEPS = True
-_VERSION = 1  # bump when the same files would give other samples
+_PARSERS = "datasets", "pyarrow"  # packages whose versions may read other values from the same text
+_VERSION = 2  # bump when the same files would give other samples
 
 
 def describe(config: Config) -> Signature:
@@ -34,10 +35,13 @@ def notes(config: Config) -> tuple[str, ...]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return a digest of the contents of the files; where they are, and at which commit, does not matter."""
+    """Return a digest of the contents of the files; where they are, and at which commit, does not matter. That of json
+    and csv files covers the versions of the packages that parse them.
+    """
     found = located(config)
     shas = {part: [*each.values()] for part, each in _digests(found).items()}
-    return labelled.fingerprint(config, shas, columns=[config.column, config.label], version=_VERSION)
+    parsers = {"parsers": versions(*_PARSERS)} if found.format in ("json", "csv") else {}
+    return labelled.fingerprint(config, shas, columns=[config.column, config.label], version=_VERSION, **parsers)
 
 
 def load(config: Config, loading: Loading | None = None) -> Data:
@@ -63,10 +67,10 @@ def _facts(config: Config) -> Json:
         "files": _digests(where),
         "columns": [config.column, config.label, config.has_texts],
         "labels": config.labels,
-        "versions": versions("datasets", "pyarrow"),
+        "versions": versions(*_PARSERS),
         "version": _VERSION,
     }
-    return remembered("labels", made_of, lambda: _scanned(config, where).facts())
+    return made_once("labels", made_of, lambda: _scanned(config, where).facts())
 
 
 def _scanned(config: Config, where: Tables) -> Found:

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepack.core.errors import EdgepackError, RecipeError, reason
-from edgepack.core.files import file_digest, remembered
+from edgepack.core.errors import EdgepackError, RecipeError, install, reason
+from edgepack.core.files import file_digest, made_once
 from edgepack.core.frozen import Json
 from edgepack.core.provenance import versions
 from edgepack.data import hub
@@ -22,6 +22,8 @@ from edgepack.data.hub import HUB_NAME
 
 _KNOWN = "parquet, json, jsonl, csv and arrow"
 _ABOUT = "README.md"  # says which files are which split
+_SETTINGS = ".huggingface.yaml"  # may say so instead
+_VERSION = 2  # bump when the same folder would give other files
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 _ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -82,15 +84,15 @@ def _format(files: Sequence[Path]) -> str:
 def _in_folder(folder: Path, name: str | None) -> Tables:
     if any((folder / each).is_file() for each in _SAVED):
         return _saved(folder)
-    about = folder / _ABOUT
     made_of = {
         "folder": str(folder.resolve()),
         "files": sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()),
-        "about": file_digest(about) if about.is_file() else "",
+        "about": [file_digest(about) for about in (folder / _ABOUT, folder / _SETTINGS) if about.is_file()],
         "name": name,
         "versions": versions("datasets"),
+        "version": _VERSION,
     }
-    found = remembered("tables", made_of, lambda: _resolved(folder, name))
+    found = made_once("tables", made_of, lambda: _resolved(folder, name))
     parts = {split: tuple(folder / each for each in files) for split, files in found["parts"].items()}
     return Tables(root=folder, format=found["format"], parts=parts)
 
@@ -98,20 +100,58 @@ def _in_folder(folder: Path, name: str | None) -> Tables:
 def _resolved(folder: Path, name: str | None) -> Json:
     """Return the files of each split, by their names and what README.md says, as the library finds them."""
     datasets = library()
+    root = folder.resolve()
     try:
+        for file in _named(folder):  # before the library follows an address
+            _check_inside(file, folder)
         with TemporaryDirectory() as cache_dir, quiet():
-            builder = datasets.load_dataset_builder(str(folder.resolve()), name=name, cache_dir=cache_dir)
+            builder = datasets.load_dataset_builder(str(root), name=name, cache_dir=cache_dir)
             found = {str(split): [*map(str, files)] for split, files in (builder.config.data_files or {}).items()}
+    except EdgepackError:
+        raise
     except Exception as error:  # the library raises many kinds
         advice = f"known are files of {_KNOWN}, and what save_to_disk writes"
         raise RecipeError(f"no tables are found in {shown(folder)}: {reason(error)}", advice) from error
     files = {split: tuple(Path(each) for each in each_split) for split, each_split in found.items()}
     format = _format([file for each in files.values() for file in each])
-    root = folder.resolve()
-    return {
-        "format": format,
-        "parts": {split: [str(file.relative_to(root)) for file in each] for split, each in files.items()},
-    }
+    return {"format": format, "parts": {split: [*_relative(each, root)] for split, each in files.items()}}
+
+
+def _relative(files: Sequence[Path], root: Path) -> Iterator[str]:
+    for file in files:
+        name = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+        _check_inside(name, root)
+        yield name
+
+
+def _check_inside(name: str, folder: Path) -> None:
+    """Raises RecipeError for a name, or a pattern, that leads out of a folder. Links may: the hub's cache has them."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or "://" in name or "::" in name:
+        advice = "only files inside the data set's folder are read: copy it there, and give its path from there"
+        raise RecipeError(f"the data set {shown(folder)} names {name!r}, which is outside of its folder", advice)
+
+
+def _named(folder: Path) -> Iterator[str]:
+    """Yield the names, or patterns, of files and folders that a data set gives to its splits."""
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub.repocard import metadata_load
+
+    about, settings = folder / _ABOUT, folder / _SETTINGS
+    known = [metadata_load(about) or {}] if about.is_file() else []
+    known += [yaml.safe_load(settings.read_text()) or {}] if settings.is_file() else []
+    for each in known:
+        for config in each.get("configs") or ():
+            yield from _texts(config.get("data_files"))
+            yield from _texts(config.get("data_dir"))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _saved(folder: Path) -> Tables:
@@ -119,6 +159,8 @@ def _saved(folder: Path) -> Tables:
     try:
         whole = folder / _SAVED[0]
         splits = json.loads(whole.read_text())["splits"] if whole.is_file() else ["train"]
+        for split in splits:
+            _check_inside(str(split), folder)
         parts = {str(split): tuple(_listed(folder / str(split) if whole.is_file() else folder)) for split in splits}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
@@ -167,7 +209,7 @@ def library() -> Any:
     if find_spec("datasets") is None:
         raise RecipeError(
             "the data set 'huggingface' needs the package datasets, which is not installed",
-            "pip install 'edgepack[huggingface-data]'",
+            install("huggingface-data"),
         )
     import datasets
 

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -194,7 +195,7 @@ def _parsed(file: Path, format: str) -> Any:
     more = {"sep": "\t"} if file.suffix.lower() == ".tsv" else {}
     with TemporaryDirectory() as cache_dir, quiet():
         made = library().load_dataset(
-            format, data_files=str(file), split="train", cache_dir=cache_dir, keep_in_memory=True, **more
+            format, data_files=escape(str(file)), split="train", cache_dir=cache_dir, keep_in_memory=True, **more
         )
         return made.data.table.combine_chunks()
 

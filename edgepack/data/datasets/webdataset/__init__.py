@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from edgepack.core.errors import RecipeError
-from edgepack.core.files import digests, remembered
+from edgepack.core.files import digests, made_once
 from edgepack.core.frozen import Json
 from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import doubts
@@ -28,7 +28,7 @@ from edgepack.data.splits import Data
 __all__ = ["Config", "attachments", "describe", "fingerprint", "load", "notes"]
 
 KEEPS = True
-_VERSION = 1  # bump when the same files would give other samples
+_VERSION = 2  # bump when the same files would give other samples
 
 
 class Config(labelled.Settings):
@@ -111,7 +111,7 @@ def _facts(config: Config) -> Json:
         found, others = _scanned(config, parts, shas, Loading())
         return {**found.facts(), "notes": [*_notes(others)]}
 
-    return remembered("labels", made_of, make)
+    return made_once("labels", made_of, make)
 
 
 def _notes(others: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,10 +17,10 @@ from edgepack.core.errors import RecipeError
 from edgepack.data.contract import Loading
 from edgepack.data.folders import shown
 
-_VERSION = 1  # bump when the same shard would give another index
+_VERSION = 2  # bump when the same shard would give another index
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 100_000  # shards of one range
+_MOST = 100_000  # shards that a name may stand for
 # The key of a sample and the ending of a file, as the library splits names: at the first dot of the last part.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _META = re.compile(r"__[^/]*__(/|\.|$)")  # what is no sample, by the library's convention
@@ -86,9 +87,14 @@ def named(names: str) -> tuple[Path, ...]:
 
 
 def expanded(names: str) -> list[Path]:
-    """Return the paths that a name with braces stands for: {000..012} numbers, {a,b} texts."""
+    """Return the paths that a name with braces stands for: {000..012} numbers, {a,b} texts. Raises RecipeError if they
+    are too many.
+    """
     pieces = _BRACES.split(names)  # every second one stood in braces
-    return [Path("".join(each)) for each in product(*(_choices(piece, i % 2) for i, piece in enumerate(pieces)))]
+    choices = [_choices(piece, i % 2) for i, piece in enumerate(pieces)]
+    if (count := prod(map(len, choices))) > _MOST:
+        raise RecipeError(f"{names!r} names {count} shards", f"at most {_MOST} are possible")
+    return [Path("".join(each)) for each in product(*choices)]
 
 
 def _choices(piece: str, braced: int) -> list[str]:
@@ -142,10 +148,9 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
     last = ""
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while member := archive.next():
+            for member in _headers(archive):
                 yield member
                 last = member.name
-                archive.members.clear()  # type: ignore[attr-defined]  # which would hold all of them
             file.seek(archive.offset)
             end, rest = file.read(len(_END)), file.read(tarfile.RECORDSIZE)
     except tarfile.TarError as error:
@@ -158,6 +163,17 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
         raise _damaged(shard, last, "it is cut off" if _END.startswith(end) else "the next header is damaged")
     if any(rest):
         raise _damaged(shard, last, "another archive follows in the same file")
+
+
+def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    at = 0
+    while member := archive.next():
+        # A negative size leads back to an earlier header, and so for ever around (CVE-2025-8194).
+        if member.size < 0 or archive.offset <= at:
+            raise tarfile.ReadError("the next header is damaged")
+        at = archive.offset
+        yield member
+        archive.members.clear()  # type: ignore[attr-defined]  # which would hold all of them
 
 
 def _damaged(shard: Path, last: str, why: str) -> RecipeError:

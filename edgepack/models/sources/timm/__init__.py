@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from edgepack.config.document import unknown
-from edgepack.core.errors import RecipeError, StageError
+from edgepack.core.errors import RecipeError, StageError, not_installed
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.data import hub
@@ -55,7 +55,7 @@ class Config(Frozen):
     def _exists(cls, name: str) -> str:
         known = catalogue.models()
         if not known:
-            raise ValueError(catalogue.INSTALL)
+            raise ValueError(not_installed("timm", "timm"))
         model, _, tag = name.partition(".")
         if model not in known:
             raise ValueError(unknown("timm model", model, known))

@@ -5,8 +5,6 @@ from functools import cache
 
 from edgepack.core.process.libraries import source_folder
 
-INSTALL = "timm is not installed: pip install 'edgepack[timm]'"
-
 
 @cache
 def models() -> dict[str, tuple[str, ...]]:
