@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from edgepack.config import plugins
 from edgepack.core.errors import RecipeError
+from edgepack.data import splits
 from edgepack.data.datasets import digits
 from edgepack.data.datasets.digits import Config
 from edgepack.data.partition import drawn
@@ -172,7 +173,7 @@ def test_a_runner_is_given_the_whole_prepared_split_in_parts(
     most: float, parts: list[tuple[int, int]], stored: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written batch by batch, read row by row: a test split need not fit into the memory, nor on the disk."""
-    monkeypatch.setattr(evaluate, "_BATCH", 3)
+    monkeypatch.setattr(splits, "_MOST", 3)
     monkeypatch.setattr(evaluate, "CHUNK", int(most * stored.head(1)[0].nbytes))
     asked, told = [], []
 

@@ -134,16 +134,20 @@ def _check_inside(name: str, folder: Path) -> None:
 
 def _named(folder: Path) -> Iterator[str]:
     """Yield the names, or patterns, of files and folders that a data set gives to its splits."""
-    import yaml  # type: ignore[import-untyped]
     from huggingface_hub.repocard import metadata_load
+    from ruamel.yaml import YAML
 
     about, settings = folder / _ABOUT, folder / _SETTINGS
-    known = [metadata_load(about) or {}] if about.is_file() else []
-    known += [yaml.safe_load(settings.read_text()) or {}] if settings.is_file() else []
-    for each in known:
-        for config in each.get("configs") or ():
-            yield from _texts(config.get("data_files"))
-            yield from _texts(config.get("data_dir"))
+    try:
+        known = [metadata_load(about)] if about.is_file() else []
+        known += [YAML(typ="safe").load(settings)] if settings.is_file() else []
+        configs = [config for each in known if each for config in each.get("configs") or ()]
+        named = [(config.get("data_files"), config.get("data_dir")) for config in configs]
+    except Exception as error:  # whatever a file may hold that others wrote
+        raise RecipeError(f"cannot read the settings of {shown(folder)}: {reason(error)}") from error
+    for values in named:
+        for value in values:
+            yield from _texts(value)
 
 
 def _texts(value: object) -> Iterator[str]:
