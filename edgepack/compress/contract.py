@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from edgepack.compress import timm_optimizers
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.team import Team
-from edgepack.config.compute import Hardware, Precision
+from edgepack.config.compute import AskedPrecision, Hardware
 from edgepack.config.device import Quantization
 from edgepack.config.document import unknown
 from edgepack.config.plugins import DEFAULT_QUANTIZER
@@ -104,7 +104,7 @@ class Training(StageConfig):
         default=None, description='your own function that trains instead: "module:function", see README'
     )
     trainer_args: Arguments = Field(default={}, description="keyword arguments of the trainer")
-    precision: Literal["auto"] | Precision = Field(
+    precision: AskedPrecision = Field(
         default="auto",
         description="fp32, or mixed with bf16 or fp16; auto: as `compute` says, which is fp32 on a CPU. For bf16 a "
         "processor needs its instructions; measure whether it is faster",

@@ -12,6 +12,7 @@ from edgepack.core.frozen import Frozen, Json
 from edgepack.core.process.gpu import Gpu, gpus, why_none
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Compute(Frozen):
@@ -20,9 +21,9 @@ class Compute(Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where models are trained; auto: on an NVIDIA GPU if there is one"
     )
-    precision: Literal["auto"] | Precision = Field(
+    precision: AskedPrecision = Field(
         default="auto",
-        description="precision of trainings whose stage sets none; auto: bf16 or fp16 on a GPU, fp32 on the CPU",
+        description="of trainings whose stage sets none; auto: fp32 on a CPU, bf16 or fp16 on a GPU. fp16 is for GPUs",
     )
     processes: int = Field(
         default=1,
@@ -110,7 +111,7 @@ def hardware(compute: Compute) -> Hardware:
     found = () if compute.device == "cpu" else gpus()
     gpu = found[0] if found else None
     if compute.device == "cuda" and gpu is None:
-        raise DeviceError(f"compute.device is cuda, but {why_none()}", "use device: auto or cpu, or install a driver")
+        raise DeviceError(f"compute.device is cuda, but {why_none()}", "install what is missing, or use device: auto")
     if gpu and compute.processes > len(found):
         raise DeviceError(
             f"compute.processes is {compute.processes}, but there are {len(found)} GPUs: each process needs its own",

@@ -72,7 +72,7 @@ def _loop(
     per_epoch = context.data.train.count(settings.batch_size, parts)
     steps = settings.epochs * per_epoch
     if settings.epochs:
-        _check_parts(min(settings.batch_size, len(context.data.train)), hardware)
+        check_parts(min(settings.batch_size, len(context.data.train)), hardware)
     team.broadcast(module.state_dict().values())  # several GPUs may have rounded otherwise in a training before
     loss = Loss(module, context, settings, distillation, device, how)
     about = {"doing": doing, "steps": steps, "settings": settings.model_dump(mode="json")}
@@ -171,7 +171,8 @@ def _whole(pieces: Iterator[Batch], parts: Parts) -> Iterator[tuple[Batch, ...]]
     return zip(*(pieces,) * len(parts.mine), strict=True)
 
 
-def _check_parts(size: int, hardware: Hardware) -> None:
+def check_parts(size: int, hardware: Hardware) -> None:
+    """Raises StageError for a batch that the processes cannot share."""
     if size < 2 * hardware.parts:
         raise StageError(
             f"a batch of {size} cannot be cut into {hardware.parts} parts of two samples or more",

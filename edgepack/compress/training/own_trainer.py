@@ -10,10 +10,11 @@ It trains `job.module` in place. What it leaves is checked and scored; it may no
 weight that pruning set to zero. Working trainers, for Lightning and others, stand in examples/.
 """
 
+import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,11 +29,12 @@ from torch import nn
 
 from edgepack.compress.contract import Context, Training
 from edgepack.compress.training.evaluation import EpochResult, Progress, eval_mode, train_mode, validate
-from edgepack.compress.training.loss import LabelLoss
+from edgepack.compress.training.loss import LabelLoss, digest_of
 from edgepack.compress.training.numerics import to_cpu
 from edgepack.config.compute import Precision
 from edgepack.config.user_code.references import resolve
 from edgepack.core.errors import EdgepackError, StageError, listed, reason
+from edgepack.core.events import Note
 from edgepack.data.splits import Split
 from edgepack.models.structure.fx_graph import follow
 from edgepack.models.structure.surgery import keeps_zeros
@@ -93,7 +95,9 @@ class Job:
     epochs: list[Epoch] = field(default_factory=list)
 
     def loader(self, part: Literal["train", "validation"], *, drop_last: bool = False) -> Loader:
-        """Return batches of `settings.batch_size` samples."""
+        """Return batches of `settings.batch_size` samples. Raises ValueError for another split."""
+        if part not in ("train", "validation"):
+            raise ValueError(f"a trainer gets the splits train and validation, not {part!r}")
         seed = self.seed * 1_000_003 if part == "train" else None
         return Loader(getattr(self.data, part), self.settings.batch_size, seed, drop_last)
 
@@ -143,7 +147,7 @@ def fit(
     assert settings.trainer is not None
     before = _shapes(module)
     zeros = {name: layer.weight.detach() == 0 for name, layer in module.named_modules() if keeps_zeros(layer)}
-    first = validate(snapshot(module), context)
+    first, start = validate(snapshot(module), context), digest_of(module)
     with _folder(context) as folder:
         job = Job(
             module=module,
@@ -163,6 +167,8 @@ def fit(
     if teacher:
         teacher.to("cpu")
     _check(module, before, zeros, settings.trainer)
+    if digest_of(module) == start:
+        context.emit(Note(text=f"warning: {settings.trainer} changed no weight"))
     train_mode(module, False)
     last = replace(validate(snapshot(module), context), epoch=job.epochs[-1].epoch if job.epochs else settings.epochs)
     reported = {each.epoch: each for each in job.epochs}
@@ -170,6 +176,20 @@ def fit(
     epochs = (Epoch(epoch=0, score=first.score), *reported.values(), end)
     context.trainings.append(TrainingRecord(doing=doing, kept=last.epoch, epochs=epochs))
     return last
+
+
+def check_arguments(trainer: str, arguments: Mapping[str, Any]) -> None:
+    """Raises StageError if the function does not take these keyword arguments."""
+    function = resolve(trainer)
+    try:
+        inspect.signature(function).bind(None, **arguments)
+    except TypeError as error:
+        raise StageError(
+            f"{trainer} cannot be called with its trainer_args: {error}",
+            f"it takes {inspect.signature(function)}, of which the first is the job",
+        ) from error
+    except ValueError:
+        pass  # it has no signature
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Pictures from files: which endings can be read here, and each picture upright, resized and cut."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ENDINGS = (
     *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tga", ".tif", ".tiff", ".webp"),
 )
+_OBJECT = re.compile(r" <\S+ object at 0x[0-9a-f]+>")  # in Pillow's words for a picture inside of a file
 _AT_ONCE = 4096  # pictures that wait for a thread
 _CHANGED = "pictures must stay as they are while a build runs: build again"
 _HEIF = "pillow_heif"  # a package that lets Pillow read them
@@ -188,7 +190,7 @@ def _why(file: Encoded, error: Exception) -> str:
         raise error
     if isinstance(error, OSError) and error.errno:
         raise RecipeError(f"cannot read {place(file)}: {error.strerror}") from error
-    return NOT_FETCHED if _is_pointer(file) else str(error)
+    return NOT_FETCHED if _is_pointer(file) else _OBJECT.sub("", str(error))
 
 
 def _is_transparent(picture: "Image.Image") -> bool:

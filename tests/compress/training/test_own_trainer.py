@@ -13,13 +13,13 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.contract import Training
 from edgepack.compress.stages import prune, quantize
-from edgepack.compress.training import numerics
+from edgepack.compress.training import numerics, own_trainer
 from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation
 from edgepack.compress.training.own_trainer import Loader
 from edgepack.core.errors import StageError
-from edgepack.core.events import Event, StepProgress
+from edgepack.core.events import Event, Note, StepProgress
 from edgepack.workflows.build.planning.keys import trainer_facts
 
 PLAIN = """
@@ -191,6 +191,19 @@ def test_one_that_reports_nothing_is_measured_all_the_same() -> None:
     best = fit(module, here, _settings("bad_trainer:nothing", epochs=3), doing="")
     assert best.score == accuracy(module, data().validation) and best.epoch == 3
     assert [each.epoch for each in here.trainings[0].epochs] == [0, 3]
+
+
+def test_one_that_changes_nothing_is_told_of() -> None:
+    events: list[Event] = []
+    fit(candidate("residual").module, context(events=events), _settings("bad_trainer:nothing"), doing="")
+    assert "warning: bad_trainer:nothing changed no weight" in [each.text for each in events if isinstance(each, Note)]
+
+
+def test_arguments_are_checked_before_any_training() -> None:
+    own_trainer.check_arguments("plain_trainer:fit", {"rate": 0.1})
+    with pytest.raises(StageError, match="unexpected keyword argument 'rat'") as error:
+        own_trainer.check_arguments("plain_trainer:fit", {"rat": 0.1})
+    assert "(job, rate=0.01)" in error.value.hint
 
 
 def test_a_loader_has_as_many_batches_as_it_says_and_shuffles_each_pass() -> None:

@@ -6,13 +6,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy
 import torch
 from torch import nn
 
-from edgepack.config.compute import Hardware, Precision
+from edgepack.config.compute import AskedPrecision, Hardware, Precision
 from edgepack.core.errors import StageError
 from edgepack.core.provenance import BF16, cpu_features
 from edgepack.models.structure.fx_graph import device_of, move
@@ -36,9 +35,7 @@ class Numerics:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
 
-def numerics(
-    module: nn.Module, precision: Literal["auto"] | Precision = "auto", hardware: Hardware | None = None
-) -> Numerics:
+def numerics(module: nn.Module, precision: AskedPrecision = "auto", hardware: Hardware | None = None) -> Numerics:
     """Return how `module` is trained. Raises StageError where the recipe asks for what is not possible.
 
     On a CPU this depends on the model alone, so that two builds of one recipe compute the same. Figures:
@@ -56,7 +53,7 @@ def numerics(
     return Numerics(channels_last=convolutions or program, precision=chosen)
 
 
-def check_precision(precision: Literal["auto"] | Precision, hardware: Hardware) -> None:
+def check_precision(precision: AskedPrecision, hardware: Hardware) -> None:
     """Raises StageError where the hardware has no such instructions: a processor would emulate bf16, which is slow."""
     chosen = hardware.precision if precision == "auto" else precision
     if hardware.gpu is None and chosen == "fp16":

@@ -44,7 +44,7 @@ def check(work: Workspace) -> None:
 
 def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
     """Return the candidate after the structural changes of a stage."""
-    guarded(name, partial(_check_precision, stage, work.recipe.hardware), work.store.root)
+    guarded(name, partial(_check_trainings, stage, work.recipe.hardware), work.store.root)
     guarded(name, partial(_check_mixing, stage, candidate), work.store.root)
     dry_run = stage.module.dry_run
     if dry_run is None:
@@ -150,9 +150,13 @@ def _check_steady(candidate: "Candidate") -> None:
     steady.check_in_process(tried, inputs, "the model")
 
 
-def _check_precision(stage: Choice, hardware: Hardware) -> None:
+def _check_trainings(stage: Choice, hardware: Hardware) -> None:
     if trains(stage):
-        from edgepack.compress.training import numerics
+        from edgepack.compress.training import loop, numerics, own_trainer
 
         for each in stage.config.trainings:
-            numerics.check_precision(each.precision, hardware)
+            if each.trainer:
+                own_trainer.check_arguments(each.trainer, each.trainer_args)
+            else:
+                numerics.check_precision(each.precision, hardware)
+                loop.check_parts(each.batch_size, hardware)
