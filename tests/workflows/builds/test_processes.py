@@ -46,14 +46,6 @@ def _trained(store: str, processes: int) -> Entry:
     return _step("train", store, processes)
 
 
-def test_two_processes_train_as_well_as_one_and_the_same_weights_again() -> None:
-    one, two, again = _trained("one", 1), _trained("two", 2), _trained("again", 2)
-    assert two.files == again.files and two.files != one.files
-    assert two.ingredients["training"] == {"processes": 2}
-    # Of 359 samples; benchmarks/training.md has the figures of a longer training.
-    assert two.outcome["accuracy"] > one.outcome["accuracy"] - 0.05
-
-
 def _pictures() -> None:
     random = numpy.random.default_rng(0)
     for number in range(60):
@@ -99,22 +91,27 @@ def test_a_teacher_serves_several_stages_whose_processes_read_with_others() -> N
     assert [stage.accuracy for stage in built.ledger[1:]] == [1.0, 1.0, 1.0]
 
 
-def test_processes_go_on_together_where_a_build_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the checkpoint of the first one, to the same weights."""
+def test_two_processes_train_as_well_as_one_and_go_on_together_where_they_were_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the checkpoint of the first one, to the same weights as if they had not been stopped."""
     monkeypatch.setattr(checkpoints, "_SHARE", float("inf"))  # of these short epochs each is saved
     notes: list[str] = []
 
     def stop(event: Event) -> None:
-        notes.extend([event.text] if isinstance(event, Note) else [])
         if isinstance(event, StepProgress) and event.doing == "training on the labels" and event.done > 20:
             raise KeyboardInterrupt
 
+    one, two = _trained("one", 1), _trained("two", 2)
+    assert two.files != one.files and two.ingredients["training"] == {"processes": 2}
+    # Of 359 samples; benchmarks/training.md has the figures of a longer training.
+    assert two.outcome["accuracy"] > one.outcome["accuracy"] - 0.05
     _step("model", "stopped", 2)
     with pytest.raises(KeyboardInterrupt):
         _step("train", "stopped", 2, stop)
-    found = _step("train", "stopped", 2, lambda event: notes.extend([event.text] if isinstance(event, Note) else []))
+    again = _step("train", "stopped", 2, lambda event: notes.extend([event.text] if isinstance(event, Note) else []))
     assert any("goes on after step" in note for note in notes)
-    assert found.files == _trained("undisturbed", 2).files
+    assert again.files == two.files
 
 
 def test_a_process_that_is_killed_ends_the_stage_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
