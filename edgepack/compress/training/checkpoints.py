@@ -64,6 +64,8 @@ class Checkpoint:
     emit: Emit
     writes: bool = True
     took: float = 0.0  # seconds, to save it the last time
+    spent: float = 0.0  # seconds, to save it until now
+    begun: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)  # when
 
     def load(self) -> "tuple[dict[str, Tensor], Json] | None":
@@ -89,7 +91,8 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Return whether to save at the end of an epoch: unless that would take too much of the time."""
-        return self.file is not None and self.writes and self.took <= _SHARE * (time.monotonic() - self.saved)
+        share = _SHARE * (time.monotonic() - self.begun)  # of all the time: one that took long is made up for
+        return self.file is not None and self.writes and (self.spent + self.took <= share or not self.spent)
 
     def overdue(self) -> bool:
         """Return whether to save within an epoch, since it takes long."""
@@ -117,6 +120,7 @@ class Checkpoint:
             self.file = None
         self.saved = time.monotonic()
         self.took = self.saved - started
+        self.spent += self.took
 
 
 def _apart(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

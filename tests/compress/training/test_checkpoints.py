@@ -198,15 +198,19 @@ def test_saving_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch)
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     checkpoint = Checkpoints(folder=Path("unfinished")).next(dict)
-    checkpoint.saved = 100.0
+    checkpoint.begun = checkpoint.saved = 100.0
     assert checkpoint.due() and not checkpoint.overdue()  # nothing is known yet
-    checkpoint.took = 3.0
-    now = 199.0
+    checkpoint.took = checkpoint.spent = 3.0
+    now = 299.0
     assert not checkpoint.due()
-    now = 200.5
+    now = 301.0
     assert checkpoint.due() and not checkpoint.overdue()
     now = 401.0
     assert checkpoint.overdue()
+    checkpoint.took, checkpoint.spent, checkpoint.saved = 3.0, 6.0, now
+    now = 1001.0
+    checkpoint.took, checkpoint.spent = 9.0, 15.0  # one that took long, after epochs that took less than they may
+    assert checkpoint.due()
 
 
 def test_progress_goes_on_from_where_it_was() -> None:
