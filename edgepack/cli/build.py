@@ -19,7 +19,7 @@ from edgepack.cli.options import (
     store_option,
 )
 from edgepack.cli.streams import Screen, annotate, tell
-from edgepack.core.errors import EdgepackError, RecipeError, most_decisive
+from edgepack.core.errors import EdgepackError, most_decisive
 from edgepack.core.process import interrupts
 
 if TYPE_CHECKING:
@@ -162,26 +162,22 @@ def plan(recipes: tuple[str, ...], device: str | None, overrides: tuple[str, ...
 
 
 @cli.command()
-@click.argument("recipe")
+@click.argument("build")
 @dist_option
 @click.option(
     "--size", is_flag=True, help="Show instead what the files hold: layers, types, operators, delegation, arena."
 )
-def explain(recipe: str, dist: str, size: bool) -> None:
+def explain(build: str, dist: str, size: bool) -> None:
     """Show what each stage of the last build cost and gained.
 
-    With notes on what each stage did to which layer.
+    With notes on what each stage did to which layer. BUILD is a recipe that was built, or the folder of a build.
     """
     from edgepack.cli.views import file_contents
     from edgepack.cli.views.verdicts import ledger, show
-    from edgepack.config.recipe_reading import load_recipe
-    from edgepack.records.build import Build
+    from edgepack.records.build import Build, find_build
 
-    try:
-        name = load_recipe(recipe).name
-    except RecipeError:  # the recipe may be deleted or changed since; the build itself is still there
-        name = Path(recipe).stem
-    result = Build.read(Path(dist) / name / "build.json")
+    file = find_build(build, Path(dist))
+    result = Build.read(file)
     if size:
         file_contents.show(result, sys.stdout)
         return
@@ -189,4 +185,4 @@ def explain(recipe: str, dist: str, size: bool) -> None:
     if result.error:
         click.echo(f"the build did not finish: {result.error}")
     else:
-        show(result, sys.stdout, str(Path(dist) / name))
+        show(result, sys.stdout, str(file.parent))

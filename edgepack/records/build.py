@@ -156,7 +156,8 @@ def find_build(named: str, dist: Path) -> Path:
     built = dist / _recipe_name(path) / "build.json"
     if path.is_file() and path.suffix not in (".yaml", ".yml") and not (named == path.stem and built.is_file()):
         return path
-    found = next((choice for choice in (path / "build.json", built) if choice.is_file()), None)
+    by_name = [built] if path.name == named or path.suffix in (".yaml", ".yml") else []  # a path is no name
+    found = next((choice for choice in (path / "build.json", *by_name) if choice.is_file()), None)
     if found is None:
         known = ", ".join(sorted(each.parent.name for each in dist.glob("*/build.json"))) or "none"
         hint = f"name a build.json, its folder, or a recipe that was built (in {dist}: {known})"

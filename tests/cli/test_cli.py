@@ -357,6 +357,16 @@ def test_options_can_come_from_the_environment(own_place: Path, monkeypatch: pyt
     assert edgepack("cache", "ls").out.endswith(f"in {own_place / 'elsewhere'}\n")
 
 
+def test_explain_takes_a_folder_and_no_other_build_of_its_name(own_place: Path) -> None:
+    saved = build()
+    for folder in ("dist", "elsewhere"):
+        Path(folder, "tiny").mkdir(parents=True, exist_ok=True)
+        saved.save(Path(folder, "tiny", "build.json"))
+    assert edgepack("explain", "elsewhere/tiny").code == edgepack("explain", "tiny").code == 0
+    ran = edgepack("explain", "nowhere/tiny")
+    assert ran.code == ExitCode.USAGE and "there is no build 'nowhere/tiny'" in ran.err
+
+
 def test_explain_finds_a_recipe_whose_name_is_not_that_of_its_file(own_place: Path) -> None:
     path = recipe_file("file", name="product")
     (own_place / "dist" / "product").mkdir(parents=True)
