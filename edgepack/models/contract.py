@@ -4,7 +4,15 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from edgepack.config.plugins import Choice, choose
 from edgepack.core.frozen import Frozen
@@ -46,6 +54,20 @@ def readable(checkpoint: str) -> str:
 
 
 Checkpoint = Annotated[str, AfterValidator(readable)]
+
+
+def _instead_of_weights(checkpoint: object, info: ValidationInfo) -> object:
+    if checkpoint is not None and info.data.get("weights") is not None:
+        raise ValueError("weights and checkpoint exclude each other: remove one of them")
+    return checkpoint
+
+
+OwnCheckpoint = Annotated[
+    Checkpoint | None,
+    BeforeValidator(_instead_of_weights),
+    Field(description="file with weights of exactly this model: .safetensors, .pth"),
+]
+InChannels = Annotated[int | None, Field(ge=1, description="number of input channels; default: that of the data")]
 
 
 def _of_checkpoint(key: str | None, info: ValidationInfo) -> str | None:

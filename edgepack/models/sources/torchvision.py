@@ -17,7 +17,7 @@ from edgepack.config.document import unknown
 from edgepack.core.errors import DeviceError, StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
-from edgepack.models.contract import Checkpoint, CheckpointKey, Width
+from edgepack.models.contract import CheckpointKey, InChannels, OwnCheckpoint, Width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,15 +34,11 @@ _HEADLESS = "IMAGENET1K_FEATURES"  # weights without a classifier: for feature e
 class Config(Frozen):
     torchvision: str = Field(description="name of the model in torchvision, for example resnet18")
     width: Width = 1.0
-    in_channels: int | None = Field(
-        default=None, ge=1, description="number of input channels; default: that of the data"
-    )
+    in_channels: InChannels = None
     weights: str | None = Field(
         default=None, description="pretrained ImageNet weights, for example DEFAULT; downloaded once"
     )
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
+    checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
 
     @field_validator("torchvision")
@@ -59,13 +55,6 @@ class Config(Frozen):
         if weights is not None and model and weights not in _published()[model]:
             raise ValueError(unknown(f"weights of {model}", weights, _published()[model]))
         return weights
-
-    @field_validator("checkpoint", mode="before")
-    @classmethod
-    def _one_start(cls, checkpoint: object, info: ValidationInfo) -> object:
-        if checkpoint is not None and info.data.get("weights") is not None:
-            raise ValueError("weights and checkpoint exclude each other: remove one of them")
-        return checkpoint
 
 
 def trained(config: Config, signature: Signature) -> bool:

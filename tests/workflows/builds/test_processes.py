@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -131,3 +133,16 @@ def test_a_process_that_is_killed_ends_the_stage_with_the_reason(monkeypatch: py
     with pytest.raises(DeviceError, match=r"a process that trains failed: it ended with code -9") as error:
         _step("train", "killed", 2, kill)
     assert "compute.processes=1" in error.value.hint
+
+
+def test_connections_are_broken_where_the_end_of_a_process_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with NCCL, which waits on: the process that failed is a stand-in, and what breaks connections only says so."""
+    broken = threading.Event()
+    monkeypatch.setattr(followers, "_GLANCE", 0.0)
+    monkeypatch.setattr(followers, "_GRACE", 0.0)
+    monkeypatch.setattr("torch.distributed.distributed_c10d._abort_process_group", broken.set)
+    for code, expected in ((1, True), (None, False), (0, False)):
+        broken.clear()
+        other: Any = SimpleNamespace(process=SimpleNamespace(poll=lambda code=code: code))
+        with followers._watched([other]):
+            assert broken.wait(60 if expected else 0.2) is expected

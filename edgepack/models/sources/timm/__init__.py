@@ -15,7 +15,7 @@ from edgepack.core.errors import RecipeError, StageError, not_installed
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.data import hub
-from edgepack.models.contract import Checkpoint, CheckpointKey, Width, readable
+from edgepack.models.contract import CheckpointKey, InChannels, OwnCheckpoint, Width, readable
 from edgepack.models.sources.timm import catalogue, weights_files
 from edgepack.models.sources.timm.weights_files import TAGGED
 
@@ -28,18 +28,14 @@ LIBRARIES = ("timm", "torchvision", "torch-pruning")
 class Config(Frozen):
     timm: str = Field(description="name of the model in timm, also with a tag of weights: efficientnet_lite0.ra_in1k")
     width: Width = 1.0
-    in_channels: int | None = Field(
-        default=None, ge=1, description="number of input channels; default: that of the data"
-    )
+    in_channels: InChannels = None
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub; default: the newest")
     weights: str | None = Field(
         default=None,
         description="pretrained weights: hub (those of the tag; the default with a tag), owner/name on the hub, a "
         "folder, a file, or package:file for one in an installed package; null: none",
     )
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
+    checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
 
     @model_validator(mode="before")
@@ -79,13 +75,6 @@ class Config(Frozen):
         except RecipeError as error:
             raise ValueError(f"{error.message}: {error.hint}" if error.hint else error.message) from None
         return weights
-
-    @field_validator("checkpoint", mode="before")
-    @classmethod
-    def _one_start(cls, checkpoint: object, info: ValidationInfo) -> object:
-        if checkpoint is not None and info.data.get("weights") is not None:
-            raise ValueError("weights and checkpoint exclude each other: remove one of them")
-        return checkpoint
 
 
 def trained(config: Config, signature: Signature) -> bool:

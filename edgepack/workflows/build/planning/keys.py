@@ -71,6 +71,11 @@ def trains(stage: Choice) -> bool:
     return any(each.epochs for each in stage.config.trainings)
 
 
+def trains_itself(stage: Choice) -> bool:
+    """Return whether a user's own trainer works in the stage: it sets up processes and the like by itself."""
+    return any(each.trainer for each in stage.config.trainings)
+
+
 def trainer_facts(trainers: Iterable[str]) -> dict[str, Any]:
     """Return the code of a user's own trainers, and the versions of packages that it imports."""
     named = sorted({*trainers})

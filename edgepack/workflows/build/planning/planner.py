@@ -41,6 +41,7 @@ from edgepack.workflows.build.planning.keys import (
     task_facts,
     trainer_facts,
     trains,
+    trains_itself,
 )
 from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import Plan, Step, StepId
@@ -323,7 +324,7 @@ class Planner:
     def _trained_on(self, stage: Choice) -> Json:
         """Return how the hardware trains, as far as it is not the default; the model's key has the hardware itself."""
         how = self.recipe.hardware.of_training() if trains(stage) else {}
-        if any(each.trainer for each in stage.config.trainings):  # it starts its processes itself, and so on
+        if trains_itself(stage):
             how = {name: value for name, value in how.items() if name == "precision"}
         return {"training": how} if how else {}
 

@@ -29,7 +29,7 @@ from edgepack.core.events import StepProgress
 from edgepack.core.files import digest
 from edgepack.core.frozen import Json
 from edgepack.measure.processes import leash, pools
-from edgepack.workflows.build.planning.keys import data_fingerprint, trains
+from edgepack.workflows.build.planning.keys import data_fingerprint, trains, trains_itself
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.workspace import Workspace
 
@@ -46,11 +46,10 @@ _ENDING = 60.0  # seconds
 
 
 def size_of(work: Workspace, step: Step) -> int:
-    """Return how many processes train together in this step. A user's own trainer starts its processes itself."""
-    if step.choice is work.recipe.model or not trains(step.plugin):
+    """Return how many processes train together in this step."""
+    if step.choice is work.recipe.model or not trains(step.plugin) or trains_itself(step.plugin):
         return 1
-    own = any(each.trainer for each in step.plugin.config.trainings)
-    return 1 if own else work.recipe.hardware.processes
+    return work.recipe.hardware.processes
 
 
 @contextmanager
@@ -90,7 +89,7 @@ def joined(place: str, team: Team, *, on_gpu: bool) -> Iterator[Team]:
     import torch
     from torch.distributed import distributed_c10d
 
-    for library in ("GLOO", "NCCL"):  # no other computer takes part, and none may listen
+    for library in ("GLOO", "NCCL"):  # no other computer takes part, so none is listened to
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     if on_gpu:
         torch.cuda.set_device(team.rank)
