@@ -39,7 +39,7 @@ def _files(folder: Path) -> dict[str, Path]:
     teacher = Candidate.start(model, data.module.describe(data.config))
     context = Context(
         data=data.module.load(data.config).for_stages(),
-        task=load("tasks", "text_classification"),
+        task=load("tasks", "text_classification").task(None, teacher.signature),
         quantization=Quantization(),
         seed=0,
         teacher=None,

@@ -96,7 +96,7 @@ class Lab:
         started = time.monotonic()
         context = Context(
             data=self.data.for_stages(),
-            task=plugins.load("tasks", "image_classification"),
+            task=plugins.load("tasks", "image_classification").task(None, self.signature),
             quantization=Quantization(sparsity=("unstructured",)),
             seed=seed,
             teacher=teacher,
@@ -142,7 +142,7 @@ class Lab:
             )
 
     def _accuracy(self, file: Path, folder: Path) -> float:
-        logits = evaluate.outputs(_run, file=file, runtime="onnxruntime", split=self.data.test, folder=folder)
+        (logits,) = evaluate.outputs(_run, file=file, runtime="onnxruntime", split=self.data.test, folder=folder)
         return 100 * float((logits.argmax(axis=1) == self.data.test.targets.numpy()).mean())
 
 

@@ -40,6 +40,7 @@ from edgepack.core.files import file_digest
 from edgepack.core.runtimes import RUNTIMES, runtime_of
 from edgepack.core.signature import Signature
 from edgepack.core.units import DURATION, SIZE
+from edgepack.data.contract import Task
 from edgepack.data.splits import Data, Split
 from edgepack.measure import evaluate, processes
 from edgepack.measure.timing.protocol import TimingProtocol
@@ -224,7 +225,7 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
         beyond = f"{SIZE.format(size - stored)} beyond {SIZE.format(stored)}"
         outcome = _verdict(size <= 1.02 * stored + 60e3)
         yield f"{_runtime(name)}: file at most 1.02x its tensors and 60 kB", beyond, outcome
-    agreed = evaluate.parity(load("tasks", made.contender.task), *(made.answers[name] for name in made.of_ours()))
+    agreed = evaluate.parity(_task(made.contender), *(made.answers[name] for name in made.of_ours()))
     found = f"{agreed.agreement:.2%}, cosine {agreed.cosine:.5f}, {agreed.largest_difference:.3g} apart"
     yield "both files agree on at least 99.5 % of test samples", found, _verdict(agreed.agreement >= 0.995)
 
@@ -280,11 +281,16 @@ def _page(sections: list[list[str]]) -> str:
     )
 
 
+def _task(contender: Contender) -> Task:
+    made: Task = load("tasks", contender.task).task(None, _data(contender.text)[0])
+    return made
+
+
 def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]:
     signature, data = _data(contender.text)
     context = Context(
         data=data.for_stages(),
-        task=load("tasks", contender.task),
+        task=_task(contender),
         quantization=Quantization(),
         seed=0,
         teacher=None,
@@ -297,8 +303,7 @@ def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]
     print(f"exporting {contender.name}", file=sys.stderr, flush=True)
     files, stored = _files(contender, teacher, folder, context)
     answers = _answers(files, data.test, folder)
-    task = load("tasks", contender.task)
-    right = {name: task.decide(each) == data.test.targets.numpy() for name, each in answers.items()}
+    right = {name: each[0].argmax(axis=1) == data.test.targets.numpy() for name, each in answers.items()}
     return _section(Made(contender, files, stored, _timed(files), answers, right))
 
 

@@ -84,7 +84,7 @@ def _agreement(build: Build, artifact: str) -> str:
 
 def _about(recipe: str, run: Run) -> str:
     stages = ", ".join(
-        f"{record.stage} {SHARE.format(record.accuracy)}" + (f" in {record.seconds:.0f} s" if run.whole else "")
+        f"{record.stage} {SHARE.format(record.score)}" + (f" in {record.seconds:.0f} s" if run.whole else "")
         for record in run.build.ledger[1:]
     )
     cost = f"{run.seconds / 60:.1f} minutes from an empty store, {SIZE.format(run.peak)} at the peak"

@@ -234,8 +234,8 @@ def _random(count: int) -> TrainingData:
 
 
 def _context(data: TrainingData) -> Context:
-    task, emit = plugins.load("tasks", "image_classification"), lambda event: None
-    return Context(data=data, task=task, quantization=Quantization(), seed=0, teacher=None, emit=emit)
+    task = plugins.load("tasks", "image_classification").task(None, _signature(32))
+    return Context(data=data, task=task, quantization=Quantization(), seed=0, teacher=None, emit=lambda event: None)
 
 
 @taps.used_only()

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgepack.config import scores
 from edgepack.config.budgets import LAST, OPTIONS, RELATIVE, Budget, Waiver
 from edgepack.config.document import Document, KeyPath, unknown
-from edgepack.core.metrics import METRICS, quantity_of
+from edgepack.config.plugins import Choice
+from edgepack.core.metrics import METRICS, OF_EVERY_FILE, quantity_of
 from edgepack.core.units import SHARE
 
 
@@ -50,27 +52,34 @@ class _Scope:
     """Settings that apply to every limit inside a mapping."""
 
     formats: tuple[str, ...]
+    metrics: frozenset[str]
     against: str = ""
     runtime: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def bounds(self, metric: str) -> tuple[str, ...]:
-        return METRICS[metric].bounds_of(bool(self.against)) if metric in METRICS else ()
+        return METRICS[metric].bounds_of(bool(self.against)) if metric in self.metrics else ()
 
     def within(self, **changes: Any) -> "_Scope":
         return _Scope(**{**vars(self), **changes})
 
 
 def read_budgets(
-    document: Document, value: object, formats: Sequence[str] = (), recorded: str = LAST
+    document: Document,
+    value: object,
+    formats: Sequence[str] = (),
+    task: Choice | None = None,
+    recorded: str = LAST,
 ) -> tuple[Budget, ...]:
     """Return the budgets of a recipe that exports `formats`; every mistake is noted in the document.
+
+    Without a task, because it is unknown, the metrics of any are allowed.
 
     The `recorded` baseline need not exist as a file: its values are already known.
     """
     if not isinstance(value, dict):
         return ()
-    scope = _Scope(formats=tuple(formats))
+    scope = _Scope(formats=tuple(formats), metrics=scores.allowed(task))
     absolute = {key: item for key, item in value.items() if key != RELATIVE}
     entries = [*_flatten(document, absolute, ("budgets",), "", scope)]
     if RELATIVE in value:
@@ -103,24 +112,24 @@ def _flatten(
     document: Document, budgets: Mapping[str, Any], path: KeyPath, prefix: str, scope: _Scope
 ) -> Iterator[_Entry]:
     """Yield limits: `latency.p50: 2 ms`, `latency: {p50: 2 ms}`, `accuracy: {min: 95 %}`, `size: {onnx: 1 MB}`."""
-    if prefix in METRICS:
+    if prefix in scope.metrics:
         scope = scope.within(options=_options(document, budgets, path, scope))
-    _check_limits(document, budgets, path, {*OPTIONS} if prefix in METRICS else set())
+    _check_limits(document, budgets, path, {*OPTIONS} if prefix in scope.metrics else set())
     for key, value in budgets.items():
         name, here = f"{prefix}.{key}" if prefix else key, (*path, key)
         metric, _, bound = name.rpartition(".")
-        if prefix in METRICS and key in OPTIONS:
+        if prefix in scope.metrics and key in OPTIONS:
             continue
-        if prefix in METRICS and key in scope.formats and not scope.runtime:
+        if prefix in scope.metrics and key in scope.formats and not scope.runtime:
             inner = value if isinstance(value, dict) else {scope.bounds(prefix)[0]: value}
             yield from _flatten(document, inner, here, prefix, scope.within(runtime=key))
         elif key in scope.bounds(prefix):
             yield _bounded(document, value, here, prefix, key, scope)
-        elif name not in METRICS and bound in scope.bounds(metric):
+        elif name not in scope.metrics and bound in scope.bounds(metric):
             yield _bounded(document, value, here, metric, bound, scope)
-        elif isinstance(value, dict) and _begins_a_metric(name) and not scope.runtime:
+        elif isinstance(value, dict) and _begins_a_metric(name, scope) and not scope.runtime:
             yield from _flatten(document, value, here, name, scope)
-        elif prefix in METRICS and (name not in METRICS or scope.runtime):
+        elif prefix in scope.metrics and (name not in scope.metrics or scope.runtime):
             yield _Entry(path=here, metric=prefix, bound=key, limit=value, scope=scope)
         else:
             default = (scope.bounds(name) or ("",))[0]
@@ -173,17 +182,20 @@ def _checked(document: Document, entry: _Entry) -> Budget | None:
     )
 
 
-def _begins_a_metric(name: str) -> bool:
-    return any(metric == name or metric.startswith(f"{name}.") for metric in METRICS)
+def _begins_a_metric(name: str, scope: _Scope) -> bool:
+    return any(metric == name or metric.startswith(f"{name}.") for metric in scope.metrics)
 
 
 def _mistake(entry: _Entry) -> str:
     metric, bound, scope = entry.metric, entry.bound, entry.scope
-    if metric not in METRICS:
-        known = (*METRICS, *(() if scope.against else (RELATIVE,)))
+    if metric not in scope.metrics:
+        if tasks := scores.known().get(metric):
+            own = ", ".join(each for each in METRICS if each in scope.metrics - OF_EVERY_FILE)
+            return f"{metric} is a metric of {' and '.join(tasks)}; this recipe's task has {own}"
+        known = (*(each for each in METRICS if each in scope.metrics), *(() if scope.against else (RELATIVE,)))
         return unknown("budget", metric, known).replace("unknown budget", "nothing measures a budget")
     if bound not in scope.bounds(metric):
-        inner = [name.removeprefix(f"{metric}.") for name in METRICS if name.startswith(f"{metric}.")]
+        inner = [name.removeprefix(f"{metric}.") for name in scope.metrics if name.startswith(f"{metric}.")]
         outside = () if scope.runtime else (*inner, *scope.formats)
         return unknown("key", bound, [*scope.bounds(metric), *OPTIONS, *outside])
     if message := _unmeasured(metric, scope):

@@ -75,9 +75,9 @@ def binding(budgets: "Iterable[Budget]", metrics: Iterable[str]) -> "tuple[Budge
     return tuple(each for each in budgets if each.metric in wanted and each.level == "error" and not each.against)
 
 
-def strictest(budgets: "Iterable[Budget]", metric: str, bound: str) -> float | None:
+def strictest(budgets: "Iterable[Budget]", metric: str, *bounds: str) -> float | None:
     """Return the smallest of these limits, or None if there is none."""
-    return min((each.limit for each in binding(budgets, [metric]) if each.bound == bound), default=None)
+    return min((each.limit for each in binding(budgets, [metric]) if each.bound in bounds), default=None)
 
 
 def _day(value: object) -> date:

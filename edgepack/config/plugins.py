@@ -41,7 +41,7 @@ FOLDERS = {
 KINDS = tuple(FOLDERS)
 # Class in the contract.py of each kind; the nearest contract.py above its folder counts.
 _CONTRACTS = {
-    "tasks": "Task",
+    "tasks": "TaskPlugin",
     "models": "ModelSource",
     "datasets": "Dataset",
     "stages": "Stage",

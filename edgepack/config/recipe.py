@@ -44,7 +44,7 @@ class RecipeFile(Frozen):
     version: str | None = Field(default=None, description="version of the model, written to the bundle")
     licence: str | None = Field(default=None, description="licence of the model, an SPDX expression: Apache-2.0")
     licence_file: str | None = Field(default=None, description="file with the licence text, copied to the bundle")
-    task: str
+    task: Any
     model: Any
     data: Any
     device: str
@@ -63,7 +63,7 @@ class Recipe:
 
     name: str
     file: Path
-    task: str
+    task: Choice
     model: Choice
     data: Choice
     device: str
@@ -94,7 +94,7 @@ class Recipe:
             "edgepack": 1,
             "name": self.name,
             **{key: value for key, value in facts.items() if value is not None},
-            "task": self.task,
+            "task": {self.task.name: settings} if (settings := self.task.plain()) else self.task.name,
             "model": self.model.plain(),
             "data": {self.data.name: self.data.plain(), **self.cuts.model_dump(mode="json", exclude_none=True)},
             "device": self.device,

@@ -86,7 +86,7 @@ class _Checker:
     file: Path
 
     def recipe(self, data: dict[str, Any]) -> Recipe | None:
-        task = self._task(data.get("task"))
+        task = self._choice("tasks", data["task"], ("task",)) if "task" in data else None
         model = self._choice("models", data["model"], ("model",)) if "model" in data else None
         named, cuts = self._uncut(data.get("data"))
         source = self._choice("datasets", named, ("data",)) if "data" in data else None
@@ -94,11 +94,13 @@ class _Checker:
         exporters = self._choices("exporters", data.get("export"), "export")
         trackers = self._choices("trackers", data.get("trackers"), "trackers")
         formats = tuple(exporter.name for exporter in exporters if exporter)
-        budgets = read_budgets(self.document, data.get("budgets"), formats)
+        budgets = read_budgets(self.document, data.get("budgets"), formats, task)
         waivers = read_waivers(self.document, data.get("waivers"), budgets, formats)
         self._measurable(budgets, exporters)
         self._order(data.get("stages"))
         signature = self._signature(source) if source is not None else None
+        if task is not None and signature is not None:
+            signature = self._of_task(task, signature)
         if isinstance(data.get("stages", ()), tuple):
             self._trained(model, stages, signature)
         self._exports(data.get("export"), exporters)
@@ -108,8 +110,6 @@ class _Checker:
         self._version(data.get("version"))
         licence = self._licence(data.get("licence"))
         self._licence_file(data.get("licence_file"))
-        if task is not None and signature is not None:
-            self._of_task(task, signature)
         if cuts is not None and signature is not None:
             self._cut(cuts, signature)
         if model is not None and signature is not None:
@@ -163,14 +163,6 @@ class _Checker:
     def _licence_file(self, value: object) -> None:
         if isinstance(value, str) and not Path(value).is_file():
             self.document.problem(("licence_file",), f"there is no file {value!r}")
-
-    def _task(self, value: object) -> str | None:
-        if not isinstance(value, str):
-            return None  # RecipeFile reports this
-        if value not in plugins.names("tasks"):
-            self.document.problem(("task",), unknown("task", value, plugins.names("tasks")))
-            return None
-        return value
 
     def _choice(self, kind: str, value: object, path: KeyPath) -> Choice | None:
         try:
@@ -277,9 +269,13 @@ class _Checker:
             return None
         return found
 
-    def _of_task(self, task: str, signature: "Signature") -> None:
-        if message := plugins.load("tasks", task).incompatibility(signature):
+    def _of_task(self, task: Choice, signature: "Signature") -> "Signature":
+        """Return the signature with the task's outputs, after noting why it does not fit, if so."""
+        if message := task.module.incompatibility(task.config, signature):
             self.document.problem(("task",), message)
+            return signature
+        found: Signature = task.module.task(task.config, signature).signature
+        return found
 
     def _fit(self, signature: "Signature", model: Choice, stages: Sequence[Choice | None]) -> None:
         """Note each model that cannot take the data, as far as this is known without torch."""

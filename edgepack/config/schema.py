@@ -67,7 +67,7 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 def recipe() -> dict[str, Any]:
     schema = RecipeFile.model_json_schema()
     properties = schema["properties"]
-    properties["task"] = {"enum": list(plugins.names("tasks"))}
+    properties["task"] = _one_of("tasks")
     properties["model"] = {"anyOf": [_config("models", name) for name in plugins.names("models")]}
     properties["data"] = _one_of("datasets", _inlined(Cuts.model_json_schema())["properties"])
     properties["stages"] = {"type": "array", "items": _one_of("stages")}

@@ -39,6 +39,7 @@ class StepProgress(Event):
     loss: float | None = None
     learning_rate: float | None = None
     score: float | None = None
+    metric: str = ""  # of the score
     samples_per_second: float | None = None
 
 

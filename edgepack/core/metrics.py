@@ -1,5 +1,10 @@
-"""Define the metrics of an artifact: unit and better direction."""
+"""Define the metrics of an artifact: unit and better direction.
 
+METRICS holds those of every file and those of the tasks that edgepack ships. A user's own task brings its own: `define`
+adds them.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +15,8 @@ Evidence = Literal["measured", "emulated", "estimated"]
 
 Level = Literal["error", "warn", "info"]
 FROM_BELOW = ("min", "retain", "max_decrease")  # bounds that a value must not fall below
-AGAINST_TEACHER = ("max_drop", "retain")
+AGAINST_TEACHER = ("max_drop", "retain", "max_rise")
+_HIGHER, _LOWER = ("min", "max_drop", "retain"), ("max", "max_rise")  # bounds of a score, by its better direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,11 @@ class Metric:
     within: Literal["device", "data", ""] = ""
     formats: tuple[str, ...] = ()  # formats that have this metric; default: all
 
+    @property
+    def higher(self) -> bool:
+        """Return whether higher values are better."""
+        return self.bounds[0] == "min"
+
     def bounds_of(self, relative: bool) -> tuple[str, ...]:
         return (("max_decrease" if self.bounds[0] == "min" else "max_increase"),) if relative else self.bounds
 
@@ -39,6 +50,19 @@ def _agreement(meaning: str, quantity: Quantity = SHARE, bound: str = "min") -> 
     return Metric(quantity=quantity, bounds=(bound,), meaning=meaning, within="data")
 
 
+def score(meaning: str, quantity: Quantity = SHARE, *, higher: bool = True) -> Metric:
+    """Return a metric of a task: how good a file's outputs are on the test split."""
+    return Metric(quantity=quantity, bounds=_HIGHER if higher else _LOWER, meaning=meaning, within="data")
+
+
+_OF_TASKS = {
+    "accuracy": score("fraction of test samples classified correctly"),
+    "accuracy.top5": score("fraction of test samples whose label is among the five most likely"),
+    "f1": score("harmonic mean of precision and recall, over all labels of all test samples"),
+    "accuracy.labels": score("fraction of labels of test samples that are rightly given or not"),
+    "rmse": score("root of the mean squared error on the test samples", NUMBER, higher=False),
+    "mae": score("mean absolute error on the test samples", NUMBER, higher=False),
+}
 METRICS: dict[str, Metric] = {
     "size": Metric(quantity=SIZE, meaning="bytes of the exported file"),
     "size.deploy": Metric(quantity=SIZE, meaning="bytes of the file and everything else an app ships"),
@@ -59,20 +83,27 @@ METRICS: dict[str, Metric] = {
         meaning="memory planned for activations of operators that are not delegated",
         formats=("executorch",),
     ),
-    "accuracy": Metric(
-        quantity=SHARE,
-        bounds=("min", "max_drop", "retain"),
-        meaning="fraction of test samples classified correctly",
-        within="data",
-    ),
-    "parity": _agreement("fraction of test samples with the same decision as torch"),
+    **_OF_TASKS,
+    "parity": _agreement("agreement with torch on the test samples, as the task defines it"),
     "parity.difference": _agreement("largest difference of an output from torch", NUMBER, "max"),
     "parity.cosine": _agreement("cosine similarity of all outputs and those of torch", NUMBER),
-    "parity.runtimes": _agreement("fraction of test samples with the same decision as the first file"),
+    "parity.runtimes": _agreement("agreement with the first file on the test samples"),
     "delegation": Metric(
         quantity=SHARE, bounds=("min",), meaning="fraction of operators that a backend runs", formats=("executorch",)
     ),
 }
+OF_EVERY_FILE = frozenset(METRICS) - frozenset(_OF_TASKS)  # whatever its task is
+
+
+def define(metrics: Mapping[str, Metric]) -> None:
+    """Add the metrics of a user's own task."""
+    for name, metric in metrics.items():
+        METRICS.setdefault(name, metric)
+
+
+def named(*names: str) -> Mapping[str, Metric]:
+    """Return metrics by name, for a task."""
+    return {name: METRICS[name] for name in names}
 
 
 def quantity_of(metric: str, bound: str) -> Quantity:

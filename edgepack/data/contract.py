@@ -1,8 +1,8 @@
 """Define what a data set and a task must and may provide, and what a data set may use while it loads."""
 
 import tempfile
-from abc import abstractmethod
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
-from edgepack.core.signature import Signature
+from edgepack.core.metrics import Metric
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.units import SHARE
 from edgepack.data.splits import Data
 
 if TYPE_CHECKING:
+    import numpy
     from torch import Tensor
 
+    Array = numpy.typing.NDArray[Any]
+    Arrays = tuple[Array, ...]
 
 Fill = Callable[[Path], None]
 
@@ -108,7 +113,8 @@ class Dataset(Protocol):
 
     @abstractmethod
     def load(self, config: Any) -> Data:
-        """Return inputs [n, *shape] with the types of `describe`, and int64 targets [n], the indices of labels.
+        """Return inputs [n, *shape] with the types of `describe`, and targets [n, ...] as the task wants them: for a
+        classification int64 [n], the indices of labels.
 
         Inputs that may not fit into the memory are Samples, see data/splits.py.
         """
@@ -126,61 +132,165 @@ class Dataset(Protocol):
         return {}
 
 
-class Task(Protocol):
-    """What the outputs of a model mean: how it is trained and scored. Lives in data/tasks/.
+class Meter(Protocol):
+    """Scores of outputs that come a batch at a time. A torchmetrics Metric with a dict as result is one."""
 
-    Logits and targets have the shapes [n, classes] and [n]. What has no default below must be defined. A whole task:
+    def update(self, outputs: "tuple[Tensor, ...]", targets: "Tensor") -> None:
+        """Take the outputs of some samples, on the CPU."""
+
+    def compute(self) -> Mapping[str, Any]:
+        """Return each of the task's metrics: a number, or a tensor of one."""
+
+
+class Task(ABC):
+    """What the outputs of a model mean, for one data set: how it is trained, scored and compared.
+
+    Outputs are a tuple of tensors [n, ...] in the order of `outputs`, and targets a tensor [n, ...] as `problem`
+    accepts it. Methods that take arrays get numpy's, and work without torch: a bundle is tested where there is none.
+    """
+
+    mixes: tuple[str, ...] = ()  # of mixup and cutmix, those after which the loss is a share of both samples' losses
+    counts_samples: bool = False  # whether the first metric is a share of samples, whose error by chance is known
+    chance: float | None = None  # score of a model that guesses, if that is known
+
+    def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:
+        self.config, self.signature, self.metrics = config, signature, metrics
+        self.signature = signature.model_copy(update={"outputs": self.outputs()})
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric that selects, the first."""
+        return next(iter(self.metrics))
+
+    def better(self, score: float) -> float:
+        """Return the score as a number of which higher ones are better."""
+        return score if self.metrics[self.metric].higher else -score
+
+    def shown(self, score: float) -> str:
+        """Return the score of the first metric for people.
+
+        >>> from edgepack.config.plugins import choose
+        >>> signature = Signature(inputs=(), labels=("cat", "dog"))
+        >>> choose("tasks", "image_classification").module.task(None, signature).shown(0.9876)
+        '98.8 %'
+        """
+        return self.metrics[self.metric].quantity.format(score)
+
+    def change(self, before: float, after: float) -> str:
+        """Return how the score of the first metric changed, for people.
+
+        >>> from edgepack.config.plugins import choose
+        >>> signature = Signature(inputs=(), labels=("cat", "dog"))
+        >>> choose("tasks", "image_classification").module.task(None, signature).change(0.9, 0.88)
+        '-2.0 points'
+        """
+        if self.metrics[self.metric].quantity is SHARE:
+            return f"{100 * (after - before):+z.1f} points"
+        return f"{after - before:+z.3g}"
+
+    @abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return names and shapes of the outputs, without the batch dimension. Without torch."""
+
+    @abstractmethod
+    def problem(self, targets: "Tensor") -> str:
+        """Return what is wrong with targets of samples, in words, or ""."""
+
+    @abstractmethod
+    def loss(self, outputs: "tuple[Tensor, ...]", targets: "Tensor") -> "Tensor":
+        """Return the loss that training minimizes, a mean over samples."""
+
+    @abstractmethod
+    def distill(self, outputs: "tuple[Tensor, ...]", teacher: "tuple[Tensor, ...]", temperature: float) -> "Tensor":
+        """Return how far a student is from its teacher, a mean over samples."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """Return a meter of all metrics, which has seen no sample."""
+
+    @abstractmethod
+    def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
+        """Return for each sample, from 0 to 1, how far two sets of outputs mean the same to an app, [n]."""
+
+    @abstractmethod
+    def told(self, outputs: "Arrays") -> list[str]:
+        """Return in a few words what an app would show of each sample."""
+
+    def classes(self, targets: "Tensor") -> "Tensor | None":
+        """Return the class of each sample, int64 [n], by which splits are cut and classes weighed; None: no such."""
+        return None
+
+    # smoothed(outputs, targets, amount) returns the loss with a share `amount` of each label spread evenly over all
+    # labels. None: the task knows no such loss, and `label_smoothing` cannot be used.
+    smoothed: "Callable[[tuple[Tensor, ...], Tensor, float], Tensor] | None" = None
+
+    # weighted(outputs, targets, weights, amount) returns the loss in which each sample counts by the weight of its
+    # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
+    weighted: "Callable[[tuple[Tensor, ...], Tensor, Tensor, float], Tensor] | None" = None
+
+
+class TaskPlugin(Protocol):
+    """Makes a Task for a data set. Lives in data/tasks/.
+
+    What has no default below must be defined. A whole task:
 
         "One sample, one label, and only errors of the first class count."
 
-        METRIC = "accuracy"
+        from edgepack.core.frozen import Frozen
+        from edgepack.core.metrics import score
+        from edgepack.core.signature import TensorSpec
+        from edgepack.data import contract
+        from edgepack.data.tasks._meters import Mean
 
 
-        def loss(logits, targets):
-            return logits.logsumexp(1).mean() - logits.gather(1, targets[:, None]).mean()
+        class Config(Frozen):
+            sharpness: float = 1.0
 
 
-        def distill(logits, teacher, temperature):
-            return ((logits - teacher) / temperature).square().mean()
+        def metrics(config):
+            return {"darkness": score("fraction of test samples for which it is known whether they are dark")}
 
 
-        def score(logits, targets):
-            return float(((decide(logits) == 0) == (targets == 0)).mean())
+        def task(config, signature):
+            return Brightness(config, signature, metrics(config))
 
 
-        def decide(logits):
-            return logits.argmax(axis=1)
+        class Brightness(contract.Task):
+            def outputs(self):
+                return (TensorSpec(name="dark", shape=(len(self.signature.labels),)),)
+
+            def problem(self, targets):
+                return "" if targets.dim() == 1 else "targets are not one label a sample"
+
+            def loss(self, outputs, targets):
+                sharp = outputs[0] * self.config.sharpness
+                return sharp.logsumexp(1).mean() - sharp.gather(1, targets[:, None]).mean()
+
+            def distill(self, outputs, teacher, temperature):
+                return ((outputs[0] - teacher[0]) / temperature).square().mean()
+
+            def meter(self):
+                return Mean({"darkness": lambda outputs, targets: (outputs[0].argmax(1) == 0) == (targets == 0)})
+
+            def agreement(self, outputs, reference):
+                return (outputs[0].argmax(axis=1) == reference[0].argmax(axis=1)).astype("float64")
+
+            def told(self, outputs):
+                return ["dark" if label == 0 else "light" for label in outputs[0].argmax(axis=1)]
     """
 
-    METRIC: str  # name of the score in warnings; budgets and reports call every score accuracy
-    VERSION: int = 1  # bump when the same logits would give another loss or score
+    Config: type[Frozen]  # settings allowed in a recipe
+
+    VERSION: int = 1  # bump when the same outputs would give another loss, score or agreement
 
     @abstractmethod
-    def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
-        """Return the loss that training minimizes."""
+    def metrics(self, config: Any) -> Mapping[str, Metric]:
+        """Return the metrics by name; the first selects among models. Without torch."""
 
     @abstractmethod
-    def distill(self, logits: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
-        """Return how far a student is from its teacher."""
+    def task(self, config: Any, signature: Signature) -> Task:
+        """Return the task for this data. Without torch."""
 
-    @abstractmethod
-    def score(self, logits: Any, targets: Any) -> float:
-        """Return a score from 0 to 1, higher is better. Takes numpy arrays."""
-
-    @abstractmethod
-    def decide(self, logits: Any) -> Any:
-        """Return what an app would show, one integer per sample, shape [n]; two runtimes agree on a sample if these are
-        equal. Takes numpy arrays.
-        """
-
-    # smoothed(logits, targets, amount) returns the loss with a share `amount` of each label spread evenly over all
-    # labels. None: the task knows no such loss, and `label_smoothing` cannot be used.
-    smoothed: "Callable[[Tensor, Tensor, float], Tensor] | None" = None
-
-    # weighted(logits, targets, weights, amount) returns the loss in which each sample counts by the weight of its
-    # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
-    weighted: "Callable[[Tensor, Tensor, Tensor, float], Tensor] | None" = None
-
-    def incompatibility(self, signature: Signature) -> str:
+    def incompatibility(self, config: Any, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""

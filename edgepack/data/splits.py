@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgepack.core.errors import RecipeError
-from edgepack.core.signature import Signature
 from edgepack.data import loading
 from edgepack.data.loading import Chosen, Samples
 from edgepack.data.partition import fewer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from edgepack.data.contract import Task
 
     Prepare = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
     Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
@@ -29,7 +30,7 @@ EXAMPLES = 3  # samples of the test split in a bundle, for its self-test
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Inputs of shape [n, ...], targets of shape [n], and the position of each sample in the split."""
+    """Inputs of shape [n, ...], targets of shape [n, ...], and the position of each sample in the split."""
 
     inputs: "tuple[Tensor, ...]"
     targets: "Tensor"
@@ -56,12 +57,13 @@ _WHOLE = Parts()
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One part of a data set: targets [n], and either inputs [n, ...] in memory or `samples` that are read.
+    """One part of a data set: targets [n, ...], and either inputs [n, ...] in memory or `samples` that are read.
 
     Inputs may be stored smaller than a model takes them, for example as bytes: `prepare` converts them, a batch at a
     time. Before that, `augment` changes inputs in memory at random, in shuffled passes only. Both get inputs
     [batch, ...] and must not change them in place. Samples change themselves; they are read by as many processes as
-    there are `workers`, or by this one.
+    there are `workers`, or by this one. If `labelled`, reading a sample gives its target too, after the inputs, as
+    masks are cut as their pictures are; `targets` then only say which class a sample counts for, and are 0 without any.
     """
 
     inputs: "tuple[Tensor, ...]" = ()
@@ -70,6 +72,7 @@ class Split:
     prepare: "Prepare | None" = None
     augment: "Augment | None" = None
     workers: int = 0
+    labelled: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -114,8 +117,19 @@ class Split:
         pieces = [piece for indices in plan for piece in parts.taken(indices)]
         read = self._read(plan, pieces, parts, seed, random)
         for indices, inputs in zip(pieces, read, strict=True):
-            prepared = self.prepare(inputs) if self.prepare else inputs
-            yield Batch(inputs=prepared, targets=self.targets[indices], indices=indices)
+            targets = self.targets[indices]
+            if self.labelled:
+                *inputs, targets = inputs
+            prepared = self.prepare(tuple(inputs)) if self.prepare else tuple(inputs)
+            yield Batch(inputs=prepared, targets=targets, indices=indices)
+
+    def truths(self) -> "Iterator[Tensor]":
+        """Yield the targets in order, some samples at a time."""
+        if not self.labelled:
+            yield from self.targets.split(self.at_once)
+            return
+        for batch in self.batches(self.at_once):
+            yield batch.targets
 
     def chosen(self, rows: "Sequence[int] | Tensor") -> "Split":
         """Return a split with only these samples, in this order."""
@@ -189,21 +203,22 @@ class Data(TrainingData):
         parts = {part: replace(getattr(self, part), workers=workers) for part in PARTS}
         return replace(self, **parts)
 
-    def cut(self, samples: Mapping[str, int]) -> "Data":
+    def cut(self, samples: Mapping[str, int], task: "Task") -> "Data":
         """Return the data with so many samples of these splits, in the same share of every class, drawn once.
 
         The first samples stay where this is possible, since a bundle ships them. Raises RecipeError if there are fewer,
-        or if targets are not of shape [n].
+        or if targets are not those of the task.
         """
         parts, examples = {}, self.examples
         for part, count in samples.items():
             split: Split = getattr(self, part)
-            if problem := _misshapen(split):
+            if problem := _problem_of_targets(split, task):
                 raise _wrong(part, problem)
             if count > len(split):
                 message = f"data.{part}.samples is {count}, but the {part} split has {len(split)} samples"
                 raise RecipeError(message, f"use fewer, or remove data.{part} to use all")
-            rows = fewer(split.targets.tolist(), count, EXAMPLES)
+            classes = task.classes(split.targets)
+            rows = fewer([0] * len(split) if classes is None else classes.tolist(), count, EXAMPLES)
             parts[part] = split.chosen(rows)
             if part == "test":
                 examples = tuple(self.examples[row] for row in rows if row < len(self.examples))
@@ -212,10 +227,12 @@ class Data(TrainingData):
         told = (f"{samples[part]} of {whole[part]} {part} samples are used" for part in PARTS[:2] if part in parts)
         return replace(self, **parts, examples=examples, notes=(*self.notes, *told), whole=whole)
 
-    def check(self, signature: Signature) -> None:
-        """Raises RecipeError if splits do not match the data set's description; checks all targets and a few inputs."""
+    def check(self, task: "Task") -> None:
+        """Raises RecipeError if splits do not match the data set's description, or targets the task; checks all targets
+        and a few inputs.
+        """
         for part in PARTS:
-            if problem := _problem(getattr(self, part), signature):
+            if problem := _problem(getattr(self, part), task):
                 raise _wrong(part, problem)
 
 
@@ -228,26 +245,18 @@ def _wrong(part: str, problem: str) -> RecipeError:
     )
 
 
-def _misshapen(split: Split) -> str:
-    """Say why there is not one target for each sample, or ""."""
-    import torch
-
-    if split.targets.dtype != torch.int64 or split.targets.dim() != 1:
-        kind = str(split.targets.dtype).removeprefix("torch.")
-        return f"targets are {kind} of shape {list(split.targets.shape)}, expected int64 of shape [n]"
+def _problem_of_targets(split: Split, task: "Task") -> str:
+    """Say why there is not one target of the task for each sample, or ""."""
     if {*split.lengths} != {len(split)} or not len(split):
         return f"it has {len(split)} targets for {' and '.join(map(str, split.lengths))} inputs"
-    return ""
+    return task.problem(next(split.first(1).batches(1)).targets if split.labelled else split.targets)
 
 
-def _problem(split: Split, signature: Signature) -> str:
-    if problem := _misshapen(split):
+def _problem(split: Split, task: "Task") -> str:
+    if problem := _problem_of_targets(split, task):
         return problem
-    low, high, most = int(split.targets.min()), int(split.targets.max()), len(signature.labels) - 1
-    if low < 0 or high > most:
-        return f"targets go from {low} to {high}, but the labels are 0 to {most}"
     given = [(list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")) for tensor in split.head(2)]
-    wanted = [([*spec.shape], spec.dtype) for spec in signature.inputs]
+    wanted = [([*spec.shape], spec.dtype) for spec in task.signature.inputs]
     return "" if given == wanted else f"a sample is {_shown(given)}, described as {_shown(wanted)}"
 
 

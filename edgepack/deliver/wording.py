@@ -79,6 +79,22 @@ def figure(metric: str, value: float | None) -> str:
     return METRICS[metric].quantity.format(value) if metric in METRICS else f"{value:.3g}"
 
 
+def score(metric: str, value: float) -> str:
+    """Return a score with two digits more than most changes of it.
+
+    >>> score("parity", 0.98765)
+    '98.77 %'
+    """
+    share = metric in METRICS and METRICS[metric].quantity is SHARE
+    return f"{value * 100:.2f} %" if share else f"{value:.4g}"
+
+
+def score_change(metric: str, before: float, after: float, digits: str = ".2f") -> str:
+    """Return the change of a score, without its unit: shares change by points."""
+    share = metric in METRICS and METRICS[metric].quantity is SHARE
+    return f"{(after - before) * 100:+{digits}}" if share else f"{after - before:+.3g}"
+
+
 def loud(text: str, evidence: str | None) -> str:
     """Return the text, marked with its evidence if it is not a measurement.
 
@@ -246,9 +262,9 @@ def when(measurement: Measurement) -> str:
 def cut(build: Build) -> str:
     """Return how many samples the figures of the test split are of, or "" if they are of all."""
     cut = next(
-        (each.detail for each in build.measurements if each.metric == "accuracy" and each.detail.get("of")), None
+        (each.detail for each in build.measurements if each.metric == build.metric and each.detail.get("of")), None
     )
-    return f"accuracy and parity are of {cut['rows']:,} of {cut['of']:,} test samples" if cut else ""
+    return f"{build.metric} and parity are of {cut['rows']:,} of {cut['of']:,} test samples" if cut else ""
 
 
 def gains(build: Build) -> Iterator[str]:
@@ -266,8 +282,8 @@ def gains(build: Build) -> Iterator[str]:
 
 
 def _drop(build: Build, label: str) -> str:
-    teacher, ours = build.find("accuracy", label_of(label, TEACHER)), build.find("accuracy", label)
-    return f", accuracy {measured(teacher)} -> {measured(ours)}" if teacher and ours else ""
+    teacher, ours = build.find(build.metric, label_of(label, TEACHER)), build.find(build.metric, label)
+    return f", {build.metric} {measured(teacher)} -> {measured(ours)}" if teacher and ours else ""
 
 
 def doubts(build: Build) -> Iterator[str]:

@@ -98,7 +98,7 @@ class Comparison:
         """Return the changed results of stages, before and after; stages that only one build has are in `settings`."""
         before, after = (_numbered((each.stage, each) for each in build.ledger) for build in (self.before, self.after))
         both = ((before[name], after[name]) for name in after if name in before)
-        return tuple((old, new) for old, new in both if (old.bytes, old.accuracy) != (new.bytes, new.accuracy))
+        return tuple((old, new) for old, new in both if (old.bytes, old.score) != (new.bytes, new.score))
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class HistoryEntry(Frozen):
     versions: dict[str, str] = {}
     where: dict[str, Any] = {}
     figures: tuple[Figure, ...] = ()
+    metric: str = "accuracy"  # the one that selects
 
     @classmethod
     def of(cls, build: Build) -> "HistoryEntry":
@@ -74,6 +75,7 @@ class HistoryEntry(Frozen):
             versions=dict(build.provenance.get("versions", {})),
             where=name_of_key(environment),
             figures=tuple(_figures(build)),
+            metric=build.metric,
         )
 
     def find(self, metric: str, artifact: str) -> Figure | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_flatten
 
 from edgepack.core.errors import DeviceError, RefusedError
 from edgepack.core.units import SHARE
@@ -261,7 +262,7 @@ class _Search:
             write(piece, self.exporter, path)
             if self.run is None:
                 return Difference(share=0.0, largest=0.0, cosine=1.0)
-            values = evaluate.outputs(self.run, file=path, runtime=runtime, split=self.samples, folder=self.folder)
+            (values,) = evaluate.outputs(self.run, file=path, runtime=runtime, split=self.samples, folder=self.folder)
         except RefusedError:
             logging.getLogger(__name__).exception("the file of the piece up to %s is refused", node)
             return None
@@ -284,8 +285,13 @@ def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
 
     piece = copy.deepcopy(graph)
     [end] = piece.graph.find_nodes(op="output")
-    [answer] = end.all_input_nodes
-    end.replace_input_with(answer, next(each for each in piece.graph.nodes if each.name == node.name))
+    target = next(each for each in piece.graph.nodes if each.name == node.name)
+    if len(end.all_input_nodes) == 1:
+        end.replace_input_with(end.all_input_nodes[0], target)
+    else:
+        end.args = ((target,),)
+        codegen = piece.graph._codegen
+        codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_flatten((0,))[1])
     drop_unused(piece)
     return piece
 
@@ -293,4 +299,4 @@ def _cut(graph: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
 def rows(samples: "Split", chosen: Sequence[int]) -> "Split":
     """Return these samples of a split, as the model takes them."""
     picked = samples.chosen(chosen)
-    return replace(picked, inputs=picked.head(len(chosen)), samples=None, prepare=None, augment=None)
+    return replace(picked, inputs=picked.head(len(chosen)), samples=None, prepare=None, augment=None, labelled=False)

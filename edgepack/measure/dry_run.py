@@ -19,6 +19,7 @@ from edgepack.export import contract
 from edgepack.measure import evaluate
 from edgepack.measure.divergence import Progress, difference, find, first_refused
 from edgepack.measure.timing.protocol import Run
+from edgepack.models.outputs import tensors
 from edgepack.models.source_lines import UnplacedError, of_node, part_of
 from edgepack.models.structure.folding import WEIGHTED
 
@@ -68,9 +69,10 @@ def check(
 def _off(candidate: "Candidate", exporter: "Choice", run: Run, path: Path) -> float:
     samples = noise(candidate)
     with torch.no_grad():
-        expected = torch.cat([candidate.module(*batch.inputs) for batch in samples.batches(1)])
+        expected = [tensors(candidate.module(*batch.inputs)) for batch in samples.batches(1)]
     values = evaluate.outputs(run, file=path, runtime=exporter.module.RUNTIME, split=samples, folder=path.parent)
-    return difference(values, expected.numpy()).share
+    pairs = zip(values, (torch.cat(each).numpy() for each in zip(*expected, strict=True)), strict=True)
+    return max(difference(*pair).share for pair in pairs)
 
 
 def noise(candidate: "Candidate") -> Split:

@@ -1,6 +1,6 @@
 """Evaluate an exported file on the test split, in its own runtime, at batch 1."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from math import ceil
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from edgepack.data.splits import Batch, Split
 
     Array = numpy.typing.NDArray[Any]
+    Arrays = tuple[Array, ...]
 
 
-CHUNK = 256_000_000  # bytes of inputs that are written, or sent to a device, at once
+CHUNK = 256_000_000  # bytes of inputs that are written, or sent to a device, at once; of outputs that are compared
+OUTPUT = "outputs-{}.npy"  # file of one output
 
 # Two processors sum the same products in another order: float32 outputs differ in the last digits, and a value half way
 # between two int8 steps may round to the other one. The limit allows a few such steps, relative to the largest output;
@@ -48,36 +50,94 @@ def outputs(
     runtime: str,
     split: "Split",
     folder: Path,
+    row_bytes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> "Array":
-    """Return the file's logits, [n, classes]; logits.npy is left in `folder`.
+) -> "Arrays":
+    """Return the file's outputs, each [n, ...], as files in `folder`, which `load` reads again.
 
-    The split is written and run in parts of at most CHUNK bytes: a whole one may be larger than the disk, or take hours
-    to send. `progress` is told the number of rows that are done, and of all.
+    The split is written and run in parts of at most CHUNK bytes of inputs, and of outputs of `row_bytes` a sample: a
+    whole one may be larger than the disk, or take hours to send. `progress` is told the number of rows that are done,
+    and of all.
     """
-    import numpy
-
     first = split.head(1)
     inputs = [folder / f"input-{i}.npy" for i in range(len(first))]
-    target = folder / "logits.npy"
-    rows = max(1, CHUNK // max(1, sum(tensor.nbytes for tensor in first)))
+    target = folder / "outputs.npz"
+    rows = max(1, CHUNK // max(1, row_bytes, sum(tensor.nbytes for tensor in first)))
     size = min(split.at_once, rows)
     rows -= rows % size
     batches = split.batches(size)
-    parts = []
     for start in range(0, len(split), rows):
         count = min(rows, len(split) - start)
         _write(islice(batches, ceil(count / size)), count, inputs)
         job = {"mode": "predict", "row": start, "rows": count, "runtime": runtime, "file": str(file)}
         run({**job, "inputs": [str(path) for path in inputs], "output": str(target)})
-        parts.append(load(target))
+        append(answers(target), start, count, len(split), folder)
         progress(start + count, len(split))
-    for path in inputs:
+    for path in (*inputs, target):
         path.unlink()
-    if len(parts) == 1:
-        return parts[0]
-    numpy.save(target, numpy.concatenate(parts), allow_pickle=False)
-    return load(target)
+    return load(folder)
+
+
+def answers(path: Path) -> "Arrays":
+    """Return the outputs in a file of the worker."""
+    import numpy
+
+    with numpy.load(path, allow_pickle=False) as found:
+        return tuple(found[name] for name in found.files)
+
+
+def append(found: "Arrays", start: int, count: int, samples: int, folder: Path) -> None:
+    """Write the outputs of `count` samples from `start` on. A piece of a model may give several rows a sample."""
+    import numpy
+
+    if count == samples:
+        save(found, folder)
+        return
+    for place, array in enumerate(found):
+        each = len(array) // count
+        path, shape = folder / OUTPUT.format(place), (samples * each, *array.shape[1:])
+        mode = {"mode": "w+", "dtype": array.dtype, "shape": shape} if start == 0 else {"mode": "r+"}
+        kept = numpy.lib.format.open_memmap(path, **mode)
+        kept[start * each : (start + count) * each] = array
+        kept.flush()
+
+
+def save(found: "Arrays", folder: Path) -> None:
+    """Keep outputs as `outputs` does."""
+    import numpy
+
+    for place, array in enumerate(found):
+        numpy.save(folder / OUTPUT.format(place), array, allow_pickle=False)
+
+
+def load(folder: Path) -> "Arrays":
+    """Return the outputs in a folder; they stay on disk until they are used."""
+    import numpy
+
+    paths = sorted(folder.glob(OUTPUT.format("*")), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return tuple(numpy.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+
+
+def blocks(*sets: "Arrays") -> "Iterator[tuple[slice, tuple[Arrays, ...]]]":
+    """Yield the rows of sets of outputs, and which ones, as many at a time as fit into CHUNK bytes."""
+    samples = len(sets[0][0])
+    size = sum(array.nbytes for each in sets for array in each)
+    step = max(1, samples if size <= CHUNK else samples * CHUNK // size)
+    for start in range(0, samples, step):
+        rows = slice(start, min(start + step, samples))
+        yield rows, tuple(tuple(array[rows] for array in each) for each in sets)
+
+
+def scores(task: Task, found: "Arrays", split: "Split") -> dict[str, float]:
+    """Return the task's metrics of outputs on a split."""
+    import torch
+
+    meter, seen = task.meter(), 0
+    for targets in split.truths():
+        rows = slice(seen, seen + len(targets))
+        meter.update(tuple(torch.from_numpy(array[rows].copy()) for array in found), targets)
+        seen += len(targets)
+    return {name: float(value) for name, value in meter.compute().items()}
 
 
 def _write(batches: "Iterable[Batch]", rows: int, paths: Sequence[Path]) -> None:
@@ -96,24 +156,39 @@ def _write(batches: "Iterable[Batch]", rows: int, paths: Sequence[Path]) -> None
                 file.write(array.data)
 
 
-def mismatched_rows(task: Task, logits: "Array", reference: "Array", count: int) -> list[int]:
-    """Return the rows to look at when outputs differ: those with other decisions first, then by largest difference."""
+def mismatched_rows(task: Task, found: "Arrays", reference: "Arrays", count: int) -> list[int]:
+    """Return the rows to look at when outputs differ: those that agree least first, then by largest difference."""
     import numpy
 
-    other = task.decide(logits) != task.decide(reference)
-    far = numpy.nan_to_num(numpy.abs(logits - reference), nan=numpy.inf).max(axis=-1)
-    return [int(row) for row in numpy.lexsort((-far, ~other))[:count]]
+    seen = [(task.agreement(*pair), _far(*pair)) for _, pair in blocks(found, reference)]
+    agreed, far = (numpy.concatenate(each) for each in zip(*seen, strict=True))
+    return [int(row) for row in numpy.lexsort((-numpy.nan_to_num(far, nan=numpy.inf), agreed))[:count]]
 
 
-def load(path: Path) -> "Array":
+def _flat(found: "Arrays") -> "list[Array]":
+    """Return each output as [n, numbers]."""
+    return [array.reshape(len(array), -1) for array in found]
+
+
+def _far(found: "Arrays", reference: "Arrays") -> "Array":
+    """Return the largest difference in each row."""
     import numpy
 
-    array: Array = numpy.load(path, allow_pickle=False)
-    return array
+    pairs = zip(_flat(found), _flat(reference), strict=True)
+    far: Array = numpy.max([numpy.abs(a.astype("float64") - b.astype("float64")).max(axis=1) for a, b in pairs], axis=0)
+    return far
+
+
+def finite(found: "Arrays") -> "Array":
+    """Return whether all outputs of each row are finite."""
+    import numpy
+
+    alike: Array = numpy.all([numpy.isfinite(array).all(axis=1) for array in _flat(found)], axis=0)
+    return alike
 
 
 class Agreement(Frozen):
-    """How far two sets of outputs agree: share of equal decisions, largest difference, cosine of all outputs.
+    """How far two sets of outputs agree: as the task defines it, largest difference, cosine of all outputs.
 
     If a row is not finite in either of them, it counts as different, and the other two figures are None. `not_finite`
     is the number of such rows.
@@ -125,52 +200,72 @@ class Agreement(Frozen):
     not_finite: int | None = None
 
 
-def parity(task: Task, logits: "Array", reference: "Array") -> Agreement:
+def parity(task: Task, found: "Arrays", reference: "Arrays") -> Agreement:
     import numpy
 
-    alike = task.decide(logits) == task.decide(reference)
-    finite = numpy.isfinite(logits).all(axis=-1) & numpy.isfinite(reference).all(axis=-1)
-    if not finite.all():
-        return Agreement(agreement=float((finite & alike).mean()), not_finite=int((~finite).sum()))
-    logits, reference = logits.astype("float64"), reference.astype("float64")  # large float32 squares overflow
-    norms = numpy.linalg.norm(logits) * numpy.linalg.norm(reference)
+    agreed, good, far, dots = [], [], [], numpy.zeros(3)
+    for _, (ours, theirs) in blocks(found, reference):
+        agreed.append(task.agreement(ours, theirs))
+        good.append(finite(ours) & finite(theirs))
+        far.append(_far(ours, theirs))
+        dots += _dots(ours, theirs)
+    rows, alike = numpy.concatenate(good), numpy.concatenate(agreed)
+    if not rows.all():
+        return Agreement(agreement=float((rows * alike).mean()), not_finite=int((~rows).sum()))
     return Agreement(
         agreement=float(alike.mean()),
-        largest_difference=float(numpy.abs(logits - reference).max()),
-        cosine=float((logits * reference).sum() / (norms + 1e-30)),
+        largest_difference=float(numpy.concatenate(far).max()),
+        cosine=float(dots[0] / (numpy.sqrt(dots[1]) * numpy.sqrt(dots[2]) + 1e-30)),
     )
 
 
-def check_same(task: Task, logits: "Array", reference: "Array", of: str, hint: str = BROKEN) -> None:
+def _dots(ours: "Arrays", theirs: "Arrays") -> "Array":
+    """Return the products of both, of ours and of theirs with themselves. Large float32 squares would overflow."""
+    import numpy
+
+    pairs = [(a.astype("float64"), b.astype("float64")) for a, b in zip(ours, theirs, strict=True)]
+    with numpy.errstate(invalid="ignore", over="ignore"):
+        return numpy.array([sum((a * b).sum() for a, b in each) for each in (pairs, *_twice(pairs))])
+
+
+def _twice(pairs: "list[tuple[Array, Array]]") -> "list[list[tuple[Array, Array]]]":
+    return [[(a, a) for a, _ in pairs], [(b, b) for _, b in pairs]]
+
+
+def check_same(task: Task, found: "Arrays", reference: "Arrays", of: str, hint: str = BROKEN) -> None:
     """Raises StageError where outputs are not finite, or far from those of the torch model: the file is broken,
     whatever the budgets are. Rounding and int8 stay below these limits; their effect is checked by the budgets.
     """
-    import numpy
-
-    if wrong := int((~numpy.isfinite(logits).all(axis=-1)).sum()):
-        raise StageError(f"{of} outputs NaN or Inf for {wrong:,} of {len(logits):,} test samples", hint)
-    turned, unlike = _distance(task, logits, reference)
-    rows = len(logits)
+    rows = len(found[0])
+    if wrong := sum(int((~finite(ours)).sum()) for _, (ours,) in blocks(found)):
+        raise StageError(f"{of} outputs NaN or Inf for {wrong:,} of {rows:,} test samples", hint)
+    turned, unlike = _distance(task, found, reference)
     if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
         return
-    decided = f"decides {turned:,} of {rows:,} test samples differently" if turned else "gives other outputs"
+    decided = f"decides {turned:,.0f} of {rows:,} test samples differently" if turned >= 1 else "gives other outputs"
     raise StageError(
         f"{of} {decided} than the torch model that it was exported from, by more than rounding: the file is broken",
         hint,
     )
 
 
-def _distance(task: Task, logits: "Array", reference: "Array") -> tuple[int, float]:
+def _distance(task: Task, found: "Arrays", reference: "Arrays") -> tuple[float, float]:
     """Return how many rows are decided differently by more than rounding, and the share of the variance between rows of
     the reference that the differences make up; 0 if rounding explains them all.
     """
     import numpy
 
-    ours, theirs = logits.astype("float64"), reference.astype("float64")
-    far = numpy.abs(ours - theirs).max(axis=-1)
-    limit = ROUNDING * float(numpy.abs(theirs).max())
-    turned = int(((task.decide(logits) != task.decide(reference)) & (far > limit)).sum())
-    if not (far > limit).any():
-        return turned, 0.0
-    spread = ((theirs - theirs.mean(axis=0)) ** 2).sum()
-    return turned, float(((ours - theirs) ** 2).sum() / (spread + 1e-30))
+    limits = [ROUNDING * float(max(-array.min(), array.max())) for array in reference]
+    means = [array.mean(axis=0, dtype="float64") for array in reference]
+    turned, far = 0.0, False
+    apart, spread = (numpy.zeros(len(reference)) for _ in range(2))  # of each output: their scales differ
+    for _, (ours, theirs) in blocks(found, reference):
+        beyond = numpy.zeros(len(ours[0]), dtype=bool)
+        for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            off = a.astype("float64") - b
+            beyond |= numpy.abs(off).reshape(len(off), -1).max(axis=1) > limits[place]
+            apart[place] += (off**2).sum()
+            spread[place] += ((b - means[place]) ** 2).sum()
+        turned += float((1 - task.agreement(ours, theirs))[beyond].sum())
+        far = far or bool(beyond.any())
+    return turned, float((apart / (spread + 1e-30)).max()) if far else 0.0

@@ -7,11 +7,22 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from edgepack.core.errors import ExitCode, RecipeError
 from edgepack.core.files import write_atomic
 from edgepack.core.frozen import Frozen, Json, Moment
+from edgepack.core.metrics import Metric, define, score
+from edgepack.core.units import NUMBER, SHARE
 from edgepack.records.artifact import Artifact
 from edgepack.records.measurement import Measurement
 from edgepack.records.training import TrainingRecord
@@ -23,8 +34,9 @@ SCHEMA: Literal["edgepack.build/1"] = "edgepack.build/1"
 class StageRecord(Frozen):
     """One line of the ledger: the model as a stage left it.
 
-    `bytes` counts every stored tensor; `accuracy` is measured with torch on the validation split; `seconds` is how long
-    the stage took when it ran, in this or an earlier build.
+    `bytes` counts every stored tensor; `score` is the task's first metric, measured with torch on the validation split;
+    `seconds` is how long the stage took when it ran, in this or an earlier build. In a file, an accuracy stands under
+    that name, without `metric`.
     """
 
     stage: str
@@ -32,12 +44,40 @@ class StageRecord(Frozen):
     parameters: int
     macs: int
     bytes: int
-    accuracy: float
+    metric: str = "accuracy"
+    score: float = Field(validation_alias=AliasChoices("score", "accuracy"))
     seconds: float
     reused: bool = False
     notes: tuple[str, ...] = ()
     decided: Json = {}  # settings that the stage chose by measuring
     trainings: tuple[TrainingRecord, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _named(self, handler: SerializerFunctionWrapHandler) -> Json:
+        facts: Json = handler(self)
+        if self.metric != "accuracy":
+            return facts
+        return {"accuracy" if name == "score" else name: fact for name, fact in facts.items() if name != "metric"}
+
+
+_NAMES: dict[str, Literal["a percentage", "a number"]] = {SHARE.name: "a percentage", NUMBER.name: "a number"}
+
+
+class MetricRecord(Frozen):
+    """A metric of a task: a user's own is known from nowhere else, once its code is gone."""
+
+    name: str
+    meaning: str
+    quantity: Literal["a percentage", "a number"]
+    higher: bool
+
+    @classmethod
+    def of(cls, name: str, metric: Metric) -> "MetricRecord":
+        return cls(name=name, meaning=metric.meaning, quantity=_NAMES[metric.quantity.name], higher=metric.higher)
+
+    def defined(self) -> Metric:
+        quantity = SHARE if self.quantity == SHARE.name else NUMBER
+        return score(self.meaning, quantity, higher=self.higher)
 
 
 def _code(value: int) -> int:
@@ -66,6 +106,12 @@ class Build(Frozen):
     provenance: Json = {}
     bundle: str = ""
     bundle_sha256: str = ""
+    metrics: tuple[MetricRecord, ...] = ()  # of the task, the first of which selects; that of classifications if empty
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric that selects."""
+        return self.metrics[0].name if self.metrics else "accuracy"
 
     @property
     def name(self) -> str:
@@ -90,6 +136,7 @@ class Build(Frozen):
             raise RecipeError(f"cannot read {path}: {error.strerror}", "run `edgepack build` first") from None
         try:
             build = cls.model_validate_json(content)
+            define({each.name: each.defined() for each in build.metrics})
             _Shape.model_validate({"recipe": build.recipe, "device": build.device, "provenance": build.provenance})
         except ValidationError as error:
             raise RecipeError(f"{path} is not a build.json of schema {SCHEMA}: {_why(content, error)}") from None

@@ -24,7 +24,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import METRICS
 from edgepack.core.runtimes import RUNTIMES, runtime_of
 from edgepack.judge.gate import compare, judge
-from edgepack.measure import processes
+from edgepack.measure import evaluate, processes
 from edgepack.measure.contract import Connection, connected, lacking
 from edgepack.measure.evaluate import ROUNDING
 from edgepack.measure.input_shapes import fixed, too_large
@@ -282,15 +282,13 @@ def _noise(job: dict[str, Any], specs: Sequence[Spec]) -> Iterator[dict[str, Any
             raise too_large(job["file"], specs) from None
         described = {key: job[key] for key in ("runtime", "file", "shapes")}
         names = [str(path) for path in paths]
-        yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npy"}
+        yield {**described, "mode": "predict", "rows": _ROWS, "inputs": names, "output": f"{folder}/output.npz"}
 
 
 def _answers(job: dict[str, Any], specs: Sequence[Spec], connection: Connection | processes.Host) -> "Array":
-    import numpy
-
     with _noise(job, specs) as question:
         connection.run(question)
-        answers: Array = numpy.load(question["output"], allow_pickle=False)
+        answers, *_ = evaluate.answers(Path(question["output"]))
     return answers.astype("float64")  # differences of bytes would wrap around, and booleans have none
 
 

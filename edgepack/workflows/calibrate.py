@@ -124,7 +124,7 @@ def _quantized(candidate: "Candidate", device: Device) -> "Candidate":
 
     context = Context(
         data=_noise(candidate),
-        task=plugins.load("tasks", "image_classification"),
+        task=plugins.load("tasks", "image_classification").task(None, candidate.signature),
         quantization=device.quantization,
         seed=0,
         teacher=None,

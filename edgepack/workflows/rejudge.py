@@ -179,7 +179,7 @@ def _read(document: Document, build: Build, recorded: str) -> tuple[tuple[Budget
         if not isinstance(data.get(part, kind()), kind):
             document.problem((part,), f"expected {'a mapping (key: value)' if kind is dict else 'a list'}")
     formats = [_name(each) for each in build.recipe.get("export", ())]
-    budgets = read_budgets(document, data.get("budgets"), formats, recorded)
+    budgets = read_budgets(document, data.get("budgets"), formats, recorded=recorded)
     waivers = read_waivers(document, data.get("waivers"), budgets, formats)
     document.raise_problems()
     return budgets, waivers

@@ -19,26 +19,29 @@ from pydantic import ValidationError
 
 from edgepack.config import plugins
 from edgepack.config.device import Controls
+from edgepack.config.document import Document
 from edgepack.core.errors import DeviceError, RecipeError, SelftestError, VerifyError
 from edgepack.core.frozen import Frozen
 from edgepack.core.runtimes import RUNTIMES
-from edgepack.core.signature import labels
+from edgepack.core.signature import Signature, TensorSpec, labels
 from edgepack.core.units import SHARE
 from edgepack.data.texts import tokenizer
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files
 from edgepack.deliver.bundle.cases import Case, Cases, Input, Interface
 from edgepack.deliver.bundle.manifest import Runtime, printable
-from edgepack.measure import processes
+from edgepack.measure import evaluate, processes
 from edgepack.measure.contract import connected
 
 if TYPE_CHECKING:
     import numpy
 
     from edgepack.config.device import Device
+    from edgepack.data.contract import Task
     from edgepack.measure.contract import Connection
 
     Array = numpy.typing.NDArray[Any]
+    Arrays = tuple[Array, ...]
 
 
 _SHOWN = 50  # characters of a text
@@ -49,28 +52,34 @@ Content = TypeVar("Content", bound=Frozen)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One file's result for one sample: the label, and the expected one from build time.
+    """One file's result for one sample: what an app would show, such as a label, and what it was at build time.
 
-    `distance` is the largest difference of the logits, as a share of their range; `allowed` is its limit.
+    `agreement` is that of the two as the task defines it, and `distance` the largest difference of an output, as a
+    share of its range; `least` and `allowed` are their limits.
     """
 
     file: str
+    outputs: str  # their names
     sample: str
     label: str
     expected: str
+    agreement: float
+    least: float
     distance: float
     allowed: float
 
     @property
     def same(self) -> bool:
-        return self.label == self.expected and self.distance <= self.allowed
+        return self.agreement >= self.least and self.distance <= self.allowed
 
     @property
     def difference(self) -> str:
-        if self.label != self.expected:
+        if self.label != self.expected and self.agreement < self.least:
             return f"{self.file} gives {self.label} for {self.sample}, not {self.expected}"
+        if self.agreement < self.least:
+            return f"{self.file} agrees by {SHARE.format(self.agreement)} for {self.sample}"
         shares = f"{SHARE.format(self.distance)} of their range, allowed are {SHARE.format(self.allowed)}"
-        return f"{self.file} gives other logits for {self.sample}: they differ by {shares}"
+        return f"{self.file} gives other {self.outputs} for {self.sample}: they differ by {shares}"
 
 
 def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
@@ -95,7 +104,7 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
             if why:
                 skipped.append(f"{facts.entry.file} was not run: {why}")
                 continue
-            for answer in _answers(manifest, files, cases, columns, runtime, connection):
+            for answer in _answers(manifest, files, cases, interface, columns, runtime, connection):
                 if not answer.same:
                     different.append(answer.difference)
                 yield answer
@@ -206,58 +215,105 @@ def _answers(
     manifest: bundle.Manifest,
     files: Files,
     cases: Cases,
+    interface: Interface,
     columns: "list[Array]",
     runtime: str,
     connection: "Connection",
 ) -> Iterator[Answer]:
     """Yield a file's result for every case, with the expected one."""
-    import numpy
-
-    facts, decide = manifest.runtimes[runtime], plugins.load("tasks", manifest.task).decide
-    names = _names(files)
+    facts, task = manifest.runtimes[runtime], _task(manifest, files, interface)
     file = facts.entry.file
-    now = _logits(file, files, columns, runtime, connection)
-    for case, logits in zip(cases.cases, now, strict=True):
-        before = numpy.array(case.expected[facts.format])
-        if logits.shape != before.shape or len(names) != before.size:
-            raise VerifyError(f"{file} gives {logits.size} values, which does not match selftest/ and io/", _AGAIN)
-        label, expected = (printable(names[int(decide(each[None])[0])]) for each in (logits, before))
+    now = _outputs(file, files, columns, runtime, connection)
+    for row, case in enumerate(cases.cases):
+        given = tuple(array[row : row + 1] for array in now)
+        before = _expected(files, case, facts.format, interface)
+        if [each.shape for each in given] != [each.shape for each in before]:
+            sizes = sum(each.size for each in given)
+            raise VerifyError(f"{file} gives {sizes} values, which does not match selftest/ and io/", _AGAIN)
+        label, expected = (printable(task.told(each)[0]) for each in (given, before))
         sample = _shown(_text(files, case)) if case.text is not None else case.inputs[0].removesuffix(".bin")
-        distance = _distance(logits, before)
         yield Answer(
             file=file,
+            outputs=" and ".join(each.name for each in interface.outputs),
             sample=sample,
             label=label,
             expected=expected,
-            distance=distance,
-            allowed=cases.tolerance.logits,
+            agreement=float(task.agreement(given, before)[0]),
+            least=cases.tolerance.agreement,
+            distance=max(map(_distance, given, before)),
+            allowed=cases.tolerance.share,
         )
 
 
-def _names(files: Files) -> list[str]:
+def _task(manifest: bundle.Manifest, files: Files, interface: Interface) -> "Task":
+    """Return the task that the model was built for."""
+    with TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_bytes(files.get("provenance/recipe.yaml", b"task:"))
+        named = Document.read(recipe).data.get("task") or manifest.task
     try:
-        return labels.read(files["io/labels.txt"])
-    except (KeyError, ValueError):
-        raise VerifyError("io/labels.txt not found, or without one label per line", _AGAIN) from None
+        choice = plugins.choose("tasks", named)
+    except ValueError as error:
+        raise RecipeError(
+            f"the task of the bundle is not available here: {error}", "install what defines it"
+        ) from error
+    specs = {
+        kind: tuple(TensorSpec(name=each.name, shape=each.shape[1:], dtype=each.dtype) for each in found)
+        for kind, found in (("inputs", interface.inputs), ("outputs", interface.outputs))
+    }
+    signature = Signature(**specs, labels=_names(files), preprocessing=interface.preprocessing)
+    task: Task = choice.module.task(choice.config, signature)
+    if [each.shape for each in task.outputs()] != [each.shape for each in specs["outputs"]]:
+        given = sum(prod(each.shape) for each in specs["outputs"])
+        raise VerifyError(f"the model gives {given} values, which does not match selftest/ and io/", _AGAIN)
+    return task
 
 
-def _distance(logits: "Array", before: "Array") -> float:
+def _names(files: Files) -> tuple[str, ...]:
+    if "io/labels.txt" not in files:
+        return ()
+    try:
+        return tuple(labels.read(files["io/labels.txt"]))
+    except ValueError:
+        raise VerifyError("io/labels.txt is without one label per line", _AGAIN) from None
+
+
+def _expected(files: Files, case: Case, format: str, interface: Interface) -> "tuple[Array, ...]":
+    """Return the outputs of a case at build time, each [1, ...]."""
+    import numpy
+
+    known = case.expected[format]
+    named = known if isinstance(known, dict) else {interface.outputs[0].name: known}
+    found = []
+    for spec in interface.outputs:
+        numbers = named.get(spec.name, ())
+        if isinstance(numbers, str):
+            array = numpy.frombuffer(files.get(f"selftest/{numbers}", b""), "<f4").astype("float32")
+        else:
+            array = numpy.array(numbers)
+        if array.size != prod(spec.shape):
+            raise VerifyError(f"the expected {spec.name} of a case does not match io/signature.json", _AGAIN)
+        found.append(array.reshape(spec.shape))
+    return tuple(found)
+
+
+def _distance(now: "Array", before: "Array") -> float:
     """Return the largest difference as a share of the range of `before`; infinite if either is not finite."""
-    largest = float(abs(logits - before).max())
+    largest = float(abs(now - before).max())
     span = float(before.max() - before.min())
     if not isfinite(largest) or not isfinite(span):
         return inf
     return 0.0 if largest == 0 else largest / span if span else inf
 
 
-def _logits(file: str, files: Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Array":
-    """Return logits [cases, classes], computed in a fresh process."""
+def _outputs(file: str, files: Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Arrays":
+    """Return the outputs of all cases, each [cases, ...], computed in a fresh process."""
     import numpy
 
     with TemporaryDirectory() as folder:
         model = Path(folder) / f"model{PurePosixPath(file).suffix}"
         model.write_bytes(files[file])
-        inputs, output = [Path(folder) / f"input-{i}.npy" for i in range(len(columns))], Path(folder) / "logits.npy"
+        inputs, output = [Path(folder) / f"input-{i}.npy" for i in range(len(columns))], Path(folder) / "outputs.npz"
         for path, column in zip(inputs, columns, strict=True):
             numpy.save(path, column, allow_pickle=False)
         job = {
@@ -269,8 +325,7 @@ def _logits(file: str, files: Files, columns: "list[Array]", runtime: str, conne
             "output": str(output),
         }
         connection.run(job)
-        logits: Array = numpy.load(output, allow_pickle=False)
-        return logits
+        return evaluate.answers(output)
 
 
 def _shown(text: str) -> str:

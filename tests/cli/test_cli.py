@@ -161,7 +161,17 @@ missed = factories.measurement("latency.p50", 9.0, environment={{"versions": {{}
 found = Bench(file="a.onnx", device="host", measurements=(missed,), verdicts=(factories.verdict("size", 9e9),))
 def samples(*_):
     for i in range(10_000):  # more than a pipe holds, and the last one differs
-        yield selftest.Answer(file="a.onnx", sample=str(i), label="a", expected="a", distance=0.0, allowed=0.1)
+        yield selftest.Answer(
+            file="a.onnx",
+            outputs="logits",
+            sample=str(i),
+            label="a",
+            expected="a",
+            agreement=1.0,
+            least=1.0,
+            distance=0.0,
+            allowed=0.1,
+        )
     raise errors.SelftestError("another answer")
 {INSTEAD[command]}
 {MAIN}"""

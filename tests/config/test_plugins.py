@@ -289,7 +289,7 @@ def test_nobody_asks_whether_a_plugin_has_what_its_contract_gives() -> None:
 def test_what_is_abstract_or_has_only_a_type_is_required() -> None:
     assert plugins.contract("stages").required == ("TAKES", "GIVES", "VERSION", "Config", "run")
     assert plugins.contract("reports").required == ("FILE", "render")
-    assert plugins.contract("tasks").required == ("METRIC", "loss", "distill", "score", "decide")
+    assert plugins.contract("tasks").required == ("Config", "metrics", "task")
 
 
 def test_defaults_say_what_most_plugins_would(examples: Path) -> None:
@@ -307,7 +307,7 @@ def test_defaults_say_what_most_plugins_would(examples: Path) -> None:
     assert (model.module.files(model.config), model.module.installed(model.config)) == ((), {})
     assert (data.module.files(data.config), data.module.notes(data.config)) == ((), ())
     assert (data.module.attachments(data.config), data.module.LICENCE) == ({}, "not stated")
-    assert plugins.load("tasks", "brightness").incompatibility(signature) == ""
+    assert plugins.load("tasks", "brightness").incompatibility(None, signature) == ""
 
 
 def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
@@ -318,11 +318,11 @@ def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
         device="devices/bench.yaml",
         stages=[{"train": {"epochs": 4}}, "round"],
         export=["plain_onnx"],
-        budgets={"accuracy": {"min": "60 %"}},
+        budgets={"darkness": {"min": "60 %"}},
         trackers=["lines"],
     )
     Path("devices/bench.yaml").write_text("edgepack: 1\nname: the bench\nrunner: bench\n")
-    for command, expected in (("check", "OK (train -> round"), ("build", "accuracy")):
+    for command, expected in (("check", "OK (train -> round"), ("build", "darkness")):
         ran = python(f"{SHORTENED}from edgepack.cli.main import main; main()", command, str(path), path=[examples])
         assert ran.code == 0, ran.out + ran.err
         assert expected in ran.out
@@ -334,8 +334,8 @@ def test_a_recipe_may_consist_of_the_examples_alone(examples: Path) -> None:
         "train/training on the labels/steps",
         "train/training on the labels/epochs",
     }
-    assert (status, tags["verdicts/plain_onnx/accuracy"]) == ("finished", "pass")
-    assert metrics["budgets/plain_onnx/accuracy/limit"] == 0.6
+    assert (status, tags["verdicts/plain_onnx/darkness"]) == ("finished", "pass")
+    assert metrics["budgets/plain_onnx/darkness/limit"] == 0.6
 
 
 @pytest.mark.parametrize(

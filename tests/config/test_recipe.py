@@ -16,7 +16,7 @@ from edgepack.config.document import ConfigError
 from edgepack.config.recipe import Recipe
 from edgepack.config.recipe_reading import all_recipes, find_recipe, load_recipe
 from edgepack.core.errors import RecipeError
-from edgepack.core.metrics import METRICS
+from edgepack.core.metrics import METRICS, OF_EVERY_FILE
 from edgepack.deliver.bundle.rendering import as_yaml
 from edgepack.workflows.build.planning.planner import plan
 from edgepack.workflows.build.store import Store
@@ -31,7 +31,7 @@ def _setting(of: Recipe, stage: int, *names: str) -> Any:
 
 def test_every_part_is_found_and_every_value_is_in_its_unit() -> None:
     found = recipe(budgets={"size": "600 kB"})
-    assert (found.name, found.task, found.device, found.seed) == ("tiny", "image_classification", "host", 0)
+    assert (found.name, found.task.name, found.device, found.seed) == ("tiny", "image_classification", "host", 0)
     assert [stage.name for stage in found.stages] == ["train", "distill", "prune", "factorize", "quantize"]
     assert [exporter.name for exporter in found.exporters] == ["executorch", "onnx"]
     assert _setting(found, 2, "ratio") == 0.5
@@ -76,8 +76,14 @@ def test_every_metric_can_have_a_budget() -> None:
     limits = {
         name: metric.quantity.exact(metric.quantity.parse(metric.quantity.example.split('"')[1]))
         for name, metric in METRICS.items()
+        if name in OF_EVERY_FILE or name in ("accuracy", "accuracy.top5")
     }
-    assert [each.metric for each in recipe(budgets=limits).budgets] == list(METRICS)
+    assert [each.metric for each in recipe(budgets=limits).budgets] == list(limits)
+
+
+def test_a_metric_of_another_task_is_refused_with_those_of_this_one() -> None:
+    with pytest.raises(ConfigError, match=r"rmse is a metric of regression; .* has accuracy, accuracy.top5"):
+        recipe(budgets={"rmse": "3"})
 
 
 @pytest.mark.parametrize(

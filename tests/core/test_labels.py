@@ -104,7 +104,7 @@ def test_a_bundle_of_other_labels_than_outputs_is_not_whole(content: bytes, why:
 @pytest.mark.parametrize("content", [b"mo\nney\nsport\n", b"sport\n", None])
 def test_a_self_test_holds_the_labels_against_what_the_file_answers(content: bytes | None) -> None:
     files = {name: each for name, each in text_files(**{"io/labels.txt": content}).items() if each is not None}
-    with pytest.raises(VerifyError, match=r"values, which does not match selftest/ and io/|labels.txt not found"):
+    with pytest.raises(VerifyError, match=r"values, which does not match selftest/ and io/|labels for 2 outputs"):
         list(selftest.run(bundle(files)))
 
 

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from pydantic import ValidationError
+from torch_factories import task
 
 from edgepack.config import plugins
 from edgepack.core.errors import RecipeError
@@ -181,17 +182,19 @@ def test_a_runner_is_given_the_whole_prepared_split_in_parts(
         (given,) = [numpy.load(file, mmap_mode="r", allow_pickle=False) for file in job["inputs"]]
         asked.append((job["row"], job["rows"]))
         assert len(given) == job["rows"]
-        numpy.save(job["output"], numpy.array(given), allow_pickle=False)
+        numpy.savez(job["output"], numpy.array(given))
         return {"rows": len(given)}
 
     def progress(done: int, total: int) -> None:
         told.append((done, total))
 
-    logits = evaluate.outputs(run, file=Path("model"), runtime="none", split=stored, folder=Path(), progress=progress)
+    (logits,) = evaluate.outputs(
+        run, file=Path("model"), runtime="none", split=stored, folder=Path(), progress=progress
+    )
     assert asked == parts and told == [(row + count, 7) for row, count in parts]
     assert logits.dtype == numpy.float32
     assert (logits == stored.head(7)[0].numpy()).all()
-    assert [file.name for file in Path().glob("*.npy")] == ["logits.npy"]
+    assert [file.name for file in Path().glob("*.npy")] == ["outputs-0.npy"]
 
 
 def test_splits_are_drawn_from_every_class() -> None:
@@ -234,5 +237,5 @@ def test_samples_that_are_not_as_described_are_told_before_any_step(
     bad = Split(inputs=(inputs,), targets=targets)
     signature = plugins.load("datasets", "digits").describe(plugins.choose("datasets", {"digits": {"size": 8}}).config)
     with pytest.raises(RecipeError, match=re.escape(f"the split 'validation' of the data is wrong: {problem}")):
-        Data(train=good, validation=bad, test=good).check(signature)
-    Data(train=good, validation=good, test=good).check(signature)
+        Data(train=good, validation=bad, test=good).check(task(signature))
+    Data(train=good, validation=good, test=good).check(task(signature))

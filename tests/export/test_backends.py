@@ -168,4 +168,7 @@ def test_a_plan_with_files_that_were_not_run_is_up_to_date() -> None:
     assert again.up_to_date
     [*_, step] = again.steps
     assert step.entry is not None
-    assert (describe(step, step.entry), measurements(build(), step, step.entry)) == (f"not run here: {WHY}", ())
+    assert (describe(step, step.entry, "accuracy"), measurements(build(), step, step.entry)) == (
+        f"not run here: {WHY}",
+        (),
+    )

@@ -129,7 +129,7 @@ def test_numbers_that_are_not_finite_differ_wholly() -> None:
 def test_samples_on_which_the_decisions_differ_are_looked_at_first() -> None:
     reference = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]).numpy()
     file = torch.tensor([[1.0, 0.0], [0.4, 0.6], [9.0, 0.0], [1.1, 0.0]]).numpy()
-    assert evaluate.mismatched_rows(context().task, file, reference, 3) == [1, 2, 3]
+    assert evaluate.mismatched_rows(context().task, (file,), (reference,), 3) == [1, 2, 3]
 
 
 def test_only_parity_budgets_that_failed_are_looked_into_and_every_report_tells(

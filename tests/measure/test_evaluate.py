@@ -25,9 +25,9 @@ REFERENCE = numpy.array([[1, 0], [1, 0], [1, 0], [0, 1]], "float32")
 def judged(logits: Any, reference: Any = REFERENCE) -> tuple[evaluate.Agreement, dict[str, Verdict]]:
     """What is stored, and the verdicts on all that a build makes of it."""
     work = at_work(load_recipe("quickstart"), device(), Store("store"))
-    parity = evaluate.parity(context().task, logits, reference)
+    parity = evaluate.parity(context().task, (logits,), (reference,))
     step = Step(id=StepId("evaluation", "model", "onnx"), key=digest("a step"), ingredients={})
-    outcome = EvaluationOutcome(score=0.5, rows=4, parity=parity)
+    outcome = EvaluationOutcome(scores={"accuracy": 0.5}, rows=4, parity=parity)
     entry = work.store.make(step.kind, step.key, {}, lambda folder: outcome.stored())
     assert isinstance(entry, Entry)
     figures = measurements(build(), step, entry)
@@ -88,7 +88,7 @@ def turned(share: float) -> Any:
     ids=["equal", "noise", "larger", "few", "one", "a flat model"],
 )
 def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logits: Any, reference: Any) -> None:
-    evaluate.check_same(context().task, logits, reference, "model.onnx")
+    evaluate.check_same(context().task, (logits,), (reference,), "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_file_as_far_from_torch_as_rounding_can_be_is_left_to_the_budgets(logi
 )
 def test_a_file_far_from_torch_is_broken(logits: Any, message: str) -> None:
     with pytest.raises(StageError) as failure:
-        evaluate.check_same(context().task, logits, ROWS, "model.onnx")
+        evaluate.check_same(context().task, (logits,), (ROWS,), "model.onnx")
     assert failure.value.message.startswith("model.onnx ")
     assert message in failure.value.message
     assert failure.value.hint
@@ -114,4 +114,4 @@ def test_a_file_far_from_torch_is_broken(logits: Any, message: str) -> None:
 def test_a_file_of_which_only_the_decisions_are_right_is_broken() -> None:
     reference = ROWS + numpy.array([6, 0, 0, 0, 0], "float32")  # nearly every sample is of one class
     with pytest.raises(StageError, match="gives other outputs"):
-        evaluate.check_same(context().task, reference[::-1], reference, "model.onnx")
+        evaluate.check_same(context().task, (reference[::-1],), (reference,), "model.onnx")

@@ -21,6 +21,7 @@ from torch_factories import data, exported, logits, made
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.core.runtimes import RUNTIMES
+from edgepack.measure import evaluate
 from edgepack.measure.runners.adb import programs
 from edgepack.measure.runtimes.contract import Refused, Spec
 from edgepack.measure.worker import archive, modes, system
@@ -101,10 +102,10 @@ def test_memory(job: dict[str, Any]) -> None:
 
 
 def test_predict(job: dict[str, Any]) -> None:
-    inputs, output = Path("input.npy"), Path("output.npy")
+    inputs, output = Path("input.npy"), Path("output.npz")
     numpy.save(inputs, data().test.inputs[0].numpy())
     assert work(job, mode="predict", inputs=[str(inputs)], output=str(output))["rows"] == 48
-    answers = numpy.load(output, allow_pickle=False)
+    (answers,) = evaluate.answers(output)
     assert answers.shape == (48, 3)
     assert (answers.argmax(1) == logits(made("quantized").module).numpy().argmax(1)).all()
 

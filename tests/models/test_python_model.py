@@ -111,7 +111,7 @@ def test_a_model_that_a_function_keeps_is_not_changed_under_its_hands() -> None:
         (
             "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x): return {'logits': x}\nmake = Net",
             {},
-            "the model of 'nets:make' gives dict for a tensor of shape [2, 1, 8, 8], not [2, 3]: one number a class",
+            "the model of 'nets:make' gives dict for a tensor of shape [2, 1, 8, 8], not logits [2, 3]",
         ),
     ],
     ids=["no module", "fails", "wrong argument", "wrong channels", "wrong classes", "no logits"],

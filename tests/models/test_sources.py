@@ -139,7 +139,7 @@ def test_a_number_of_samples_written_into_a_model_is_told(inner: str, forward: s
 def test_a_sum_with_a_constant_of_so_many_samples_is_told() -> None:
     nets("return x + torch.ones(2, 4)")
     message = why()
-    assert "gives a tensor of shape [2, 3] for a tensor of shape [1, 1, 8, 8], not [1, 3]" in message
+    assert "gives a tensor of shape [2, 3] for a tensor of shape [1, 1, 8, 8], not logits [1, 3]" in message
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_a_sum_with_a_constant_of_so_many_samples_is_told() -> None:
             "return x",
             "return self.head(x), x",
             "gives a tuple of 2 (a tensor of shape [2, 3] and a tensor of shape [2, 4]) for a tensor of shape "
-            "[2, 1, 8, 8], not [2, 3]: one number a class, at nets.py:17: return self.head(x), x",
+            "[2, 1, 8, 8], not logits [2, 3], at nets.py:17: return self.head(x), x",
         ),
         (
             "return x",
             "self.head(x)",
-            "gives nothing for a tensor of shape [2, 1, 8, 8], not [2, 3]: one number a class, at",
+            "gives nothing for a tensor of shape [2, 1, 8, 8], not logits [2, 3], at",
         ),
         ("return x, x", "return self.blocks[0](x)", "at 'blocks.0', nets.py:6: return x, x"),
         ("return x", "return self.blocks[0](x)", "at 'blocks.0', nets.py:6: return x"),

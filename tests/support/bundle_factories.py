@@ -61,7 +61,7 @@ def text_files(**changed: Any) -> Files:
         "io/tokenizer.json": fixed.json(),
         "io/signature.json": as_json(
             inputs=[{"name": name, "shape": [1, 8], "dtype": "int64"} for name in inputs],
-            outputs=[],
+            outputs=[{"name": "logits", "shape": [1, 2], "dtype": "float32"}],
             preprocessing=fixed.preprocessing(),
         ),
         "selftest/cases.json": as_json(cases=cases, byte_order="little", tolerance=TOLERANCE),

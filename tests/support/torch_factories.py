@@ -26,6 +26,7 @@ from edgepack.core.events import Event
 from edgepack.core.frozen import Frozen
 from edgepack.core.provenance import cpu_features, int8_saturates
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.data.contract import Task
 from edgepack.data.splits import Data, Split, TrainingData
 from edgepack.models.candidate import Candidate, Factory
 from edgepack.records.file_contents import Contents
@@ -179,12 +180,18 @@ def _split(samples: int, random: torch.Generator) -> Split:
     return Split(inputs=(kinds[targets][:, None] * light + noise,), targets=targets)
 
 
+def task(signature: Signature = SIGNATURE) -> Task:
+    """The classification that most tests are about."""
+    made: Task = plugins.load("tasks", "image_classification").task(None, signature)
+    return made
+
+
 def context(*, teacher: Candidate | None = None, events: list[Event] | None = None, **changes: Any) -> Context:
     """What a stage is given, with the tiny data; events are kept in `events`."""
     kept: list[Event] = [] if events is None else events
     basic = Context(
         data=data(),
-        task=plugins.load("tasks", "image_classification"),
+        task=task(),
         quantization=Quantization(channel_multiple=4, int8_saturates=SATURATES),
         seed=0,
         teacher=teacher,
@@ -207,12 +214,12 @@ def _taught(kind: Kind, config: tuple[tuple[str, Any], ...]) -> Candidate:
 
 
 def accuracy(module: nn.Module, split: Split | None = None) -> float:
-    return evaluation.evaluate(module, split or data().validation, plugins.load("tasks", "image_classification"))
+    return evaluation.evaluate(module, split or data().validation, task())
 
 
 def logits(module: nn.Module) -> torch.Tensor:
     """What the model says about the tiny test split."""
-    return evaluation.predict(module, data().test)
+    return evaluation.predict(module, data().test)[0]
 
 
 def reloaded(candidate: Candidate, folder: Path) -> Candidate:

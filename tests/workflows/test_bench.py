@@ -15,7 +15,7 @@ from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 
 from edgepack.core.errors import AnswerError, RecipeError
-from edgepack.measure import processes
+from edgepack.measure import evaluate, processes
 from edgepack.measure.contract import Connection
 from edgepack.measure.input_shapes import read_shapes
 from edgepack.workflows import bench as benches
@@ -38,7 +38,8 @@ class Board:
         if job["mode"] == "describe":
             return {"inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32"}]}
         if job["mode"] == "predict":
-            numpy.save(job["output"], (100 * (numpy.load(job["inputs"][0]) + self.off)).astype(self.dtype))
+            with Path(job["output"]).open("wb") as file:
+                numpy.savez(file, (100 * (numpy.load(job["inputs"][0]) + self.off)).astype(self.dtype))
         ns = int(self.takes(name) * 1e6)
         return {"samples_ns": [ns] * 70, "load_ms": 2.0, "first_ms": 3.0, "peak_bytes": 9_000_000}
 
@@ -133,7 +134,9 @@ def test_a_device_that_answers_more_or_less_is_told(monkeypatch: pytest.MonkeyPa
     def shorter(job: dict[str, Any]) -> dict[str, Any]:
         found = answer(job)
         if job["mode"] == "predict":
-            numpy.save(job["output"], numpy.load(job["output"])[..., :3])
+            (found,) = evaluate.answers(Path(job["output"]))
+            with Path(job["output"]).open("wb") as file:
+                numpy.savez(file, found[..., :3])
         return found
 
     monkeypatch.setattr(board, "run", shorter)

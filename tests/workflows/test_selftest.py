@@ -172,7 +172,7 @@ def test_a_damaged_bundle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"selftest/case-1-input_ids.bin": b"1234"}, "the input 'input_ids' of case 1 does not match"),
         ({"io/tokenizer.json": b"{}"}, "tokenizer.json not found, or not a tokenizer"),
         ({"selftest/case-0.txt": b"\xff"}, "case-0.txt not found, or not text"),
-        ({"io/labels.txt": b"money\n"}, "gives 2 values, which does not match selftest/ and io/"),
+        ({"io/labels.txt": b"money\n"}, "1 labels for 2 outputs: io/labels.txt"),
     ],
 )
 def test_a_bundle_that_cannot_test_itself_says_why(changed: Files, why: str) -> None:

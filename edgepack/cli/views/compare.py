@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import TextIO
 
 from edgepack.core.metrics import METRICS
@@ -82,14 +83,14 @@ def _note(change: Change) -> str:
 
 def _stage(before: StageRecord, after: StageRecord) -> str:
     """Return how a stage's result changed: "prune 2.82 MB -> 2.4 MB, accuracy 99.6 % -> 99.3 %"."""
-    size, accuracy = (
+    size, score = (
         f"{show(old)} -> {show(new)}" if old != new else ""
         for show, old, new in (
             (SIZE.format, before.bytes, after.bytes),
-            (SHARE.format, before.accuracy, after.accuracy),
+            (partial(wording.figure, after.metric), before.score, after.score),
         )
     )
-    return f"{after.stage} {', '.join(filter(None, (size, accuracy and f'accuracy {accuracy}')))}"
+    return f"{after.stage} {', '.join(filter(None, (size, score and f'{after.metric} {score}')))}"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:

@@ -16,7 +16,6 @@ from edgepack.core.events import (
     StepProgress,
     StepStarted,
 )
-from edgepack.core.units import SHARE
 from edgepack.deliver import wording
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def _text(event: Event) -> str:
 def _course(event: StepProgress) -> str:
     """Return how a training goes, or ""."""
     loss = f", loss {event.loss:.3g}" if event.loss is not None else ""
-    return loss + (f", {SHARE.format(event.score)} on validation" if event.score is not None else "")
+    return loss + (f", {wording.figure(event.metric, event.score)} on validation" if event.score is not None else "")
 
 
 def _style(event: Event) -> str | None:

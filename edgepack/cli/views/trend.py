@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import TextIO
 
+from edgepack.core.metrics import METRICS
+from edgepack.core.units import SHARE
 from edgepack.deliver import wording
 from edgepack.judge.history import Figure, HistoryEntry
 from edgepack.records.differences import differences
 
-_SHOWN = ("size", "latency.p50", "accuracy")
+_SHOWN = ("size", "latency.p50")  # and the metric of the task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,10 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         when = f"{datetime.fromtimestamp(self.line.started_at, UTC):%Y-%m-%d %H:%M}"
-        figures = (wording.figure(metric, _value(self.line.find(metric, self.artifact))) for metric in _SHOWN)
+        figures = (
+            wording.figure(metric, _value(self.line.find(metric, self.artifact)))
+            for metric in (*_SHOWN, self.line.metric)
+        )
         repeated = (f"the same {self.times} times",) if self.times > 1 else ()
         return (
             when,
@@ -47,9 +52,11 @@ def show(lines: Sequence[HistoryEntry], stream: TextIO, last: int) -> None:
     for recipe, device in dict.fromkeys((line.recipe, line.device) for line in lines):
         console.print(f"{recipe} on {device}", style="bold", markup=False)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for column in ("when", "commit", "file", *_SHOWN, "exit code", ""):
-            table.add_column(column, justify="right" if column in _SHOWN else "left", overflow="fold")
-        found = rows([line for line in lines if (line.recipe, line.device) == (recipe, device)])
+        own = [line for line in lines if (line.recipe, line.device) == (recipe, device)]
+        figures = (*_SHOWN, own[-1].metric)
+        for column in ("when", "commit", "file", *figures, "exit code", ""):
+            table.add_column(column, justify="right" if column in figures else "left", overflow="fold")
+        found = rows(own)
         kept = {id(row.line) for row in found}
         for row in found if len(kept) <= last else _newest(found, last):
             table.add_row(*(Text(cell) for cell in row.cells()))
@@ -84,7 +91,7 @@ def _outcome(line: HistoryEntry) -> object:
 
 def _remarks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterator[str]:
     yield from _breaks(before, line, artifact)
-    for metric in _SHOWN:
+    for metric in (*_SHOWN, line.metric):
         old, new = before.find(metric, artifact), line.find(metric, artifact)
         if old and new and old.series == new.series and (new.low > old.high or new.high < old.low):
             yield f"{metric} {_step(old, new)}"
@@ -97,7 +104,7 @@ def _breaks(before: HistoryEntry, line: HistoryEntry, artifact: str) -> Iterator
         yield f"new versions: {', '.join(versions)}"
     if _apart(before, line, "latency.p50", artifact):
         yield f"new series: {', '.join(map(str, differences(before.where, line.where))) or 'another processor'}"
-    if _apart(before, line, "accuracy", artifact):
+    if _apart(before, line, line.metric, artifact):
         yield "new series: other test data"
 
 
@@ -107,8 +114,9 @@ def _apart(before: HistoryEntry, line: HistoryEntry, metric: str, artifact: str)
 
 
 def _step(old: Figure, new: Figure) -> str:
-    if new.metric == "accuracy":
-        return f"{(new.value - old.value) * 100:+.3g} points"
+    if new.metric not in _SHOWN:
+        change = wording.score_change(new.metric, old.value, new.value, ".3g")
+        return f"{change} points" if new.metric in METRICS and METRICS[new.metric].quantity is SHARE else change
     return f"{(new.value / old.value - 1) * 100:+.3g} %" if old.value else "from 0"
 
 

@@ -93,20 +93,20 @@ def _cell(text: str, style: str = "") -> "Text":
 def ledger(build: Build, stream: TextIO) -> None:
     """Print what every stage cost and gained."""
     console = _console(stream)
-    numbers = ("parameters", "MACs", "bytes", "of the model", "accuracy", "change", "seconds")
+    numbers = ("parameters", "MACs", "bytes", "of the model", build.metric, "change", "seconds")
     table = _table(("stage", *numbers, ""), right=numbers)
     start = build.ledger[0].bytes if build.ledger else 1
     before = None
     for record in build.ledger:
-        change = "" if before is None else f"{(record.accuracy - before) * 100:+.2f}"
-        before = record.accuracy
+        change = "" if before is None else wording.score_change(record.metric, before, record.score)
+        before = record.score
         row = (
             record.stage,
             f"{record.parameters:,}",
             f"{record.macs:,}",
             f"{record.bytes:,}",
             f"{record.bytes / (start or 1):.1%}",
-            f"{record.accuracy:.2%}",
+            wording.score(record.metric, record.score),
             change,
             f"{record.seconds:.1f}",
             "reused" if record.reused else "",

@@ -1,7 +1,8 @@
 """A torch model on a split: its outputs and its score."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,12 @@ from edgepack.core.events import Emit, StepProgress
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.data.splits import Split
+from edgepack.models.outputs import tensors
 from edgepack.models.structure.fx_graph import device_of, measures_ranges
+
+Outputs = tuple[torch.Tensor, ...]
+
+_BLOCK = 256_000_000  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +31,30 @@ class EpochResult:
 
 
 def evaluate(module: nn.Module, split: Split, task: Task) -> float:
-    """Return the task's score of a torch module on a split."""
-    return task.score(predict(module, split).numpy(), split.targets.numpy())
+    """Return the score of a torch module on a split, in the task's first metric."""
+    meter = task.meter()
+    for outputs, targets in predicted(module, split):
+        meter.update(outputs, targets)
+    return float(meter.compute()[task.metric])
 
 
-def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Return the logits, [n, classes], in order and on the CPU, wherever the module is; `progress` is called after
-    every batch.
-    """
+def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None) -> Outputs:
+    """Return all outputs, each [n, ...], in order and on the CPU; `progress` is called after every batch."""
+    found = [outputs for outputs, _ in predicted(module, split, progress)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def predicted(
+    module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Outputs, torch.Tensor]]:
+    """Yield outputs and targets of a batch after the other, on the CPU wherever the module is."""
     train_mode(module, False)
     device = device_of(module)
-    logits = []
-    with torch.no_grad():
-        for batch in split.batches(1 if measures_ranges(module) else split.at_once):
-            logits.append(module(*(each.to(device) for each in batch.inputs)).float().cpu())
-            progress()
-    return torch.cat(logits)
+    for batch in split.batches(1 if measures_ranges(module) else split.at_once):
+        with torch.no_grad():
+            found = tensors(module(*(each.to(device) for each in batch.inputs)))
+        yield tuple(each.float().cpu() for each in found), batch.targets
+        progress()
 
 
 class Progress:
@@ -64,10 +78,34 @@ class Progress:
 
 def validate(module: nn.Module, context: Context) -> EpochResult:
     """Return score and loss on the validation split, as epoch 0. Each process of the team runs a part of it."""
-    split = context.data.validation
-    logits = context.team.gather(predict(module, context.team.rows(split)))
-    loss = context.task.loss(logits, split.targets)
-    return EpochResult(epoch=0, score=context.task.score(logits.numpy(), split.targets.numpy()), loss=float(loss))
+    split, task, team = context.data.validation, context.task, context.team
+    meter, lost, seen = task.meter(), 0.0, 0
+    for outputs, targets in _blocks(predicted(module, team.rows(split)), _BLOCK if team.size == 1 else math.inf):
+        outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
+        meter.update(outputs, targets)
+        lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
+    return EpochResult(epoch=0, score=float(meter.compute()[task.metric]), loss=lost / seen)
+
+
+def _blocks(batches: Iterable[tuple[Outputs, torch.Tensor]], most: float) -> Iterator[tuple[Outputs, torch.Tensor]]:
+    """Put batches together, up to about so many bytes of outputs: those of masks may not fit into the memory, and
+    processes of a team, which have different numbers of samples, must exchange equally often.
+    """
+    kept: list[tuple[Outputs, torch.Tensor]] = []
+    size = 0
+    for batch in batches:
+        kept.append(batch)
+        size += sum(each.nbytes for each in batch[0])
+        if size >= most:
+            yield _together(kept)
+            kept, size = [], 0
+    if kept:
+        yield _together(kept)
+
+
+def _together(batches: list[tuple[Outputs, torch.Tensor]]) -> tuple[Outputs, torch.Tensor]:
+    outputs = tuple(torch.cat(parts) for parts in zip(*(each for each, _ in batches), strict=True))
+    return outputs, torch.cat([targets for _, targets in batches])
 
 
 def train_mode(module: nn.Module, training: bool) -> None:

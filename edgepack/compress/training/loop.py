@@ -89,7 +89,7 @@ def _loop(
     schedule = schedule_of(optimizer, settings, settings.epochs * longest)
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
     average = Average(module, settings.ema) if settings.ema else None
-    state = State(module, optimizer, schedule, [*loss.parameters()], checkpoint, average, scaler)
+    state = State(module, optimizer, schedule, [*loss.parameters()], checkpoint, context.task, average, scaler)
     step = TrainingStep(
         module=compiled(module, hardware, loss),
         loss=loss,

@@ -117,7 +117,7 @@ class Job:
 
     @cached_property
     def loss(self) -> LabelLoss:
-        """Return the loss of logits and targets that the settings ask for: `label_smoothing`, `class_weights`."""
+        """Return the loss of outputs and targets that the settings ask for: `label_smoothing`, `class_weights`."""
         return LabelLoss(self.task, self.settings, self.data.train.targets)
 
     def report(

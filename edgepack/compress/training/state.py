@@ -13,6 +13,7 @@ from edgepack.compress.training.checkpoints import Checkpoint
 from edgepack.compress.training.evaluation import EpochResult
 from edgepack.compress.training.optimization import Average
 from edgepack.core.frozen import Json
+from edgepack.data.contract import Task
 from edgepack.records.training import Epoch
 
 _UNTRAINED = EpochResult(epoch=0, score=0.0, loss=0.0)
@@ -53,6 +54,7 @@ class State:
     schedule: torch.optim.lr_scheduler.LambdaLR
     beside: list[nn.Parameter]  # trained with the module, and no part of it
     checkpoint: Checkpoint
+    task: Task
     average: Average | None = None
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
@@ -99,9 +101,19 @@ class State:
             )
         )
         self.losses = Losses()
-        self.best = max(self.best, now, key=lambda each: each.score)
-        if _as_good(now, self.best, samples):
+        self.best = max(self.best, now, key=lambda each: self.task.better(each.score))
+        if self._as_good(now, samples):
             self.fitted, self.kept, self.kept_at = now, _weights(self.module), -1 if self.average else self.step
+
+    def _as_good(self, now: EpochResult, samples: int) -> bool:
+        """Return whether it may be below the best by chance alone: by up to two standard errors of a share of
+        `samples`; of a score that is no share of samples the error is not known.
+
+        After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, which uses one.
+        """
+        share = (self.best.score * samples + 1) / (samples + 2)  # never 0 or 1
+        error = 2 * math.sqrt(share * (1 - share) / samples) if self.task.counts_samples else 0.0
+        return self.task.better(now.score) >= self.task.better(self.best.score) - error
 
     def now(self) -> Json:
         """Return what a progress event tells of the training."""
@@ -110,6 +122,7 @@ class State:
             "loss": None if last is None else _finite(float(last)),
             "learning_rate": self.losses.rate,
             "score": self.epochs[-1].score,
+            "metric": self.task.metric,
             "samples_per_second": self.losses.speed(),
         }
 
@@ -148,15 +161,6 @@ class State:
         ):
             group["lr"] = base * rate(self.step)
         checkpoints.restore_random_state(tensors, facts["random"])
-
-
-def _as_good(now: EpochResult, best: EpochResult, samples: int) -> bool:
-    """Return whether it may be below the best by chance alone: by up to two standard errors of a share of `samples`.
-
-    After L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3, which uses one.
-    """
-    share = (best.score * samples + 1) / (samples + 2)  # never 0 or 1
-    return now.score >= best.score - 2 * math.sqrt(share * (1 - share) / samples)
 
 
 def _finite(value: float) -> float | None:

@@ -1,8 +1,8 @@
 """Define a model's inputs and outputs: names, shapes, types, labels, preprocessing."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.frozen import Frozen
@@ -10,7 +10,7 @@ from edgepack.core.signature.labels import problem
 
 
 class TensorSpec(Frozen):
-    """One input of a model, without its batch dimension."""
+    """One input or output of a model, without its batch dimension."""
 
     name: str
     shape: tuple[int, ...]
@@ -20,12 +20,25 @@ class TensorSpec(Frozen):
 class Signature(Frozen):
     """The inputs and outputs of a model: enough to build it, and for an app to call it.
 
-    Raises RecipeError for a label that an app cannot read from one line of text.
+    A data set describes inputs and labels, and its task the outputs: by default one number a label. Raises RecipeError
+    for a label that an app cannot read from one line of text.
     """
 
     inputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
     preprocessing: dict[str, Any] = {}  # how raw data becomes the inputs, exactly as in training
+
+    @model_validator(mode="after")
+    def _one_number_a_label(self) -> Self:
+        if self.labels and not self.outputs:
+            object.__setattr__(self, "outputs", (TensorSpec(name="logits", shape=(len(self.labels),)),))
+        return self
+
+    @property
+    def width(self) -> int:
+        """Return the numbers of a sample's only output, such as its classes."""
+        return self.outputs[0].shape[0]
 
     @field_validator("labels")
     @classmethod

@@ -1,5 +1,7 @@
 """Assemble the files of a bundle from a finished build."""
 
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from edgepack.deliver.bundle.parts import BundleParts
     from edgepack.records.artifact import Artifact
 
-# Largest allowed difference of a logit from the one at build time, as a share of the range of these logits: integer
+# Largest allowed difference of an output from the one at build time, as a share of the range of its numbers: integer
 # kernels of other processors round differently. ExecuTorch and ONNX Runtime files of one model differ by up to 0.8 %.
 TOLERANCE = 0.05
+_AGREEMENT = 0.99  # with the outputs at build time, as the task defines it; labels must be equal
+_WRITTEN = 4096  # numbers of a sample's outputs that cases.json holds; more are in files
 
 
 def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
@@ -67,12 +71,12 @@ def beside(recipe: "Recipe", signature: "Signature") -> Files:
 def _io(recipe: "Recipe", signature: "Signature") -> Files:
     """Return the description of inputs and outputs for an app, for one sample at a time."""
     inputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.inputs]
-    output = {"name": "logits", "shape": [1, len(signature.labels)], "dtype": "float32"}
-    interface = {"inputs": inputs, "outputs": [output], "preprocessing": signature.preprocessing}
+    outputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.outputs]
+    interface = {"inputs": inputs, "outputs": outputs, "preprocessing": signature.preprocessing}
     attachments: Files = recipe.data.module.attachments(recipe.data.config)
     return {
         "io/signature.json": as_json(interface),
-        "io/labels.txt": labels.lines(signature.labels),
+        **({"io/labels.txt": labels.lines(signature.labels)} if signature.labels else {}),
         **{f"io/{name}": content for name, content in attachments.items()},
     }
 
@@ -111,29 +115,49 @@ def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
 
 
 def _selftest(parts: "BundleParts") -> Files:
-    """Return real samples of the test split, and the expected logits for each file."""
+    """Return real samples of the test split, and the expected outputs of each file."""
     files = {f"selftest/{name}": content for name, content in parts.samples.items()}
+    expected: list[dict[str, Any]] = [{} for _ in parts.targets]
+    for format, answers in parts.answers.items():
+        for i, answer in enumerate(answers):
+            expected[i][format], beside = _expected(f"case-{i}-{format}", answer)
+            files |= beside
     cases: list[dict[str, Any]] = [
         {
             "inputs": [f"case-{i}-{spec.name}.bin" for spec in parts.signature.inputs],
             "target": target,
-            "expected": {name: logits[i] for name, logits in parts.answers.items()},
+            "expected": expected[i],
         }
         for i, target in enumerate(parts.targets)
     ]
     for i, case in enumerate(cases):
         if f"selftest/case-{i}.txt" in files:
             case["text"] = f"case-{i}.txt"
-    tolerance = {"decision": "equal", "logits": TOLERANCE}
+    tolerance: dict[str, Any] = {"decision": "equal", "logits": TOLERANCE}
+    if [spec.name for spec in parts.signature.outputs] != ["logits"]:
+        tolerance = {"agreement": _AGREEMENT, "outputs": TOLERANCE}
     facts = {"cases": cases, "byte_order": "little", "tolerance": tolerance}
     files["selftest/cases.json"] = as_json({**facts, **({"not_run": dict(parts.not_run)} if parts.not_run else {})})
     return files
 
 
+def _expected(name: str, answer: "Mapping[str, Sequence[float]]") -> tuple[Any, Files]:
+    """Return a sample's outputs as cases.json has them, and the files for what is large."""
+    if sum(map(len, answer.values())) <= _WRITTEN:
+        return next(iter(answer.values())) if len(answer) == 1 else dict(answer), {}
+    named = {output: f"{name}-{output}.bin" for output in answer}
+    return named, {
+        f"selftest/{file}": struct.pack(f"<{len(answer[output])}f", *answer[output]) for output, file in named.items()
+    }
+
+
 def _provenance(build: Build, recipe: "Recipe", device: "Device", parts: "BundleParts") -> Files:
     # A recipe with its decisions filled in gives the same bundle, though its keys and notes differ.
-    kept = {"stage", "parameters", "macs", "bytes", "accuracy"}
-    stages = [record.model_dump(mode="json", include=kept) for record in build.ledger]
+    kept = ("parameters", "macs", "bytes")
+    stages = [
+        {"stage": each.stage, **{name: getattr(each, name) for name in kept}, each.metric: each.score}
+        for each in build.ledger
+    ]
     return {
         "provenance/recipe.yaml": as_yaml(recipe.plain(parts.decided)),
         "provenance/device.yaml": as_yaml(device.plain()),
@@ -151,7 +175,7 @@ def _manifest(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePa
         schema=SCHEMA,
         name=recipe.name,
         version=recipe.version,
-        task=recipe.task,
+        task=recipe.task.name,
         device=device.id,
         licence=recipe.licence,
         source=Source(

@@ -5,7 +5,8 @@ After M. Mitchell et al., Model Cards for Model Reporting, arXiv 1810.03993, as 
 
 from typing import TYPE_CHECKING
 
-from edgepack.core.units import SHARE, SIZE
+from edgepack.core.units import SIZE
+from edgepack.deliver import wording
 from edgepack.deliver.bundle import rendering
 from edgepack.records.build import Build
 
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
 def render(build: Build, manifest: "Manifest", signature: "Signature", *, elsewhere: bool = False) -> bytes:
     """Render the card. With `elsewhere` files may have run on another computer: scores are left to the report."""
+    missing = "see the report" if elsewhere else "not run"
     return rendering.render(
         "MODEL_CARD.md.j2",
         build=build,
         manifest=manifest,
         signature=signature,
-        share=lambda found: SHARE.format(found.value) if found else "see the report" if elsewhere else "not run",
+        shown=lambda found: wording.figure(found.metric, found.value) if found else missing,
         elsewhere=elsewhere,
-        percent=SHARE.format,
+        figure=wording.figure,
         named=lambda choice: next(
             f"{kind}: {name}" if isinstance(name, str) else kind for kind, name in choice.items()
         ),

@@ -9,19 +9,30 @@ from edgepack.deliver.bundle.manifest import PrintableText
 
 
 class Case(Frozen):
-    """One sample: its inputs, its raw text if it is a text, and the logits of each format at build time."""
+    """One sample: its inputs, its raw text if it is a text, and the outputs of each format at build time.
+
+    These are the numbers of a model's only output; else of each output, or the name of a file with them as float32.
+    """
 
     inputs: tuple[PrintableText, ...]
-    target: int
-    expected: dict[str, tuple[float, ...]]
+    target: Any = None
+    expected: dict[str, tuple[float, ...] | dict[str, tuple[float, ...] | PrintableText]]
     text: PrintableText | None = None
 
 
 class Tolerance(Frozen):
-    """How close outputs must be: the same decision, and logits that differ by at most this share of their range."""
+    """How close outputs must be: for a classification the same decision, else this agreement in the sense of the task;
+    and numbers that differ by at most a share of the range of their output.
+    """
 
-    decision: Literal["equal"]
-    logits: float = Field(ge=0)
+    decision: Literal["equal"] | None = None
+    logits: float | None = Field(default=None, ge=0)
+    agreement: float = Field(default=1, ge=0, le=1)
+    outputs: float | None = Field(default=None, ge=0)
+
+    @property
+    def share(self) -> float:
+        return next(each for each in (self.outputs, self.logits, 0.0) if each is not None)
 
 
 class Cases(Frozen):
@@ -37,7 +48,13 @@ class Input(Frozen):
     dtype: Literal["float32", "int64", "int32", "uint8"]
 
 
+class Output(Frozen):
+    name: PrintableText
+    shape: tuple[int, ...]
+    dtype: Literal["float32"]
+
+
 class Interface(Frozen):
     inputs: tuple[Input, ...] = Field(min_length=1)
-    outputs: Any
+    outputs: tuple[Output, ...] = Field(min_length=1)
     preprocessing: dict[str, Any]

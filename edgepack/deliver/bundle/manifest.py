@@ -235,10 +235,11 @@ def _labels(files: Files) -> Iterator[str]:
 def _outputs(signature: bytes) -> int | None:
     """Return the number of logits, if the file states it."""
     try:
-        count = json.loads(signature)["outputs"][0]["shape"][-1]
+        first = json.loads(signature)["outputs"][0]
+        count = first["shape"][-1]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
-    return count if isinstance(count, int) else None
+    return count if isinstance(count, int) and first.get("name") == "logits" else None
 
 
 def _sum_lines(hashes: Mapping[str, str]) -> bytes:

@@ -17,7 +17,7 @@ class BundleParts:
     runtime: Mapping[str, Mapping[str, bytes]]  # files for building a runtime, by name
     decided: Sequence[dict[str, Any]]  # for each stage, the settings that it chose by measuring, as JSON
     samples: Mapping[str, bytes]  # from the test split, by file name: case-0-pixels.bin, case-0.txt
-    targets: Sequence[int]  # one per sample
+    targets: Sequence[Any]  # one per sample
     test: TestSamples | None  # how many samples of the test split were used, unless all
-    answers: Mapping[str, Sequence[Sequence[float]]]  # logits of each sample
+    answers: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]  # of each sample, the numbers of each output
     not_run: Mapping[str, str]  # why there are no answers

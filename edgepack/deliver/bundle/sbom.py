@@ -83,6 +83,7 @@ def _data(manifest: "Manifest") -> Json:
 
 def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:
     inputs = [f"{spec.name}: {spec.dtype} {[1, *spec.shape]}" for spec in signature.inputs]
+    outputs = [f"{spec.name}: {spec.dtype} {[1, *spec.shape]}" for spec in signature.outputs]
     limits = "The figures are of the test split of this data alone, in the runtimes and on the processor of the build."
     return {
         "modelParameters": {
@@ -90,7 +91,7 @@ def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:
             "task": manifest.task,
             "datasets": [{"ref": "data"}],
             "inputs": [{"format": each} for each in inputs],
-            "outputs": [{"format": f"logits: float32 {[1, len(signature.labels)]}"}],
+            "outputs": [{"format": each} for each in outputs],
         },
         "quantitativeAnalysis": {"performanceMetrics": [*_metrics(build)]},
         "considerations": {"technicalLimitations": [limits]},
@@ -100,6 +101,6 @@ def _card(build: Build, manifest: "Manifest", signature: "Signature") -> Json:
 def _metrics(build: Build) -> Iterator[Json]:
     """Yield the figures that are equal in every build of the same recipe."""
     for artifact in build.shipped():
-        for metric in ("accuracy", "parity"):
+        for metric in (build.metric, "parity"):
             if found := build.find(metric, artifact.label):
                 yield {"type": metric, "value": f"{found.value:.6g}", "slice": f"test split, {artifact.runtime}"}

@@ -9,7 +9,7 @@ from edgepack.records.build import Build
 FILE = "report.md"
 
 _BUDGETS = ("budget", "file", "value", "limit", "headroom", "verdict", "written at")
-_LEDGER = ("stage", "parameters", "MACs", "bytes", "accuracy", "seconds")
+_LEDGER = ("stage", "parameters", "MACs", "bytes")
 _PLACES = ("where", "versions", "files", "figures", "evidence")
 
 
@@ -90,7 +90,7 @@ def _ledger(build: Build) -> Iterator[str]:
             f"{each.parameters:,}",
             f"{each.macs:,}",
             f"{each.bytes:,}",
-            f"{each.accuracy:.2%}",
+            wording.score(each.metric, each.score),
             f"{each.seconds:.1f}",
         )
         for each in build.ledger
@@ -98,9 +98,10 @@ def _ledger(build: Build) -> Iterator[str]:
     if rows:
         yield "## Ledger"
         yield ""
-        yield "After each stage: size of all stored tensors, accuracy of the torch model on the validation split."
+        of_torch = f"{build.metric} of the torch model on the validation split"
+        yield f"After each stage: size of all stored tensors, {of_torch}."
         yield ""
-        yield from table(_LEDGER, rows)
+        yield from table((*_LEDGER, build.metric, "seconds"), rows)
         yield ""
 
 

@@ -19,7 +19,7 @@ from edgepack.records.verdict import Verdict
 _FILES = ("report.html", "report.md")
 _EVERY = 2.0  # seconds between two points of a curve while it trains: a server gets each of them
 _LEARNED = ("loss", "learning_rate", "score", "samples_per_second")
-_STAGE = ("accuracy", "parameters", "macs", "bytes", "seconds")
+_STAGE = ("parameters", "macs", "bytes", "seconds")
 
 
 def tracked(build: Build) -> TrackedBuild:
@@ -106,7 +106,8 @@ def stage_points(build: Build, first: int) -> Iterator[Point]:
     """Yield the points of the stages from number `first` on, cached ones too: their trainings, epoch by epoch."""
     for number, record in enumerate(build.ledger[first:], start=first):
         yield from _epochs(record)
-        yield Point(curve="stages", step=number, figures={name: float(getattr(record, name)) for name in _STAGE})
+        figures = {record.metric: record.score, **{name: float(getattr(record, name)) for name in _STAGE}}
+        yield Point(curve="stages", step=number, figures=figures)
 
 
 def _epochs(record: StageRecord) -> Iterator[Point]:

@@ -34,7 +34,7 @@ class Runtime(Protocol):
         """Return the inputs as `run` takes them."""
 
     def run(self, bound: Any) -> Any:
-        """Return the first output, as the runtime gives it."""
+        """Return the outputs, as the runtime gives them."""
 
-    def array(self, output: Any) -> Any:
-        """Return that output as an array."""
+    def arrays(self, outputs: Any) -> list[Any]:
+        """Return these outputs as arrays, but for those that are no tensors. Raises Refused if the first is none."""

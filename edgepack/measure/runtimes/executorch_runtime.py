@@ -48,9 +48,9 @@ class Runtime:
         return [self.torch.from_numpy(array) for array in arrays]
 
     def run(self, bound: Any) -> Any:
-        return self.method(bound)[0]
+        return self.method(bound)
 
-    def array(self, output: Any) -> Any:
-        if not isinstance(output, self.torch.Tensor):
-            raise Refused(f"its first output is a {type(output).__name__}, not a tensor, which cannot be compared")
-        return output.numpy()
+    def arrays(self, outputs: Any) -> list[Any]:
+        if not isinstance(outputs[0], self.torch.Tensor):
+            raise Refused(f"its first output is a {type(outputs[0]).__name__}, not a tensor, which cannot be compared")
+        return [output.numpy() for output in outputs if isinstance(output, self.torch.Tensor)]

@@ -43,10 +43,11 @@ class Runtime:
         return {value.name: arrays[i] for i, value in enumerate(self.inputs)}
 
     def run(self, bound: Any) -> Any:
-        return self.session.run(None, bound)[0]
+        return self.session.run(None, bound)
 
-    def array(self, output: Any) -> Any:
-        return output
+    def arrays(self, outputs: Any) -> list[Any]:
+        values = self.session.get_outputs()
+        return [output for i, output in enumerate(outputs) if values[i].type in _TYPES]
 
 
 def _fed(value: Any) -> str:

@@ -4,8 +4,8 @@
 
 mode     time       load, run once, warm up, then time every run
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
-         predict    run every row of `inputs` (one .npy a model input), write the outputs to `output`; a row is a whole
-                    input where it has the shape of one, else it is run at batch 1
+         predict    run every row of `inputs` (one .npy a model input), write the outputs to `output` (a .npz); a row is
+                    a whole input where it has the shape of one, else it is run at batch 1
          describe   tell the names, shapes and types of the inputs as the file has them
          delegates  tell what the runtime can hand a model to; no file is loaded
          probe      tell what this device is; no runtime is loaded

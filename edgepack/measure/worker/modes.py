@@ -1,6 +1,7 @@
 """Define the jobs that can run on a loaded file."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from edgepack.measure.runtimes.contract import Refused, Runtime, Spec
@@ -40,7 +41,8 @@ def predict(runtime: Runtime, job: Job, _baseline: int) -> Job:
         raise Refused(f"got {len(columns)} inputs, but the file has {len(shapes)}")
     rows = range(len(columns[0]) if columns else job["rows"])  # a file without inputs is run as often
     outputs = [_row(runtime, [_input(columns[n], i, shape) for n, shape in enumerate(shapes)]) for i in rows]
-    numpy.save(job["output"], _joined(outputs), allow_pickle=False)
+    with open(job["output"], "wb") as file:
+        numpy.savez(file, *[_joined([row[i] for row in outputs]) for i in range(len(outputs[0]))])
     return {"rows": len(outputs)}
 
 
@@ -51,8 +53,8 @@ def describe(runtime: Runtime, _job: Job, _baseline: int) -> Job:
 MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
 
 
-def _row(runtime: Runtime, arrays: list[Any]) -> Any:
-    return runtime.array(runtime.run(runtime.bind(arrays))).copy()
+def _row(runtime: Runtime, arrays: list[Any]) -> list[Any]:
+    return [array.copy() for array in runtime.arrays(runtime.run(runtime.bind(arrays)))]
 
 
 def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:
@@ -61,8 +63,8 @@ def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:
     return numpy.array(column[i] if column.shape[1:] == shape else column[i : i + 1], order="C")
 
 
-def _joined(outputs: list[Any]) -> Any:
-    """Concatenate outputs; flattened first if their shapes differ from row to row."""
+def _joined(outputs: Sequence[Any]) -> Any:
+    """Concatenate one output of all rows; flattened first if their shapes differ from row to row."""
     import numpy
 
     parts = [numpy.atleast_1d(output) for output in outputs]

@@ -20,6 +20,7 @@ from torch import nn
 from edgepack.core.errors import StageError
 from edgepack.core.process.random_numbers import own_random
 from edgepack.models.checks.trial import EACH, Inputs, without_statistics
+from edgepack.models.outputs import rows
 
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
@@ -142,8 +143,7 @@ def largest(given: torch.Tensor) -> float:
 
 def answer(module: nn.Module, inputs: Inputs) -> torch.Tensor:
     with torch.no_grad():
-        given: torch.Tensor = module(*inputs)
-    return given.float()
+        return rows(module(*inputs))
 
 
 def disturb(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from edgepack.core.errors import StageError, reason
 from edgepack.core.signature import Signature
+from edgepack.models import source_lines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,15 +37,16 @@ def _unlike(noise: torch.Tensor) -> torch.Tensor:
 
 
 def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
-    """Return the module. Raises StageError unless it maps inputs of these shapes to one float32 per class."""
-    import torch
+    """Return the module, so that it gives a tensor or a tuple of them: see models/outputs.py.
 
-    from edgepack.models import source_lines
+    Raises StageError unless it maps inputs of these shapes to the outputs of the signature.
+    """
+    from edgepack.models.outputs import flattened
 
     training = module.training
     for batch in (2, 1):  # either size may be hard-coded in a model
         inputs = [torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
-        takes, wanted = _shapes(inputs), [batch, len(signature.labels)]
+        takes = _shapes(inputs)
         try:
             with torch.no_grad():
                 given = module.eval()(*inputs)
@@ -54,16 +56,31 @@ def tried(module: "nn.Module", signature: Signature, name: str) -> "nn.Module":
                 raise StageError(f"{name} fails on a single sample{norm}", EACH) from error
             at = f", at {place}" if (place := source_lines.of_error(error, module)) else ""
             raise StageError(f"{name} cannot take this data, {takes}: {reason(error)}{at}", _MEND) from error
-        if not isinstance(given, torch.Tensor) or [*given.shape] != wanted:
-            at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
-            message = f"{name} gives {_shapes([given])} for {takes}, not {wanted}: one number a class{at}"
-            raise StageError(message, _MEND)
-        if given.dtype != torch.float32:
-            at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
-            kind = str(given.dtype).removeprefix("torch.")
-            advice = "return logits in float32 from forward: logits.float()"
-            raise StageError(f"{name} gives outputs in {kind}, not in float32{at}", advice)
+        _check_outputs(module, given, inputs, signature, name)
+        module = flattened(module, signature.outputs, given)
     return module.train(training)
+
+
+def _check_outputs(
+    module: "nn.Module", given: Any, inputs: "list[torch.Tensor]", signature: Signature, name: str
+) -> None:
+    from edgepack.models.outputs import picked
+
+    wanted = [[len(inputs[0]), *spec.shape] for spec in signature.outputs]
+    try:
+        found = picked(given, signature.outputs)
+    except KeyError:
+        found = ()
+    if [[*each.shape] for each in found] != wanted:
+        at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
+        asked = " and ".join(f"{spec.name} {shape}" for spec, shape in zip(signature.outputs, wanted, strict=True))
+        raise StageError(f"{name} gives {_shapes([given])} for {_shapes(inputs)}, not {asked}{at}", _MEND)
+    for spec, each in zip(signature.outputs, found, strict=True):
+        kind = str(each.dtype).removeprefix("torch.")
+        if kind != spec.dtype:
+            at = f", at {place}" if (place := source_lines.of_answer(module, inputs)) else ""
+            advice = f"return {spec.name} in {spec.dtype} from forward: {spec.name}.float()"
+            raise StageError(f"{name} gives outputs in {kind}, not in {spec.dtype}{at}", advice)
 
 
 def without_statistics(module: "nn.Module") -> str:

@@ -238,8 +238,8 @@ def _configured(config: Config, signature: Signature) -> Any:
     from edgepack.core.process.libraries import transformers
 
     (path,) = _found(config, hub.CONFIG)
-    labels = dict(enumerate(signature.labels))
-    return transformers().AutoConfig.from_pretrained(path.parent, num_labels=len(labels), id2label=labels)
+    labels = {"id2label": dict(enumerate(signature.labels))} if len(signature.labels) == signature.width else {}
+    return transformers().AutoConfig.from_pretrained(path.parent, num_labels=signature.width, **labels)
 
 
 def facts(name: str) -> Facts:

@@ -59,7 +59,7 @@ class Config(Frozen):
 
 def trained(config: Config, signature: Signature) -> bool:
     """Return whether it starts trained: from a checkpoint, or from weights that fit every layer."""
-    whole = len(signature.labels) == _CLASSES and signature.inputs[0].shape[0] == 3 and config.width == 1
+    whole = signature.width == _CLASSES and signature.inputs[0].shape[0] == 3 and config.width == 1
     return config.checkpoint is not None or (config.weights is not None and whole)
 
 
@@ -86,7 +86,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if message := incompatibility(config, signature):
         raise StageError(message)
     module = _structure(config.torchvision, signature)
-    tried(module, signature, config.torchvision)
+    module = tried(module, signature, config.torchvision)
     if config.weights:
         _fill(module, config.torchvision, config.weights)
     if config.width < 1:
@@ -134,7 +134,7 @@ def _structure(name: str, signature: Signature) -> "nn.Module":
     extra |= {"image_size": height} if name.startswith("vit_") else {}
     extra |= {"input_size": (height, width)} if name.startswith("maxvit_") else {}
     try:
-        module: nn.Module = torchvision().models.get_model(name, num_classes=len(signature.labels), **extra)
+        module: nn.Module = torchvision().models.get_model(name, num_classes=signature.width, **extra)
     except (AssertionError, ValueError) as error:
         raise StageError(
             f"{name} cannot take pictures of {height} x {width}: {reason(error)}",

@@ -43,7 +43,6 @@ def _follow(job: Json) -> None:
     from edgepack.compress.training import numerics
     from edgepack.compress.training.checkpoints import Checkpoints
     from edgepack.compress.training.team import Team
-    from edgepack.config import plugins
     from edgepack.config.compute import hardware
     from edgepack.config.device import Quantization
     from edgepack.config.recipe_reading import load_recipe
@@ -51,7 +50,7 @@ def _follow(job: Json) -> None:
     from edgepack.models.candidate import Candidate
     from edgepack.workflows.build.steps import followers
     from edgepack.workflows.build.store import Store
-    from edgepack.workflows.build.workspace import load_data
+    from edgepack.workflows.build.workspace import load_data, task_of
 
     recipe = load_recipe(job["recipe"], overrides=job["overrides"], device=job["device"])
     if followers.content(recipe) != job["content"]:
@@ -67,7 +66,7 @@ def _follow(job: Json) -> None:
     with numerics.deterministic(recipe.seed, on.threads):
         context = Context(
             data=load_data(recipe, store, room=job["room"]).for_stages(),
-            task=plugins.load("tasks", recipe.task),
+            task=task_of(recipe),
             quantization=Quantization.model_validate_json(job["quantization"]),
             seed=recipe.seed,
             teacher=candidate(job["teacher"]) if job["teacher"] else None,

@@ -83,7 +83,8 @@ def _sizes(artifact: Artifact) -> Iterator[Reading]:
 def _scores(found: EvaluationOutcome) -> Iterator[Reading]:
     if found.not_run:
         return
-    yield exact("accuracy", found.score, rows=found.rows, **({"of": found.of} if found.of else {}))
+    for metric, score in found.scores.items():
+        yield exact(metric, score, rows=found.rows, **({"of": found.of} if found.of else {}))
     if found.parity:
         yield exact("parity", found.parity.agreement, **found.parity.model_dump(exclude_unset=True))
     if found.runtimes:

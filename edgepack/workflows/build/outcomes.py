@@ -1,16 +1,21 @@
 """Define the outcome of each kind of step: the values that its cache entry holds as JSON."""
 
 from statistics import median
-from typing import Self
+from typing import Any, Self
+
+from pydantic import AliasChoices, Field
 
 from edgepack.core.frozen import Frozen, Json
-from edgepack.core.units import DURATION, SHARE, SIZE
+from edgepack.core.metrics import METRICS
+from edgepack.core.units import DURATION, SIZE
 from edgepack.measure.evaluate import Agreement
 from edgepack.measure.timing.figures import Timed, timings
 from edgepack.records.artifact import Artifact
 from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.store import Entry
+
+Expected = dict[str, tuple[float, ...]]  # the numbers of each output of a sample
 
 
 class Outcome(Frozen):
@@ -30,7 +35,7 @@ class CandidateOutcome(Outcome):
     parameters: int
     macs: int
     bytes: int
-    accuracy: float
+    score: float = Field(validation_alias=AliasChoices("score", "accuracy"))  # entries of before have the second name
     seconds: float
     notes: tuple[str, ...] = ()
     decided: Json = {}  # settings that the stage chose by measuring, as JSON
@@ -38,24 +43,24 @@ class CandidateOutcome(Outcome):
 
 
 class ReferenceOutcome(Outcome):
-    """The torch model's score on the test split, and the targets of the first samples.
+    """The torch model's scores on the test split by metric, and the targets of the first samples.
 
     `rows` samples were used, `of` so many if the split is cut.
     """
 
-    score: float
+    scores: dict[str, float]
     rows: int
     of: int = 0
-    targets: tuple[int, ...] = ()
+    targets: tuple[Any, ...] = ()
 
 
 class EvaluationOutcome(Outcome):
-    """An exported file's score on the test split, or why it was not run; `rows` and `of` as in ReferenceOutcome."""
+    """An exported file's scores on the test split, or why it was not run; fields as in ReferenceOutcome."""
 
-    score: float = 0.0
+    scores: dict[str, float] = {}
     rows: int = 0
     of: int = 0
-    cases: tuple[tuple[float, ...], ...] = ()  # logits of the first samples
+    cases: tuple[Expected, ...] = ()  # of the first samples
     parity: Agreement | None = None  # agreement with torch
     runtimes: Agreement | None = None  # agreement with the file of `beside`
     beside: str = ""  # a format
@@ -76,31 +81,35 @@ class TimingOutcome(Outcome):
 class AnswersOutcome(Outcome):
     """A file's outputs for the bundle's samples, or why it was not run."""
 
-    cases: tuple[tuple[float, ...], ...] = ()
+    cases: tuple[Expected, ...] = ()
     not_run: str = ""
 
 
-def describe(step: Step, entry: Entry) -> str:
-    """Return the outcome of a step in a few words."""
+def describe(step: Step, entry: Entry, metric: str) -> str:
+    """Return the outcome of a step in a few words; `metric` is the first of the task."""
     match step.kind:
         case "candidate":
             made = CandidateOutcome.read(entry)
-            return f"accuracy {SHARE.format(made.accuracy)}, {made.parameters:,} parameters"
+            return f"{metric} {_shown(metric, made.score)}, {made.parameters:,} parameters"
         case "artifact":
             return SIZE.format(Artifact.model_validate(entry.outcome).bytes)
         case "timing":
             return _of_timing(TimingOutcome.read(entry))
         case "outputs":
             reference = ReferenceOutcome.read(entry)
-            return _of_score(reference)
+            return _of_score(reference, metric)
         case "evaluation":
             found = EvaluationOutcome.read(entry)
-            return f"not run here: {found.not_run}" if found.not_run else _of_score(found)
+            return f"not run here: {found.not_run}" if found.not_run else _of_score(found, metric)
 
 
-def _of_score(found: ReferenceOutcome | EvaluationOutcome) -> str:
+def _of_score(found: ReferenceOutcome | EvaluationOutcome, metric: str) -> str:
     whole = f" of {found.of}" if found.of else ""
-    return f"accuracy {SHARE.format(found.score)} of {found.rows}{whole} test samples"
+    return f"{metric} {_shown(metric, found.scores[metric])} of {found.rows}{whole} test samples"
+
+
+def _shown(metric: str, score: float) -> str:
+    return METRICS[metric].quantity.format(score)
 
 
 def _of_timing(found: TimingOutcome) -> str:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from edgepack.config import scores
 from edgepack.config.compute import Hardware
 from edgepack.config.device import Device
 from edgepack.config.document import shown
@@ -28,6 +29,7 @@ from edgepack.core.events import (
 )
 from edgepack.core.files import full_disk
 from edgepack.core.files.unchanged import one_look
+from edgepack.core.frozen import Json
 from edgepack.core.process import interrupts, openmp
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.assemble import beside
@@ -38,7 +40,7 @@ from edgepack.judge.baseline import Baseline
 from edgepack.judge.gate import EXPLAINED, judge_build
 from edgepack.measure.session import DeviceSession, Facts
 from edgepack.records.artifact import MODEL, TEACHER, Artifact, deflated, label_of
-from edgepack.records.build import Build, StageRecord
+from edgepack.records.build import Build, MetricRecord, StageRecord
 from edgepack.records.verdict import Verdict
 from edgepack.workflows import baselines
 from edgepack.workflows.build.bundling import bundle_parts
@@ -194,7 +196,7 @@ def _do(runner: Runner, step: Step) -> Entry:
     emit = runner.work.emit
     if step.cached:
         entry = runner.ensure(step)
-        emit(StepCached(key=step.key, result=describe(step, entry)))
+        emit(StepCached(key=step.key, result=describe(step, entry, runner.work.task.metric)))
         return entry
     emit(StepStarted(why=step.reason))
     started = time.monotonic()
@@ -203,7 +205,7 @@ def _do(runner: Runner, step: Step) -> Entry:
     except EdgepackError as error:
         emit(StepFailed(message=str(error)))
         raise
-    emit(StepFinished(seconds=time.monotonic() - started, result=describe(step, entry)))
+    emit(StepFinished(seconds=time.monotonic() - started, result=describe(step, entry, runner.work.task.metric)))
     return entry
 
 
@@ -215,6 +217,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         overrides=recipe.overrides,
         device={"id": device.id, **device.plain()},
         started_at=round(time.time(), 3),
+        metrics=tuple(MetricRecord.of(*each) for each in scores.of(recipe.task).items()),
         provenance={
             "versions": provenance.versions(*_PACKAGES),
             "git": provenance.git_state(recipe.file.parent),
@@ -248,7 +251,8 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
         case "candidate":
             made = CandidateOutcome.read(entry)
             reused = entry.made_at < result.started_at
-            record = StageRecord(stage=step.name, key=step.key, reused=reused, **made.model_dump())
+            about: Json = {"stage": step.name, "key": step.key, "reused": reused, "metric": result.metric}
+            record = StageRecord.model_validate({**about, **made.model_dump()})
             more["ledger"] = (*result.ledger, record)
         case "artifact":
             more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.config import plugins
@@ -27,7 +28,7 @@ from edgepack.workflows.build.store import Entry, Store
 if TYPE_CHECKING:
     from edgepack.core.signature import Signature
     from edgepack.data.splits import Data
-    from edgepack.measure.evaluate import Array
+    from edgepack.measure.evaluate import Arrays
     from edgepack.models.candidate import Candidate
 
 Result = TypeVar("Result")
@@ -50,11 +51,10 @@ class Workspace:
         self.recipe, self.session, self.store, self.planner, self.make = recipe, session, store, planner, make
         self.device = recipe.profile
         self.emit: Emit = lambda event: None
-        self.task: Task = plugins.load("tasks", recipe.task)
         self.done: dict[StepId, Step] = {}  # in order of execution
         self.failed: dict[StepId, StageError] = {}  # evaluations that failed: these files are not run again
         self.user_reads: list[str] = []  # sentences on undeclared files and variables that the user's functions read
-        self.teacher_outputs: Array | None = None  # on the test split
+        self.teacher_outputs: Arrays | None = None  # on the test split
         self._candidates: dict[str, Candidate] = {}  # by key
         self._delegates: dict[str, list[str]] = {}  # by runtime
         self._sha256: dict[StepId, str] = {}  # of each exported file that was used
@@ -63,10 +63,14 @@ class Workspace:
     def data(self) -> "Data":
         load = partial(load_data, self.recipe, self.store, self.emit, self.room)
         data = self.watched(self.recipe.data, "the data's function", load)()
-        data.check(self.signature)
+        data.check(self.task)
         for note in data.notes:
             self.emit(Note(text=note))
         return data
+
+    @cached_property
+    def scratch(self) -> "TemporaryDirectory[str]":
+        return TemporaryDirectory(prefix="edgepack-")
 
     @property
     def test_samples(self) -> int:
@@ -79,9 +83,12 @@ class Workspace:
         return room_of(self.store)
 
     @cached_property
+    def task(self) -> Task:
+        return task_of(self.recipe)
+
+    @property
     def signature(self) -> "Signature":
-        found: Signature = self.recipe.data.module.describe(self.recipe.data.config)
-        return found
+        return self.task.signature
 
     def candidate(self, step: Step, *, private: bool = False) -> "Candidate":
         """Return the saved candidate of a step, as a later build would load it. A private copy may be changed."""
@@ -167,6 +174,13 @@ class Workspace:
         return watching
 
 
+def task_of(recipe: Recipe) -> Task:
+    """Return the recipe's task for its data."""
+    signature = recipe.data.module.describe(recipe.data.config)
+    found: Task = recipe.task.module.task(recipe.task.config, signature)
+    return found
+
+
 def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None, room: int | None = None) -> "Data":
     """Return the recipe's data, which may keep in the store what took long; `room` is that of its disk, if known."""
     source, compute = recipe.data, recipe.compute
@@ -184,7 +198,7 @@ def load_data(recipe: Recipe, store: Store, emit: Emit = lambda event: None, roo
         processes=compute.processes,
     )
     data: Data = source.module.load(source.config, *([how] if source.module.KEEPS else []))
-    return data.cut(recipe.cuts.samples).read_by(workers)
+    return data.cut(recipe.cuts.samples, task_of(recipe)).read_by(workers)
 
 
 def room_of(store: Store) -> int:

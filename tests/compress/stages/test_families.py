@@ -46,7 +46,7 @@ def _narrow(family: str) -> Candidate:
 def context() -> Context:
     return Context(
         data=pictures().data,
-        task=plugins.load("tasks", "image_classification"),
+        task=plugins.load("tasks", "image_classification").task(None, pictures().signature),
         quantization=Quantization(channel_multiple=2),
         seed=0,
         teacher=None,

@@ -1,7 +1,8 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from edgepack.core import provenance
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, StepProgress
 from edgepack.data import splits
+from edgepack.data.contract import Task
 from edgepack.data.splits import Split
 
 
@@ -71,8 +73,8 @@ class Scripted:
     def __getattr__(self, name: str) -> Any:
         return getattr(context().task, name)
 
-    def score(self, logits: object, targets: object) -> float:
-        return self.scores.pop(0)
+    def meter(self) -> Any:
+        return SimpleNamespace(update=lambda outputs, targets: None, compute=lambda: {"accuracy": self.scores.pop(0)})
 
 
 @pytest.mark.parametrize(("scores", "best"), [((0.1, 0.5, 0.9, 0.3), 2), ((0.9, 0.1, 0.2, 0.3), 0), ((0, 0, 0, 1), 3)])
@@ -368,14 +370,14 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_samples() -> None:
     seen: list[tuple[float, int]] = []
     real = here.task.loss
 
-    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found = real(logits, targets)
+    def loss(outputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
+        found = real(outputs, targets)
         if found.requires_grad:
             seen.append((float(found), len(targets)))
         return found
 
     task = Scripted(0.5, 0.6)
     task.loss = loss  # type: ignore[attr-defined]
-    fit(module, replace(here, task=task), settings(epochs=1), doing="")
+    fit(module, replace(here, task=cast(Task, task)), settings(epochs=1), doing="")
     assert [count for _, count in seen] == [16, 16, 8]
     assert here.trainings[0].epochs[1].loss == pytest.approx(sum(each * count for each, count in seen) / 40)

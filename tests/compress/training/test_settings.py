@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy
 import pytest
@@ -23,6 +24,7 @@ from edgepack.compress.training.loop import fit
 from edgepack.compress.training.loss import Distillation, LabelLoss, Mixing, balanced
 from edgepack.core.errors import StageError
 from edgepack.core.events import Event, Note
+from edgepack.data.contract import Task
 
 
 @pytest.fixture(autouse=True)
@@ -127,11 +129,11 @@ def test_training_ends_after_so_many_epochs_without_a_better_score() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(task, name)
 
-        def score(self, logits: object, targets: object) -> float:
-            return scores.pop(0)
+        def meter(self) -> Any:
+            return SimpleNamespace(update=lambda outputs, targets: None, compute=lambda: {"accuracy": scores.pop(0)})
 
     events: list[Event] = []
-    here = replace(context(events=events), task=Scripted())
+    here = replace(context(events=events), task=cast(Task, Scripted()))
     fit(candidate("residual").module, here, _settings(epochs=9, early_stop=2), doing="learning")
     notes = [event.text for event in events if isinstance(event, Note)]
     assert notes == ["learning: stopped after epoch 3 of 9: none since epoch 1 had a better score"]
@@ -141,11 +143,11 @@ def test_training_ends_after_so_many_epochs_without_a_better_score() -> None:
 
 def test_labels_are_smoothed_by_the_task() -> None:
     logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    task = context().task
+    task, outputs = context().task, (logits,)
     assert task.smoothed is not None
     even = -functional.log_softmax(logits, 1).mean()
-    expected = 0.7 * task.loss(logits, targets) + 0.3 * even
-    torch.testing.assert_close(task.smoothed(logits, targets, 0.3), expected)
+    expected = 0.7 * task.loss(outputs, targets) + 0.3 * even
+    torch.testing.assert_close(task.smoothed(outputs, targets, 0.3), expected)
 
     class Without:
         smoothed: Any = None
@@ -155,9 +157,9 @@ def test_labels_are_smoothed_by_the_task() -> None:
             return getattr(task, name)
 
     with pytest.raises(StageError, match="this task has no label smoothing"):
-        _fitted(replace(context(), task=Without()), label_smoothing=0.1)
+        _fitted(replace(context(), task=cast(Task, Without())), label_smoothing=0.1)
     with pytest.raises(StageError, match="this task has no class weights"):
-        _fitted(replace(context(), task=Without()), class_weights="balanced")
+        _fitted(replace(context(), task=cast(Task, Without())), class_weights="balanced")
 
 
 def _loss_on_labels(targets: list[int], **changes: Any) -> LabelLoss:
@@ -193,7 +195,7 @@ def test_a_class_that_is_rare_is_learned_where_it_weighs_more() -> None:
     here = replace(context(), data=replace(whole, train=whole.train.chosen(rare)).for_stages())
 
     def recall(**changes: Any) -> float:
-        logits = evaluation.predict(_fitted(here, epochs=1, learning_rate=3e-3, **changes), whole.validation)
+        (logits,) = evaluation.predict(_fitted(here, epochs=1, learning_rate=3e-3, **changes), whole.validation)
         mine = whole.validation.targets == 0
         return float((logits.argmax(1)[mine] == 0).float().mean())
 
@@ -229,7 +231,7 @@ def test_cutmix_pastes_a_rectangle_and_tells_its_share() -> None:
 )
 def test_inputs_that_cannot_be_mixed_are_refused(inputs: torch.Tensor, mixing: Mixing, why: str) -> None:
     with pytest.raises(StageError, match=why):
-        mixing.check((inputs,))
+        mixing.check((inputs,), context().task)
 
 
 def test_a_teacher_sees_what_was_mixed() -> None:

@@ -1,6 +1,7 @@
 """An Android phone, by a stand-in for adb (adb_stand_in/): what is sent to it and what comes back."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -81,7 +82,8 @@ def test_a_file_of_several_samples_at_once_is_checked_whole(stand: Stand, monkey
 
     def joined(_: processes.Host, job: dict[str, Any]) -> dict[str, Any]:
         rows = numpy.load(job["inputs"][0], allow_pickle=False)
-        numpy.save(job["output"], numpy.concatenate(list(rows * 2)), allow_pickle=False)
+        with Path(job["output"]).open("wb") as file:
+            numpy.savez(file, numpy.concatenate(list(rows * 2)))
         return {"rows": len(rows)}
 
     monkeypatch.setattr(processes.Host, "run", joined)
@@ -93,7 +95,8 @@ def test_a_file_of_several_samples_at_once_is_checked_whole(stand: Stand, monkey
 
 def test_a_file_that_gives_other_outputs_there_is_a_wrong_answer(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     def shorter(_: processes.Host, job: dict[str, Any]) -> dict[str, Any]:
-        numpy.save(job["output"], numpy.ones((5, 3), "float32"), allow_pickle=False)
+        with Path(job["output"]).open("wb") as file:
+            numpy.savez(file, numpy.ones((5, 3), "float32"))
         return {"rows": 5}
 
     monkeypatch.setattr(processes.Host, "run", shorter)

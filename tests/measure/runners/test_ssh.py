@@ -55,13 +55,13 @@ def test_answers_are_those_of_this_computer(reached: ssh.Board, server: Server) 
     inputs = Path("input.npy")
     numpy.save(inputs, data().test.inputs[0].numpy())
     job = {**model(), "mode": "predict", "inputs": [str(inputs)], "rows": 48}
-    assert reached.run({**job, "output": "there.npy"})["rows"] == 48
-    run_here({**job, "output": "here.npy"})
-    assert Path("there.npy").read_bytes() == Path("here.npy").read_bytes()
+    assert reached.run({**job, "output": "there.npz"})["rows"] == 48
+    run_here({**job, "output": "here.npz"})
+    assert Path("there.npz").read_bytes() == Path("here.npz").read_bytes()
     (session,) = server.folders()
     assert {path.suffix for path in session.iterdir()} == {".pyz", ".onnx", ".npy"}
     sent = {path.name: path.stat().st_mtime_ns for path in session.iterdir()}
-    assert reached.run({**job, "output": "again.npy"})["rows"] == 48
+    assert reached.run({**job, "output": "again.npz"})["rows"] == 48
     assert {path.name: path.stat().st_mtime_ns for path in session.iterdir()} == sent
 
 

@@ -59,10 +59,11 @@ def test_reports_card_and_manifest_tell_how_many_samples_figures_are_of(monkeypa
     monkeypatch.setattr(work, "candidate_of", lambda key: step)
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(
-        "edgepack.compress.training.evaluation.predict", lambda module, split: torch.zeros(len(split), 10)
+        "edgepack.compress.training.evaluation.predicted",
+        lambda module, split: [((torch.zeros(len(split), 10),), split.targets)],
     )
     entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
-    assert describe(step, entry).endswith(" of 100 of 450 test samples")
+    assert describe(step, entry, "accuracy").endswith(" of 100 of 450 test samples")
     monkeypatch.setattr(work, "entry", lambda id: entry)
     shipped = build(artifacts=())
     files = contents(shipped, made, here, bundle_parts(shipped, here, work))
@@ -76,7 +77,7 @@ def test_figures_of_a_cut_split_say_so_and_are_not_compared_with_others() -> Non
     whole, cut = ({"data": "digits"}, {"data": "digits", "cut": {"test samples": 100}})
     found = []
     for made in (whole, cut):
-        outcome = EvaluationOutcome(score=0.9, rows=100, of=450 if made is cut else 0)
+        outcome = EvaluationOutcome(scores={"accuracy": 0.9}, rows=100, of=450 if made is cut else 0)
         step = Step(id=StepId("evaluation", "model", "onnx"), key=digest(made), ingredients=made)
         entry = store.make(step.kind, step.key, made, lambda folder, given=outcome: given.stored())  # type: ignore[misc]
         found.append(measurements(build(artifacts=(artifact(),)), step, entry)[0])

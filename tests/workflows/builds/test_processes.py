@@ -90,7 +90,7 @@ def test_a_teacher_serves_several_stages_whose_processes_read_with_others() -> N
     what = recipe(overrides=["compute.processes=2", "compute.workers=1"], **parts)
     built = build(what, load_device("host"), Store("loud"), dist=Path("dist"))
     assert built.exit_code == 0
-    assert [stage.accuracy for stage in built.ledger[1:]] == [1.0, 1.0, 1.0]
+    assert [stage.score for stage in built.ledger[1:]] == [1.0, 1.0, 1.0]
 
 
 def test_two_processes_train_as_well_as_one_and_go_on_together_where_they_were_stopped(

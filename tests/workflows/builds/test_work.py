@@ -269,11 +269,11 @@ def test_a_teachers_file_is_held_against_the_torch_teacher(
     monkeypatch.setattr(work, "file", lambda id: (artifact("onnx", "teacher"), tmp_path / "teacher.onnx"))
     monkeypatch.setattr(work, "why_not_run", lambda format: "")
     step = Step(id=StepId("evaluation", "teacher", "onnx"), key="", ingredients={})
-    for answers, taught in ((right, right), (right[::-1], right)):
+    for answers, taught in (((right,), (right,)), ((right[::-1],), (right,))):
         work.teacher_outputs = taught
         monkeypatch.setattr(evaluate, "outputs", lambda *_, answers=answers, **__: answers)
-        if answers is taught:
-            assert evaluation.do(work, step, tmp_path).score == 1
+        if answers[0] is taught[0]:
+            assert evaluation.do(work, step, tmp_path).scores["accuracy"] == 1
             continue
         with pytest.raises(StageError, match=r"the onnx file of the teacher decides .* test samples differently"):
             evaluation.do(work, step, tmp_path)
@@ -345,6 +345,7 @@ def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> 
 
 def test_outputs_that_are_not_finite_are_no_samples_of_a_bundle() -> None:
     """They end the build with where they begin, not with what JSON cannot hold."""
-    assert evaluation._cases(numpy.eye(2, dtype="float32")) == ((1.0, 0.0), (0.0, 1.0))
+    work = at_work(recipe(), load_device("host"), Store(Path("store")))
+    assert evaluation._cases(work, (numpy.eye(2, dtype="float32"),)) == ({"logits": (1.0, 0.0)}, {"logits": (0.0, 1.0)})
     for wrong in (numpy.nan, numpy.inf):
-        assert evaluation._cases(numpy.array([[1.0, 0.0], [wrong, 1.0]])) == ()
+        assert evaluation._cases(work, (numpy.array([[1.0, 0.0], [wrong, 1.0]]),)) == ()

@@ -71,7 +71,9 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
         if config.init == "random":
             assistant = assistant.forgotten()
         best = _teach(assistant, teacher, config, context, f"teaching assistant {number} of {between}")
-        notes.append(f"assistant {number}: {size_of(assistant):,} parameters, {SHARE.format(best.score)} on validation")
+        notes.append(
+            f"assistant {number}: {size_of(assistant):,} parameters, {context.task.shown(best.score)} on validation"
+        )
         teacher = assistant
     student = narrower_student(teacher, had / wanted, context.quantization) if between and by_width(config) else planned
     student, started = begun(student, teacher, config)
@@ -108,7 +110,9 @@ def _between(
 
 
 def _warn(ratio: float, context: Context) -> None:
-    if ratio > _ONE_BETWEEN * _ROUNDING and context.tolerance is not None and context.tolerance <= _DEMANDING:
+    if not context.task.counts_samples or context.tolerance is None:
+        return
+    if ratio > _ONE_BETWEEN * _ROUNDING and context.tolerance <= _DEMANDING:
         drop = SHARE.format(context.tolerance)
         context.emit(Note(text=f"warning: {ratio:.0f}x fewer parameters make a drop of at most {drop} unlikely"))
 

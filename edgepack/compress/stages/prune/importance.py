@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from edgepack.compress.contract import Context
 from edgepack.compress.training.batch_norm import refresh_batch_norm
-from edgepack.compress.training.evaluation import predict
+from edgepack.compress.training.evaluation import evaluate
 from edgepack.config import plugins
 from edgepack.core.events import StepProgress
 from edgepack.data.splits import Batch
+from edgepack.models.outputs import rows, tensors
 from edgepack.models.structure.dependency_groups import Score, survey
 from edgepack.models.structure.surgery import shrink
 
@@ -27,7 +28,7 @@ _TRIAL_SAMPLES = 1024  # samples of the validation split
 
 def score(module: nn.Module, importance: str, context: Context) -> Score:
     def loss(batch: Batch) -> Tensor:
-        return context.task.loss(module(*batch.inputs), batch.targets)
+        return context.task.loss(tensors(module(*batch.inputs)), batch.targets)
 
     batches = islice(context.data.train.batches(64, seed=context.seed), _TAYLOR_BATCHES)
     return _score(module, importance, map(loss, batches))
@@ -35,7 +36,7 @@ def score(module: nn.Module, importance: str, context: Context) -> Score:
 
 def dry_run_score(module: nn.Module, importance: str, inputs: tuple[Tensor, ...]) -> Score:
     """Return the score for a dry run, which has no data: the size of the outputs replaces the loss."""
-    return _score(module, importance, (module(*each).float().square().mean() for each in (inputs,)))
+    return _score(module, importance, (rows(module(*each)).square().mean() for each in (inputs,)))
 
 
 def _score(module: nn.Module, importance: str, losses: Iterator[Tensor]) -> Score:
@@ -74,9 +75,9 @@ def sensitivities(module: nn.Module, config: "Config", context: Context) -> list
     notes = []
     for i, name in enumerate(names):
         context.emit(StepProgress(doing="measuring the sensitivity of each layer", done=i, total=len(names)))
-        changes = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) - whole for share in _TRIALS]
-        pairs = zip(changes, _TRIALS, strict=True)
-        words = ", ".join(f"{100 * change:+.1f} points at {share:.0%}" for change, share in pairs)
+        scores = [_trial(copy.deepcopy(module), {name: 1 - share}, config, context) for share in _TRIALS]
+        pairs = zip(scores, _TRIALS, strict=True)
+        words = ", ".join(f"{context.task.change(whole, score)} at {share:.0%}" for score, share in pairs)
         notes.append(f"sensitivity of {name}: {words}")
     return notes
 
@@ -92,4 +93,4 @@ def _trial(module: nn.Module, keep: dict[str, float], config: "Config", context:
     )
     refresh_batch_norm(module, context.data.train, samples=512)
     some = context.data.validation.first(_TRIAL_SAMPLES)
-    return context.task.score(predict(module, some).numpy(), some.targets.numpy())
+    return evaluate(module, some, context.task)

@@ -82,7 +82,7 @@ def _least(module: nn.Module, names: Sequence[str], number: int, context: Contex
             kept = _passed_over(module, name)
             now = validate(module, context)
             replace_layer(module, name, kept)
-            cost[name], notes[name] = now.loss - whole.loss, _worth(now, whole)
+            cost[name], notes[name] = now.loss - whole.loss, _worth(now, whole, context)
         least = min(cost, key=lambda name: cost[name])
         gone[least] = _passed_over(module, least)
         notes[least] += f": dropped, {turn} of {number}"
@@ -98,6 +98,6 @@ def _passed_over(module: nn.Module, name: str) -> nn.Module:
     return layer
 
 
-def _worth(without: EpochResult, whole: EpochResult) -> str:
-    points = 100 * (without.score - whole.score)
-    return f"without it {points:+z.1f} points and {without.loss - whole.loss:+z.4f} of loss on validation"
+def _worth(without: EpochResult, whole: EpochResult, context: Context) -> str:
+    change = context.task.change(whole.score, without.score)
+    return f"without it {change} and {without.loss - whole.loss:+z.4f} of loss on validation"

@@ -21,7 +21,6 @@ from edgepack.compress.contract import Context, Training
 from edgepack.config.plugins import DEFAULT_QUANTIZER
 from edgepack.config.recipe import Place
 from edgepack.core.errors import StageError
-from edgepack.core.units import SHARE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,13 +254,13 @@ def _trained(
 
 
 def _better(modules: "dict[Mode, GraphModule]", context: Context) -> "tuple[Mode, GraphModule, str]":
-    """Return the module with the higher validation score; on a tie, the lower loss; on another tie, the first."""
+    """Return the module with the better validation score; on a tie, the lower loss; on another tie, the first."""
     from edgepack.compress.training.evaluation import validate
 
     found = {mode: validate(module, context) for mode, module in modules.items()}
-    kept = max(found, key=lambda mode: (found[mode].score, -found[mode].loss))
+    kept = max(found, key=lambda mode: (context.task.better(found[mode].score), -found[mode].loss))
     scores = [
-        f"{mode}: {context.task.METRIC} {SHARE.format(each.score)}, loss {each.loss:.4f}"
+        f"{mode}: {context.task.metric} {context.task.shown(each.score)}, loss {each.loss:.4f}"
         for mode, each in found.items()
     ]
     return kept, modules[kept], f"kept {kept} ({'; '.join(scores)} on the validation split)"

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from edgepack.core.errors import StageError
+from edgepack.models.outputs import rows
 from edgepack.models.source_lines import of_node, part_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def check_equal(
     """
     inputs = candidate.noise()
     with torch.no_grad():
-        expected = candidate.module.eval()(*inputs)
-        if _same(graph(*inputs), expected):
+        expected = rows(candidate.module.eval()(*inputs))
+        if _same(rows(graph(*inputs)), expected):
             return
         place = _exported_otherwise(captured(), candidate, inputs) or _rewritten(captured(), rewrite, inputs, expected)
     raise StageError(
@@ -55,14 +56,14 @@ def _rewritten(graph: fx.GraphModule, rewrite: Rewrite, inputs: Sequence[torch.T
         place = of_node(norm)
         rewrite(graph, norm)
         graph.recompile()
-        if not _same(graph(*inputs), expected):
+        if not _same(rows(graph(*inputs)), expected):
             return f", from the batch norm at {place} on"
     return ""
 
 
 def _exported_otherwise(graph: fx.GraphModule, candidate: "Candidate", inputs: Sequence[torch.Tensor]) -> str:
     """Return the first module whose outputs differ before any rewrite: torch.export captured it wrongly."""
-    if _same(graph(*inputs), candidate.module(*inputs)):
+    if _same(rows(graph(*inputs)), rows(candidate.module(*inputs))):
         return ""
     eager = _outputs(candidate.module, inputs)
     ends: dict[str, fx.Node] = {}

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 from edgepack.compress.contract import Context, Training
-from edgepack.compress.training.evaluation import Progress, predict, train_mode
+from edgepack.compress.training.evaluation import Outputs, Progress, predict, train_mode
 from edgepack.compress.training.loss.feature_matching import FeatureLoss
 from edgepack.compress.training.numerics import Numerics
 from edgepack.core.errors import StageError
 from edgepack.data.contract import Task
 from edgepack.data.splits import Batch, Split
+from edgepack.models.outputs import tensors
 
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
@@ -39,13 +40,13 @@ class Distillation:
         return cls(teacher=teacher.module) if teacher else None
 
 
-_KEPT = 512_000_000  # bytes of a teacher's logits that are kept for all epochs; more are computed as they are needed
-_ANSWERED: "dict[str, tuple[ref[Split], torch.Tensor]]" = {}  # keyed by a hash of the teacher
+_KEPT = 512_000_000  # bytes of a teacher's outputs that are kept for all epochs; more are computed as they are needed
+_ANSWERED: "dict[str, tuple[ref[Split], Outputs]]" = {}  # keyed by a hash of the teacher
 
 
-def _answers(teacher: nn.Module, split: Split, context: Context) -> torch.Tensor | None:
-    """Return the teacher's logits, computed once for all trainings with it or a copy of it; None if they are large."""
-    if (int(split.targets.max()) + 1) * len(split) * 4 > _KEPT:  # labels times samples times the bytes of a float
+def _answers(teacher: nn.Module, split: Split, context: Context) -> Outputs | None:
+    """Return the teacher's outputs, computed once for all trainings with it or a copy of it; None if they are large."""
+    if sum(math.prod(spec.shape) for spec in context.task.signature.outputs) * len(split) * 4 > _KEPT:
         return None
     weights = digest_of(teacher)
     known = _ANSWERED.get(weights)
@@ -53,7 +54,8 @@ def _answers(teacher: nn.Module, split: Split, context: Context) -> torch.Tensor
     if not context.team.agree(known is not None and known[0]() is split):
         mine = context.team.rows(split)
         progress = Progress(context.emit, "running the teacher", math.ceil(len(mine) / mine.at_once))
-        known = _ANSWERED[weights] = ref(split), context.team.gather(predict(teacher, mine, progress.advance))
+        found = tuple(map(context.team.gather, predict(teacher, mine, progress.advance)))
+        known = _ANSWERED[weights] = ref(split), found
     assert known is not None
     return known[1]
 
@@ -85,8 +87,11 @@ class Mixing:
     def __bool__(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
-    def check(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Raises StageError for inputs that cannot be mixed."""
+    def check(self, inputs: tuple[torch.Tensor, ...], task: Task) -> None:
+        """Raises StageError for inputs that cannot be mixed, or a task whose loss is then no share of two."""
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and name not in task.mixes:
+                raise StageError(f"this task's samples cannot be mixed by {name}", f"remove {name}")
         if self and not all(each.is_floating_point() for each in inputs):
             raise StageError("numbers of tokens cannot be mixed", "remove mixup and cutmix, which are for pictures")
         if self.cutmix and not all(each.dim() == 4 for each in inputs):
@@ -130,15 +135,17 @@ class LabelLoss:
             raise StageError("this task has no label smoothing", "remove label_smoothing")
         if self.balanced and task.weighted is None:
             raise StageError("this task has no class weights", "remove class_weights")
-        self.counts = torch.bincount(targets) if self.balanced else targets.new_empty(0)
+        classes = task.classes(targets) if self.balanced else None
+        self.counts = torch.empty(0) if classes is None else torch.bincount(classes)
 
-    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: torch.Tensor | Outputs, targets: torch.Tensor) -> torch.Tensor:
+        given = tensors(outputs)
         if self.balanced and self.task.weighted:
-            weights = balanced(self.counts, logits.shape[1]).to(logits.device)
-            return self.task.weighted(logits, targets, weights, self.smoothing)
+            weights = balanced(self.counts, len(self.task.signature.labels)).to(given[0].device)
+            return self.task.weighted(given, targets, weights, self.smoothing)
         if self.smoothing and self.task.smoothed:
-            return self.task.smoothed(logits, targets, self.smoothing)
-        return self.task.loss(logits, targets)
+            return self.task.smoothed(given, targets, self.smoothing)
+        return self.task.loss(given, targets)
 
 
 def balanced(counts: torch.Tensor, classes: int) -> torch.Tensor:
@@ -152,7 +159,7 @@ def balanced(counts: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 class Loss:
-    """The loss on labels and on a teacher if there is one; its logits are computed once if samples never change."""
+    """The loss on labels and on a teacher if there is one; its outputs are computed once if samples never change."""
 
     def __init__(
         self,
@@ -169,12 +176,12 @@ class Loss:
         self.on_labels = LabelLoss(context.task, settings, data.targets)
         self.mixing = Mixing(mixup=settings.mixup, cutmix=settings.cutmix)
         if self.mixing:
-            self.mixing.check(data.head(1))
+            self.mixing.check(data.head(1), context.task)
         self.inside: FeatureLoss | None = None
         if distillation and any(distillation.inside.values()):
             self.inside = FeatureLoss(distillation.inside, distillation.teacher, module, data.head(2))
             self.inside.to(device)
-        self.known: torch.Tensor | None = None
+        self.known: Outputs | None = None
         if distillation:
             distillation.teacher.to(device)
         if distillation and not (self.inside or self.mixing or context.data.augmented):
@@ -188,14 +195,14 @@ class Loss:
             inputs, partners, share = self.mixing.mixed(inputs, seed)
             others = targets[partners]
         with torch.autocast(self.device.type, self.how.mixed, enabled=self.how.mixed is not None):
-            logits = module(*inputs)
-        logits = logits.float()
-        loss = self.on_labels(logits, targets)
+            given = module(*inputs)
+        outputs = tuple(each.float() for each in tensors(given))
+        loss = self.on_labels(outputs, targets)
         if self.mixing:
-            loss = share * loss + (1 - share) * self.on_labels(logits, others)
+            loss = share * loss + (1 - share) * self.on_labels(outputs, others)
         if self.distillation is None:
             return loss
-        soft = self.context.task.distill(logits, self._teacher(batch, inputs), self.distillation.temperature)
+        soft = self.context.task.distill(outputs, self._teacher(batch, inputs), self.distillation.temperature)
         taught = self.distillation.alpha * soft + (1 - self.distillation.alpha) * loss
         return taught + self.inside.loss() if self.inside else taught
 
@@ -210,15 +217,14 @@ class Loss:
         if self.distillation:
             self.distillation.teacher.to("cpu")
 
-    def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _teacher(self, batch: Batch, inputs: tuple[torch.Tensor, ...]) -> Outputs:
         assert self.distillation is not None
         if self.known is not None:
-            return self.known[batch.indices].to(self.device)
+            return tuple(each[batch.indices].to(self.device) for each in self.known)
         teacher = self.distillation.teacher
         train_mode(teacher, False)
         with torch.no_grad():
-            logits: torch.Tensor = teacher(*inputs)
-        return logits
+            return tensors(teacher(*inputs))
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         layout = torch.channels_last if self.how.channels_last and tensor.dim() == 4 else torch.preserve_format

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FILE = "report.html"
 
 _LAYERS = 12  # rows of a file's table; the rest is summed in one more row
+_FAR = 0.25  # below the best score: an untrained model's, which is not drawn
 _NS = 1e-6  # raw samples are nanoseconds
 
 
@@ -84,12 +85,16 @@ class Figure:
 
 
 def cards(build: Build) -> list[tuple[Artifact, list[Figure]]]:
-    """Return each shipped file with its size, latency and accuracy."""
+    """Return each shipped file with its size, latency and score."""
     return [(artifact, list(_figures(build, artifact.label))) for artifact in build.shipped()]
 
 
 def _figures(build: Build, label: str) -> Iterator[Figure]:
-    for metric, name in (("size", "size"), ("latency.p50", "latency, p50"), ("accuracy", "accuracy, test split")):
+    for metric, name in (
+        ("size", "size"),
+        ("latency.p50", "latency, p50"),
+        (build.metric, f"{build.metric}, test split"),
+    ):
         ours, teacher = build.find(metric, label), build.find(metric, label_of(label, TEACHER))
         if ours:
             change = _change(teacher, ours) if teacher else ""
@@ -97,9 +102,10 @@ def _figures(build: Build, label: str) -> Iterator[Figure]:
 
 
 def _change(teacher: Measurement, ours: Measurement) -> str:
-    if ours.metric == "accuracy":
-        points = (ours.value - teacher.value) * 100
-        return f"{points:+.2f} points, from {wording.measured(teacher)}"
+    if METRICS[ours.metric].within == "data":
+        change = wording.score_change(ours.metric, teacher.value, ours.value)
+        points = " points" if METRICS[ours.metric].quantity is SHARE else ""
+        return f"{change}{points}, from {wording.measured(teacher)}"
     ratio = f"{times(teacher, ours)}, " if ours.value and teacher.value else ""
     if bounds := ratio_bounds(teacher, ours):
         ratio += f"95 % interval {bounds}, "
@@ -160,21 +166,21 @@ class Row:
     name: str
     detail: str
     size: Cell
-    accuracy: Cell
+    score: Cell
     latency: Cell = Cell()
 
 
 def stages(build: Build) -> list[Row]:
     """Return a row for the model after each stage."""
     sizes = charts.trail([record.bytes or None for record in build.ledger], _scale(build, "size"))
-    good = _scale(build, "accuracy")
-    scores = charts.trail([each.accuracy if each.accuracy >= good.low else None for each in build.ledger], good)
+    good = _scale(build, build.metric)
+    scores = charts.trail([each.score if good.low <= each.score <= good.high else None for each in build.ledger], good)
     return [
         Row(
             name=record.stage,
             detail=_detail(record),
             size=Cell(SIZE.format(record.bytes), drawing=size),
-            accuracy=Cell(f"{record.accuracy * 100:.2f} %", drawing=score),
+            score=Cell(wording.score(record.metric, record.score), drawing=score),
         )
         for record, size, score in zip(build.ledger, sizes, scores, strict=True)
     ]
@@ -198,15 +204,17 @@ def _pairs(build: Build) -> list[list[str]]:
 
 
 def _rows(build: Build, labels: Sequence[str]) -> Iterator[Row]:
-    cells = [_cells(build, metric, labels) for metric in ("size", "accuracy", "latency.p50")]
-    for label, size, accuracy, latency in zip(labels, *cells, strict=True):
-        yield Row(name=label, detail="", size=size, accuracy=accuracy, latency=latency)
+    cells = [_cells(build, metric, labels) for metric in ("size", build.metric, "latency.p50")]
+    for label, size, score, latency in zip(labels, *cells, strict=True):
+        yield Row(name=label, detail="", size=size, score=score, latency=latency)
 
 
 def _cells(build: Build, metric: str, labels: Sequence[str]) -> list[Cell]:
     known = [build.find(metric, label) for label in labels]
     along = _scale(build, metric)
-    drawn = charts.trail([each.value if each and each.value >= along.low else None for each in known], along)
+    drawn = charts.trail(
+        [each.value if each and along.low <= each.value <= along.high else None for each in known], along
+    )
     return [
         Cell(wording.figure(metric, each.value), each.evidence, svg) if each else Cell()
         for each, svg in zip(known, drawn, strict=True)
@@ -214,14 +222,16 @@ def _cells(build: Build, metric: str, labels: Sequence[str]) -> list[Cell]:
 
 
 def _scale(build: Build, metric: str) -> charts.Scale:
-    """Return one scale for stages and files, without an untrained model's accuracy, which would squeeze the others."""
+    """Return one scale for stages and files, without an untrained model's score, which would squeeze the others."""
     values = [each.value for each in build.measurements if each.metric == metric]
     if metric == "size":
         return charts.scale([*values, *(record.bytes for record in build.ledger)], log=True)
-    if metric == "accuracy":
-        scores = [*values, *(record.accuracy for record in build.ledger)]
-        best = max(scores, default=1.0)
-        return charts.scale([score for score in scores if score >= best - 0.25])
+    if metric == build.metric:
+        scores = [*values, *(record.score for record in build.ledger)]
+        if METRICS[metric].quantity is SHARE:
+            best = max(scores, default=1.0)
+            return charts.scale([score for score in scores if score >= best - _FAR])
+        return charts.scale(values or scores)
     return charts.scale(values, log=True)
 
 

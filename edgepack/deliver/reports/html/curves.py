@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.core.units import SHARE
 from edgepack.deliver import wording
 from edgepack.deliver.reports.html import charts
 from edgepack.records.build import Build, StageRecord
@@ -37,7 +36,7 @@ def _curve(record: StageRecord, training: TrainingRecord) -> Curve:
         stage=record.stage,
         doing=training.doing,
         kept=f"kept epoch {training.kept} of {epochs[-1].epoch}"
-        + (f": {SHARE.format(kept.score)} on validation" if kept.score is not None else ""),
+        + (f": {wording.figure(record.metric, kept.score)} on validation" if kept.score is not None else ""),
         facts=", ".join(_facts(epochs)),
         drawing=charts.curves(
             _heights([each.loss for each in epochs], log=True),

@@ -67,7 +67,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
             verbose=False,
             opset_version=config.opset,
             input_names=[spec.name for spec in candidate.signature.inputs],
-            output_names=["logits"],
+            output_names=[spec.name for spec in candidate.signature.outputs],
         )
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
     for rewrite in _rewrites(config):

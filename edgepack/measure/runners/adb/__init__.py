@@ -203,12 +203,19 @@ class Phone:
         import numpy
 
         columns = [numpy.load(path, mmap_mode="r", allow_pickle=False) for path in job["inputs"]]
-        answers = numpy.load(job["output"], mmap_mode="r", allow_pickle=False)
         rows = len(columns[0]) if columns else job["rows"]
-        here = answers.reshape(rows, -1)[:_ROWS]  # one row of inputs may give several rows of outputs
+        # One row of inputs may give several rows of outputs.
+        here = [each.reshape(rows, -1)[:_ROWS] for each in evaluate.answers(Path(job["output"]))]
         with TemporaryDirectory() as folder:
-            there = self._answers(job, columns, here, Path(folder))
-        reach, model = float(numpy.abs(here.astype("float64")).max(initial=0.0)), Path(job["file"]).name
+            there = self._answers(job, columns, len(here[0]), len(here), Path(folder))
+        for mine, its in zip(here, there, strict=True):
+            self._compare(Path(job["file"]).name, mine, its)
+
+    def _compare(self, model: str, here: "Array", there: list[bytes]) -> None:
+        """Raises AnswerError where the phone's values of an output differ from those of this computer."""
+        import numpy
+
+        reach = float(numpy.abs(here.astype("float64")).max(initial=0.0))
         hint = "its runtime may have another version or other kernels"
         for row, (mine, its) in enumerate(zip(here, there, strict=True)):
             if len(its) != mine.nbytes:
@@ -219,11 +226,11 @@ class Phone:
                 message = f"{model} gives other outputs on {self.name} than on this computer"
                 raise AnswerError(f"{message}: of row {row}, outputs up to {reach:.3g} differ by {far:.3g}", hint)
 
-    def _answers(self, job: Job, columns: "list[Array]", here: "Array", near: Path) -> list[bytes]:
-        """Return the phone's outputs for as many rows as `here` has; `near` is a folder on this computer."""
+    def _answers(self, job: Job, columns: "list[Array]", count: int, outputs: int, near: Path) -> list[list[bytes]]:
+        """Return each of the phone's outputs for the first rows; `near` is a folder on this computer."""
         import numpy
 
-        file, there, rows = self.folder.model(Path(job["file"])), self.folder.path, range(len(here))
+        file, there, rows = self.folder.model(Path(job["file"])), self.folder.path, range(count)
         inputs = {(row, i): near / f"in-{row}-{i}.bin" for row in rows for i in range(len(columns))}
         for (row, i), path in inputs.items():
             path.write_bytes(numpy.array(columns[i][row], order="C").tobytes())
@@ -234,9 +241,9 @@ class Phone:
             inputs_flag = [f"--inputs={given}"] if columns else []
             flags = [f"--model_path={file}", *inputs_flag, f"--output_file={there}/out-{row}"]
             self.folder.run("executorch", Path(job["file"]).name, flags)
-        outputs = [f"out-{row}-0.bin" for row in rows]
-        self.link.pull([f"{there}/{name}" for name in outputs], near)
-        return [(near / name).read_bytes() for name in outputs]
+        names = [[f"out-{row}-{number}.bin" for row in rows] for number in range(outputs)]
+        self.link.pull([f"{there}/{name}" for those in names for name in those], near)
+        return [[(near / name).read_bytes() for name in those] for those in names]
 
     def _state(self) -> Json:
         return output.state(self.link.shell("dumpsys battery; dumpsys thermalservice").out)

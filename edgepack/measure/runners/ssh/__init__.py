@@ -93,7 +93,7 @@ class Board:
 
     def _attempt(self, job: Job) -> Json:
         link = self._link or self.reach()
-        output = f"{uuid4().hex}.npy"
+        output = f"{uuid4().hex}.npz"
         packages = ", ".join(RUNTIMES[job["runtime"]].packages)
         advice = f"check that the runtime loads there: {link.python} -c 'import {packages}'"
         found = _work(link, self._remote_job(link, job, output), job, advice=advice)

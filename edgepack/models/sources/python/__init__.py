@@ -86,5 +86,5 @@ def _made(config: Config, signature: Signature) -> "nn.Module":
     if not isinstance(module, nn.Module):
         raise StageError(f"'{config.python}' gives {type(module).__name__}, not a torch.nn.Module", "let it return one")
     if any(is_lazy(weight) for weight in module.parameters()):  # these cannot be copied before their size is known
-        tried(module, signature, f"the model of '{config.python}'")
+        module = tried(module, signature, f"the model of '{config.python}'")
     return plain(module)  # a copy: the function may keep its model and return it again

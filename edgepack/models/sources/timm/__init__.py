@@ -85,7 +85,7 @@ def trained(config: Config, signature: Signature) -> bool:
     known = _known(config)
     size = weights_files.setting(known, "input_size") or [None]
     own = (weights_files.setting(known, "num_classes"), size[0], config.width)
-    return config.checkpoint is not None or own == (len(signature.labels), signature.inputs[0].shape[0], 1)
+    return config.checkpoint is not None or own == (signature.width, signature.inputs[0].shape[0], 1)
 
 
 def incompatibility(config: Config, signature: Signature) -> str:
@@ -123,8 +123,8 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 
     if message := incompatibility(config, signature):
         raise StageError(message)
-    module = made(config.timm, signature, len(signature.labels))
-    tried(module, signature, config.timm)
+    module = made(config.timm, signature, signature.width)
+    module = tried(module, signature, config.timm)
     if config.weights:
         fill(module, config.timm, files(config)[-1], _known(config).get("pretrained_cfg", {}), signature)
     if config.width < 1:

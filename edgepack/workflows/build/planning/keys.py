@@ -103,8 +103,9 @@ def cut_facts(recipe: Recipe, parts: Iterable[str]) -> dict[str, Any]:
     return {"cut": cut} if cut else {}
 
 
-def task_facts(task: str) -> dict[str, Any]:
-    return {"task": task, "task version": plugins.load("tasks", task).VERSION}
+def task_facts(task: Choice) -> dict[str, Any]:
+    settings = {"task settings": task.plain()} if task.plain() else {}
+    return {"task": task.name, "task version": task.module.VERSION, **settings}
 
 
 def files(models: Iterable[Choice]) -> list[str]:

@@ -47,7 +47,7 @@ from edgepack.workflows.build.planning.memory import Reads, previous
 from edgepack.workflows.build.planning.step import Plan, Step, StepId
 from edgepack.workflows.build.store import Store
 
-_EVALUATION = 5  # bump when the same outputs of a file would give other figures
+_EVALUATION = 6  # bump when the same outputs of a file would give other figures
 
 
 def plan(
@@ -183,6 +183,7 @@ class Planner:
         ingredients = {
             "parent": self.last[variant].key,
             **self._data(),
+            "version": _EVALUATION,
             "versions": provenance.versions(*provenance.CORE),
         }
         return self._step(StepId("outputs", MODEL, variant), ingredients)

@@ -10,19 +10,19 @@ from edgepack.compress.training.checkpoints import Checkpoints
 from edgepack.config.budgets import strictest
 from edgepack.core.errors import StageError
 from edgepack.core.events import Note
-from edgepack.core.units import SHARE
 from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.outcomes import CandidateOutcome
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.steps import followers
-from edgepack.workflows.build.steps.outputs import logits
+from edgepack.workflows.build.steps.outputs import finite_outputs
 from edgepack.workflows.build.steps.trials import Trials
 from edgepack.workflows.build.workspace import Workspace, is_foreign
 
 if TYPE_CHECKING:
+    from edgepack.data.splits import Split
     from edgepack.models.candidate import Candidate
 
-_CHANCE = 1.5  # pretrained weights below this multiple of chance accuracy get a warning
+_CHANCE = 1.5  # pretrained weights below this multiple of the score of guessing get a warning
 _COMPARED = 8  # samples for comparing a saved model with the original
 
 
@@ -43,20 +43,27 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
     split = work.data.validation
     # An untrained deep model may give infinite outputs: only outputs after training must be finite.
     untrained = first and not _comes_trained(work)
-    answers = evaluation.predict(candidate.module, split).numpy() if untrained else logits(candidate, split)
-    accuracy = work.task.score(answers, split.targets.numpy())
+    score = evaluation.evaluate(candidate.module, split, work.task) if untrained else _scored(work, candidate, split)
     if first:
-        warn_of_chance(work, accuracy)
+        warn_of_chance(work, score)
     return CandidateOutcome(
         parameters=parameters(candidate.module),
         macs=macs(candidate),
         bytes=stored_bytes(candidate.module),
-        accuracy=accuracy,
+        score=score,
         seconds=round(seconds, 2),
         notes=(*candidate.notes, *((*work.user_reads, *work.data.notes) if first else ())),
         decided=candidate.decided,
         trainings=tuple(trainings),
     )
+
+
+def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
+    """Return the score of outputs that must be finite."""
+    meter = work.task.meter()
+    for found, targets in finite_outputs(candidate, split):
+        meter.update(found, targets)
+    return float(meter.compute()[work.task.metric])
 
 
 def _staged(work: Workspace, step: Step, trainings: list[TrainingRecord]) -> "Candidate":
@@ -85,7 +92,7 @@ def _context(work: Workspace, step: Step) -> Context:
         emit=work.emit,
         latency=trials.latency,
         size=trials.size,
-        tolerance=strictest(work.recipe.budgets, "accuracy", "max_drop"),
+        tolerance=strictest(work.recipe.budgets, work.task.metric, "max_drop", "max_rise"),
         quantizer=step.id.format or work.planner.quantizers[0],
         size_budget=strictest(work.recipe.budgets, "size", "max"),
         checkpoints=Checkpoints(folder=work.store.unfinished(step.key), emit=work.emit),
@@ -115,9 +122,9 @@ def _check_saved(work: Workspace, candidate: "Candidate", folder: Path) -> None:
 
 def warn_of_chance(work: Workspace, score: float) -> None:
     """Warn if pretrained weights score no better than chance, a common mistake with own models."""
-    classes = len(work.signature.labels)
-    if _comes_trained(work) and score < _CHANCE / classes:
-        reason = f"its {work.task.METRIC} on the validation split is {SHARE.format(score)}, no better than chance"
+    task, classes = work.task, len(work.signature.labels)
+    if _comes_trained(work) and task.chance is not None and score < _CHANCE * task.chance:
+        reason = f"its {task.metric} on the validation split is {task.shown(score)}, no better than chance"
         advice = "check the order of the labels and the preprocessing"
         work.emit(Note(text=f"warning: the model is pretrained, but {reason} with {classes} classes: {advice}"))
 

@@ -38,9 +38,7 @@ def search(work: Workspace, id: StepId, folder: Path) -> Json:
     from edgepack.measure import divergence
 
     export = work.done[id.of("artifact")]
-    file, torch = (
-        evaluate.load(work.entry(each).path / "logits.npy") for each in (id.of("evaluation"), work.reference(id.format))
-    )
+    file, torch = (evaluate.load(work.entry(each).path) for each in (id.of("evaluation"), work.reference(id.format)))
     with numerics.deterministic(work.recipe.seed, provenance.threads()):
         differing = evaluate.mismatched_rows(work.task, file, torch, divergence.SAMPLES)
         samples = divergence.rows(work.data.test, differing)

@@ -12,6 +12,7 @@ from edgepack.config.plugins import Choice
 from edgepack.core import provenance
 from edgepack.core.events import Note, StepProgress
 from edgepack.core.frozen import Json
+from edgepack.data.contract import Task
 from edgepack.measure.processes import Host
 from edgepack.records.differences import numbered
 from edgepack.workflows.build.planning.keys import trains
@@ -45,7 +46,7 @@ def check(work: Workspace) -> None:
 def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", variant: str) -> "Candidate":
     """Return the candidate after the structural changes of a stage."""
     guarded(name, partial(_check_trainings, stage, work.recipe.hardware), work.store.root)
-    guarded(name, partial(_check_mixing, stage, candidate), work.store.root)
+    guarded(name, partial(_check_mixing, stage, candidate, work.task), work.store.root)
     dry_run = stage.module.dry_run
     if dry_run is None:
         return candidate
@@ -61,13 +62,13 @@ def _dry_run(work: Workspace, stage: Choice, name: str, candidate: "Candidate", 
     return made
 
 
-def _check_mixing(stage: Choice, candidate: "Candidate") -> None:
+def _check_mixing(stage: Choice, candidate: "Candidate", task: Task) -> None:
     """Raises StageError where a training is to mix inputs that cannot be mixed."""
     if any(each.mixup or each.cutmix for each in stage.config.trainings):
         from edgepack.compress.training.loss import Mixing
 
         for each in stage.config.trainings:
-            Mixing(mixup=each.mixup, cutmix=each.cutmix).check(candidate.noise())
+            Mixing(mixup=each.mixup, cutmix=each.cutmix).check(candidate.noise(), task)
 
 
 def untrained(work: Workspace) -> "Candidate":

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,15 @@ from edgepack.data.splits import EXAMPLES
 from edgepack.measure import evaluate
 from edgepack.measure.processes import Host
 from edgepack.records.artifact import MODEL, Artifact
-from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome
+from edgepack.workflows.build.outcomes import AnswersOutcome, EvaluationOutcome, Expected
 from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.dry_run import try_file
-from edgepack.workflows.build.steps.outputs import logits
+from edgepack.workflows.build.steps.outputs import outputs
 from edgepack.workflows.build.workspace import Workspace, needs
 
 if TYPE_CHECKING:
-    from edgepack.measure.evaluate import Array
+    from edgepack.measure.evaluate import Arrays
 
 
 def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
@@ -37,12 +38,18 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     progress(0, len(split))
     try:
         found = evaluate.outputs(
-            work.session.run, file=file, runtime=artifact.runtime, split=split, folder=folder, progress=progress
+            work.session.run,
+            file=file,
+            runtime=artifact.runtime,
+            split=split,
+            folder=folder,
+            row_bytes=sum(prod(spec.shape) for spec in work.signature.outputs) * 4,
+            progress=progress,
         )
     except RefusedError as error:
         raise _refused(work, step.id, error) from error
     scored = EvaluationOutcome(
-        score=work.task.score(found, split.targets.numpy()), rows=len(found), of=work.test_samples
+        scores=evaluate.scores(work.task, found, split), rows=len(found[0]), of=work.test_samples
     )
     if step.id.subject != MODEL:
         # Accuracy budgets compare with the teacher's file: if both were wrong in the same way, the model would pass.
@@ -52,10 +59,10 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     first = StepId("evaluation", MODEL, work.recipe.exporters[0].name)
     beside = first if step.id != first and _was_run(work, first) else None
     return EvaluationOutcome(
-        score=scored.score,
+        scores=scored.scores,
         rows=scored.rows,
         of=scored.of,
-        cases=_cases(found[:EXAMPLES]),
+        cases=_cases(work, found),
         parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",
@@ -63,25 +70,29 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     )
 
 
-def _cases(logits: "Array") -> tuple[tuple[float, ...], ...]:
-    """Return logits as stored in a bundle; none if the file returned NaN or Inf, which is never bundled."""
-    import numpy
-
-    return tuple(map(tuple, logits.tolist())) if numpy.isfinite(logits).all() else ()
+def _cases(work: Workspace, found: "Arrays") -> tuple[Expected, ...]:
+    """Return the outputs of a bundle's samples; none if the file returned NaN or Inf, which is never bundled."""
+    first = tuple(array[:EXAMPLES] for array in found)
+    if not evaluate.finite(first).all():
+        return ()
+    names = [spec.name for spec in work.signature.outputs]
+    return tuple(
+        {name: tuple(array[row].ravel().tolist()) for name, array in zip(names, first, strict=True)}
+        for row in range(len(first[0]))
+    )
 
 
 def _was_run(work: Workspace, id: StepId) -> bool:
     return id not in work.failed and not EvaluationOutcome.read(work.entry(id)).not_run
 
 
-def _agreement(work: Workspace, found: "Array", other: StepId) -> evaluate.Agreement:
-    beside = evaluate.load(work.entry(other).path / "logits.npy")
-    return evaluate.parity(work.task, found, beside)
+def _agreement(work: Workspace, found: "Arrays", other: StepId) -> evaluate.Agreement:
+    return evaluate.parity(work.task, found, evaluate.load(work.entry(other).path))
 
 
-def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
+def _broken(work: Workspace, found: "Arrays", artifact: Artifact) -> str:
     """Return why the file that would ship is broken, or "". Its outputs are kept to find where they begin to differ."""
-    reference = evaluate.load(work.entry(work.reference(artifact.format)).path / "logits.npy")
+    reference = evaluate.load(work.entry(work.reference(artifact.format)).path)
     try:
         evaluate.check_same(work.task, found, reference, f"the {artifact.format} file")
     except StageError as error:
@@ -89,19 +100,20 @@ def _broken(work: Workspace, found: "Array", artifact: Artifact) -> str:
     return ""
 
 
-def _taught(work: Workspace) -> "Array":
+def _taught(work: Workspace) -> "Arrays":
     """Return the torch teacher's outputs on the test split."""
     if work.teacher_outputs is None:
         assert work.planner.teacher is not None, "a plan begins with the model, the first teacher"
         key = work.planner.teacher.key
         known = [id for id, step in work.done.items() if id.kind == "outputs" and step.ingredients["parent"] == key]
         if known:
-            work.teacher_outputs = evaluate.load(work.entry(known[0]).path / "logits.npy")
+            work.teacher_outputs = evaluate.load(work.entry(known[0]).path)
         else:
             from edgepack.compress.training import numerics
 
             with numerics.deterministic(work.recipe.seed, provenance.threads()):
-                work.teacher_outputs = logits(work.candidate(work.candidate_of(key)), work.data.test)
+                folder = Path(work.scratch.name)
+                work.teacher_outputs = outputs(work.candidate(work.candidate_of(key)), work.data.test, folder)
     return work.teacher_outputs
 
 
@@ -159,7 +171,7 @@ def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOu
         return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
     split = work.data.test.first(EXAMPLES)
     found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
-    if not (cases := _cases(found)):
+    if not (cases := _cases(work, found)):
         raise StageError(
             f"the {artifact.format} file outputs NaN or Inf on the computer that built it", evaluate.BROKEN
         )

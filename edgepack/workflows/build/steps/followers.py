@@ -153,7 +153,7 @@ def content(recipe: Recipe) -> str:
     stages = [{stage.name: stage.plain()} for stage in recipe.stages]
     how = recipe.compute.model_dump(mode="json", exclude={"workers"})
     data = [data_fingerprint(recipe.data), recipe.cuts.samples]
-    return digest([recipe.task, recipe.model.plain(), data, recipe.seed, stages, how])
+    return digest([recipe.task.name, recipe.task.plain(), recipe.model.plain(), data, recipe.seed, stages, how])
 
 
 def _job(work: Workspace, step: Step, context: Context, team: Team, place: str) -> Json:
