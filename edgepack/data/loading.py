@@ -1,7 +1,8 @@
 """Samples that are read as they are needed, ahead of the training loop, in other processes.
 
 What is read does not depend on their number: batches come in the order of the plan, and each sample is changed by its
-own seed alone.
+own seed alone. They hand batches over in places of shared memory that are used again and again: new memory for each
+batch takes longer than the pixels.
 """
 
 import shutil
@@ -18,9 +19,12 @@ from edgepack.core.errors import DeviceError, EdgepackError
 from edgepack.data import draws
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _AHEAD = 2  # batches that each process prepares
+_ROWS = _AHEAD + 1  # batches of each process in shared memory
+_ALIGNED = 64  # bytes, of where a tensor begins
 _MOST = 8  # processes that are started unasked
 _SHARED = Path("/dev", "shm")  # where batches are handed over; containers often have 64 MB of it
 
@@ -82,11 +86,12 @@ def batches(
 ) -> "Iterator[tuple[Tensor, ...]]":
     """Yield the inputs of each batch of the plan, which holds indices, as stored; changed at random if there is a seed.
 
-    Raises what `samples.read` raises, and DeviceError if a process was killed.
+    Tensors that are shared (`is_shared`) are overwritten once the next batch is asked for. Raises what `samples.read`
+    raises, and DeviceError if a process was killed.
     """
     # Copies: to hand over a view, all that it is a view of would be copied into the shared memory.
     keys = ((indices.clone(), None if seed is None else draws.of_samples(seed, indices)) for indices in plan)
-    processes = _possible(samples, plan, workers)
+    processes, size = _possible(samples, plan, workers)
     if not processes:
         for key in keys:
             with _one_thread():
@@ -94,10 +99,7 @@ def batches(
             yield found
         return
     try:
-        for found in _ahead(samples, keys, processes):
-            if isinstance(found, _Failure):
-                raise found.error
-            yield found
+        yield from _ahead(samples, keys, processes, size)
     except RuntimeError as error:
         raise killed(error) or error from error
 
@@ -133,26 +135,76 @@ class _Failure:
 
 
 @dataclass(frozen=True)
+class _Placed:
+    """Where a process has put the tensors of a batch: at `row` of the shared memory."""
+
+    row: int
+    tensors: "tuple[tuple[torch.Size, torch.dtype], ...]"
+
+
+@dataclass
 class _Reading:
-    """A map-style data set whose keys are whole batches."""
+    """A map-style data set whose keys are whole batches; each process has `shared` rows of its own, uint8 [rows, size].
+
+    A process is given a key once the loop has its batch of _AHEAD keys before, and so has done with the one before
+    that: one row more than batches ahead is enough.
+    """
 
     samples: Samples
+    shared: "Tensor"
+    read: int = 0  # batches, by this process
 
-    def __getitem__(self, key: "tuple[Tensor, Tensor | None]") -> "tuple[Tensor, ...] | _Failure":
+    def __getitem__(self, key: "tuple[Tensor, Tensor | None]") -> "tuple[Tensor, ...] | _Placed | _Failure":
+        from torch.utils.data import get_worker_info
+
         try:
-            return self.samples.read(*key)
+            found = self.samples.read(*key)
         except EdgepackError as error:
             return _Failure(error)
+        worker = get_worker_info()
+        assert worker is not None
+        row = worker.id * _ROWS + self.read % _ROWS
+        self.read += 1
+        places = self._places(row, [(each.shape, each.dtype) for each in found])
+        if places is None:
+            return found
+        for place, each in zip(places, found, strict=True):
+            place.copy_(each)
+        return _Placed(row, tuple((each.shape, each.dtype) for each in found))
+
+    def taken(self, found: "tuple[Tensor, ...] | _Placed | _Failure") -> "tuple[Tensor, ...]":
+        """Return the tensors of a batch that a process handed over."""
+        if isinstance(found, _Failure):
+            raise found.error
+        if isinstance(found, _Placed):
+            places = self._places(found.row, found.tensors)
+            assert places is not None
+            return places
+        return found
+
+    def _places(self, row: int, tensors: "Sequence[tuple[torch.Size, torch.dtype]]") -> "tuple[Tensor, ...] | None":
+        """Return tensors of these shapes one after the other in a row; None if it is too small for them."""
+        places, start = [], 0
+        for shape, dtype in tensors:
+            end = start + shape.numel() * dtype.itemsize
+            if end > self.shared.shape[1]:
+                return None
+            places.append(self.shared[row, start:end].view(dtype).view(shape))
+            start = -(-end // _ALIGNED) * _ALIGNED
+        return tuple(places)
 
 
-def _ahead(samples: Samples, keys: "Iterator[tuple[Tensor, Tensor | None]]", processes: int) -> Iterator[Any]:
+def _ahead(
+    samples: Samples, keys: "Iterator[tuple[Tensor, Tensor | None]]", processes: int, size: int
+) -> "Iterator[tuple[Tensor, ...]]":
     import torch
     from torch.utils.data import DataLoader
 
+    reading = _Reading(samples, torch.empty(processes * _ROWS, size, dtype=torch.uint8).share_memory_())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores: as asked for
         loader = DataLoader(
-            _Reading(samples),
+            reading,
             sampler=keys,
             batch_size=None,
             num_workers=processes,
@@ -160,23 +212,22 @@ def _ahead(samples: Samples, keys: "Iterator[tuple[Tensor, Tensor | None]]", pro
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # else the seeds of its processes are drawn from the model's random numbers
         )
-        return iter(loader)
+        return map(reading.taken, iter(loader))
 
 
 def _as_it_is(found: Any) -> Any:
     return found
 
 
-def _possible(samples: Samples, plan: "Sequence[Tensor]", workers: int) -> int:
-    """Return how many processes can read: none for a single batch or for what is held in memory, where they only cost
-    time, and no more than have room to hand batches over.
+def _possible(samples: Samples, plan: "Sequence[Tensor]", workers: int) -> tuple[int, int]:
+    """Return how many processes can read, and the bytes of a batch: none for a single batch or for what is held in
+    memory, where they only cost time, and no more than have room to hand batches over.
     """
     if samples.held or workers < 1 or len(plan) < 2:
-        return 0
+        return 0, 0
     one = samples.read(plan[0][:1], None)
-    size = len(plan[0]) * sum(int(tensor.nbytes) for tensor in one)
-    # One batch is used, and another may wait, besides those prepared ahead.
-    return max(0, min(workers, len(plan), (_room() // max(1, size) - 2) // _AHEAD))
+    size = sum(-(-len(plan[0]) * int(tensor.nbytes) // _ALIGNED) * _ALIGNED for tensor in one)
+    return min(workers, len(plan), _room() // max(1, size * _ROWS)), size
 
 
 def _room() -> int:

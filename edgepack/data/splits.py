@@ -121,15 +121,9 @@ class Split:
             if self.labelled:
                 *inputs, targets = inputs
             prepared = self.prepare(tuple(inputs)) if self.prepare else tuple(inputs)
-            yield Batch(inputs=prepared, targets=targets, indices=indices)
-
-    def truths(self) -> "Iterator[Tensor]":
-        """Yield the targets in order, some samples at a time."""
-        if not self.labelled:
-            yield from self.targets.split(self.at_once)
-            return
-        for batch in self.batches(self.at_once):
-            yield batch.targets
+            # The next batch is read into shared memory that this one may be in.
+            *owned, targets = (each.clone() if each.is_shared() else each for each in (*prepared, targets))
+            yield Batch(inputs=tuple(owned), targets=targets, indices=indices)
 
     def chosen(self, rows: "Sequence[int] | Tensor") -> "Split":
         """Return a split with only these samples, in this order."""

@@ -66,6 +66,24 @@ def _fail(message: str) -> None:
         raise RecipeError(message, "the advice")
 
 
+class Growing(Numbers):
+    """Each sample has as many numbers as its index, but the first one, which tells how much room to make."""
+
+    def read(self, indices: torch.Tensor, seeds: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return (torch.ones(len(indices), 1 + int(indices[0])), indices.double())
+
+
+def test_batches_that_are_kept_stay_as_they_were() -> None:
+    batches = [*_split(Numbers(), workers=1).batches(4)]
+    assert torch.cat([batch.inputs[0] for batch in batches])[:, 0].tolist() == [*range(40)]
+
+
+def test_batches_larger_than_the_room_made_for_them_are_handed_over_too() -> None:
+    batches = [*_split(Growing(), workers=2).batches(4)]
+    assert [tuple(batch.inputs[0].shape) for batch in batches] == [(4, 1 + first) for first in range(0, 40, 4)]
+    assert torch.cat([batch.inputs[1] for batch in batches]).tolist() == [*range(40)]
+
+
 def test_a_sample_changes_in_the_same_way_in_whatever_batch() -> None:
     def seeds(size: int, workers: int) -> dict[int, int]:
         batches = _split(Numbers(), workers).batches(size, seed=3)
