@@ -116,14 +116,20 @@ class Split:
         plan = plan[skip:]
         pieces = [piece for indices in plan for piece in parts.taken(indices)]
         read = self._read(plan, pieces, parts, seed, random)
-        for indices, inputs in zip(pieces, read, strict=True):
-            targets = self.targets[indices]
-            if self.labelled:
-                *inputs, targets = inputs
-            prepared = self.prepare(tuple(inputs)) if self.prepare else tuple(inputs)
+        for indices, found in zip(pieces, read, strict=True):
+            inputs, targets = (found[:-1], found[-1]) if self.labelled else (found, self.targets[indices])
+            prepared = self.prepare(inputs) if self.prepare else inputs
             # The next batch is read into shared memory that this one may be in.
             *owned, targets = (each.clone() if each.is_shared() else each for each in (*prepared, targets))
             yield Batch(inputs=tuple(owned), targets=targets, indices=indices)
+
+    def truths(self) -> "Iterator[Tensor]":
+        """Yield the targets in order, some samples at a time."""
+        if not self.labelled:
+            yield from self.targets.split(self.at_once)
+            return
+        for batch in self.batches(self.at_once):
+            yield batch.targets
 
     def chosen(self, rows: "Sequence[int] | Tensor") -> "Split":
         """Return a split with only these samples, in this order."""

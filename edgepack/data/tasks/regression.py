@@ -63,8 +63,13 @@ class Regression(contract.Task):
     def loss(self, outputs: "tuple[Tensor, ...]", targets: "Tensor") -> "Tensor":
         from torch.nn import functional
 
-        losses = {"squared": functional.mse_loss, "absolute": functional.l1_loss, "huber": functional.huber_loss}
-        return losses[self.config.loss](outputs[0], targets)
+        match self.config.loss:
+            case "squared":
+                return functional.mse_loss(outputs[0], targets)
+            case "absolute":
+                return functional.l1_loss(outputs[0], targets)
+            case "huber":
+                return functional.huber_loss(outputs[0], targets)
 
     def distill(self, outputs: "tuple[Tensor, ...]", teacher: "tuple[Tensor, ...]", temperature: float) -> "Tensor":
         """Return the loss with the teacher's numbers as targets; numbers have no temperature."""
