@@ -7,6 +7,7 @@ A candidate's module returns a tensor, or a tuple of several: torch.export, expo
 """
 
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ def flattened(module: nn.Module, specs: "Sequence[TensorSpec]", given: Any) -> n
         return module
     kind = type(module)
 
+    @wraps(kind.forward)  # torch.export reads its signature
     def forward(self: nn.Module, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = picked(kind.forward(self, *inputs), specs)
         return found[0] if len(found) == 1 else found
