@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepack.config import scores
+from edgepack.config import plugins
 from edgepack.config.budgets import LAST, OPTIONS, RELATIVE, Budget, Waiver
 from edgepack.config.document import Document, KeyPath, unknown
 from edgepack.config.plugins import Choice
-from edgepack.core.metrics import METRICS, OF_EVERY_FILE, quantity_of
+from edgepack.core.metrics import METRICS, OF_EVERY_FILE, define, quantity_of
 from edgepack.core.units import SHARE
 
 
@@ -79,7 +79,7 @@ def read_budgets(
     """
     if not isinstance(value, dict):
         return ()
-    scope = _Scope(formats=tuple(formats), metrics=scores.allowed(task))
+    scope = _Scope(formats=tuple(formats), metrics=_allowed(task))
     absolute = {key: item for key, item in value.items() if key != RELATIVE}
     entries = [*_flatten(document, absolute, ("budgets",), "", scope)]
     if RELATIVE in value:
@@ -189,7 +189,7 @@ def _begins_a_metric(name: str, scope: _Scope) -> bool:
 def _mistake(entry: _Entry) -> str:
     metric, bound, scope = entry.metric, entry.bound, entry.scope
     if metric not in scope.metrics:
-        if tasks := scores.known().get(metric):
+        if tasks := _tasks_with(metric):
             own = ", ".join(each for each in METRICS if each in scope.metrics - OF_EVERY_FILE)
             return f"{metric} is a metric of {' and '.join(tasks)}; this recipe's task has {own}"
         known = (*(each for each in METRICS if each in scope.metrics), *(() if scope.against else (RELATIVE,)))
@@ -221,3 +221,23 @@ def _unmeasured(metric: str, scope: _Scope) -> str:
     if not formats or not asked or {*formats} & {*asked}:
         return ""
     return f"not measured: only {' and '.join(formats)} files have {metric}"
+
+
+def _allowed(task: Choice | None) -> frozenset[str]:
+    """Return the metrics that a recipe may limit: those of every file and of its task; all, if that is unknown."""
+    if task is None:
+        return frozenset(METRICS)
+    own = task.module.metrics(task.config)
+    define(own)
+    return OF_EVERY_FILE | {*own}
+
+
+def _tasks_with(metric: str) -> list[str]:
+    """Return the tasks that have a metric; those of a task that needs settings are not known without."""
+    modules = {name: plugins.load("tasks", name) for name in plugins.names("tasks")}
+    return [
+        name
+        for name, module in modules.items()
+        if not any(field.is_required() for field in module.Config.model_fields.values())
+        and metric in module.metrics(module.Config())
+    ]

@@ -6,17 +6,16 @@ to. Either way the same seed gives the same batches.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgepack.core.errors import RecipeError
+from edgepack.core.signature import Signature
 from edgepack.data import loading
 from edgepack.data.loading import Chosen, Samples
 from edgepack.data.partition import fewer
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-    from edgepack.data.contract import Task
 
     Prepare = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
     Augment = Callable[[tuple[Tensor, ...], Generator], tuple[Tensor, ...]]
@@ -26,6 +25,16 @@ _LEAST = 2  # samples in a part of a batch
 _MOST = 256  # samples that are run at once
 _LARGEST = 32_000_000  # bytes of their inputs: layers may need tens of times as many
 EXAMPLES = 3  # samples of the test split in a bundle, for its self-test
+
+
+class Targets(Protocol):
+    """What a task knows of targets: see contract.py."""
+
+    signature: Signature
+
+    def problem(self, targets: "Tensor") -> str: ...
+
+    def classes(self, targets: "Tensor") -> "Tensor | None": ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +212,7 @@ class Data(TrainingData):
         parts = {part: replace(getattr(self, part), workers=workers) for part in PARTS}
         return replace(self, **parts)
 
-    def cut(self, samples: Mapping[str, int], task: "Task") -> "Data":
+    def cut(self, samples: Mapping[str, int], task: Targets) -> "Data":
         """Return the data with so many samples of these splits, in the same share of every class, drawn once.
 
         The first samples stay where this is possible, since a bundle ships them. Raises RecipeError if there are fewer,
@@ -227,7 +236,7 @@ class Data(TrainingData):
         told = (f"{samples[part]} of {whole[part]} {part} samples are used" for part in PARTS[:2] if part in parts)
         return replace(self, **parts, examples=examples, notes=(*self.notes, *told), whole=whole)
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: Targets) -> None:
         """Raises RecipeError if splits do not match the data set's description, or targets the task; checks all targets
         and a few inputs.
         """
@@ -245,14 +254,14 @@ def _wrong(part: str, problem: str) -> RecipeError:
     )
 
 
-def _problem_of_targets(split: Split, task: "Task") -> str:
+def _problem_of_targets(split: Split, task: Targets) -> str:
     """Say why there is not one target of the task for each sample, or ""."""
     if {*split.lengths} != {len(split)} or not len(split):
         return f"it has {len(split)} targets for {' and '.join(map(str, split.lengths))} inputs"
     return task.problem(next(split.first(1).batches(1)).targets if split.labelled else split.targets)
 
 
-def _problem(split: Split, task: "Task") -> str:
+def _problem(split: Split, task: Targets) -> str:
     if problem := _problem_of_targets(split, task):
         return problem
     given = [(list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")) for tensor in split.head(2)]

@@ -22,6 +22,7 @@ from edgepack.core.errors import ExitCode, RecipeError
 from edgepack.core.files import write_atomic
 from edgepack.core.frozen import Frozen, Json, Moment
 from edgepack.core.metrics import Metric, define, score
+from edgepack.core.signature.shown import Sample
 from edgepack.core.units import NUMBER, SHARE
 from edgepack.records.artifact import Artifact
 from edgepack.records.measurement import Measurement
@@ -106,6 +107,7 @@ class Build(Frozen):
     provenance: Json = {}
     bundle: str = ""
     bundle_sha256: str = ""
+    samples: tuple[Sample, ...] = ()
     metrics: tuple[MetricRecord, ...] = ()  # of the task, the first of which selects; that of classifications if empty
 
     @property

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import Metric, named
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature.shown import Shown
 from edgepack.data import contract
 from edgepack.data.tasks._meters import Mean
 
@@ -95,6 +96,9 @@ class Classification(contract.Task):
 
     def told(self, outputs: "Arrays") -> list[str]:
         return [self.signature.labels[int(label)] for label in outputs[0].argmax(axis=1)]
+
+    def truth(self, targets: "Array") -> list[Shown]:
+        return [Shown(words=self.signature.labels[int(label)]) for label in targets]
 
 
 def _among_first(outputs: "tuple[Tensor, ...]", targets: "Tensor") -> "Tensor":

@@ -8,6 +8,7 @@ from pydantic import Field
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import Metric, named
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature.shown import Shown
 from edgepack.data import contract
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ class MultiLabel(contract.Task):
         return [
             ", ".join(name for name, on in zip(self.signature.labels, row, strict=True) if on) or "none" for row in rows
         ]
+
+    def truth(self, targets: "Array") -> list[Shown]:
+        return [Shown(words=words) for words in self.told(((targets - 0.5) * 1e6,))]
 
 
 class _Counts:

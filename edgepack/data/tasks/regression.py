@@ -9,6 +9,7 @@ from pydantic import Field
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import Metric, named
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature.shown import Shown
 from edgepack.data import contract
 from edgepack.data.tasks._meters import Mean
 
@@ -97,3 +98,6 @@ class Regression(contract.Task):
             ", ".join(f"{name} {value:.4g}" for name, value in zip(self.signature.labels, row, strict=True))
             for row in outputs[0]
         ]
+
+    def truth(self, targets: "Array") -> list[Shown]:
+        return [Shown(words=words) for words in self.told((targets,))]

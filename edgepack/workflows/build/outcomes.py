@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field
 
 from edgepack.core.frozen import Frozen, Json
 from edgepack.core.metrics import METRICS
+from edgepack.core.signature.shown import Sample, Shown
 from edgepack.core.units import DURATION, SIZE
 from edgepack.measure.evaluate import Agreement
 from edgepack.measure.timing.figures import Timed, timings
@@ -52,6 +53,7 @@ class ReferenceOutcome(Outcome):
     rows: int
     of: int = 0
     targets: tuple[Any, ...] = ()
+    samples: tuple[Sample, ...] = ()  # the first ones, as reports draw them
 
 
 class EvaluationOutcome(Outcome):
@@ -61,6 +63,7 @@ class EvaluationOutcome(Outcome):
     rows: int = 0
     of: int = 0
     cases: tuple[Expected, ...] = ()  # of the first samples
+    shown: tuple[Shown, ...] = ()  # of the first samples
     parity: Agreement | None = None  # agreement with torch
     runtimes: Agreement | None = None  # agreement with the file of `beside`
     beside: str = ""  # a format

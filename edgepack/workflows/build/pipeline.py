@@ -4,11 +4,11 @@ build(recipe, device, Store(), dist=Path("dist"))
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from edgepack.config import scores
 from edgepack.config.compute import Hardware
 from edgepack.config.device import Device
 from edgepack.config.document import shown
@@ -31,6 +31,7 @@ from edgepack.core.files import full_disk
 from edgepack.core.files.unchanged import one_look
 from edgepack.core.frozen import Json
 from edgepack.core.process import interrupts, openmp
+from edgepack.core.signature.shown import Sample, Shown
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.assemble import beside
 from edgepack.deliver.contract import write_reports
@@ -45,7 +46,13 @@ from edgepack.records.verdict import Verdict
 from edgepack.workflows import baselines
 from edgepack.workflows.build.bundling import bundle_parts
 from edgepack.workflows.build.measurements import deployed, measurements
-from edgepack.workflows.build.outcomes import CandidateOutcome, EvaluationOutcome, TimingOutcome, describe
+from edgepack.workflows.build.outcomes import (
+    CandidateOutcome,
+    EvaluationOutcome,
+    ReferenceOutcome,
+    TimingOutcome,
+    describe,
+)
 from edgepack.workflows.build.output import alone, output_folder, record_failure, withdraw
 from edgepack.workflows.build.planning.memory import remember
 from edgepack.workflows.build.planning.planner import Planner
@@ -217,7 +224,7 @@ def _begin(recipe: Recipe, device: Device) -> Build:
         overrides=recipe.overrides,
         device={"id": device.id, **device.plain()},
         started_at=round(time.time(), 3),
-        metrics=tuple(MetricRecord.of(*each) for each in scores.of(recipe.task).items()),
+        metrics=tuple(MetricRecord.of(*each) for each in recipe.task.module.metrics(recipe.task.config).items()),
         provenance={
             "versions": provenance.versions(*_PACKAGES),
             "git": provenance.git_state(recipe.file.parent),
@@ -256,14 +263,27 @@ def _with(result: Build, step: Step, entry: Entry) -> Build:
             more["ledger"] = (*result.ledger, record)
         case "artifact":
             more["artifacts"] = (*result.artifacts, Artifact.model_validate(entry.outcome))
-        case "evaluation" if why := EvaluationOutcome.read(entry).not_run:
-            more["not_run"] = {**result.not_run, step.id.label: why}
+        case "outputs" if not result.samples:  # those of other variants are the same
+            more["samples"] = ReferenceOutcome.read(entry).samples
+        case "evaluation":
+            seen = EvaluationOutcome.read(entry)
+            more["samples"] = _shown(result.samples, step.id.label, seen.shown)
+            if seen.not_run:
+                more["not_run"] = {**result.not_run, step.id.label: seen.not_run}
         case "timing":
             found = TimingOutcome.read(entry)
             whys = ((MODEL, found.not_timed), (TEACHER, found.teacher_not_timed))
             reasons = {label_of(step.id.format, subject): why for subject, why in whys if why}
             more["not_timed"] = {**result.not_timed, **reasons}
     return result.model_copy(update=more)
+
+
+def _shown(samples: Sequence[Sample], label: str, shown: Sequence[Shown]) -> tuple[Sample, ...]:
+    """Return the samples with what a file gives of them."""
+    if not shown:
+        return tuple(samples)
+    pairs = zip(samples, shown, strict=True)
+    return tuple(each.model_copy(update={"files": {**each.files, label: given}}) for each, given in pairs)
 
 
 def _weighed(result: Build, work: Workspace) -> Build:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.core.metrics import FROM_BELOW, METRICS
 from edgepack.core.order_statistics import percentile
+from edgepack.core.signature.shown import Shown
 from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver import file_wording, wording
 from edgepack.deliver.ratios import ratio_bounds, times
@@ -46,6 +47,7 @@ def render(build: Build) -> str:
     return environment.get_template("report.html.j2").render(
         build=build,
         words=wording,
+        empty=Shown(),
         cards=cards(build),
         groups=groups(build),
         stages=stages(build),

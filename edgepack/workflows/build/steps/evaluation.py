@@ -63,6 +63,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
         rows=scored.rows,
         of=scored.of,
         cases=_cases(work, found),
+        shown=tuple(work.task.drawn(tuple(array[:EXAMPLES] for array in found))),
         parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",

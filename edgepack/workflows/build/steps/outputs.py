@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.core.errors import StageError
+from edgepack.core.signature.shown import Sample
+from edgepack.data.pictures import png
 from edgepack.data.splits import EXAMPLES
 from edgepack.measure import evaluate
 from edgepack.workflows.build.outcomes import ReferenceOutcome
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgepack.data.splits import Split
-    from edgepack.measure.evaluate import Arrays
+    from edgepack.measure.evaluate import Array, Arrays
     from edgepack.models.candidate import Candidate
+
+
+_WRITTEN = 1000  # numbers of a target that a bundle holds
+_TEXT = 500  # letters of a text in a report
 
 
 def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
@@ -28,12 +34,27 @@ def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
             (folder / f"case-{i}-{spec.name}.bin").write_bytes(tensor[i].numpy().tobytes())
     for i, example in enumerate(work.data.examples[:EXAMPLES]):
         (folder / f"case-{i}.txt").write_bytes(example.encode())
+    targets = next(work.data.test.truths())[:EXAMPLES]
     return ReferenceOutcome(
         scores=evaluate.scores(work.task, found, work.data.test),
         rows=len(found[0]),
         of=work.test_samples,
-        targets=tuple(next(work.data.test.truths())[:EXAMPLES].tolist()),
+        targets=tuple(targets.tolist()) if targets[0].numel() <= _WRITTEN else (None,) * len(targets),
+        samples=tuple(_samples(work, cases[0].numpy(), targets.numpy(), found)),
     )
+
+
+def _samples(work: Workspace, inputs: "Array", targets: "Array", found: "Arrays") -> Iterator[Sample]:
+    """Yield the first samples with what is right, and what torch gives."""
+    texts = (*work.data.examples, *("" for _ in inputs))
+    given = work.task.drawn(tuple(array[: len(inputs)] for array in found))
+    for row, (values, truth) in enumerate(zip(inputs, work.task.truth(targets), strict=True)):
+        yield Sample(
+            picture="" if texts[row] else png.picture(values),
+            text=texts[row][:_TEXT],
+            truth=truth,
+            files={"torch": given[row]},
+        )
 
 
 def outputs(candidate: "Candidate", split: "Split", folder: Path) -> "Arrays":
