@@ -288,7 +288,7 @@ def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None
     """Yield the place of each stage: once a stage switches to another model, that one counts for later stages."""
     names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
     for i, stage in enumerate(stages):
-        encoder = bool(model and model.module.ENCODER)
+        encoder = bool(model and model.module.is_encoder(model.config))
         yield Place(
             quantization=device.quantization,
             evidence=evidence,

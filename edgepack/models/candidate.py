@@ -29,6 +29,7 @@ from edgepack.core.signature import Signature
 from edgepack.models.notes import collected
 from edgepack.models.structure.channels import cache_channels, cached_channels
 from edgepack.models.structure.dependency_groups import Score
+from edgepack.models.structure.encoder.attention import separated
 from edgepack.models.structure.surgery import Edit, apply, first, repeat, resizes, shrink, sizes
 from edgepack.models.weights.loading import load_weights
 
@@ -65,8 +66,7 @@ class Factory(Frozen):
             why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
             raise StageError(f"a saved model cannot be built again: {why}", "put back what made it") from error
         with own_random():
-            built: nn.Module = module.build(config, self.signature)
-        return built
+            return _built(module, config, self.signature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Candidate:
     def start(cls, choice: Choice, signature: Signature) -> "Candidate":
         """Build the model of a recipe, with its trained weights if it has any."""
         with collected() as notes:
-            module = choice.module.build(choice.config, signature)
+            module = _built(choice.module, choice.config, signature)
         return cls(module=module, factory=Factory.of(choice, signature), notes=tuple(notes))
 
     @property
@@ -211,6 +211,14 @@ class Candidate:
             module = rebuild(factory, surgery)
             load_weights(module, folder / "weights.safetensors")
         return cls(module=module, factory=factory, form=facts["form"], surgery=surgery)
+
+
+def _built(source: Any, config: Any, signature: Signature) -> nn.Module:
+    """Build a model; attention is made of separate layers where it is an encoder's."""
+    from edgepack.models.checks.trial import some_inputs
+
+    built: nn.Module = source.build(config, signature)
+    return separated(built, some_inputs(signature))
 
 
 def rebuild(factory: Factory, surgery: tuple[Edit, ...]) -> nn.Module:

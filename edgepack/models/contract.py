@@ -127,7 +127,6 @@ class ModelSource(Protocol):
 
     Config: type[Frozen]  # its settings in a recipe; one field has the plugin's name
 
-    ENCODER: bool = False  # whether its models are transformer encoders
     FOREIGN: bool = False  # whether a user's own code makes them: they are run and exported before any training
     LIBRARIES: tuple[str, ...] = ()  # packages besides torch whose version changes the model
 
@@ -142,6 +141,10 @@ class ModelSource(Protocol):
     def incompatibility(self, config: Any, signature: Signature) -> str:
         """Say why the model cannot take this data, or "". Without torch."""
         return ""
+
+    def is_encoder(self, config: Any) -> bool:
+        """Return whether the model is a transformer encoder, as far as its name tells. Without torch."""
+        return False
 
     def files(self, config: Any) -> tuple[Path, ...]:
         """Return the files that the model depends on: other content makes another model."""

@@ -11,10 +11,14 @@ from edgepack.core.units import SHARE
 from edgepack.models.checks.trial import tried
 from edgepack.models.structure.channels import cache_channels, cached_channels, describe_reasons
 from edgepack.models.structure.dependency_groups import survey
+from edgepack.models.structure.encoder.attention import is_fused
 from edgepack.models.structure.flow import OUTPUT
 from edgepack.models.structure.surgery import first, shrink
 
 _FOLLOWED: dict[Any, Any] = {}  # removable channels by model: one build makes a model several times
+
+
+_OF_HEADS = "its attention has fixed heads, of which prune and distill remove whole ones"
 
 
 def narrow(module: nn.Module, signature: Signature, width: float, name: str) -> None:
@@ -34,6 +38,7 @@ def narrow(module: nn.Module, signature: Signature, width: float, name: str) -> 
         tried(module, signature, name)
     except Exception as error:
         why = error.message if isinstance(error, StageError) else reason(error)
+        why = _OF_HEADS if any(is_fused(part) for part in module.modules()) else why
         raise StageError(
             f"{name} cannot be narrowed to {SHARE.format(width)}: {why}",
             "convolutional networks can: ResNet, VGG, DenseNet, MobileNet, EfficientNet, ConvNeXt, SqueezeNet; "

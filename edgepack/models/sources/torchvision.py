@@ -74,6 +74,10 @@ def incompatibility(config: Config, signature: Signature) -> str:
     return ""
 
 
+def is_encoder(config: Config) -> bool:
+    return config.torchvision.startswith("vit_")
+
+
 def files(config: Config) -> tuple[Path, ...]:
     return (Path(config.checkpoint),) if config.checkpoint else ()
 
@@ -165,11 +169,13 @@ def _take_channels(module: "nn.Module", channels: int) -> None:
 
 def _fill(module: "nn.Module", name: str, weights: str) -> None:
     """Load the published weights, except for first and last layers of another shape."""
+    from edgepack.models.sources._channels import over_channels
+
     own, state = module.state_dict(), _downloaded(name, weights)
     first, head = _ends(module)
     if name in _AUXILIARY:
         _take_plain_pictures(state, first)
-    state[f"{first}.weight"] = _over_channels(state[f"{first}.weight"], own[f"{first}.weight"].shape[1])
+    state[f"{first}.weight"] = over_channels(state[f"{first}.weight"], own[f"{first}.weight"].shape[1])
     for key in (key for key in own if key.startswith(f"{head}.") and own[key].shape != state[key].shape):
         state[key] = own[key]
     if name.startswith("vit_"):
@@ -207,19 +213,6 @@ def _cache() -> Path:
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _over_channels(weight: "Tensor", channels: int) -> "Tensor":
-    """Convert a convolution's weight [out, 3, h, w] to another number of input channels, with outputs of the same size.
-
-    One channel gets the sum, so that a grey image gives the same outputs as three equal channels.
-    """
-    if channels == weight.shape[1]:
-        return weight
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    repeated = weight.repeat(1, -(-channels // weight.shape[1]), 1, 1)[:, :channels]
-    return repeated * (weight.shape[1] / channels)
 
 
 def _take_plain_pictures(state: "dict[str, Tensor]", first: str) -> None:

@@ -379,9 +379,15 @@ def _fault_in_training(found: Channels, cut: nn.Module, inputs: Inputs) -> str:
     return ""
 
 
+_REASONS = 3  # listed in a message, at most: a report has those of every layer
+
+
 def describe_reasons(whole: Mapping[str, str]) -> str:
     """List why layers keep their channels, each reason once, most frequent first: "conv1 and conv2: frozen; ..."."""
     counts = Counter(whole.values())
-    return "; ".join(
-        f"{listed([name for name, each in whole.items() if each == why])}: {why}" for why, _ in counts.most_common()
-    )
+    said = [
+        f"{listed([name for name, each in whole.items() if each == why])}: {why}"
+        for why, _ in counts.most_common(_REASONS)
+    ]
+    left = sum(counts.values()) - sum(number for _, number in counts.most_common(_REASONS))
+    return "; ".join([*said, *[f"and {left} more layer{'s' * (left > 1)} for other reasons"] * bool(left)])

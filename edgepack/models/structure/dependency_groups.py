@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from edgepack.models.structure.channels import Channels, Inputs, Strand, channels
-from edgepack.models.structure.encoder import Block, blocks
+from edgepack.models.structure.encoder import Block, blocks, end
 from edgepack.models.structure.flow import is_depthwise, makes_channels, takes_channels
 from edgepack.models.structure.layer_names import matches
 
@@ -183,14 +183,6 @@ def _join(members: Any, layer: Any, cut: Any, channels: list[int], of_first: lis
 def _maker(module: nn.Module, name: str) -> str:
     """Return the layer with the outputs of this one: itself, or the last of the thin layers that replaced it."""
     return end(module, name, -1)
-
-
-def end(module: nn.Module, name: str, place: int) -> str:
-    """Return the layer itself, or the first (0) or last (-1) of the thin layers that replaced it."""
-    layer = module.get_submodule(name)
-    while isinstance(layer, nn.Sequential):
-        name, layer = f"{name}.{range(len(layer))[place]}", layer[place]
-    return name
 
 
 def _traced(found: Channels) -> Iterator[Group]:

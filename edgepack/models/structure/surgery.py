@@ -120,10 +120,15 @@ def _become(layer: nn.Module, fresh: nn.Module, widths: Iterable[str]) -> None:
 
 
 def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
-    """Return the first elements of a parameter with one long dimension."""
-    dimension = long_dimension(row)
-    assert dimension is not None, "it had a width"
+    """Return the first elements of a parameter along its width."""
+    dimension = _along(row)
     return nn.Parameter(row.detach().narrow(dimension, 0, length).clone(), requires_grad=row.requires_grad)
+
+
+def _along(row: torch.Tensor) -> int:
+    """Return the dimension of a parameter's width: the only long one, or the last, as of a place for each token."""
+    long = long_dimension(row)
+    return row.dim() - 1 if long is None else long
 
 
 def keeps_zeros(layer: nn.Module) -> bool:
@@ -168,6 +173,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 # Sizes that the attention modules of transformers store besides the layers in them.
 _HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
+_OWN = ("hidden_dim",)  # that the code of a model reads: torchvision's ViT shapes its patches by it
 _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
     **dict.fromkeys(_TRANSPOSED, (*_CONVOLUTION, "output_padding")),
@@ -191,16 +197,19 @@ def sizes(module: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _widths(layer: nn.Module) -> Iterator[tuple[str, int]]:
-    heads = hasattr(layer, "attention_head_size")
-    kind = _kind(layer)
-    if not (kind or heads or type(layer).__module__.startswith("torch.nn.")):
-        for key, parameter in layer._parameters.items():
-            if parameter is not None and long_dimension(parameter) is not None:
-                yield key, parameter.numel()
-    for attribute in _SIZES[kind] if kind else _HEADS if heads else ():
-        if hasattr(layer, attribute):
-            value = getattr(layer, attribute)
+    kind, heads = _kind(layer), _counts_heads(layer)
+    own = not (kind or heads or type(layer).__module__.startswith("torch.nn."))
+    for key, parameter in layer._parameters.items() if own else ():
+        if parameter is not None and parameter.dim():
+            yield key, parameter.shape[_along(parameter)]
+    for attribute in _SIZES[kind] if kind else _HEADS if heads else _OWN if own else ():
+        value = getattr(layer, attribute, None)
+        if isinstance(value, int | tuple):
             yield attribute, int(value[-1] if isinstance(value, tuple) else value)
+
+
+def _counts_heads(layer: nn.Module) -> bool:
+    return hasattr(layer, "attention_head_size") or (hasattr(layer, "head_dim") and hasattr(layer, _HEADS[0]))
 
 
 def outputs(module: nn.Module) -> dict[str, int]:

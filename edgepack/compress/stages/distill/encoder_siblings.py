@@ -5,8 +5,8 @@ networks, embeddings and the classifier's own layer shrink in proportion. What i
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise, takewhile
 
 import torch
@@ -15,8 +15,8 @@ from torch import nn
 from edgepack.core.errors import StageError
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import parameters
-from edgepack.models.structure.dependency_groups import end, nearest
-from edgepack.models.structure.encoder import Block, blocks
+from edgepack.models.structure.dependency_groups import nearest
+from edgepack.models.structure.encoder import Block, blocks, end
 from edgepack.models.structure.surgery import Edit, apply, sizes
 
 Weights = dict[str, torch.Tensor]
@@ -94,7 +94,8 @@ def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
         kept = axis.kept(whole, share)
         for name, dimension in axis.tensors:
             weights[name] = weights[name].index_select(dimension, kept)
-    sibling, edits = teacher.copy(), tuple(_edits(teacher.module, weights))
+    width = found[0].width(whole)
+    sibling, edits = teacher.copy(), tuple(_edits(teacher.module, weights, (width, found[0].width(weights))))
     for edit in edits:
         apply(sibling.module, edit)
     sibling.module.load_state_dict(weights)
@@ -106,18 +107,34 @@ def axes(module: nn.Module, multiple: int) -> tuple[Axis, ...]:
     rows, places = blocks(module), list(_places(module))
     within = {name: any(name.startswith(f"{block.name}.") for block in rows) for name in places}
     before = list(takewhile(lambda name: not within[name], places))
-    head = [name for name in places[len(before) :] if not within[name]]
-    norms = [name for name in places if within[name] and isinstance(module.get_submodule(name), nn.LayerNorm)]
+    after = [name for name in places[len(before) :] if not within[name]]
+    norms = [name for name in places if name not in before and isinstance(module.get_submodule(name), nn.LayerNorm)]
+    head = [name for name in after if name not in norms]
+    first, chained = (head, []) if _side_by_side(module, head) else (head[:1], head)
     projects = [name for name in before if isinstance(_first(module, name)[1], nn.Linear)]  # ELECTRA's, to the width
     tables = [name for name in before if name not in projects]
     writers = [*(projects or tables), *norms, *(name for block in rows for name in (block.output, block.ffn_out))]
-    readers = [*(n for block in rows for n in (block.query, block.key, block.value, block.ffn_in)), *head[:1]]
+    readers = [*(n for block in rows for n in (block.query, block.key, block.value, block.ffn_in)), *first]
+    hidden = _axis(module, writers, readers, multiple=rows[0].head_size(module))
     return (
-        _axis(module, writers, readers, multiple=rows[0].head_size(module)),
+        replace(hidden, tensors=(*hidden.tensors[:-1], *_of_no_layer(module, places), hidden.tensors[-1])),
         *chain.from_iterable(_of_block(module, block, multiple) for block in rows),
         *([_axis(module, tables, projects, multiple=multiple)] if projects else []),
-        *(_axis(module, [first], [second], multiple=multiple) for first, second in pairwise(head)),
+        *(_axis(module, [one], [other], multiple=multiple) for one, other in pairwise(chained)),
     )
+
+
+def _side_by_side(module: nn.Module, head: Sequence[str]) -> bool:
+    """Return whether all layers of the head give classes, as the two of DeiT, rather than one following the other."""
+    return len({_last(module, name)[1].out_features for name in head}) == 1
+
+
+def _of_no_layer(module: nn.Module, places: Iterable[str]) -> Iterator[Along]:
+    """Yield the parameters of a vision transformer that lie in no layer: its positions, class token and scales."""
+    layers = tuple(f"{name}." for name in places)
+    for name, parameter in module.named_parameters():
+        if not name.startswith(layers):
+            yield name, parameter.dim() - 1
 
 
 def _of_block(module: nn.Module, block: Block, multiple: int) -> Iterator[Axis]:
@@ -139,15 +156,19 @@ def _written(name: str, layer: nn.Module) -> Iterator[Along]:
         yield f"{name}.bias", 0
 
 
-_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm)
+_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv2d)
 
 
 def _places(module: nn.Module) -> Iterator[str]:
     """Yield the layers that have a width, in order; a pair of thin layers that replaces one counts as one."""
-    thin = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.Sequential))
+    pairs = [name for name, layer in module.named_modules() if _is_pair(layer)]
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Sequential, *_LAYERS)) and not name.startswith(thin):
+        if name in pairs or (isinstance(layer, _LAYERS) and name.rpartition(".")[0] not in pairs):
             yield name
+
+
+def _is_pair(layer: nn.Module) -> bool:
+    return type(layer) is nn.Sequential and len(layer) == 2 and all(isinstance(each, _LAYERS) for each in layer)
 
 
 def _first(module: nn.Module, name: str) -> tuple[str, nn.Module]:
@@ -158,17 +179,28 @@ def _last(module: nn.Module, name: str) -> tuple[str, nn.Module]:
     return (found := end(module, name, -1)), module.get_submodule(found)
 
 
-def _edits(module: nn.Module, weights: Weights) -> Iterator[Edit]:
-    """Yield the surgery edits for layers that get these weights, and for the attention modules around them."""
+def _edits(module: nn.Module, weights: Weights, hidden: tuple[int, int]) -> Iterator[Edit]:
+    """Yield the surgery edits for layers that get these weights, and for what has their widths as numbers: attention
+    modules, and a model's own code. `hidden` is the hidden width before and after.
+    """
     attention = {block.attention: block for block in blocks(module)}
     for name, was in sizes(module).items():
         if name in attention:
             to = _heads(module, attention[name], weights, was)
+        elif f"{name}.weight" in weights:
+            to = _of_layer(weights[f"{name}.weight"].shape, was)
         else:
-            shape = weights[f"{name}.weight"].shape
-            to = dict(zip(was, reversed(shape) if "in_features" in was else shape, strict=True))
+            own = {key: weights.get(f"{name}.{key}".lstrip(".")) for key in was}
+            number = dict([hidden])
+            to = {key: number.get(was[key], was[key]) if row is None else row.shape[-1] for key, row in own.items()}
         if to != was:
             yield Edit(op="resize", layer=name, to=to, was=was)
+
+
+def _of_layer(shape: torch.Size, was: dict[str, int]) -> dict[str, int]:
+    if "out_channels" in was:
+        return was | {"out_channels": shape[0]}
+    return dict(zip(was, reversed(shape) if "in_features" in was else shape, strict=True))
 
 
 def _heads(module: nn.Module, block: Block, weights: Weights, was: dict[str, int]) -> dict[str, int]:

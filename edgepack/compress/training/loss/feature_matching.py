@@ -145,6 +145,14 @@ class _OfEncoders:
                 )
         self.known, self.own = _Watched(teacher, parts(teacher)), _Watched(student, parts(student))
         self.widths = self.known.width(inputs), self.own.width(inputs)
+        had, has = (watched.seen[0].shape[1] for watched in (self.known, self.own))
+        if had != has:
+            self.close()
+            raise StageError(
+                f"the teacher sees {had} tokens and the student {has}, so they have no hidden states or attention to "
+                "compare",
+                "use a student with the teacher's patches, or remove `hidden` and `attention`",
+            )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
@@ -245,7 +253,7 @@ class _Watched:
     """
 
     def __init__(self, module: nn.Module, parts: Parts) -> None:
-        self.module, self.seen, self.mask = module, [torch.empty(0)] * len(parts), torch.empty(0, dtype=torch.bool)
+        self.module, self.seen, self.padded = module, [torch.empty(0)] * len(parts), torch.empty(0, dtype=torch.bool)
         self.hooks = [module.register_forward_pre_hook(self._begin)]
         for place, (name, output) in enumerate(parts):
             self.hooks.append(module.get_submodule(name).register_forward_hook(self._keep(place, output)))
@@ -259,8 +267,15 @@ class _Watched:
     def close(self) -> None:
         _remove(self.hooks)
 
+    @property
+    def mask(self) -> torch.Tensor:
+        """Return which tokens were real, [n, tokens]: all of a picture."""
+        first = self.seen[0]
+        return self.padded if len(self.padded) else first.new_ones(first.shape[:2], dtype=torch.bool)
+
     def _begin(self, module: nn.Module, inputs: Any) -> None:
-        self.mask = inputs[1].bool()
+        if len(inputs) > 1:
+            self.padded = inputs[1].bool()
 
     def _keep(self, place: int, output: bool) -> Callable[[nn.Module, Any, Any], None]:
         def keep(layer: nn.Module, inputs: Any, given: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LIBRARIES = ("timm", "torchvision", "torch-pruning")
+_ENCODERS = ("vit_", "deit_", "deit3_")
 
 
 class Config(Frozen):
@@ -99,6 +100,10 @@ def incompatibility(config: Config, signature: Signature) -> str:
         # Outputs would be wrong, and nobody would see why.
         return f"its weights have the labels in the order {', '.join(own)}, the data in the order {', '.join(given)}"
     return ""
+
+
+def is_encoder(config: Config) -> bool:
+    return config.timm.startswith(_ENCODERS)
 
 
 def _known(config: Config) -> dict[str, Any]:

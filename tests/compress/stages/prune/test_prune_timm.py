@@ -28,7 +28,6 @@ SLOW = (
 WHOLE = {
     "nf_resnet26": ("stem.conv", "its weight is read by other code at 'stem.conv', "),
     "resnetblur50": ("layer2.0.conv2", "its channels are mixed by a weight that is computed at 'layer2.0.aa', "),
-    "vit_tiny_patch16_224": ("patch_embed.proj", "combined with the parameter 'pos_embed', which is in no layer that"),
 }
 
 

@@ -38,8 +38,12 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
         self.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Raises StageError for dynamic convolutions: ONNX Runtime has no fast kernel for them."""
-        if self.scheme.dynamic and any(node.target in CONVOLUTIONS for node in model.graph.nodes):
+        """Raises StageError for dynamic convolutions: ONNX Runtime has no fast kernel for them.
+
+        Those of a vision transformer, which make its tokens, stay float.
+        """
+        convolutions = not self.scheme.linear_only and any(node.target in CONVOLUTIONS for node in model.graph.nodes)
+        if self.scheme.dynamic and convolutions:
             raise StageError(
                 "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
                 "remove `activations`, or set it to static",

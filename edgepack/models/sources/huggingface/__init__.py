@@ -1,33 +1,32 @@
-"""A transformer encoder for text classification, through transformers: BERT, DistilBERT, RoBERTa, ELECTRA, MiniLM.
+"""A transformer encoder through transformers: of text (BERT, DistilBERT, RoBERTa, ELECTRA, MiniLM) or pictures (ViT,
+DeiT).
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
 The head is of its own where the model was trained for as many classes, else it starts anew.
 """
 
-import json
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import order_of_numbers
 from edgepack.data import hub
-from edgepack.data.texts import tokenizer
 from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.sources.huggingface import pictures, texts
+from edgepack.models.sources.huggingface.facts import Facts, PictureFacts, facts
 from edgepack.models.structure.layer_names import chosen
 
 if TYPE_CHECKING:
     from torch import nn
 
-ENCODER = True
 LIBRARIES = ("transformers",)
-KINDS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")  # as in config.json's model_type
-_PADDED = 256  # an embedding table may have this many more rows than its tokenizer has tokens
-_HEADS = ("classifier", "pooler", "pre_classifier")  # parts that are new in a model without a classification head
+# Parts that are new in a model without a classification head.
+_HEADS = ("classifier", "pooler", "pre_classifier", "cls_classifier", "distillation_classifier")
 
 
 class Config(Frozen):
@@ -59,36 +58,6 @@ class Config(Frozen):
         return chosen(layers, facts(name).depth, f"'{name}'")
 
 
-_Count = Annotated[int, Field(gt=0)]
-
-
-class Facts(BaseModel):
-    """The facts of an encoder in its config.json, under the names of each model type."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    model_type: str
-    vocab_size: _Count
-    max_position_embeddings: _Count
-    width: _Count = Field(validation_alias=AliasChoices("hidden_size", "dim"))
-    heads: _Count = Field(validation_alias=AliasChoices("num_attention_heads", "n_heads"))
-    depth: _Count = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layers"))
-    pad_token_id: Annotated[int, Field(ge=0)] | None = None
-    id2label: dict[int, str] | None = None
-    architectures: tuple[str, ...] | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """Return the labels in lower case, in the order of the outputs."""
-        return [label.lower() for _, label in sorted((self.id2label or {}).items())]
-
-    @property
-    def offset(self) -> int:
-        """Return the position of the first token: RoBERTa starts after the row of the padding token."""
-        pad = 1 if self.pad_token_id is None else self.pad_token_id
-        return pad + 1 if "roberta" in self.model_type else 0
-
-
 def trained(config: Config, signature: Signature) -> bool:
     """Return whether it starts trained: from a checkpoint, or a classifier of these classes or as many unnamed ones.
 
@@ -97,38 +66,24 @@ def trained(config: Config, signature: Signature) -> bool:
     if config.checkpoint is not None:
         return True
     known = facts(config.huggingface)
-    classifier = any("ForSequenceClassification" in name for name in known.architectures or ())
     numbered = [f"label_{i}" for i in range(len(signature.labels))]
     same = known.labels in ([label.lower() for label in signature.labels], numbered)
-    return config.weights is not None and config.layers is None and classifier and same
+    return config.weights is not None and config.layers is None and known.is_classifier and same
 
 
 def incompatibility(config: Config, signature: Signature) -> str:
-    name, known, text = config.huggingface, facts(config.huggingface), signature.preprocessing
-    if text.get("kind") != "text":
-        return f"'{name}' reads text, but the data has inputs of shape {[*signature.inputs[0].shape]}"
-    checks = (_of_heads(known), _of_length(known, signature), _of_tokens(known, text), _of_labels(known, signature))
-    problem = next((each for each in checks if each), "") or _of_tokenizer(name, text)
+    name, known = config.huggingface, facts(config.huggingface)
+    problem = _of(known).incompatibility(name, known, signature) or _of_heads(known) or _of_labels(known, signature)
     return f"'{name}' {problem}" if problem else ""
+
+
+def _of(known: Facts) -> ModuleType:
+    """Return the module for the kind of data that an encoder takes."""
+    return pictures if isinstance(known, PictureFacts) else texts
 
 
 def _of_heads(known: Facts) -> str:
     return f"has {known.heads} heads, which do not divide its width of {known.width}" * (known.width % known.heads > 0)
-
-
-def _of_length(known: Facts, signature: Signature) -> str:
-    length, places = signature.inputs[0].shape[0], known.max_position_embeddings - known.offset
-    return f"reads at most {places} tokens, but max_length of the data is {length}" if length > places else ""
-
-
-def _of_tokens(known: Facts, text: dict[str, Any]) -> str:
-    tokens, rows = text["vocabulary"], known.vocab_size
-    if tokens > rows or rows - tokens > _PADDED:
-        return f"knows {rows:,} tokens, but the tokenizer of the data has {tokens:,}: it is of another model"
-    pad, own = text["special_tokens"]["pad"]["id"], known.pad_token_id
-    if own not in (None, pad):
-        return f"pads with token {own}, the tokenizer of the data with {pad}: it is of another model"
-    return ""
 
 
 def _of_labels(known: Facts, signature: Signature) -> str:
@@ -139,18 +94,8 @@ def _of_labels(known: Facts, signature: Signature) -> str:
     return ""
 
 
-def _of_tokenizer(name: str, text: dict[str, Any]) -> str:
-    """Compare the words of the tokenizers, if the model has one: the same number of tokens may mean other words."""
-    path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
-    if "words" not in text or not path.is_file():
-        return ""
-    same = _words(path, path.stat().st_mtime_ns) == text["words"]
-    return "" if same else f"comes with a tokenizer of other words than that of the data: tokenizer: {name}"
-
-
-@cache
-def _words(path: Path, changed: int) -> str:
-    return tokenizer.words(tokenizer.read_file(path))
+def is_encoder(config: Config) -> bool:
+    return True
 
 
 def files(config: Config) -> tuple[Path, ...]:
@@ -160,10 +105,12 @@ def files(config: Config) -> tuple[Path, ...]:
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":
-    """Make a module that maps input_ids and attention_mask, both [n, length], to logits [n, classes]."""
+    """Make a module that maps input_ids and attention_mask, both [n, length], or pictures [n, channels, height, width]
+    to logits [n, classes].
+    """
     from edgepack.models.checks.trial import tried
     from edgepack.models.notes import note
-    from edgepack.models.structure.encoder import TextClassifier, keep_layers, shorten
+    from edgepack.models.structure.encoder import keep_layers
     from edgepack.models.weights.loading import fits, load_weights
 
     if message := incompatibility(config, signature):
@@ -176,9 +123,8 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     theirs = checkpoint is not None and fits(model, checkpoint, config.checkpoint_key)
     if checkpoint and theirs:
         load_weights(model, checkpoint, config.checkpoint_key)
-    length, offset = signature.inputs[0].shape[0], facts(config.huggingface).offset
-    shorten(model, length + offset)
-    module = TextClassifier(model, length, offset)
+    known = facts(config.huggingface)
+    module: nn.Module = _of(known).adapted(model, known, signature)
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)
@@ -196,22 +142,24 @@ def _counts_otherwise(config: Config, signature: Signature) -> bool:
     return trained(config, signature) and not named and order_of_numbers(signature.labels) == "text"
 
 
-def _fresh(config: Config, signature: Signature) -> "nn.Module":
+def _auto(config: Config) -> Any:
     from edgepack.core.process.libraries import transformers
 
-    auto = transformers().AutoModelForSequenceClassification
-    module: nn.Module = auto.from_config(_configured(config, signature), attn_implementation="eager")
+    return getattr(transformers(), _of(facts(config.huggingface)).AUTO)
+
+
+def _fresh(config: Config, signature: Signature) -> "nn.Module":
+    module: nn.Module = _auto(config).from_config(_configured(config, signature), attn_implementation="eager")
     return module
 
 
 def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.core.errors import reason
-    from edgepack.core.process.libraries import transformers
     from edgepack.models.weights.kinds import check_floats
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:
-        module, loading_info = transformers().AutoModelForSequenceClassification.from_pretrained(
+        module, loading_info = _auto(config).from_pretrained(
             path.parent,
             config=_configured(config, signature),
             attn_implementation="eager",
@@ -239,29 +187,9 @@ def _configured(config: Config, signature: Signature) -> Any:
 
     (path,) = _found(config, hub.CONFIG)
     labels = {"id2label": dict(enumerate(signature.labels))} if len(signature.labels) == signature.width else {}
-    return transformers().AutoConfig.from_pretrained(path.parent, num_labels=signature.width, **labels)
-
-
-def facts(name: str) -> Facts:
-    """Read config.json of a model. Raises RecipeError when it cannot be read, or is not of a supported encoder."""
-    path = hub.folder(name, hub.CONFIG) / "config.json"
-    return _read(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _read(path: Path, changed: int) -> Facts:
-    try:
-        content = path.read_bytes()
-        kind = json.loads(content).get("model_type")
-        if kind not in KINDS:
-            raise RecipeError(f"{path} is of a model of kind {kind!r}; edgepack knows {', '.join(KINDS)}")
-        return Facts.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{path} does not describe an encoder: {where}: {first['msg']}") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(f"{path} cannot be read as a model's description: {error}") from None
+    found = transformers().AutoConfig.from_pretrained(path.parent, num_labels=signature.width, **labels)
+    found.architectures = found.architectures or []  # the loader walks through them where a type has two classifiers
+    return found
 
 
 def _found(config: Config, wanted: tuple[str, ...]) -> tuple[Path, ...]:

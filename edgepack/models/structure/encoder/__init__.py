@@ -1,4 +1,5 @@
-"""The anatomy of a transformer encoder: where its layers, attention heads and feed-forward networks are.
+"""The anatomy of a transformer encoder, of text or pictures: where its layers, attention heads and feed-forward
+networks are.
 
 for block in blocks(module):            # none, for a model that is no encoder
     block.query, block.ffn_in, block.heads(module)
@@ -17,6 +18,18 @@ from edgepack.core.errors import StageError
 from edgepack.models.structure.layer_names import chosen
 
 _FAR = -10_000.0  # added to the scores of padding: the softmax makes it 0, in bf16 too
+
+
+class PictureClassifier(nn.Module):  # type: ignore[misc]
+    """A transformers classifier of pictures: takes [n, channels, height, width], and returns [n, classes]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(pixel_values=pictures).logits
+        return logits
 
 
 class TextClassifier(nn.Module):  # type: ignore[misc]
@@ -59,48 +72,67 @@ class Block:
     ffn_out: str
 
     def head_size(self, module: nn.Module) -> int:
-        return int(module.get_submodule(self.attention).attention_head_size)
+        attention: Any = module.get_submodule(self.attention)
+        return int(next(getattr(attention, name) for name in HEAD_SIZES if hasattr(attention, name)))
 
     def heads(self, module: nn.Module) -> int:
         return int(module.get_submodule(self.query).out_features) // self.head_size(module)
 
 
-# The parts of a layer, as BERT, RoBERTa and ELECTRA name them, and as DistilBERT does.
-_PARTS = (
-    {
-        "attention": "attention.self",
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "output": "attention.output.dense",
-        "ffn_in": "intermediate.dense",
-        "ffn_out": "output.dense",
-    },
-    {
-        "attention": "attention",
-        "query": "attention.q_lin",
-        "key": "attention.k_lin",
-        "value": "attention.v_lin",
-        "output": "attention.out_lin",
-        "ffn_in": "ffn.lin1",
-        "ffn_out": "ffn.lin2",
-    },
+HEAD_SIZES = ("attention_head_size", "head_dim")  # what attention modules call the channels of a head
+# The parts of a layer in each family: BERT, RoBERTa and ELECTRA; DistilBERT; ViT and DeiT of transformers; of
+# torchvision; of timm. The last two have their attention from attention.py.
+_PARTS = tuple(
+    dict(zip(("attention", "query", "key", "value", "output", "ffn_in", "ffn_out"), names.split(), strict=True))
+    for names in (
+        "attention.self attention.self.query attention.self.key attention.self.value attention.output.dense "
+        "intermediate.dense output.dense",
+        "attention attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2",
+        "attention attention.q_proj attention.k_proj attention.v_proj attention.o_proj mlp.fc1 mlp.fc2",
+        "self_attention self_attention.query self_attention.key self_attention.value self_attention.output mlp.0 mlp.3",
+        "attn attn.query attn.key attn.value attn.output mlp.fc1 mlp.fc2",
+    )
 )
 
 
 def blocks(module: nn.Module) -> tuple[Block, ...]:
-    """Return the remaining layers of an encoder, in order; none for another kind of model."""
-    return tuple(_blocks(module))
+    """Return the remaining layers of an encoder, in order; none for another kind of model.
+
+    An encoder has one row of layers: MobileViT, with a row at each resolution between its convolutions, is none.
+    """
+    found = tuple(_blocks(module))
+    return found if len({block.name.rpartition(".")[0] for block in found}) == 1 else ()
 
 
 def _blocks(module: nn.Module) -> Iterator[Block]:
     names = {name for name, _ in module.named_modules()}
     for name, row in module.named_modules():
-        if isinstance(row, nn.ModuleList):
-            for place in (f"{name}.{child}" for child, _ in row.named_children()):
-                parts = next((p for p in _PARTS if all(f"{place}.{part}" in names for part in p.values())), None)
-                if parts:
-                    yield Block(name=place, **{key: f"{place}.{part}" for key, part in parts.items()})
+        if isinstance(row, nn.ModuleList | nn.Sequential):
+            for place in (f"{name}.{child}".lstrip(".") for child, _ in row.named_children()):
+                found = ({key: f"{place}.{part}" for key, part in parts.items()} for parts in _PARTS)
+                parts = next((each for each in found if names.issuperset(each.values())), None)
+                if parts and _is_plain(module, parts["ffn_in"], parts["ffn_out"]):
+                    yield Block(name=place, **parts)
+
+
+def _is_plain(module: nn.Module, wide: str, thin: str) -> bool:
+    """Return whether a feed-forward network is two layers and nothing of their width between them: no gate, no norm."""
+    makes: Any = module.get_submodule(end(module, wide, -1))
+    takes: Any = module.get_submodule(end(module, thin, 0))
+    around = wide.rpartition(".")[0]
+    inside = around == thin.rpartition(".")[0]
+    others = (name for name, _ in module.get_submodule(around).named_parameters()) if inside else ()
+    own = tuple(f"{name.rpartition('.')[2]}." for name in (wide, thin))
+    known = isinstance(makes, nn.Linear) and isinstance(takes, nn.Linear)
+    return known and makes.out_features == takes.in_features and all(name.startswith(own) for name in others)
+
+
+def end(module: nn.Module, name: str, place: int) -> str:
+    """Return the layer itself, or the first (0) or last (-1) of the thin layers that replaced it."""
+    layer = module.get_submodule(name)
+    while isinstance(layer, nn.Sequential):
+        name, layer = f"{name}.{range(len(layer))[place]}", layer[place]
+    return name
 
 
 @contextmanager
