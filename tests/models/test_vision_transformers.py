@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_neurons_behind_a_gate_or_norm_are_no_plain_network() -> None:
         assert blocks(separated(made.eval(), PICTURES)) == ()
 
 
-def saved(kind: str, **changes: object) -> str:
+def saved(kind: str, **changes: Any) -> str:
     """What save_pretrained() writes of a classifier."""
     folder = make.described(kind, **changes)
     library = libraries.transformers()

@@ -1,5 +1,4 @@
-"""A transformer encoder through transformers: of text (BERT, DistilBERT, RoBERTa, ELECTRA, MiniLM) or pictures (ViT,
-DeiT).
+"""A transformer encoder through transformers: of text (BERT, RoBERTa, MiniLM and others), or pictures (ViT, DeiT).
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
 The head is of its own where the model was trained for as many classes, else it starts anew.

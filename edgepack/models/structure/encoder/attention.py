@@ -119,9 +119,10 @@ def _of_timm(part: Any) -> SelfAttention:
 def _of(part: Any, weight: Tensor, bias: Tensor | None, last: nn.Linear, scaling: float) -> SelfAttention:
     """Return attention with the weights of queries, keys and values, [3 * width, inputs]; frozen ones stay so."""
     biases = [None] * 3 if bias is None else _thirds(bias)
-    three = (_linear(*each) for each in zip(_thirds(weight), biases, strict=True))
-    made = SelfAttention(*three, _linear(last.weight, last.bias), heads=part.num_heads, scaling=scaling)
-    return made.train(part.training)
+    query, key, value = (_linear(*each) for each in zip(_thirds(weight), biases, strict=True))
+    made = SelfAttention(query, key, value, _linear(last.weight, last.bias), part.num_heads, scaling)
+    made.train(part.training)
+    return made
 
 
 def _thirds(tensor: Tensor) -> list[nn.Parameter]:

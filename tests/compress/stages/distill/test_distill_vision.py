@@ -58,6 +58,18 @@ def test_a_narrower_sibling_is_a_true_vision_transformer(kind: str, tmp_path: Pa
     assert torch.equal(logits(reloaded(student, tmp_path / "saved").module), logits(student.module))
 
 
+def test_layers_of_a_named_student_start_as_the_teachers() -> None:
+    """As for encoders of text: the same model with some of its layers."""
+    teacher, name = make.vit("vit", depth=3), make.described("vit", depth=3)
+    settings = config(student={"huggingface": name, "layers": (0, 2), "weights": None}, learning_rate=1e-30)
+    taught = run(teacher, settings, context())
+    pairs = zip(blocks(taught.module), (blocks(teacher.module)[at] for at in (0, 2)), strict=True)
+    for own, known in pairs:
+        assert torch.equal(
+            taught.module.get_submodule(own.query).weight, teacher.module.get_submodule(known.query).weight
+        )
+
+
 def test_hidden_states_and_relations_are_taught() -> None:
     settings = config(student={"tiny_vit": "timm-deit", "depth": 1}, hidden=1, attention=1)
     taught = run(make.vit("timm-deit"), settings, context())
