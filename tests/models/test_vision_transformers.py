@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import vision_factories as make
+from safetensors.torch import save_file
 from torch import nn
 from torch_factories import reloaded
 from vision_factories import tiny_vits as tiny_vits
@@ -99,8 +100,32 @@ def test_neurons_behind_a_gate_or_norm_are_no_plain_network() -> None:
     timm = libraries.timm()
     gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     for settings in (gated, {"scale_mlp_norm": True}):
-        made = timm.models.VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_heads=4, **settings)
+        size = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4}
+        made = timm.models.VisionTransformer(**size, **settings)
         assert blocks(separated(made.eval(), PICTURES)) == ()
+
+
+def test_a_checkpoint_has_the_librarys_names(tmp_path: Path) -> None:
+    whole = libraries.timm().create_model("test_vit2", num_classes=3, img_size=32, in_chans=1).eval()
+    save_file(whole.state_dict(), tmp_path / "own.safetensors")
+    choice = plugins.choose("models", {"timm": "test_vit2", "checkpoint": str(tmp_path / "own.safetensors")})
+    made, picture = Candidate.start(choice, signature(side=32)).module.eval(), torch.rand(2, 1, 32, 32)
+    assert sum(isinstance(part, SelfAttention) for part in made.modules()) == len(blocks(made)) == 8
+    with torch.no_grad():
+        torch.testing.assert_close(made(picture), whole(picture), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ({"torchvision": "vit_b_16"}, True),
+        ({"timm": "deit_tiny_patch16_224"}, True),
+        ({"torchvision": "swin_t"}, False),
+    ],
+)
+def test_what_is_advised_of_encoders_is_advised_of_them(model: dict[str, str], known: bool) -> None:
+    choice = plugins.choose("models", model)
+    assert choice.module.is_encoder(choice.config) is known
 
 
 def saved(kind: str, **changes: Any) -> str:
