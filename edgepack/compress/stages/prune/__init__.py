@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 

@@ -9,6 +9,7 @@ from edgepack.compress.targets import Target
 from edgepack.config.plugins import Named
 from edgepack.core.units import SHARE, Share
 
+Layers = int | float | tuple[int, ...]  # to remove: how many, a fraction, or their indices
 _OF_ENCODERS = ("heads", "ffn", "layers")  # settings for encoders only
 
 
@@ -32,9 +33,9 @@ class Config(StageConfig):
     ffn: Share | None = Field(
         default=None, description="encoders: fraction of feed-forward neurons to remove, instead of ratio"
     )
-    layers: int | tuple[int, ...] | None = Field(
+    layers: int | tuple[int, ...] | Share | None = Field(
         default=None,
-        description="encoders: number of layers to remove (the least important first), or their indices",
+        description="encoders: number or fraction of layers to remove (the least important first), or their indices",
     )
     steps: int = Field(default=3, ge=1, le=100, description="number of cuts, each followed by recovery")
     importance: Annotated[str, Named("importances")] = Field(
@@ -67,9 +68,18 @@ class Config(StageConfig):
             raise ValueError(f"the fraction to remove is 0 % or more and below 100 %, got {SHARE.format(share)}")
         return share
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _counted(cls, layers: object) -> object:
+        if isinstance(layers, str) and not layers.endswith("%"):
+            raise ValueError(f"layers is the number of layers to remove, a fraction (25 %) or indices, got {layers!r}")
+        return layers
+
     @field_validator("layers")
     @classmethod
-    def _in_order(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+    def _in_order(cls, layers: Layers | None) -> Layers | None:
+        if isinstance(layers, float) and not 0 < layers < 1:
+            raise ValueError(f"the fraction of layers is above 0 % and below 100 %, got {SHARE.format(layers)}")
         if isinstance(layers, int) and layers < 1:
             raise ValueError(
                 f"layers is the number of layers to remove, at least 1, or a list of their indices, got {layers}"

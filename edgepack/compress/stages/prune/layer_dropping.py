@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from edgepack.compress.contract import Context, Recovery
+from edgepack.compress.stages.prune.config import Layers
 from edgepack.compress.training.evaluation import EpochResult, validate
 from edgepack.compress.training.loop import recover
 from edgepack.core.errors import StageError
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 _SAMPLES = 1024  # samples of the validation split
 
 
-def check_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
+def check_layers(module: nn.Module, layers: Layers) -> None:
     """Raises StageError unless the encoder has these layers and at least one layer is left."""
-    known = len(blocks(module))
+    known, layers = len(blocks(module)), _counted(module, layers)
     if isinstance(layers, tuple) and layers[-1] >= known:
         raise StageError(f"there is no layer {layers[-1]} to remove: the layers are 0 to {known - 1}", _MEND)
     number = layers if isinstance(layers, int) else len(layers)
@@ -36,17 +37,22 @@ def check_layers(module: nn.Module, layers: int | tuple[int, ...]) -> None:
 _MEND = "layers is the number of layers to remove, or their indices from 0: remove fewer"
 
 
-def last(candidate: "Candidate", layers: int | tuple[int, ...]) -> "Candidate":
+def _counted(module: nn.Module, layers: Layers) -> int | tuple[int, ...]:
+    """Return the number of layers for a fraction, at least one; a number or indices as they are."""
+    return max(1, round(layers * len(blocks(module)))) if isinstance(layers, float) else layers
+
+
+def last(candidate: "Candidate", layers: Layers) -> "Candidate":
     """Return a copy without the layers at these places, or without the last N if only the shape matters."""
-    names = [block.name for block in blocks(candidate.module)]
+    names, layers = [block.name for block in blocks(candidate.module)], _counted(candidate.module, layers)
     return _without(candidate.copy(), _at(names, layers) if isinstance(layers, tuple) else names[-layers:])
 
 
 def shortened(
-    candidate: "Candidate", layers: int | tuple[int, ...], settings: Recovery, context: Context
+    candidate: "Candidate", layers: Layers, settings: Recovery, context: Context
 ) -> tuple["Candidate", list[str]]:
     """Return the candidate without these layers, recovered, and notes on each layer."""
-    names = [block.name for block in blocks(candidate.module)]
+    names, layers = [block.name for block in blocks(candidate.module)], _counted(candidate.module, layers)
     if isinstance(layers, tuple):
         gone = _at(names, layers)
         notes = [f"{name}: dropped, layer {names.index(name)} of {len(names)}" for name in gone]

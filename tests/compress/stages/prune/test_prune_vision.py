@@ -13,6 +13,7 @@ from vision_factories import tiny_vits as tiny_vits
 from edgepack.compress.stages import prune
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
+from edgepack.core.errors import StageError
 from edgepack.core.process import libraries
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.models.candidate import Candidate
@@ -66,6 +67,23 @@ def test_heads_neurons_and_layers_have_shares_of_their_own(kind: str, tmp_path: 
     with torch.no_grad():
         torch.testing.assert_close(exported, result.module(*context().data.train.head(8)), atol=1e-4, rtol=1e-4)
     assert torch.equal(logits(reloaded(result, tmp_path / "saved").module), logits(result.module))
+
+
+@pytest.mark.parametrize(("depth", "share", "left"), [(4, "25 %", 3), (4, "75 %", 1), (2, "10 %", 1)])
+def test_a_fraction_of_the_layers_goes(depth: int, share: str, left: int) -> None:
+    settings = config(layers=share)
+    assert prune.Config.model_validate_json(settings.model_dump_json()) == settings
+    assert settings.model_dump(mode="json")["layers"] == share
+    assert len(blocks(prune.dry_run(make.vit(depth=depth), settings, Quantization()).module)) == left
+    assert len(blocks(prune.run(make.vit(depth=depth), settings, context()).module)) == left
+
+
+@pytest.mark.parametrize("wrong", ["0 %", "100 %", 0.25, "a quarter"])
+def test_a_fraction_of_the_layers_leaves_some(wrong: object) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        config(layers=wrong)
+    with pytest.raises(StageError, match="2 layers cannot be removed: the model has 2"):
+        prune.dry_run(make.vit(), config(layers="90 %"), Quantization())
 
 
 def test_a_number_of_layers_is_measured() -> None:
