@@ -281,4 +281,4 @@ def pictures() -> Pictures:
 
 
 def logits_of(candidate: Candidate) -> torch.Tensor:
-    return evaluation.predict(candidate.module, pictures().data.validation)
+    return evaluation.predict(candidate.module, pictures().data.validation)[0]

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest.mock import patch
 
 import torch
@@ -36,6 +36,7 @@ from edgepack.config.user_code.references import resolve
 from edgepack.core.errors import EdgepackError, StageError, listed, reason
 from edgepack.core.events import Note
 from edgepack.data.splits import Split
+from edgepack.models.outputs import tensors
 from edgepack.models.structure.fx_graph import follow
 from edgepack.models.structure.surgery import keeps_zeros
 from edgepack.records.training import Epoch, TrainingRecord
@@ -71,14 +72,31 @@ class Loader:
             yield batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs, batch.targets
 
 
+class _OfModules:
+    """A task that takes outputs as a module gives them: of one output a tensor. All else is the task's own."""
+
+    def __init__(self, task: "Task") -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        return self._task.loss(tensors(outputs), targets)
+
+    def distill(self, outputs: Any, teacher: Any, temperature: float) -> torch.Tensor:
+        return self._task.distill(tensors(outputs), tensors(teacher), temperature)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a trainer gets.
 
-    `module` is to be trained in place; in `quantize` it is the one with simulated int8. `teacher` is None where there
-    is none. `device` is where the recipe trains, "cpu" or "cuda", and `precision` in which numbers; both models are on
-    the CPU at first. `folder` is for checkpoints and logs of its own, of this training alone: what a build that was
-    killed left there is still in it, and it is removed when the stage has ended.
+    `module` is to be trained in place; `task.loss` and `task.distill` take outputs as it gives them. In `quantize` it
+    is the one with simulated int8. `teacher` is None where there is none. `device` is where the recipe trains, "cpu"
+    or "cuda", and `precision` in which numbers; both models are on the CPU at first. `folder` is for checkpoints and
+    logs of its own, of this training alone: what a build that was killed left there is still in it, and it is removed
+    when the stage has ended.
     """
 
     module: nn.Module
@@ -153,7 +171,7 @@ def fit(
             module=module,
             data=context.data,
             teacher=eval_mode(teacher) if teacher else None,
-            task=context.task,
+            task=cast("Task", _OfModules(context.task)),
             settings=settings,
             seed=context.seed,
             device=context.hardware.device,

@@ -163,7 +163,7 @@ class Deep(nn.Module):  # type: ignore[misc]
 def test_convolutions_in_two_and_three_dimensions_are_trained_in_int8() -> None:
     made = replace(candidate("mlp"), module=Deep())
     trained = quantize.run(made, quantize.Config(mode="qat", epochs=1), context())
-    assert bool(torch.isfinite(evaluation.predict(trained.module, data().test)).all())
+    assert bool(torch.isfinite(evaluation.predict(trained.module, data().test)[0]).all())
 
 
 class Counted(nn.Module):  # type: ignore[misc]
@@ -325,9 +325,9 @@ def test_a_last_batch_of_one_does_not_break_batch_norm() -> None:
 
 def test_predictions_keep_the_order_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, split = learned("mlp").module, data().test
-    whole = evaluation.predict(module, split)
+    whole = evaluation.predict(module, split)[0]
     monkeypatch.setattr(splits, "_MOST", 5)
-    torch.testing.assert_close(evaluation.predict(module, split), whole)
+    torch.testing.assert_close(evaluation.predict(module, split)[0], whole)
 
 
 @pytest.mark.parametrize(("momentum", "again"), [(0.01, True), (0.5, False), (None, False)])

@@ -103,7 +103,8 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(work, "candidate_of", lambda key: step)
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(
-        "edgepack.compress.training.evaluation.predict", lambda module, split: torch.zeros(len(split), 2)
+        "edgepack.compress.training.evaluation.predicted",
+        lambda module, split: [((torch.zeros(len(split), 2),), split.targets)],
     )
     entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
     assert [event.text for event in events if isinstance(event, Note)] == [

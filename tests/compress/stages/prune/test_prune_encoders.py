@@ -39,7 +39,7 @@ def config(**changes: Any) -> prune.Config:
 
 
 def said(module: nn.Module) -> torch.Tensor:
-    return predict(module, make.text().validation)
+    return predict(module, make.text().validation)[0]
 
 
 def lively(kind: str = "bert", **changes: Any) -> Candidate:

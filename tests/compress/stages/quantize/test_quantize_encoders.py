@@ -36,7 +36,7 @@ def encoder(kind: str = "bert") -> Candidate:
 
 
 def answers(module: nn.Module, kind: str = "bert") -> torch.Tensor:
-    return evaluation.predict(module, make.text(pad=pad(kind)).validation)
+    return evaluation.predict(module, make.text(pad=pad(kind)).validation)[0]
 
 
 def pad(kind: str) -> int:
@@ -219,5 +219,5 @@ def test_what_is_said_of_a_text_does_not_depend_on_its_neighbours() -> None:
     split = make.text().validation
     module = made()[0].module
     torch.testing.assert_close(
-        evaluation.predict(module, split)[:1], evaluation.predict(module, split.first(1)), rtol=0, atol=0
+        evaluation.predict(module, split)[0][:1], evaluation.predict(module, split.first(1))[0], rtol=0, atol=0
     )
