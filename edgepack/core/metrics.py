@@ -61,6 +61,8 @@ _OF_TASKS = {
     "f1": score("harmonic mean of precision and recall, over all labels of all test samples"),
     "accuracy.labels": score("fraction of labels of test samples that are rightly given or not"),
     "rmse": score("root of the mean squared error on the test samples", NUMBER, higher=False),
+    "miou": score("intersection over union of pixels of a class, mean over the classes in the test masks"),
+    "accuracy.pixels": score("fraction of pixels of the test masks that get their class"),
     "mae": score("mean absolute error on the test samples", NUMBER, higher=False),
 }
 METRICS: dict[str, Metric] = {

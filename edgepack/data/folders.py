@@ -1,4 +1,4 @@
-"""Read a folder with one subfolder per class, and report what is skipped.
+"""Read a folder with one subfolder per class, or one without classes, and report what is skipped.
 
 Hidden files and folders, and what systems and programs leave behind, are no data. Links are followed; one that leads
 nowhere is an error, for nobody knows how much is missing.
@@ -6,7 +6,7 @@ nowhere is an error, for nobody knows how much is missing.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +45,10 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The files by split and class, sorted, and notes on what was left out."""
+    """The files by split and class, sorted, the folder of each split, and notes on what was left out."""
 
     parts: dict[str, Files]
+    folders: dict[str, Path]
     notes: tuple[str, ...]
 
 
@@ -80,8 +81,42 @@ def listed(root: Path, kind: Kind) -> Listing:
     beside = [name for name in names[root] if root / name not in folders.values()] if len(names) > 1 else []
     return Listing(
         parts=found,
+        folders=folders,
         notes=(*_notes(kind, seen, beside), *_doubts(folders["train"], found["train"]), *doubts(found["train"])),
     )
+
+
+def listed_without_classes(root: Path, kind: Kind) -> Listing:
+    """Return the files of a folder, however deep they are, each split as one class without a name: those of its folders
+    train, validation and test, or all as train. Raises RecipeError for the first problem.
+    """
+    with _readable(root):
+        there = root.is_dir()
+    if not there:
+        raise RecipeError(f"there is no folder '{root}'", f"name the folder that holds the {kind.noun}s")
+    beside, seen = _Seen(), _Seen()
+    names = _folders(root, kind, beside)
+    folders = _splits(root, names)
+    found = {part: {"": _files(folder, kind, seen)} for part, folder in folders.items()}
+    _refuse_broken(seen)
+    if root in folders.values():
+        return Listing(parts=found, folders=folders, notes=tuple(_notes(kind, seen, ())))
+    others = [name for name in names if root / name not in folders.values()]
+    loose = [f"{counted(beside.loose, kind.noun)} left out, next to the folders of the splits"] if beside.loose else []
+    return Listing(parts=found, folders=folders, notes=(*_notes(kind, seen, others), *loose))
+
+
+def _splits(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    present = {part: _called(aliases, names) for part, aliases in _PARTS.items()}
+    if not any(present.values()):
+        return {"train": root}
+    _refuse_two(root, present)
+    if not present["train"]:
+        part = next(found[0] for found in present.values() if found)
+        raise RecipeError(
+            f"{root} holds a folder {part}, but none to train on", f"move the others into {root / 'train'}"
+        )
+    return {part: root / found[0] for part, found in present.items() if found}
 
 
 def shown(path: Path | str) -> str:
@@ -111,11 +146,16 @@ def _part_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
     if not any(_subfolders(root / name) for name in present["train"]):
         _refuse_parts(root, names, [name for part in ("validation", "test") for name in present[part]])
         return {"train": root}
+    _refuse_two(root, present)
+    return {part: root / found[0] for part, found in present.items() if found}
+
+
+def _refuse_two(root: Path, present: Mapping[str, Sequence[str]]) -> None:
+    """Raises RecipeError where two folders may be the same split."""
     for part, found in present.items():
         if len(found) > 1:
             first, second = (root / name for name in found[:2])
             raise RecipeError(f"both {first} and {second} may be the {part} split", "keep one of them, or rename it")
-    return {part: root / found[0] for part, found in present.items() if found}
 
 
 def _called(aliases: Sequence[str], names: Sequence[str]) -> list[str]:

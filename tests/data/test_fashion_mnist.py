@@ -10,11 +10,11 @@ import torch
 
 from edgepack.core.errors import DeviceError, RecipeError
 from edgepack.core.process import libraries
-from edgepack.data.datasets import fashion_mnist
+from edgepack.data.datasets import _fashion_files as files
 from edgepack.data.datasets.fashion_mnist import Config, describe, fingerprint, load
 from edgepack.data.splits import Data
 
-REAL = fashion_mnist._DEBIAN
+REAL = files._DEBIAN
 
 
 def _idx(values: "numpy.typing.NDArray[numpy.uint8]") -> bytes:
@@ -40,7 +40,7 @@ def _write(folder: Path, *, packed: bool = True, samples: int = 200, side: int =
 
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "_DEBIAN", Path("nowhere"))
+    monkeypatch.setattr(files, "_DEBIAN", Path("nowhere"))
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ def test_the_fingerprint_is_that_of_the_content_however_it_is_packed(tmp_path: P
 
 
 def test_the_fingerprint_of_the_known_files_needs_no_files(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    known = {name: fashion_mnist._content(Path(folder, f"{name}.gz")) for name in fashion_mnist._FILES}
-    monkeypatch.setattr(fashion_mnist, "_FILES", known)
+    known = {name: files._content(Path(folder, f"{name}.gz")) for name in files._FILES}
+    monkeypatch.setattr(files, "_FILES", known)
     assert fingerprint(Config()) == fingerprint(Config(folder=folder))
 
 
 def test_an_installed_package_is_found(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    monkeypatch.setattr(fashion_mnist, "_DEBIAN", Path(folder))
+    monkeypatch.setattr(files, "_DEBIAN", Path(folder))
     assert _samples(load(Config())) == _samples(load(Config(folder=folder)))
 
 
@@ -181,7 +181,7 @@ def test_a_folder_without_the_files_is_refused_before_anything_runs(folder: str)
 @pytest.mark.skipif(not REAL.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
     downloaded = fingerprint(Config())
-    monkeypatch.setattr(fashion_mnist, "_DEBIAN", REAL)
+    monkeypatch.setattr(files, "_DEBIAN", REAL)
     assert fingerprint(Config()) == downloaded
     data = load(Config())
     assert (len(data.train), len(data.validation), len(data.test)) == (54_000, 6_000, 10_000)

@@ -86,7 +86,7 @@ def test_a_picture_is_prepared_as_an_app_would(pets: str) -> None:
     expected = (resized[1:17, 8:24] / 255 - mean) / std
     pixels = read_pixels("one.png")
     stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    (prepared,) = collection._prepared((stored,), configured())
+    (prepared,) = collection.prepared((stored,), configured())
     assert numpy.abs(prepared[0].permute(1, 2, 0).numpy() - expected).max() < 1.01 / 255 / 0.2  # a rounding step
 
 

@@ -42,7 +42,7 @@ class Scenes:
     labels: "Integers"
 
 
-def composed(pictures: "Bytes", labels: "Integers", *, count: int, side: int, most: int, seed: int) -> Scenes:
+def composed(pictures: "Bytes", labels: Any, *, count: int, side: int, most: int, seed: int) -> Scenes:
     """Return scenes of 1 to `most` objects, drawn from square pictures [objects, h, h] whose background is 0. They are
     uint8, and `labels` [objects] integers from 0.
 

@@ -63,6 +63,23 @@ class Augmentation(Frozen):
         found: Transform = v2.Compose(steps) if steps else v2.Identity()
         return found
 
+    def transform_of_masks(self, size: int) -> "Transform":
+        """Return what moves the mask of a picture as `transform` moves the picture, if both get the same seed: it draws
+        the same numbers first, since the changes that move come before the others.
+        """
+        from edgepack.core.process.libraries import torchvision
+
+        torchvision()
+        from torchvision.transforms import InterpolationMode, v2
+
+        steps: list[Transform] = []
+        if self.crop is not None:
+            steps.append(v2.RandomResizedCrop(size, self.crop, interpolation=InterpolationMode.NEAREST))
+        if self.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        found: Transform = v2.Compose(steps) if steps else v2.Identity()
+        return found
+
 
 def changed_each(pictures: "Tensor", transform: "Transform", seeds: "Tensor") -> "Tensor":
     """Return pictures [n, channels, height, width], each changed by its own seed."""

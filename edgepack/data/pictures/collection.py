@@ -1,6 +1,6 @@
 """Share code of picture data sets: settings, signature, fingerprint, splits of decoded pictures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -144,9 +144,9 @@ def load(
     stored, found = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
     rows = {sha: row for row, sha in enumerate(found)}
     read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
-    bad = _left_out(pictures, found, config.bad_samples, lost)
+    bad = left_out([*lost, *unreadable_ones(pictures, found)], len(pictures) + len(lost), config.bad_samples)
     splits, more = chosen(parts, pictures, read, config.shares)
-    moving = _moving(config)
+    change = moving(config)
 
     def split(part: str) -> Split:
         import numpy
@@ -156,27 +156,25 @@ def load(
             pixels=stored,
             rows=numpy.array([rows[picture.sha] for picture in splits[part]], numpy.int32),
             size=config.size,
-            moving=moving if part == "train" else None,
-            starts=None if part == "train" else _starts(config, [read[each.sha].size for each in splits[part]]),
+            moving=change if part == "train" else None,
+            starts=None if part == "train" else starts(config, [read[each.sha].size for each in splits[part]]),
         )
         labels = torch.tensor([picture.label for picture in splits[part]])
-        return Split(samples=samples, targets=labels, prepare=partial(_prepared, config=config))
+        return Split(samples=samples, targets=labels, prepare=partial(prepared, config=config))
 
     return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *bad, *more))
 
 
-def _left_out(
-    pictures: Sequence[Picture],
-    found: Mapping[str, Decoded | str],
-    allowed: "Literal['fail'] | Skip",
-    lost: Sequence[str],
-) -> list[str]:
+def unreadable_ones(pictures: Iterable[Picture], found: Mapping[str, Decoded | str]) -> Iterator[str]:
+    """Yield each picture that could not be read, and why."""
+    return (f"{place(each.file)}: {why}" for each in pictures if isinstance(why := found[each.sha], str))
+
+
+def left_out(problems: Sequence[str], of: int, allowed: "Literal['fail'] | Skip") -> list[str]:
     """Return a note on pictures that cannot be read. Raises RecipeError if there are more than the recipe allows."""
-    bad = (f"{place(each.file)}: {why}" for each in pictures if isinstance(why := found[each.sha], str))
-    unread = [*lost, *bad]
-    check_bad(unread, allowed)
-    of = f"{len(unread)} of {len(pictures) + len(lost)} pictures cannot be read, and are left out, such as"
-    return [f"{of} {unread[0]}"] if unread else []
+    check_bad(problems, allowed)
+    count = f"{len(problems)} of {of} pictures cannot be read, and are left out, such as"
+    return [f"{count} {problems[0]}"] if problems else []
 
 
 def check_bad(problems: Sequence[str], allowed: "Literal['fail'] | Skip", noun: str = "picture") -> None:
@@ -188,14 +186,14 @@ def check_bad(problems: Sequence[str], allowed: "Literal['fail'] | Skip", noun: 
         raise unreadable(problems, noun, more, _FIX)
 
 
-def _moving(config: Settings) -> "Moving | None":
+def moving(config: Settings) -> "Moving | None":
     """Return what changes training pictures at random, given their seeds."""
     if isinstance(config.augment, Augmentation):
         return partial(changed_each, transform=config.augment.transform(config.size, config.normal[0]))
     return partial(moved_each, size=config.size) if config.augment else None
 
 
-def _prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, ...]":
+def prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, ...]":
     """Look the value of each of the 256 bytes up: half the time of computing it for each pixel."""
     import numpy
     import torch
@@ -211,7 +209,7 @@ def _prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, 
     return (torch.from_numpy(found),)
 
 
-def _starts(config: Settings, sizes: Sequence[tuple[int, int]]) -> "Places":
+def starts(config: Settings, sizes: Sequence[tuple[int, int]]) -> "Places":
     """Return where the middle of each stored picture begins, left and top, [n, 2]."""
     import numpy
 

@@ -28,6 +28,7 @@ ENDINGS = (
     *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tga", ".tif", ".tiff", ".webp"),
 )
+NUMBERS = "P"  # the mode of a Frame that takes numbers as they are
 _OBJECT = re.compile(r" <\S+ object at 0x[0-9a-f]+>")  # in Pillow's words for a picture inside of a file
 _AT_ONCE = 4096  # pictures that wait for a thread
 _CHANGED = "pictures must stay as they are while a build runs: build again"
@@ -38,9 +39,12 @@ _NEEDED = {".avif": "a Pillow with AVIF", ".heic": "the package pillow-heif", ".
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How to cut a picture: resize its shorter side to `shorter_side`, then take a square of `side` from the middle."""
+    """How to cut a picture: resize its shorter side to `shorter_side`, then take a square of `side` from the middle.
 
-    mode: str  # RGB or L
+    `mode` is RGB, L (grey), or P: the numbers that are stored, such as the classes of a mask, never interpolated.
+    """
+
+    mode: str
     shorter_side: int
     side: int
 
@@ -57,12 +61,13 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What was found in a picture. `content` is equal for pictures with equal pixels."""
+    """What was found in a picture. `content` is equal for pictures with equal pixels; `numbers` are those in a mask."""
 
     size: tuple[int, int]  # width and height in pixels, upright
     content: str
     transparent: bool
     several: bool  # frames or pages; this is the first
+    numbers: tuple[int, ...] = ()
 
 
 def reads(ending: str) -> bool:
@@ -153,7 +158,11 @@ class _Opened:
         content = hashlib.sha256(f"{self.upright.mode} {self.upright.size}".encode())
         content.update(self.upright.tobytes())
         return Decoded(
-            size=self.upright.size, content=content.hexdigest(), transparent=self.transparent, several=self.several
+            size=self.upright.size,
+            content=content.hexdigest(),
+            transparent=self.transparent,
+            several=self.several,
+            numbers=_numbers(self.upright) if self.upright.mode == NUMBERS else (),
         )
 
 
@@ -168,7 +177,25 @@ def _opened(file: Encoded, mode: str) -> _Opened:
         upright = ImageOps.exif_transpose(picture)
         transparent = _is_transparent(upright)
         upright.info.pop("transparency", None)  # else Pillow would keep it or warn of it
-        return _Opened(upright.convert(mode), transparent, several)
+        return _Opened(_as_numbers(upright) if mode == NUMBERS else upright.convert(mode), transparent, several)
+
+
+def _as_numbers(picture: "Image.Image") -> "Image.Image":
+    """Return the stored numbers, not the colours that they stand for. Raises ValueError if a pixel has several."""
+    import numpy
+    from PIL import Image
+
+    if len(picture.getbands()) > 1:
+        raise ValueError(
+            f"it has colours (mode {picture.mode}): a mask has one number for each pixel, that of its class"
+        )
+    found = Image.fromarray(numpy.array(picture).astype(numpy.uint8))
+    found.putpalette([])
+    return found
+
+
+def _numbers(picture: "Image.Image") -> tuple[int, ...]:
+    return tuple(number for number, count in enumerate(picture.histogram()) if count)
 
 
 def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
@@ -180,7 +207,8 @@ def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
     # The crop is given in pixels of the original, so that a long, thin picture is not enlarged first.
     per_pixel = [length / scaled for length, scaled in zip(picture.size, size, strict=True)]
     left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
-    cut = picture.resize((frame.side, frame.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    resampling = Image.Resampling.NEAREST if frame.mode == NUMBERS else Image.Resampling.BILINEAR
+    cut = picture.resize((frame.side, frame.side), resampling, box=(left, top, right, bottom))
     return numpy.array(cut).reshape(frame.side, frame.side, -1).transpose(2, 0, 1)
 
 

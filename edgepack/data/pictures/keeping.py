@@ -9,7 +9,7 @@ All three give the same samples.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from math import prod
@@ -76,8 +76,12 @@ def pixels(
     return OnDisk((folder / _STORED).open("rb"), shape) if cache == "disk" else InFiles([*one.values()], frame), read
 
 
-def _decoded(size: tuple[int, int], content: str, transparent: bool, several: bool) -> Decoded:
-    return Decoded(size=(size[0], size[1]), content=content, transparent=transparent, several=several)
+def _decoded(
+    size: tuple[int, int], content: str, transparent: bool, several: bool, numbers: Sequence[int] = ()
+) -> Decoded:
+    return Decoded(
+        size=(size[0], size[1]), content=content, transparent=transparent, several=several, numbers=tuple(numbers)
+    )
 
 
 def _chosen(cache: Cache, needed: int, loading: Loading) -> Cache:

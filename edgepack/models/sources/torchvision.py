@@ -1,8 +1,8 @@
-"""Any torchvision classifier, at any width, with the input channels and classes of the data.
+"""Any torchvision classifier or segmentation model, at any width, with the input channels and classes of the data.
 
-Its trained weights are those of ImageNet: 1000 classes, pictures of three channels. For other data the layers at both
-ends are changed: the first convolution keeps what it has learned, summed or repeated over the channels, as in timm
-(R. Wightman, PyTorch Image Models, `adapt_input_conv`), and the last one starts anew.
+Its trained weights are those of ImageNet, or of COCO with the 21 classes of Pascal VOC: pictures of three channels. For
+other data the layers at both ends are changed: the first convolution keeps what it has learned, summed or repeated over
+the channels, as in timm (R. Wightman, PyTorch Image Models, `adapt_input_conv`), and the last one starts anew.
 """
 
 import re
@@ -27,7 +27,10 @@ LIBRARIES = ("torchvision", "torch-pruning")
 
 _AUXILIARY = ("googlenet", "inception_v3")  # these return more than logits in training, unless told not to
 _ATTENTION = ("vit_", "swin_", "maxvit_")  # their heads have a fixed width: no single channel can be removed
-_CLASSES = 1000  # of ImageNet
+_DENSE = "segmentation"  # the folder of torchvision's models that give a class for each pixel
+_CLASSES, _DENSE_CLASSES = 1000, 21  # of ImageNet and of Pascal VOC, background included
+_BUILDER = r"@register_model\(\)\n(?:@.*\n(?:    .*\n|\)\n)*)*def (\w+)\([^)]*?weights: Optional\[(\w+)\]"
+_OTHER_HEADS = ("classifier.low_classifier",)  # of LR-ASPP, which adds the logits of two layers
 _HEADLESS = "IMAGENET1K_FEATURES"  # weights without a classifier: for feature extraction only
 
 
@@ -36,7 +39,8 @@ class Config(Frozen):
     width: Width = 1.0
     in_channels: InChannels = None
     weights: str | None = Field(
-        default=None, description="pretrained ImageNet weights, for example DEFAULT; downloaded once"
+        default=None,
+        description="pretrained weights of ImageNet, or for segmentation of COCO, for example DEFAULT; downloaded once",
     )
     checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
@@ -52,14 +56,15 @@ class Config(Frozen):
     @classmethod
     def _published(cls, weights: str | None, info: ValidationInfo) -> str | None:
         model = info.data.get("torchvision")
-        if weights is not None and model and weights not in _published()[model]:
-            raise ValueError(unknown(f"weights of {model}", weights, _published()[model]))
+        if weights is not None and model and weights not in _published(_folder(model))[model]:
+            raise ValueError(unknown(f"weights of {model}", weights, _published(_folder(model))[model]))
         return weights
 
 
 def trained(config: Config, signature: Signature) -> bool:
     """Return whether it starts trained: from a checkpoint, or from weights that fit every layer."""
-    whole = signature.width == _CLASSES and signature.inputs[0].shape[0] == 3 and config.width == 1
+    classes = _DENSE_CLASSES if _folder(config.torchvision) else _CLASSES
+    whole = signature.width == classes and signature.inputs[0].shape[0] == 3 and config.width == 1
     return config.checkpoint is not None or (config.weights is not None and whole)
 
 
@@ -71,6 +76,19 @@ def incompatibility(config: Config, signature: Signature) -> str:
         return f"in_channels is {config.in_channels}, but the data has {shape[0]}: remove it"
     if config.width < 1 and config.torchvision.startswith(_ATTENTION):
         return f"{config.torchvision} cannot be narrowed, its attention has fixed heads: remove width"
+    return _of_another_task(config.torchvision, signature)
+
+
+def _of_another_task(name: str, signature: Signature) -> str:
+    """Return why the model's outputs are not those of the task, or ""."""
+    wants_dense = [len(each.shape) for each in signature.outputs] == [3]
+    if wants_dense and not _folder(name):
+        known = ", ".join(_published(_DENSE))
+        return f"{name} gives one class for a whole picture, but the task wants one for each pixel: use one of {known}"
+    if _folder(name) and not wants_dense:
+        return (
+            f"{name} gives a class for each pixel, but the task wants other outputs: use a classifier, or segmentation"
+        )
     return ""
 
 
@@ -101,25 +119,31 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 
 
 def names() -> tuple[str, ...]:
-    """List every classifier that torchvision builds."""
-    return tuple(sorted(_published()))
+    """List every classifier and segmentation model that torchvision builds."""
+    return tuple(sorted({**_published(), **_published(_DENSE)}))
+
+
+def _folder(name: str) -> str:
+    """Return the folder of torchvision/models in which the model is defined: "" for classifiers."""
+    return _DENSE if name in _published(_DENSE) else ""
 
 
 @cache
-def _published() -> dict[str, tuple[str, ...]]:
-    """List every classifier of torchvision and the names of its weights, read from its source without importing it.
+def _published(folder: str = "") -> dict[str, tuple[str, ...]]:
+    """List every model of a folder of torchvision/models and the names of its weights, read from its source without
+    importing it.
 
-    A builder is a function decorated with `@register_model()` in a file of torchvision/models itself; its detection,
-    segmentation, video, optical-flow and quantized models live in folders below and are no classifiers for us.
+    A builder is a function decorated with `@register_model()`. Classifiers are in the folder itself; detection, video,
+    optical-flow and quantized models live in folders below that are not read.
     """
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
         return {}
     found: dict[str, tuple[str, ...]] = {}
-    for file in (Path(spec.origin).parent / "models").glob("*.py"):
+    for file in (Path(spec.origin).parent / "models" / folder).glob("*.py"):
         text = file.read_text(encoding="utf-8")
         enums = dict(re.findall(r"^class (\w+)\(WeightsEnum\):\n((?:    .*\n|\n)*)", text, re.M))
-        builders = re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\([^)]*?weights: Optional\[(\w+)\]", text)
+        builders = re.findall(_BUILDER, text)
         found |= {name: _members(enums[enum]) for name, enum in builders}
     return found
 
@@ -137,6 +161,7 @@ def _structure(name: str, signature: Signature) -> "nn.Module":
     extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in _AUXILIARY else {}
     extra |= {"image_size": height} if name.startswith("vit_") else {}
     extra |= {"input_size": (height, width)} if name.startswith("maxvit_") else {}
+    extra |= {"weights_backbone": None, "aux_loss": False} if _folder(name) else {}
     try:
         module: nn.Module = torchvision().models.get_model(name, num_classes=signature.width, **extra)
     except (AssertionError, ValueError) as error:
@@ -173,10 +198,11 @@ def _fill(module: "nn.Module", name: str, weights: str) -> None:
 
     own, state = module.state_dict(), _downloaded(name, weights)
     first, head = _ends(module)
+    heads = tuple(f"{each}." for each in (head, *_OTHER_HEADS))
     if name in _AUXILIARY:
         _take_plain_pictures(state, first)
     state[f"{first}.weight"] = over_channels(state[f"{first}.weight"], own[f"{first}.weight"].shape[1])
-    for key in (key for key in own if key.startswith(f"{head}.") and own[key].shape != state[key].shape):
+    for key in (key for key in own if key.startswith(heads) and own[key].shape != state[key].shape):
         state[key] = own[key]
     if name.startswith("vit_"):
         _resize_positions(state, module)
