@@ -166,6 +166,7 @@ def _data(module: ModuleType) -> BaseModel:
         "image_csv": {"file": "pets/labels.csv"},
         "image_folder": {"folder": "pets"},
         "python": {"function": "pets_data:load", "shape": (3, 8, 8), "labels": ("cat", "dog")},
+        "segmentation_folder": {"images": "pets", "masks": "pets", "labels": ("cat", "dog")},
         "text_folder": {"folder": texts(), **words},
         "webdataset": {"shards": "pets.tar"},
     }

@@ -340,11 +340,13 @@ def test_channels_must_be_those_of_the_data() -> None:
 def test_names_are_those_that_torchvision_builds() -> None:
     from edgepack.core.process.libraries import torchvision as library
 
-    known = set(torchvision.names())
-    assert known == set(library().models.list_models(module=library().models))
-    for name in known:
-        members = {*library().models.get_model_weights(name).__members__} - {"IMAGENET1K_FEATURES"}
-        assert set(torchvision._published()[name]) == members
+    models = library().models
+    for folder, module in (("", models), ("segmentation", models.segmentation)):
+        known = set(torchvision._published(folder))
+        assert known == set(models.list_models(module=module)) and known < set(torchvision.names())
+        for name in known:
+            members = {*models.get_model_weights(name).__members__} - {"IMAGENET1K_FEATURES"}
+            assert set(torchvision._published(folder)[name]) == members
 
 
 def test_a_model_is_chosen_by_the_plugins_own_key() -> None:

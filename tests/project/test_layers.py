@@ -102,6 +102,8 @@ def test_the_root_holds_folders_and_nothing_else() -> None:
 def test_no_folder_and_no_file_is_too_large_to_survey() -> None:
     folders = [PACKAGE, *(each for each in PACKAGE.rglob("*") if each.is_dir() and each.name != "__pycache__")]
     inside = {folder: {each.name for each in folder.iterdir()} - {"__pycache__"} for folder in folders[1:]}
-    assert [str(folder) for folder, entries in inside.items() if len(entries) > LARGEST_FOLDER] == []
+    plugins = {PACKAGE / folder for folder in FOLDERS.values()}  # lists, which grow with what edgepack can do
+    large = [folder for folder, entries in inside.items() if len(entries) > LARGEST_FOLDER and folder not in plugins]
+    assert [*map(str, large)] == []
     lines = {name: file.read_text(encoding="utf-8").count("\n") for name, file in MODULES.items()}
     assert [name for name, count in lines.items() if count > LONGEST_FILE] == []
