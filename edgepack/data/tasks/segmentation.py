@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import Metric, named
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.core.signature.shown import Shown
 from edgepack.core.units import SHARE
 from edgepack.data import contract
 
@@ -106,14 +107,24 @@ class Segmentation(contract.Task):
     def told(self, outputs: "Arrays") -> list[str]:
         return [self._told(mask) for mask in outputs[0].argmax(axis=1)]
 
+    def drawn(self, outputs: "Arrays") -> list[Shown]:
+        return self.truth(outputs[0].argmax(axis=1))
+
+    def truth(self, targets: "Array") -> list[Shown]:
+        from edgepack.data.pictures import png
+
+        return [Shown(words=self._told(mask), mask=png.mask(mask)) for mask in targets]
+
     def _told(self, mask: "Array") -> str:
+        """Return the largest classes with their shares of the pixels that have a class."""
         import numpy
 
-        counts = numpy.bincount(mask.ravel(), minlength=len(self.signature.labels))
+        counts = numpy.bincount(mask[mask != IGNORED], minlength=len(self.signature.labels))
         largest = [label for label in numpy.argsort(-counts, kind="stable")[:_SHOWN] if counts[label]]
-        return ", ".join(
-            f"{self.signature.labels[label]} {SHARE.format(counts[label] / mask.size, 2)}" for label in largest
+        shares = (
+            f"{self.signature.labels[label]} {SHARE.format(counts[label] / counts.sum(), 2)}" for label in largest
         )
+        return ", ".join(shares) or "nothing"
 
 
 class _Confusion:

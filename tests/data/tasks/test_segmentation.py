@@ -123,3 +123,12 @@ def test_agreement_and_words_need_no_torch(task: Segmentation) -> None:
     assert task.agreement((outputs,), (other,)).tolist() == [0.75, 0]
     assert task.told((outputs,)) == ["sky 75 %, car 25 %", "road 100 %"]
     assert isinstance(outputs, numpy.ndarray)
+
+
+def test_a_report_draws_masks(task: Segmentation) -> None:
+    mask = torch.zeros(1, 4, 6, dtype=torch.uint8)
+    mask[0, 0], mask[0, 1] = 2, IGNORED
+    [right], [given] = task.truth(mask.numpy()), task.drawn((_logits(mask.where(mask < 3, 0)).numpy(),))
+    assert (right.words, given.words) == ("sky 67 %, car 33 %", "sky 75 %, car 25 %")
+    assert right.mask == given.mask  # pixels without a class are drawn as the first one
+    assert task.truth(mask[:, 1:2].numpy())[0].words == "nothing"
