@@ -115,7 +115,8 @@ def test_masks_may_have_a_palette_and_two_classes_one_bit() -> None:
 
 
 def test_the_fingerprint_covers_pictures_masks_and_labels() -> None:
-    _write(""), _write("", images="elsewhere/a", masks="elsewhere/b")
+    _write("")
+    _write("", images="elsewhere/a", masks="elsewhere/b")
     before = fingerprint(_configured())
     assert fingerprint(_configured(images="elsewhere/a", masks="elsewhere/b")) == before
     other = [fingerprint(_configured(**each)) for each in ({"ignore": 255}, {"labels": ("x", "y", "z")}, {"size": 16})]

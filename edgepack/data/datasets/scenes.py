@@ -60,14 +60,14 @@ def load(config: Config) -> Data:
         import torch
 
         found = _scenes.composed(clothes, labels, count=count, side=config.size, most=config.objects, seed=seed)
-        return Split(
-            inputs=(torch.from_numpy(found.pictures),), targets=torch.from_numpy(found.masks), prepare=_prepared
-        )
+        pictures, masks = torch.from_numpy(found.pictures), torch.from_numpy(found.masks)
+        return Split(inputs=(pictures,), targets=masks, prepare=_prepared)
 
+    own, kept = parts["train"], parts["validation"]
     return Data(
-        train=split(*(each[parts["train"]] for each in train), config.samples, 0),
-        validation=split(*(each[parts["validation"]] for each in train), few, 1),
-        test=split(*test, few, 2),
+        train=split(train[0][own], train[1][own], config.samples, 0),
+        validation=split(train[0][kept], train[1][kept], few, 1),
+        test=split(test[0], test[1], few, 2),
     )
 
 

@@ -18,6 +18,7 @@ from edgepack.data.folders import Kind, Listing, counted, listed_without_classes
 from edgepack.data.partition import missing, quota
 from edgepack.data.pictures import collection, masks
 from edgepack.data.pictures.decoding import ENDINGS, needed, reads
+from edgepack.data.pictures.encoded import Encoded
 from edgepack.data.splits import Data
 
 KEEPS = True
@@ -64,7 +65,7 @@ def load(config: Config, loading: Loading | None = None) -> Data:
     parts: dict[str, dict[Path, Path]] = {}
     for pair in found.pairs:
         parts.setdefault(pair.part, {})[pair.picture] = pair.mask
-    shas = {files[name]: sha for name, sha in known.items()}
+    shas: dict[Encoded, str] = {files[name]: sha for name, sha in known.items()}
     return masks.load(config, parts, shas, found.notes, loading or Loading(), found.lost)
 
 

@@ -12,9 +12,9 @@ from edgepack.core.signature.labels import problem
 from edgepack.data.contract import Loading
 from edgepack.data.pictures import collection
 from edgepack.data.pictures.augmentation import Augmentation, changed_each
-from edgepack.data.pictures.choosing import Picture, chosen, every
-from edgepack.data.pictures.decoding import NUMBERS, Decoded
-from edgepack.data.pictures.encoded import place
+from edgepack.data.pictures.choosing import chosen, every
+from edgepack.data.pictures.decoding import NUMBERS, Decoded, Frame
+from edgepack.data.pictures.encoded import Encoded, place
 from edgepack.data.pictures.keeping import pixels
 from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgepack.data.pictures.decoding import Bytes
-    from edgepack.data.pictures.keeping import Pixels
-    from edgepack.data.pictures.samples import Moving, Places
+    from edgepack.data.pictures.samples import Moving, Pixels, Places
 
 NO_CLASS = 255  # in targets: a pixel that is neither learned nor scored
 _ALL = "all"  # pictures have no class of their own
@@ -84,7 +83,7 @@ class Masked:
 def load(
     config: Settings,
     parts: Mapping[str, Mapping[Path, Path]],
-    shas: Mapping[Path, str],
+    shas: Mapping[Encoded, str],
     notes: Sequence[str],
     loading: Loading,
     lost: Sequence[str] = (),
@@ -94,52 +93,61 @@ def load(
     `parts` are the masks by picture and split, and `shas` the hashes of all files; `lost` are problems of pictures that
     are left out already. Of equal pictures one is kept. Raises RecipeError naming those that cannot be used.
     """
-    masks = {picture: mask for each in parts.values() for picture, mask in each.items()}
+    mask_of: dict[Encoded, Path] = {picture: mask for each in parts.values() for picture, mask in each.items()}
     listed = {part: {_ALL: [*each]} for part, each in parts.items()}
     pictures = every(listed, shas)
-    stored, found = pixels({each.file: each.sha for each in pictures}, config.frame, config.cache, loading)
-    frame = replace(config.frame, mode=NUMBERS)
-    kept, seen = pixels({mask: shas[mask] for mask in masks.values()}, frame, config.cache, loading)
-    problems = [*lost, *collection.unreadable_ones(pictures, found)]
-    unfit = {}
-    for picture, mask in masks.items():
-        if why := _problem(config, found[shas[picture]], seen[shas[mask]], picture):
-            unfit[picture] = f"{place(mask)}: {why}"
-    bad = collection.left_out([*problems, *unfit.values()], len(pictures) + len(lost), config.bad_samples)
-    good = [each for each in pictures if each.file not in unfit]
-    read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
-    splits, more = chosen(listed, good, read, config.shares)
-    rows, mask_rows = ({sha: row for row, sha in enumerate(each)} for each in (found, seen))
+    stored = _Stored.of([*mask_of], shas, config, config.frame, loading)
+    masks = _Stored.of([*mask_of.values()], shas, config, replace(config.frame, mode=NUMBERS), loading)
+    unfit = {
+        picture: f"{place(mask)}: {why}"
+        for picture, mask in mask_of.items()
+        if (why := _problem(config, stored.found[shas[picture]], masks.found[shas[mask]], picture))
+    }
+    problems = [*lost, *collection.unreadable_ones(pictures, stored.found), *unfit.values()]
+    bad = collection.left_out(problems, len(pictures) + len(lost), config.bad_samples)
+    read = {sha: each for sha, each in stored.found.items() if isinstance(each, Decoded)}
+    splits, more = chosen(listed, [each for each in pictures if each.file not in unfit], read, config.shares)
 
     def split(part: str) -> Split:
         import torch
 
-        members = splits[part]
-        starts = None if part == "train" else collection.starts(config, [read[each.sha].size for each in members])
-        own, its = _moving(config) if part == "train" else (None, None)
+        own = [each.sha for each in splits[part]]
+        starts = None if part == "train" else collection.starts(config, [read[sha].size for sha in own])
+        moving, following = _moving(config) if part == "train" else (None, None)
         samples = Masked(
-            pictures=_rows(stored, [rows[each.sha] for each in members], config, own, starts),
-            masks=_rows(kept, [mask_rows[shas[masks[_path(each)]]] for each in members], config, its, starts),
+            pictures=stored.chosen(own, config, moving, starts),
+            masks=masks.chosen([shas[mask_of[each.file]] for each in splits[part]], config, following, starts),
             classes=_classes(config),
         )
-        targets = torch.zeros(len(members), dtype=torch.int64)
-        prepare = partial(collection.prepared, config=config)
-        return Split(samples=samples, targets=targets, prepare=prepare, labelled=True)
+        targets = torch.zeros(len(own), dtype=torch.int64)
+        return Split(
+            samples=samples, targets=targets, prepare=partial(collection.prepared, config=config), labelled=True
+        )
 
     return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *bad, *more))
 
 
-def _path(picture: Picture) -> Path:
-    assert isinstance(picture.file, Path)
-    return picture.file
+@dataclass(frozen=True)
+class _Stored:
+    """Pixels row by row, and what was found in each, by its hash in the order of rows."""
 
+    pixels: "Pixels"
+    found: Mapping[str, Decoded | str]
 
-def _rows(
-    stored: "Pixels", rows: Sequence[int], config: Settings, moving: "Moving | None", starts: "Places | None"
-) -> Pictures:
-    import numpy
+    @classmethod
+    def of(
+        cls, files: Sequence[Encoded], shas: Mapping[Encoded, str], config: Settings, frame: Frame, loading: Loading
+    ) -> "_Stored":
+        return cls(*pixels({file: shas[file] for file in files}, frame, config.cache, loading))
 
-    return Pictures(pixels=stored, rows=numpy.array(rows, numpy.int32), size=config.size, moving=moving, starts=starts)
+    def chosen(
+        self, shas: Sequence[str], config: Settings, moving: "Moving | None", starts: "Places | None"
+    ) -> Pictures:
+        import numpy
+
+        at = {sha: row for row, sha in enumerate(self.found)}
+        rows = numpy.array([at[sha] for sha in shas], numpy.int32)
+        return Pictures(pixels=self.pixels, rows=rows, size=config.size, moving=moving, starts=starts)
 
 
 def _moving(config: Settings) -> "tuple[Moving | None, Moving | None]":
@@ -158,7 +166,7 @@ def _classes(config: Settings) -> "Bytes":
     return classes
 
 
-def _problem(config: Settings, picture: Decoded | str, mask: Decoded | str, file: Path) -> str:
+def _problem(config: Settings, picture: Decoded | str, mask: Decoded | str, file: Encoded) -> str:
     """Return why a mask cannot be used, or ""; nothing for a picture that is told already."""
     if isinstance(picture, str):
         return ""
