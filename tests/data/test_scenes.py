@@ -2,7 +2,10 @@
 
 import numpy
 import pytest
+import torch
 
+from edgepack.config import plugins
+from edgepack.data.datasets import _fashion_files, scenes
 from edgepack.data.datasets._scenes import Scenes, composed
 
 _LABELS = numpy.array([0, 1, 2])
@@ -11,24 +14,24 @@ _OBJECTS[0, 1:7, 2:6], _OBJECTS[1, 3:5], _OBJECTS[2, :, 3:5] = 255, 200, 220
 
 
 @pytest.fixture(scope="module")
-def scenes() -> Scenes:
+def made() -> Scenes:
     return composed(_OBJECTS, _LABELS, count=40, side=48, most=3, seed=7)
 
 
-def test_scenes_are_of_their_seed(scenes: Scenes) -> None:
+def test_scenes_are_of_their_seed(made: Scenes) -> None:
     again, other = (composed(_OBJECTS, _LABELS, count=40, side=48, most=3, seed=seed) for seed in (7, 8))
-    assert (again.pictures == scenes.pictures).all() and (again.masks == scenes.masks).all()
-    assert (other.pictures != scenes.pictures).any()
+    assert (again.pictures == made.pictures).all() and (again.masks == made.masks).all()
+    assert (other.pictures != made.pictures).any()
 
 
-def test_every_scene_has_objects_of_known_labels(scenes: Scenes) -> None:
-    assert scenes.pictures.shape == (40, 1, 48, 48) and scenes.masks.shape == (40, 48, 48)
-    assert {*numpy.unique(scenes.labels)} == {-1, 0, 1, 2} and (scenes.labels[:, 0] >= 0).all()
-    assert ((scenes.labels >= 0) == (scenes.boxes[:, :, 2] > 0)).all()
+def test_every_scene_has_objects_of_known_labels(made: Scenes) -> None:
+    assert made.pictures.shape == (40, 1, 48, 48) and made.masks.shape == (40, 48, 48)
+    assert {*numpy.unique(made.labels)} == {-1, 0, 1, 2} and (made.labels[:, 0] >= 0).all()
+    assert ((made.labels >= 0) == (made.boxes[:, :, 2] > 0)).all()
 
 
-def test_boxes_enclose_the_pixels_of_their_class(scenes: Scenes) -> None:
-    for mask, boxes, labels in zip(scenes.masks, scenes.boxes.astype(int), scenes.labels, strict=True):
+def test_boxes_enclose_the_pixels_of_their_class(made: Scenes) -> None:
+    for mask, boxes, labels in zip(made.masks, made.boxes.astype(int), made.labels, strict=True):
         outside = mask.copy()
         for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
             if label >= 0:
@@ -38,6 +41,25 @@ def test_boxes_enclose_the_pixels_of_their_class(scenes: Scenes) -> None:
         assert not outside.any()
 
 
-def test_objects_are_brighter_than_the_background(scenes: Scenes) -> None:
-    pictures = scenes.pictures[:, 0]
-    assert pictures[scenes.masks == 0].max() < 128 and numpy.median(pictures[scenes.masks > 0]) > 190
+def test_objects_are_brighter_than_the_background(made: Scenes) -> None:
+    pictures = made.pictures[:, 0]
+    assert pictures[made.masks == 0].max() < 128 and numpy.median(pictures[made.masks > 0]) > 190
+
+
+def test_scenes_of_a_split_hold_clothes_of_this_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clothes(count: int, grey: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        return numpy.full((count, 28, 28), grey, numpy.uint8), numpy.arange(count, dtype=numpy.uint8) % 10
+
+    monkeypatch.setattr(_fashion_files, "read", lambda folder: (clothes(100, 200), clothes(20, 255)))
+    config = scenes.Config(size=32, samples=20)
+    data = scenes.load(config)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [20, 5, 5]
+    signature = scenes.describe(config)
+    assert signature.labels[:2] == ("background", "T-shirt/top") and len(signature.labels) == 11
+    data.check(plugins.choose("tasks", "segmentation").module.task(None, signature))
+    for split, grey in ((data.train, 200), (data.test, 255)):
+        batch = next(split.batches(5))
+        assert torch.equal(batch.inputs[0][:, 0] == grey / 255, batch.targets > 0)
+    again = scenes.load(config)
+    assert torch.equal(again.test.targets, data.test.targets)
+    assert scenes.fingerprint(config) != scenes.fingerprint(scenes.Config(size=32, samples=24))
