@@ -39,7 +39,7 @@ def place(pad: int = 0, **changes: Any) -> Context:
 
 
 def answers(made: Candidate) -> torch.Tensor:
-    return predict(made.module, text().validation)
+    return predict(made.module, text().validation)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

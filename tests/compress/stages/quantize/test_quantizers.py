@@ -58,7 +58,7 @@ def test_the_stage_takes_the_quantizer_of_its_context(kind: Kind, mode: Mode, tm
     answers = evaluate.outputs(
         run_here, file=tmp_path / "model.onnx", runtime="onnxruntime", split=data().test, folder=tmp_path
     )
-    agreed = evaluate.parity(context().task, answers, logits(coarse.module).numpy())
+    agreed = evaluate.parity(context().task, answers, (logits(coarse.module).numpy(),))
     assert agreed.agreement == 1 and agreed.cosine and agreed.cosine > 0.999
 
 
