@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
@@ -154,6 +154,10 @@ class Task(ABC):
     mixes: tuple[str, ...] = ()  # of mixup and cutmix, those after which the loss is a share of both samples' losses
     counts_samples: bool = False  # whether the first metric is a share of samples, whose error by chance is known
     chance: float | None = None  # score of a model that guesses, if that is known
+    # What a bundle's card and examples make of the outputs for an app. Of the first two the only output holds one logit
+    # a label, of which one label is shown, or those above the `threshold` of the settings; of the third, one number a
+    # label. Else they show the outputs as they are.
+    reading: Literal["label", "tags", "values", "shapes"] = "shapes"
 
     def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:
         self.config, self.signature, self.metrics = config, signature, metrics
