@@ -2,12 +2,13 @@
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from edgepack.core.errors import StageError
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
 from edgepack.core.metrics import Metric
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Arrays = tuple[Array, ...]
 
 Fill = Callable[[Path], None]
+_TOLD = 4  # numbers of an output that are told
 
 
 @cache
@@ -194,21 +196,34 @@ class Task(ABC):
             return f"{100 * (after - before):+z.1f} points"
         return f"{after - before:+z.3g}"
 
+    def scores(self, meter: Meter) -> dict[str, float]:
+        """Return each metric that a meter found. Raises StageError if it lacks one."""
+        found = meter.compute()
+        if lacking := [name for name in self.metrics if name not in found]:
+            message = f"compute() of the task's meter gives {', '.join(map(str, found)) or 'nothing'}, not {lacking[0]}"
+            raise StageError(message, "let it return every metric of the task")
+        return {name: float(found[name]) for name in self.metrics}
+
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return names and shapes of the outputs, without the batch dimension. Without torch."""
 
-    @abstractmethod
     def problem(self, targets: "Tensor") -> str:
         """Return what is wrong with targets of samples, in words, or ""."""
+        return ""
 
     @abstractmethod
     def loss(self, outputs: "tuple[Tensor, ...]", targets: "Tensor") -> "Tensor":
         """Return the loss that training minimizes, a mean over samples."""
 
-    @abstractmethod
     def distill(self, outputs: "tuple[Tensor, ...]", teacher: "tuple[Tensor, ...]", temperature: float) -> "Tensor":
-        """Return how far a student is from its teacher, a mean over samples."""
+        """Return how far a student is from its teacher, a mean over samples: by default the mean squared difference of
+        their outputs, which have no temperature.
+        """
+        from torch.nn import functional
+
+        pairs = zip(outputs, teacher, strict=True)
+        return sum((functional.mse_loss(*pair) for pair in pairs), outputs[0].new_zeros(()))
 
     @abstractmethod
     def meter(self) -> Meter:
@@ -218,9 +233,9 @@ class Task(ABC):
     def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
         """Return for each sample, from 0 to 1, how far two sets of outputs mean the same to an app, [n]."""
 
-    @abstractmethod
     def told(self, outputs: "Arrays") -> list[str]:
-        """Return in a few words what an app would show of each sample."""
+        """Return in a few words what an app would show of each sample: by default the first numbers of each output."""
+        return beginnings([spec.name for spec in self.signature.outputs], outputs)
 
     def drawn(self, outputs: "Arrays") -> list[Shown]:
         """Return what an app would show of each sample, as a report draws it."""
@@ -241,6 +256,25 @@ class Task(ABC):
     # weighted(outputs, targets, weights, amount) returns the loss in which each sample counts by the weight of its
     # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
     weighted: "Callable[[tuple[Tensor, ...], Tensor, Tensor, float], Tensor] | None" = None
+
+
+def beginnings(names: Sequence[str], outputs: "Arrays") -> list[str]:
+    """Return the first numbers of each output in words, for every sample.
+
+    >>> import numpy
+    >>> beginnings(["boxes", "scores"], (numpy.ones((1, 2, 4)), numpy.array([[0.25]])))
+    ['boxes 1 1 1 1 ..., scores 0.25']
+    """
+
+    def told(name: str, numbers: "Array") -> str:
+        first = " ".join(f"{number:.4g}" for number in numbers[:_TOLD])
+        return f"{name} {first}{' ...' if len(numbers) > _TOLD else ''}"
+
+    rows = range(len(outputs[0]))
+    return [
+        ", ".join(told(name, array[row].reshape(-1)) for name, array in zip(names, outputs, strict=True))
+        for row in rows
+    ]
 
 
 class TaskPlugin(Protocol):
@@ -308,3 +342,11 @@ class TaskPlugin(Protocol):
     def incompatibility(self, config: Any, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""
+
+    def files(self, config: Any) -> tuple[Path, ...]:
+        """Return the files of a user's own code: all steps run again when they change."""
+        return ()
+
+    def installed(self, config: Any) -> dict[str, str]:
+        """Return versions of the packages that a user's own code imports."""
+        return {}
