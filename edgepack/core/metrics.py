@@ -33,6 +33,7 @@ class Metric:
     evidence: Evidence = "estimated"  # the weakest evidence that a budget accepts unless it sets another
     within: Literal["device", "data", ""] = ""
     formats: tuple[str, ...] = ()  # formats that have this metric; default: all
+    of_samples: bool = False  # whether it is a fraction of samples, each of which is right or wrong
 
     @property
     def higher(self) -> bool:
@@ -51,14 +52,15 @@ def _agreement(meaning: str, quantity: Quantity = SHARE, bound: str = "min") -> 
     return Metric(quantity=quantity, bounds=(bound,), meaning=meaning, within="data")
 
 
-def score(meaning: str, quantity: Quantity = SHARE, *, higher: bool = True) -> Metric:
+def score(meaning: str, quantity: Quantity = SHARE, *, higher: bool = True, of_samples: bool = False) -> Metric:
     """Return a metric of a task: how good a file's outputs are on the test split."""
-    return Metric(quantity=quantity, bounds=_HIGHER if higher else _LOWER, meaning=meaning, within="data")
+    bounds = _HIGHER if higher else _LOWER
+    return Metric(quantity=quantity, bounds=bounds, meaning=meaning, within="data", of_samples=of_samples)
 
 
 _OF_TASKS = {
-    "accuracy": score("fraction of test samples classified correctly"),
-    "accuracy.top5": score("fraction of test samples whose label is among the five most likely"),
+    "accuracy": score("fraction of test samples classified correctly", of_samples=True),
+    "accuracy.top5": score("fraction of test samples whose label is among the five most likely", of_samples=True),
     "f1": score("harmonic mean of precision and recall, over all labels of all test samples"),
     "accuracy.labels": score("fraction of labels of test samples that are rightly given or not"),
     "rmse": score("root of the mean squared error on the test samples", NUMBER, higher=False),

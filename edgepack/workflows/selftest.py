@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from edgepack.config import plugins
 from edgepack.config.device import Controls
-from edgepack.config.document import Document
+from edgepack.config.document import Document, Nested
 from edgepack.core.errors import DeviceError, RecipeError, SelftestError, VerifyError
 from edgepack.core.frozen import Frozen
 from edgepack.core.runtimes import RUNTIMES
@@ -284,7 +284,8 @@ def _task(manifest: bundle.Manifest, files: Files, interface: Interface, own_cod
             return _Numbers(names=names, why="the bundle's task is code of its own: with --own-code it is run")
         choice = plugins.choose("tasks", named)
     except ValueError as error:
-        return _Numbers(names=names, why=printable(f"the bundle's task is not available here: {error}"))
+        why = error.error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, Nested) else error
+        return _Numbers(names=names, why=f"the bundle's task is not available here: {printable(str(why))}")
     specs = {
         kind: tuple(TensorSpec(name=each.name, shape=each.shape[1:], dtype=each.dtype) for each in found)
         for kind, found in (("inputs", interface.inputs), ("outputs", interface.outputs))

@@ -51,6 +51,7 @@ def render(
         manifest=manifest,
         signature=signature,
         labels=labels if signature.labels else "",
+        title=_title(manifest, settings),
         output=output,
         reading=reading,
         parity=parity,
@@ -62,3 +63,9 @@ def render(
         ),
         size=SIZE.format,
     )
+
+
+def _title(manifest: "Manifest", settings: Mapping[str, Any]) -> str:
+    """Return the task in words: a user's own by the name of its class."""
+    own = str(settings.get(manifest.task, "")).rpartition(":")[2]
+    return own or manifest.task.replace("_", " ").capitalize()

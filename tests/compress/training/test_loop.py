@@ -68,13 +68,25 @@ class Scripted:
     """The tiny task, with scores read from a list instead of taken."""
 
     def __init__(self, *scores: float) -> None:
-        self.scores = list(scores)
+        self.given = list(scores)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(context().task, name)
 
     def meter(self) -> Any:
-        return SimpleNamespace(update=lambda outputs, targets: None, compute=lambda: {"accuracy": self.scores.pop(0)})
+        found = {"accuracy": 0.0, "accuracy.top5": 1.0}
+        return SimpleNamespace(
+            update=lambda outputs, targets: None, compute=lambda: {**found, "accuracy": self.given.pop(0)}
+        )
+
+
+class Errors(Scripted):
+    """Lower scores are better, and how far they are off by chance is not known."""
+
+    counts_samples = False
+
+    def better(self, score: float) -> float:
+        return -score
 
 
 @pytest.mark.parametrize(("scores", "best"), [((0.1, 0.5, 0.9, 0.3), 2), ((0.9, 0.1, 0.2, 0.3), 0), ((0, 0, 0, 1), 3)])
@@ -89,6 +101,18 @@ def test_the_best_epoch_is_kept_the_first_included(scores: tuple[float, ...], be
     )
     assert (fitted.epoch, fitted.score) == (best, scores[best])
     assert [i for i, state in enumerate(seen) if equal(state, weights(module))] == ([best] if best < 3 else [])
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [((9, 5, 1, 3), 2), ((1, 9, 2, 3), 0), ((5, 4, 3, 2), 3), ((2, 1, 1, 1), 3)]
+)
+def test_the_epoch_with_the_lowest_error_is_kept(scores: tuple[float, ...], best: int) -> None:
+    fitted = fit(candidate("mlp").module, context(task=Errors(*scores)), settings(), doing="")
+    assert (fitted.epoch, fitted.score) == (best, scores[best])
+    stopped: list[Event] = []
+    trained = context(task=Errors(1, 2, 3, 4), events=stopped)
+    fit(candidate("mlp").module, trained, settings(epochs=9, early_stop=2), doing="")
+    assert "stopped after epoch 2 of 9" in " ".join(getattr(each, "text", "") for each in stopped)
 
 
 @pytest.mark.parametrize(("lucky", "kept"), [(0.94, 3), (1.0, 1)])
