@@ -63,39 +63,38 @@ class Loading:
 class Dataset(Protocol):
     """Samples with their labels, in three splits. Lives in data/datasets/.
 
-        What has no default below must be defined; what has one may be left out. A whole data set:
+    What has no default below must be defined; what has one may be left out. A whole data set:
 
-            "Noise in three brightnesses."
+        "Noise in three brightnesses."
 
-            from edgepack.core.frozen import Frozen
-            from edgepack.core.signature.shown import Shown
-    from edgepack.core.signature import Signature, TensorSpec
-            from edgepack.data.splits import Data, Split
-
-
-            class Config(Frozen):
-                side: int = 8
+        from edgepack.core.frozen import Frozen
+        from edgepack.core.signature import Signature, TensorSpec
+        from edgepack.data.splits import Data, Split
 
 
-            def describe(config):
-                image = TensorSpec(name="input", shape=(1, config.side, config.side))
-                return Signature(inputs=(image,), labels=("dark", "grey", "light"))
+        class Config(Frozen):
+            side: int = 8
 
 
-            def fingerprint(config):
-                return f"side {config.side}"
+        def describe(config):
+            image = TensorSpec(name="input", shape=(1, config.side, config.side))
+            return Signature(inputs=(image,), labels=("dark", "grey", "light"))
 
 
-            def load(config):
-                import torch
+        def fingerprint(config):
+            return f"side {config.side}"
 
-                def split(seed, count):
-                    generator = torch.Generator().manual_seed(seed)
-                    targets = torch.arange(count) % 3
-                    noise = torch.rand(count, 1, config.side, config.side, generator=generator)
-                    return Split(inputs=(noise + targets.view(-1, 1, 1, 1),), targets=targets)
 
-                return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
+        def load(config):
+            import torch
+
+            def split(seed, count):
+                generator = torch.Generator().manual_seed(seed)
+                targets = torch.arange(count) % 3
+                noise = torch.rand(count, 1, config.side, config.side, generator=generator)
+                return Split(inputs=(noise + targets.view(-1, 1, 1, 1),), targets=targets)
+
+            return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
     """
 
     Config: type[Frozen]  # settings allowed in a recipe

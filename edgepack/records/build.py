@@ -75,8 +75,13 @@ class MetricRecord(Frozen):
 
     @classmethod
     def of(cls, name: str, metric: Metric) -> "MetricRecord":
-        facts = {"meaning": metric.meaning, "higher": metric.higher, "of_samples": metric.of_samples}
-        return cls(name=name, quantity=_NAMES[metric.quantity.name], **facts)
+        return cls(
+            name=name,
+            meaning=metric.meaning,
+            quantity=_NAMES[metric.quantity.name],
+            higher=metric.higher,
+            of_samples=metric.of_samples,
+        )
 
     def defined(self) -> Metric:
         quantity = SHARE if self.quantity == SHARE.name else NUMBER

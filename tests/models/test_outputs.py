@@ -44,7 +44,7 @@ SHAPES: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
 }
 
 
-class Net(nn.Module):
+class Net(nn.Module):  # type: ignore[misc]
     """Its weights have names, which must stay."""
 
     def __init__(self, shape: Callable[..., Any]) -> None:

@@ -30,18 +30,18 @@ class TrainingStep:
     hardware: Hardware
     team: Team
 
-    def take(self, parts: Sequence[Batch], samples: int, seed: int, *, first: bool = False) -> torch.Tensor:
+    def take(self, parts: Sequence[Batch], samples: int, seed: int, *, is_first: bool = False) -> torch.Tensor:
         """Change the weights by one step, and return the mean loss of the whole batch.
 
         `parts` are this process's, `samples` the number of samples of the whole batch, in all processes. Raises
-        StageError if the loss of the `first` batch is not finite: nothing was learned yet that could have diverged.
+        StageError if the loss of the very first batch is not finite: nothing was learned yet that could have diverged.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.team.draw_apart(seed)
         first = self.team.rank * len(parts)
         losses = [self._backward(part, samples, seed + _APART * (first + i)) for i, part in enumerate(parts)]
         lost = self.team.sum_gradients(self.trained, torch.stack(losses).sum() if len(losses) > 1 else losses[0])
-        if first and not bool(lost.isfinite()):
+        if is_first and not bool(lost.isfinite()):
             raise self._not_finite(parts, lost)
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)

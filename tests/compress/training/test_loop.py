@@ -123,6 +123,38 @@ def test_an_early_epoch_is_kept_only_where_chance_does_not_explain_its_lead(luck
     assert fitted.epoch == kept
 
 
+class Broken(Scripted):
+    """Its loss of classes from `most` on is no number."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(*[0.5] * 9)
+        self.most = most
+
+    def loss(self, outputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
+        return (outputs[0].mean(1) / (targets < self.most)).mean()
+
+
+def test_a_loss_that_is_not_finite_at_the_first_batch_ends_training_with_that_batch() -> None:
+    basic = context().data
+    first = next(basic.train.batches(16, seed=0)).indices.tolist()
+    named = ", ".join(map(str, first))
+    told = (
+        f"the loss of the first batch is .*, though the outputs of the model are finite; it has the samples {named} of"
+    )
+    with pytest.raises(StageError, match=told):
+        fit(candidate("mlp").module, context(task=Broken(2)), settings(), doing="")
+    bad = basic.train.inputs[0].clone()
+    bad[first[3]] = float("nan")
+    spoilt = replace(basic, train=replace(basic.train, inputs=(bad,)))
+    with pytest.raises(StageError, match=rf"inputs are NaN or Inf in {first[3]}; it has the samples {named}"):
+        fit(candidate("mlp").module, context(data=spoilt), settings(), doing="")
+    module = candidate("mlp").module
+    with torch.no_grad():
+        module[1].weight.fill_(float("inf"))
+    with pytest.raises(StageError, match="is nan: so are outputs of the model; it has the samples"):
+        fit(module, context(), settings(), doing="")
+
+
 def test_no_epochs_leave_the_model_as_it_was() -> None:
     module = candidate("mlp").module
     before = weights(module)
