@@ -9,17 +9,41 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Data", "Store", "__version__", "build", "load_device", "load_recipe"]
+__all__ = [
+    "NUMBER",
+    "SHARE",
+    "Data",
+    "Mean",
+    "Store",
+    "Task",
+    "TensorSpec",
+    "__version__",
+    "build",
+    "load_device",
+    "load_recipe",
+    "score",
+]
 
 if TYPE_CHECKING:
     from edgepack.config.device import load_device
     from edgepack.config.recipe_reading import load_recipe
+    from edgepack.core.metrics import score
+    from edgepack.core.signature import TensorSpec
+    from edgepack.core.units import NUMBER, SHARE
+    from edgepack.data.contract import Task
     from edgepack.data.splits import Data
+    from edgepack.data.tasks._meters import Mean
     from edgepack.workflows.build.pipeline import build
     from edgepack.workflows.build.store import Store
 
 _HOMES = {
+    "NUMBER": "core.units",
+    "SHARE": "core.units",
     "Data": "data.splits",
+    "Mean": "data.tasks._meters",
+    "Task": "data.contract",
+    "TensorSpec": "core.signature",
+    "score": "core.metrics",
     "Store": "workflows.build.store",
     "build": "workflows.build.pipeline",
     "load_device": "config.device",

@@ -37,7 +37,7 @@ class Budget:
     """
 
     metric: str
-    bound: str  # max | min | max_drop | retain | max_increase | max_decrease
+    bound: str  # max | min | max_drop | max_rise | retain | max_increase | max_decrease
     limit: float
     place: str  # file:line, where the limit can be changed
     runtime: str = ""  # exporter whose file it applies to; default: all files without their own limit

@@ -53,6 +53,7 @@ _CONTRACTS = {
     "reports": "Report",
     "trackers": "Tracker",
 }
+_BESIDE = ("models", "tasks")  # kinds with plugins whose settings stand beside their name
 DEFAULT_QUANTIZER = "xnnpack"  # for files whose exporter names no other
 _PACKAGE = Path(__file__).parent.parent
 
@@ -180,6 +181,13 @@ class Choice:
     def module(self) -> ModuleType:
         return load(self.kind, self.name)
 
+    def written(self) -> Any:
+        """Return it as a recipe writes it, with all defaults."""
+        settings = self.plain()
+        if takes_beside(self.kind, self.name):
+            return settings
+        return {self.name: settings} if settings else self.name
+
     def plain(self) -> dict[str, Any]:
         """Return the configuration with all defaults as JSON values, used in keys and in resolved recipes."""
         values: dict[str, Any] = self.config.model_dump(mode="json")
@@ -187,30 +195,48 @@ class Choice:
 
 
 def choose(kind: str, value: object) -> Choice:
-    """Return the plugin in `value`: `name`, `{name: {key: value}}`, or for a model `{name: main value, key: value}`.
+    """Return the plugin in `value`: `name`, `{name: {key: value}}`, or for a model, and for a task whose Config has a
+    field of its name, `{name: main value, key: value}`.
 
     Raises ValueError for an unknown plugin, and `Nested` for mistakes in its configuration.
     """
     name = name_of(kind, value)
     module = load(kind, name)
-    inside: KeyPath = ()
-    config: object = value
-    if kind != "models":
-        config, inside = (value[name] or {}, (name,)) if isinstance(value, dict) else ({}, ())
+    config, inside = _settings(kind, name, value)
     try:
         return Choice(kind=kind, name=name, config=module.Config.model_validate(config))
     except ValidationError as error:
         raise Nested(error, module.Config, config, inside) from None
 
 
+def _settings(kind: str, name: str, value: object) -> tuple[object, KeyPath]:
+    """Return the settings in `value`, and where they stand in it."""
+    if not isinstance(value, dict):
+        return {}, ()
+    if takes_beside(kind, name):
+        return value, ()
+    if len(value) > 1:
+        raise ValueError(_expected(kind))
+    return value[name] or {}, (name,)
+
+
+def takes_beside(kind: str, name: str) -> bool:
+    """Return whether a plugin's settings stand beside its name, not inside."""
+    return kind in _BESIDE and name in load(kind, name).Config.model_fields
+
+
+def _expected(kind: str) -> str:
+    return f"expected one {_singular(kind)} with its settings, one of: {', '.join(names(kind))}"
+
+
 def name_of(kind: str, value: object) -> str:
     """Return the name of the plugin in `value`; its settings are not checked. Raises ValueError if there is none."""
     if isinstance(value, str) and kind != "models":
         keys: tuple[str, ...] = (value,)
-    elif isinstance(value, dict) and value and (kind == "models" or len(value) == 1):
+    elif isinstance(value, dict) and value and (kind in _BESIDE or len(value) == 1):
         keys = tuple(str(key) for key in value)
     else:
-        raise ValueError(f"expected one {_singular(kind)} with its settings, one of: {', '.join(names(kind))}")
+        raise ValueError(_expected(kind))
     found = [key for key in keys if key in names(kind)]
     if not found:
         raise ValueError(unknown(_singular(kind), keys[0], names(kind)))

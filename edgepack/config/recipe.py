@@ -94,7 +94,7 @@ class Recipe:
             "edgepack": 1,
             "name": self.name,
             **{key: value for key, value in facts.items() if value is not None},
-            "task": {self.task.name: settings} if (settings := self.task.plain()) else self.task.name,
+            "task": self.task.written(),
             "model": self.model.plain(),
             "data": {self.data.name: self.data.plain(), **self.cuts.model_dump(mode="json", exclude_none=True)},
             "device": self.device,

@@ -92,7 +92,9 @@ def _aside() -> dict[str, Any]:
 def _one_of(kind: str, beside: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Return the schema of a plugin: its name alone, or {name: settings}, with keys that may stand `beside` it."""
     named = [
-        {
+        _config(kind, name)
+        if plugins.takes_beside(kind, name)
+        else {
             "type": "object",
             "properties": {name: _config(kind, name), **beside},
             "required": [name],

@@ -4,6 +4,7 @@ METRICS holds those of every file and those of the tasks that edgepack ships. A 
 adds them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,7 @@ class Metric:
     evidence: Evidence = "estimated"  # the weakest evidence that a budget accepts unless it sets another
     within: Literal["device", "data", ""] = ""
     formats: tuple[str, ...] = ()  # formats that have this metric; default: all
+    of_samples: bool = False  # whether it is a fraction of samples, each of which is right or wrong
 
     @property
     def higher(self) -> bool:
@@ -50,14 +52,15 @@ def _agreement(meaning: str, quantity: Quantity = SHARE, bound: str = "min") -> 
     return Metric(quantity=quantity, bounds=(bound,), meaning=meaning, within="data")
 
 
-def score(meaning: str, quantity: Quantity = SHARE, *, higher: bool = True) -> Metric:
+def score(meaning: str, quantity: Quantity = SHARE, *, higher: bool = True, of_samples: bool = False) -> Metric:
     """Return a metric of a task: how good a file's outputs are on the test split."""
-    return Metric(quantity=quantity, bounds=_HIGHER if higher else _LOWER, meaning=meaning, within="data")
+    bounds = _HIGHER if higher else _LOWER
+    return Metric(quantity=quantity, bounds=bounds, meaning=meaning, within="data", of_samples=of_samples)
 
 
 _OF_TASKS = {
-    "accuracy": score("fraction of test samples classified correctly"),
-    "accuracy.top5": score("fraction of test samples whose label is among the five most likely"),
+    "accuracy": score("fraction of test samples classified correctly", of_samples=True),
+    "accuracy.top5": score("fraction of test samples whose label is among the five most likely", of_samples=True),
     "f1": score("harmonic mean of precision and recall, over all labels of all test samples"),
     "accuracy.labels": score("fraction of labels of test samples that are rightly given or not"),
     "rmse": score("root of the mean squared error on the test samples", NUMBER, higher=False),
@@ -95,12 +98,33 @@ METRICS: dict[str, Metric] = {
     ),
 }
 OF_EVERY_FILE = frozenset(METRICS) - frozenset(_OF_TASKS)  # whatever its task is
+_SHIPPED = dict(METRICS)
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+_WORDS = {*_HIGHER, *_LOWER, "max_increase", "max_decrease", "limit", "level", "evidence", "relative", "baseline"}
 
 
 def define(metrics: Mapping[str, Metric]) -> None:
     """Add the metrics of a user's own task."""
-    for name, metric in metrics.items():
-        METRICS.setdefault(name, metric)
+    METRICS.update((name, metric) for name, metric in metrics.items() if name not in _SHIPPED)
+
+
+def problem(name: str, metric: Metric) -> str:
+    """Return why a user's own task cannot have this metric, or "".
+
+    >>> problem("accuracy", score("fraction of letters that are right"))
+    "'accuracy' is edgepack's name for another metric, fraction of test samples classified correctly"
+    """
+    known = _SHIPPED.get(name)
+    if known is not None and (known != metric or name in OF_EVERY_FILE):
+        return f"{name!r} is edgepack's name for another metric, {known.meaning}"
+    if not _NAME.fullmatch(name) or _WORDS & {*name.split(".")}:
+        return f"{name!r} cannot be written in a budget: use small letters, digits and _, such as count.error"
+    if inside := [each for each in _SHIPPED if each.startswith(f"{name}.") and known is None]:
+        return f"{name!r} is a group of edgepack's budgets, such as {inside[0]}"
+    kinds = (SHARE.name, NUMBER.name)
+    return (
+        "" if metric.quantity.name in kinds else f"{name!r} is {metric.quantity.name}: it must be {' or '.join(kinds)}"
+    )
 
 
 def named(*names: str) -> Mapping[str, Metric]:

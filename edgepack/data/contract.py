@@ -2,12 +2,13 @@
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from edgepack.core.errors import StageError
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
 from edgepack.core.metrics import Metric
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Arrays = tuple[Array, ...]
 
 Fill = Callable[[Path], None]
+_TOLD = 4  # numbers of an output that are told
 
 
 @cache
@@ -61,39 +63,38 @@ class Loading:
 class Dataset(Protocol):
     """Samples with their labels, in three splits. Lives in data/datasets/.
 
-        What has no default below must be defined; what has one may be left out. A whole data set:
+    What has no default below must be defined; what has one may be left out. A whole data set:
 
-            "Noise in three brightnesses."
+        "Noise in three brightnesses."
 
-            from edgepack.core.frozen import Frozen
-            from edgepack.core.signature.shown import Shown
-    from edgepack.core.signature import Signature, TensorSpec
-            from edgepack.data.splits import Data, Split
-
-
-            class Config(Frozen):
-                side: int = 8
+        from edgepack.core.frozen import Frozen
+        from edgepack.core.signature import Signature, TensorSpec
+        from edgepack.data.splits import Data, Split
 
 
-            def describe(config):
-                image = TensorSpec(name="input", shape=(1, config.side, config.side))
-                return Signature(inputs=(image,), labels=("dark", "grey", "light"))
+        class Config(Frozen):
+            side: int = 8
 
 
-            def fingerprint(config):
-                return f"side {config.side}"
+        def describe(config):
+            image = TensorSpec(name="input", shape=(1, config.side, config.side))
+            return Signature(inputs=(image,), labels=("dark", "grey", "light"))
 
 
-            def load(config):
-                import torch
+        def fingerprint(config):
+            return f"side {config.side}"
 
-                def split(seed, count):
-                    generator = torch.Generator().manual_seed(seed)
-                    targets = torch.arange(count) % 3
-                    noise = torch.rand(count, 1, config.side, config.side, generator=generator)
-                    return Split(inputs=(noise + targets.view(-1, 1, 1, 1),), targets=targets)
 
-                return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
+        def load(config):
+            import torch
+
+            def split(seed, count):
+                generator = torch.Generator().manual_seed(seed)
+                targets = torch.arange(count) % 3
+                noise = torch.rand(count, 1, config.side, config.side, generator=generator)
+                return Split(inputs=(noise + targets.view(-1, 1, 1, 1),), targets=targets)
+
+            return Data(train=split(0, 300), validation=split(1, 60), test=split(2, 60))
     """
 
     Config: type[Frozen]  # settings allowed in a recipe
@@ -154,6 +155,10 @@ class Task(ABC):
     mixes: tuple[str, ...] = ()  # of mixup and cutmix, those after which the loss is a share of both samples' losses
     counts_samples: bool = False  # whether the first metric is a share of samples, whose error by chance is known
     chance: float | None = None  # score of a model that guesses, if that is known
+    # What a bundle's card and examples make of the outputs for an app. Of the first two the only output holds one logit
+    # a label, of which one label is shown, or those above the `threshold` of the settings; of the third, one number a
+    # label. Else they show the outputs as they are.
+    reading: Literal["label", "tags", "values", "shapes"] = "shapes"
 
     def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:
         self.config, self.signature, self.metrics = config, signature, metrics
@@ -190,21 +195,34 @@ class Task(ABC):
             return f"{100 * (after - before):+z.1f} points"
         return f"{after - before:+z.3g}"
 
+    def scores(self, meter: Meter) -> dict[str, float]:
+        """Return each metric that a meter found. Raises StageError if it lacks one."""
+        found = meter.compute()
+        if lacking := [name for name in self.metrics if name not in found]:
+            message = f"compute() of the task's meter gives {', '.join(map(str, found)) or 'nothing'}, not {lacking[0]}"
+            raise StageError(message, "let it return every metric of the task")
+        return {name: float(found[name]) for name in self.metrics}
+
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return names and shapes of the outputs, without the batch dimension. Without torch."""
 
-    @abstractmethod
     def problem(self, targets: "Tensor") -> str:
         """Return what is wrong with targets of samples, in words, or ""."""
+        return ""
 
     @abstractmethod
     def loss(self, outputs: "tuple[Tensor, ...]", targets: "Tensor") -> "Tensor":
         """Return the loss that training minimizes, a mean over samples."""
 
-    @abstractmethod
     def distill(self, outputs: "tuple[Tensor, ...]", teacher: "tuple[Tensor, ...]", temperature: float) -> "Tensor":
-        """Return how far a student is from its teacher, a mean over samples."""
+        """Return how far a student is from its teacher, a mean over samples: by default the mean squared difference of
+        their outputs, which have no temperature.
+        """
+        from torch.nn import functional
+
+        pairs = zip(outputs, teacher, strict=True)
+        return sum((functional.mse_loss(*pair) for pair in pairs), outputs[0].new_zeros(()))
 
     @abstractmethod
     def meter(self) -> Meter:
@@ -214,9 +232,9 @@ class Task(ABC):
     def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
         """Return for each sample, from 0 to 1, how far two sets of outputs mean the same to an app, [n]."""
 
-    @abstractmethod
     def told(self, outputs: "Arrays") -> list[str]:
-        """Return in a few words what an app would show of each sample."""
+        """Return in a few words what an app would show of each sample: by default the first numbers of each output."""
+        return beginnings([spec.name for spec in self.signature.outputs], outputs)
 
     def drawn(self, outputs: "Arrays") -> list[Shown]:
         """Return what an app would show of each sample, as a report draws it."""
@@ -237,6 +255,25 @@ class Task(ABC):
     # weighted(outputs, targets, weights, amount) returns the loss in which each sample counts by the weight of its
     # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
     weighted: "Callable[[tuple[Tensor, ...], Tensor, Tensor, float], Tensor] | None" = None
+
+
+def beginnings(names: Sequence[str], outputs: "Arrays") -> list[str]:
+    """Return the first numbers of each output in words, for every sample.
+
+    >>> import numpy
+    >>> beginnings(["boxes", "scores"], (numpy.ones((1, 2, 4)), numpy.array([[0.25]])))
+    ['boxes 1 1 1 1 ..., scores 0.25']
+    """
+
+    def told(name: str, numbers: "Array") -> str:
+        first = " ".join(f"{number:.4g}" for number in numbers[:_TOLD])
+        return f"{name} {first}{' ...' if len(numbers) > _TOLD else ''}"
+
+    rows = range(len(outputs[0]))
+    return [
+        ", ".join(told(name, array[row].reshape(-1)) for name, array in zip(names, outputs, strict=True))
+        for row in rows
+    ]
 
 
 class TaskPlugin(Protocol):
@@ -304,3 +341,11 @@ class TaskPlugin(Protocol):
     def incompatibility(self, config: Any, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""
+
+    def files(self, config: Any) -> tuple[Path, ...]:
+        """Return the files of a user's own code: all steps run again when they change."""
+        return ()
+
+    def installed(self, config: Any) -> dict[str, str]:
+        """Return versions of the packages that a user's own code imports."""
+        return {}

@@ -216,14 +216,17 @@ def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
     teacher = known.get((budget.metric, label_of(artifact, TEACHER)))
     if teacher is None or (budget.bound == "retain" and teacher.low <= 0):
         return None
-    made = {"max_drop": _drop, "retain": _retained}[budget.bound](teacher, ours)
-    value, low, high = made
+    value, low, high = {"max_drop": _drop, "max_rise": _rise, "retain": _retained}[budget.bound](teacher, ours)
     weaker = max(ours.evidence, teacher.evidence, key=get_args(Evidence).index)
     return _Found(value=value, low=low, high=high, evidence=weaker).rounded()
 
 
 def _drop(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
     return teacher.value - ours.value, teacher.low - ours.high, teacher.high - ours.low
+
+
+def _rise(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
+    return ours.value - teacher.value, ours.low - teacher.high, ours.high - teacher.low
 
 
 def _retained(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:

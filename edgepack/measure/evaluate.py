@@ -137,7 +137,7 @@ def scores(task: Task, found: "Arrays", split: "Split") -> dict[str, float]:
         rows = slice(seen, seen + len(targets))
         meter.update(tuple(torch.from_numpy(array[rows].copy()) for array in found), targets)
         seen += len(targets)
-    return {name: float(value) for name, value in meter.compute().items()}
+    return task.scores(meter)
 
 
 def _write(batches: "Iterable[Batch]", rows: int, paths: Sequence[Path]) -> None:

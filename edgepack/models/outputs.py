@@ -30,7 +30,8 @@ def flattened(module: nn.Module, specs: "Sequence[TensorSpec]", given: Any) -> n
     change the names of all layers. Raises KeyError where the outputs are not in what it gave.
     """
     found = picked(given, specs)
-    if isinstance(given, Tensor) or (type(given) is tuple and len(given) == len(found) > 1):
+    flat = type(given) is tuple and len(found) > 1 and all(isinstance(each, Tensor) for each in given)
+    if isinstance(given, Tensor) or flat:
         return module
     kind = type(module)
 

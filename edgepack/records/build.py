@@ -71,14 +71,21 @@ class MetricRecord(Frozen):
     meaning: str
     quantity: Literal["a percentage", "a number"]
     higher: bool
+    of_samples: bool = False
 
     @classmethod
     def of(cls, name: str, metric: Metric) -> "MetricRecord":
-        return cls(name=name, meaning=metric.meaning, quantity=_NAMES[metric.quantity.name], higher=metric.higher)
+        return cls(
+            name=name,
+            meaning=metric.meaning,
+            quantity=_NAMES[metric.quantity.name],
+            higher=metric.higher,
+            of_samples=metric.of_samples,
+        )
 
     def defined(self) -> Metric:
         quantity = SHARE if self.quantity == SHARE.name else NUMBER
-        return score(self.meaning, quantity, higher=self.higher)
+        return score(self.meaning, quantity, higher=self.higher, of_samples=self.of_samples)
 
 
 def _code(value: int) -> int:

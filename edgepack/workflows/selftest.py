@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from edgepack.config import plugins
 from edgepack.config.device import Controls
-from edgepack.config.document import Document
+from edgepack.config.document import Document, Nested
 from edgepack.core.errors import DeviceError, RecipeError, SelftestError, VerifyError
 from edgepack.core.frozen import Frozen
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.signature import Signature, TensorSpec, labels
 from edgepack.core.units import SHARE
+from edgepack.data.contract import beginnings
 from edgepack.data.texts import tokenizer
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 50  # characters of a text
+_OWN = "python"  # task that is a user's own code
 _AGAIN = "build the bundle again"
 
 Content = TypeVar("Content", bound=Frozen)
@@ -55,7 +57,8 @@ class Answer:
     """One file's result for one sample: what an app would show, such as a label, and what it was at build time.
 
     `agreement` is that of the two as the task defines it, and `distance` the largest difference of an output, as a
-    share of its range; `least` and `allowed` are their limits.
+    share of its range; `least` and `allowed` are their limits. `unread` says why the outputs were compared as numbers
+    alone, if they were.
     """
 
     file: str
@@ -67,6 +70,7 @@ class Answer:
     least: float
     distance: float
     allowed: float
+    unread: str = ""
 
     @property
     def same(self) -> bool:
@@ -82,8 +86,27 @@ class Answer:
         return f"{self.file} gives other {self.outputs} for {self.sample}: they differ by {shares}"
 
 
-def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
+@dataclass(frozen=True, kw_only=True)
+class _Numbers:
+    """Stands for a task whose code is not used: what outputs mean is unknown, so only their numbers are compared."""
+
+    names: tuple[str, ...]
+    why: str
+
+    def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
+        import numpy
+
+        return numpy.ones(len(reference[0]))
+
+    def told(self, outputs: "Arrays") -> list[str]:
+        return beginnings(self.names, outputs)
+
+
+def run(path: Path, device: "Device | None" = None, *, own_code: bool = False) -> Iterator[Answer]:
     """Yield each result as it comes, from this computer on one thread, or from a device.
+
+    The code of a user's own task runs only with `own_code`, since anybody may have made the bundle that names it;
+    without it, and without a plugin that defines the task, outputs are compared as numbers.
 
     Raises VerifyError at once if the bundle is not valid. At the end raises SelftestError if an output or a tokenized
     text differs from build time, and DeviceError if a file's runtime is not available.
@@ -95,6 +118,7 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
     known = cases.cases
     interface = _parsed(files, "io/signature.json", Interface)
     models = dict(_models(manifest, cases))
+    task = _task(manifest, files, interface, own_code)
     columns = _columns(files, known, interface.inputs)
     different = [*_tokenized(files, known, interface, columns)]
     skipped = []
@@ -104,7 +128,7 @@ def run(path: Path, device: "Device | None" = None) -> Iterator[Answer]:
             if why:
                 skipped.append(f"{facts.entry.file} was not run: {why}")
                 continue
-            for answer in _answers(manifest, files, cases, interface, columns, runtime, connection):
+            for answer in _answers(manifest, files, cases, interface, task, columns, runtime, connection):
                 if not answer.same:
                     different.append(answer.difference)
                 yield answer
@@ -216,12 +240,13 @@ def _answers(
     files: Files,
     cases: Cases,
     interface: Interface,
+    task: "Task | _Numbers",
     columns: "list[Array]",
     runtime: str,
     connection: "Connection",
 ) -> Iterator[Answer]:
     """Yield a file's result for every case, with the expected one."""
-    facts, task = manifest.runtimes[runtime], _task(manifest, files, interface)
+    facts = manifest.runtimes[runtime]
     file = facts.entry.file
     now = _outputs(file, files, columns, runtime, connection)
     for row, case in enumerate(cases.cases):
@@ -242,21 +267,25 @@ def _answers(
             least=cases.tolerance.agreement,
             distance=max(map(_distance, given, before)),
             allowed=cases.tolerance.share,
+            unread=task.why if isinstance(task, _Numbers) else "",
         )
 
 
-def _task(manifest: bundle.Manifest, files: Files, interface: Interface) -> "Task":
-    """Return the task that the model was built for."""
+def _task(manifest: bundle.Manifest, files: Files, interface: Interface, own_code: bool) -> "Task | _Numbers":
+    """Return the task that the model was built for, or what stands for it."""
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_bytes(files.get("provenance/recipe.yaml", b"task:"))
         named = Document.read(recipe).data.get("task") or manifest.task
+    names = tuple(each.name for each in interface.outputs)
     try:
+        own = plugins.name_of("tasks", named) == _OWN
+        if own and not own_code:
+            return _Numbers(names=names, why="the bundle's task is code of its own: with --own-code it is run")
         choice = plugins.choose("tasks", named)
     except ValueError as error:
-        raise RecipeError(
-            f"the task of the bundle is not available here: {error}", "install what defines it"
-        ) from error
+        why = error.error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, Nested) else error
+        return _Numbers(names=names, why=f"the bundle's task is not available here: {printable(str(why))}")
     specs = {
         kind: tuple(TensorSpec(name=each.name, shape=each.shape[1:], dtype=each.dtype) for each in found)
         for kind, found in (("inputs", interface.inputs), ("outputs", interface.outputs))

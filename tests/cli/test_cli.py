@@ -159,7 +159,7 @@ import factories, types, edgepack.core.errors as errors, edgepack.workflows.self
 from edgepack.workflows.bench import Bench
 missed = factories.measurement("latency.p50", 9.0, environment={{"versions": {{}}}})
 found = Bench(file="a.onnx", device="host", measurements=(missed,), verdicts=(factories.verdict("size", 9e9),))
-def samples(*_):
+def samples(*_, **__):
     for i in range(10_000):  # more than a pipe holds, and the last one differs
         yield selftest.Answer(
             file="a.onnx",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from factories import python
 
+from edgepack.config.plugins import choose
 from edgepack.core.errors import RecipeError, StageError
 from edgepack.data.datasets.python import Config, describe, fingerprint, load
 from edgepack.data.splits import Data, Split
@@ -235,11 +236,14 @@ class Odd(Noisy):
     [
         (None, "sample 5 of the split 'test' cannot be read: TypeError: cannot unpack"),
         (([[1.0]], "cat"), "sample 5 of the split 'test' cannot be read: TypeError: 'str' object"),
-        (([[1.0]], 0.9), "sample 5 of the split 'test' cannot be read: TypeError: 'float' object"),
-        (([[1.0]], torch.tensor(0.9)), "sample 5 of the split 'test' cannot be read: TypeError"),
+        (
+            (numpy.zeros((2, 3)), 0.9),
+            r"sample 5 .* its target is float32 of shape \[\], but that of sample 0 is int64 of shape \[\]",
+        ),
+        ((numpy.zeros((2, 3)), numpy.array([1, 2])), "sample 5 of the split 'test' cannot be read: TypeError"),
         (
             (numpy.zeros((2, 2)), 1),
-            r"sample 5 .* it is float32 of shape \[2, 2\], but the recipe says float32 of \[2, 3\]",
+            r"sample 5 .* it is float32 of shape \[2, 2\], but the recipe says float32 of shape \[2, 3\]",
         ),
         ((numpy.zeros((2, 3), int), 1), "sample 5 .* it is int64 of shape"),
         ((numpy.full((2, 3), numpy.inf), 1), "sample 5 .* it has NaN or Inf"),
@@ -261,6 +265,31 @@ def test_samples_of_torch_datasets_that_stand_in_two_splits_are_told() -> None:
     assert _loaded(given, files=("own_numbers.py",)).notes == (copies,)
 
 
+def test_targets_are_floats_where_the_task_wants_them() -> None:
+    def floats(count: int = 6) -> Any:
+        return _arrays(count, targets=numpy.arange(2.0 * count).reshape(count, 2))
+
+    data = _loaded(
+        {
+            "train": floats(),
+            "validation": floats(),
+            "test": torch.utils.data.TensorDataset(*map(torch.tensor, floats())),
+        }
+    )
+    for part in (data.train, data.validation, data.test):
+        assert part.targets.shape == (6, 2) and part.targets.dtype == torch.float32
+    assert data.test.targets.tolist() == data.validation.targets.tolist()
+
+
+@pytest.mark.parametrize("targets", [numpy.zeros(6), numpy.zeros((6, 2), int)])
+def test_targets_that_are_none_of_the_task_are_named(targets: Any) -> None:
+    task = choose("tasks", "image_classification").module.task(None, describe(_config()))
+    with pytest.raises(
+        RecipeError, match=r"'validation' .* targets are \w+ of shape .*, expected int64 of shape \[n\]"
+    ):
+        _loaded(_parts(validation=_arrays(targets=targets))).check(task)
+
+
 BAD = numpy.full((6, 2, 3), numpy.nan)
 
 
@@ -275,8 +304,10 @@ BAD = numpy.full((6, 2, 3), numpy.nan)
         (_parts(test=_arrays(0)), "'test' .* it is empty"),
         (_parts(train=_arrays(1)), "'train' .* one sample is not enough"),
         (_parts(validation=_arrays(targets=numpy.zeros(5, int))), "'validation' .* 5 targets for 6 inputs"),
-        (_parts(validation=_arrays(targets=numpy.zeros(6))), "'validation' .* targets are float64 of shape .6."),
-        (_parts(validation=_arrays(targets=numpy.zeros((6, 2), int))), "targets are int64 of shape .6, 2."),
+        (
+            _parts(validation=_arrays(targets=numpy.zeros(6) * 1j)),
+            "'validation' .* targets are complex128 of shape .6.",
+        ),
         (_parts(test=_arrays(targets=numpy.arange(6))), "'test' .* targets go from 0 to 5, but 2 labels are 0 to 1"),
         (_parts(test=_arrays(targets=numpy.arange(6) - 1)), "'test' .* targets go from -1 to 4"),
         (

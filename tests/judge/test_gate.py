@@ -56,6 +56,31 @@ def test_a_verdict_has_its_headroom(metric: str, value: float, limit: str, outco
     assert found.place == "recipes/tiny.yaml:9"
 
 
+@pytest.mark.parametrize(
+    ("bound", "limit", "outcome", "value", "headroom"),
+    [
+        ("max", "3", "pass", 2.5, pytest.approx(1 / 6)),
+        ("max", "2", "fail", 2.5, -0.25),
+        ("max_rise", "0.5", "pass", 0.5, 0.0),
+        ("max_rise", "0.4", "fail", 0.5, pytest.approx(-0.25)),
+        ("max_rise", "0", "fail", 0.5, None),
+    ],
+)
+def test_a_score_of_which_less_is_better_has_an_upper_limit(
+    bound: str, limit: str, outcome: str, value: float, headroom: Any
+) -> None:
+    known = [measurement("rmse", 2.5), measurement("rmse", 2.0, artifact="teacher (onnx)")]
+    (found,) = judge([budget("rmse", limit, bound)], ["onnx"], known)
+    assert (found.outcome, found.value, found.headroom) == (outcome, value, headroom)
+    assert found.budget == ("rmse" if bound == "max" else "rmse.max_rise")
+
+
+def test_a_better_score_than_the_teachers_is_no_rise() -> None:
+    known = [measurement("rmse", 1.5), measurement("rmse", 2.0, artifact="teacher (onnx)")]
+    (found,) = judge([budget("rmse", "0", "max_rise")], ["onnx"], known)
+    assert (found.outcome, found.value) == ("pass", -0.5)
+
+
 def test_what_was_not_measured_never_passes() -> None:
     found = verdict("latency.p50", None, "1 min")
     assert (found.outcome, found.code, found.value, found.headroom) == (

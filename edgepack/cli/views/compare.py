@@ -74,7 +74,7 @@ def _difference(change: Change) -> str:
 
 def _note(change: Change) -> str:
     samples = change.after.detail.get("rows")
-    if samples:
+    if samples and METRICS[change.metric].of_samples:
         return f"{abs(change.difference) * samples:.0f} of {samples} samples"
     if change.same_file and change.ratio is not None:
         return "the same file" if change.clear else "the same file, within the noise"

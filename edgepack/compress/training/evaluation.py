@@ -35,7 +35,7 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     meter = task.meter()
     for outputs, targets in predicted(module, split):
         meter.update(outputs, targets)
-    return float(meter.compute()[task.metric])
+    return task.scores(meter)[task.metric]
 
 
 def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None) -> Outputs:
@@ -84,7 +84,7 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
         outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
         meter.update(outputs, targets)
         lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
-    return EpochResult(epoch=0, score=float(meter.compute()[task.metric]), loss=lost / seen)
+    return EpochResult(epoch=0, score=task.scores(meter)[task.metric], loss=lost / seen)
 
 
 def _blocks(batches: Iterable[tuple[Outputs, torch.Tensor]], most: float) -> Iterator[tuple[Outputs, torch.Tensor]]:

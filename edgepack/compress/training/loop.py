@@ -147,7 +147,7 @@ def _train(
     began = time.monotonic()
     for batch in _whole(data.batches(size, seed=_seed(context.seed, epoch), skip=done, parts=parts), parts):
         samples = min(size, len(data) - state.step % per_epoch * size)
-        lost = step.take(batch, samples, _seed(context.seed, state.step))
+        lost = step.take(batch, samples, _seed(context.seed, state.step), is_first=state.step == 0)
         rate = state.optimizer.param_groups[0]["lr"]
         state.schedule.step()
         state.advance()

@@ -30,8 +30,15 @@ def task(config: Config | None, signature: Signature) -> "Classification":
     return Classification(config, signature, metrics())
 
 
+def too_few(signature: Signature) -> str:
+    """Return why the data is none for a classifier, or ""."""
+    count = len(signature.labels)
+    return f"a classifier needs at least two labels, the data has {count or 'none'}" if count < 2 else ""
+
+
 class Classification(contract.Task):
     mixes = ("mixup", "cutmix")
+    reading = "label"
     counts_samples = True
 
     def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:

@@ -40,6 +40,7 @@ class MultiLabel(contract.Task):
 
     config: Config
     mixes = ("mixup", "cutmix")
+    reading = "tags"
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         return (TensorSpec(name="logits", shape=(len(self.signature.labels),)),)

@@ -47,6 +47,7 @@ class Regression(contract.Task):
 
     config: Config
     mixes = ("mixup",)
+    reading = "values"
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         return (TensorSpec(name="values", shape=(len(self.signature.labels),)),)

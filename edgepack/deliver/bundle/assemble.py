@@ -40,8 +40,10 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
     files |= _selftest(parts)
     files |= _provenance(build, recipe, device, parts)
     manifest = _manifest(build, recipe, device, parts)
-    files |= examples.render(manifest, parts.signature)
-    files["MODEL_CARD.md"] = card.render(build, manifest, parts.signature, elsewhere=is_elsewhere(device))
+    files |= examples.render(manifest, parts.signature, parts.reading, recipe.task.plain())
+    files["MODEL_CARD.md"] = card.render(
+        build, manifest, parts.signature, parts.reading, recipe.task.plain(), elsewhere=is_elsewhere(device)
+    )
     files["sbom.cdx.json"] = as_json(sbom.bom(build, manifest, parts.signature, files))
     return sealed(manifest, files)
 

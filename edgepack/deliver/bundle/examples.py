@@ -1,13 +1,15 @@
 """Examples of loading and running the files of a bundle, with its own names and shapes.
 
-A template's place says what it is for: templates/examples/<runtime>/<file>.j2. The Python ones are run by the tests;
-those for apps keep to the documented interfaces of the versions that they name.
+A template's place says what it is for: templates/examples/<runtime>/<file>.j2, and in readings/<reading>/<file>.j2 what
+a task's outputs mean: see `reading` of data/contract.py. The Python ones are run by the tests; those for apps keep to
+the documented interfaces of the versions that they name.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.deliver.bundle import rendering
 from edgepack.deliver.bundle.archive import Files
@@ -39,13 +41,11 @@ _TYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """`argument` is the name as a valid identifier, `dims` the shape as text: "1, 28, 28"."""
+class Output:
+    """`dims` is the shape as text: "1, 28, 28"."""
 
     name: str
-    argument: str
     dtype: str
-    types: Types
     shape: tuple[int, ...]
 
     @property
@@ -53,11 +53,25 @@ class Input:
         return ", ".join(map(str, self.shape))
 
 
-def render(manifest: "Manifest", signature: "Signature") -> Files:
-    """Return the examples for every runtime with templates; none if an input has a type that they do not support."""
+@dataclass(frozen=True, kw_only=True)
+class Input(Output):
+    """`argument` is the name as a valid identifier."""
+
+    argument: str
+    types: Types
+
+
+def render(
+    manifest: "Manifest", signature: "Signature", reading: str = "shapes", settings: Mapping[str, Any] = {}
+) -> Files:
+    """Return the examples for every runtime with templates; none if an input has a type that they do not support.
+
+    `reading` is that of the task, and `settings` are the task's.
+    """
     if not all(spec.dtype in _TYPES for spec in signature.inputs):
         return {}
     inputs = [_input(i, spec) for i, spec in enumerate(signature.inputs)]
+    outputs = [Output(name=spec.name, dtype=spec.dtype, shape=(1, *spec.shape)) for spec in signature.outputs]
     files: Files = {}
     for name, runtime in manifest.runtimes.items():
         for file in _files(name, runtime.needs or ""):
@@ -66,6 +80,9 @@ def render(manifest: "Manifest", signature: "Signature") -> Files:
                 manifest=manifest,
                 runtime=runtime,
                 inputs=inputs,
+                outputs=outputs,
+                reading=reading,
+                settings=settings,
                 labels=len(signature.labels),
                 text=signature.preprocessing.get("kind") == "text",
                 type_name=_type_name(manifest.name),

@@ -13,6 +13,7 @@ class BundleParts:
     """Mappings are keyed by the label of the exported file; for shipped files that is the format."""
 
     signature: Signature
+    reading: str  # of the task
     models: Mapping[str, bytes]
     runtime: Mapping[str, Mapping[str, bytes]]  # files for building a runtime, by name
     decided: Sequence[dict[str, Any]]  # for each stage, the settings that it chose by measuring, as JSON

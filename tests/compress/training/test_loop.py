@@ -68,13 +68,25 @@ class Scripted:
     """The tiny task, with scores read from a list instead of taken."""
 
     def __init__(self, *scores: float) -> None:
-        self.scores = list(scores)
+        self.given = list(scores)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(context().task, name)
 
     def meter(self) -> Any:
-        return SimpleNamespace(update=lambda outputs, targets: None, compute=lambda: {"accuracy": self.scores.pop(0)})
+        found = {"accuracy": 0.0, "accuracy.top5": 1.0}
+        return SimpleNamespace(
+            update=lambda outputs, targets: None, compute=lambda: {**found, "accuracy": self.given.pop(0)}
+        )
+
+
+class Errors(Scripted):
+    """Lower scores are better, and how far they are off by chance is not known."""
+
+    counts_samples = False
+
+    def better(self, score: float) -> float:
+        return -score
 
 
 @pytest.mark.parametrize(("scores", "best"), [((0.1, 0.5, 0.9, 0.3), 2), ((0.9, 0.1, 0.2, 0.3), 0), ((0, 0, 0, 1), 3)])
@@ -91,12 +103,56 @@ def test_the_best_epoch_is_kept_the_first_included(scores: tuple[float, ...], be
     assert [i for i, state in enumerate(seen) if equal(state, weights(module))] == ([best] if best < 3 else [])
 
 
+@pytest.mark.parametrize(
+    ("scores", "best"), [((9, 5, 1, 3), 2), ((1, 9, 2, 3), 0), ((5, 4, 3, 2), 3), ((2, 1, 1, 1), 3)]
+)
+def test_the_epoch_with_the_lowest_error_is_kept(scores: tuple[float, ...], best: int) -> None:
+    fitted = fit(candidate("mlp").module, context(task=Errors(*scores)), settings(), doing="")
+    assert (fitted.epoch, fitted.score) == (best, scores[best])
+    stopped: list[Event] = []
+    trained = context(task=Errors(1, 2, 3, 4), events=stopped)
+    fit(candidate("mlp").module, trained, settings(epochs=9, early_stop=2), doing="")
+    assert "stopped after epoch 2 of 9" in " ".join(getattr(each, "text", "") for each in stopped)
+
+
 @pytest.mark.parametrize(("lucky", "kept"), [(0.94, 3), (1.0, 1)])
 def test_an_early_epoch_is_kept_only_where_chance_does_not_explain_its_lead(lucky: float, kept: int) -> None:
     """Of 48 validation samples three more right ones may be luck, six are not."""
     assert len(context().data.validation) == 48
     fitted = fit(candidate("mlp").module, context(task=Scripted(0.1, lucky, 0.8, 0.875)), settings(), doing="")
     assert fitted.epoch == kept
+
+
+class Broken(Scripted):
+    """Its loss of classes from `most` on is no number."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(*[0.5] * 9)
+        self.most = most
+
+    def loss(self, outputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
+        return (outputs[0].mean(1) / (targets < self.most)).mean()
+
+
+def test_a_loss_that_is_not_finite_at_the_first_batch_ends_training_with_that_batch() -> None:
+    basic = context().data
+    first = next(basic.train.batches(16, seed=0)).indices.tolist()
+    named = ", ".join(map(str, first))
+    told = (
+        f"the loss of the first batch is .*, though the outputs of the model are finite; it has the samples {named} of"
+    )
+    with pytest.raises(StageError, match=told):
+        fit(candidate("mlp").module, context(task=Broken(2)), settings(), doing="")
+    bad = basic.train.inputs[0].clone()
+    bad[first[3]] = float("nan")
+    spoilt = replace(basic, train=replace(basic.train, inputs=(bad,)))
+    with pytest.raises(StageError, match=rf"inputs are NaN or Inf in {first[3]}; it has the samples {named}"):
+        fit(candidate("mlp").module, context(data=spoilt), settings(), doing="")
+    module = candidate("mlp").module
+    with torch.no_grad():
+        module[1].weight.fill_(float("inf"))
+    with pytest.raises(StageError, match="is nan: so are outputs of the model; it has the samples"):
+        fit(module, context(), settings(), doing="")
 
 
 def test_no_epochs_leave_the_model_as_it_was() -> None:

@@ -22,6 +22,11 @@ WORDS = Signature(
     labels=("money", "sport"),
     preprocessing={"kind": "text"},
 )
+NUMBERS = Signature(inputs=PICTURES.inputs, labels=("age", "height"), outputs=(TensorSpec(name="values", shape=(2,)),))
+BOXES = Signature(
+    inputs=PICTURES.inputs,
+    outputs=(TensorSpec(name="boxes", shape=(5, 4)), TensorSpec(name="scores", shape=(5,))),
+)
 RUNTIMES = {"onnxruntime": runtime(), "executorch": {**runtime("models/tiny.pte", "executorch")}}
 RUNTIMES["executorch"]["entry"]["method"] = "forward"
 
@@ -43,7 +48,7 @@ def _build() -> Build:
 
 
 def test_the_card_tells_how_good_the_files_are_and_no_timings() -> None:
-    text = card.render(_build(), _manifest(version="1.2.0"), PICTURES).decode()
+    text = card.render(_build(), _manifest(version="1.2.0"), PICTURES, "label").decode()
     assert text.startswith("# tiny 1.2.0\n\nImage classification in 2 classes, for `board`.\n")
     assert "| `models/tiny.onnx` | onnxruntime 1 | 500 kB | 97.5 % | 100 % | 99 % |" in text
     assert "- Input `input`: float32 [1, 1, 8, 8]" in text
@@ -53,6 +58,27 @@ def test_the_card_tells_how_good_the_files_are_and_no_timings() -> None:
         and "Not stated." in card.render(_build(), _manifest(licence=None), PICTURES).decode()
     )
     assert not re.search(r"1[.,]23|latency|\bms\b|seconds", text)
+
+
+@pytest.mark.parametrize(
+    ("task", "signature", "reading", "told"),
+    [
+        (
+            "image_classification",
+            PICTURES,
+            "label",
+            "`logits`: float32 [1, 2]; the largest is the label, by its line in",
+        ),
+        ("multi_label_classification", PICTURES, "tags", "which is given above 0.25"),
+        ("regression", NUMBERS, "values", "`values`: float32 [1, 2]; their names are the lines of `io/labels.txt`"),
+        ("detection", BOXES, "shapes", "- Output `boxes`: float32 [1, 5, 4]\n- Output `scores`: float32 [1, 5]\n"),
+    ],
+)
+def test_the_card_tells_what_the_outputs_mean(task: str, signature: Signature, reading: str, told: str) -> None:
+    text = card.render(_build(), _manifest(task=task), signature, reading, {"threshold": 0.25}).decode()
+    titles = {"values": "Regression of 2 numbers", "tags": "with 2 labels", "shapes": "Detection, for `board`"}
+    assert told in text and titles.get(reading, "Image classification in 2 classes") in text
+    assert ("decides" in text, "classes," in text) == (reading == "label",) * 2
 
 
 def test_the_card_names_what_it_was_made_from() -> None:
@@ -119,7 +145,7 @@ def test_what_was_stated_of_licences(licence: str | None) -> None:
 
 def test_the_python_example_labels_texts() -> None:
     manifest = _manifest(runtimes={"onnxruntime": runtime("models/news.onnx")})
-    contents = {**text_files(), **examples.render(manifest, WORDS)}
+    contents = {**text_files(), **examples.render(manifest, WORDS, "label")}
     unpack(bundle(contents), Path("unpacked"))
     program = Path("unpacked/examples/onnxruntime/load.py").read_text()
     command = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -130,8 +156,11 @@ def test_the_python_example_labels_texts() -> None:
     assert "edgepack" not in program
 
 
-def _rendered(signature: Signature = PICTURES, **changes: Any) -> dict[str, str]:
-    return {path: content.decode() for path, content in examples.render(_manifest(**changes), signature).items()}
+def _rendered(
+    signature: Signature = PICTURES, reading: str = "label", settings: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, str]:
+    made = examples.render(_manifest(**changes), signature, reading, settings or {})
+    return {path: content.decode() for path, content in made.items()}
 
 
 def test_there_is_an_example_for_each_place_in_each_language() -> None:
@@ -148,17 +177,26 @@ def test_no_example_for_a_system_without_the_delegate(needs: str, missing: str) 
     assert len(_rendered(runtimes=changed)) == 2
 
 
-@pytest.mark.parametrize("signature", [PICTURES, WORDS], ids=["pictures", "texts"])
-def test_the_examples_use_the_names_and_shapes_of_the_bundle(signature: Signature) -> None:
-    found = _rendered(signature)
+@pytest.mark.parametrize(
+    ("signature", "reading"),
+    [(PICTURES, "label"), (WORDS, "label"), (PICTURES, "tags"), (NUMBERS, "values"), (BOXES, "shapes")],
+    ids=["pictures", "texts", "tags", "values", "outputs"],
+)
+def test_the_examples_use_the_names_and_shapes_of_the_bundle(signature: Signature, reading: str) -> None:
+    found = _rendered(signature, reading, {"threshold": 0.25})
     for path, text in found.items():
+        if path.endswith(".py"):
+            compile(text, path, "exec")
+        for spec in signature.outputs if reading != "label" else ():
+            assert f'"{spec.name}"' in text and f"float32 [{', '.join(map(str, (1, *spec.shape)))}]" in text
+        assert ("io/labels.txt" in text) == bool(signature.labels)
         assert RUNTIMES[path.split("/")[1]]["entry"]["file"] in text
         for spec in signature.inputs:
             assert spec.name in text and ", ".join(map(str, (1, *spec.shape))) in text
         assert text.count("{") == text.count("}") and text.count("(") == text.count(")")
         assert not re.search(r"\{\{|\{%|\n\n\n\n", text)
     kotlin = found["examples/onnxruntime/Load.kt"]
-    assert ("FloatBuffer.wrap(input)" if signature is PICTURES else "LongBuffer.wrap(input_ids)") in kotlin
+    assert ("LongBuffer.wrap(input_ids)" if signature is WORDS else "FloatBuffer.wrap(input)") in kotlin
     assert "class Tiny(context: Context)" in kotlin
 
 
@@ -169,6 +207,23 @@ def test_a_name_that_means_something_else_in_a_language_is_no_argument(name: str
         assert "logits(input0: FloatArray)" in found[f"examples/{runtime_name}/Load.kt"]
         assert "logits(input0: [Float])" in found[f"examples/{runtime_name}/Load.swift"]
         compile(found[f"examples/{runtime_name}/load.py"], "load.py", "exec")
+
+
+def test_what_an_app_makes_of_outputs_is_written_out_in_each_language() -> None:
+    tags = _rendered(PICTURES, "tags", {"threshold": 0.25})
+    values, shapes = _rendered(NUMBERS, "values"), _rendered(BOXES, "shapes")
+    for name in RUNTIMES:
+        folder = f"examples/{name}"
+        assert "fun tags(input: FloatArray): List<String>" in tags[f"{folder}/Load.kt"]
+        assert "import kotlin.math.exp" in tags[f"{folder}/Load.kt"] and "> 0.25" in tags[f"{folder}/Load.kt"]
+        assert "func tags(input: [Float]) throws -> [String]" in tags[f"{folder}/Load.swift"]
+        assert "fun values(input: FloatArray): Map<String, Float>" in values[f"{folder}/Load.kt"]
+        assert "func values(input: [Float]) throws -> [String: Float]" in values[f"{folder}/Load.swift"]
+        assert "fun outputs(input: FloatArray): Map<String, FloatArray>" in shapes[f"{folder}/Load.kt"]
+        assert "func outputs(input: [Float]) throws -> [String: [Float]]" in shapes[f"{folder}/Load.swift"]
+        assert not [text for text in shapes.values() if "label" in text]
+    assert '"boxes" to outputs[0].toTensor()' in shapes["examples/executorch/Load.kt"]
+    assert '"scores": floats(outputs[1])' in shapes["examples/executorch/Load.swift"]
 
 
 def test_every_dataset_here_has_names_that_can_be_arguments() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from builds import AWKWARD, BUILDS, EVERY_BUILD, LOUD, on_console, rendered, sarif_of
-from factories import artifact, budget, build, edgepack, measurement, verdict
+from factories import artifact, budget, build, edgepack, measurement, record, verdict
 from junitparser import Error, Failure, JUnitXml
 
 from edgepack.cli.views import github, progress, verdicts
@@ -25,11 +25,14 @@ from edgepack.core.events import (
     StepProgress,
     StepStarted,
 )
+from edgepack.core.metrics import METRICS
 from edgepack.deliver import wording
 from edgepack.deliver.contract import write_reports
 from edgepack.deliver.wording import doubts
 from edgepack.judge.gate import judge
-from edgepack.records.build import Build
+from edgepack.judge.history import append
+from edgepack.records.build import Build, MetricRecord
+from edgepack.records.training import Epoch, TrainingRecord
 
 
 @EVERY_BUILD
@@ -327,3 +330,46 @@ def test_what_does_not_decide_is_told_as_such(level: str, marked: str, kind: str
     (suite,) = JUnitXml.fromstring(rendered("junit", of).encode())
     assert (suite.failures, suite.errors, suite.skipped) == (0, 0, 1)
     assert sarif_of(of)["results"][0]["level"] == kind
+
+
+def _of_errors(before: float, after: float, **more: Any) -> Build:
+    """A build whose task is scored by an error."""
+    scores = (measurement("rmse", after, detail={"rows": 50}), measurement("rmse", before, artifact="teacher (onnx)"))
+    judged = judge([budget("rmse", "3"), budget("rmse", "0.5", "max_rise")], ["onnx"], scores)
+    trained = TrainingRecord(doing="training", kept=1, epochs=tuple(Epoch(epoch=n, score=4.0 - n) for n in range(3)))
+    ledger = (
+        record("model", metric="rmse", accuracy=9.0),
+        record("train", metric="rmse", accuracy=2.25, trainings=(trained,)),
+    )
+    metrics = (MetricRecord.of("rmse", METRICS["rmse"]), MetricRecord.of("mae", METRICS["mae"]))
+    return build(measurements=(measurement(), *scores), verdicts=judged, ledger=ledger, metrics=metrics, **more)
+
+
+def test_reports_speak_in_the_metric_of_the_task_and_of_its_better_direction() -> None:
+    made = _of_errors(2.0, 2.75)
+    markdown, page = rendered("markdown", made), rendered("html", made)
+    assert "| rmse | onnx | 2.75 | at most 3 | 0.25 (8%) | pass | recipes/tiny.yaml:9 |" in markdown
+    assert "| rmse.max_rise | onnx | 0.75 | at most 0.5 | over by 0.25 (50%) | FAIL | recipes/tiny.yaml:9 |" in markdown
+    assert "rmse 2 -> 2.75, against the fp32 teacher on onnxruntime" in markdown
+    for text in (markdown, page, on_console(made)):
+        assert "rmse" in text and "2.25" in text and "accuracy" not in text
+    failures = [each for each in JUnitXml.fromstring(rendered("junit", made).encode())]
+    assert sum(suite.failures for suite in failures) == 1
+    assert "rmse.max_rise" in json.dumps(sarif_of(made))
+
+
+def test_two_builds_are_compared_and_listed_by_the_metric_of_the_task() -> None:
+    for name, error, start in (("old", 2.75, 1.7e9), ("new", 2.5, 1.8e9)):
+        made = _of_errors(2.0, error, started_at=start)
+        Path("dist", name).mkdir(parents=True)
+        made.save(Path("dist", name, "build.json"))
+        append(Path("dist/history.jsonl"), made)
+    compared = edgepack("compare", "dist/old", "dist/new")
+    (row,) = [line for line in compared.out.splitlines() if line.startswith("rmse ")]
+    assert row.split() == ["rmse", "onnx", "2.75", "2.5", "-0.25"]  # and not of how many samples
+    explained = edgepack("explain", "dist/new")
+    assert "rmse" in explained.out and "-6.75" in explained.out and "accuracy" not in explained.out
+    trend = edgepack("trend")
+    assert [word for word in trend.out.splitlines()[1].split() if word in ("rmse", "accuracy")] == ["rmse"]
+    old, new = (line.split() for line in trend.out.splitlines() if " onnx " in line)
+    assert "2.75" in old and "2.5" in new and new[-2:] == ["rmse", "-0.25"]

@@ -3,7 +3,8 @@
 def load(**args):
     return {"train": (inputs, targets), "validation": (inputs, targets), "test": (inputs, targets)}
 
-Inputs are numpy arrays or tensors [n, *shape], targets the numbers of their labels [n]. Instead of such a pair a split
+Inputs are numpy arrays or tensors [n, *shape]; targets are the numbers of their labels [n], or floats as the task wants
+them: for a regression and for several labels a sample [n, labels]. Instead of such a pair a split
 may be a map-style torch Dataset, whose samples are read as they are needed; or return `edgepack.Data`, whose splits may
 also hold bytes to `prepare` and `augment`.
 """
@@ -40,7 +41,9 @@ class Config(Frozen):
     shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = Field(
         description="shape of one sample, for example [1, 28, 28]"
     )
-    labels: Annotated[tuple[str, ...], Field(min_length=2)] = Field(description="names of targets 0, 1, ...")
+    labels: tuple[str, ...] = Field(
+        default=(), description="names of targets 0, 1, ...; or of the numbers of each target, if these are floats"
+    )
     dtype: Literal["float32", "int64", "int32", "uint8"] = "float32"
     args: dict[str, Any] = Field(default={}, description="arguments of the function")
     files: Files = Field(
@@ -122,26 +125,28 @@ def _parts(function: str, given: object) -> dict[str, Any]:
 
 
 def _split(part: str, given: Any) -> Split:
-    """Return the function's result as tensors: numpy arrays share memory, floats become float32, targets int64."""
+    """Return the function's result as tensors: arrays share memory, floats become float32, other targets int64."""
     import torch
 
     if isinstance(given, Split):
         inputs = tuple(torch.as_tensor(tensor) for tensor in given.inputs)
-        return replace(given, inputs=inputs, targets=_whole(part, torch.as_tensor(given.targets)))
+        return replace(given, inputs=inputs, targets=_typed(part, torch.as_tensor(given.targets)))
     try:
         inputs, targets = given
         samples = torch.as_tensor(inputs)
         samples = samples.float() if samples.is_floating_point() else samples
-        return Split(inputs=(samples,), targets=_whole(part, torch.as_tensor(targets)))
+        return Split(inputs=(samples,), targets=_typed(part, torch.as_tensor(targets)))
     except (TypeError, ValueError, RuntimeError) as error:
         raise _wrong(part, f"expected a pair of arrays, inputs and targets: {error}") from error
 
 
-def _whole(part: str, targets: "Tensor") -> "Tensor":
-    if targets.is_floating_point() or targets.is_complex() or targets.dim() != 1:
+def _typed(part: str, targets: "Tensor") -> "Tensor":
+    if targets.is_complex() or not targets.dim():
         kind = str(targets.dtype).removeprefix("torch.")
-        raise _wrong(part, f"targets are {kind} of shape {list(targets.shape)}, expected whole numbers of shape [n]")
-    return targets.long()
+        raise _wrong(
+            part, f"targets are {kind} of shape {list(targets.shape)}, expected real numbers of shape [n, ...]"
+        )
+    return targets.float() if targets.is_floating_point() else targets.long()
 
 
 def _checked(part: str, split: Split, config: Config) -> Split:
@@ -150,11 +155,16 @@ def _checked(part: str, split: Split, config: Config) -> Split:
     if len(split) < (2 if part == "train" else 1):
         raise _wrong(part, "it is empty" if not len(split) else "one sample is not enough to train on")
     low, high = int(split.targets.min()), int(split.targets.max())
-    if low < 0 or high >= len(config.labels):
+    if _are_labels(split, config.labels) and (low < 0 or high >= len(config.labels)):
         raise _wrong(
             part, f"targets go from {low} to {high}, but {len(config.labels)} labels are 0 to {len(config.labels) - 1}"
         )
     return split
+
+
+def _are_labels(split: Split, labels: Sequence[str]) -> bool:
+    """Return whether targets are numbers of labels, one a sample."""
+    return bool(labels) and not split.targets.is_floating_point() and split.targets.dim() == 1
 
 
 def _as_described(part: str, split: Split, config: Config) -> Split:
@@ -189,6 +199,8 @@ def _unnoticed(config: Config, splits: Mapping[str, Split]) -> Iterator[str]:
 
 def _lacking(splits: Mapping[str, Split], labels: Sequence[str]) -> Iterator[str]:
     for part, split in splits.items():
+        if not _are_labels(split, labels):
+            continue
         there = {*split.targets.unique().tolist()}
         if absent := [repr(label) for target, label in enumerate(labels) if target not in there]:
             yield f"the {part} split has no sample of {listed(absent)}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgepack.data.contract import Loading
 
 _BATCH = 64  # samples that a process looks at together
-_PAIR = "it must be a pair: an array or tensor, and the number of its label"
+_PAIR = "it must be a pair: an array or tensor, and the number of its label or an array or tensor of floats"
 
 
 class Indexed(Protocol):
@@ -50,7 +50,7 @@ class MapStyle:
 
         return (torch.stack([self.sample(*each)[0] for each in _numbered(indices, seeds)]),)
 
-    def sample(self, index: int, seed: int) -> "tuple[Tensor, int]":
+    def sample(self, index: int, seed: int) -> "tuple[Tensor, Tensor]":
         """Return an input and its target. Raises RecipeError naming a sample that cannot be read."""
         import torch
 
@@ -58,11 +58,11 @@ class MapStyle:
             found = self._given(index)
             try:
                 given, target = found
-                tensor, number = torch.as_tensor(given), index_of(target)
+                tensor, known = torch.as_tensor(given), _target(target)
             except (TypeError, ValueError, RuntimeError) as error:
                 message = f"sample {index} of the split '{self.part}' cannot be read: {reason(error)}"
                 raise RecipeError(message, _PAIR) from error
-        return tensor.float() if tensor.is_floating_point() else tensor, number
+        return tensor.float() if tensor.is_floating_point() else tensor, known
 
     def _given(self, index: int) -> Any:
         try:
@@ -80,6 +80,7 @@ class _Looked:
     samples: MapStyle
     shape: tuple[int, ...]
     dtype: str
+    target: str  # type and shape of the first sample's target
     augmented: bool = field(default=False, init=False)
     held: bool = field(default=False, init=False)
 
@@ -92,24 +93,26 @@ class _Looked:
         targets, contents = [], []
         for index, seed in _numbered(indices, seeds):
             tensor, target = self.samples.sample(index, seed)
-            if wrong := self._wrong(tensor):
+            if wrong := self._wrong(tensor, target):
                 raise RecipeError(f"sample {index} of the split '{self.samples.part}' is wrong: {wrong}")
             targets.append(target)
             content = hashlib.blake2b(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, digest_size=16)
             contents.append(torch.frombuffer(bytearray(content.digest()), dtype=torch.uint8))
-        return torch.tensor(targets), torch.stack(contents)
+        return torch.stack(targets), torch.stack(contents)
 
-    def _wrong(self, tensor: "Tensor") -> str:
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if (shape, dtype) != (self.shape, self.dtype):
-            return f"it is {dtype} of shape {list(shape)}, but the recipe says {self.dtype} of {list(self.shape)}"
+    def _wrong(self, tensor: "Tensor", target: "Tensor") -> str:
+        wanted = f"{self.dtype} of shape {list(self.shape)}"
+        if _kind(tensor) != wanted:
+            return f"it is {_kind(tensor)}, but the recipe says {wanted}"
+        if _kind(target) != self.target:
+            return f"its target is {_kind(target)}, but that of sample 0 is {self.target}"
         return "" if not tensor.is_floating_point() or bool(tensor.isfinite().all()) else "it has NaN or Inf"
 
 
 def looked_through(
     samples: MapStyle, shape: tuple[int, ...], dtype: str, loading_: "Loading"
 ) -> "tuple[Tensor, list[bytes]]":
-    """Read every sample once, and return the targets, int64 [n], and a hash of the content of each.
+    """Read every sample once, and return the targets, [n, ...], and a hash of the content of each.
 
     Raises RecipeError naming a sample that cannot be read, or is not of this shape and type.
     """
@@ -119,11 +122,25 @@ def looked_through(
         return torch.empty(0, dtype=torch.int64), []
     plan = torch.arange(len(samples)).split(_BATCH)
     targets, contents = [], []
-    for some, hashes in loading.batches(_Looked(samples, shape, dtype), plan, None, loading_.workers):
+    looked = _Looked(samples, shape, dtype, _kind(samples.sample(0, 0)[1]))
+    for some, hashes in loading.batches(looked, plan, None, loading_.workers):
         targets.append(some)
         contents += [row.numpy().tobytes() for row in hashes]
         loading_.progress(f"looking through the {samples.part} split", len(contents), len(samples))
     return torch.cat(targets), contents
+
+
+def _kind(tensor: "Tensor") -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
+
+
+def _target(given: Any) -> "Tensor":
+    """Return the number of a label as int64, or floats as float32. Raises TypeError for anything else."""
+    import torch
+
+    if isinstance(given, str) or not (found := torch.as_tensor(given)).is_floating_point():
+        return torch.tensor(index_of(given))
+    return found.float()
 
 
 def _numbered(indices: "Tensor", seeds: "Tensor | None") -> Iterator[tuple[int, int]]:

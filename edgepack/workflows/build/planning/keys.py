@@ -39,6 +39,7 @@ _PHRASES = {
     "reference": "",
     "files": "another file",
     "code": "the trainer's code changed",
+    "task code": "the task's code changed",
     "data": "the data changed",
     "cut": "a split is cut differently",
 }
@@ -104,8 +105,11 @@ def cut_facts(recipe: Recipe, parts: Iterable[str]) -> dict[str, Any]:
 
 
 def task_facts(task: Choice) -> dict[str, Any]:
+    """Return what a task is: its settings, and a user's own code with the versions of packages that it imports."""
     settings = {"task settings": task.plain()} if task.plain() else {}
-    return {"task": task.name, "task version": task.module.VERSION, **settings}
+    code = sorted(map(file_digest, task.module.files(task.config)))
+    own = {"task code": code, "task versions": task.module.installed(task.config)} if code else {}
+    return {"task": task.name, "task version": task.module.VERSION, **settings, **own}
 
 
 def files(models: Iterable[Choice]) -> list[str]:

@@ -63,7 +63,7 @@ def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
     meter = work.task.meter()
     for found, targets in finite_outputs(candidate, split):
         meter.update(found, targets)
-    return float(meter.compute()[work.task.metric])
+    return work.task.scores(meter)[work.task.metric]
 
 
 def _staged(work: Workspace, step: Step, trainings: list[TrainingRecord]) -> "Candidate":
