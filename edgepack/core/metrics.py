@@ -67,6 +67,8 @@ _OF_TASKS = {
     "miou": score("intersection over union of pixels of a class, mean over the classes in the test masks"),
     "accuracy.pixels": score("fraction of pixels of the test masks that get their class"),
     "mae": score("mean absolute error on the test samples", NUMBER, higher=False),
+    "map": score("mean average precision of boxes in test samples, as COCO defines it: over IoU 0.50 to 0.95"),
+    "map.50": score("mean average precision of boxes in test samples, at IoU 0.50"),
 }
 METRICS: dict[str, Metric] = {
     "size": Metric(quantity=SIZE, meaning="bytes of the exported file"),

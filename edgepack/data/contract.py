@@ -244,6 +244,14 @@ class Task(ABC):
         """Return what would be right to show of each sample."""
         return [Shown() for _ in targets]
 
+    def attachments(self) -> dict[str, bytes]:
+        """Return files by name that an app needs to read outputs, such as anchors: they ship in io/."""
+        return {}
+
+    def examples(self) -> dict[str, bytes]:
+        """Return files by name that show how an app reads outputs, where that takes more than a line."""
+        return {}
+
     def classes(self, targets: "Tensor") -> "Tensor | None":
         """Return the class of each sample, int64 [n], by which splits are cut and classes weighed; None: no such."""
         return None

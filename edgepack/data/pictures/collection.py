@@ -40,22 +40,14 @@ class Skip(Frozen):
     skip: int = Field(ge=1)
 
 
-class Settings(Frozen):
+class Plain(Frozen):
     """Settings of every picture data set."""
 
     size: int = Field(default=224, ge=8, le=1024, description="side of the square picture in pixels")
-    resize: int | None = Field(
-        default=None, ge=8, le=2048, description="the shorter side before the crop; default: 256/224 of size"
-    )
     color: Literal["rgb", "grey"] = "rgb"
     mean: Channels | None = Field(default=None, description="mean subtracted from each channel; default: ImageNet's")
     std: Channels | None = Field(
         default=None, description="standard deviation that each channel is divided by; default: ImageNet's"
-    )
-    augment: bool | Augmentation = Field(
-        default=True,
-        description="true: cut training pictures out at random places and mirror half of them; or settings of crop, "
-        "flip, rand_augment, magnitude, color and erase",
     )
     cache: Cache = Field(
         default="auto",
@@ -69,10 +61,8 @@ class Settings(Frozen):
     test: Share = Field(default=0.15, description="fraction of each class for this split, unless it is given")
 
     @model_validator(mode="after")
-    def _possible(self) -> "Settings":
+    def _consistent(self) -> "Plain":
         possible(self.validation, self.test, "pictures")
-        if self.shorter_side < self.size:
-            raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels of the crop")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, but a {self.color} picture has {self.channels}")
@@ -85,8 +75,36 @@ class Settings(Frozen):
         return len(_NORMAL[self.color][0])
 
     @property
+    def mode(self) -> str:
+        return "RGB" if self.color == "rgb" else "L"
+
+    @property
     def shares(self) -> dict[str, float]:
         return {"validation": self.validation, "test": self.test}
+
+    @property
+    def normal(self) -> tuple[Sequence[float], Sequence[float]]:
+        mean, std = _NORMAL[self.color]
+        return self.mean or mean, self.std or std
+
+
+class Settings(Plain):
+    """Settings of pictures of which the middle is shown."""
+
+    resize: int | None = Field(
+        default=None, ge=8, le=2048, description="the shorter side before the crop; default: 256/224 of size"
+    )
+    augment: bool | Augmentation = Field(
+        default=True,
+        description="true: cut training pictures out at random places and mirror half of them; or settings of crop, "
+        "flip, rand_augment, magnitude, color and erase",
+    )
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> "Settings":
+        if self.shorter_side < self.size:
+            raise ValueError(f"resize is {self.resize}, less than the {self.size} pixels of the crop")
+        return self
 
     @property
     def shorter_side(self) -> int:
@@ -96,12 +114,7 @@ class Settings(Frozen):
     def frame(self) -> Frame:
         """Return what is kept of each picture: more than the model takes if training crops at random places."""
         side = self.shorter_side if self.augment else self.size
-        return Frame(mode="RGB" if self.color == "rgb" else "L", shorter_side=self.shorter_side, side=side)
-
-    @property
-    def normal(self) -> tuple[Sequence[float], Sequence[float]]:
-        mean, std = _NORMAL[self.color]
-        return self.mean or mean, self.std or std
+        return Frame(mode=self.mode, shorter_side=self.shorter_side, side=side)
 
 
 def describe(config: Settings, labels: Iterable[str]) -> Signature:
@@ -193,7 +206,7 @@ def moving(config: Settings) -> "Moving | None":
     return partial(moved_each, size=config.size) if config.augment else None
 
 
-def prepared(inputs: "tuple[Tensor, ...]", config: Settings) -> "tuple[Tensor, ...]":
+def prepared(inputs: "tuple[Tensor, ...]", config: Plain) -> "tuple[Tensor, ...]":
     """Look the value of each of the 256 bytes up: half the time of computing it for each pixel."""
     import numpy
     import torch

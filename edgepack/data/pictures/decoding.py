@@ -39,7 +39,8 @@ _NEEDED = {".avif": "a Pillow with AVIF", ".heic": "the package pillow-heif", ".
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How to cut a picture: resize its shorter side to `shorter_side`, then take a square of `side` from the middle.
+    """How to cut a picture: resize its shorter side to `shorter_side`, then take a square of `side` from the middle; or
+    resize the `whole` of it to that square, whatever its shape was.
 
     `mode` is RGB, L (grey), or P: the numbers that are stored, such as the classes of a mask, never interpolated.
     """
@@ -47,6 +48,7 @@ class Frame:
     mode: str
     shorter_side: int
     side: int
+    whole: bool = False
 
     def start(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return where the square begins in a resized picture of this size."""
@@ -199,17 +201,24 @@ def _numbers(picture: "Image.Image") -> tuple[int, ...]:
 
 
 def _cut(picture: "Image.Image", frame: Frame) -> "Bytes":
-    """Return the pixels of a picture, resized, of the frame's square in its middle."""
+    """Return the pixels of a picture, resized, of the frame's square in its middle, or of the whole picture."""
     import numpy
     from PIL import Image
 
-    size = frame.scaled(picture.size)
-    # The crop is given in pixels of the original, so that a long, thin picture is not enlarged first.
-    per_pixel = [length / scaled for length, scaled in zip(picture.size, size, strict=True)]
-    left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
+    box = (0, 0, *picture.size) if frame.whole else _middle(picture.size, frame)
     resampling = Image.Resampling.NEAREST if frame.mode == NUMBERS else Image.Resampling.BILINEAR
-    cut = picture.resize((frame.side, frame.side), resampling, box=(left, top, right, bottom))
+    cut = picture.resize((frame.side, frame.side), resampling, box=box)
     return numpy.array(cut).reshape(frame.side, frame.side, -1).transpose(2, 0, 1)
+
+
+def _middle(picture: tuple[int, int], frame: Frame) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the frame's square in pixels of the original, so that a long, thin picture
+    is not enlarged first.
+    """
+    size = frame.scaled(picture)
+    per_pixel = [length / scaled for length, scaled in zip(picture, size, strict=True)]
+    left, top, right, bottom = ((frame.start(size)[i] + end) * per_pixel[i] for end in (0, frame.side) for i in (0, 1))
+    return left, top, right, bottom
 
 
 def _why(file: Encoded, error: Exception) -> str:

@@ -64,7 +64,7 @@ def pixels(
 
     made_of = {
         "pictures": digest([*one]),
-        "kept": [frame.mode, frame.shorter_side, frame.side] if cache == "disk" else [frame.mode],
+        "kept": [frame.mode, frame.shorter_side, frame.side, frame.whole] if cache == "disk" else [frame.mode],
         "versions": versions(*libraries(file.name for file in files)),
         "version": VERSION,
     }

@@ -4,6 +4,7 @@
     models/                       the exported files
     io/signature.json labels.txt  names, shapes, types, preprocessing, labels
     io/tokenizer.json             what makes the inputs of a text
+    io/anchors.bin detection.json what makes boxes of a detector's outputs
     licences/                     what may be done with the model and the samples, as far as it was stated
     runtime/                      for who builds a runtime that holds no more than the files need
     examples/<runtime>/           how an app loads and runs the files: Kotlin, Swift, Python

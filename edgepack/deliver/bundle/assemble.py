@@ -41,6 +41,7 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
     files |= _provenance(build, recipe, device, parts)
     manifest = _manifest(build, recipe, device, parts)
     files |= examples.render(manifest, parts.signature, parts.reading, recipe.task.plain())
+    files |= {f"examples/{name}": content for name, content in _task(recipe, parts.signature).examples().items()}
     files["MODEL_CARD.md"] = card.render(
         build, manifest, parts.signature, parts.reading, recipe.task.plain(), elsewhere=is_elsewhere(device)
     )
@@ -76,11 +77,16 @@ def _io(recipe: "Recipe", signature: "Signature") -> Files:
     outputs = [{"name": spec.name, "shape": [1, *spec.shape], "dtype": spec.dtype} for spec in signature.outputs]
     interface = {"inputs": inputs, "outputs": outputs, "preprocessing": signature.preprocessing}
     attachments: Files = recipe.data.module.attachments(recipe.data.config)
+    attachments = {**attachments, **_task(recipe, signature).attachments()}
     return {
         "io/signature.json": as_json(interface),
         **({"io/labels.txt": labels.lines(signature.labels)} if signature.labels else {}),
         **{f"io/{name}": content for name, content in attachments.items()},
     }
+
+
+def _task(recipe: "Recipe", signature: "Signature") -> Any:
+    return recipe.task.module.task(recipe.task.config, signature)
 
 
 def _licences(recipe: "Recipe") -> Files:

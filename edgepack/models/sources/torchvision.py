@@ -1,4 +1,4 @@
-"""Any torchvision classifier or segmentation model, at any width, with the input channels and classes of the data.
+"""Any torchvision classifier, segmentation model or SSDLite, at any width, with the channels and classes of the data.
 
 Its trained weights are those of ImageNet, or of COCO with the 21 classes of Pascal VOC: pictures of three channels. For
 other data the layers at both ends are changed: the first convolution keeps what it has learned, summed or repeated over
@@ -18,6 +18,7 @@ from edgepack.core.errors import DeviceError, StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.models.contract import CheckpointKey, InChannels, OwnCheckpoint, Width
+from edgepack.models.sources import _detectors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +31,8 @@ _ATTENTION = ("vit_", "swin_", "maxvit_")  # their heads have a fixed width: no 
 _DENSE = "segmentation"  # the folder of torchvision's models that give a class for each pixel
 _CLASSES, _DENSE_CLASSES = 1000, 21  # of ImageNet and of Pascal VOC, background included
 _BUILDER = r"@register_model\(\)\n(?:@.*\n(?:    .*\n|\)\n)*)*def (\w+)\([^)]*?weights: Optional\[(\w+)\]"
-_OTHER_HEADS = ("classifier.low_classifier",)  # of LR-ASPP, which adds the logits of two layers
+# Of LR-ASPP, which adds the logits of two layers, and of detectors, which have one for each grid.
+_OTHER_HEADS = ("classifier.low_classifier", "head.classification_head")
 _HEADLESS = "IMAGENET1K_FEATURES"  # weights without a classifier: for feature extraction only
 
 
@@ -40,7 +42,7 @@ class Config(Frozen):
     in_channels: InChannels = None
     weights: str | None = Field(
         default=None,
-        description="pretrained weights of ImageNet, or for segmentation of COCO, for example DEFAULT; downloaded once",
+        description="pretrained weights of ImageNet, or for other tasks of COCO, for example DEFAULT; downloaded once",
     )
     checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
@@ -56,15 +58,17 @@ class Config(Frozen):
     @classmethod
     def _published(cls, weights: str | None, info: ValidationInfo) -> str | None:
         model = info.data.get("torchvision")
-        if weights is not None and model and weights not in _published(_folder(model))[model]:
-            raise ValueError(unknown(f"weights of {model}", weights, _published(_folder(model))[model]))
+        if weights is not None and model and weights not in _weights(model):
+            raise ValueError(unknown(f"weights of {model}", weights, _weights(model)))
         return weights
 
 
 def trained(config: Config, signature: Signature) -> bool:
     """Return whether it starts trained: from a checkpoint, or from weights that fit every layer."""
     classes = _DENSE_CLASSES if _folder(config.torchvision) else _CLASSES
-    whole = signature.width == classes and signature.inputs[0].shape[0] == 3 and config.width == 1
+    detects = config.torchvision in _detectors.NAMES
+    fits = _detectors.has_classes_of_coco(signature) if detects else signature.width == classes
+    whole = fits and signature.inputs[0].shape[0] == 3 and config.width == 1
     return config.checkpoint is not None or (config.weights is not None and whole)
 
 
@@ -81,6 +85,8 @@ def incompatibility(config: Config, signature: Signature) -> str:
 
 def _of_another_task(name: str, signature: Signature) -> str:
     """Return why the model's outputs are not those of the task, or ""."""
+    if why := _detectors.mismatch(name, signature):
+        return why
     wants_dense = [len(each.shape) for each in signature.outputs] == [3]
     if wants_dense and not _folder(name):
         known = ", ".join(_published(_DENSE))
@@ -119,8 +125,12 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 
 
 def names() -> tuple[str, ...]:
-    """List every classifier and segmentation model that torchvision builds."""
-    return tuple(sorted({**_published(), **_published(_DENSE)}))
+    """List every classifier and segmentation model that torchvision builds, and its detectors for phones."""
+    return tuple(sorted({**_published(), **_published(_DENSE), **_detectors.NAMES}))
+
+
+def _weights(name: str) -> tuple[str, ...]:
+    return _detectors.NAMES.get(name) or _published(_folder(name))[name]
 
 
 def _folder(name: str) -> str:
@@ -162,8 +172,12 @@ def _structure(name: str, signature: Signature) -> "nn.Module":
     extra |= {"image_size": height} if name.startswith("vit_") else {}
     extra |= {"input_size": (height, width)} if name.startswith("maxvit_") else {}
     extra |= {"weights_backbone": None, "aux_loss": False} if _folder(name) else {}
+    module: nn.Module
     try:
-        module: nn.Module = torchvision().models.get_model(name, num_classes=signature.width, **extra)
+        if name in _detectors.NAMES:
+            module = _detectors.structure(name, signature)
+        else:
+            module = torchvision().models.get_model(name, num_classes=signature.width, **extra)
     except (AssertionError, ValueError) as error:
         raise StageError(
             f"{name} cannot take pictures of {height} x {width}: {reason(error)}",

@@ -95,6 +95,9 @@ def incompatibility(config: Config, signature: Signature) -> str:
         return f"timm's models need pictures, but the data has inputs of shape {[*shape]}"
     if config.in_channels not in (None, shape[0]):
         return f"in_channels is {config.in_channels}, but the data has {shape[0]}: remove it"
+    if [len(each.shape) for each in signature.outputs] != [1]:
+        named = " and ".join(f"{each.name} {[*each.shape]}" for each in signature.outputs)
+        return f"timm's models are classifiers, which give one number a label, but the task needs {named}"
     own, given = weights_files.setting(_known(config), "label_names"), [*signature.labels]
     if isinstance(own, list) and own != given and sorted(map(str, own)) == sorted(given):
         # Outputs would be wrong, and nobody would see why.

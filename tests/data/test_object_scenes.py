@@ -1,0 +1,73 @@
+"""Scenes with boxes, composed of another data set's pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgepack.config.plugins import choose
+from edgepack.core.errors import RecipeError
+from edgepack.data.splits import PARTS, Data
+from edgepack.data.tasks.detection import Detection
+
+SETTINGS = {"size": 32, "most": 2, "train": 20, "validation": 5, "test": 6}
+
+
+def made(**settings: Any) -> Any:
+    return choose("datasets", {"object_scenes": {"of": {"digits": {"size": 16}}, **SETTINGS, **settings}})
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    choice = made()
+    found: Data = choice.module.load(choice.config)
+    return found
+
+
+def test_scenes_are_what_the_task_wants(data: Data) -> None:
+    choice, task = made(), choose("tasks", {"detection": {"strides": (8,)}})
+    signature = choice.module.describe(choice.config)
+    assert signature.inputs[0].shape == (1, 32, 32) and len(signature.labels) == 10
+    detection: Detection = task.module.task(task.config, signature)
+    data.check(detection)
+    assert [len(getattr(data, part)) for part in PARTS] == [20, 5, 6]
+    assert all(detection.problem(targets) == "" for part in PARTS for targets in getattr(data, part).truths())
+
+
+def test_splits_are_cut_with_their_boxes(data: Data) -> None:
+    task = choose("tasks", {"detection": {"strides": (8,)}})
+    choice = made()
+    detection = task.module.task(task.config, choice.module.describe(choice.config))
+    cut = data.cut({"test": 3}, detection).test
+    assert len(cut) == 3
+    kept, every = (torch.cat([*split.truths()]) for split in (cut, data.test))
+    assert all(any(torch.equal(one, other) for other in every) for one in kept)
+
+
+def test_only_training_scenes_are_mirrored_and_the_same_seed_gives_the_same(data: Data) -> None:
+    assert data.augmented and not data.test.augmented
+    first, again, other = (next(data.train.batches(20, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.inputs[0], again.inputs[0]) and torch.equal(first.targets, again.targets)
+    assert not torch.equal(first.targets[first.indices.argsort()], other.targets[other.indices.argsort()])
+
+
+def test_the_fingerprint_is_of_the_other_data_and_the_settings() -> None:
+    prints = {
+        choice.module.fingerprint(choice.config)
+        for choice in (made(), made(most=3), made(of={"digits": {"size": 20}}), made())
+    }
+    assert len(prints) == 3
+
+
+def test_a_recipe_with_all_defaults_gives_the_same() -> None:
+    choice = made()
+    again = choose("datasets", {"object_scenes": choice.plain()})
+    assert again.config == choice.config
+
+
+def test_other_data_than_square_grey_pictures_is_refused() -> None:
+    Path("shop.py").write_text("def load(): ...\n")
+    choice = made(of={"python": {"function": "shop:load", "shape": (3, 8, 8), "labels": ("a", "b")}})
+    with pytest.raises(RecipeError, match="square grey pictures, but python has inputs of other shapes"):
+        choice.module.describe(choice.config)
