@@ -128,7 +128,7 @@ def test_a_report_draws_what_is_found_and_what_is_right() -> None:
     ]
     assert found[0].words == "2 objects: car 1.00, dog 1.00"
     assert [[each.label for each in shown.boxes] for shown in right] == [["dog", "car"], ["cup"]]
-    assert right[1].boxes[0].right == 1
+    assert right[1].boxes[0].right == 1 and [each.words for each in right] == ["2 objects: dog, car", "1 object: cup"]
 
 
 def test_agreement_is_the_share_of_objects_with_a_partner() -> None:

@@ -176,7 +176,8 @@ class Detection(contract.Task):
 
     def truth(self, targets: "Array") -> list[Shown]:
         there = [each[each[:, 4] >= 0] for each in targets]
-        return [Shown(boxes=self._boxes(each[:, :4], each[:, 4])) for each in there]
+        found = [self._boxes(each[:, :4], each[:, 4]) for each in there]
+        return [Shown(words=_listed([box.label for box in each]), boxes=each) for each in found]
 
     def _boxes(self, boxes: "Array", labels: "Array") -> tuple[Box, ...]:
         shares = boxes / [*self.picture, *self.picture]
@@ -190,9 +191,8 @@ class Detection(contract.Task):
         return [self._told(labels.tolist(), scores.tolist()) for _, labels, scores in self.objects(outputs)]
 
     def _told(self, labels: list[int], scores: list[float]) -> str:
-        each = (f"{self.signature.labels[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True))
-        count = f"{len(labels)} object{'s' if len(labels) > 1 else ''}"
-        return f"{count}: {', '.join(each)}" if labels else "nothing"
+        pairs = zip(labels, scores, strict=True)
+        return _listed([f"{self.signature.labels[label]} {score:.2f}" for label, score in pairs])
 
     def attachments(self) -> dict[str, bytes]:
         facts = json.dumps(self._facts, indent=1)
@@ -217,6 +217,14 @@ class _Found:
 
     def compute(self) -> dict[str, float]:
         return self.precision.compute()
+
+
+def _listed(objects: list[str]) -> str:
+    """
+    >>> _listed(["dress 0.98", "bag 0.90"]), _listed([])
+    ('2 objects: dress 0.98, bag 0.90', 'nothing')
+    """
+    return f"{len(objects)} object{'s' if len(objects) > 1 else ''}: {', '.join(objects)}" if objects else "nothing"
 
 
 def _flaws(targets: "Tensor", picture: tuple[int, int], labels: int) -> Iterator[str]:
