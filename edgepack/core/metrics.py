@@ -63,6 +63,8 @@ _OF_TASKS = {
     "accuracy.top5": score("fraction of test samples whose label is among the five most likely", of_samples=True),
     "f1": score("harmonic mean of precision and recall, over all labels of all test samples"),
     "accuracy.labels": score("fraction of labels of test samples that are rightly given or not"),
+    "recall_at_1": score("fraction of test samples whose nearest other one has the same label"),
+    "recall_at_5": score("fraction of test samples of which one of the five nearest others has the same label"),
     "rmse": score("root of the mean squared error on the test samples", NUMBER, higher=False),
     "miou": score("intersection over union of pixels of a class, mean over the classes in the test masks"),
     "accuracy.pixels": score("fraction of pixels of the test masks that get their class"),
