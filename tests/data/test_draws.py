@@ -2,7 +2,7 @@
 
 import torch
 
-from edgepack.data import draws
+from edgepack.data.loading import draws
 
 
 def test_the_generator_is_the_published_one() -> None:

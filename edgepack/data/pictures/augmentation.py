@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from edgepack.core.frozen import Frozen
 from edgepack.core.units import Share
-from edgepack.data import draws
+from edgepack.data.loading import draws
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from edgepack.data import draws
+from edgepack.data.loading import draws
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -7,5 +7,9 @@ __all__ = ["Config", "incompatibility", "metrics", "task"]
 
 
 def incompatibility(config: Config, signature: Signature) -> str:
-    text = signature.preprocessing.get("kind") == "text"
-    return "this task is for pictures, but the data is text: use text_classification" if text else too_few(signature)
+    match signature.preprocessing.get("kind"):
+        case "text":
+            return "this task is for pictures, but the data is text: use text_classification"
+        case "sound":
+            return "this task is for pictures, but the data is sound: use audio_classification"
+    return too_few(signature)

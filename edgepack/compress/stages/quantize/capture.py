@@ -41,7 +41,8 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
     for norm in norms(graph):  # prepare_qat_pt2e would rewrite its eps and momentum (torchao issue 4107)
         check_norm(norm)
         fold(graph, norm)
-    _leave_float(graph, layers, fp32, embeddings)
+    always = {name for name, part in candidate.module.named_modules() if getattr(part, "stays_fp32", False)}
+    _leave_float(graph, layers, fp32, embeddings, always)
     for norm in norms(graph):
         for node in scale_and_shift(graph, norm):
             _keep_from_quantizer(node)
@@ -78,12 +79,17 @@ def layers_by_name(graph: fx.GraphModule, wrapper: str) -> dict[fx.Node, tuple[s
 
 
 def _leave_float(
-    graph: fx.GraphModule, layers: dict[fx.Node, tuple[str, ...]], patterns: tuple[str, ...], embeddings: bool
+    graph: fx.GraphModule,
+    layers: dict[fx.Node, tuple[str, ...]],
+    patterns: tuple[str, ...],
+    embeddings: bool,
+    always: set[str],
 ) -> None:
     weighted = [node for node in graph.graph.nodes if node.target in _LAYERS]
     check_patterns(patterns, [layers[node][-1] for node in weighted if layers[node]], "layers with weights")
     chosen = {node for node, names in layers.items() if matches(names[-1] if names else "", patterns)}
     chosen |= {node for node in weighted if node.target is TABLE and not embeddings}
+    chosen |= {node for node, names in layers.items() if not always.isdisjoint(names)}
     if weighted and chosen.issuperset(weighted) and EVERYTHING not in patterns:
         advice = f"name fewer layers, remove the stage, or confirm with fp32: ['{EVERYTHING}']"
         raise StageError("fp32 names every layer: nothing is left to quantize", advice)

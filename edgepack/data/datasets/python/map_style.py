@@ -11,7 +11,8 @@ from operator import index as index_of
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core.errors import RecipeError, reason
-from edgepack.data import draws, loading
+from edgepack.data import loading
+from edgepack.data.loading import draws
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepack.core import provenance
 from edgepack.core.errors import DeviceError, EdgepackError
-from edgepack.data import draws
+from edgepack.data.loading import draws
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Sounds as samples: how files are read, and log-mel features made of them."""
