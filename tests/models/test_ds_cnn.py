@@ -1,7 +1,10 @@
 """DS-CNN takes raw sound or features of it, and what makes features inside it stays in fp32."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -13,6 +16,7 @@ from edgepack.compress.stages.quantize.observers import prepare
 from edgepack.config import plugins
 from edgepack.core.errors import StageError
 from edgepack.core.signature import Signature, TensorSpec
+from edgepack.export.contract import write
 from edgepack.models.candidate import Candidate
 from edgepack.models.sources import ds_cnn
 from edgepack.models.sources.ds_cnn.log_mel import LogMel
@@ -59,6 +63,17 @@ def test_features_are_made_in_fp32_where_the_rest_is_int8() -> None:
     quiet = loud * 1e-3
     with torch.no_grad():
         torch.testing.assert_close(graph(quiet), candidate.module.eval()(quiet), atol=0.05, rtol=0.1)
+
+
+def test_silence_is_a_number_in_files_too(tmp_path: Path) -> None:
+    """A sum with a number of less than 1e-8 was taken out of ONNX files, and the logarithm was that of 0."""
+    candidate = Candidate.start(plugins.choose("models", {"ds_cnn": 8, "blocks": 2}), signature(2000))
+    write(candidate, plugins.choose("exporters", "onnx"), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    silence = numpy.zeros((1, 2000), numpy.float32)
+    [found] = session.run(None, {"input": silence})
+    with torch.no_grad():
+        numpy.testing.assert_allclose(found, candidate.module.eval()(torch.from_numpy(silence)).numpy(), atol=1e-4)
 
 
 def test_a_narrow_copy_keeps_the_features() -> None:

@@ -5,7 +5,7 @@ takes a tenth of the weights of one matrix, and less work.
 Source: J. Cooley and J. Tukey, An Algorithm for the Machine Calculation of Complex Fourier Series, 1965.
 """
 
-from math import isqrt
+from math import isqrt, log, sqrt
 from typing import Any
 
 import numpy
@@ -51,7 +51,7 @@ class LogMel(nn.Module):  # type: ignore[misc]
         spectrum = numpy.zeros((mels, self.window))
         spectrum[:, : self.window // 2 + 1] = bands(rate, self.window, mels)
         return {
-            "hann": weights(self.window),
+            "hann": weights(self.window) / sqrt(FLOOR),
             "first": numpy.concatenate([first.real, first.imag]),
             "turn": numpy.stack([turn.real, turn.imag]),
             "second": numpy.block([[second.real, -second.imag], [second.imag, second.real]]),
@@ -69,7 +69,8 @@ class LogMel(nn.Module):  # type: ignore[misc]
         turned = torch.cat([real * across - imaginary * along, real * along + imaginary * across], dim=2)
         real, imaginary = functional.linear(turned.transpose(2, 3), self.second).chunk(2, dim=3)
         power = functional.linear((real * real + imaginary * imaginary).flatten(2), self.bands)
-        features: Tensor = (power + FLOOR).log() / SCALE + 1
+        # Powers are in units of FLOOR: a sum with a number as small as that is no sum to the optimizer of ONNX files.
+        features: Tensor = (power + 1).log() / SCALE + (1 + log(FLOOR) / SCALE)
         return features.transpose(1, 2)
 
 
