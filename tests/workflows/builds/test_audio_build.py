@@ -36,5 +36,5 @@ def test_a_net_that_hears_raw_sound_is_built_and_tests_itself(tmp_path: Path) ->
     assert tested.code == 0, tested.err
     assert tested.out.splitlines()[-1].startswith("OK: ")
     io = json.loads((project.dist / "bundle/io/signature.json").read_text())
-    assert io["inputs"] == [{"name": "input", "shape": [2000], "dtype": "float32"}]
+    assert io["inputs"] == [{"name": "input", "shape": [1, 2000], "dtype": "float32"}]
     assert io["preprocessing"]["log_mel"]["made"] == "by the model"
