@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.data import draws
+from edgepack.data.loading import draws
 from edgepack.data.pictures.samples import InMemory
 
 if TYPE_CHECKING:
