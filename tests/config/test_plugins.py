@@ -158,8 +158,12 @@ def _data(module: ModuleType) -> BaseModel:
     lines = [json.dumps({"text": f"text {i}", "label": ("odd", "even")[i % 2]}) for i in range(18)]
     Path("news.jsonl").write_text("\n".join(lines))
     Path("news.csv").write_text("text,label\n" + "".join(f"{i},odd\n{i},even\n" for i in range(9)))
+    for name in ("yes/1", "yes/2", "yes/3", "no/1", "no/2", "no/3"):
+        Path("words", name).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"words/{name}.wav").touch()
     words = {"tokenizer": tokenizer()}
     needed: dict[str, dict[str, Any]] = {
+        "audio_folder": {"folder": "words"},
         "bbc_news": words,
         "csv": {"file": "news.csv", **words},
         "huggingface": {"path": "news.jsonl", "text": "text", **words},

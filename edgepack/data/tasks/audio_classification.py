@@ -1,7 +1,7 @@
 """Classification of sounds, one label per sound: keywords, languages, machines."""
 
 from edgepack.core.signature import Signature
-from edgepack.data.tasks._classification import Config, metrics, task
+from edgepack.data.tasks._classification import Config, metrics, task, too_few
 
 __all__ = ["Config", "incompatibility", "metrics", "task"]
 
@@ -12,4 +12,4 @@ def incompatibility(config: Config, signature: Signature) -> str:
         return "this task is for sounds, but the data is text: use text_classification"
     if any(len(spec.shape) > 2 for spec in signature.inputs):
         return "this task is for sounds, but the data has pictures: use image_classification"
-    return ""
+    return too_few(signature)
