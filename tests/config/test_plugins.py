@@ -161,14 +161,23 @@ def _data(module: ModuleType) -> BaseModel:
     for name in ("yes/1", "yes/2", "yes/3", "no/1", "no/2", "no/3"):
         Path("words", name).parent.mkdir(parents=True, exist_ok=True)
         Path(f"words/{name}.wav").touch()
+    boxes = [{"id": i, "image_id": i, "bbox": [1, 1, 4, 4], "category_id": 1 + i % 2, "iscrowd": 0} for i in range(6)]
+    pictures = [
+        {"id": i, "file_name": f"{kind}/{n}.png", "width": 8, "height": 8}
+        for i, (kind, n) in enumerate(product(("cat", "dog"), (1, 2, 3)))
+    ]
+    kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    Path("pets.json").write_text(json.dumps({"images": pictures, "annotations": boxes, "categories": kinds}))
     words = {"tokenizer": tokenizer()}
     needed: dict[str, dict[str, Any]] = {
         "audio_folder": {"folder": "words"},
         "bbc_news": words,
+        "coco": {"images": "pets", "annotations": "pets.json"},
         "csv": {"file": "news.csv", **words},
         "huggingface": {"path": "news.jsonl", "text": "text", **words},
         "image_csv": {"file": "pets/labels.csv"},
         "image_folder": {"folder": "pets"},
+        "object_scenes": {"of": {"digits": {}}},
         "python": {"function": "pets_data:load", "shape": (3, 8, 8), "labels": ("cat", "dog")},
         "segmentation_folder": {"images": "pets", "masks": "pets", "labels": ("cat", "dog")},
         "text_folder": {"folder": texts(), **words},

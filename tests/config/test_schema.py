@@ -45,6 +45,11 @@ def _fits(value: Any, rule: Any, whole: Any) -> bool:
         "minLength": lambda least: not isinstance(value, str) or len(value) >= least,
         "minProperties": lambda least: not isinstance(value, dict) or len(value) >= least,
         "minItems": lambda least: not isinstance(value, list | tuple) or len(value) >= least,
+        "maxItems": lambda most: not isinstance(value, list | tuple) or len(value) <= most,
+        "prefixItems": lambda rules: (
+            not isinstance(value, list | tuple)
+            or all(_fits(item, each, whole) for item, each in zip(value, rules, strict=False))
+        ),
         "items": lambda each: not isinstance(value, list | tuple) or all(_fits(item, each, whole) for item in value),
         "required": lambda keys: not isinstance(value, dict) or {*keys} <= {*value},
         "properties": lambda known: (
