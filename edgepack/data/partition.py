@@ -92,10 +92,10 @@ def enough(counts: Mapping[str, int], shares: Mapping[str, float], noun: str, go
     for name, count in counts.items():
         if count <= sum(quota(count, share) for share in shares.values()):
             raise RecipeError(
-                f"the class {name!r} has {count} {noun if count == 1 else f'{noun}s'}, "
+                f"{f'the class {name!r}' if name else 'the data'} has {count} {noun if count == 1 else f'{noun}s'}, "
                 + (f"too few to be split into {into}" if shares else "too few to train on")
                 + (f": {gone[name]}" if name in gone else ""),
-                f"{f'{ONCE}; or ' if name in gone else ''}add {noun}s, or remove the class",
+                f"{f'{ONCE}; or ' if name in gone else ''}add {noun}s{', or remove the class' if name else ''}",
             )
 
 

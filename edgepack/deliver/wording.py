@@ -145,10 +145,10 @@ def count(number: int) -> str:
 
 def plural(count: object, noun: str) -> str:
     """
-    >>> plural(1, "note"), plural(21, "note")
-    ('1 note', '21 notes')
+    >>> plural(1, "note"), plural(21, "note"), plural(2, "class")
+    ('1 note', '21 notes', '2 classes')
     """
-    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def clock(seconds: float) -> str:

@@ -7,10 +7,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import torch
 from factories import build, bundle_files, edgepack, measurement, recipe_file
 from torch_factories import candidate, context
 
 from edgepack.config.document import read_value
+from edgepack.config.plugins import choose
+from edgepack.core.signature import Signature
 from edgepack.deliver.bundle import pack
 from edgepack.deliver.reports import sarif
 
@@ -27,6 +30,18 @@ def test_the_stage_in_one_file_runs() -> None:
     assert weights
     assert all(((weight == 0) | (weight.abs() >= 0.1)).all() for weight in weights)
     assert after.notes == ("threshold 0.1",)
+
+
+def test_the_task_of_your_own_is_one() -> None:
+    source = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "edgepack.Task" in block)
+    Path("my_tasks.py").write_text(source)
+    choice = choose("tasks", {"python": "my_tasks:Counting", "within": 2})
+    task = choice.module.task(choice.config, Signature(inputs=()))
+    outputs, targets = (torch.tensor([[1.0], [5.0]]), torch.zeros(2, 4, 4)), torch.tensor([2.0, 2.0])
+    meter = task.meter()
+    meter.update(outputs, targets)
+    assert float(task.loss(outputs, targets)) == task.scores(meter)["count.error"] == 2.0
+    assert task.agreement(*[(each[0].numpy(),) for each in (outputs, outputs)]).tolist() == [1.0, 1.0]
 
 
 def test_the_mistakes_are_reported_as_shown() -> None:

@@ -16,7 +16,8 @@ from edgepack.data.partition import enough, missing, same_classes
 from edgepack.data.pictures import collection
 from edgepack.data.pictures.encoded import Encoded, Inside
 from edgepack.data.splits import Data
-from edgepack.data.texts import corpus, tables
+from edgepack.data.texts import corpus
+from edgepack.data.texts.targets import ordered
 
 _SHARED = {"validation", "test", "bad_samples"}
 _OF_PICTURES = {*collection.Settings.model_fields} - _SHARED
@@ -102,9 +103,7 @@ class Found:
 
     @property
     def labels(self) -> list[str]:
-        return (
-            [*self.names] if self.names is not None else tables.ordered({label for _, label in self.samples["train"]})
-        )
+        return [*self.names] if self.names is not None else ordered({label for _, label in self.samples["train"]})
 
     def add(self, part: str, sample: Inside, value: object, names: Sequence[str] | None) -> None:
         """Add a sample with the value of its label, of which `names` may be known; or note its problem."""

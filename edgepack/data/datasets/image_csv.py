@@ -1,8 +1,10 @@
-"""Your own pictures listed in CSV files: one row per picture, with its path and its label.
+"""Your own pictures listed in CSV files: one row per picture, with its path, and its label, numbers or tags.
 
 labels.csv, from which the splits are drawn, or a file for each split; the first row names the columns.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -21,6 +23,7 @@ from edgepack.data.pictures.encoded import Encoded
 from edgepack.data.splits import Data
 from edgepack.data.texts import tables
 from edgepack.data.texts.tables import Tables
+from edgepack.data.texts.targets import Target, check_known
 
 KEEPS = True
 
@@ -32,32 +35,46 @@ class Config(Settings, Tables):
     path: str = Field(default="path", description="column with the path of the picture")
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """The pictures of each split by class, the names of what is right, and what it is unless it is a class."""
+
+    parts: dict[str, Files]
+    labels: list[str]
+    targets: dict[Encoded, Target]
+
+
 def describe(config: Config) -> Signature:
     """Read every row, since the labels are there. Raises RecipeError for rows that cannot be used, and their places."""
-    return collection.describe(config, _parts(config)["train"])
+    return collection.describe(config, _listed(config).labels)
 
 
 def notes(config: Config) -> tuple[str, ...]:
     """Return warnings about the labels. Reads every row."""
-    return tuple(doubts(_parts(config)["train"]))
+    return tuple(doubts(_listed(config).labels))
 
 
 def fingerprint(config: Config) -> str:
     """Return a digest of the rows and the contents of all pictures; where they are does not matter."""
-    parts = _parts(config)
-    shas = _digests(config, parts)
+    listed = _listed(config)
+    shas = _digests(config, listed.parts)
     rows = {
         part: {label: [shas[file] for file in files] for label, files in classes.items()}
-        for part, classes in parts.items()
+        for part, classes in listed.parts.items()
     }
+    right = {shas[file]: target for file, target in listed.targets.items()}
+    facts = {"targets": right, "names": listed.labels} if right else {}
     names = {Path(file.name).suffix.lower(): "" for file in shas}  # they tell which libraries read them
-    return collection.fingerprint(config, names, {*Config.model_fields} - {*Settings.model_fields}, rows=rows)
+    own = {*Config.model_fields} - {*Settings.model_fields}
+    return collection.fingerprint(config, names, own, rows=rows, **facts)
 
 
 def load(config: Config, loading: Loading | None = None) -> Data:
-    parts = _parts(config)
-    shas = _digests(config, parts)
-    return collection.load(config, parts, shas, tuple(doubts(parts["train"])), loading or Loading())
+    listed = _listed(config)
+    shas = _digests(config, listed.parts)
+    told = tuple(doubts(listed.labels))
+    how = loading or Loading()
+    return collection.load(config, listed.parts, shas, told, how, targets=listed.targets, names=listed.labels)
 
 
 def _digests(config: Config, parts: dict[str, Files]) -> dict[Encoded, str]:
@@ -67,33 +84,55 @@ def _digests(config: Config, parts: dict[str, Files]) -> dict[Encoded, str]:
     return {Path(name): sha for name, sha in found.items()}
 
 
-def _parts(config: Config) -> dict[str, Files]:
-    """Return the files of each class by split, in the order of rows. Raises RecipeError for the first problem."""
+def _listed(config: Config) -> _Listed:
+    """Return the pictures in the order of rows. Raises RecipeError for the first problem."""
     found = {part: _rows(file, config) for part, file in config.files.items()}
-    labels = tables.ordered({*found["train"]})
-    if len(labels) < 2:
-        what = f"one label only, {labels[0]!r}" if labels else "no rows"
+    labels = config.labels(right for _, right in found["train"])
+    if not found["train"] or (config.are_classes and len(labels) < 2):
+        what = f"one label only, {labels[0]!r}" if found["train"] else "no rows"
         raise RecipeError(f"{config.file} has {what}: a classifier needs at least two classes")
-    for part, classes in found.items():
-        same_classes(f"in {config.files[part]}", part, labels, classes)
-    counts = {label: len(files) for label, files in found["train"].items()}
-    enough(counts, missing(found, config.shares), "picture")
-    return {part: {label: classes[label] for label in labels} for part, classes in found.items()}
+    classes = labels if config.are_classes else [""]
+    parts = {part: _by_class(rows, config.are_classes) for part, rows in found.items()}
+    for part, members in parts.items():
+        same_classes(f"in {config.files[part]}", part, classes, members)
+        if not config.are_classes:
+            check_known(config.files[part], [right for _, right in found[part]], labels)
+    enough({label: len(files) for label, files in parts["train"].items()}, missing(found, config.shares), "picture")
+    return _Listed(
+        parts={part: {label: members[label] for label in classes} for part, members in parts.items()},
+        labels=labels,
+        targets={} if config.are_classes else _targets(found.values()),
+    )
 
 
-def _rows(file: Path, config: Config) -> Files:
+def _by_class(rows: Iterable[tuple[Path, Target]], are_classes: bool) -> Files:
+    found: dict[str, list[Path]] = {}
+    for picture, right in rows:
+        found.setdefault(str(right) if are_classes else "", []).append(picture)
+    return {label: tuple(files) for label, files in found.items()}
+
+
+def _targets(parts: Iterable[Sequence[tuple[Path, Target]]]) -> dict[Encoded, Target]:
+    """Raises RecipeError for a picture that is listed twice, with different targets."""
+    found: dict[Encoded, Target] = {}
+    for picture, right in (row for rows in parts for row in rows):
+        if found.setdefault(picture, right) != right:
+            raise RecipeError(f"{shown(picture)} is listed twice, with {found[picture]} and {right}", "remove one row")
+    return found
+
+
+def _rows(file: Path, config: Config) -> list[tuple[Path, Target]]:
     root = Path(config.folder) if config.folder is not None else file.parent
     hint = f"name the columns: data: {{image_csv: {{file: {file}, path: ..., label: ...}}}}"
-    found: dict[str, list[Path]] = {}
-    problems = []
-    for place, (name, label) in tables.rows(file, (config.path, config.label), config.encoding, hint):
+    found, problems = [], []
+    for place, (name, *right) in tables.rows(file, (config.path, *config.of_target), config.encoding, hint):
         picture = root / name.strip()
         if why := _flaw(picture, name):
             problems.append(f"{place}: {why}")
-        found.setdefault(tables.label(place, label), []).append(picture)
+        found.append((picture, config.target(place, right)))
     if problems:
         raise unreadable(problems, "row", "cannot be used", f"fix or remove them; paths are relative to {shown(root)}")
-    return {label: tuple(files) for label, files in found.items()}
+    return found
 
 
 def _flaw(picture: Path, name: str) -> str:

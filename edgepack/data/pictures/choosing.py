@@ -9,6 +9,7 @@ from edgepack.data.folders import counted
 from edgepack.data.partition import ONCE, copied, drawn, enough, missing, whereabouts
 from edgepack.data.pictures.decoding import Decoded
 from edgepack.data.pictures.encoded import Encoded, place
+from edgepack.data.texts.targets import Target
 
 _PARTS = ("test", "validation", "train")  # a picture in two parts stays in the first of these
 
@@ -22,12 +23,19 @@ class Picture:
     label: int
     file: Encoded
     sha: str  # equal for equal files
+    target: Target | None = None  # of pictures without classes
+
+    @property
+    def right(self) -> object:
+        return self.label, self.target
 
 
-def every(parts: Mapping[str, Classes], shas: Mapping[Encoded, str]) -> list[Picture]:
+def every(
+    parts: Mapping[str, Classes], shas: Mapping[Encoded, str], targets: Mapping[Encoded, Target] = {}
+) -> list[Picture]:
     """Return all pictures; if two parts have copies, those that are kept come first."""
     return [
-        Picture(part=part, label=label, file=file, sha=shas[file])
+        Picture(part=part, label=label, file=file, sha=shas[file], target=targets.get(file))
         for part in _PARTS
         for label, files in enumerate(parts.get(part, {}).values())
         for file in files
@@ -59,8 +67,8 @@ def chosen(
 def _deduplicated(groups: Sequence[Sequence[Picture]], read: Mapping[str, Decoded]) -> tuple[list[Picture], list[str]]:
     """Return one of each group of equal pictures, or none if their labels differ, and remarks on the dropped ones."""
     count = sum(map(len, groups))
-    clear = [group for group in groups if len({each.label for each in group}) == 1]
-    doubtful = [group for group in groups if len({each.label for each in group}) > 1]
+    clear = [group for group in groups if len({each.right for each in group}) == 1]
+    doubtful = [group for group in groups if len({each.right for each in group}) > 1]
     kept = [group[0] for group in clear]
     return kept, [
         *_copies(sum(map(len, clear)) - len(kept), count),
@@ -78,7 +86,7 @@ def _copies(count: int, of: int) -> Iterator[str]:
 def _contradictions(groups: Sequence[Sequence[Picture]], of: int) -> Iterator[str]:
     if groups:
         first = groups[0][0]
-        other = next(each for each in groups[0] if each.label != first.label)
+        other = next(each for each in groups[0] if each.right != first.right)
         which = f"such as {place(first.file)} and {place(other.file)}"
         yield f"{sum(map(len, groups))} of {of} pictures have copies with another label, {which}: none of them is used"
 
@@ -98,7 +106,7 @@ def _lost(groups: Sequence[Sequence[Picture]], labels: Sequence[str]) -> _Lost:
     lost: _Lost = {}
     for group in groups:
         known = {each.label for each in group}
-        for each in group if len(known) > 1 else group[1:]:
+        for each in group if len({one.right for one in group}) > 1 else group[1:]:
             other = min(known - {each.label}, default=None)
             fate = copied(each.part, group[0].part) if other is None else f"under the label {labels[other]!r} too"
             lost.setdefault((each.part, each.label), []).append(fate)

@@ -22,6 +22,7 @@ from edgepack.data.pictures.keeping import Cache, pixels
 from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
 from edgepack.data.splits import Data, Split
+from edgepack.data.texts.targets import Target, as_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,13 +148,16 @@ def load(
     notes: Sequence[str],
     loading: Loading,
     lost: Sequence[str] = (),
+    targets: Mapping[Encoded, Target] = {},
+    names: Sequence[str] = (),
 ) -> Data:
     """Decode every picture once, to see that it can be read and which are equal; of equal pictures one is kept.
 
     `parts` are the files of each class by split, and `shas` the hashes of all of them; `lost` are problems of pictures
-    that are left out already. Raises RecipeError naming the pictures that cannot be read.
+    that are left out already. Pictures that are of no class have `targets`, whose numbers or tags have these `names`,
+    and are all of the class "". Raises RecipeError naming the pictures that cannot be read.
     """
-    pictures = every(parts, shas)
+    pictures = every(parts, shas, targets)
     stored, found = pixels({picture.file: picture.sha for picture in pictures}, config.frame, config.cache, loading)
     rows = {sha: row for row, sha in enumerate(found)}
     read = {sha: each for sha, each in found.items() if isinstance(each, Decoded)}
@@ -172,8 +176,9 @@ def load(
             moving=change if part == "train" else None,
             starts=None if part == "train" else starts(config, [read[each.sha].size for each in splits[part]]),
         )
-        labels = torch.tensor([picture.label for picture in splits[part]])
-        return Split(samples=samples, targets=labels, prepare=partial(prepared, config=config))
+        rights = [targets[picture.file] for picture in splits[part]] if targets else []
+        found = as_tensor(rights, names) if rights else torch.tensor([picture.label for picture in splits[part]])
+        return Split(samples=samples, targets=found, prepare=partial(prepared, config=config))
 
     return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *bad, *more))
 

@@ -19,6 +19,7 @@ from edgepack.data.folders import NOT_FETCHED, POINTERS
 from edgepack.data.partition import ONCE, copied, drawn, enough, missing, possible, unreadable, whereabouts
 from edgepack.data.splits import EXAMPLES, Data, Split
 from edgepack.data.texts import tokenizer
+from edgepack.data.texts.targets import Target, as_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +77,19 @@ class Settings(Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text with its label and its place: "news/sport/1.txt" or "news.csv:17"."""
+    """One text with its label and its place: "news/sport/1.txt" or "news.csv:17".
+
+    One that is of no class has a `target`, numbers or tags, and no label.
+    """
 
     text: str
     label: str
     place: str
+    target: Target | None = None
+
+    @property
+    def right(self) -> Target:
+        return self.label if self.target is None else self.target
 
 
 Documents = Mapping[str, Sequence[Document]]  # by part; missing parts are drawn from train
@@ -116,20 +125,22 @@ def load(config: Settings, documents: Documents, labels: Sequence[str]) -> Data:
     import torch
 
     refuse(documents)
-    parts = _drawn(config, documents, labels)
+    classes = labels if all(each.target is None for each in documents["train"]) else [""]
+    parts = _drawn(config, documents, classes)
     fixed = tokenizer.load(config.tokenizer, config.max_length)
     windows = {"train": config.windows}
     encoded = {
         part: tokenizer.encode(fixed.tokenizer, [each.text for each in parts[part]], windows=windows.get(part, 1))
         for part in _PARTS
     }
-    targets = {part: [labels.index(parts[part][row].label) for row in encoded[part].texts] for part in _PARTS}
-    own = _own(encoded, targets, labels)
+    of_rows = {part: [parts[part][row] for row in encoded[part].texts] for part in _PARTS}
+    own = _own(encoded, {part: [classes.index(each.label) for each in of_rows[part]] for part in _PARTS}, classes)
 
     def split(part: str) -> Split:
         rows = torch.tensor(own[part])
         inputs = (torch.from_numpy(encoded[part].ids)[rows], torch.from_numpy(encoded[part].mask)[rows])
-        return Split(inputs=inputs, targets=torch.tensor(targets[part])[rows], prepare=_prepared)
+        targets = as_tensor([each.right for each in of_rows[part]], labels)
+        return Split(inputs=inputs, targets=targets[rows], prepare=_prepared)
 
     return Data(
         train=split("train"),
@@ -179,7 +190,8 @@ def _own(
     taught = {targets["train"][row] for row in own["train"]}
     lacking = [label for target, label in enumerate(labels) if target not in taught]
     if lacking or not own["validation"]:
-        where = f"the class {lacking[0]!r} in training" if lacking else "validation"
+        taught_nothing = f"the class {lacking[0]!r} in training" if any(lacking) else "training"
+        where = taught_nothing if lacking else "validation"
         raise RecipeError(
             f"nothing is left for {where}: after tokenizing, all its documents are also in another split",
             "use a longer max_length, or a tokenizer that knows their words",
@@ -229,11 +241,11 @@ def _deduplicated(documents: Documents) -> tuple[dict[str, list[Document]], Lost
             where, first = seen.setdefault(" ".join(each.text.split()), (part, each))
             if first is each:
                 kept[part].append(each)
-            elif first.label == each.label:
+            elif first.right == each.right:
                 lost.setdefault((part, each.label), []).append(copied(part, where))
             else:
                 contradictions.append(
-                    f"{each.place}: {each.label!r}, but the same text in {first.place} {first.label!r}"
+                    f"{each.place}: {each.right!r}, but the same text in {first.place} {first.right!r}"
                 )
     if contradictions:
         what = "has a copy" if len(contradictions) == 1 else "have copies"

@@ -8,15 +8,15 @@ from pathlib import Path
 from pydantic import Field
 
 from edgepack.core.errors import RecipeError
-from edgepack.core.frozen import Frozen
-from edgepack.core.signature.labels import flaw
+from edgepack.core.frozen import Json
 from edgepack.data.texts.corpus import LONGEST, Encoding, decoded, undecodable
+from edgepack.data.texts.targets import TargetColumns
 
 _COMMAS = "save the file with commas between columns"
 _QUOTES = 'put a value with a comma, a quote or a line end in quotes, and double the quotes inside it: "so ""quoted"""'
 
 
-class Tables(Frozen):
+class Tables(TargetColumns):
     """Settings of data sets that are listed in CSV files, one for all splits or one for each."""
 
     file: str = Field(
@@ -24,13 +24,19 @@ class Tables(Frozen):
     )
     validation_file: str | None = Field(default=None, description="file with the rows of this split")
     test_file: str | None = Field(default=None, description="file with the rows of this split")
-    label: str = Field(default="label", description="column with the class")
     encoding: Encoding = Field(default="utf-8", description="encoding of the files")
 
     @property
     def files(self) -> dict[str, Path]:
         named = {"train": self.file, "validation": self.validation_file, "test": self.test_file}
         return {part: Path(name) for part, name in named.items() if name is not None}
+
+
+def facts(config: Tables) -> Json:
+    """Return what a fingerprint tells of the columns that say what is right."""
+    if config.are_classes:
+        return {"label": config.label}
+    return {"targets": config.targets, "tags": config.tags, "separator": config.separator}
 
 
 def rows(file: Path, columns: Sequence[str], encoding: str, hint: str) -> Iterator[tuple[str, list[str]]]:
@@ -51,23 +57,6 @@ def rows(file: Path, columns: Sequence[str], encoding: str, hint: str) -> Iterat
             raise RecipeError(f"{file}:{line}: the row has {len(row)} values for {len(header)} columns", _QUOTES)
         values = dict(zip(header, row, strict=True))
         yield f"{file}:{line}", [values[column] for column in columns]
-
-
-def label(place: str, value: str) -> str:
-    """Return a label without blanks around it. Raises RecipeError if it is not valid."""
-    found = value.strip()
-    if why := flaw(found):
-        raise RecipeError(f"{place}: {f'{found!r} is not a valid label: {why}' if found else 'the label is empty'}")
-    return found
-
-
-def ordered(labels: set[str]) -> list[str]:
-    """Return labels sorted; if all are numbers, by value, the usual order in trained models.
-
-    >>> ordered({"10", "9"}), ordered({"b", "a", "9"})
-    (['9', '10'], ['9', 'a', 'b'])
-    """
-    return sorted(labels, key=int) if all(each.isdecimal() for each in labels) else sorted(labels)
 
 
 def check_there(file: Path) -> None:

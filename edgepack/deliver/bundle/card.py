@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 # What is said of the labels, of an output, and of parity, by the task's `reading`.
 _SAID = {
-    "label": (" in {} classes", "; the largest is the label, by its line in `io/labels.txt`", "decides as torch does"),
+    "label": (" in", "class", "; the largest is the label, by its line in `io/labels.txt`", "decides as torch does"),
     "tags": (
-        " with {} labels",
+        " with",
+        "label",
         "; 1 / (1 + exp(-x)) is the probability of the label in the same line of `io/labels.txt`, "
         "which is given above {threshold}",
         "gives the labels that torch gives",
     ),
-    "values": (" of {} numbers", "; their names are the lines of `io/labels.txt`", "agrees with torch"),
-    "shapes": (" with {} labels", "", "agrees with torch"),
+    "values": (" of", "number", "; their names are the lines of `io/labels.txt`", "agrees with torch"),
+    "shapes": (" with", "label", "", "agrees with torch"),
 }
 
 
@@ -43,16 +44,17 @@ def render(
 
     With `elsewhere` files may have run on another computer: scores are left to the report.
     """
-    labels, output, parity = (each.format(len(signature.labels), **settings) for each in _SAID[reading])
+    joined, noun, output, parity = _SAID[reading]
+    labels = f"{joined} {wording.plural(len(signature.labels), noun)}" if signature.labels else ""
     missing = "see the report" if elsewhere else "not run"
     return rendering.render(
         "MODEL_CARD.md.j2",
         build=build,
         manifest=manifest,
         signature=signature,
-        labels=labels if signature.labels else "",
+        labels=labels,
         title=_title(manifest, settings),
-        output=output,
+        output=output.format(**settings),
         reading=reading,
         parity=parity,
         shown=lambda found: wording.figure(found.metric, found.value) if found else missing,

@@ -1,12 +1,14 @@
 """Every kind of task, from recipe to bundle: its metric judged, its bundle tested, its examples run."""
 
 import ast
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factories import answers, python
+from sklearn.datasets import load_diabetes
 from tiny_project import DEVICE, Project
 from tiny_project import without_dry_run as without_dry_run
 
@@ -27,8 +29,8 @@ def stem(width):
     return nn.Sequential(*layers)
 
 
-def make():
-    return nn.Sequential(stem(16), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 2))
+def mlp():
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
 
 
 class Counter(nn.Module):
@@ -66,21 +68,17 @@ SHOP = """\
 import numpy
 
 
-def values():
-    "The brightness of the upper and of the lower half of pictures."
+def tags():
+    "Whether the upper and the lower half of pictures are bright."
     def split(seed, count):
         light = numpy.linspace(0.1, 2, count)[:, None, None, None]
         inputs = numpy.random.default_rng(seed).random((count, 1, 8, 8)) * light
-        return inputs, inputs.reshape(count, 2, -1).mean(2)
+        return inputs, (inputs.reshape(count, 2, -1).mean(2) > 0.5) * 1.0
     return {"train": split(0, 128), "validation": split(1, 32), "test": split(2, 32)}
 
 
-def tags():
-    return {part: (inputs, (targets > 0.5) * 1.0) for part, (inputs, targets) in values().items()}
-
-
 def counts():
-    return {part: (inputs, inputs.sum((1, 2, 3)) / 10) for part, (inputs, targets) in values().items()}
+    return {part: (inputs, inputs.sum((1, 2, 3)) / 10) for part, (inputs, targets) in tags().items()}
 """
 TASKS = """\
 import edgepack
@@ -109,7 +107,7 @@ RECIPE = """\
 edgepack: 1
 task: {task}
 model: {model}
-data: {{python: {{function: "shop:{data}", shape: [1, 8, 8], files: []{labels}}}}}
+data: {data}
 device: desk
 stages:
   - train: {{epochs: 6, learning_rate: 1e-2, batch_size: 32}}
@@ -118,7 +116,7 @@ export: [executorch, onnx]
 budgets: {{size: 1 MB, parity: {{min: 90 %}}, {budget}}}
 """
 PRUNE, QUANTIZE = "prune: {ratio: 25 %, steps: 1, recover: {epochs: 1}}", "quantize: {epochs: 1}"
-LABELS = ", labels: [upper, lower]"
+OWN = '{python: {function: "shop:%s", shape: [1, 8, 8], files: []%s}}'
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
@@ -137,7 +135,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 def _built(shop: Project, task: str, data: str, budget: str, **parts: str) -> Build:
     """A build that met its budgets, whose bundle gives what it gave."""
-    facts = {"stage": PRUNE, "labels": "", **parts}
+    facts = {"stage": PRUNE, **parts}
     (shop.folder / "recipes/tiny.yaml").write_text(RECIPE.format(task=task, data=data, budget=budget, **facts))
     ran = shop.build()
     assert ran.code == 0, ran.err
@@ -161,19 +159,30 @@ def _card(shop: Project) -> str:
     return (shop.dist / "bundle/MODEL_CARD.md").read_text()
 
 
+def _diabetes(file: Path) -> list[str]:
+    """The table of 442 patients that scikit-learn ships, and how their disease progressed, in hundreds."""
+    table = load_diabetes(scaled=False)
+    with file.open("w", newline="") as written:
+        rows = ([*features, target / 100] for features, target in zip(table.data, table.target, strict=True))
+        csv.writer(written).writerows([[*table.feature_names, "progression"], *rows])
+    names: list[str] = table.feature_names
+    return names
+
+
 def test_numbers_are_named_in_all_that_a_build_gives(shop: Project, without_dry_run: None) -> None:
-    made = _built(
-        shop, "regression", "values", "rmse: {max: 0.5, max_rise: 0.2}", model='{python: "nets:make"}', labels=LABELS
-    )
+    features = _diabetes(shop.folder / "diabetes.csv")
+    data = f"{{csv: {{file: diabetes.csv, features: {json.dumps(features)}, targets: [progression]}}}}"
+    made = _built(shop, "regression", data, "rmse: {max: 0.75, max_rise: 0.1}", model='{python: "nets:mlp"}')
     verdicts = {each.budget: each for each in made.verdicts if each.artifact == "onnx"}
-    assert verdicts["rmse"].value is not None and verdicts["rmse"].value < 0.5
     assert {"rmse", "rmse.max_rise"} <= {*verdicts} and made.metric == "rmse"
     train = made.ledger[1]
     assert train.metric == "rmse" and train.score < made.ledger[0].score  # lower is better
     for shown in _examples(shop).values():
-        assert [{*each} for each in shown] == [{"upper", "lower"}] * 3
-        assert all(0 < each["upper"] < 2 for each in shown)
-    assert "Regression of 2 numbers" in _card(shop) and "| rmse |" in _card(shop)
+        assert [{*each} for each in shown] == [{"progression"}] * 3
+        assert all(0.2 < each["progression"] < 4 for each in shown)
+    assert "Regression of 1 number, for" in _card(shop) and "| rmse |" in _card(shop)
+    told = json.loads((shop.dist / "bundle/io/signature.json").read_text())["preprocessing"]
+    assert told["columns"] == features and len(told["normalize"]["mean"]) == 10
     html = (shop.dist / "report.html").read_text()
     assert "accuracy" not in html + (shop.dist / "report.md").read_text() and "rmse" in html
 
@@ -182,8 +191,9 @@ def test_labels_above_the_threshold_are_given_by_the_output_of_a_dataclass(
     shop: Project, without_dry_run: None
 ) -> None:
     task = "{multi_label_classification: {threshold: 0.4}}"
-    parts = {"stage": QUANTIZE, "labels": LABELS, "model": '{python: "nets:Boxed"}'}
-    made = _built(shop, task, "tags", "f1: {min: 30 %, max_drop: 50 %}", **parts)
+    data = OWN % ("tags", ", labels: [upper, lower]")
+    parts = {"stage": QUANTIZE, "model": '{python: "nets:Boxed"}'}
+    made = _built(shop, task, data, "f1: {min: 30 %, max_drop: 50 %}", **parts)
     assert [each.name for each in made.metrics] == ["f1", "accuracy.labels"]
     for shown in _examples(shop).values():
         assert all(isinstance(each, list) and {*each} <= {"upper", "lower"} for each in shown)
@@ -191,7 +201,7 @@ def test_labels_above_the_threshold_are_given_by_the_output_of_a_dataclass(
 
 
 def test_a_task_of_your_own_with_two_outputs_of_a_dict(shop: Project) -> None:
-    own = {"task": '{python: "my_tasks:Counting", within: 2}', "data": "counts"}
+    own = {"task": '{python: "my_tasks:Counting", within: 2}', "data": OWN % ("counts", "")}
     made = _built(shop, **own, budget="count.error: {max: 5, max_rise: 1}", model='{python: "nets:Counter"}')
     assert made.recipe["task"] == {"python": "my_tasks:Counting", "within": 2.0}
     assert {each.budget for each in made.verdicts} >= {"count.error", "count.error.max_rise"}
