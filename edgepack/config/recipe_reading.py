@@ -110,8 +110,8 @@ class _Checker:
         self._version(data.get("version"))
         licence = self._licence(data.get("licence"))
         self._licence_file(data.get("licence_file"))
-        if cuts is not None and signature is not None:
-            self._cut(cuts, signature)
+        if cuts is not None and signature is not None and task is not None:
+            self._cut(cuts, task, signature)
         if model is not None and signature is not None:
             self._fit(signature, model, stages)
         if model is None or source is None or task is None or cuts is None or self.document.problems:
@@ -181,7 +181,9 @@ class _Checker:
         named = {key: inside for key, inside in value.items() if key not in cuts}
         return named, self.document.check(Cuts, cuts, ("data",))
 
-    def _cut(self, cuts: Cuts, signature: "Signature") -> None:
+    def _cut(self, cuts: Cuts, task: Choice, signature: "Signature") -> None:
+        if not task.module.task(task.config, signature).has_classes:
+            return
         classes = len(signature.labels)
         for part, samples in cuts.samples.items():
             if samples < classes:

@@ -252,6 +252,11 @@ class Task(ABC):
         """Return files by name that show how an app reads outputs, where that takes more than a line."""
         return {}
 
+    @property
+    def has_classes(self) -> bool:
+        """Return whether a split that is cut keeps each class's share."""
+        return type(self).classes is not Task.classes
+
     def classes(self, targets: "Tensor") -> "Tensor | None":
         """Return the class of each sample, int64 [n], by which splits are cut and classes weighed; None: no such."""
         return None
