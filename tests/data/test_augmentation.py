@@ -68,11 +68,11 @@ export: [onnx]
     Path("recipe.yaml").write_text(recipe)
     with pytest.raises(ConfigError) as caught:
         load_recipe("recipe.yaml")
-    assert [each.path for each in caught.value.problems] == [
+    assert {each.path for each in caught.value.problems} == {
         "data.image_folder.augment.erase",
         "data.image_folder.augment.rotate",
         "data.image_folder.bad_samples.skip",
-    ]
+    }
 
 
 def test_a_folder_of_pictures_is_augmented_as_asked_by_any_number_of_processes() -> None:

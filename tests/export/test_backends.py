@@ -65,7 +65,7 @@ def test_a_portable_file_delegates_nothing_and_runs(tmp_path: Path) -> None:
         split=data().test.first(8),
         folder=tmp_path,
     )
-    agreed = evaluate.parity(context().task, answers, logits(made("quantized").module).numpy()[:8])
+    agreed = evaluate.parity(context().task, answers, (logits(made("quantized").module).numpy()[:8],))
     assert agreed.agreement == 1
 
 

@@ -32,7 +32,7 @@ def test_the_file_answers_in_a_fresh_process_as_torch_does(format: str, how: How
         split=data().test,
         folder=tmp_path,
     )
-    agreed = evaluate.parity(context().task, answers, logits(made(how).module).numpy())
+    agreed = evaluate.parity(context().task, answers, (logits(made(how).module).numpy(),))
     assert agreed.agreement == 1
     assert agreed.cosine and agreed.cosine > 0.999
     assert agreed.largest_difference is not None and agreed.largest_difference < (1e-4 if how == "eager" else 0.5)

@@ -52,6 +52,6 @@ PAST = Path("dist/history.jsonl")
 
 def limits(budgets: Any) -> tuple[Budget, ...]:
     document = Document(file="recipe.yaml", data={"budgets": budgets}, lines={})
-    found = read_budgets(document, budgets, ["onnx"], budgets["relative"]["baseline"])
+    found = read_budgets(document, budgets, ["onnx"], recorded=budgets["relative"]["baseline"])
     document.raise_problems()
     return found

@@ -120,6 +120,7 @@ def _build(
             planner = planned(session.device, session.facts)
             runner = Runner(planner.recipe, session, store, planner)
             work = runner.work
+            stack.callback(work.close)
             device = replace(device, quantization=planner.device.quantization)
             about = {"recipe": planner.recipe.plain(), "device": {"id": device.id, **device.plain()}}
             environment = {**provenance.environment(), "trained_on": planner.recipe.hardware.describe()}

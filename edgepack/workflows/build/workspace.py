@@ -70,7 +70,12 @@ class Workspace:
 
     @cached_property
     def scratch(self) -> "TemporaryDirectory[str]":
+        """Return a folder of this build; `close` removes it."""
         return TemporaryDirectory(prefix="edgepack-")
+
+    def close(self) -> None:
+        if "scratch" in self.__dict__:
+            self.scratch.cleanup()
 
     @property
     def test_samples(self) -> int:

@@ -130,7 +130,9 @@ def test_training_ends_after_so_many_epochs_without_a_better_score() -> None:
             return getattr(task, name)
 
         def meter(self) -> Any:
-            return SimpleNamespace(update=lambda outputs, targets: None, compute=lambda: {"accuracy": scores.pop(0)})
+            return SimpleNamespace(
+                update=lambda outputs, targets: None, compute=lambda: {"accuracy": scores.pop(0), "accuracy.top5": 1.0}
+            )
 
     events: list[Event] = []
     here = replace(context(events=events), task=cast(Task, Scripted()))

@@ -107,7 +107,7 @@ def test_two_processes_train_as_well_as_one_and_go_on_together_where_they_were_s
     one, two = _trained("one", 1), _trained("two", 2)
     assert two.files != one.files and two.ingredients["training"] == {"processes": 2}
     # Of 359 samples; benchmarks/training.md has the figures of a longer training.
-    assert two.outcome["accuracy"] > one.outcome["accuracy"] - 0.05
+    assert two.outcome["score"] > one.outcome["score"] - 0.05
     _step("model", "stopped", 2)
     with pytest.raises(KeyboardInterrupt):
         _step("train", "stopped", 2, stop)

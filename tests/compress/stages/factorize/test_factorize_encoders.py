@@ -31,7 +31,7 @@ def text(kind: str = "bert") -> TrainingData:
 
 
 def answers(module: nn.Module, kind: str = "bert") -> torch.Tensor:
-    return evaluation.predict(module, text(kind).validation)
+    return evaluation.predict(module, text(kind).validation)[0]
 
 
 def split(kind: str = "bert", **changes: Any) -> Candidate:
