@@ -182,6 +182,8 @@ class _Checker:
         return named, self.document.check(Cuts, cuts, ("data",))
 
     def _cut(self, cuts: Cuts, task: Choice, signature: "Signature") -> None:
+        if task.module.incompatibility(task.config, signature):  # noted by _of_task
+            return
         if not task.module.task(task.config, signature).has_classes:
             return
         classes = len(signature.labels)
