@@ -118,14 +118,13 @@ def load(folder: Path) -> "Arrays":
     return tuple(numpy.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
 
 
-def blocks(*sets: "Arrays") -> "Iterator[tuple[slice, tuple[Arrays, ...]]]":
-    """Yield the rows of sets of outputs, and which ones, as many at a time as fit into CHUNK bytes."""
+def blocks(*sets: "Arrays") -> "Iterator[tuple[Arrays, ...]]":
+    """Yield the rows of sets of outputs, as many at a time as fit into CHUNK bytes."""
     samples = len(sets[0][0])
     size = sum(array.nbytes for each in sets for array in each)
     step = max(1, samples if size <= CHUNK else samples * CHUNK // size)
     for start in range(0, samples, step):
-        rows = slice(start, min(start + step, samples))
-        yield rows, tuple(tuple(array[rows] for array in each) for each in sets)
+        yield tuple(tuple(array[start : start + step] for array in each) for each in sets)
 
 
 def scores(task: Task, found: "Arrays", split: "Split") -> dict[str, float]:
@@ -160,7 +159,7 @@ def mismatched_rows(task: Task, found: "Arrays", reference: "Arrays", count: int
     """Return the rows to look at when outputs differ: those that agree least first, then by largest difference."""
     import numpy
 
-    seen = [(task.agreement(*pair), _far(*pair)) for _, pair in blocks(found, reference)]
+    seen = [(task.agreement(*pair), _far(*pair)) for pair in blocks(found, reference)]
     agreed, far = (numpy.concatenate(each) for each in zip(*seen, strict=True))
     return [int(row) for row in numpy.lexsort((-numpy.nan_to_num(far, nan=numpy.inf), agreed))[:count]]
 
@@ -204,7 +203,7 @@ def parity(task: Task, found: "Arrays", reference: "Arrays") -> Agreement:
     import numpy
 
     agreed, good, far, dots = [], [], [], numpy.zeros(3)
-    for _, (ours, theirs) in blocks(found, reference):
+    for ours, theirs in blocks(found, reference):
         agreed.append(task.agreement(ours, theirs))
         good.append(finite(ours) & finite(theirs))
         far.append(_far(ours, theirs))
@@ -223,13 +222,12 @@ def _dots(ours: "Arrays", theirs: "Arrays") -> "Array":
     """Return the products of both, of ours and of theirs with themselves. Large float32 squares would overflow."""
     import numpy
 
-    pairs = [(a.astype("float64"), b.astype("float64")) for a, b in zip(ours, theirs, strict=True)]
+    dots = numpy.zeros(3)
     with numpy.errstate(invalid="ignore", over="ignore"):
-        return numpy.array([sum((a * b).sum() for a, b in each) for each in (pairs, *_twice(pairs))])
-
-
-def _twice(pairs: "list[tuple[Array, Array]]") -> "list[list[tuple[Array, Array]]]":
-    return [[(a, a) for a, _ in pairs], [(b, b) for _, b in pairs]]
+        for a, b in zip(ours, theirs, strict=True):
+            mine, its = a.astype("float64"), b.astype("float64")
+            dots += [(mine * its).sum(), (mine * mine).sum(), (its * its).sum()]
+    return dots
 
 
 def check_same(task: Task, found: "Arrays", reference: "Arrays", of: str, hint: str = BROKEN) -> None:
@@ -237,7 +235,7 @@ def check_same(task: Task, found: "Arrays", reference: "Arrays", of: str, hint: 
     whatever the budgets are. Rounding and int8 stay below these limits; their effect is checked by the budgets.
     """
     rows = len(found[0])
-    if wrong := sum(int((~finite(ours)).sum()) for _, (ours,) in blocks(found)):
+    if wrong := sum(int((~finite(ours)).sum()) for (ours,) in blocks(found)):
         raise StageError(f"{of} outputs NaN or Inf for {wrong:,} of {rows:,} test samples", hint)
     turned, unlike = _distance(task, found, reference)
     if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
@@ -259,7 +257,7 @@ def _distance(task: Task, found: "Arrays", reference: "Arrays") -> tuple[float, 
     means = [array.mean(axis=0, dtype="float64") for array in reference]
     turned, far = 0.0, False
     apart, spread = (numpy.zeros(len(reference)) for _ in range(2))  # of each output: their scales differ
-    for _, (ours, theirs) in blocks(found, reference):
+    for ours, theirs in blocks(found, reference):
         beyond = numpy.zeros(len(ours[0]), dtype=bool)
         for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             off = a.astype("float64") - b

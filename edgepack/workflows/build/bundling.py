@@ -9,7 +9,7 @@ from edgepack.records.artifact import RUNTIME_FILE
 from edgepack.records.build import Build
 from edgepack.workflows.build.outcomes import AnswersOutcome, CandidateOutcome, EvaluationOutcome, ReferenceOutcome
 from edgepack.workflows.build.planning.step import StepId
-from edgepack.workflows.build.steps.evaluation import answers
+from edgepack.workflows.build.steps.evaluation import answers, cases
 from edgepack.workflows.build.store import Entry
 from edgepack.workflows.build.workspace import Workspace
 
@@ -20,6 +20,7 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     torch = ReferenceOutcome.read(reference)
     exports = {each.label: StepId("artifact", each.subject, each.format) for each in build.shipped()}
     found = {label: _answers(work, id, device) for label, id in exports.items()}
+    not_run = {label: why for label, (_, why) in found.items() if why}
     return BundleParts(
         signature=work.signature,
         reading=work.task.reading,
@@ -29,8 +30,8 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
         decided=_decided(work),
         targets=torch.targets,
         test=TestSamples(used=torch.rows, of=torch.of) if torch.of else None,
-        answers={label: each.cases for label, each in found.items() if not each.not_run},
-        not_run={label: each.not_run for label, each in found.items() if each.not_run},
+        answers={label: cases(work, entry) for label, (entry, why) in found.items() if not why},
+        not_run=not_run,
     )
 
 
@@ -43,11 +44,13 @@ def _decided(work: Workspace) -> list[Json]:
     return [CandidateOutcome.read(work.entry(id)).decided for id in made[1:]]
 
 
-def _answers(work: Workspace, id: StepId, device: Device) -> AnswersOutcome:
+def _answers(work: Workspace, id: StepId, device: Device) -> tuple[Entry, str]:
+    """Return the entry with a file's outputs for the samples, and why it was not run, or ""."""
     if is_elsewhere(device):
-        return answers(work, id)
-    found = EvaluationOutcome.read(work.entry(id.of("evaluation")))
-    return AnswersOutcome(cases=found.cases, not_run=found.not_run)
+        entry = answers(work, id)
+        return entry, AnswersOutcome.read(entry).not_run
+    entry = work.entry(id.of("evaluation"))
+    return entry, EvaluationOutcome.read(entry).not_run
 
 
 def _beginning(entry: Entry, prefix: str) -> dict[str, bytes]:

@@ -62,7 +62,6 @@ class EvaluationOutcome(Outcome):
     scores: dict[str, float] = {}
     rows: int = 0
     of: int = 0
-    cases: tuple[Expected, ...] = ()  # of the first samples
     shown: tuple[Shown, ...] = ()  # of the first samples
     parity: Agreement | None = None  # agreement with torch
     runtimes: Agreement | None = None  # agreement with the file of `beside`
@@ -82,9 +81,8 @@ class TimingOutcome(Outcome):
 
 
 class AnswersOutcome(Outcome):
-    """A file's outputs for the bundle's samples, or why it was not run."""
+    """Why a file was not run for the bundle's samples; else its outputs are in the entry's folder."""
 
-    cases: tuple[Expected, ...] = ()
     not_run: str = ""
 
 

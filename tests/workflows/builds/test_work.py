@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import pytest
@@ -30,7 +30,7 @@ from edgepack.workflows.build.steps import candidate as candidate_step
 from edgepack.workflows.build.steps import dry_run as dry_run_step
 from edgepack.workflows.build.steps import evaluation, outputs
 from edgepack.workflows.build.steps.trials import Trials
-from edgepack.workflows.build.store import Store
+from edgepack.workflows.build.store import Entry, Store
 from edgepack.workflows.build.workspace import Workspace
 
 
@@ -344,9 +344,17 @@ def test_a_recipe_that_asks_int8_to_be_trained_in_bf16_is_refused_at_check() -> 
         recipe(stages=[{"train": {"epochs": 1}}, {"quantize": {"precision": "bf16"}}])
 
 
-def test_outputs_that_are_not_finite_are_no_samples_of_a_bundle() -> None:
+def test_samples_of_a_bundle_have_the_outputs_that_were_kept(tmp_path: Path) -> None:
+    work = at_work(recipe(), load_device("host"), Store(Path("store")))
+    evaluate.save((numpy.eye(2, dtype="float32"),), tmp_path)
+    entry = cast(Entry, SimpleNamespace(path=tmp_path))
+    assert evaluation.cases(work, entry) == ({"logits": (1.0, 0.0)}, {"logits": (0.0, 1.0)})
+
+
+def test_outputs_that_are_not_finite_are_not_drawn() -> None:
     """They end the build with where they begin, not with what JSON cannot hold."""
     work = at_work(recipe(), load_device("host"), Store(Path("store")))
-    assert evaluation._cases(work, (numpy.eye(2, dtype="float32"),)) == ({"logits": (1.0, 0.0)}, {"logits": (0.0, 1.0)})
+    classes = len(work.signature.labels)
+    assert len(evaluation._shown(work, (numpy.eye(classes, dtype="float32"),))) == 3
     for wrong in (numpy.nan, numpy.inf):
-        assert evaluation._cases(work, (numpy.array([[1.0, 0.0], [wrong, 1.0]]),)) == ()
+        assert evaluation._shown(work, (numpy.array([[wrong] * classes]),)) == ()

@@ -11,6 +11,7 @@ from edgepack.core import provenance
 from edgepack.core.errors import EdgepackError, RefusedError, StageError
 from edgepack.core.events import StepProgress
 from edgepack.core.files import digest
+from edgepack.core.signature.shown import Shown
 from edgepack.data.splits import EXAMPLES
 from edgepack.measure import evaluate
 from edgepack.measure.processes import Host
@@ -20,10 +21,14 @@ from edgepack.workflows.build.planning.step import Step, StepId
 from edgepack.workflows.build.steps import divergence
 from edgepack.workflows.build.steps.dry_run import try_file
 from edgepack.workflows.build.steps.outputs import outputs
+from edgepack.workflows.build.store import Entry
 from edgepack.workflows.build.workspace import Workspace, needs
 
 if TYPE_CHECKING:
     from edgepack.measure.evaluate import Arrays
+
+
+_ANSWERS = 2  # bump when the same outputs would be kept in another way
 
 
 def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
@@ -62,8 +67,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
         scores=scored.scores,
         rows=scored.rows,
         of=scored.of,
-        cases=_cases(work, found),
-        shown=tuple(work.task.drawn(tuple(array[:EXAMPLES] for array in found))),
+        shown=_shown(work, found),
         parity=_agreement(work, found, work.reference(artifact.format)),
         runtimes=_agreement(work, found, beside) if beside else None,
         beside=beside.format if beside else "",
@@ -71,11 +75,15 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
     )
 
 
-def _cases(work: Workspace, found: "Arrays") -> tuple[Expected, ...]:
-    """Return the outputs of a bundle's samples; none if the file returned NaN or Inf, which is never bundled."""
+def _shown(work: Workspace, found: "Arrays") -> tuple[Shown, ...]:
+    """Return what an app would show of the first samples; nothing of NaN and Inf, which end the build."""
     first = tuple(array[:EXAMPLES] for array in found)
-    if not evaluate.finite(first).all():
-        return ()
+    return tuple(work.task.drawn(first)) if evaluate.finite(first).all() else ()
+
+
+def cases(work: Workspace, entry: Entry) -> tuple[Expected, ...]:
+    """Return the outputs of a bundle's samples, from an entry that keeps those of a file."""
+    first = tuple(array[:EXAMPLES] for array in evaluate.load(entry.path))
     names = [spec.name for spec in work.signature.outputs]
     return tuple(
         {name: tuple(array[row].ravel().tolist()) for name, array in zip(names, first, strict=True)}
@@ -148,21 +156,20 @@ def _saturates_here(work: Workspace, id: StepId) -> bool:
     return emulated and work.int8_differs(artifact.runtime, work.session.facts)
 
 
-def answers(work: Workspace, id: StepId) -> AnswersOutcome:
-    """Return a file's outputs for the bundle's samples, on one thread of this computer, or why it cannot run. Thus the
-    bundle does not depend on whether the device was available.
+def answers(work: Workspace, id: StepId) -> Entry:
+    """Return an entry with a file's outputs for the bundle's samples, on one thread of this computer, or why it cannot
+    run. Thus the bundle does not depend on whether the device was available.
     """
     with closing(Host(Controls(threads=1))) as here:
         artifact, _ = work.file(id)
         versions = {**provenance.versions("edgepack", "torch", "numpy"), **provenance.installed(artifact.runtime)}
         where = {**here.facts, "versions": versions}
         ingredients = {"file": artifact.sha256, "samples": work.done[work.reference(id.format)].key, "where": where}
-        key = digest({"kind": "answers", **ingredients})
+        key = digest({"kind": "answers", "version": _ANSWERS, **ingredients})
         do = partial(_answers, work, id, here)
-        found = work.store.get("answers", key) or work.store.make(
+        return work.store.get("answers", key) or work.store.make(
             "answers", key, ingredients, lambda folder: do(folder).stored()
         )
-        return AnswersOutcome.read(found)
 
 
 def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOutcome:
@@ -172,8 +179,8 @@ def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOu
         return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
     split = work.data.test.first(EXAMPLES)
     found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
-    if not (cases := _cases(work, found)):
+    if not evaluate.finite(found).all():
         raise StageError(
             f"the {artifact.format} file outputs NaN or Inf on the computer that built it", evaluate.BROKEN
         )
-    return AnswersOutcome(cases=cases)
+    return AnswersOutcome()
