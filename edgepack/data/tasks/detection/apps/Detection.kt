@@ -1,3 +1,5 @@
+// What follows the model in an app, as detection.py beside it. This file was not compiled when the bundle was built.
+
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder

@@ -1,3 +1,5 @@
+// What follows the model in an app, as detection.py beside it. This file was not compiled when the bundle was built.
+
 import Foundation
 
 /// An object in a picture: edges in pixels of the model's input, and the line of its label in io/labels.txt, from 0.
