@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy
 import torch
-from peers import FP32, NNCF, of_executorch, of_onnx
+from peers import FP32, NNCF, of_executorch, of_nncf, of_onnx
 
 from edgepack.compress.contract import Context
 from edgepack.compress.stages import quantize, train
@@ -144,6 +144,7 @@ def _files(
         **of_executorch(teacher, folder, calibration, text=contender.text),
         **of_onnx(teacher, folder, calibration, text=contender.text),
     }
+    made |= of_nncf(teacher, made[f"{FP32}: onnxruntime"], folder, calibration, text=contender.text)
     small = quantize.run(teacher.copy(), quantize.Config(mode="ptq", calibration=_CALIBRATION), context)
     ours = {"edgepack, fp32": teacher, _OURS: small} if contender.text else {_OURS: small}
     stored = {}

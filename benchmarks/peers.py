@@ -39,7 +39,7 @@ def of_onnx(teacher: Candidate, folder: Path, calibration: Split, *, text: bool)
             quantize_static(
                 ready, path, _Reader(names, calibration), quant_format=QuantFormat.QDQ, per_channel=True, **types
             )
-    return {**made, **_of_nncf(plain, names, folder, calibration, text=text)}
+    return made
 
 
 class _Reader:
@@ -67,8 +67,11 @@ onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(
 """
 
 
-def _of_nncf(plain: Path, names: list[str], folder: Path, calibration: Split, *, text: bool) -> dict[str, Path]:
-    """Quantize with NNCF. Return nothing where it cannot be installed or fails; its message is shown."""
+def of_nncf(teacher: Candidate, plain: Path, folder: Path, calibration: Split, *, text: bool) -> dict[str, Path]:
+    """Quantize a file of `of_onnx` with NNCF. Return nothing where it cannot be installed or fails; its message is
+    shown.
+    """
+    names = [spec.name for spec in teacher.signature.inputs]
     home, samples, target = folder.parent / "nncf", folder / "samples.npz", folder / "nncf.onnx"
     python = home / "bin" / "python"
     if not python.exists():

@@ -71,3 +71,25 @@ def test_other_data_than_square_grey_pictures_is_refused() -> None:
     choice = made(of={"python": {"function": "shop:load", "shape": (3, 8, 8), "labels": ("a", "b")}})
     with pytest.raises(RecipeError, match="square grey pictures, but python has inputs of other shapes"):
         choice.module.describe(choice.config)
+
+
+def test_scenes_are_told_by_the_classes_that_are_there(data: Data) -> None:
+    choice = made(targets="tags")
+    found: Data = choice.module.load(choice.config)
+    task = choose("tasks", "multi_label_classification")
+    found.check(task.module.task(task.config, choice.module.describe(choice.config)))
+    for boxes, tags in zip(torch.cat([*data.test.truths()]), found.test.targets, strict=True):
+        assert {*tags.nonzero()[:, 0].tolist()} == {int(label) for label in boxes[:, 4] if label >= 0}
+    assert torch.equal(found.test.head(6)[0], data.test.head(6)[0]), "the scenes are those of boxes"
+
+
+def test_scenes_are_told_by_the_number_of_objects(data: Data) -> None:
+    choice = made(targets="count")
+    found: Data = choice.module.load(choice.config)
+    signature, task = choice.module.describe(choice.config), choose("tasks", "regression")
+    found.check(task.module.task(task.config, signature))
+    assert signature.labels == ("objects",)
+    boxes = torch.cat([*data.train.truths()])
+    assert torch.equal(found.train.targets[:, 0], (boxes[:, :, 4] >= 0).sum(1).float())
+    first, again = (next(found.train.batches(20, seed=seed)) for seed in (1, 2))
+    assert not torch.equal(first.inputs[0][first.indices.argsort()], again.inputs[0][again.indices.argsort()])

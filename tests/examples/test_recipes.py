@@ -51,3 +51,20 @@ def test_it_builds_with_a_curve_of_each_training_and_leaves_no_other_file(exampl
     assert not [*(example / ".edgepack").rglob("own-*")]
     if example.name == "timm":
         assert _built(example, "--store", "other").bundle_sha256 == build.bundle_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_timings")
+def test_a_task_in_one_file_builds_into_a_bundle_that_tests_itself(tmp_path: Path) -> None:
+    files = shutil.ignore_patterns("dist", ".edgepack")
+    folder = Path(shutil.copytree(PROJECT / "examples" / "denoising", tmp_path / "denoising", ignore=files))
+    short = ["train.epochs=2", "distill.epochs=2", "prune.recover.epochs=1", "quantize.epochs=1"]
+    changes = [word for setting in short for word in ("--set", f"stages.{setting}")]
+    with chdir(folder):
+        ran = edgepack("build", "denoising.yaml", *changes, "--set", "export=[onnx]", "--set", "budgets={}")
+        build = Build.read(folder / "dist/denoising/build.json")
+        tested = edgepack("selftest", f"dist/denoising/{build.bundle}")
+    assert (ran.code, tested.code) == (0, 0), ran.out + ran.err + tested.out + tested.err
+    psnr = build.find("psnr", "onnx")
+    assert psnr is not None and psnr.value > 10
+    assert [build.metric, build.find("parity", "onnx") is not None] == ["psnr", True]

@@ -28,7 +28,7 @@ from edgepack.core.files import digest, digests
 from edgepack.core.provenance import SECRET
 
 _PACKAGE = Path(edgepack.__file__).parent
-_SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev")))
+_SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev", "/usr/share/zoneinfo")))
 _MADE_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_EXCL  # files opened so are written anew: old content is not read
 _LISTED = ("os.listdir", "os.scandir")
 _OUTPUTS = ("dist", "__pycache__")

@@ -1,11 +1,15 @@
-"""Scenes composed of the pictures of another data set, with the box of each object: for a detector.
+"""Scenes composed of the pictures of another data set, with the box of each object, for a detector; or with the classes
+that are there, for multi-label classification, or how many objects there are, for regression.
 
     data: {object_scenes: {of: {fashion_mnist: {}}, size: 96, most: 4}}
+    data: {object_scenes: {of: {fashion_mnist: {}}, targets: tags}}
 
 Each split is composed of pictures of the same split. They are synthetic: see _scenes.py.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
@@ -18,7 +22,8 @@ from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.contract import Loading
 from edgepack.data.datasets import _scenes
 from edgepack.data.pictures.boxed import Boxed
-from edgepack.data.pictures.samples import InMemory
+from edgepack.data.pictures.moving import moved_each
+from edgepack.data.pictures.samples import InMemory, Pictures
 from edgepack.data.splits import PARTS, Data, Split
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 KEEPS = True
 LICENCE = "that of the data set whose pictures they are composed of"
 VERSION = _scenes.VERSION
+_COUNTED = "objects"  # name of the number that a scene is told by
 _AT_ONCE = 1024
 
 DataChoice = Annotated[
@@ -44,6 +50,9 @@ class Config(Frozen):
     of: DataChoice = Field(description="data set of square grey pictures, each of one object on black")
     size: int = Field(default=96, ge=16, le=512, description="side of a scene in pixels")
     most: int = Field(default=4, ge=1, le=20, description="objects in a scene, from 1 to so many")
+    targets: Literal["boxes", "tags", "count"] = Field(
+        default="boxes", description="what is told of a scene: its objects' boxes, their classes, or their number"
+    )
     train: int = Field(default=4000, ge=2, description="number of scenes")
     validation: int = Field(default=500, ge=1, description="number of scenes")
     test: int = Field(default=500, ge=1, description="number of scenes")
@@ -59,7 +68,8 @@ def describe(config: Config) -> Signature:
         raise RecipeError(message + " and ".join(map(str, shapes)), "use another data set: of: {fashion_mnist: {}}")
     steps = {"color": "grey", "scale": {"from": [0, 255], "to": [0, 1]}}
     picture = TensorSpec(name="input", shape=(1, config.size, config.size))
-    return Signature(inputs=(picture,), labels=found.labels, preprocessing=steps)
+    labels = (_COUNTED,) if config.targets == "count" else found.labels
+    return Signature(inputs=(picture,), labels=labels, preprocessing=steps)
 
 
 def fingerprint(config: Config) -> str:
@@ -71,11 +81,12 @@ def fingerprint(config: Config) -> str:
 def load(config: Config, loading: Loading | None = None) -> Data:
     module = config.of.module
     given = module.load(config.of.config, *([loading or Loading()] if module.KEEPS else []))
-    train, validation, test = (_split(getattr(given, part), part, config) for part in PARTS)
+    labels = describe(config).labels
+    train, validation, test = (_split(getattr(given, part), part, config, labels) for part in PARTS)
     return Data(train=train, validation=validation, test=test)
 
 
-def _split(objects: Split, part: str, config: Config) -> Split:
+def _split(objects: Split, part: str, config: Config, labels: Sequence[str]) -> Split:
     import numpy
     import torch
 
@@ -86,15 +97,27 @@ def _split(objects: Split, part: str, config: Config) -> Split:
         most=config.most,
         seed=PARTS.index(part),
     )
+    pixels, rows = InMemory(scenes.pictures), numpy.arange(len(scenes.pictures), dtype=numpy.int32)
+    mirror = part == "train" and config.augment
+    if config.targets != "boxes":
+        moving = partial(moved_each, size=config.size) if mirror else None
+        pictures = Pictures(pixels=pixels, rows=rows, size=config.size, moving=moving)
+        return Split(samples=pictures, targets=_told(scenes, config, len(labels)), prepare=_prepared)
     boxes = numpy.concatenate([scenes.boxes, scenes.labels[..., None]], axis=2, dtype="float32")
-    samples = Boxed(
-        pixels=InMemory(scenes.pictures),
-        rows=numpy.arange(len(boxes), dtype=numpy.int32),
-        targets=torch.from_numpy(boxes),
-        mirror=part == "train" and config.augment,
-    )
+    samples = Boxed(pixels=pixels, rows=rows, targets=torch.from_numpy(boxes), mirror=mirror)
     classes = torch.zeros(len(boxes), dtype=torch.int64)
     return Split(samples=samples, targets=classes, prepare=_prepared, labelled=True)
+
+
+def _told(scenes: _scenes.Scenes, config: Config, classes: int) -> "Tensor":
+    """Return 1 for each class that is in a scene, else 0, [n, classes], or how many objects there are, [n, 1]."""
+    import torch
+
+    labels = torch.from_numpy(scenes.labels)
+    if config.targets == "count":
+        return (labels >= 0).sum(1, keepdim=True).float()
+    # A column before the first class takes the -1 of places without an object.
+    return torch.zeros(len(labels), 1 + classes).scatter(1, labels + 1, 1)[:, 1:].contiguous()
 
 
 def _objects(split: Split, config: Config) -> "tuple[Bytes, Any]":
