@@ -83,6 +83,16 @@ def test_scenes_are_told_by_the_classes_that_are_there(data: Data) -> None:
     assert torch.equal(found.test.head(6)[0], data.test.head(6)[0]), "the scenes are those of boxes"
 
 
+def test_scenes_are_told_by_the_class_of_each_pixel(data: Data) -> None:
+    choice = made(targets="masks")
+    found: Data = choice.module.load(choice.config)
+    signature, task = choice.module.describe(choice.config), choose("tasks", "segmentation")
+    found.check(task.module.task(task.config, signature))
+    assert signature.labels == ("background", *map(str, range(10))) and not found.augmented
+    for boxes, mask in zip(torch.cat([*data.test.truths()]), found.test.targets, strict=True):
+        assert {*mask.unique().tolist()} == {0, *(1 + int(label) for label in boxes[:, 4] if label >= 0)}
+
+
 def test_scenes_are_told_by_the_number_of_objects(data: Data) -> None:
     choice = made(targets="count")
     found: Data = choice.module.load(choice.config)

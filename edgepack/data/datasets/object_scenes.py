@@ -1,5 +1,6 @@
-"""Scenes composed of the pictures of another data set, with the box of each object, for a detector; or with the classes
-that are there, for multi-label classification, or how many objects there are, for regression.
+"""Scenes composed of the pictures of another data set, with the box of each object, for a detector; or with the class
+of each pixel, for segmentation, the classes that are there, for multi-label classification, or how many objects there are,
+for regression.
 
     data: {object_scenes: {of: {fashion_mnist: {}}, size: 96, most: 4}}
     data: {object_scenes: {of: {fashion_mnist: {}}, targets: tags}}
@@ -50,13 +51,15 @@ class Config(Frozen):
     of: DataChoice = Field(description="data set of square grey pictures, each of one object on black")
     size: int = Field(default=96, ge=16, le=512, description="side of a scene in pixels")
     most: int = Field(default=4, ge=1, le=20, description="objects in a scene, from 1 to so many")
-    targets: Literal["boxes", "tags", "count"] = Field(
-        default="boxes", description="what is told of a scene: its objects' boxes, their classes, or their number"
+    targets: Literal["boxes", "masks", "tags", "count"] = Field(
+        default="boxes",
+        description="what is told of a scene: the boxes of its objects, the class of each pixel, 0 for the background, "
+        "the classes that are there, or the number of objects",
     )
     train: int = Field(default=4000, ge=2, description="number of scenes")
     validation: int = Field(default=500, ge=1, description="number of scenes")
     test: int = Field(default=500, ge=1, description="number of scenes")
-    augment: bool = Field(default=True, description="mirror half of the training scenes")
+    augment: bool = Field(default=True, description="mirror half of the training scenes, unless they have masks")
 
 
 def describe(config: Config) -> Signature:
@@ -68,8 +71,8 @@ def describe(config: Config) -> Signature:
         raise RecipeError(message + " and ".join(map(str, shapes)), "use another data set: of: {fashion_mnist: {}}")
     steps = {"color": "grey", "scale": {"from": [0, 255], "to": [0, 1]}}
     picture = TensorSpec(name="input", shape=(1, config.size, config.size))
-    labels = (_COUNTED,) if config.targets == "count" else found.labels
-    return Signature(inputs=(picture,), labels=labels, preprocessing=steps)
+    named = {"count": (_COUNTED,), "masks": ("background", *found.labels)}
+    return Signature(inputs=(picture,), labels=named.get(config.targets, found.labels), preprocessing=steps)
 
 
 def fingerprint(config: Config) -> str:
@@ -100,7 +103,7 @@ def _split(objects: Split, part: str, config: Config, labels: Sequence[str]) -> 
     pixels, rows = InMemory(scenes.pictures), numpy.arange(len(scenes.pictures), dtype=numpy.int32)
     mirror = part == "train" and config.augment
     if config.targets != "boxes":
-        moving = partial(moved_each, size=config.size) if mirror else None
+        moving = partial(moved_each, size=config.size) if mirror and config.targets != "masks" else None
         pictures = Pictures(pixels=pixels, rows=rows, size=config.size, moving=moving)
         return Split(samples=pictures, targets=_told(scenes, config, len(labels)), prepare=_prepared)
     boxes = numpy.concatenate([scenes.boxes, scenes.labels[..., None]], axis=2, dtype="float32")
@@ -110,9 +113,13 @@ def _split(objects: Split, part: str, config: Config, labels: Sequence[str]) -> 
 
 
 def _told(scenes: _scenes.Scenes, config: Config, classes: int) -> "Tensor":
-    """Return 1 for each class that is in a scene, else 0, [n, classes], or how many objects there are, [n, 1]."""
+    """Return the class of each pixel, [n, side, side], or 1 for each class that is in a scene, else 0, [n, classes], or
+    how many objects there are, [n, 1].
+    """
     import torch
 
+    if config.targets == "masks":
+        return torch.from_numpy(scenes.masks)
     labels = torch.from_numpy(scenes.labels)
     if config.targets == "count":
         return (labels >= 0).sum(1, keepdim=True).float()
