@@ -1,6 +1,5 @@
-"""Scenes composed of the pictures of another data set, with the box of each object, for a detector; or with the class
-of each pixel, for segmentation, the classes that are there, for multi-label classification, or how many objects there are,
-for regression.
+"""Scenes composed of the pictures of another data set, to try a task without data of its own: with the box of each
+object, the class of each pixel, the classes that are there, or the number of objects.
 
     data: {object_scenes: {of: {fashion_mnist: {}}, size: 96, most: 4}}
     data: {object_scenes: {of: {fashion_mnist: {}}, targets: tags}}
