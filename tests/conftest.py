@@ -40,7 +40,7 @@ if (features := os.environ.get("EDGEPACK_TEST_CPU_FEATURES", "")) and "CPU_FEATU
 @cache
 def _shipped() -> dict[str, bytes]:
     """The shipped recipes and devices, read once: thousands of tests get a copy."""
-    files = (file for folder in ("recipes", "devices") for file in (PROJECT / folder).rglob("*") if file.is_file())
+    files = [*PROJECT.glob("recipes/*.yaml"), *PROJECT.glob("devices/*.yaml")]
     return {str(file.relative_to(PROJECT)): file.read_bytes() for file in files}
 
 
@@ -52,8 +52,9 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             monkeypatch.delenv(name)
     monkeypatch.setenv("EDGEPACK_THREADS", "1")
     monkeypatch.setenv("EDGEPACK_SSH_CONFIG", os.devnull)  # no test reaches a board that the user has
+    for folder in ("recipes", "devices"):
+        (tmp_path / folder).mkdir()
     for name, content in _shipped().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     monkeypatch.chdir(tmp_path)
     yield tmp_path

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from edgepack.config.device import Controls
 from edgepack.core.frozen import Json
 from edgepack.core.process import openmp
+from edgepack.core.runtimes import RUNTIMES
 from edgepack.measure import processes
 from edgepack.measure.contract import Job
 
@@ -41,7 +42,7 @@ def run(host: processes.Host, job: Job) -> Json:
     """What Host.run does."""
     cores = host._cores
     key = (os.getpid(), job.get("runtime", ""), len(cores))
-    if key[1] not in processes.RUNTIMES:
+    if key[1] not in RUNTIMES:
         return _fresh(host, job)
     try:
         done = _forked(key, {**job, "threads": len(cores), "cpus": cores})

@@ -20,7 +20,7 @@ from edgepack.workflows.build.store import Store
 
 # A process for each step, of one that has done nothing but import libraries, which takes longer than most steps.
 ELSEWHERE = f"""
-import os, sys
+import gc, os, sys
 import torch, torchao, onnx, executorch.exir, sklearn.datasets, torch.onnx, onnxscript.rewriter, torch._dynamo
 import executorch.backends.xnnpack.partition.xnnpack_partitioner, torchao.quantization.pt2e.quantize_pt2e
 from edgepack.core.process.libraries import torchvision
@@ -29,6 +29,7 @@ from edgepack import Store, load_device, load_recipe
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.runner import run_step
 {SHORTENED}
+gc.freeze()  # what was imported is nobody's garbage
 leader = sys.argv[1]
 for step in sys.argv[1:]:
     if not (child := os.fork()):
