@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,7 @@ from edgepack.measure import processes
 from edgepack.measure.contract import Job
 
 _SERVER = f"""\
-import json, os, sys
+import json, os, sys, traceback
 sys.path.insert(0, {str(Path(processes.__file__).parents[2])!r})
 from edgepack.measure.worker import job
 job._imported(sys.argv[1])
@@ -30,7 +31,15 @@ for line in sys.stdin:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT, 0o600), number)
         sys.argv[1:] = [json.dumps(asked["job"])]
-        job.main()
+        try:
+            job.main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stderr.flush()
+        os._exit(code)  # a runtime that cleans up would wait for a thread that was not copied
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 # By process, which may be a copy of another, runtime and threads. A server ends with its input, thus with who uses it.
@@ -50,7 +59,7 @@ def run(host: processes.Host, job: Job) -> Json:
         if server := _SERVERS.pop(key, None):
             server.kill()
         raise
-    return processes.answer(done, job)
+    return processes.answer(done, job) if done else _fresh(host, job)  # which says why
 
 
 def run_here(job: Job) -> Json:
@@ -58,18 +67,21 @@ def run_here(job: Job) -> Json:
     return run(processes.Host(Controls(threads=1)), job)
 
 
-def _forked(key: tuple[int, str, int], job: Job) -> "subprocess.CompletedProcess[str]":
+def _forked(key: tuple[int, str, int], job: Job) -> "subprocess.CompletedProcess[str] | None":
+    """Nothing where the server has ended: it could not import the runtime."""
     server = _SERVERS.get(key)
     if server is None or server.poll() is not None:
         server = _SERVERS[key] = _started(*key[1:])
     assert server.stdin and server.stdout
     with TemporaryDirectory() as folder:
         said = {name: str(Path(folder, name)) for name in ("out", "err")}
-        server.stdin.write(json.dumps({"job": job, "folder": str(Path.cwd()), **said}) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        with suppress(BrokenPipeError):
+            server.stdin.write(json.dumps({"job": job, "folder": str(Path.cwd()), **said}) + "\n")
+            server.stdin.flush()
+        if not (code := server.stdout.readline()):
+            return None
         out, err = (Path(file).read_text(errors="replace") for file in said.values())
-    return subprocess.CompletedProcess(args=(), returncode=code, stdout=out, stderr=err)
+    return subprocess.CompletedProcess(args=(), returncode=int(code), stdout=out, stderr=err)
 
 
 def _started(runtime: str, threads: int) -> "subprocess.Popen[str]":
