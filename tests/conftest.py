@@ -22,8 +22,8 @@ pytest_plugins = ["limits", "short_timings"]
 # The second makes the build that several of the others share, while the first is at its own.
 LONGEST = (
     *("test_quickstart", "test_run_step", "test_xnnpack", "test_recipes", "test_pipeline", "test_interrupted_builds"),
-    *("test_processes", "test_tasks", "test_detection_builds", "test_failing_builds", "test_segmentation_files"),
-    *("test_limited_memory", "test_embedding_build", "test_observers", "test_quantize", "test_families"),
+    *("test_prune_timm", "test_processes", "test_quantize", "test_detection_builds", "test_segmentation_files"),
+    *("test_tasks", "test_limited_memory", "test_failing_builds", "test_observers", "test_families"),
 )
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
