@@ -35,7 +35,7 @@ format: setup               ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup                 ## all tests, the quickstart too
+test: setup                 ## all tests, the quickstart with narrower nets too
 	$(BIN)/python -m compileall -q edgepack
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import at_work, budget, build, built, edgepack, published, recipe, recipe_file, run_here
+from factories import at_work, budget, build, built, edgepack, published, recipe, recipe_file
+from forked_workers import run_here
 from torch_factories import How, Kind, context, data, logits, made
 from torch_factories import tiny_models as tiny_models
 

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from conftest import PROJECT
-from factories import run_here
+from forked_workers import run_here
 from torch_factories import How, context, data, exported, logits, made, reloaded, write
 from torch_factories import tiny_models as tiny_models
 

@@ -13,7 +13,7 @@ import pytest
 import text_factories as make
 import torch
 from caching import cached
-from factories import run_here
+from forked_workers import run_here
 from torch_factories import context, inspected, write
 
 from edgepack.compress.stages import quantize

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import run_here
+from forked_workers import run_here
 from torch_factories import SATURATES, context
 
 from edgepack.compress.stages import prune, quantize

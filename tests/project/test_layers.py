@@ -5,6 +5,7 @@ Imports inside functions and for type checkers count as well: they are dependenc
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -47,8 +48,12 @@ def _imported(file: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 MODULES = _modules()
-# Without the package itself, which holds the public names and the version.
-IMPORTS = {name: {*_imported(file, MODULES)} - {name, "edgepack"} for name, file in MODULES.items() if "." in name}
+
+
+@cache  # not while tests are collected, which each process does, but by the first test that asks
+def _imports() -> dict[str, set[str]]:
+    """What each module imports of the others; not the package itself, which holds the public names and the version."""
+    return {name: {*_imported(file, MODULES)} - {name, "edgepack"} for name, file in MODULES.items() if "." in name}
 
 
 def _allowed(folder: str) -> set[str]:
@@ -63,7 +68,7 @@ def _folder(module: str) -> str:
 def test_a_folder_imports_only_what_it_stands_on(folder: str) -> None:
     upwards = [
         f"{name} imports {other}"
-        for name, others in IMPORTS.items()
+        for name, others in _imports().items()
         for other in sorted(others)
         if _folder(name) == folder and _folder(other) not in _allowed(folder)
     ]
@@ -72,7 +77,7 @@ def test_a_folder_imports_only_what_it_stands_on(folder: str) -> None:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(_imports()).prepare()
     except CycleError as circle:
         pytest.fail(" -> ".join(circle.args[1]))
 
@@ -87,7 +92,7 @@ def test_a_plugin_imports_no_other_of_its_kind(kind: str) -> None:
 
     crossing = [
         f"{name} imports {other}"
-        for name, others in IMPORTS.items()
+        for name, others in _imports().items()
         for other in others
         if plugin(name) and plugin(other) and plugin(name) != plugin(other)
     ]

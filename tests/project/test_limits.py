@@ -25,8 +25,8 @@ HARD = {
 }
 
 
-def ran(folder: Path, hangs: dict[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
-    """pytest, with the plugin and the options of `make test`, on these files."""
+def ran(folder: Path, hangs: dict[str, str], last: int, *options: str) -> "subprocess.CompletedProcess[str]":
+    """pytest, with the plugin and the options of `make test`, on these files; a process ends after `last` seconds."""
     sleep = folder / "sleep-of-a-test"
     sleep.symlink_to("/bin/sleep")
     for name, body in hangs.items():
@@ -34,8 +34,9 @@ def ran(folder: Path, hangs: dict[str, str], *options: str) -> "subprocess.Compl
             f"SLEEP = {str(sleep)!r}\ndef test_before(): pass\ndef test_{name}():\n    {body}\ndef test_after(): pass\n"
         )
         (folder / f"test_{name}.py").write_text(text)
-    limits = ["timeout=2", "timeout_method=signal", "faulthandler_timeout=4", "faulthandler_exit_on_timeout=true"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "limits", *options, *(f"-o{each}" for each in limits)]
+    limits = ["timeout=2", "timeout_method=signal", f"faulthandler_timeout={last}", "faulthandler_exit_on_timeout=true"]
+    plugins = ["--disable-plugin-autoload", "-pxdist", "-ptimeout", "-plimits"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *options, *(f"-o{each}" for each in limits)]
     path = os.pathsep.join([str(PROJECT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
@@ -74,7 +75,7 @@ AS_MAKE_TEST = OPTIONS[1].replace("auto", "2").split()
 
 @pytest.mark.parametrize("options", [(), AS_MAKE_TEST], ids=["one process", "as make test"])
 def test_a_test_past_its_limit_fails_by_name_and_all_others_run(tmp_path: Path, options: tuple[str, ...]) -> None:
-    done = ran(tmp_path, HANGS, *options)
+    done = ran(tmp_path, HANGS, 60, *options)  # on a busy machine an error takes seconds to arrive
     assert done.returncode == 1, done.stdout + done.stderr
     for name in HANGS:
         assert f"FAILED test_{name}.py::test_{name} - Failed: Timeout" in done.stdout
@@ -84,7 +85,7 @@ def test_a_test_past_its_limit_fails_by_name_and_all_others_run(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", HARD)
 def test_what_heeds_no_limit_ends_the_session_and_is_named(tmp_path: Path, name: str) -> None:
-    done = ran(tmp_path, {name: HARD[name]}, *AS_MAKE_TEST)
+    done = ran(tmp_path, {name: HARD[name]}, 5, *AS_MAKE_TEST)
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"crashed while running 'test_{name}.py::test_{name}'" in done.stdout
     assert f"in test_{name}" in done.stderr  # where it stood

@@ -353,7 +353,7 @@ def python(code: str, *arguments: str, path: Sequence[Path] = ()) -> Ran:
     places = [*map(str, (*path, PROJECT)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
     return Ran(done.returncode, done.stdout, done.stderr)
 
 

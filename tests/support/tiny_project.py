@@ -119,7 +119,11 @@ from edgepack.__main__ import main
 sys.argv[0] = "edgepack"
 main()
 """
-LIMIT = 600.0  # seconds after which a command is ended
+WITHOUT_DRY_RUN = f"""\
+from edgepack.workflows.build.runner import Runner
+Runner._dry_run = lambda self: None
+{EDGEPACK}"""
+LIMIT = 1500.0  # seconds after which a command is ended: a busy machine needs twenty times as long as an idle one
 STAGES = ["model", "train", "distill", "prune", "factorize", "quantize"]
 FILES = ["executorch", "onnx", "teacher (executorch)", "teacher (onnx)"]
 STEPS = [
@@ -204,8 +208,8 @@ class Project:
         return self.run_alone("build", "tiny", "--json", *arguments, **environment)
 
     def stop(self, event: str, step: str, with_: signal.Signals, *arguments: str) -> "Ran":
-        """Build, and send a signal as soon as this event of this step is told."""
-        with self.started("build", "tiny", "--json", *arguments) as process:
+        """Build without a dry run, and send a signal as soon as this event of this step is told."""
+        with self._python("-c", WITHOUT_DRY_RUN, "build", "tiny", "--json", *arguments) as process:
             assert process.stdout
             seen = _stopped(process.stdout, process.pid, event, step, with_)
             out, err = process.communicate()

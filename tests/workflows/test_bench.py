@@ -10,7 +10,8 @@ from typing import Any
 import numpy
 import onnx
 import pytest
-from factories import device, edgepack, run_here
+from factories import device, edgepack
+from forked_workers import run_here
 from torch_factories import exported
 from torch_factories import tiny_models as tiny_models
 

@@ -9,7 +9,8 @@ import numpy
 import onnx
 import onnxruntime
 import pytest
-from factories import edgepack, measurement, run_here
+from factories import edgepack, measurement
+from forked_workers import run_here
 
 from edgepack.cli.views import bench as bench_view
 from edgepack.config.device import load_device

@@ -1,12 +1,12 @@
 """A step that another process does, from the recipe, the device, the step's id and the store alone."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 from factories import python, recipe_file
 from short_timings import SHORTENED
+from tiny_project import STEPS, Project, Ran
+from tiny_project import first as first
 
 from edgepack.config.device import load_device
 from edgepack.config.recipe_reading import load_recipe
@@ -18,17 +18,9 @@ from edgepack.workflows.build.runner import run_step
 from edgepack.workflows.build.steps import dry_run as dry_runs
 from edgepack.workflows.build.store import Store
 
-# Every stage of the quickstart, of narrower nets and trained for a moment.
-SHORT = [
-    "model.width=25 %",
-    "stages.distill.student.width=12.5 %",
-    *(f"stages.{stage}.epochs=1" for stage in ("train", "distill", "quantize")),
-    *(f"stages.{stage}.recover.epochs=1" for stage in ("prune", "factorize")),
-    "stages.prune.steps=1",
-]
 # A process for each step, of one that has done nothing but import libraries, which takes longer than most steps.
 ELSEWHERE = f"""
-import json, os, sys
+import gc, os, sys
 import torch, torchao, onnx, executorch.exir, sklearn.datasets, torch.onnx, onnxscript.rewriter, torch._dynamo
 import executorch.backends.xnnpack.partition.xnnpack_partitioner, torchao.quantization.pt2e.quantize_pt2e
 from edgepack.core.process.libraries import torchvision
@@ -37,11 +29,12 @@ from edgepack import Store, load_device, load_recipe
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.runner import run_step
 {SHORTENED}
-overrides, leader = json.loads(sys.argv[1]), sys.argv[2]
-for step in sys.argv[2:]:
+gc.freeze()  # what was imported is nobody's garbage
+leader = sys.argv[1]
+for step in sys.argv[1:]:
     if not (child := os.fork()):
-        recipe = load_recipe("quickstart", overrides=overrides)
-        run_step(recipe, load_device(recipe.device), StepId.parse(step), Store("elsewhere"), dry_run=step == leader)
+        recipe = load_recipe("tiny")
+        run_step(recipe, load_device(recipe.device), StepId.parse(step), Store(), dry_run=step == leader)
         sys.stderr.flush()
         os._exit(0)
     if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
@@ -51,21 +44,20 @@ for step in sys.argv[2:]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timings")
-def test_every_step_in_a_process_of_its_own_gives_the_same_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("quickstart", overrides=SHORT)
+def test_every_step_in_a_process_of_its_own_gives_the_same_bundle(
+    first: tuple[Project, Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.at(tmp_path / "elsewhere")
+    monkeypatch.chdir(project.folder)
+    recipe = load_recipe("tiny")
     device = load_device(recipe.device)
-    steps = [step.id for step in plan(recipe, device, Store("elsewhere")).steps]
-    ran = python(ELSEWHERE, json.dumps(SHORT), *map(str, steps))
+    steps = plan(recipe, device, Store()).steps
+    assert [step.name for step in steps] == STEPS
+    ran = python(ELSEWHERE, *(str(step.id) for step in steps))
     assert ran.code == 0, ran.err
-    done = plan(recipe, device, Store("elsewhere"))
-    assert [step.name for step in done.steps if step.entry is None] == []
-    apart = build(recipe, device, Store("elsewhere"), dist="apart")
-    # Timings, which are in no bundle, are found if the files are the same, to the byte.
-    shutil.copytree("elsewhere/entries/timing", "together/entries/timing")
-    monkeypatch.setattr(dry_runs, "check", lambda work: None)  # it was done, before the first step
-    whole = build(recipe, device, Store("together"), dist="whole")
-    assert apart.bundle_sha256 == whole.bundle_sha256
-    assert Path("apart/quickstart/quickstart.zip").read_bytes() == Path("whole/quickstart/quickstart.zip").read_bytes()
+    assert [step.name for step in plan(recipe, device, Store()).steps if step.entry is None] == []
+    assert build(recipe, device, Store(), dist="dist").exit_code == 0
+    assert project.bundle() == first[0].bundle()  # of one process, and with timings of its own, which are in no bundle
 
 
 def test_a_step_whose_parents_are_not_done_says_so_and_one_that_is_none_too() -> None:

@@ -60,6 +60,7 @@ def net():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_build_ships_each_file_of_its_own_quantizer() -> None:
     Path("own_nets.py").write_text(NET)
     stages = [{"train": {"epochs": 2}}, {"quantize": {"mode": "ptq"}}]

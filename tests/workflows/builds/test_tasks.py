@@ -121,8 +121,8 @@ RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose files are not timed: each process that does takes seconds to start."""
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> Project:
+    """A project whose files are not timed."""
     monkeypatch.setattr(protocol, "time_alternately", lambda *given: (answers(), answers()))
     monkeypatch.setattr(protocol, "peaks", lambda *given: [{"peak_bytes": 1_000_000}] * 3)
     folder = tmp_path / "shop"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import vision_factories as make
 from caching import cached
-from factories import run_here
+from forked_workers import run_here
 from torch import nn
 from torch_factories import BITS, context, data, logits, write
 from vision_factories import tiny_vits as tiny_vits

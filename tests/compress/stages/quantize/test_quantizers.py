@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from factories import run_here
+from forked_workers import run_here
 from stand_ins.coarse_quantizer import coarse_quantizer as coarse_quantizer
 from torch import nn
 from torch_factories import Kind, accuracy, context, data, learned, logits, reloaded, write
