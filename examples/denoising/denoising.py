@@ -5,14 +5,18 @@
 A picture goes in and a picture comes out: edgepack has no such task, and this class is all that it takes.
 """
 
+from typing import Any
+
 import numpy
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 import edgepack
 
+Tensors = tuple[Tensor, ...]
+Arrays = tuple[Any, ...]  # of numpy
 SIDE, NOISE = 32, 0.2  # of the pictures; standard deviation
 
 
@@ -22,26 +26,26 @@ class Denoising(edgepack.Task):
     class Config(BaseModel):
         within: float = 0.02  # difference of a pixel, of a range of 1, that nobody sees
 
-    def outputs(self):
+    def outputs(self) -> tuple[edgepack.TensorSpec, ...]:
         return (edgepack.TensorSpec(name="clean", shape=(1, SIDE, SIDE)),)
 
-    def problem(self, targets):
+    def problem(self, targets: Tensor) -> str:
         return "" if targets.shape[1:] == (1, SIDE, SIDE) else f"targets have the shape {list(targets.shape)}"
 
-    def loss(self, outputs, targets):
+    def loss(self, outputs: Tensors, targets: Tensor) -> Tensor:
         return functional.mse_loss(outputs[0], targets)
 
-    def meter(self):
-        def decibels(outputs, targets):
+    def meter(self) -> edgepack.Mean:
+        def decibels(outputs: Tensors, targets: Tensor) -> Tensor:
             return -10 * (outputs[0] - targets).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
 
         return edgepack.Mean({"psnr": decibels})
 
-    def agreement(self, outputs, reference):
+    def agreement(self, outputs: Arrays, reference: Arrays) -> Any:
         return (abs(outputs[0] - reference[0]) <= self.config.within).mean(axis=(1, 2, 3))
 
 
-def load():
+def load() -> dict[str, tuple[Tensor, Tensor]]:
     """Return scanned digits, enlarged, with noise of a fixed seed; the scans themselves are the targets."""
     from sklearn.datasets import load_digits
 
@@ -58,7 +62,7 @@ class Net(nn.Module):
     beside what was seen at the whole.
     """
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.top = _layer(nn.Conv2d(1, width, 3, padding=1), width)
         self.down = _layer(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), 2 * width)
@@ -67,15 +71,16 @@ class Net(nn.Module):
         self.joined = _layer(nn.Conv2d(2 * width, width, 3, padding=1), width)
         self.head = nn.Conv2d(width, 1, 1)
 
-    def forward(self, picture):
+    def forward(self, picture: Tensor) -> Tensor:
         whole = self.top(picture)
         up = self.up(self.deep(self.down(whole)))
-        return self.head(self.joined(torch.cat([whole, up], 1)))
+        clean: Tensor = self.head(self.joined(torch.cat([whole, up], 1)))
+        return clean
 
 
-def _layer(convolution, channels):
+def _layer(convolution: nn.Module, channels: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
 
 
-def net(width=32):
+def net(width: int = 32) -> Net:
     return Net(width)
