@@ -103,3 +103,19 @@ def test_scenes_are_told_by_the_number_of_objects(data: Data) -> None:
     assert torch.equal(found.train.targets[:, 0], (boxes[:, :, 4] >= 0).sum(1).float())
     first, again = (next(found.train.batches(20, seed=seed)) for seed in (1, 2))
     assert not torch.equal(first.inputs[0][first.indices.argsort()], again.inputs[0][again.indices.argsort()])
+
+
+def test_scenes_of_a_split_hold_objects_of_this_split_alone() -> None:
+    Path("greys.py").write_text(
+        "import torch\n"
+        "def load():\n"
+        "    def split(count, grey):\n"
+        "        return torch.full((count, 1, 28, 28), grey), torch.arange(count) % 3\n"
+        "    return {'train': split(30, 0.8), 'validation': split(6, 0.9), 'test': split(6, 1.0)}\n"
+    )
+    of = {"python": {"function": "greys:load", "shape": (1, 28, 28), "labels": ("a", "b", "c")}}
+    choice = made(of=of, targets="masks")
+    found: Data = choice.module.load(choice.config)
+    for part, grey in zip(PARTS, (204, 230, 255), strict=True):
+        batch = next(getattr(found, part).batches(5))
+        assert torch.equal(batch.inputs[0][:, 0] == grey / 255, batch.targets > 0)

@@ -2,10 +2,7 @@
 
 import numpy
 import pytest
-import torch
 
-from edgepack.config import plugins
-from edgepack.data.datasets import _fashion_files, scenes
 from edgepack.data.datasets._scenes import Scenes, composed
 
 _LABELS = numpy.array([0, 1, 2])
@@ -44,22 +41,3 @@ def test_boxes_enclose_the_pixels_of_their_class(made: Scenes) -> None:
 def test_objects_are_brighter_than_the_background(made: Scenes) -> None:
     pictures = made.pictures[:, 0]
     assert pictures[made.masks == 0].max() < 128 and numpy.median(pictures[made.masks > 0]) > 190
-
-
-def test_scenes_of_a_split_hold_clothes_of_this_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def clothes(count: int, grey: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-        return numpy.full((count, 28, 28), grey, numpy.uint8), numpy.arange(count, dtype=numpy.uint8) % 10
-
-    monkeypatch.setattr(_fashion_files, "read", lambda folder: (clothes(100, 200), clothes(20, 255)))
-    config = scenes.Config(size=32, samples=20)
-    data = scenes.load(config)
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [20, 5, 5]
-    signature = scenes.describe(config)
-    assert signature.labels[:2] == ("background", "T-shirt/top") and len(signature.labels) == 11
-    data.check(plugins.choose("tasks", "segmentation").module.task(None, signature))
-    for split, grey in ((data.train, 200), (data.test, 255)):
-        batch = next(split.batches(5))
-        assert torch.equal(batch.inputs[0][:, 0] == grey / 255, batch.targets > 0)
-    again = scenes.load(config)
-    assert torch.equal(again.test.targets, data.test.targets)
-    assert scenes.fingerprint(config) != scenes.fingerprint(scenes.Config(size=32, samples=24))
