@@ -150,7 +150,7 @@ def test_a_picture_of_another_size_or_that_cannot_be_read_is_named() -> None:
 def test_crowds_are_left_out_and_pictures_without_objects_are_kept() -> None:
     write(change=_set("annotations", 0, iscrowd=1))
     assert coco.notes(configured()) == ("1 crowd is left out: such a box holds many objects",)
-    write(change=lambda content: content["annotations"].clear())
+    write(change=lambda content: content["annotations"].__delitem__(slice(1, None)))
     assert len(loaded().train) == 14
 
 

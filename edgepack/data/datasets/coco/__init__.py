@@ -135,7 +135,7 @@ def load(config: Config, loading: Loading | None = None) -> Data:
 
 
 def _checked(config: Config) -> dict[str, Json]:
-    """Return labels, names of pictures, numbers of boxes and crowds, and the file's sha256, of each split with a file."""
+    """Return labels, names of pictures, numbers of boxes and crowds, and the sha256 of each split's own file."""
     facts = {part: _facts(*place) for part, place in config.files.items()}
     labels = facts["train"]["labels"]
     for part, each in facts.items():
@@ -194,7 +194,7 @@ def _flaw(seen: Decoded | str, each: Pictured) -> str:
 
 
 def _different(found: "Mapping[str, list[_Row]]") -> "dict[str, list[_Row]]":
-    """Return one of each group of equal pictures: that of the test split, else of the validation split, if there is one.
+    """Return one of each group of equal pictures: that of the test split, else of the validation split, if any.
 
     Raises RecipeError for a split that has none left.
     """
