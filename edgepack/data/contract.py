@@ -198,7 +198,7 @@ class Task(ABC):
 
     def scores(self, meter: Meter) -> dict[str, float]:
         """Return each metric that a meter found. Raises StageError if it lacks one, or if one is no finite number."""
-        found = meter.compute()
+        found: Any = meter.compute()
         if not isinstance(found, Mapping):
             message = f"compute() of the task's meter gives {type(found).__name__}"
             raise StageError(message, f"return a mapping of {', '.join(self.metrics)} to numbers")

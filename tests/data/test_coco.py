@@ -213,7 +213,7 @@ def test_what_cannot_be_told_apart_or_used_is_told_by_check(change: Change, mess
 
 
 def test_a_box_is_a_crowd_only_if_it_says_so() -> None:
-    write(change=lambda content: [each.update(iscrowd="0") for each in content["annotations"]])
+    write(change=_set("annotations", 0, iscrowd="0"))
     assert coco.notes(configured()) == ()
 
 
