@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -162,7 +163,7 @@ class Task(ABC):
 
     def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:
         self.config, self.signature, self.metrics = config, signature, metrics
-        self.signature = signature.model_copy(update={"outputs": self.outputs()})
+        self.signature = signature.model_copy(update={"outputs": tuple(self.outputs())})
 
     @property
     def metric(self) -> str:
@@ -196,12 +197,15 @@ class Task(ABC):
         return f"{after - before:+z.3g}"
 
     def scores(self, meter: Meter) -> dict[str, float]:
-        """Return each metric that a meter found. Raises StageError if it lacks one."""
-        found = meter.compute()
+        """Return each metric that a meter found. Raises StageError if it lacks one, or if one is no finite number."""
+        found: Any = meter.compute()
+        if not isinstance(found, Mapping):
+            message = f"compute() of the task's meter gives {type(found).__name__}"
+            raise StageError(message, f"return a mapping of {', '.join(self.metrics)} to numbers")
         if lacking := [name for name in self.metrics if name not in found]:
             message = f"compute() of the task's meter gives {', '.join(map(str, found)) or 'nothing'}, not {lacking[0]}"
             raise StageError(message, "let it return every metric of the task")
-        return {name: float(found[name]) for name in self.metrics}
+        return {name: _number(name, found[name]) for name in self.metrics}
 
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -268,6 +272,20 @@ class Task(ABC):
     # weighted(outputs, targets, weights, amount) returns the loss in which each sample counts by the weight of its
     # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
     weighted: "Callable[[tuple[Tensor, ...], Tensor, Tensor, float], Tensor] | None" = None
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        number = float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"compute() of the task's meter gives {given!r:.60} for {name}, which is not a number"
+        raise StageError(message, "return a number, or a tensor of one") from error
+    if not isfinite(number):
+        raise StageError(
+            f"{name} is {number}, which cannot be compared",
+            "outputs or targets are not finite or too large, or compute() of the task's meter divides by 0",
+        )
+    return number
 
 
 def beginnings(names: Sequence[str], outputs: "Arrays") -> list[str]:

@@ -250,7 +250,8 @@ PARTS = ("train", "validation", "test")
 
 def _wrong(part: str, problem: str) -> RecipeError:
     return RecipeError(
-        f"the split '{part}' of the data is wrong: {problem}", "fix `load` or `describe` of the data set"
+        f"the split '{part}' of the data is wrong: {problem}",
+        "fix `load` or `describe` of the data set, or use the task that its targets are for",
     )
 
 

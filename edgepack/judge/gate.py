@@ -178,7 +178,9 @@ def outcome(budget: Budget, low: float, high: float, base: Base | None = None) -
 
 def allowed(budget: Budget, base: float) -> float:
     """Return the limit that a relative budget derives from the baseline's value, rounded like the compared values."""
-    return _rounded(base * (1 + budget.limit) if budget.bound == "max_increase" else base - budget.limit)
+    if budget.bound == "max_increase":
+        return _rounded(base * (1 + budget.limit if base >= 0 else 1 - budget.limit))  # a score may be negative
+    return _rounded(base - budget.limit)
 
 
 def _rounded(figure: float) -> float:
@@ -236,7 +238,7 @@ def _retained(teacher: Measurement, ours: Measurement) -> tuple[float, float, fl
 def _headroom(budget: Budget, value: float, limit: float) -> float | None:
     if limit == 0:
         return None
-    share = (limit - value) / limit
+    share = (limit - value) / abs(limit)
     return -share if budget.bound in FROM_BELOW else share
 
 

@@ -50,7 +50,7 @@ def picked(given: Any, specs: "Sequence[TensorSpec]") -> tuple[Tensor, ...]:
     Raises KeyError where neither fits.
     """
     named = given if isinstance(given, Mapping) else vars(given) if hasattr(given, "__dataclass_fields__") else {}
-    if specs and all(spec.name in named for spec in specs):
+    if specs and all(isinstance(named.get(spec.name), Tensor) for spec in specs):
         return tuple(named[spec.name] for spec in specs)
     leaves = tuple(each for each in tree_leaves(given) if each is not None)
     if len(leaves) != len(specs) or not all(isinstance(each, Tensor) for each in leaves):

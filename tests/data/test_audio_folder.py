@@ -124,9 +124,34 @@ def test_other_formats_need_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_has_soundfile", lambda: True)
     known: Any = ModuleType("soundfile")
     known.SoundFileError = type("SoundFileError", (RuntimeError,), {})
-    known.read = lambda file, **_: (numpy.full((1600, 1), 7, numpy.int16), RATE)
+    known.read = lambda file, dtype, **_: (numpy.full((1600, 1), 7 / 32768, dtype), RATE)
     monkeypatch.setitem(sys.modules, "soundfile", known)
     assert decoding.decoded(Path(FIRST), RATE, resample=False).tolist() == [7] * 1600
+
+
+def test_sounds_of_floats_are_neither_silent_nor_not_finite() -> None:
+    """libsndfile cuts floats to integers where it is asked for those: every sound would be silent."""
+    soundfile = pytest.importorskip("soundfile")
+    waves = numpy.array([0.5, -0.25, 1.5, 0.0])
+    for subtype in ("FLOAT", "DOUBLE", "PCM_24"):
+        soundfile.write(FIRST, waves, RATE, subtype=subtype)
+        assert decoding.decoded(Path(FIRST), RATE, resample=False).tolist() == [16384, -8192, 32767, 0]
+    soundfile.write(FIRST, numpy.array([0.5, numpy.nan]), RATE, subtype="FLOAT")
+    assert f"{FIRST}: it has samples that are not finite" in refused()
+
+
+def test_a_sound_of_24_bits_that_is_cut_off_is_told() -> None:
+    pytest.importorskip("soundfile")
+    file = write_sound(FIRST, numpy.ones(900, numpy.uint8), width=3)
+    file.write_bytes(file.read_bytes()[:-300])
+    assert f"{FIRST}: it is cut off: 200 of 300 samples are there" in refused()
+
+
+@pytest.mark.parametrize("rate", [0, 4_000_000_007])
+def test_a_rate_that_no_sound_has_is_told(rate: int) -> None:
+    whole = write_sound(FIRST, tone(3000)).read_bytes()
+    Path(FIRST).write_bytes(whole[:24] + rate.to_bytes(4, "little") + whole[28:])
+    assert f"{FIRST}: it is no sound that can be decoded: its rate is {rate} Hz" in refused(resample=True)
 
 
 def describe_notes() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Pictures with boxes in COCO's format."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_a_picture_of_another_size_or_that_cannot_be_read_is_named() -> None:
 def test_crowds_are_left_out_and_pictures_without_objects_are_kept() -> None:
     write(change=_set("annotations", 0, iscrowd=1))
     assert coco.notes(configured()) == ("1 crowd is left out: such a box holds many objects",)
-    write(change=lambda content: content["annotations"].clear())
+    write(change=lambda content: content["annotations"].__delitem__(slice(1, None)))
     assert len(loaded().train) == 14
 
 
@@ -168,3 +169,54 @@ def test_the_fingerprint_is_of_pictures_boxes_and_settings() -> None:
     changed = coco.fingerprint(configured())
     Image.new("RGB", _SIZE).save("shots/4.png")
     assert len({before, changed, coco.fingerprint(configured())}) == 3
+
+
+def test_copies_of_a_picture_are_in_one_split_only() -> None:
+    def copied(content: dict[str, Any]) -> None:
+        for i in range(20):
+            shutil.copy(f"shots/{i}.png", f"shots/copy-{i}.png")
+            content["images"].append({**content["images"][i], "id": 500 + i, "file_name": f"copy-{i}.png"})
+            content["annotations"].append({"id": 600 + i, "image_id": 500 + i, "category_id": 7, "bbox": _BOX})
+
+    write(change=copied)
+    data = loaded(augment=False)
+    assert "20 of 40 pictures are copies of others: one of each is kept" in data.notes
+    seen = [row.numpy().tobytes() for part in PARTS for row in getattr(data, part).head(40)[0]]
+    assert len({*seen}) == len(seen) == 20
+    write(20, "held-out.json")
+    with pytest.raises(RecipeError, match="the train split has no picture that other splits lack"):
+        loaded(test_annotations="held-out.json", annotations=write(10, "few.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["images"].append(content["images"][0]), "1 id is twice in images, such as 0"),
+        (
+            lambda content: content["categories"].append({"id": 7, "name": "x"}),
+            "1 id is twice in categories, such as 7",
+        ),
+        (lambda content: content["annotations"].clear(), "instances.json has no box that can be used"),
+        (
+            lambda content: content["annotations"][0].update(category_id=[7]),
+            r"annotation 100: there is no category \[7\]",
+        ),
+        (lambda content: content["annotations"][0].update(bbox=[1, 1, 10**400, 1]), "is not of finite numbers"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 1, 1e-9, 1]), "has no area"),
+        (lambda content: content["images"][0].update(file_name="x" * 300 + ".png"), "picture 0: there is no file"),
+    ],
+)
+def test_what_cannot_be_told_apart_or_used_is_told_by_check(change: Change, message: str) -> None:
+    write(change=change)
+    with pytest.raises(RecipeError, match=message):
+        coco.describe(configured())
+
+
+def test_a_box_is_a_crowd_only_if_it_says_so() -> None:
+    write(change=_set("annotations", 0, iscrowd="0"))
+    assert coco.notes(configured()) == ()
+
+
+def test_ids_of_categories_are_numbers_or_texts() -> None:
+    write(change=lambda content: content["categories"].append({"id": "x", "name": "other"}))
+    assert coco.describe(configured()).labels == ("corner", "red", "other")

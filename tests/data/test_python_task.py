@@ -144,6 +144,11 @@ def test_a_reference_or_setting_that_will_not_do_is_named(task: Any, why: str) -
         ("shape=(1,)),)", 'shape=(1,), dtype="int64"),)', "are wrong: they are float32, not int64"),
         ("shape=(1,)),)", "shape=(1,)),) * 2", "are wrong: two have the same name: count, count"),
         ("shape=(1,)),)", "shape=(1,)),)[:0]", "are wrong: there are none"),
+        ("shape=(1,)),)", "shape=(0,)),)", "are wrong: count has the shape [0]"),
+        ('name="count"', 'name="input"', "are wrong: two have the same name: input, input"),
+        ('(edgepack.TensorSpec(name="count", shape=(1,)),)', '("count",)', "['count'] are not each a TensorSpec"),
+        ("METRICS = {", 'METRICS = "mae"\n    OTHERS = {', "METRICS of Counting is 'mae'"),
+        ("METRICS = {", "METRICS = 5\n    OTHERS = {", "METRICS of Counting is 5"),
         ('(edgepack.TensorSpec(name="count"', '(TensorSpec(name="count"', "failed: NameError: name 'TensorSpec'"),
         (
             "    def outputs",
@@ -172,6 +177,21 @@ def test_a_metric_that_the_meter_lacks_is_told() -> None:
     meter.update((torch.zeros(2, 1),), torch.ones(2))
     with pytest.raises(StageError, match=r"compute\(\) of the task's meter gives count.error, not mae"):
         task.scores(meter)
+
+
+@pytest.mark.parametrize(
+    ("computed", "why"),
+    [
+        ("float('nan')", "count.error is nan, which cannot be compared"),
+        ("torch.ones(2)", r"gives tensor\(\[1., 1.\]\) for count.error, which is not a number"),
+        ("None", "gives None for count.error, which is not a number"),
+    ],
+)
+def test_a_metric_that_is_no_finite_number_is_told(computed: str, why: str) -> None:
+    meter = f"type('Own', (), {{'compute': lambda self: {{'count.error': {computed}, 'mae': 1.0}}}})()"
+    _write(f"import torch\n{CODE}".replace("edgepack.Mean(", f"{meter} or ("))
+    with pytest.raises(StageError, match=why):
+        _task().scores(_task().meter())
 
 
 def test_two_tasks_may_mean_different_things_by_a_name() -> None:

@@ -222,3 +222,15 @@ def test_folders_that_cannot_be_used_are_told(folders: tuple[str, ...], why: str
 def test_settings_that_cannot_be(settings: Any, why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         _configured(**settings)
+
+
+def test_classes_that_no_mask_has_are_told() -> None:
+    _write("")
+    data = load(_configured(labels=("sky", "road", "car", "boat")))
+    assert [note for note in data.notes if "boat" in note] == [
+        f"the {part} split has no pixel of 'boat'" for part in ("train", "validation", "test")
+    ]
+    for mask in Path("b").glob("*.png"):
+        Image.new("L", (32, 40), 250).save(mask)
+    with pytest.raises(RecipeError, match="no mask of the train split has a pixel with a class: all are ignored"):
+        load(_configured())

@@ -94,6 +94,13 @@ def test_no_row_stands_in_two_splits_and_each_may_have_a_file() -> None:
         ),
         (("a", "b", "age", "height"), [(1, 2, "", 4)], {}, "rows.csv:2: 'age' is '', which is not a finite number"),
         (("a", "b", "age", "height"), [(1, 2, "nan", 4)], {}, "rows.csv:2: 'age' is 'nan'"),
+        (
+            ("a", "b", "age", "height"),
+            [(1, 2, "1e39", 4)],
+            {},
+            "'1e39', which is not a number that float32 holds",
+        ),
+        (("a", "b", "age", "height"), [(-1e200, 2, 3, 4)], {}, "rows.csv:2: 'a' is '-1e+200', which is not a number"),
         (("a", "b", "age"), [(1, 2, 3)], {}, "rows.csv has no column 'height', its first row is 'a', 'b', 'age'"),
         (("a", "age", "height"), [(1, 2, 3)], {}, "rows.csv has no column 'b'"),
         (("a", "b", "age", "height"), [], {}, "rows.csv has no rows"),

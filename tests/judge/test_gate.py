@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from factories import budget, measurement, verdict
 
-from edgepack.config.budgets import Waiver
+from edgepack.config.budgets import Budget, Waiver
 from edgepack.core.errors import ExitCode, most_decisive
+from edgepack.judge import gate
 from edgepack.judge.gate import compare, judge, waive
+from edgepack.records.verdict import Base
 
 NAN = float("nan")
 
@@ -79,6 +81,13 @@ def test_a_better_score_than_the_teachers_is_no_rise() -> None:
     known = [measurement("rmse", 1.5), measurement("rmse", 2.0, artifact="teacher (onnx)")]
     (found,) = judge([budget("rmse", "0", "max_rise")], ["onnx"], known)
     assert (found.outcome, found.value) == ("pass", -0.5)
+
+
+@pytest.mark.parametrize("value", [-10.0, 0.0, 10.0])
+def test_a_score_that_did_not_change_is_within_every_increase(value: float) -> None:
+    budget = Budget(metric="rmse", bound="max_increase", limit=0.05, place="recipe:1", against="main")
+    assert gate.outcome(budget, value, value, Base(value=value, low=value, high=value, told="main")) == "pass"
+    assert gate.allowed(budget, value) == value + 0.05 * abs(value)
 
 
 def test_what_was_not_measured_never_passes() -> None:

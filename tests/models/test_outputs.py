@@ -90,6 +90,8 @@ def test_a_module_that_gives_a_tuple_is_left_as_it_is() -> None:
         (lambda boxes, scores: (scores, boxes), r"gives a tuple of 2 \(a tensor of shape \[2, 2\] and"),
         (lambda boxes, scores: {"boxes": boxes, "more": scores, "and": scores}, "gives dict"),
         (lambda boxes, scores: (boxes, 3), "gives a tuple of 2"),
+        (lambda boxes, scores: {"boxes": boxes, "scores": None}, "gives dict"),
+        (lambda boxes, scores: (boxes, scores.numpy()), r"a tensor of shape \[2, 2, 4\] and ndarray\)"),
     ],
 )
 def test_outputs_that_are_not_those_of_the_task_are_named(shape: Callable[..., Any], given: str) -> None:

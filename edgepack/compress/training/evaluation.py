@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from edgepack.compress.contract import Context
+from edgepack.core.errors import StageError
 from edgepack.core.events import Emit, StepProgress
 from edgepack.core.frozen import Json
-from edgepack.data.contract import Task
+from edgepack.data.contract import Meter, Task
 from edgepack.data.splits import Split
 from edgepack.models.outputs import tensors
 from edgepack.models.structure.fx_graph import device_of, measures_ranges
@@ -84,7 +85,17 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
         outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
         meter.update(outputs, targets)
         lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
-    return EpochResult(epoch=0, score=task.scores(meter)[task.metric], loss=lost / seen)
+    return EpochResult(epoch=0, score=_score(task, meter, lost / seen), loss=lost / seen)
+
+
+def _score(task: Task, meter: Meter, loss: float) -> float:
+    """Return the score, or the worst there is where the loss is not finite: then it says what is wrong."""
+    try:
+        return task.scores(meter)[task.metric]
+    except StageError:
+        if math.isfinite(loss):
+            raise
+        return -task.better(math.inf)
 
 
 def _blocks(batches: Iterable[tuple[Outputs, torch.Tensor]], most: float) -> Iterator[tuple[Outputs, torch.Tensor]]:

@@ -12,6 +12,7 @@ from edgepack.compress.training import checkpoints
 from edgepack.compress.training.checkpoints import Checkpoint
 from edgepack.compress.training.evaluation import EpochResult
 from edgepack.compress.training.optimization import Average
+from edgepack.core.errors import StageError
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Task
 from edgepack.records.training import Epoch
@@ -71,6 +72,9 @@ class State:
             self._restore(*found)
         else:
             self.best = self.fitted = validated()
+            if not math.isfinite(self.best.score):
+                message = f"before training, {self.task.metric} and loss on the validation split are not finite"
+                raise StageError(message, "check the model's outputs: layers without norms may let them grow")
             self.kept = _weights(self.module)
             self.epochs.append(Epoch(epoch=0, score=self.best.score, validation_loss=_finite(self.best.loss)))
 

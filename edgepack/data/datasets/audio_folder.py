@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgepack.data.sounds.decoding import Sound
 
 KEEPS = True
-_VERSION = 1  # bump when the same files would give other splits or samples
+_VERSION = 2  # bump when the same files would give other splits or samples
 _SHIFT = 0.1  # of the length of a sound
 _FULL = 32768  # of int16
 _SOUNDS = Kind(

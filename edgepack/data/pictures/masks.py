@@ -1,6 +1,6 @@
 """Pictures with masks, which say the class of each pixel: both are cut and moved alike, and masks not interpolated."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from edgepack.core.errors import RecipeError, listed
 from edgepack.core.signature.labels import problem
 from edgepack.data.contract import Loading
 from edgepack.data.pictures import collection
@@ -18,7 +19,7 @@ from edgepack.data.pictures.encoded import Encoded, place
 from edgepack.data.pictures.keeping import pixels
 from edgepack.data.pictures.moving import moved_each
 from edgepack.data.pictures.samples import Pictures
-from edgepack.data.splits import Data, Split
+from edgepack.data.splits import PARTS, Data, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +95,8 @@ def load(
     are left out already. Of equal pictures one is kept. Raises RecipeError naming those that cannot be used.
     """
     mask_of: dict[Encoded, Path] = {picture: mask for each in parts.values() for picture, mask in each.items()}
-    listed = {part: {_ALL: [*each]} for part, each in parts.items()}
-    pictures = every(listed, shas)
+    files = {part: {_ALL: [*each]} for part, each in parts.items()}
+    pictures = every(files, shas)
     stored = _Stored.of([*mask_of], shas, config, config.frame, loading)
     masks = _Stored.of([*mask_of.values()], shas, config, replace(config.frame, mode=NUMBERS), loading)
     unfit = {
@@ -106,7 +107,7 @@ def load(
     problems = [*lost, *collection.unreadable_ones(pictures, stored.found), *unfit.values()]
     bad = collection.left_out(problems, len(pictures) + len(lost), config.bad_samples)
     read = {sha: each for sha, each in stored.found.items() if isinstance(each, Decoded)}
-    splits, more = chosen(listed, [each for each in pictures if each.file not in unfit], read, config.shares)
+    splits, more = chosen(files, [each for each in pictures if each.file not in unfit], read, config.shares)
 
     def split(part: str) -> Split:
         import torch
@@ -124,7 +125,29 @@ def load(
             samples=samples, targets=targets, prepare=partial(collection.prepared, config=config), labelled=True
         )
 
-    return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=(*notes, *bad, *more))
+    present = {
+        part: {number for each in of for number in _numbers(masks.found[shas[mask_of[each.file]]])}
+        for part, of in splits.items()
+    }
+    told = (*notes, *bad, *more, *_absent(present, config.labels))
+    return Data(train=split("train"), validation=split("validation"), test=split("test"), notes=told)
+
+
+def _numbers(mask: Decoded | str) -> Sequence[int]:
+    return mask.numbers if isinstance(mask, Decoded) else ()
+
+
+def _absent(present: Mapping[str, Collection[int]], labels: Sequence[str]) -> Iterator[str]:
+    """Yield remarks on classes that no mask of a split has. Raises RecipeError for a split without any class."""
+    for part in PARTS:
+        absent = [repr(label) for number, label in enumerate(labels) if number not in present[part]]
+        if len(absent) == len(labels):
+            raise RecipeError(
+                f"no mask of the {part} split has a pixel with a class: all are ignored",
+                "masks hold the number of a class in each pixel, from 0",
+            )
+        if absent:
+            yield f"the {part} split has no pixel of {listed(absent)}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ _OTHERS = (".flac", ".ogg", ".mp3", ".aiff", ".aif")
 ENDINGS = (_WAVE, *_OTHERS)
 _WIDTH = 2  # bytes of a sample
 _LARGEST = 32767
+_FULL = 32768  # of int16, for 1.0 in a file with floats
+_FASTEST = 1_000_000  # samples of a second: a header that says more is damaged
 _EXTRA = f"needs soundfile: {install('audio')}"
 
 
@@ -41,6 +43,8 @@ def decoded(file: Path, rate: int, resample: bool) -> "Sound":
         raise ValueError(error.strerror or reason(error)) from error
     if not samples.size:
         raise ValueError("it is empty")
+    if not 0 < own <= _FASTEST:
+        raise ValueError(f"it is no sound that can be decoded: its rate is {own} Hz")
     if own != rate and not resample:
         raise ValueError(f"its rate is {own} Hz, not {rate} Hz: resample: true converts it")
     return _rounded(samples.astype("float64").mean(axis=1), own, rate)
@@ -61,27 +65,39 @@ def _wave(file: Path) -> "tuple[numpy.typing.NDArray[Any], int]":
             with wave.open(opened) as sound:
                 channels, width, rate, count, *_ = sound.getparams()
                 if width != _WIDTH:
-                    return _by_soundfile(file)
+                    return _by_soundfile(file, count)
                 content = sound.readframes(count)
         except (wave.Error, EOFError) as error:
             if "unknown format" in str(error):
                 return _by_soundfile(file)
             raise ValueError(f"it is no sound that can be decoded: {str(error) or 'it ends too early'}") from error
-    if len(content) != count * channels * _WIDTH:
-        raise ValueError(f"it is cut off: {len(content) // (channels * _WIDTH)} of {count} samples are there")
+    _check_whole(len(content) // (channels * _WIDTH), count)
     return numpy.frombuffer(content, "<i2").reshape(-1, channels), rate
 
 
-def _by_soundfile(file: Path) -> "tuple[numpy.typing.NDArray[Any], int]":
+def _check_whole(found: int, count: int) -> None:
+    if found < count:
+        raise ValueError(f"it is cut off: {found} of {count} samples are there")
+
+
+def _by_soundfile(file: Path, count: int = 0) -> "tuple[numpy.typing.NDArray[Any], int]":
+    """Return samples [n, channels] in the scale of int16, and their rate; `count` is how many there must be at least.
+
+    They are read as floats: as int16, those of a file with floats would be cut to 0.
+    """
     if not _has_soundfile():
         raise ValueError(f"it is not 16-bit PCM in a .wav file, which {_EXTRA}")
+    import numpy
     import soundfile
 
     try:
-        samples, rate = soundfile.read(file, dtype="int16", always_2d=True)
+        samples, rate = soundfile.read(file, dtype="float64", always_2d=True)
     except soundfile.SoundFileError as error:
         raise ValueError(f"it is no sound that can be decoded: {error}") from error
-    return samples, int(rate)
+    if not numpy.isfinite(samples).all():
+        raise ValueError("it has samples that are not finite")
+    _check_whole(len(samples), count)
+    return samples * _FULL, int(rate)
 
 
 def _rounded(samples: "numpy.typing.NDArray[Any]", own: int, rate: int) -> "Sound":

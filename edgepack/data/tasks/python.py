@@ -10,7 +10,7 @@ Settings beside `python` are checked by its own `Config`, if it has one, and are
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgepack.config.user_code.references import Arguments, Reference, libraries
 from edgepack.core.errors import RecipeError, reason
 from edgepack.core.frozen import Frozen
 from edgepack.core.metrics import METRICS, OF_EVERY_FILE, Metric, problem
-from edgepack.core.signature import Signature
+from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data import contract
 
 _OF_ONE_OUTPUT = ("label", "tags", "values")  # readings of a task with one output, of one number a label
@@ -97,7 +97,12 @@ def _kind(reference: str) -> type[contract.Task]:
 
 def _named(kind: Any) -> dict[str, Metric]:
     """Return the metrics of a class by name. Raises RecipeError for those that a task cannot have."""
-    given = kind.METRICS if isinstance(kind.METRICS, Mapping) else {name: name for name in kind.METRICS}
+    listed = kind.METRICS
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise RecipeError(
+            f"METRICS of {kind.__name__} is {listed!r:.60}", "give a mapping of names to edgepack.score(...), or a list"
+        )
+    given = listed if isinstance(listed, Mapping) else {name: name for name in listed}
     found = {str(name): _metric(kind.__name__, metric) for name, metric in given.items()}
     for name, metric in found.items():
         if why := problem(name, metric):
@@ -136,18 +141,27 @@ def _own(kind: Any, settings: Arguments) -> Any:
 
 
 def _wrong_outputs(made: contract.Task) -> str:
-    names = [spec.name for spec in made.signature.outputs]
-    if not names:
-        return "there are none"
-    if odd := [name for name in names if not name.isidentifier()]:
-        return f"{odd[0]!r} is no name of letters, digits and _"
-    if len({*names}) < len(names):
-        return f"two have the same name: {', '.join(names)}"
-    if kinds := {spec.dtype for spec in made.signature.outputs} - {"float32"}:
-        return f"they are float32, not {kinds.pop()}"
-    shapes = [spec.shape for spec in made.signature.outputs]
+    given = made.signature.outputs
+    if wrong := _wrong_specs(given, [spec.name for spec in made.signature.inputs]):
+        return wrong
+    names, shapes = [spec.name for spec in given], [spec.shape for spec in given]
     if made.reading == "label" and names != ["logits"]:
         return f"`reading` is 'label', so the output's name must be logits, not {', '.join(names)}"
     if made.reading in _OF_ONE_OUTPUT and shapes != [(len(made.signature.labels),)]:
         return f"`reading` is {made.reading!r}, so it must be one output with one number a label"
     return ""
+
+
+def _wrong_specs(given: Sequence[object], inputs: Sequence[str]) -> str:
+    specs = [spec for spec in given if isinstance(spec, TensorSpec)]
+    if not specs or len(specs) < len(given):
+        return "there are none" if not given else f"{[*given]!r:.60} are not each a TensorSpec"
+    names = [spec.name for spec in specs]
+    if odd := [name for name in names if not name.isidentifier()]:
+        return f"{odd[0]!r} is no name of letters, digits and _"
+    if len({*inputs, *names}) < len(inputs) + len(names):
+        return f"two have the same name: {', '.join((*names, *inputs))}"
+    if empty := [spec for spec in specs if not all(size > 0 for size in spec.shape)]:
+        return f"{empty[0].name} has the shape {[*empty[0].shape]}"
+    kinds = {spec.dtype for spec in specs} - {"float32"}
+    return f"they are float32, not {kinds.pop()}" if kinds else ""

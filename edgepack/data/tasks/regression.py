@@ -80,8 +80,8 @@ class Regression(contract.Task):
     def meter(self) -> Mean:
         return Mean(
             {
-                "rmse": lambda outputs, targets: (outputs[0] - targets).square().mean(1),
-                "mae": lambda outputs, targets: (outputs[0] - targets).abs().mean(1),
+                "rmse": lambda outputs, targets: (outputs[0].double() - targets).square().mean(1),
+                "mae": lambda outputs, targets: (outputs[0].double() - targets).abs().mean(1),
             },
             {"rmse": sqrt},
         )

@@ -18,6 +18,7 @@ from edgepack.core.signature.labels import flaw, problem
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LARGEST = 3.4e38  # of float32
 Target = str | tuple[float, ...] | tuple[str, ...]  # a label, numbers, or sorted tags
 
 
@@ -67,13 +68,14 @@ class TargetColumns(Frozen):
 
 
 def number(place: str, column: str, text: str) -> float:
-    """Return the number in a column of a row. Raises RecipeError if it is none, or not finite."""
+    """Return the number in a column of a row. Raises RecipeError if it is none, or not finite as float32."""
     try:
         found = float(text)
     except ValueError:
         found = math.nan
-    if not math.isfinite(found):
-        raise RecipeError(f"{place}: {column!r} is {text!r}, which is not a finite number")
+    if not abs(found) <= _LARGEST:
+        what = "a finite number" if not math.isfinite(found) else "a number that float32 holds"
+        raise RecipeError(f"{place}: {column!r} is {text!r}, which is not {what}")
     return found
 
 

@@ -110,5 +110,6 @@ def _shapes(values: list[Any]) -> str:
 def _shape(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)} ({_shapes([*value])})"
-    shape = getattr(value, "shape", None)
-    return "nothing" if value is None else f"a tensor of shape {[*shape]}" if shape else type(value).__name__
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {[*value.shape]}"
+    return "nothing" if value is None else type(value).__name__

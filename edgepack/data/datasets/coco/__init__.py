@@ -21,7 +21,7 @@ from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.contract import Loading
 from edgepack.data.datasets.coco.instances import Pictured, read
 from edgepack.data.folders import counted, shown
-from edgepack.data.partition import drawn, missing, unreadable
+from edgepack.data.partition import ONCE, drawn, missing, unreadable
 from edgepack.data.pictures import collection
 from edgepack.data.pictures.boxed import Boxed
 from edgepack.data.pictures.decoding import Decoded, Frame, libraries
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from edgepack.data.pictures.samples import Pixels
 
 KEEPS = True
-VERSION = 1  # bump when the same files would give other splits or boxes
+VERSION = 2  # bump when the same files would give other splits or boxes
+_COUNTS = {"picture": "names", "box": "boxes"}  # in `_checked`, what a split cannot do without
 _FIX = "fix or remove them, or leave some out: bad_samples: {skip: 20}"
 
 
-_Row = tuple[int, Pictured]  # where its pixels are, and what is known of it
+_Row = tuple[int, Pictured]  # where its pixels are, the same for equal ones, and what is known of it
 # What samples depend on besides the files.
 _SETTINGS = ("size", "color", "mean", "std", "augment", "bad_samples", "validation", "test")
 
@@ -111,7 +112,9 @@ def load(config: Config, loading: Loading | None = None) -> Data:
     shas = _digests(config, {part: [each.name for each in of.pictures] for part, of in found.items()})
     files: dict[Encoded, str] = {Path(name): sha for name, sha in shas.items()}
     stored, seen = pixels(files, config.frame, config.cache, loading or Loading())
-    rows = {sha: row for row, sha in enumerate(seen)}
+    first: dict[str, int] = {}  # row of each content: equal pictures have the same one
+    decoded = ((row, sha, one) for row, (sha, one) in enumerate(seen.items()) if isinstance(one, Decoded))
+    rows = {sha: first.setdefault(one.content, row) for row, sha, one in decoded}
     good: dict[str, list[_Row]] = {part: [] for part in found}
     problems = [each for of in found.values() for each in of.problems]
     for part, (_, folder) in config.files.items():
@@ -122,15 +125,17 @@ def load(config: Config, loading: Loading | None = None) -> Data:
             else:
                 good[part].append((rows[sha], each))
     _allow(problems, config)
-    splits = _parts(good, config)
-    left = (f"{len(problems)} items are left out, such as {problems[0]}",) if problems else ()
+    splits = _parts(_different(good), config)
+    left = [f"{len(problems)} items are left out, such as {problems[0]}"] if problems else []
+    every, kept = (sum(map(len, each.values())) for each in (good, splits))
+    left += [f"{every - kept} of {every} pictures are copies of others: one of each is kept"] if kept < every else []
     train, validation, test = (_split(stored, splits[part], part, config) for part in PARTS)
     told = (*notes(config), *left, *_absent(splits, found["train"].labels))
     return Data(train=train, validation=validation, test=test, notes=told)
 
 
 def _checked(config: Config) -> dict[str, Json]:
-    """Return labels, names of pictures, the number of crowds and the sha256 of the file of each split that has one."""
+    """Return labels, names of pictures, numbers of boxes and crowds, and the sha256 of each split's own file."""
     facts = {part: _facts(*place) for part, place in config.files.items()}
     labels = facts["train"]["labels"]
     for part, each in facts.items():
@@ -140,11 +145,12 @@ def _checked(config: Config) -> dict[str, Json]:
                 f"{shown(config.files[part][0])} has other categories than {config.annotations}, such as {odd[0]!r}"
             )
             raise RecipeError(message, "all splits need the same categories, with the same ids")
-        if not each["names"]:
-            raise RecipeError(f"{shown(config.files[part][0])} has no picture that can be used")
     if not labels:
         raise RecipeError(f"{config.annotations} has no category")
     _allow([problem for each in facts.values() for problem in each["problems"]], config)
+    for part, each in facts.items():
+        if lacking := [what for what, name in _COUNTS.items() if not each[name]]:
+            raise RecipeError(f"{shown(config.files[part][0])} has no {lacking[0]} that can be used")
     return facts
 
 
@@ -154,7 +160,9 @@ def _facts(file: Path, folder: Path) -> Json:
     def find() -> Json:
         found = read(file, folder)
         names = [each.name for each in found.pictures]
-        return {"labels": found.labels, "names": names, "problems": found.problems, "crowds": found.crowds, "sha": sha}
+        boxes = sum(len(each.boxes) for each in found.pictures)
+        told = {"labels": found.labels, "problems": found.problems, "crowds": found.crowds}
+        return {**told, "names": names, "boxes": boxes, "sha": sha}
 
     return remembered(folder, ["coco", sha, VERSION, versions("edgepack", "pillow-heif")], find)
 
@@ -183,6 +191,24 @@ def _flaw(seen: Decoded | str, each: Pictured) -> str:
         return seen if isinstance(seen, str) else ""
     sizes = (f"{width} x {height}" for width, height in (seen.size, each.size))
     return f"it is {next(sizes)} pixels, but the annotations say {next(sizes)}"
+
+
+def _different(found: "Mapping[str, list[_Row]]") -> "dict[str, list[_Row]]":
+    """Return one of each group of equal pictures: that of the test split, else of the validation split, if any.
+
+    Raises RecipeError for a split that has none left.
+    """
+    seen: set[int] = set()
+    kept: dict[str, list[_Row]] = {}
+    for part in (part for part in reversed(PARTS) if found.get(part)):
+        first: dict[int, _Row] = {}
+        for each in found[part]:
+            first.setdefault(each[0], each)
+        kept[part] = [each for row, each in first.items() if row not in seen]
+        seen |= {*first}
+        if not kept[part]:
+            raise RecipeError(f"the {part} split has no picture that other splits lack", ONCE)
+    return {part: kept.get(part, []) for part in found}
 
 
 def _parts(found: Mapping[str, "list[_Row]"], config: Config) -> "dict[str, list[_Row]]":

@@ -8,7 +8,8 @@ Source: https://cocodataset.org/#format-data
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 from edgepack.core.errors import RecipeError
 from edgepack.core.frozen import Json
-from edgepack.data.folders import shown
+from edgepack.data.folders import counted, shown
 from edgepack.data.pictures.decoding import needed, reads
 
 _LISTS = ("images", "annotations", "categories")
 _ROUNDING = 1.0  # pixels by which a box may go beyond its picture: it is cut there
+_NARROWEST = 0.01  # pixels: less is lost by rounding when the picture is resized
 _HINT = "give the annotations of instances, such as instances_train2017.json"
+_IDS = "give each entry an id of its own"
 _REQUIRED = {"images": ("id", "file_name", "width", "height"), "annotations": ("id", "image_id"), "categories": ("id",)}
 
 
@@ -47,7 +50,7 @@ class Instances:
 def read(file: Path, folder: Path) -> Instances:
     """Return the content of a file whose pictures are in a folder. Raises RecipeError unless it is one of COCO."""
     lists = _lists(file)
-    labels = {each["id"]: str(each.get("name", each["id"])) for each in sorted(lists["categories"], key=_id)}
+    labels = {each["id"]: str(each.get("name", each["id"])) for each in sorted(lists["categories"], key=_order)}
     numbers = {category: number for number, category in enumerate(labels)}
     problems: list[str] = []
     pictures: dict[Any, Pictured] = {}
@@ -55,21 +58,31 @@ def read(file: Path, folder: Path) -> Instances:
         if why := _picture_flaw(each, folder):
             problems.append(f"{shown(file)}: picture {each['id']}: {why}")
         else:
-            pictures[each["id"]] = Pictured(name=each["file_name"], size=(each["width"], each["height"]))
+            pictures[each["id"]] = Pictured(name=str(each["file_name"]), size=(each["width"], each["height"]))
     missing = {each["id"] for each in lists["images"]} - {*pictures}  # these were told already
-    boxes = [each for each in lists["annotations"] if not each.get("iscrowd") and each["image_id"] not in missing]
+    single = [each for each in lists["annotations"] if not _is_crowd(each)]
+    boxes = [each for each in single if each["image_id"] not in missing]
     for each in boxes:
         try:
             pictures_of, box = _box(each, pictures, numbers)
             pictures_of.boxes.append(box)
         except ValueError as error:
             problems.append(f"{shown(file)}: annotation {each['id']}: {error}")
-    crowds = sum(bool(each.get("iscrowd")) for each in lists["annotations"])
-    return Instances(labels=[*labels.values()], pictures=[*pictures.values()], problems=problems, crowds=crowds)
+    return Instances(
+        labels=[*labels.values()],
+        pictures=[*pictures.values()],
+        problems=problems,
+        crowds=len(lists["annotations"]) - len(single),
+    )
 
 
-def _id(entry: Mapping[str, Any]) -> Any:
-    return entry["id"]
+def _order(entry: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Return what categories are sorted by: their ids, numbers before texts."""
+    return isinstance(entry["id"], str), entry["id"]
+
+
+def _is_crowd(entry: Mapping[str, Any]) -> bool:
+    return str(entry.get("iscrowd") or 0) not in ("0", "False", "false")
 
 
 def _lists(file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -77,7 +90,7 @@ def _lists(file: Path) -> dict[str, list[dict[str, Any]]]:
         found: Json = json.loads(file.read_bytes())
     except OSError as error:
         raise RecipeError(f"cannot read {shown(file)}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{shown(file)} is not JSON: {error}", _HINT) from error
     lacking = [name for name in _LISTS if not isinstance(found, dict) or not isinstance(found.get(name), list)]
     if lacking:
@@ -87,13 +100,21 @@ def _lists(file: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: found[name] for name in _LISTS}
 
 
-def _check_entries(file: Path, name: str, entries: Iterable[object]) -> None:
+def _check_entries(file: Path, name: str, entries: Sequence[Any]) -> None:
     for place, each in enumerate(entries):
         wanted = [
             key for key in _REQUIRED[name] if not isinstance(each, dict) or not isinstance(each.get(key), int | str)
         ]
         if wanted:
             raise RecipeError(f"{shown(file)} is no file of COCO: {name}[{place}] has no {' and '.join(wanted)}", _HINT)
+    if name != "annotations":
+        _check_ids(file, name, (each["id"] for each in entries))
+
+
+def _check_ids(file: Path, name: str, ids: Iterable[Any]) -> None:
+    """Raises RecipeError if two have the same id: which of them an annotation is for is not known."""
+    if twice := [each for each, count in Counter(ids).items() if count > 1]:
+        raise RecipeError(f"{shown(file)}: {counted(len(twice), 'id')} twice in {name}, such as {twice[0]!r}", _IDS)
 
 
 def _picture_flaw(entry: Mapping[str, Any], folder: Path) -> str:
@@ -102,7 +123,14 @@ def _picture_flaw(entry: Mapping[str, Any], folder: Path) -> str:
         return f"its size is {entry['width']} x {entry['height']}"
     if not reads(path.suffix.lower()):
         return f"{shown(path)} is no picture that can be read ({needed(path.suffix.lower()) or 'unknown'})"
-    return "" if path.is_file() else f"there is no file {shown(path)}"
+    return "" if _is_file(path) else f"there is no file {shown(path)}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _box(
@@ -111,21 +139,28 @@ def _box(
     """Return the picture of an annotation, and its box, which is cut at the picture's edges. Raises ValueError."""
     if entry["image_id"] not in pictures:
         raise ValueError(f"there is no picture {entry['image_id']}")
-    if entry.get("category_id") not in numbers:
+    if not isinstance(entry.get("category_id"), int | str) or entry["category_id"] not in numbers:
         raise ValueError(f"there is no category {entry.get('category_id')}")
     picture, given = pictures[entry["image_id"]], entry.get("bbox")
     if not isinstance(given, list) or len(given) != 4 or not all(isinstance(each, int | float) for each in given):
         raise ValueError(f"its bbox is {given}, not [left, top, width, height]")
-    left, top, width, height = map(float, given)
     shape, what = f"the box {given}", f"{shown(picture.name)}, of {picture.size[0]} x {picture.size[1]} pixels"
-    if not all(map(isfinite, given)):
-        raise ValueError(f"{shape} is not of finite numbers")
-    if width <= 0 or height <= 0:
+    if not all(map(_is_finite, given)):
+        raise ValueError(f"{shape:.80} is not of finite numbers")
+    left, top, width, height = map(float, given)
+    if width < _NARROWEST or height < _NARROWEST:
         raise ValueError(f"{shape} has no area")
     right, bottom = left + width, top + height
     if min(left, top) < -_ROUNDING or right > picture.size[0] + _ROUNDING or bottom > picture.size[1] + _ROUNDING:
         raise ValueError(f"{shape} goes beyond its picture {what}")
     inside = max(left, 0.0), max(top, 0.0), min(right, picture.size[0]), min(bottom, picture.size[1])
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+    if min(inside[2] - inside[0], inside[3] - inside[1]) < _NARROWEST:
         raise ValueError(f"{shape} is at the edge of its picture {what}, and has no area there")
     return picture, (*inside, numbers[entry["category_id"]])
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return isfinite(number)
+    except OverflowError:  # an integer of 309 or more digits
+        return False

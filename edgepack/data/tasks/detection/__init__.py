@@ -251,5 +251,6 @@ def _alike(ours: "Arrays", theirs: "Arrays") -> float:
     from edgepack.data.tasks.detection.reading import shared
 
     count = len(ours[0]) + len(theirs[0])
-    partners = (shared(ours[0], theirs[0]) >= _PARTNER) & (ours[1][:, None] == theirs[1])
+    same = (ours[0][:, None] == theirs[0]).all(axis=2)  # so are boxes without any area, at an edge of the picture
+    partners = ((shared(ours[0], theirs[0]) >= _PARTNER) | same) & (ours[1][:, None] == theirs[1])
     return float((partners.any(axis=0).sum() + partners.any(axis=1).sum()) / count) if count else 1.0

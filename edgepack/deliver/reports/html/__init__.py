@@ -231,8 +231,8 @@ def _scale(build: Build, metric: str) -> charts.Scale:
     if metric == build.metric:
         scores = [*values, *(record.score for record in build.ledger)]
         if METRICS[metric].quantity is SHARE:
-            best = max(scores, default=1.0)
-            return charts.scale([score for score in scores if score >= best - _FAR])
+            best = (max if METRICS[metric].higher else min)(scores, default=1.0)
+            return charts.scale([score for score in scores if abs(score - best) <= _FAR])
         return charts.scale(values or scores)
     return charts.scale(values, log=True)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 _CHANCE = 1.5  # pretrained weights below this multiple of the score of guessing get a warning
+_TRIED = 3  # samples on which the task's methods are tried
 _COMPARED = 8  # samples for comparing a saved model with the original
 
 
@@ -41,6 +42,8 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
     _check_saved(work, candidate, folder)
     seconds = time.monotonic() - started
     split = work.data.validation
+    if first:
+        _check_task(work, candidate, split.first(_TRIED))
     # An untrained deep model may give infinite outputs: only outputs after training must be finite.
     untrained = first and not _comes_trained(work)
     score = evaluation.evaluate(candidate.module, split, work.task) if untrained else _scored(work, candidate, split)
@@ -56,6 +59,13 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
         decided=candidate.decided,
         trainings=tuple(trainings),
     )
+
+
+def _check_task(work: Workspace, candidate: "Candidate", split: "Split") -> None:
+    from edgepack.compress.training import evaluation
+    from edgepack.models.checks.task import check_task
+
+    check_task(work.task, evaluation.predict(candidate.module, split), next(split.truths()))
 
 
 def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
