@@ -351,7 +351,7 @@ def main() -> None:
                 _built(recipe, keep)
                 load_at_start = idle.checked(given.busy)
                 made = _measured(recipe, keep, Path(temporary, "files"))
-        sections[recipe.name] = _section(recipe, made, load_at_start)
+            sections[recipe.name] = _section(recipe, made, load_at_start)
         page.write_text(_page([sections[each.name] for each in _RECIPES if each.name in sections]))
 
 
