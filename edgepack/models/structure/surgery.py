@@ -14,6 +14,7 @@ from torch import nn
 
 from edgepack.core.frozen import Frozen
 from edgepack.models.structure.dependency_groups import Score, survey
+from edgepack.models.structure.encoder import square_projection
 from edgepack.models.structure.flow import long_dimension
 
 
@@ -78,7 +79,7 @@ def apply(module: nn.Module, edit: Edit) -> None:
         case "split_spatial":
             replace_layer(module, edit.layer, _as_frozen(layer, split_spatial(layer, edit.to["rank"])))
         case "project":
-            replace_layer(module, edit.layer, _passing_on(edit.to["width"]))
+            replace_layer(module, edit.layer, square_projection(edit.to["width"]))
         case "drop":
             replace_layer(module, edit.layer, PassOn())
         case "zeros":
@@ -92,13 +93,6 @@ def _as_frozen(layer: nn.Module, pair: nn.Sequential) -> nn.Sequential:
     if getattr(layer, "bias", None) is not None:
         pair[-1].bias.requires_grad_(layer.bias.requires_grad)
     return pair
-
-
-def _passing_on(width: int) -> nn.Linear:
-    """Return a Linear that returns its input, until it is trained or narrowed."""
-    layer = nn.Linear(width, width, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer
 
 
 class PassOn(nn.Module):  # type: ignore[misc]

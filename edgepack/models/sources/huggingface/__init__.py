@@ -188,11 +188,9 @@ def _fits(model: Any, checkpoint: Path, config: Config) -> bool:
 def _adapted(model: "nn.Module", config: Config, signature: Signature) -> "nn.Module":
     """Return the module of the data's inputs around the model of transformers."""
     known = facts(config.huggingface)
-    module: nn.Module = (
-        texts.embedder(model, known, signature, config.pooling or pooling(config.huggingface))
-        if pools(config, signature)
-        else _of(known).adapted(model, known, signature)
-    )
+    if isinstance(known, TextFacts) and pools(config, signature):
+        return texts.embedder(model, known, signature, config.pooling or pooling(config.huggingface))
+    module: nn.Module = _of(known).adapted(model, known, signature)
     return module
 
 

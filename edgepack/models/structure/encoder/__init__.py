@@ -89,6 +89,13 @@ class TextEmbedder(TextEncoder):
         return embedding * (embedding.square().sum(1, keepdim=True) + _SHORT).rsqrt()
 
 
+def square_projection(width: int) -> nn.Linear:
+    """Return a projection that returns its input, until it is trained or narrowed."""
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean [n, width] of the states [n, tokens, width] that the mask [n, tokens] does not hide."""
     weights = mask.float()
