@@ -88,6 +88,8 @@ class _Checker:
     def recipe(self, data: dict[str, Any]) -> Recipe | None:
         task = self._choice("tasks", data["task"], ("task",)) if "task" in data else None
         model = self._choice("models", data["model"], ("model",)) if "model" in data else None
+        if task is not None and model is not None:
+            task = replace(task, config=task.module.suited(task.config, model.module.embedding_width(model.config)))
         named, cuts = self._uncut(data.get("data"))
         source = self._choice("datasets", named, ("data",)) if "data" in data else None
         stages = self._choices("stages", data.get("stages"), "stages")
@@ -225,10 +227,11 @@ class _Checker:
         first = stages[0] if stages else None
         if first is None or not first.module.MAKES_TEACHER:
             path: KeyPath = ("stages", 0) if stages else ("model",)
-            message = (
-                "the model is not trained for this data: add the stage 'train' first, or give the model a checkpoint"
-            )
-            self.document.problem(path, message)
+            own = model.module.embedding_width(model.config) if signature.is_embedding else None
+            advice = "add the stage 'train' first, or give the model a checkpoint"
+            if own not in (None, signature.width):
+                advice = f"its embeddings have {own} numbers, not {signature.width}: leave out size, or {advice}"
+            self.document.problem(path, f"the model is not trained for this data: {advice}")
 
     def _device(self, value: object, model: Choice | None, stages: Sequence[Choice | None]) -> None:
         known = all_devices()

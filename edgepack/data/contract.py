@@ -369,6 +369,10 @@ class TaskPlugin(Protocol):
     def task(self, config: Any, signature: Signature) -> Task:
         """Return the task for this data. Without torch."""
 
+    def suited(self, config: Any, embedding_width: int | None) -> Any:
+        """Return the settings with those left open chosen for the model, which may give embeddings without a head."""
+        return config
+
     def incompatibility(self, config: Any, signature: Signature) -> str:
         """Return why the data does not fit this task, or "". Without torch."""
         return ""

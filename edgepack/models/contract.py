@@ -146,6 +146,12 @@ class ModelSource(Protocol):
         """Return whether the model is a transformer encoder, as far as its name tells. Without torch."""
         return False
 
+    def embedding_width(self, config: Any) -> int | None:
+        """Return the length of the embeddings that the model gives as it was trained, without a head; None if it needs
+        one. Without torch.
+        """
+        return None
+
     def files(self, config: Any) -> tuple[Path, ...]:
         """Return the files that the model depends on: other content makes another model."""
         return ()

@@ -63,6 +63,18 @@ def encoder(kind: str = "bert", *, seed: int = 0, layers: int = 2, **changes: An
     return Candidate.start(choice, signature(pad=1 if kind == "roberta" else 0))
 
 
+def embeds(size: int = 32, pad: int = 0) -> Signature:
+    """What a model of embeddings is asked for; the encoders here are 32 wide."""
+    return signature(pad).model_copy(update={"outputs": (TensorSpec(name="embedding", shape=(size,)),)})
+
+
+def embedder(kind: str = "bert", size: int = 32, pooling: str | None = None, **changes: Any) -> Candidate:
+    """An untrained encoder that gives embeddings."""
+    torch.manual_seed(0)
+    model = {"huggingface": described(kind, Path(kind), **changes), "weights": None, "pooling": pooling}
+    return Candidate.start(plugins.choose("models", model), embeds(size, pad=1 if kind == "roberta" else 0))
+
+
 def text(count: int = 96, *, pad: int = 0, seed: int = 0) -> TrainingData:
     """Texts of 4 to 16 tokens: which of the tokens 5, 6 and 7 is among them is their label."""
     return TrainingData(train=_split(count, pad, seed), validation=_split(count // 2, pad, seed + 1))

@@ -40,6 +40,11 @@ class Signature(Frozen):
         """Return the numbers of a sample's only output, such as its classes."""
         return self.outputs[0].shape[0]
 
+    @property
+    def is_embedding(self) -> bool:
+        """Return whether the only output is an embedding, of which an encoder is all there is: it needs no head."""
+        return [spec.name for spec in self.outputs] == ["embedding"]
+
     @field_validator("labels")
     @classmethod
     def _usable(cls, labels: tuple[str, ...]) -> tuple[str, ...]:

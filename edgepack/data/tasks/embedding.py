@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgepack.data.contract import Array, Arrays
 
+_USUAL = 64  # numbers of an embedding, if neither the recipe nor the model has its own
 _NEAREST = {"recall_at_1": 1, "recall_at_5": 5}  # how many other samples are looked at
 _AT_ONCE = 1024  # samples that are compared with all others at a time
 _TOLD = 4  # numbers of an embedding that people are shown
@@ -26,7 +27,13 @@ _NEVER = -1e4  # a logarithm of 0, as far as float32 goes
 
 
 class Config(Frozen):
-    size: int = Field(default=64, ge=2, le=4096, description="numbers of an embedding")
+    size: int | None = Field(
+        default=None,
+        ge=2,
+        le=4096,
+        description=f"numbers of an embedding; default: those of a pretrained encoder of texts, else {_USUAL}; "
+        "of another size than its own, such a model gets a projection, which must be trained",
+    )
     temperature: float = Field(
         default=0.1,
         gt=0,
@@ -45,6 +52,10 @@ def task(config: Config, signature: Signature) -> "Embedding":
     return Embedding(config, signature, metrics(config))
 
 
+def suited(config: Config, embedding_width: int | None) -> Config:
+    return config.model_copy(update={"size": config.size or embedding_width or _USUAL})
+
+
 def incompatibility(config: Config, signature: Signature) -> str:
     return "" if signature.labels else "this task needs labels, which say what is alike, but the data has none"
 
@@ -56,7 +67,7 @@ class Embedding(contract.Task):
     counts_samples = True
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(name="embedding", shape=(self.config.size,)),)
+        return (TensorSpec(name="embedding", shape=(self.config.size or _USUAL,)),)
 
     def problem(self, targets: "Tensor") -> str:
         import torch

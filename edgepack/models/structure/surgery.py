@@ -14,6 +14,7 @@ from torch import nn
 
 from edgepack.core.frozen import Frozen
 from edgepack.models.structure.dependency_groups import Score, survey
+from edgepack.models.structure.encoder import square_projection
 from edgepack.models.structure.flow import long_dimension
 
 
@@ -25,11 +26,12 @@ class Edit(Frozen):
     split_spatial   ... of a k x 1 and a 1 x l kernel               {"rank": 24}
     resize          ... and for attention, how many heads           {"num_attention_heads": 8, "all_head_size": 256}
     resize          ... of a parameter in no layer, its length      {"gamma": 40}
+    project         what passed its input on is a square Linear     {"width": 384}
     drop            the block returns its first input               {}
     zeros           weights that are zero stay zero in training     {}
     """
 
-    op: Literal["resize", "split", "split_spatial", "drop", "zeros"]
+    op: Literal["resize", "split", "split_spatial", "project", "drop", "zeros"]
     layer: str
     to: dict[str, int] = {}
     was: dict[str, int] = {}
@@ -76,6 +78,8 @@ def apply(module: nn.Module, edit: Edit) -> None:
             replace_layer(module, edit.layer, _as_frozen(layer, split(layer, edit.to["rank"])))
         case "split_spatial":
             replace_layer(module, edit.layer, _as_frozen(layer, split_spatial(layer, edit.to["rank"])))
+        case "project":
+            replace_layer(module, edit.layer, square_projection(edit.to["width"]))
         case "drop":
             replace_layer(module, edit.layer, PassOn())
         case "zeros":

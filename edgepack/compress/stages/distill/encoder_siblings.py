@@ -16,7 +16,7 @@ from edgepack.core.errors import StageError
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import parameters
 from edgepack.models.structure.dependency_groups import nearest
-from edgepack.models.structure.encoder import Block, blocks, end
+from edgepack.models.structure.encoder import Block, TextEmbedder, blocks, end
 from edgepack.models.structure.surgery import Edit, apply, sizes
 
 Weights = dict[str, torch.Tensor]
@@ -71,6 +71,7 @@ def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
     def of(heads: int) -> int:
         return parameters(narrowed(teacher, heads, multiple).module)
 
+    teacher = _projected(teacher)
     hidden = axes(teacher.module, multiple)[0]
     most = hidden.width(teacher.module.state_dict()) // hidden.multiple
     heads = bisect_right(range(1, most + 1), size, key=of)
@@ -87,6 +88,7 @@ def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
 
 def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
     """Return a copy whose hidden width is that of `heads` heads, with the most important of the teacher's weights."""
+    teacher = _projected(teacher)
     whole, found = teacher.module.state_dict(), axes(teacher.module, multiple)
     share = heads * found[0].multiple / found[0].width(whole)
     weights = dict(whole)
@@ -100,6 +102,15 @@ def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
         apply(sibling.module, edit)
     sibling.module.load_state_dict(weights)
     return sibling.changed(*edits)
+
+
+def _projected(teacher: Candidate) -> Candidate:
+    """Return a copy in which a projection keeps the size of embeddings, where they are as wide as the model is."""
+    module = teacher.module
+    if not (isinstance(module, TextEmbedder) and isinstance(module.projection, nn.Identity)):
+        return teacher
+    width = blocks(module)[-1].width(module)
+    return teacher.copy().edited(Edit(op="project", layer="projection", to={"width": width}))
 
 
 def axes(module: nn.Module, multiple: int) -> tuple[Axis, ...]:

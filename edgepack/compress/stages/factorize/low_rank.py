@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from edgepack.core.errors import StageError
 from edgepack.data.splits import Split
-from edgepack.models.structure.encoder import TextClassifier
+from edgepack.models.structure.encoder import TextEncoder
 from edgepack.models.structure.surgery import is_plain
 
 SplitScheme = Literal["channel", "spatial"]
@@ -283,7 +283,7 @@ def _collect(
     with torch.no_grad():
         for batch in data.first(count).batches(_BATCH):
             for moment in moments.values():
-                moment.real = batch.inputs[1].bool() if isinstance(module, TextClassifier) else None
+                moment.real = batch.inputs[1].bool() if isinstance(module, TextEncoder) else None
             module(*batch.inputs)
     for hook in hooks:
         hook.remove()

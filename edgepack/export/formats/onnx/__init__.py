@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +71,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
             output_names=[spec.name for spec in candidate.signature.outputs],
         )
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
+    _name_apart(program.model)
     for rewrite in _rewrites(config):
         rewrite(program.model)
     if names is not None:
@@ -118,6 +120,21 @@ def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:
     yield rewrites.aligned_stems
     yield rewrites.sums_before_norms
     yield rewrites.unused
+
+
+def _name_apart(model: Any) -> None:
+    """Rename values that bear the name of an input or output, which the exporter does not see: a lookup in a table is
+    named "embedding" by torch, as an output may be.
+    """
+    graph = model.graph
+    ends = {*graph.inputs, *graph.outputs}
+    inside = [value for node in graph for value in node.outputs if value not in ends]
+    taken = {value.name for value in (*ends, *inside, *graph.initializers.values())}
+    reserved = {value.name for value in ends}
+    for value in inside:
+        if value.name in reserved:
+            value.name = next(name for i in count() if (name := f"{value.name}_inside_{i}") not in taken)
+            taken.add(value.name)
 
 
 def _forget_sources(model: Any) -> None:

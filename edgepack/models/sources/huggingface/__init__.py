@@ -1,7 +1,8 @@
 """A transformer encoder through transformers: of text (BERT, RoBERTa, MiniLM and others), or pictures (ViT, DeiT).
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
-The head is of its own where the model was trained for as many classes, else it starts anew.
+The head is of its own where the model was trained for as many classes, else it starts anew. For embeddings of texts
+there is none: the tokens of the last layer are pooled as the model was trained.
 """
 
 from pathlib import Path
@@ -17,7 +18,8 @@ from edgepack.core.signature.labels import order_of_numbers
 from edgepack.data import hub
 from edgepack.models.contract import Checkpoint, CheckpointKey
 from edgepack.models.sources.huggingface import pictures, texts
-from edgepack.models.sources.huggingface.facts import Facts, PictureFacts, facts
+from edgepack.models.sources.huggingface.facts import Facts, PictureFacts, TextFacts, facts
+from edgepack.models.sources.huggingface.pooling import other_part, pooling
 from edgepack.models.structure.layer_names import chosen
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ _HEADS = ("classifier", "pooler", "pre_classifier", "cls_classifier", "distillat
 
 class Config(Frozen):
     huggingface: str = Field(description="a folder, all-MiniLM-L6-v2 (with the extra minilm), or owner/name of the hub")
+    pooling: Literal["mean", "cls"] | None = Field(
+        default=None,
+        description="embeddings of texts: the mean of all tokens, or the first token; default: what the model's "
+        f"{hub.POOLING} says, else mean",
+    )
     layers: int | tuple[int, ...] | None = Field(
         default=None, description="number of first layers to keep, or a list of layer indices from 0; default: all"
     )
@@ -60,11 +67,13 @@ class Config(Frozen):
 def trained(config: Config, signature: Signature) -> bool:
     """Return whether it starts trained: from a checkpoint, or a classifier of these classes or as many unnamed ones.
 
-    It does not count as trained with fewer layers than it was trained with.
+    An encoder of texts is trained for embeddings of its own width. None is with fewer layers than it was trained with.
     """
     if config.checkpoint is not None:
         return True
     known = facts(config.huggingface)
+    if pools(config, signature):
+        return config.weights is not None and config.layers is None and known.width == signature.width
     numbered = [f"label_{i}" for i in range(len(signature.labels))]
     same = known.labels in ([label.lower() for label in signature.labels], numbered)
     return config.weights is not None and config.layers is None and known.is_classifier and same
@@ -72,8 +81,19 @@ def trained(config: Config, signature: Signature) -> bool:
 
 def incompatibility(config: Config, signature: Signature) -> str:
     name, known = config.huggingface, facts(config.huggingface)
-    problem = _of(known).incompatibility(name, known, signature) or _of_heads(known) or _of_labels(known, signature)
+    own = _of_pooling(config) if pools(config, signature) else _of_classifier(config, known, signature)
+    problem = _of(known).incompatibility(name, known, signature) or _of_heads(known) or own
     return f"'{name}' {problem}" if problem else ""
+
+
+def embedding_width(config: Config) -> int | None:
+    known = facts(config.huggingface)
+    return known.width if isinstance(known, TextFacts) else None
+
+
+def pools(config: Config, signature: Signature) -> bool:
+    """Return whether the model has no head: it gives embeddings of texts."""
+    return signature.is_embedding and embedding_width(config) is not None
 
 
 def _of(known: Facts) -> ModuleType:
@@ -85,8 +105,20 @@ def _of_heads(known: Facts) -> str:
     return f"has {known.heads} heads, which do not divide its width of {known.width}" * (known.width % known.heads > 0)
 
 
-def _of_labels(known: Facts, signature: Signature) -> str:
+def _of_pooling(config: Config) -> str:
+    try:
+        if config.pooling is None:
+            pooling(config.huggingface)
+        part = other_part(config.huggingface)
+    except RecipeError as error:
+        return error.message
+    return f"has a module {part} after its encoder, which edgepack does not know" if part else ""
+
+
+def _of_classifier(config: Config, known: Facts, signature: Signature) -> str:
     """Reject the same labels in another order: outputs would be wrong, and nobody would see why."""
+    if config.pooling is not None:
+        return "has a setting `pooling`, which is for embeddings of texts: remove it"
     own, given = known.labels, [label.lower() for label in signature.labels]
     if own != given and sorted(own) == sorted(given):
         return f"has its labels in the order {', '.join(own)}, the data in the order {', '.join(given)}"
@@ -99,18 +131,24 @@ def is_encoder(config: Config) -> bool:
 
 def files(config: Config) -> tuple[Path, ...]:
     if config.checkpoint is not None:
-        return (*_found(config, hub.CONFIG), Path(config.checkpoint))
-    return _found(config, hub.CONFIG + (hub.WEIGHTS if config.weights else ()))
+        return (*_found(config, hub.CONFIG), *_beside(config), Path(config.checkpoint))
+    return (*_found(config, hub.CONFIG + (hub.WEIGHTS if config.weights else ())), *_beside(config))
+
+
+def _beside(config: Config) -> tuple[Path, ...]:
+    """Return the file that says how its tokens are pooled, if it is on this computer."""
+    found = hub.optional(config.huggingface, hub.POOLING, fetch=False)
+    return (found,) if found else ()
 
 
 def build(config: Config, signature: Signature) -> "nn.Module":
     """Make a module that maps input_ids and attention_mask, both [n, length], or pictures [n, channels, height, width]
-    to logits [n, classes].
+    to logits [n, classes], or texts to embeddings [n, size].
     """
     from edgepack.models.checks.trial import tried
     from edgepack.models.notes import note
     from edgepack.models.structure.encoder import keep_layers
-    from edgepack.models.weights.loading import fits, load_weights
+    from edgepack.models.weights.loading import load_weights
 
     if message := incompatibility(config, signature):
         raise StageError(message)
@@ -119,11 +157,10 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     if pretrained and _counts_otherwise(config, signature):
         note(f"'{config.huggingface}' names its outputs by number, and {_ORDER}: was it trained so?")
     model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
-    theirs = checkpoint is not None and fits(model, checkpoint, config.checkpoint_key)
+    theirs = checkpoint is not None and _fits(model, checkpoint, config)
     if checkpoint and theirs:
         load_weights(model, checkpoint, config.checkpoint_key)
-    known = facts(config.huggingface)
-    module: nn.Module = _of(known).adapted(model, known, signature)
+    module = _adapted(model, config, signature)
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)
@@ -132,23 +169,53 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     return module.eval()
 
 
+def _fits(model: Any, checkpoint: Path, config: Config) -> bool:
+    """Return whether a checkpoint is of this model of transformers, or of the one without a pooler, which then goes."""
+    from edgepack.models.weights.loading import fits
+
+    if fits(model, checkpoint, config.checkpoint_key):
+        return True
+    pooler = getattr(model, "pooler", None)
+    if pooler is None:
+        return False
+    model.pooler = None
+    if fits(model, checkpoint, config.checkpoint_key):
+        return True
+    model.pooler = pooler
+    return False
+
+
+def _adapted(model: "nn.Module", config: Config, signature: Signature) -> "nn.Module":
+    """Return the module of the data's inputs around the model of transformers."""
+    known = facts(config.huggingface)
+    if isinstance(known, TextFacts) and pools(config, signature):
+        return texts.embedder(model, known, signature, config.pooling or pooling(config.huggingface))
+    module: nn.Module = _of(known).adapted(model, known, signature)
+    return module
+
+
 _ORDER = "the labels of the data are numbers in the order of their text"
 
 
 def _counts_otherwise(config: Config, signature: Signature) -> bool:
     """Return whether LABEL_1 may be the class "1" where the data's second label is "10"."""
+    if pools(config, signature):
+        return False
     named = facts(config.huggingface).labels == list(signature.labels)
     return trained(config, signature) and not named and order_of_numbers(signature.labels) == "text"
 
 
-def _auto(config: Config) -> Any:
+def _auto(config: Config, signature: Signature) -> Any:
     from edgepack.core.process.libraries import transformers
 
-    return getattr(transformers(), _of(facts(config.huggingface)).AUTO)
+    name = "AutoModel" if pools(config, signature) else _of(facts(config.huggingface)).AUTO
+    return getattr(transformers(), name)
 
 
 def _fresh(config: Config, signature: Signature) -> "nn.Module":
-    module: nn.Module = _auto(config).from_config(_configured(config, signature), attn_implementation="eager")
+    module: nn.Module = _auto(config, signature).from_config(
+        _configured(config, signature), attn_implementation="eager"
+    )
     return module
 
 
@@ -158,7 +225,7 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
     try:
-        module, loading_info = _auto(config).from_pretrained(
+        module, loading_info = _auto(config, signature).from_pretrained(
             path.parent,
             config=_configured(config, signature),
             attn_implementation="eager",

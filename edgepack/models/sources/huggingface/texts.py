@@ -54,6 +54,17 @@ def _words(path: Path, changed: int) -> str:
     return tokenizer.words(tokenizer.read_file(path))
 
 
+def embedder(model: Any, known: TextFacts, signature: Signature, pooling: str) -> "nn.Module":
+    """Return the model that makes an embedding of texts of the data's length around the model of transformers."""
+    from edgepack.models.structure.encoder import TextEmbedder, shorten
+
+    length = signature.inputs[0].shape[0]
+    shorten(model, length + known.offset)
+    if hasattr(model, "pooler"):
+        model.pooler = None  # it was trained to tell whether a sentence follows another
+    return TextEmbedder(model, length, known.offset, width=known.width, size=signature.width, pooling=pooling)
+
+
 def adapted(model: "nn.Module", known: TextFacts, signature: Signature) -> "nn.Module":
     """Return the classifier of texts of the data's length around the model of transformers."""
     from edgepack.models.structure.encoder import TextClassifier, shorten

@@ -17,6 +17,7 @@ from torch import nn
 from edgepack.core.errors import StageError
 from edgepack.models.structure.layer_names import chosen
 
+_SHORT = 1e-12  # added to a squared length, which may be 0
 _FAR = -10_000.0  # added to the scores of padding: the softmax makes it 0, in bf16 too
 
 
@@ -32,8 +33,8 @@ class PictureClassifier(nn.Module):  # type: ignore[misc]
         return logits
 
 
-class TextClassifier(nn.Module):  # type: ignore[misc]
-    """A transformers classifier: takes (input_ids, attention_mask), [n, length] int64, and returns [n, classes].
+class TextEncoder(nn.Module):  # type: ignore[misc]
+    """A model of transformers that takes (input_ids, attention_mask), [n, length] int64.
 
     The mask is passed on as numbers to add to the scores, [n, 1, 1, length]: from a two-dimensional mask, transformers
     makes integer arithmetic that quantizers cannot handle. Positions and segments are constants, as text is padded on
@@ -42,6 +43,7 @@ class TextClassifier(nn.Module):  # type: ignore[misc]
 
     positions: torch.Tensor
     segments: torch.Tensor
+    reads_first_token = True  # and no other, of the last layer's outputs
 
     def __init__(self, model: nn.Module, length: int, offset: int) -> None:
         super().__init__()
@@ -50,12 +52,54 @@ class TextClassifier(nn.Module):  # type: ignore[misc]
         self.register_buffer("segments", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
         self.segmented = any(name.endswith("token_type_embeddings") for name, _ in model.named_modules())
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def given(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Return what the model of transformers returns."""
         hidden = (1.0 - attention_mask.float())[:, None, None, :] * _FAR
         segments = {"token_type_ids": self.segments} if self.segmented else {}
-        given: Any = self.model(input_ids=input_ids, attention_mask=hidden, position_ids=self.positions, **segments)
-        logits: torch.Tensor = given.logits
+        return self.model(input_ids=input_ids, attention_mask=hidden, position_ids=self.positions, **segments)
+
+
+class TextClassifier(TextEncoder):
+    """Returns logits, [n, classes]."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.given(input_ids, attention_mask).logits
         return logits
+
+
+class TextEmbedder(TextEncoder):
+    """Returns an embedding of length 1, [n, size]: of the mean of all tokens that are no padding, or of the first one.
+
+    A text of nothing but padding has an embedding of zeros. Where `size` is another than the model's own width, a
+    linear projection leads to it.
+    Source: N. Reimers and I. Gurevych, Sentence-BERT, EMNLP 2019, arXiv 1908.10084.
+    """
+
+    def __init__(self, model: nn.Module, length: int, offset: int, *, width: int, size: int, pooling: str) -> None:
+        super().__init__(model, length, offset)
+        self.reads_first_token = pooling == "cls"
+        self.projection: nn.Module = nn.Identity()
+        if size != width:
+            self.projection = nn.Linear(width, size, bias=False)
+            nn.init.orthogonal_(self.projection.weight)  # angles stay nearly what they were
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.given(input_ids, attention_mask).last_hidden_state
+        embedding = self.projection(states[:, 0] if self.reads_first_token else _mean(states, attention_mask))
+        return embedding * (embedding.square().sum(1, keepdim=True) + _SHORT).rsqrt()
+
+
+def square_projection(width: int) -> nn.Linear:
+    """Return a projection that returns its input, until it is trained or narrowed."""
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean [n, width] of the states [n, tokens, width] that the mask [n, tokens] does not hide."""
+    weights = mask.float()
+    return (weights[:, None] @ states)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +118,10 @@ class Block:
     def head_size(self, module: nn.Module) -> int:
         attention: Any = module.get_submodule(self.attention)
         return int(next(getattr(attention, name) for name in HEAD_SIZES if hasattr(attention, name)))
+
+    def width(self, module: nn.Module) -> int:
+        """Return the hidden width, of what the layer gives."""
+        return int(module.get_submodule(end(module, self.ffn_out, -1)).out_features)
 
     def heads(self, module: nn.Module) -> int:
         return int(module.get_submodule(self.query).out_features) // self.head_size(module)
@@ -137,12 +185,12 @@ def end(module: nn.Module, name: str, place: int) -> str:
 
 @contextmanager
 def first_token_only(module: nn.Module) -> Iterator[None]:
-    """Compute only the first token in the last layer, [n, 1, width]: the classifier reads no other.
+    """Compute only the first token in the last layer, [n, 1, width], where the rest of the model reads no other.
 
     The numbers are the same for a sixth of that layer's work: the other tokens need only keys and values. Used for
     export; training may use the last layer's outputs of every token.
     """
-    found = blocks(module) if isinstance(module, TextClassifier) else ()
+    found = blocks(module) if isinstance(module, TextEncoder) and module.reads_first_token else ()
     if not found:
         yield
         return
