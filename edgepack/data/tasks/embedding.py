@@ -129,12 +129,14 @@ class Embedding(contract.Task):
         return _Recall()
 
     def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
-        """Return 1 for each sample whose embeddings point the same way, else 0."""
+        """Return 1 for each sample whose embeddings point the same way, or nowhere both, else 0."""
         import numpy
 
         ours, theirs = (each[0].astype("float64") for each in (outputs, reference))
-        lengths = numpy.linalg.norm(ours, axis=1) * numpy.linalg.norm(theirs, axis=1)
-        same: Array = ((ours * theirs).sum(axis=1) >= self.config.tolerance * lengths).astype("float64")
+        sizes = [numpy.linalg.norm(each, axis=1) for each in (ours, theirs)]
+        ways = [size > _LEAST for size in sizes]
+        near = (ours * theirs).sum(axis=1) >= self.config.tolerance * sizes[0] * sizes[1]
+        same: Array = ((ways[0] == ways[1]) & near).astype("float64")
         return same
 
     def told(self, outputs: "Arrays") -> list[str]:

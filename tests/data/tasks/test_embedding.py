@@ -144,3 +144,9 @@ def test_targets_say_what_is_alike(targets: torch.Tensor, problem: str) -> None:
 def test_data_without_labels_is_refused() -> None:
     assert "labels" in embedding.incompatibility(Config(), Signature(inputs=SIGNATURE.inputs))
     assert not embedding.incompatibility(Config(), SIGNATURE)
+
+
+def test_an_embedding_without_a_direction_agrees_with_no_other() -> None:
+    nowhere, somewhere = numpy.zeros((1, 2), "float32"), numpy.ones((1, 2), "float32")
+    pairs = [(nowhere, nowhere), (nowhere, somewhere), (somewhere, nowhere)]
+    assert [float(task().agreement((ours,), (theirs,))[0]) for ours, theirs in pairs] == [1, 0, 0]
