@@ -2,7 +2,8 @@
 
     python benchmarks/tasks.py                    writes benchmarks/tasks.md; nothing else may run meanwhile
     python benchmarks/tasks.py RECIPE...          takes the figures of these again, and leaves the others as they are
-    ... --keep FOLDER                             builds are kept there and used again; files are measured anew
+    ... --keep FOLDER                             builds and files are kept there and used again, and timed anew
+    ... --make                                    stop before files are timed: this may be done beside other programs
     ... --busy                                    although other programs run: the figures are not those of an idle one
 
 Of each recipe there are three kinds of files: the fp32 teacher's, edgepack's, and what ExecuTorch's and ONNX Runtime's
@@ -12,6 +13,7 @@ round, there and back, so that drift of the machine hits all alike; a ratio of t
 the rounds. The metric is that of the file itself, run by its own runtime on the whole test split.
 """
 
+import json
 import statistics
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import chdir, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +47,7 @@ from edgepack.workflows.build.store import Store
 from edgepack.workflows.build.workspace import load_data, task_of
 
 _ROUNDS, _CALIBRATION = 5, 256
+_PROTOCOL = TimingProtocol(seconds=0.5)
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
 _TEACHER, _SMALL, _OURS = "teacher", "compressed, fp32", "edgepack"
 _SMALLER, _FASTER, _PARITY = 4, 1.5, 0.99
@@ -86,11 +89,10 @@ class Made:
     """The files of one recipe by name, with what was found of them: milliseconds per round, and metrics."""
 
     build: Build
-    task: Task
     files: dict[str, Path]
-    rounds: dict[str, list[float]]
     scores: dict[str, dict[str, float]]
     failed: dict[str, str]
+    rounds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -158,7 +160,7 @@ def _of_others(recipe: Recipe, weights: dict[str, Candidate], calibration: Split
             yield from ((f"{whose}, {name}", path) for name, path in made.items())
 
 
-def _of_ours(build: Build, folder: Path, store: Store) -> dict[str, Path]:
+def _of_ours(build: Build, store: Store) -> dict[str, Path]:
     """Return edgepack's files: of the teacher in fp32, and those it ships."""
     kept = {entry.outcome["sha256"]: entry for entry in store.entries() if entry.kind == "artifact"}
     found = {}
@@ -176,7 +178,7 @@ def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
         for number in range(_ROUNDS):
             print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
             for name, path in (list if number % 2 else reversed)(files.items()):
-                answer = here.run({**TimingProtocol().job(), "runtime": runtime_of(path.suffix), "file": str(path)})
+                answer = here.run({**_PROTOCOL.job(), "runtime": runtime_of(path.suffix), "file": str(path)})
                 found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
     return found
 
@@ -186,30 +188,40 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         return here.run(job)
 
 
-def _scored(task: Task, files: dict[str, Path], test: Split, folder: Path) -> dict[str, dict[str, float]]:
+def _scored(task: Task, files: dict[str, Path], test: Split) -> dict[str, dict[str, float]]:
     found = {}
-    for number, (name, path) in enumerate(files.items()):
-        place = folder / f"answers-{number}"
-        place.mkdir(parents=True)
-        given = evaluate.outputs(_run, file=path, runtime=runtime_of(path.suffix), split=test, folder=place)
-        found[name] = evaluate.scores(task, given, test)
+    for name, path in files.items():
+        with TemporaryDirectory() as folder:
+            given = evaluate.outputs(_run, file=path, runtime=runtime_of(path.suffix), split=test, folder=Path(folder))
+            found[name] = evaluate.scores(task, given, test)
     return found
 
 
-def _measured(recipe: Recipe, keep: Path, folder: Path) -> Made:
-    store = Store(keep / "store")
-    build = _built(recipe, keep)
+def _made(recipe: Recipe, keep: Path) -> Made:
+    """Return the files and their metrics, but no times; those of an unchanged build are kept."""
+    store, folder = Store(keep / "store"), keep / "files" / recipe.name
+    build, known = _built(recipe, keep), folder / "made.json"
+    facts = json.loads(known.read_bytes()) if known.exists() else {}
+    if facts.get("of") != build.bundle_sha256:
+        facts = {"of": build.bundle_sha256, **_compared(recipe, build, store, folder)}
+        known.write_text(json.dumps(facts))
+    files = {name: Path(path) for name, path in facts["files"].items()}
+    return Made(build=build, files=files, scores=facts["scores"], failed=facts["failed"])
+
+
+def _compared(recipe: Recipe, build: Build, store: Store, folder: Path) -> dict[str, Any]:
+    """Return where the files are, their metrics, and what the tools of others failed with, as JSON."""
     known = load_recipe(recipe.file)
     task, data = task_of(known), load_data(known, store)
-    files, failed = _of_ours(build, folder, store), {}
+    files, failed = _of_ours(build, store), {}
     for name, made in _of_others(recipe, _weights(build, store), data.train.first(_CALIBRATION), folder):
         if isinstance(made, Path):
             files[name] = made
         else:
             failed[name] = made
     print(f"{recipe.name}: running {len(files)} files on the test split", file=sys.stderr, flush=True)
-    scores = _scored(task, files, data.test, folder)
-    return Made(build=build, task=task, files=files, rounds=_timed(files), scores=scores, failed=failed)
+    paths = {name: str(path) for name, path in files.items()}
+    return {"files": paths, "scores": _scored(task, files, data.test), "failed": failed}
 
 
 def _section(recipe: Recipe, made: Made, load_at_start: str) -> list[str]:
@@ -316,10 +328,10 @@ def _page(sections: list[list[str]]) -> str:
             "",
             about,
             "",
-            f"One inference, the median of {_ROUNDS} fresh processes. `{FP32}` is the file that torch.onnx or",
-            f"ExecuTorch's lowering writes; the post-training flows saw {_CALIBRATION} training samples. There are no",
-            "labelled boxes and masks in packages: scenes are composed of real pictures, see each recipe. Builds were",
-            "made beside other programs, and their files measured when nothing else ran.",
+            f"One inference, the median of {_ROUNDS} fresh processes of {_PROTOCOL.seconds:g} s. `{FP32}` is the",
+            "file that torch.onnx or ExecuTorch's lowering writes; the post-training flows saw",
+            f"{_CALIBRATION} training samples. No package has labelled boxes or masks: scenes are composed of real",
+            "pictures, see each recipe. Builds may have run beside other programs; files were timed alone.",
             "",
             *(line for section in sections for line in section),
             "Command: `python benchmarks/tasks.py`; files are timed with one thread.",
@@ -339,19 +351,19 @@ def main() -> None:
     options = ArgumentParser()
     options.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(each.name for each in _RECIPES))
     options.add_argument("--keep", type=Path)
+    options.add_argument("--make", action="store_true")
     options.add_argument("--busy", action="store_true")
     given = options.parse_args()
     torch.set_num_threads(provenance.threads())
     page = Path(__file__).with_suffix(".md").absolute()
     sections = _before(page)
     for recipe in (each for each in _RECIPES if not given.recipes or each.name in given.recipes):
-        with TemporaryDirectory() as temporary:
-            keep = (given.keep or Path(temporary, "builds")).absolute()
-            with chdir(recipe.folder):
-                _built(recipe, keep)
-                load_at_start = idle.checked(given.busy)
-                made = _measured(recipe, keep, Path(temporary, "files"))
-            sections[recipe.name] = _section(recipe, made, load_at_start)
+        with TemporaryDirectory() as temporary, chdir(recipe.folder):
+            made = _made(recipe, (given.keep or Path(temporary)).absolute())
+            if given.make:
+                continue
+            load_at_start = idle.checked(given.busy)
+            sections[recipe.name] = _section(recipe, replace(made, rounds=_timed(made.files)), load_at_start)
         page.write_text(_page([sections[each.name] for each in _RECIPES if each.name in sections]))
 
 
