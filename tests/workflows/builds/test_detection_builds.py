@@ -1,4 +1,4 @@
-"""A detector from recipe to bundle: distilled, pruned and quantized, with two outputs in both files."""
+"""Detectors from recipe to bundle: one with boxes and scores in both files, and one with objects."""
 
 import json
 import subprocess
@@ -31,6 +31,11 @@ budgets:
   parity: {min: 95 %}
   parity.runtimes: {min: 95 %}
 """
+IN_FILE = "".join(
+    line
+    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.3, most: 6, postprocess: in_file").splitlines(True)
+    if not line.strip().startswith(("- distill", "- prune"))
+)
 NETS = """\
 import torch
 from torch import nn
@@ -77,14 +82,34 @@ for case in json.loads(Path("selftest/cases.json").read_text())["cases"]:
     boxes, scores = (numpy.fromfile(f"selftest/{given[name]}", "<f4") for name in ("boxes", "scores"))
     print(len(objects(boxes.reshape(-1, 4), scores.reshape(len(anchors), -1), anchors, **facts)[0]))
 """
+READ_IN_FILE = """\
+import json, numpy, sys
+from pathlib import Path
+sys.path.insert(0, "examples")
+from detection import objects
+facts = json.loads(Path("io/detection.json").read_text())
+for case in json.loads(Path("selftest/cases.json").read_text())["cases"]:
+    given = {name: numpy.array(values) for name, values in case["expected"]["executorch"].items()}
+    boxes, labels, scores = objects(given["boxes"].reshape(-1, 4), given["scores"], given["labels"], **facts)
+    print(len(boxes))
+"""
+
+
+def built(folder: Path, recipe: str) -> tuple[Project, Ran]:
+    project = Project.at(folder)
+    (project.folder / "recipes/tiny.yaml").write_text(recipe)
+    (project.folder / "nets.py").write_text(NETS)
+    return project, project.build_alone()
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
-    project = Project.at(tmp_path_factory.mktemp("detector"))
-    (project.folder / "recipes/tiny.yaml").write_text(RECIPE)
-    (project.folder / "nets.py").write_text(NETS)
-    return project, project.build_alone()
+    return built(tmp_path_factory.mktemp("detector"), RECIPE)
+
+
+@pytest.fixture(scope="module")
+def in_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
+    return built(tmp_path_factory.mktemp("detector"), IN_FILE)
 
 
 def test_a_detector_is_built_and_meets_its_budgets(detector: tuple[Project, Ran]) -> None:
@@ -110,11 +135,15 @@ def test_its_bundle_passes_the_self_test(detector: tuple[Project, Ran]) -> None:
 
 
 def test_an_app_finds_objects_with_what_is_in_the_bundle(detector: tuple[Project, Ran]) -> None:
-    bundle = detector[0].dist / "bundle"
-    command = [sys.executable, "-B", "-c", READ]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=LIMIT)
+    assert len(_read(detector[0], READ)) == 3
+
+
+def _read(project: Project, code: str) -> list[str]:
+    """Return the number of objects in each sample, as an app finds them."""
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, cwd=project.dist / "bundle", capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 3
+    return done.stdout.split()
 
 
 def test_a_classifier_is_refused(detector: tuple[Project, Ran], tmp_path: Path) -> None:
@@ -126,3 +155,34 @@ def test_a_classifier_is_refused(detector: tuple[Project, Ran], tmp_path: Path) 
 def test_facts_of_the_app_are_json(detector: tuple[Project, Ran]) -> None:
     facts = json.loads((detector[0].dist / "bundle/io/detection.json").read_text())
     assert facts == {"picture": [32, 32], "threshold": 0.3, "overlap": 0.5, "most": 100}
+
+
+def test_a_file_that_gives_objects_is_built_and_meets_its_budgets(in_file: tuple[Project, Ran]) -> None:
+    project, ran = in_file
+    assert (ran.code, ran.err) == (0, "")
+    result = project.result()
+    assert {each.outcome for each in result.verdicts} == {"pass"}
+    shown = result.samples[0].files
+    assert {*shown} == {"torch", "executorch", "onnx"} and len({len(each.boxes) for each in shown.values()}) == 1
+    interface = json.loads((project.dist / "bundle/io/signature.json").read_text())
+    assert {each["name"]: each["shape"] for each in interface["outputs"]} == {
+        "boxes": [1, 6, 4],
+        "scores": [1, 6],
+        "labels": [1, 6],
+    }
+
+
+def test_its_bundle_is_tested_by_agreement_alone(in_file: tuple[Project, Ran]) -> None:
+    project, _ = in_file
+    ran = project.run("selftest", "dist/tiny/tiny.zip")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
+    cases = json.loads((project.dist / "bundle/selftest/cases.json").read_text())
+    assert cases["tolerance"] == {"agreement": 0.99}
+    assert "io/anchors.bin" not in {each.path for each in verify(project.dist / "bundle").files}
+
+
+def test_an_app_reads_its_objects(in_file: tuple[Project, Ran]) -> None:
+    project, _ = in_file
+    assert [*map(int, _read(project, READ_IN_FILE))] == [
+        len(each.files["executorch"].boxes) for each in project.result().samples
+    ]
