@@ -33,7 +33,7 @@ budgets:
 """
 IN_FILE = "".join(
     line
-    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.3, most: 6, postprocess: in_file").splitlines(True)
+    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.3, most: 4, postprocess: in_file").splitlines(True)
     if not line.strip().startswith(("- distill", "- prune"))
 )
 NETS = """\
@@ -166,9 +166,9 @@ def test_a_file_that_gives_objects_is_built_and_meets_its_budgets(in_file: tuple
     assert {*shown} == {"torch", "executorch", "onnx"} and len({len(each.boxes) for each in shown.values()}) == 1
     interface = json.loads((project.dist / "bundle/io/signature.json").read_text())
     assert {each["name"]: each["shape"] for each in interface["outputs"]} == {
-        "boxes": [1, 6, 4],
-        "scores": [1, 6],
-        "labels": [1, 6],
+        "boxes": [1, 4, 4],
+        "scores": [1, 4],
+        "labels": [1, 4],
     }
 
 
