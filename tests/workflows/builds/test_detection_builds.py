@@ -33,7 +33,7 @@ budgets:
 """
 IN_FILE = "".join(
     line
-    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.3, most: 4, postprocess: in_file").splitlines(True)
+    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.1, most: 4, postprocess: in_file").splitlines(True)
     if not line.strip().startswith(("- distill", "- prune"))
 )
 NETS = """\
@@ -95,21 +95,17 @@ for case in json.loads(Path("selftest/cases.json").read_text())["cases"]:
 """
 
 
-def built(folder: Path, recipe: str) -> tuple[Project, Ran]:
+def project_of(folder: Path, recipe: str) -> Project:
     project = Project.at(folder)
     (project.folder / "recipes/tiny.yaml").write_text(recipe)
     (project.folder / "nets.py").write_text(NETS)
-    return project, project.build_alone()
+    return project
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
-    return built(tmp_path_factory.mktemp("detector"), RECIPE)
-
-
-@pytest.fixture(scope="module")
-def in_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
-    return built(tmp_path_factory.mktemp("detector"), IN_FILE)
+    project = project_of(tmp_path_factory.mktemp("detector"), RECIPE)
+    return project, project.build_alone()
 
 
 def test_a_detector_is_built_and_meets_its_budgets(detector: tuple[Project, Ran]) -> None:
@@ -157,32 +153,19 @@ def test_facts_of_the_app_are_json(detector: tuple[Project, Ran]) -> None:
     assert facts == {"picture": [32, 32], "threshold": 0.3, "overlap": 0.5, "most": 100}
 
 
-def test_a_file_that_gives_objects_is_built_and_meets_its_budgets(in_file: tuple[Project, Ran]) -> None:
-    project, ran = in_file
-    assert (ran.code, ran.err) == (0, "")
+@pytest.mark.usefixtures("short_timings")
+def test_files_that_select_objects_become_a_bundle_that_passes_its_self_test(tmp_path: Path) -> None:
+    project = project_of(tmp_path / "project", IN_FILE)
+    ran = project.run("build", "tiny")
+    assert ran.code == 0, ran.out + ran.err
     result = project.result()
     assert {each.outcome for each in result.verdicts} == {"pass"}
-    shown = result.samples[0].files
-    assert {*shown} == {"torch", "executorch", "onnx"} and len({len(each.boxes) for each in shown.values()}) == 1
-    interface = json.loads((project.dist / "bundle/io/signature.json").read_text())
-    assert {each["name"]: each["shape"] for each in interface["outputs"]} == {
-        "boxes": [1, 4, 4],
-        "scores": [1, 4],
-        "labels": [1, 4],
-    }
-
-
-def test_its_bundle_is_tested_by_agreement_alone(in_file: tuple[Project, Ran]) -> None:
-    project, _ = in_file
-    ran = project.run("selftest", "dist/tiny/tiny.zip")
-    assert (ran.code, ran.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
-    cases = json.loads((project.dist / "bundle/selftest/cases.json").read_text())
-    assert cases["tolerance"] == {"agreement": 0.99}
-    assert "io/anchors.bin" not in {each.path for each in verify(project.dist / "bundle").files}
-
-
-def test_an_app_reads_its_objects(in_file: tuple[Project, Ran]) -> None:
-    project, _ = in_file
-    assert [*map(int, _read(project, READ_IN_FILE))] == [
-        len(each.files["executorch"].boxes) for each in project.result().samples
-    ]
+    counts = [{name: len(shown.boxes) for name, shown in each.files.items()} for each in result.samples]
+    assert {*counts[0]} == {"torch", "executorch", "onnx"} and sum(each["torch"] for each in counts) > 0
+    tested = project.run("selftest", "dist/tiny/tiny.zip")
+    assert (tested.code, tested.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
+    bundle = project.dist / "bundle"
+    outputs = json.loads((bundle / "io/signature.json").read_text())["outputs"]
+    assert {each["name"]: each["shape"] for each in outputs} == {"boxes": [1, 4, 4], "scores": [1, 4], "labels": [1, 4]}
+    assert json.loads((bundle / "selftest/cases.json").read_text())["tolerance"] == {"agreement": 0.99}
+    assert [*map(int, _read(project, READ_IN_FILE))] == [each["executorch"] for each in counts]
