@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Fill = Callable[[Path], None]
 _TOLD = 4  # numbers of an output that are told
+_AT_ONCE = 16  # samples that are postprocessed at a time
 
 
 @cache
@@ -150,12 +151,16 @@ class Task(ABC):
     """What the outputs of a model mean, for one data set: how it is trained, scored and compared.
 
     Outputs are a tuple of tensors [n, ...] in the order of `outputs`, and targets a tensor [n, ...] as `problem`
-    accepts it. Methods that take arrays get numpy's, and work without torch: a bundle is tested where there is none.
+    accepts it. Losses take what a model gives in training; the meter, and all methods that take arrays, what a file
+    gives: see `postprocess`. Arrays are numpy's, and no torch is needed: a bundle is tested where there is none.
     """
 
     mixes: tuple[str, ...] = ()  # of mixup and cutmix, those after which the loss is a share of both samples' losses
     counts_samples: bool = False  # whether the first metric is a share of samples, whose error by chance is known
     chance: float | None = None  # score of a model that guesses, if that is known
+    # Whether rounding changes the numbers of a file's outputs little, so that those of two files are compared one by
+    # one: not so for a list of objects, in which two change places. Such files are held to their agreement alone.
+    steady: bool = True
     # What a bundle's card and examples make of the outputs for an app. Of the first two the only output holds one logit
     # a label, of which one label is shown, or those above the `threshold` of the settings; of the third, one number a
     # label. Else they show the outputs as they are.
@@ -164,6 +169,7 @@ class Task(ABC):
     def __init__(self, config: Any, signature: Signature, metrics: Mapping[str, Metric]) -> None:
         self.config, self.signature, self.metrics = config, signature, metrics
         self.signature = signature.model_copy(update={"outputs": tuple(self.outputs())})
+        self.file_signature = signature.model_copy(update={"outputs": tuple(self.file_outputs())})
 
     @property
     def metric(self) -> str:
@@ -211,6 +217,31 @@ class Task(ABC):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return names and shapes of the outputs, without the batch dimension. Without torch."""
 
+    def file_outputs(self) -> tuple[TensorSpec, ...]:
+        """Return names and shapes of what a file gives, as `outputs` does: those of `postprocess`."""
+        return self.outputs()
+
+    def postprocess(self, outputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+        """Return what a file gives, from what the model gives in training; by default the same.
+
+        An exported file computes it in fp32 after the model, so it is made of operators that all exporters can write,
+        with shapes that only depend on the number of samples.
+        """
+        return outputs
+
+    @property
+    def has_postprocess(self) -> bool:
+        return type(self).postprocess is not Task.postprocess
+
+    def given(self, outputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+        """Return what a file would give, computed some samples at a time: it may take much memory."""
+        if not self.has_postprocess:
+            return outputs
+        import torch
+
+        parts = zip(*(each.split(_AT_ONCE) for each in outputs), strict=True)
+        return tuple(map(torch.cat, zip(*map(self.postprocess, parts), strict=True)))
+
     def problem(self, targets: "Tensor") -> str:
         """Return what is wrong with targets of samples, in words, or ""."""
         return ""
@@ -238,7 +269,7 @@ class Task(ABC):
 
     def told(self, outputs: "Arrays") -> list[str]:
         """Return in a few words what an app would show of each sample: by default the first numbers of each output."""
-        return beginnings([spec.name for spec in self.signature.outputs], outputs)
+        return beginnings([spec.name for spec in self.file_signature.outputs], outputs)
 
     def drawn(self, outputs: "Arrays") -> list[Shown]:
         """Return what an app would show of each sample, as a report draws it."""
@@ -359,7 +390,7 @@ class TaskPlugin(Protocol):
 
     Config: type[Frozen]  # settings allowed in a recipe
 
-    VERSION: int = 1  # bump when the same outputs would give another loss, score or agreement
+    VERSION: int = 1  # bump when the same outputs would give another loss, score, agreement or file
 
     @abstractmethod
     def metrics(self, config: Any) -> Mapping[str, Metric]:

@@ -238,7 +238,9 @@ def check_same(task: Task, found: "Arrays", reference: "Arrays", of: str, hint: 
     if wrong := sum(int((~finite(ours)).sum()) for (ours,) in blocks(found)):
         raise StageError(f"{of} outputs NaN or Inf for {wrong:,} of {rows:,} test samples", hint)
     turned, unlike = _distance(task, found, reference)
-    if turned <= max(1, _TURNED * rows) and unlike <= _UNLIKE:
+    # Without `steady`, rounding cannot be told from errors by the numbers: only a file that agrees on little is broken.
+    most = _TURNED if task.steady else _UNLIKE
+    if turned <= max(1, most * rows) and (unlike <= _UNLIKE or not task.steady):
         return
     decided = f"decides {turned:,.0f} of {rows:,} test samples differently" if turned >= 1 else "gives other outputs"
     raise StageError(

@@ -6,7 +6,8 @@
 A candidate's module returns a tensor, or a tuple of several: torch.export, exporters and runtimes keep their order.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,21 @@ def flattened(module: nn.Module, specs: "Sequence[TensorSpec]", given: Any) -> n
     """
     found = picked(given, specs)
     flat = type(given) is tuple and len(found) > 1 and all(isinstance(each, Tensor) for each in given)
-    if isinstance(given, Tensor) or flat:
-        return module
+    return module if isinstance(given, Tensor) or flat else _answering(module, lambda given: picked(given, specs))
+
+
+def followed(module: nn.Module, after: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> nn.Module:
+    """Return a module with the same layers that gives what `after` makes of the outputs of this one."""
+    return _answering(copy.copy(module), lambda given: after(tensors(given)))
+
+
+def _answering(module: nn.Module, made: Callable[[Any], tuple[Tensor, ...]]) -> nn.Module:
+    """Change the class of a module to one that gives what is made of its outputs."""
     kind = type(module)
 
     @wraps(kind.forward)  # torch.export reads its signature
     def forward(self: nn.Module, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        found = picked(kind.forward(self, *inputs), specs)
+        found = made(kind.forward(self, *inputs))
         return found[0] if len(found) == 1 else found
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})

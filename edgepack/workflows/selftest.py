@@ -249,6 +249,8 @@ def _answers(
     facts = manifest.runtimes[runtime]
     file = facts.entry.file
     now = _outputs(file, files, columns, runtime, connection)
+    allowed = 0.0 if cases.tolerance.share is None else cases.tolerance.share
+    apart = _distance if isinstance(task, _Numbers) or cases.tolerance.share is not None else _flaw
     for row, case in enumerate(cases.cases):
         given = tuple(array[row : row + 1] for array in now)
         before = _expected(files, case, facts.format, interface)
@@ -265,8 +267,8 @@ def _answers(
             expected=expected,
             agreement=float(task.agreement(given, before)[0]),
             least=cases.tolerance.agreement,
-            distance=max(map(_distance, given, before)),
-            allowed=cases.tolerance.share,
+            distance=max(map(apart, given, before)),
+            allowed=allowed,
             unread=task.why if isinstance(task, _Numbers) else "",
         )
 
@@ -292,7 +294,7 @@ def _task(manifest: bundle.Manifest, files: Files, interface: Interface, own_cod
     }
     signature = Signature(**specs, labels=_names(files), preprocessing=interface.preprocessing)
     task: Task = choice.module.task(choice.config, signature)
-    if [each.shape for each in task.outputs()] != [each.shape for each in specs["outputs"]]:
+    if [each.shape for each in task.file_outputs()] != [each.shape for each in specs["outputs"]]:
         given = sum(prod(each.shape) for each in specs["outputs"])
         raise VerifyError(f"the model gives {given} values, which does not match selftest/ and io/", _AGAIN)
     return task
@@ -333,6 +335,11 @@ def _distance(now: "Array", before: "Array") -> float:
     if not isfinite(largest) or not isfinite(span):
         return inf
     return 0.0 if largest == 0 else largest / span if span else inf
+
+
+def _flaw(now: "Array", before: "Array") -> float:
+    """Return infinity if `now` is not finite, else 0: where the task alone says how far outputs agree."""
+    return 0.0 if isfinite(float(now.sum())) else inf
 
 
 def _outputs(file: str, files: Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Arrays":

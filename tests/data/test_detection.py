@@ -194,11 +194,6 @@ def test_the_code_for_apps_has_the_same_numbers() -> None:
         assert {key.lower(): float(value) for key, value in found} == wanted
 
 
-def test_selection_in_the_file_is_refused_with_the_reason() -> None:
-    choice = choose("tasks", {"detection": {"postprocess": "in_file"}})
-    assert "ExecuTorch has no non-maximum suppression" in choice.module.incompatibility(choice.config, TASK.signature)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_precision_is_that_of_pycocotools(seed: int) -> None:
     coco, evaluation = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))

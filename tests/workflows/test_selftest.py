@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 from bundle_factories import TOLERANCE, Files, as_json, bundle, classifier, text_files
 from factories import device, edgepack, python, runtime, tokenizer
@@ -59,6 +60,18 @@ def test_the_same_decision_by_other_logits_is_noticed() -> None:
         SelftestError, match=r'other logits for "The team won": .* differ by 17\.6 % .* allowed are 5 %'
     ):
         list(selftest.run(bundle(text_files(**{"selftest/cases.json": as_json(**cases)}))))
+
+
+def test_where_only_agreement_is_asked_for_other_numbers_pass_but_none_that_is_not_finite() -> None:
+    cases = json.loads(text_files()["selftest/cases.json"])
+    cases["cases"][1]["expected"]["onnx"] = [0.0, 1.7]
+    cases["tolerance"] = {"agreement": 0.99}
+    found = [*selftest.run(bundle(text_files(**{"selftest/cases.json": as_json(**cases)})))]
+    assert [(each.distance, each.allowed) for each in found] == [(0.0, 0.0)] * 2
+    cases["cases"][1]["expected"]["onnx"] = [1.7, 0.0]
+    with pytest.raises(SelftestError, match=r'gives sport for "The team won", not money'):
+        list(selftest.run(bundle(text_files(**{"selftest/cases.json": as_json(**cases)}))))
+    assert selftest._flaw(numpy.array([1.0, numpy.nan]), numpy.zeros(2)) == numpy.inf
 
 
 def test_what_an_app_ships_has_nothing_to_test() -> None:

@@ -35,7 +35,7 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     """Return the score of a torch module on a split, in the task's first metric."""
     meter = task.meter()
     for outputs, targets in predicted(module, split):
-        meter.update(outputs, targets)
+        meter.update(task.given(outputs), targets)
     return task.scores(meter)[task.metric]
 
 
@@ -83,7 +83,7 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
     meter, lost, seen = task.meter(), 0.0, 0
     for outputs, targets in _blocks(predicted(module, team.rows(split)), _BLOCK if team.size == 1 else math.inf):
         outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
-        meter.update(outputs, targets)
+        meter.update(task.given(outputs), targets)
         lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
     return EpochResult(epoch=0, score=_score(task, meter, lost / seen), loss=lost / seen)
 

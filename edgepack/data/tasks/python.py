@@ -141,8 +141,8 @@ def _own(kind: Any, settings: Arguments) -> Any:
 
 
 def _wrong_outputs(made: contract.Task) -> str:
-    given = made.signature.outputs
-    if wrong := _wrong_specs(given, [spec.name for spec in made.signature.inputs]):
+    inputs, given = [spec.name for spec in made.signature.inputs], made.file_signature.outputs
+    if wrong := _wrong_specs(made.signature.outputs, inputs) or _wrong_specs(given, inputs):
         return wrong
     names, shapes = [spec.name for spec in given], [spec.shape for spec in given]
     if made.reading == "label" and names != ["logits"]:

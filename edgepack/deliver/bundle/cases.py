@@ -22,7 +22,7 @@ class Case(Frozen):
 
 class Tolerance(Frozen):
     """How close outputs must be: for a classification the same decision, else this agreement in the sense of the task;
-    and numbers that differ by at most a share of the range of their output.
+    and numbers that differ by at most a share of the range of their output, unless agreement alone is given.
     """
 
     decision: Literal["equal"] | None = None
@@ -31,8 +31,9 @@ class Tolerance(Frozen):
     outputs: float | None = Field(default=None, ge=0)
 
     @property
-    def share(self) -> float:
-        return next(each for each in (self.outputs, self.logits, 0.0) if each is not None)
+    def share(self) -> float | None:
+        alone = None if "agreement" in self.model_fields_set else 0.0
+        return next((each for each in (self.outputs, self.logits) if each is not None), alone)
 
 
 class Cases(Frozen):

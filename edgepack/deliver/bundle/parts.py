@@ -14,6 +14,7 @@ class BundleParts:
 
     signature: Signature
     reading: str  # of the task
+    steady: bool  # whether the task compares numbers of outputs
     models: Mapping[str, bytes]
     runtime: Mapping[str, Mapping[str, bytes]]  # files for building a runtime, by name
     decided: Sequence[dict[str, Any]]  # for each stage, the settings that it chose by measuring, as JSON

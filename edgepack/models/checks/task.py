@@ -25,7 +25,7 @@ def check_task(task: "Task", outputs: tuple[torch.Tensor, ...], targets: torch.T
     Outputs of an untrained model may be infinite: zeros stand for such numbers.
     """
     given = tuple(each.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for each in outputs)
-    arrays = tuple(each.numpy() for each in given)
+    arrays = tuple(each.numpy() for each in _tried(task, "postprocess", given))
     learned = tuple(each.clone().requires_grad_() for each in given)
     _check_loss(task, "loss", learned, targets)
     _check_loss(task, "distill", learned, given, _TEMPERATURE)

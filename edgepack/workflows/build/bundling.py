@@ -22,8 +22,9 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
     found = {label: _answers(work, id, device) for label, id in exports.items()}
     not_run = {label: why for label, (_, why) in found.items() if why}
     return BundleParts(
-        signature=work.signature,
+        signature=work.task.file_signature,
         reading=work.task.reading,
+        steady=work.task.steady,
         models={label: work.file(id)[1].read_bytes() for label, id in exports.items()},
         runtime={label: _beginning(work.entry(id), RUNTIME_FILE) for label, id in exports.items()},
         samples={f"case-{name}": content for name, content in _beginning(reference, "case-").items()},

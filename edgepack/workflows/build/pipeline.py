@@ -295,7 +295,7 @@ def _weighed(result: Build, work: Workspace) -> Build:
         else each.compressed
         for each in result.shipped()
     }
-    more = deployed(result, beside(work.recipe, work.signature), packed)
+    more = deployed(result, beside(work.recipe, work.task.file_signature), packed)
     return result.model_copy(update={"measurements": (*result.measurements, *more)})
 
 

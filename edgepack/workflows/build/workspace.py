@@ -106,6 +106,12 @@ class Workspace:
             self._candidates[step.key] = loaded
         return self._candidates[step.key]
 
+    def shipped(self, candidate: "Candidate") -> "Candidate":
+        """Return a candidate as its files have it, with what the task computes after a model."""
+        from edgepack.export.postprocessing import shipped
+
+        return shipped(candidate, self.task)
+
     def candidate_of(self, key: str) -> Step:
         """Return the finished candidate step with this key."""
         return next(step for step in self.done.values() if step.kind == "candidate" and step.key == key)

@@ -1,4 +1,4 @@
-"""A detector from recipe to bundle: distilled, pruned and quantized, with two outputs in both files."""
+"""Detectors from recipe to bundle: one with boxes and scores in both files, and one with objects."""
 
 import json
 import subprocess
@@ -31,6 +31,11 @@ budgets:
   parity: {min: 95 %}
   parity.runtimes: {min: 95 %}
 """
+IN_FILE = "".join(
+    line
+    for line in RECIPE.replace("threshold: 0.3", "threshold: 0.1, most: 4, postprocess: in_file").splitlines(True)
+    if not line.strip().startswith(("- distill", "- prune"))
+)
 NETS = """\
 import torch
 from torch import nn
@@ -77,13 +82,29 @@ for case in json.loads(Path("selftest/cases.json").read_text())["cases"]:
     boxes, scores = (numpy.fromfile(f"selftest/{given[name]}", "<f4") for name in ("boxes", "scores"))
     print(len(objects(boxes.reshape(-1, 4), scores.reshape(len(anchors), -1), anchors, **facts)[0]))
 """
+READ_IN_FILE = """\
+import json, numpy, sys
+from pathlib import Path
+sys.path.insert(0, "examples")
+from detection import objects
+facts = json.loads(Path("io/detection.json").read_text())
+for case in json.loads(Path("selftest/cases.json").read_text())["cases"]:
+    given = {name: numpy.array(values) for name, values in case["expected"]["executorch"].items()}
+    boxes, labels, scores = objects(given["boxes"].reshape(-1, 4), given["scores"], given["labels"], **facts)
+    print(len(boxes))
+"""
+
+
+def project_of(folder: Path, recipe: str) -> Project:
+    project = Project.at(folder)
+    (project.folder / "recipes/tiny.yaml").write_text(recipe)
+    (project.folder / "nets.py").write_text(NETS)
+    return project
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Ran]:
-    project = Project.at(tmp_path_factory.mktemp("detector"))
-    (project.folder / "recipes/tiny.yaml").write_text(RECIPE)
-    (project.folder / "nets.py").write_text(NETS)
+    project = project_of(tmp_path_factory.mktemp("detector"), RECIPE)
     return project, project.build_alone()
 
 
@@ -110,11 +131,15 @@ def test_its_bundle_passes_the_self_test(detector: tuple[Project, Ran]) -> None:
 
 
 def test_an_app_finds_objects_with_what_is_in_the_bundle(detector: tuple[Project, Ran]) -> None:
-    bundle = detector[0].dist / "bundle"
-    command = [sys.executable, "-B", "-c", READ]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=LIMIT)
+    assert len(_read(detector[0], READ)) == 3
+
+
+def _read(project: Project, code: str) -> list[str]:
+    """Return the number of objects in each sample, as an app finds them."""
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, cwd=project.dist / "bundle", capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 3
+    return done.stdout.split()
 
 
 def test_a_classifier_is_refused(detector: tuple[Project, Ran], tmp_path: Path) -> None:
@@ -126,3 +151,21 @@ def test_a_classifier_is_refused(detector: tuple[Project, Ran], tmp_path: Path) 
 def test_facts_of_the_app_are_json(detector: tuple[Project, Ran]) -> None:
     facts = json.loads((detector[0].dist / "bundle/io/detection.json").read_text())
     assert facts == {"picture": [32, 32], "threshold": 0.3, "overlap": 0.5, "most": 100}
+
+
+@pytest.mark.usefixtures("short_timings")
+def test_files_that_select_objects_become_a_bundle_that_passes_its_self_test(tmp_path: Path) -> None:
+    project = project_of(tmp_path / "project", IN_FILE)
+    ran = project.run("build", "tiny")
+    assert ran.code == 0, ran.out + ran.err
+    result = project.result()
+    assert {each.outcome for each in result.verdicts} == {"pass"}
+    counts = [{name: len(shown.boxes) for name, shown in each.files.items()} for each in result.samples]
+    assert {*counts[0]} == {"torch", "executorch", "onnx"} and sum(each["torch"] for each in counts) > 0
+    tested = project.run("selftest", "dist/tiny/tiny.zip")
+    assert (tested.code, tested.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
+    bundle = project.dist / "bundle"
+    outputs = json.loads((bundle / "io/signature.json").read_text())["outputs"]
+    assert {each["name"]: each["shape"] for each in outputs} == {"boxes": [1, 4, 4], "scores": [1, 4], "labels": [1, 4]}
+    assert json.loads((bundle / "selftest/cases.json").read_text())["tolerance"] == {"agreement": 0.99}
+    assert [*map(int, _read(project, READ_IN_FILE))] == [each["executorch"] for each in counts]

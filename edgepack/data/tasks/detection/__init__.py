@@ -1,13 +1,20 @@
 """Detection: the box and the label of each object in a picture, found by a model with anchors, such as SSD.
 
-A model gives two outputs, in training and in the exported file:
+A model gives two outputs:
 
     boxes       [anchors, 4], offsets of each box from its anchor: of the middle in tenths of the anchor's width and
                 height, then five times the logarithm of how much wider and higher it is
     scores      [anchors, 1 + labels], logits; the first column is background
 
 Anchors (anchors.py) are fixed by the size of the picture and the settings; by default they are those of torchvision's
-SSDLite. What follows, the same in training, in the self-test and in an app, is in reading.py, which a bundle ships.
+SSDLite. What follows is in reading.py, which a bundle ships: it is the same in training, in the self-test and in an
+app. With `postprocess: in_file` an exported file does the same by tensor operations, see selection.py, and gives
+
+    boxes       [most, 4], left, top, right and bottom in pixels, those of the surest object first
+    scores      [most], their probabilities; 0 where there is no object
+    labels      [most], their labels, as floats
+
+These reach down to the probability that metrics count: an app leaves out those below `threshold`, see listed.py.
 
 Targets are float32 [n, most, 5]: left, top, right and bottom of each object in pixels, and its label, or -1 for none.
 """
@@ -37,10 +44,6 @@ if TYPE_CHECKING:
 _COUNTED = 0.01  # probability from which a box counts for the metrics: an app shows much surer ones only
 _PARTNER = 0.5  # intersection over union of two boxes for the same object
 _OUTSIDE = 1e-3  # pixels, of rounding
-_IN_FILE = (
-    "postprocess: in_file is not supported: ExecuTorch has no non-maximum suppression, and that of ONNX gives another "
-    "number of boxes for each picture: use in_app; the bundle has the code in examples/"
-)
 
 
 class Config(Frozen):
@@ -64,7 +67,8 @@ class Config(Frozen):
     most: int = Field(default=100, ge=1, le=1000, description="number of objects in a picture at most")
     postprocess: Literal["in_app", "in_file"] = Field(
         default="in_app",
-        description="where boxes are read and selected: in_app, as examples/detection.py shows; in_file is refused",
+        description="where boxes are made and selected: in_app, by the bundle's examples, or in_file, by the exported "
+        "file itself, which gets slower and larger with `most`",
     )
 
     @model_validator(mode="after")
@@ -81,7 +85,8 @@ def metrics(config: Config) -> Mapping[str, Metric]:
 
 
 def task(config: Config, signature: Signature) -> "Detection":
-    return Detection(config, signature, metrics(config))
+    kind = Detection if config.postprocess == "in_app" else DetectionInFile
+    return kind(config, signature, metrics(config))
 
 
 def incompatibility(config: Config, signature: Signature) -> str:
@@ -90,11 +95,14 @@ def incompatibility(config: Config, signature: Signature) -> str:
     shapes = [each.shape for each in signature.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 3:
         return "this task is for pictures, one a sample, but the data has others: " + " and ".join(map(str, shapes))
-    return _IN_FILE if config.postprocess == "in_file" else ""
+    return ""
 
 
 class Detection(contract.Task):
+    """Boxes are made and selected by the app."""
+
     config: Config
+    reader = "reading.py"  # what an app does with the outputs
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         width, height = self.picture
@@ -200,8 +208,38 @@ class Detection(contract.Task):
 
     def examples(self) -> dict[str, bytes]:
         folder = Path(__file__).parent
-        apps = {file.name: file.read_bytes() for file in sorted((folder / "apps").iterdir())}
-        return {"detection.py": (folder / "reading.py").read_bytes(), **apps}
+        apps = sorted((folder / "apps" / self.config.postprocess).iterdir())
+        return {"detection.py": (folder / self.reader).read_bytes(), **{each.name: each.read_bytes() for each in apps}}
+
+
+class DetectionInFile(Detection):
+    """Boxes are made and selected by the exported file."""
+
+    steady = False
+    reader = "listed.py"
+
+    def file_outputs(self) -> tuple[TensorSpec, ...]:
+        most = self.config.most
+        shapes = {"boxes": (most, 4), "scores": (most,), "labels": (most,)}
+        return tuple(TensorSpec(name=name, shape=shape) for name, shape in shapes.items())
+
+    def postprocess(self, outputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+        import torch
+
+        from edgepack.data.tasks.detection import selection
+
+        offsets, scores = outputs
+        facts = self._facts | {"threshold": min(_COUNTED, self.config.threshold)}
+        return selection.objects(offsets, scores, torch.from_numpy(self.anchors), **facts)
+
+    def objects(self, outputs: "Arrays", threshold: float | None = None) -> "Iterator[Arrays]":
+        from edgepack.data.tasks.detection import listed
+
+        for each in zip(*outputs, strict=True):
+            yield listed.objects(*each, threshold=threshold or self.config.threshold)
+
+    def attachments(self) -> dict[str, bytes]:
+        return {"detection.json": f"{json.dumps({'threshold': self.config.threshold}, indent=1)}\n".encode()}
 
 
 class _Found:

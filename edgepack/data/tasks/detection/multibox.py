@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.data.tasks.detection.reading import GROWN, MOVED
+from edgepack.data.tasks.detection.selection import shared
 
 _NEAR = 0.5  # intersection over union from which an anchor has the object
 _BACKGROUND = 3  # anchors without an object that are learned, for each that has one
@@ -64,7 +65,7 @@ def given(targets: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     covers it best. Targets are [n, most, 5]: corners and label, or -1.
     """
     there = targets[..., 4] >= 0
-    shares = _shared(targets[..., :4], _corners(anchors)).masked_fill(~there[..., None], -1)
+    shares = shared(targets[..., :4], _corners(anchors)).masked_fill(~there[..., None], -1)
     share, which = shares.max(1)
     samples, objects = there.nonzero(as_tuple=True)
     nearest = shares.argmax(2)[samples, objects]
@@ -82,12 +83,3 @@ def encoded(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 def _corners(anchors: Tensor) -> Tensor:
     return torch.cat([anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], dim=1)
-
-
-def _shared(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the intersection over union of boxes [n, most, 4] and others [anchors, 4], [n, most, anchors]."""
-    low = torch.maximum(boxes[:, :, None, :2], others[:, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], others[:, 2:])
-    both = (high - low).clamp(min=0).prod(3)
-    areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (boxes, others)]
-    return both / (areas[0][..., None] + areas[1] - both).clamp(min=1e-9)

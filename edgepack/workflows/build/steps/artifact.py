@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def do(work: Workspace, step: Step, folder: Path) -> Artifact:
     exporter = step.plugin.module
-    candidate = work.candidate(work.candidate_of(step.ingredients["parent"]))
+    candidate = work.shipped(work.candidate(work.candidate_of(step.ingredients["parent"])))
     path = folder / f"{step.id.subject}{contract.suffix(step.plugin)}"
     work.emit(StepProgress(doing=f"writing {path.name}", done=0, total=1))
     contract.write(candidate, step.plugin, path)

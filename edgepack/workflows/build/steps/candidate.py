@@ -72,7 +72,7 @@ def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
     """Return the score of outputs that must be finite."""
     meter = work.task.meter()
     for found, targets in finite_outputs(candidate, split):
-        meter.update(found, targets)
+        meter.update(work.task.given(found), targets)
     return work.task.scores(meter)[work.task.metric]
 
 

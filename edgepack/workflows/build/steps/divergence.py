@@ -42,7 +42,7 @@ def search(work: Workspace, id: StepId, folder: Path) -> Json:
     with numerics.deterministic(work.recipe.seed, provenance.threads()):
         differing = evaluate.mismatched_rows(work.task, file, torch, divergence.SAMPLES)
         samples = divergence.rows(work.data.test, differing)
-        candidate = work.candidate(work.candidate_of(export.ingredients["parent"]))
+        candidate = work.shipped(work.candidate(work.candidate_of(export.ingredients["parent"])))
 
         def progress(done: int, total: int) -> None:
             work.emit(StepProgress(doing=f"exporting pieces to {id.label}", done=done, total=total))

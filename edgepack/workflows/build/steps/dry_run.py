@@ -111,13 +111,15 @@ def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[C
     with closing(Host(Controls(threads=1))) as here:
         for label, candidate in tried:
             for exporter in exporters:
-                act = partial(try_file, work, candidate, exporter, here)
+                act = partial(try_file, work, candidate, exporter, here, complete=candidate is last)
                 name = label.format(exporter.name)
                 guarded(f"{name}, dry run before any training", act, work.store.root)
 
 
-def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Host) -> None:
-    """Raises StageError if the file cannot be written, or this computer has its runtime and cannot run it."""
+def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Host, *, complete: bool = True) -> None:
+    """Raises StageError if the file cannot be written, or this computer has its runtime and cannot run it: that of the
+    model, and if `complete` that of the model with what its task computes after it.
+    """
     from edgepack.measure import dry_run
 
     def progress(done: int, total: int) -> None:
@@ -126,6 +128,8 @@ def try_file(work: Workspace, candidate: "Candidate", exporter: Choice, here: Ho
     run: Callable[[Json], Json] | None = here.run if _runs_here(exporter, here) else None
     alike = not work.int8_differs(exporter.module.RUNTIME, here.facts)
     dry_run.check(candidate, exporter, run, progress, compare=alike)
+    if complete and work.task.has_postprocess:  # of noise, its outputs say little
+        dry_run.check(work.shipped(candidate), exporter, run, progress, compare=False)
 
 
 def _runs_here(exporter: Choice, here: Host) -> bool:

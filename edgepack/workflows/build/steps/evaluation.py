@@ -48,7 +48,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
             runtime=artifact.runtime,
             split=split,
             folder=folder,
-            row_bytes=sum(prod(spec.shape) for spec in work.signature.outputs) * 4,
+            row_bytes=sum(prod(spec.shape) for spec in work.task.file_signature.outputs) * 4,
             progress=progress,
         )
     except RefusedError as error:
@@ -84,7 +84,7 @@ def _shown(work: Workspace, found: "Arrays") -> tuple[Shown, ...]:
 def cases(work: Workspace, entry: Entry) -> tuple[Expected, ...]:
     """Return the outputs of a bundle's samples, from an entry that keeps those of a file."""
     first = tuple(array[:EXAMPLES] for array in evaluate.load(entry.path))
-    names = [spec.name for spec in work.signature.outputs]
+    names = [spec.name for spec in work.task.file_signature.outputs]
     return tuple(
         {name: tuple(array[row].ravel().tolist()) for name, array in zip(names, first, strict=True)}
         for row in range(len(first[0]))
@@ -122,7 +122,7 @@ def _taught(work: Workspace) -> "Arrays":
 
             with numerics.deterministic(work.recipe.seed, provenance.threads()):
                 folder = Path(work.scratch.name)
-                work.teacher_outputs = outputs(work.candidate(work.candidate_of(key)), work.data.test, folder)
+                work.teacher_outputs = outputs(work, work.candidate(work.candidate_of(key)), folder)
     return work.teacher_outputs
 
 

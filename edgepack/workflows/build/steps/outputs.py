@@ -27,7 +27,7 @@ _TEXT = 500  # letters of a text in a report
 
 def do(work: Workspace, step: Step, folder: Path) -> ReferenceOutcome:
     """Compute the outputs, and save a few samples for the bundle's self-test."""
-    found = outputs(work.candidate(work.candidate_of(step.ingredients["parent"])), work.data.test, folder)
+    found = outputs(work, work.candidate(work.candidate_of(step.ingredients["parent"])), folder)
     cases = work.data.test.head(EXAMPLES)
     for i in range(len(cases[0])):
         for spec, tensor in zip(work.signature.inputs, cases, strict=True):
@@ -57,11 +57,13 @@ def _samples(work: Workspace, inputs: "Array", targets: "Array", found: "Arrays"
         )
 
 
-def outputs(candidate: "Candidate", split: "Split", folder: Path) -> "Arrays":
-    """Return the torch model's outputs, which are kept in a folder. Raises StageError if they are not finite."""
-    done = 0
+def outputs(work: Workspace, candidate: "Candidate", folder: Path) -> "Arrays":
+    """Return what a file of the torch model would give for the test split, kept in a folder. Raises StageError if
+    outputs of the model are not finite.
+    """
+    split, done = work.data.test, 0
     for found, _ in finite_outputs(candidate, split):
-        arrays = tuple(each.numpy() for each in found)
+        arrays = tuple(each.numpy() for each in work.task.given(found))
         evaluate.append(arrays, done, len(arrays[0]), len(split), folder)
         done += len(arrays[0])
     return evaluate.load(folder)

@@ -41,7 +41,7 @@ class Trials:
 
     def size(self, candidate: "Candidate") -> float:
         """Return the bytes of the largest file among the recipe's formats: the one that would miss a size budget."""
-        others = (len(_written(exporter, candidate)) for exporter in self.exporters[1:])
+        others = (len(self._written(exporter, candidate)) for exporter in self.exporters[1:])
         return max([len(self._first_file(candidate)), *others])
 
     def _first_file(self, candidate: "Candidate") -> bytes:
@@ -50,10 +50,17 @@ class Trials:
         """
         exporter = self.exporters[0]
         if candidate.form == "eager":
-            return _written(exporter, candidate)
-        kept = self.written.pop(id(candidate.module), None) or (candidate.module, _written(exporter, candidate))
+            return self._written(exporter, candidate)
+        kept = self.written.pop(id(candidate.module), None) or (candidate.module, self._written(exporter, candidate))
         self.written = dict([*self.written.items(), (id(candidate.module), kept)][-_KEPT:])
         return kept[1]
+
+    def _written(self, exporter: Choice, candidate: "Candidate") -> bytes:
+        """Return the exported file as bytes."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"trial{contract.suffix(exporter)}"
+            contract.write(self.work.shipped(candidate), exporter, path)
+            return path.read_bytes()
 
 
 def check_timed(work: Workspace, exporter: Choice) -> None:
@@ -63,11 +70,3 @@ def check_timed(work: Workspace, exporter: Choice) -> None:
         raise DeviceError(f"a stage needs timings to decide: {why}", "attach the device")
     if why := work.why_not_run(exporter.name):
         raise StageError(f"no latency can be measured: {why}", "put a format that runs here first in `export`")
-
-
-def _written(exporter: Choice, candidate: "Candidate") -> bytes:
-    """Return the exported file as bytes."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"trial{contract.suffix(exporter)}"
-        contract.write(candidate, exporter, path)
-        return path.read_bytes()
