@@ -73,6 +73,7 @@ def test_a_method_that_fails_or_gives_something_else_is_told(method: str, give: 
         ("segmentation", torch.full((3, 32, 32), 255)),
         ("embedding", torch.tensor([0, 1, 2])),
         ({"detection": {"strides": (8, 16)}}, OBJECTS),
+        ({"detection": {"strides": (8, 16), "most": 3, "postprocess": "in_file"}}, OBJECTS),
     ],
 )
 def test_shipped_tasks_keep_their_contract_whatever_an_untrained_model_gives(
