@@ -2,7 +2,7 @@
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
@@ -14,7 +14,7 @@ from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
 from edgepack.core.metrics import Metric
 from edgepack.core.signature import Signature, TensorSpec
-from edgepack.core.signature.shown import Shown
+from edgepack.core.signature.shown import Shown, beginnings
 from edgepack.core.units import SHARE
 from edgepack.data.splits import Data
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     Arrays = tuple[Array, ...]
 
 Fill = Callable[[Path], None]
-_TOLD = 4  # numbers of an output that are told
-_AT_ONCE = 16  # samples that are postprocessed at a time
 
 
 @cache
@@ -233,15 +231,6 @@ class Task(ABC):
     def has_postprocess(self) -> bool:
         return type(self).postprocess is not Task.postprocess
 
-    def given(self, outputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-        """Return what a file would give, computed some samples at a time: it may take much memory."""
-        if not self.has_postprocess:
-            return outputs
-        import torch
-
-        parts = zip(*(each.split(_AT_ONCE) for each in outputs), strict=True)
-        return tuple(map(torch.cat, zip(*map(self.postprocess, parts), strict=True)))
-
     def problem(self, targets: "Tensor") -> str:
         """Return what is wrong with targets of samples, in words, or ""."""
         return ""
@@ -317,25 +306,6 @@ def _number(name: str, given: Any) -> float:
             "outputs or targets are not finite or too large, or compute() of the task's meter divides by 0",
         )
     return number
-
-
-def beginnings(names: Sequence[str], outputs: "Arrays") -> list[str]:
-    """Return the first numbers of each output in words, for every sample.
-
-    >>> import numpy
-    >>> beginnings(["boxes", "scores"], (numpy.ones((1, 2, 4)), numpy.array([[0.25]])))
-    ['boxes 1 1 1 1 ..., scores 0.25']
-    """
-
-    def told(name: str, numbers: "Array") -> str:
-        first = " ".join(f"{number:.4g}" for number in numbers[:_TOLD])
-        return f"{name} {first}{' ...' if len(numbers) > _TOLD else ''}"
-
-    rows = range(len(outputs[0]))
-    return [
-        ", ".join(told(name, array[row].reshape(-1)) for name, array in zip(names, outputs, strict=True))
-        for row in rows
-    ]
 
 
 class TaskPlugin(Protocol):

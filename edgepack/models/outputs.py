@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     from edgepack.core.signature import TensorSpec
+    from edgepack.data.contract import Task
+
+_AT_ONCE = 16  # samples that are postprocessed at a time
 
 
 def tensors(given: "Tensor | Sequence[Tensor]") -> tuple[Tensor, ...]:
@@ -38,6 +41,14 @@ def flattened(module: nn.Module, specs: "Sequence[TensorSpec]", given: Any) -> n
 def followed(module: nn.Module, after: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> nn.Module:
     """Return a module with the same layers that gives what `after` makes of the outputs of this one."""
     return _answering(copy.copy(module), lambda given: after(tensors(given)))
+
+
+def postprocessed(task: "Task", outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what a file would give, computed some samples at a time: it may take much memory."""
+    if not task.has_postprocess:
+        return outputs
+    parts = zip(*(each.split(_AT_ONCE) for each in outputs), strict=True)
+    return tuple(map(torch.cat, zip(*map(task.postprocess, parts), strict=True)))
 
 
 def _answering(module: nn.Module, made: Callable[[Any], tuple[Tensor, ...]]) -> nn.Module:

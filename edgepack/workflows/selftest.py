@@ -24,8 +24,8 @@ from edgepack.core.errors import DeviceError, RecipeError, SelftestError, Verify
 from edgepack.core.frozen import Frozen
 from edgepack.core.runtimes import RUNTIMES
 from edgepack.core.signature import Signature, TensorSpec, labels
+from edgepack.core.signature.shown import beginnings
 from edgepack.core.units import SHARE
-from edgepack.data.contract import beginnings
 from edgepack.data.texts import tokenizer
 from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files

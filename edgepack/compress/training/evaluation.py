@@ -14,7 +14,7 @@ from edgepack.core.events import Emit, StepProgress
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Meter, Task
 from edgepack.data.splits import Split
-from edgepack.models.outputs import tensors
+from edgepack.models.outputs import postprocessed, tensors
 from edgepack.models.structure.fx_graph import device_of, measures_ranges
 
 Outputs = tuple[torch.Tensor, ...]
@@ -35,7 +35,7 @@ def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     """Return the score of a torch module on a split, in the task's first metric."""
     meter = task.meter()
     for outputs, targets in predicted(module, split):
-        meter.update(task.given(outputs), targets)
+        meter.update(postprocessed(task, outputs), targets)
     return task.scores(meter)[task.metric]
 
 
@@ -83,7 +83,7 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
     meter, lost, seen = task.meter(), 0.0, 0
     for outputs, targets in _blocks(predicted(module, team.rows(split)), _BLOCK if team.size == 1 else math.inf):
         outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
-        meter.update(task.given(outputs), targets)
+        meter.update(postprocessed(task, outputs), targets)
         lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
     return EpochResult(epoch=0, score=_score(task, meter, lost / seen), loss=lost / seen)
 

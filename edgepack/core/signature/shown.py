@@ -1,6 +1,16 @@
 """What an app would show of a model's outputs for a sample: words, boxes, a mask. Reports draw it over the picture."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from edgepack.core.frozen import Frozen
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.typing.NDArray[Any]
+
+_TOLD = 4  # numbers of an output that are told
 
 
 class Box(Frozen):
@@ -31,3 +41,22 @@ class Sample(Frozen):
     text: str = ""
     truth: Shown = Shown()
     files: dict[str, Shown] = {}
+
+
+def beginnings(names: Sequence[str], outputs: "Sequence[Array]") -> list[str]:
+    """Return the first numbers of each output in words, for every sample.
+
+    >>> import numpy
+    >>> beginnings(["boxes", "scores"], (numpy.ones((1, 2, 4)), numpy.array([[0.25]])))
+    ['boxes 1 1 1 1 ..., scores 0.25']
+    """
+
+    def told(name: str, numbers: "Array") -> str:
+        first = " ".join(f"{number:.4g}" for number in numbers[:_TOLD])
+        return f"{name} {first}{' ...' if len(numbers) > _TOLD else ''}"
+
+    rows = range(len(outputs[0]))
+    return [
+        ", ".join(told(name, array[row].reshape(-1)) for name, array in zip(names, outputs, strict=True))
+        for row in rows
+    ]

@@ -70,9 +70,11 @@ def _check_task(work: Workspace, candidate: "Candidate", split: "Split") -> None
 
 def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
     """Return the score of outputs that must be finite."""
+    from edgepack.models.outputs import postprocessed
+
     meter = work.task.meter()
     for found, targets in finite_outputs(candidate, split):
-        meter.update(work.task.given(found), targets)
+        meter.update(postprocessed(work.task, found), targets)
     return work.task.scores(meter)[work.task.metric]
 
 

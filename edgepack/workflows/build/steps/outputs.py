@@ -61,9 +61,11 @@ def outputs(work: Workspace, candidate: "Candidate", folder: Path) -> "Arrays":
     """Return what a file of the torch model would give for the test split, kept in a folder. Raises StageError if
     outputs of the model are not finite.
     """
+    from edgepack.models.outputs import postprocessed
+
     split, done = work.data.test, 0
     for found, _ in finite_outputs(candidate, split):
-        arrays = tuple(each.numpy() for each in work.task.given(found))
+        arrays = tuple(each.numpy() for each in postprocessed(work.task, found))
         evaluate.append(arrays, done, len(arrays[0]), len(split), folder)
         done += len(arrays[0])
     return evaluate.load(folder)
