@@ -1,10 +1,10 @@
-"""Scenes composed of the pictures of another data set, to try a task without data of its own: with the box of each
-object, the class of each pixel, the classes that are there, or the number of objects.
+"""Scenes composed of the pictures of another data set, to try a task without data of its own.
 
     data: {object_scenes: {of: {fashion_mnist: {}}, size: 96, most: 4}}
     data: {object_scenes: {of: {fashion_mnist: {}}, targets: tags}}
 
-Each split is composed of pictures of the same split. They are synthetic: see _scenes.py.
+They have the box of each object, the class of each pixel, the classes that are there, or the number of objects. Each
+split is composed of pictures of the same split. They are synthetic: see _scenes.py.
 """
 
 from collections.abc import Sequence
