@@ -46,7 +46,7 @@ from edgepack.records.build import Build
 from edgepack.workflows.build.store import Store
 from edgepack.workflows.build.workspace import load_data, task_of
 
-_ROUNDS, _CALIBRATION = 5, 256
+_ROUNDS, _CALIBRATION = 3, 256
 _PROTOCOL = TimingProtocol(seconds=0.5)
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
 _TEACHER, _SMALL, _OURS = "teacher", "compressed, fp32", "edgepack"
