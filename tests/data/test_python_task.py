@@ -202,3 +202,15 @@ def test_two_tasks_may_mean_different_things_by_a_name() -> None:
     ).budgets
     assert [(budget.bound, budget.limit) for budget in budgets] == [("min", 0.9)]
     assert recipe(**RECIPE).budgets[0].bound == "max"
+
+
+def test_a_setting_that_its_config_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown setting of Counting 'treshold': did you mean 'threshold'"):
+        _task(treshold=3)
+
+
+def test_a_mean_of_a_mean_is_refused() -> None:
+    _write(CODE.replace("targets).abs()))", "targets).abs().mean()))"))
+    meter = _task().meter()
+    with pytest.raises(StageError, match=r"values of shape \[\] of 4 samples"):
+        meter.update((torch.zeros(4, 1),), torch.ones(4))

@@ -90,7 +90,8 @@ def _stage(before: StageRecord, after: StageRecord) -> str:
             (partial(wording.figure, after.metric), before.score, after.score),
         )
     )
-    return f"{after.stage} {', '.join(filter(None, (size, score and f'{after.metric} {score}')))}"
+    known = score if before.metric == after.metric else ""  # of two tasks: numbers with other meanings
+    return f"{after.stage} {', '.join(filter(None, (size, known and f'{after.metric} {known}')))}"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgepack.config.document import unknown
 from edgepack.config.user_code.references import Arguments, Reference, libraries, resolve, sources
 from edgepack.core.errors import RecipeError, reason
 from edgepack.core.frozen import Frozen
@@ -130,6 +131,9 @@ def _own(kind: Any, settings: Arguments) -> Any:
         return None
     if not (isinstance(own, type) and issubclass(own, BaseModel)):
         raise RecipeError(f"Config of {kind.__name__} is not a subclass of pydantic.BaseModel")
+    if own.model_config.get("extra") is None and (odd := [name for name in settings if name not in _settings(own)]):
+        message = unknown(f"setting of {kind.__name__}", odd[0], _settings(own))
+        raise RecipeError(message, "define it in Config, or correct the name")
     try:
         return own.model_validate_json(json.dumps(settings, allow_nan=False))
     except ValidationError as error:
@@ -138,6 +142,10 @@ def _own(kind: Any, settings: Arguments) -> Any:
         raise RecipeError(f"{at or kind.__name__}: {first['msg']}") from None
     except (TypeError, ValueError) as error:
         raise RecipeError(f"settings are numbers, texts, lists and mappings: {error}") from None
+
+
+def _settings(own: type[BaseModel]) -> list[str]:
+    return [str(name) for key, field in own.model_fields.items() for name in (key, field.alias) if name]
 
 
 def _wrong_outputs(made: contract.Task) -> str:

@@ -233,7 +233,7 @@ def _scale(build: Build, metric: str) -> charts.Scale:
         if METRICS[metric].quantity is SHARE:
             best = (max if METRICS[metric].higher else min)(scores, default=1.0)
             return charts.scale([score for score in scores if abs(score - best) <= _FAR])
-        return charts.scale(values or scores)
+        return charts.scale([*values, *(record.score for record in build.ledger[1:])] or scores)
     return charts.scale(values, log=True)
 
 
