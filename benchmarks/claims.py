@@ -14,24 +14,24 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rounds import run
 from torch import nn
 
 from edgepack.compress.contract import Context
 from edgepack.compress.training import numerics
 from edgepack.config import plugins
-from edgepack.config.device import Controls, Quantization
+from edgepack.config.device import Quantization
 from edgepack.config.plugins import Choice, choose
 from edgepack.core import provenance
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.splits import Data
-from edgepack.measure import evaluate, processes
+from edgepack.measure import evaluate
 from edgepack.measure.timing.figures import timings
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate, Factory
@@ -129,7 +129,7 @@ class Lab:
             samples: dict[str, list[float]] = {each.name: [] for each in made}
             for _ in range(_ROUNDS):
                 for name, paths in files.items():
-                    answer = _run({**TimingProtocol().job(), "runtime": "onnxruntime", "file": str(paths[0])})
+                    answer = run({**TimingProtocol().job(), "runtime": "onnxruntime", "file": str(paths[0])})
                     samples[name] += timings([answer])["latency.p50"]
             return tuple(
                 replace(
@@ -142,7 +142,7 @@ class Lab:
             )
 
     def _accuracy(self, file: Path, folder: Path) -> float:
-        (logits,) = evaluate.outputs(_run, file=file, runtime="onnxruntime", split=self.data.test, folder=folder)
+        (logits,) = evaluate.outputs(run, file=file, runtime="onnxruntime", split=self.data.test, folder=folder)
         return 100 * float((logits.argmax(axis=1) == self.data.test.targets.numpy()).mean())
 
 
@@ -153,11 +153,6 @@ def _exported(made: Made, folder: Path) -> Iterator[Path]:
         path = folder / f"{number}.onnx"
         exporter.module.export(candidate, exporter.config, path)
         yield path
-
-
-def _run(job: Json) -> Json:
-    with closing(processes.Host(Controls(threads=1))) as here:
-        return here.run(job)
 
 
 def structured_is_faster(lab: Lab) -> Trial:

@@ -21,7 +21,6 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +29,11 @@ from typing import Any
 import numpy
 import torch
 from peers import FP32, NNCF, of_executorch, of_nncf, of_onnx
+from rounds import run, timed
 
 from edgepack.compress.contract import Context
 from edgepack.compress.stages import quantize, train
-from edgepack.config.device import Controls, Quantization
+from edgepack.config.device import Quantization
 from edgepack.config.plugins import choose, load
 from edgepack.core import provenance
 from edgepack.core.files import file_digest
@@ -42,7 +42,7 @@ from edgepack.core.signature import Signature
 from edgepack.core.units import DURATION, SIZE
 from edgepack.data.contract import Task
 from edgepack.data.splits import Data, Split
-from edgepack.measure import evaluate, processes
+from edgepack.measure import evaluate
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 
@@ -158,23 +158,6 @@ def _files(
     return made, stored
 
 
-def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
-    """Return milliseconds by name, one per round."""
-    found: dict[str, list[float]] = {name: [] for name in files}
-    with closing(processes.Host(Controls(threads=1))) as here:
-        for number in range(_ROUNDS):
-            print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
-            for name, path in (list if number % 2 else reversed)(files.items()):
-                answer = here.run({**TimingProtocol().job(), "runtime": runtime_of(path.suffix), "file": str(path)})
-                found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
-    return found
-
-
-def _run(job: dict[str, Any]) -> dict[str, Any]:
-    with closing(processes.Host(Controls(threads=1))) as here:
-        return here.run(job)
-
-
 def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any]:
     """Return the logits of the whole split by name."""
     found = {}
@@ -182,7 +165,8 @@ def _answers(files: dict[str, Path], test: Split, folder: Path) -> dict[str, Any
         known = folder / f"answers-{file_digest(path)[:16]}.npy"
         if not known.exists():
             runtime = runtime_of(path.suffix)
-            numpy.save(known, evaluate.outputs(_run, file=path, runtime=runtime, split=test, folder=folder))
+            (logits,) = evaluate.outputs(run, file=path, runtime=runtime, split=test, folder=folder)
+            numpy.save(known, logits)
         found[name] = numpy.load(known)
     return found
 
@@ -226,7 +210,7 @@ def _goals(made: Made) -> Iterator[tuple[str, str, str]]:
         beyond = f"{SIZE.format(size - stored)} beyond {SIZE.format(stored)}"
         outcome = _verdict(size <= 1.02 * stored + 60e3)
         yield f"{_runtime(name)}: file at most 1.02x its tensors and 60 kB", beyond, outcome
-    agreed = evaluate.parity(_task(made.contender), *(made.answers[name] for name in made.of_ours()))
+    agreed = evaluate.parity(_task(made.contender), *((made.answers[name],) for name in made.of_ours()))
     found = f"{agreed.agreement:.2%}, cosine {agreed.cosine:.5f}, {agreed.largest_difference:.3g} apart"
     yield "both files agree on at least 99.5 % of test samples", found, _verdict(agreed.agreement >= 0.995)
 
@@ -304,8 +288,8 @@ def _compared(contender: Contender, folder: Path, only_train: bool) -> list[str]
     print(f"exporting {contender.name}", file=sys.stderr, flush=True)
     files, stored = _files(contender, teacher, folder, context)
     answers = _answers(files, data.test, folder)
-    right = {name: each[0].argmax(axis=1) == data.test.targets.numpy() for name, each in answers.items()}
-    return _section(Made(contender, files, stored, _timed(files), answers, right))
+    right = {name: each.argmax(axis=1) == data.test.targets.numpy() for name, each in answers.items()}
+    return _section(Made(contender, files, stored, timed(files, _ROUNDS, TimingProtocol()), answers, right))
 
 
 def _before(page: Path) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from contextlib import chdir, closing
+from contextlib import chdir
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +30,8 @@ import idle
 import torch
 from goals import Goal, table
 from peers import FP32, of_executorch, of_onnx
+from rounds import run, timed
 
-from edgepack.config.device import Controls
 from edgepack.config.recipe_reading import load_recipe
 from edgepack.core import provenance
 from edgepack.core.metrics import METRICS, Metric
@@ -39,7 +39,7 @@ from edgepack.core.runtimes import RUNTIMES, runtime_of
 from edgepack.core.units import DURATION, SHARE, SIZE
 from edgepack.data.contract import Task
 from edgepack.data.splits import Split
-from edgepack.measure import evaluate, processes
+from edgepack.measure import evaluate
 from edgepack.measure.timing.protocol import TimingProtocol
 from edgepack.models.candidate import Candidate
 from edgepack.records.build import Build
@@ -51,7 +51,7 @@ _PROTOCOL = TimingProtocol(seconds=0.5)
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchao", "executorch", "onnx", "onnxruntime")
 _TEACHER, _SMALL, _OURS = "teacher", "compressed", "edgepack"
 _SMALLER, _FASTER, _PARITY = 4, 1.5, 0.99
-_LOST = {"map": 0.02, "miou": 0.02, "recall_at_1": 0.02}  # of other shares: 0.01
+_LOST = {"map": 0.02, "miou": 0.02, "recall_at_1": 0.02, "psnr": 1.0}  # psnr in dB; of other shares: 0.01
 _ROSE = 0.1  # share of the teacher's error by which another may exceed it
 _SAME = 1.02  # times within it are equal: files of the same operators differ by as much
 
@@ -170,28 +170,11 @@ def _of_ours(build: Build, store: Store) -> dict[str, Path]:
     return found
 
 
-def _timed(files: dict[str, Path]) -> dict[str, list[float]]:
-    """Return milliseconds by name, one per round."""
-    found: dict[str, list[float]] = {name: [] for name in files}
-    with closing(processes.Host(Controls(threads=1))) as here:
-        for number in range(_ROUNDS):
-            print(f"round {number + 1} of {_ROUNDS}", file=sys.stderr, flush=True)
-            for name, path in (list if number % 2 else reversed)(files.items()):
-                answer = here.run({**_PROTOCOL.job(), "runtime": runtime_of(path.suffix), "file": str(path)})
-                found[name].append(statistics.median(answer["samples_ns"]) * 1e-6)
-    return found
-
-
-def _run(job: dict[str, Any]) -> dict[str, Any]:
-    with closing(processes.Host(Controls(threads=1))) as here:
-        return here.run(job)
-
-
 def _scored(task: Task, files: dict[str, Path], test: Split) -> dict[str, dict[str, float]]:
     found = {}
     for name, path in files.items():
         with TemporaryDirectory() as folder:
-            given = evaluate.outputs(_run, file=path, runtime=runtime_of(path.suffix), split=test, folder=Path(folder))
+            given = evaluate.outputs(run, file=path, runtime=runtime_of(path.suffix), split=test, folder=Path(folder))
             found[name] = evaluate.scores(task, given, test)
     return found
 
@@ -293,9 +276,8 @@ def _goals(made: Made) -> Iterator[Goal]:
 
 
 def _most_lost(made: Made, teacher: str) -> float:
-    if made.metric.quantity is SHARE:
-        return _LOST.get(made.build.metric, 0.01)
-    return _ROSE * made.score(teacher)
+    usual = 0.01 if made.metric.quantity is SHARE else _ROSE * made.score(teacher)
+    return _LOST.get(made.build.metric, usual)
 
 
 def _beside_others(made: Made, runtime: str) -> Goal:
@@ -362,7 +344,9 @@ def main() -> None:
             if given.make:
                 continue
             load_at_start = idle.checked(given.busy)
-            sections[recipe.name] = _section(recipe, replace(made, rounds=_timed(made.files)), load_at_start)
+            sections[recipe.name] = _section(
+                recipe, replace(made, rounds=timed(made.files, _ROUNDS, _PROTOCOL)), load_at_start
+            )
         page.write_text(_page([sections[each.name] for each in _RECIPES if each.name in sections]))
 
 

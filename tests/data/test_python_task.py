@@ -209,6 +209,13 @@ def test_a_setting_that_its_config_does_not_have_is_refused() -> None:
         _task(treshold=3)
 
 
+def test_a_setting_may_have_the_names_that_pydantic_takes() -> None:
+    aliased = "threshold: int = Field(default=1, ge=1, validation_alias=AliasChoices('threshold', 'within'))"
+    code = CODE.replace("threshold: int = Field(default=1, ge=1)", aliased)
+    _write(code.replace("import BaseModel", "import AliasChoices, BaseModel"))
+    assert _task(within=3).config.threshold == 3
+
+
 def test_a_mean_of_a_mean_is_refused() -> None:
     _write(CODE.replace("targets).abs()))", "targets).abs().mean()))"))
     meter = _task().meter()

@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor
-from torch_factories import SIGNATURE, How, candidate, data, made, task, tiny_models, write  # noqa: F401
+from torch_factories import SIGNATURE, How, candidate, data, made, task, write
+from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.training import evaluation
 from edgepack.core.errors import StageError

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgepack.config.document import unknown
 from edgepack.config.user_code.references import Arguments, Reference, libraries, resolve, sources
@@ -145,7 +145,10 @@ def _own(kind: Any, settings: Arguments) -> Any:
 
 
 def _settings(own: type[BaseModel]) -> list[str]:
-    return [str(name) for key, field in own.model_fields.items() for name in (key, field.alias) if name]
+    """Return the names of its fields, and what else pydantic takes for them."""
+    others = (field.validation_alias for field in own.model_fields.values())
+    given = (each.choices if isinstance(each, AliasChoices) else [each] for each in others)
+    return [*own.model_fields, *(name for names in given for name in names if isinstance(name, str))]
 
 
 def _wrong_outputs(made: contract.Task) -> str:

@@ -9,8 +9,10 @@ from typing import Any, cast
 import numpy
 import pytest
 import torch
+import torch_factories as tiny
 from factories import artifact, at_work, build, recipe, recipe_file, texts, tokenizer
 from picture_factories import write_folder
+from torch_factories import tiny_models as tiny_models
 
 from edgepack.config.device import load_device
 from edgepack.config.document import ConfigError
@@ -358,3 +360,10 @@ def test_outputs_that_are_not_finite_are_not_drawn() -> None:
     assert len(evaluation._shown(work, (numpy.eye(classes, dtype="float32"),))) == 3
     for wrong in (numpy.nan, numpy.inf):
         assert evaluation._shown(work, (numpy.array([[wrong] * classes]),)) == ()
+
+
+def test_a_task_is_tried_on_samples_of_which_few_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.data.splits._LARGEST", 1)
+    split = tiny.data().validation.first(3)
+    assert split.at_once == 1
+    candidate_step._check_task(cast(Any, SimpleNamespace(task=tiny.task())), tiny.candidate("mlp"), split)

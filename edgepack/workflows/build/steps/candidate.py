@@ -62,10 +62,12 @@ def do(work: Workspace, step: Step, folder: Path) -> CandidateOutcome:
 
 
 def _check_task(work: Workspace, candidate: "Candidate", split: "Split") -> None:
+    import torch
+
     from edgepack.compress.training import evaluation
     from edgepack.models.checks.task import check_task
 
-    check_task(work.task, evaluation.predict(candidate.module, split), next(split.truths()))
+    check_task(work.task, evaluation.predict(candidate.module, split), torch.cat([*split.truths()]))
 
 
 def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
