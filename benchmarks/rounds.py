@@ -2,7 +2,6 @@
 
 import statistics
 import sys
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from edgepack.measure import processes
 from edgepack.measure.timing.protocol import TimingProtocol
 
 
-def timed(files: Mapping[str, Path], count: int, protocol: TimingProtocol) -> dict[str, list[float]]:
+def timed(files: dict[str, Path], count: int, protocol: TimingProtocol) -> dict[str, list[float]]:
     """Return milliseconds of one inference by name, one per round: all files are timed in each, there and back."""
     found: dict[str, list[float]] = {name: [] for name in files}
     with closing(processes.Host(Controls(threads=1))) as here:
