@@ -207,7 +207,7 @@ def _mistake(entry: _Entry) -> str:
         return str(error)
     if value < 0:
         return f"a limit cannot be below 0, got {entry.limit!r}"
-    whole = quantity is SHARE and bound != "max_increase" and value > 1
+    whole = quantity is SHARE and bound not in ("max_increase", "max_rise") and value > 1
     return f"a percentage cannot be above 100 %, got {entry.limit!r}" if whole else ""
 
 

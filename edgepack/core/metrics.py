@@ -34,6 +34,7 @@ class Metric:
     within: Literal["device", "data", ""] = ""
     formats: tuple[str, ...] = ()  # formats that have this metric; default: all
     of_samples: bool = False  # whether it is a fraction of samples, each of which is right or wrong
+    in_shares: bool = False  # whether `max_rise` is a share of the teacher's value
 
     @property
     def higher(self) -> bool:
@@ -69,6 +70,16 @@ _OF_TASKS = {
     "miou": score("intersection over union of pixels of a class, mean over the classes in the test masks"),
     "accuracy.pixels": score("fraction of pixels of the test masks that get their class"),
     "mae": score("mean absolute error on the test samples", NUMBER, higher=False),
+    "perplexity": Metric(
+        quantity=NUMBER,
+        bounds=_LOWER,
+        meaning="tokens among which the model hesitates, on average: e to the mean loss of a token of the test split",
+        within="data",
+        in_shares=True,
+    ),
+    "bits_per_byte": score(
+        "bits in which the model could write a byte of the test split, whatever the tokenizer", NUMBER, higher=False
+    ),
     "map": score("mean average precision of boxes in test samples, as COCO defines it: over IoU 0.50 to 0.95"),
     "map.50": score("mean average precision of boxes in test samples, at IoU 0.50"),
 }
@@ -138,4 +149,5 @@ def named(*names: str) -> Mapping[str, Metric]:
 
 def quantity_of(metric: str, bound: str) -> Quantity:
     """Return the kind of quantity in which a limit is given."""
-    return SHARE if bound in ("max_increase", "retain") else METRICS[metric].quantity
+    in_shares = bound == "max_rise" and METRICS[metric].in_shares
+    return SHARE if bound in ("max_increase", "retain") or in_shares else METRICS[metric].quantity

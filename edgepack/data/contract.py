@@ -150,7 +150,8 @@ class Task(ABC):
 
     Outputs are a tuple of tensors [n, ...] in the order of `outputs`, and targets a tensor [n, ...] as `problem`
     accepts it. Losses take what a model gives in training; the meter, and all methods that take arrays, what a file
-    gives: see `postprocess`. Arrays are numpy's, and no torch is needed: a bundle is tested where there is none.
+    gives (`postprocess`), as far as it is kept (`condensed`). Arrays are numpy's, and no torch is needed: a bundle is
+    tested where there is none.
     """
 
     mixes: tuple[str, ...] = ()  # of mixup and cutmix, those after which the loss is a share of both samples' losses
@@ -231,6 +232,22 @@ class Task(ABC):
     def has_postprocess(self) -> bool:
         return type(self).postprocess is not Task.postprocess
 
+    def condensed(self, outputs: "Arrays", inputs: "Arrays") -> "Arrays":
+        """Return what is kept of a file's outputs, to be scored and compared; by default all of them.
+
+        A task whose outputs are too large to keep those of all samples keeps what decides, in the order of
+        `condensed_outputs`.
+        """
+        return outputs
+
+    def condensed_outputs(self) -> tuple[TensorSpec, ...]:
+        """Return names and shapes of what is kept, as `outputs` does."""
+        return self.file_outputs()
+
+    @property
+    def condenses(self) -> bool:
+        return type(self).condensed is not Task.condensed
+
     def problem(self, targets: "Tensor") -> str:
         """Return what is wrong with targets of samples, in words, or ""."""
         return ""
@@ -258,7 +275,7 @@ class Task(ABC):
 
     def told(self, outputs: "Arrays") -> list[str]:
         """Return in a few words what an app would show of each sample: by default the first numbers of each output."""
-        return beginnings([spec.name for spec in self.file_signature.outputs], outputs)
+        return beginnings([spec.name for spec in self.condensed_outputs()], outputs)
 
     def drawn(self, outputs: "Arrays") -> list[Shown]:
         """Return what an app would show of each sample, as a report draws it."""

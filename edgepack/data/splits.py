@@ -73,6 +73,7 @@ class Split:
     [batch, ...] and must not change them in place. Samples change themselves; they are read by as many processes as
     there are `workers`, or by this one. If `labelled`, reading a sample gives its target too, after the inputs, as
     masks are cut as their pictures are; `targets` then only say which class a sample counts for, and are 0 without any.
+    Of samples whose outputs are large, only `most` are run at once.
     """
 
     inputs: "tuple[Tensor, ...]" = ()
@@ -82,6 +83,7 @@ class Split:
     augment: "Augment | None" = None
     workers: int = 0
     labelled: bool = False
+    most: int = _MOST
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -100,7 +102,7 @@ class Split:
     def at_once(self) -> int:
         """Return how many samples to run in a batch where it may be of any size."""
         sample = sum(int(each.nbytes) for each in self.head(1))
-        return max(1, min(_MOST, _LARGEST // max(1, sample)))
+        return max(1, min(self.most, _LARGEST // max(1, sample)))
 
     def count(self, size: int, parts: Parts = _WHOLE) -> int:
         """Return the number of batches of a shuffled pass."""

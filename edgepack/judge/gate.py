@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 from edgepack.config.budgets import Budget, Waiver
 from edgepack.core.errors import ExitCode, most_decisive
 from edgepack.core.metrics import AGAINST_TEACHER, FROM_BELOW, METRICS, Evidence
+from edgepack.core.units import SHARE
 from edgepack.records.artifact import TEACHER, label_of
 from edgepack.records.measurement import Measurement
 from edgepack.records.verdict import Base, NoBase, Outcome, Verdict
@@ -216,9 +217,10 @@ def _figures(budget: Budget, artifact: str, known: Known) -> _Found | None:
     if ours is None or budget.bound not in AGAINST_TEACHER:
         return _Found(value=ours.value, low=ours.low, high=ours.high, evidence=ours.evidence) if ours else None
     teacher = known.get((budget.metric, label_of(artifact, TEACHER)))
-    if teacher is None or (budget.bound == "retain" and teacher.low <= 0):
+    if teacher is None or (budget.quantity is SHARE and teacher.low <= 0 and budget.bound != "max_drop"):
         return None
-    value, low, high = {"max_drop": _drop, "max_rise": _rise, "retain": _retained}[budget.bound](teacher, ours)
+    rise = _rise_in_shares if METRICS[budget.metric].in_shares else _rise
+    value, low, high = {"max_drop": _drop, "max_rise": rise, "retain": _retained}[budget.bound](teacher, ours)
     weaker = max(ours.evidence, teacher.evidence, key=get_args(Evidence).index)
     return _Found(value=value, low=low, high=high, evidence=weaker).rounded()
 
@@ -229,6 +231,11 @@ def _drop(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]
 
 def _rise(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
     return ours.value - teacher.value, ours.low - teacher.high, ours.high - teacher.low
+
+
+def _rise_in_shares(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:
+    value, low, high = _retained(teacher, ours)
+    return value - 1, low - 1, high - 1
 
 
 def _retained(teacher: Measurement, ours: Measurement) -> tuple[float, float, float]:

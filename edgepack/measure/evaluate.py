@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +50,19 @@ def outputs(
     runtime: str,
     split: "Split",
     folder: Path,
-    row_bytes: int = 0,
+    task: Task | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> "Arrays":
     """Return the file's outputs, each [n, ...], as files in `folder`, which `load` reads again.
 
-    The split is written and run in parts of at most CHUNK bytes of inputs, and of outputs of `row_bytes` a sample: a
-    whole one may be larger than the disk, or take hours to send. `progress` is told the number of rows that are done,
-    and of all.
+    The split is written and run in parts of at most CHUNK bytes of inputs, and of the outputs of a task: a whole one
+    may be larger than the disk, or take hours to send. Of these outputs, what the task condenses them to is kept.
+    `progress` is told the number of rows that are done, and of all.
     """
     first = split.head(1)
     inputs = [folder / f"input-{i}.npy" for i in range(len(first))]
     target = folder / "outputs.npz"
+    row_bytes = sum(prod(spec.shape) for spec in task.file_signature.outputs) * 4 if task else 0
     rows = max(1, CHUNK // max(1, row_bytes, sum(tensor.nbytes for tensor in first)))
     size = min(split.at_once, rows)
     rows -= rows % size
@@ -71,11 +72,18 @@ def outputs(
         _write(islice(batches, ceil(count / size)), count, inputs)
         job = {"mode": "predict", "row": start, "rows": count, "runtime": runtime, "file": str(file)}
         run({**job, "inputs": [str(path) for path in inputs], "output": str(target)})
-        append(answers(target), start, count, len(split), folder)
+        found = answers(target)
+        append(task.condensed(found, _read(inputs)) if task else found, start, count, len(split), folder)
         progress(start + count, len(split))
     for path in (*inputs, target):
         path.unlink()
     return load(folder)
+
+
+def _read(paths: Sequence[Path]) -> "Arrays":
+    import numpy
+
+    return tuple(numpy.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
 
 
 def answers(path: Path) -> "Arrays":
@@ -112,10 +120,7 @@ def save(found: "Arrays", folder: Path) -> None:
 
 def load(folder: Path) -> "Arrays":
     """Return the outputs in a folder; they stay on disk until they are used."""
-    import numpy
-
-    paths = sorted(folder.glob(OUTPUT.format("*")), key=lambda path: int(path.stem.rpartition("-")[2]))
-    return tuple(numpy.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+    return _read(sorted(folder.glob(OUTPUT.format("*")), key=lambda path: int(path.stem.rpartition("-")[2])))
 
 
 def blocks(*sets: "Arrays") -> "Iterator[tuple[Arrays, ...]]":

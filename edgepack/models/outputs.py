@@ -43,12 +43,17 @@ def followed(module: nn.Module, after: Callable[[tuple[Tensor, ...]], tuple[Tens
     return _answering(copy.copy(module), lambda given: after(tensors(given)))
 
 
-def postprocessed(task: "Task", outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return what a file would give, computed some samples at a time: it may take much memory."""
-    if not task.has_postprocess:
+def scorable(task: "Task", outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what is kept of what a file would give, on the CPU. It is postprocessed some samples at a time, which may
+    take much memory.
+    """
+    if task.has_postprocess:
+        parts = zip(*(each.split(_AT_ONCE) for each in outputs), strict=True)
+        outputs = tuple(map(torch.cat, zip(*map(task.postprocess, parts), strict=True)))
+    if not task.condenses:
         return outputs
-    parts = zip(*(each.split(_AT_ONCE) for each in outputs), strict=True)
-    return tuple(map(torch.cat, zip(*map(task.postprocess, parts), strict=True)))
+    arrays, given = (tuple(each.detach().numpy() for each in tensors) for tensors in (outputs, inputs))
+    return tuple(torch.from_numpy(each) for each in task.condensed(arrays, given))
 
 
 def _answering(module: nn.Module, made: Callable[[Any], tuple[Tensor, ...]]) -> nn.Module:

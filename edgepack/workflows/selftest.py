@@ -90,8 +90,12 @@ class Answer:
 class _Numbers:
     """Stands for a task whose code is not used: what outputs mean is unknown, so only their numbers are compared."""
 
-    names: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
     why: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.outputs)
 
     def agreement(self, outputs: "Arrays", reference: "Arrays") -> "Array":
         import numpy
@@ -100,6 +104,12 @@ class _Numbers:
 
     def told(self, outputs: "Arrays") -> list[str]:
         return beginnings(self.names, outputs)
+
+    def condensed(self, outputs: "Arrays", inputs: "Arrays") -> "Arrays":
+        return outputs
+
+    def condensed_outputs(self) -> "tuple[TensorSpec, ...]":
+        return self.outputs
 
 
 def run(path: Path, device: "Device | None" = None, *, own_code: bool = False) -> Iterator[Answer]:
@@ -252,8 +262,9 @@ def _answers(
     allowed = 0.0 if cases.tolerance.share is None else cases.tolerance.share
     apart = _distance if isinstance(task, _Numbers) or cases.tolerance.share is not None else _flaw
     for row, case in enumerate(cases.cases):
-        given = tuple(array[row : row + 1] for array in now)
-        before = _expected(files, case, facts.format, interface)
+        fed = tuple(column[row : row + 1] for column in columns)
+        given = task.condensed(tuple(array[row : row + 1] for array in now), fed)
+        before = _expected(files, case, facts.format, task.condensed_outputs())
         if [each.shape for each in given] != [each.shape for each in before]:
             sizes = sum(each.size for each in given)
             raise VerifyError(f"{file} gives {sizes} values, which does not match selftest/ and io/", _AGAIN)
@@ -279,19 +290,20 @@ def _task(manifest: bundle.Manifest, files: Files, interface: Interface, own_cod
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_bytes(files.get("provenance/recipe.yaml", b"task:"))
         named = Document.read(recipe).data.get("task") or manifest.task
-    names = tuple(each.name for each in interface.outputs)
-    try:
-        own = plugins.name_of("tasks", named) == _OWN
-        if own and not own_code:
-            return _Numbers(names=names, why="the bundle's task is code of its own: with --own-code it is run")
-        choice = plugins.choose("tasks", named)
-    except ValueError as error:
-        why = error.error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, Nested) else error
-        return _Numbers(names=names, why=f"the bundle's task is not available here: {printable(str(why))}")
     specs = {
         kind: tuple(TensorSpec(name=each.name, shape=each.shape[1:], dtype=each.dtype) for each in found)
         for kind, found in (("inputs", interface.inputs), ("outputs", interface.outputs))
     }
+    try:
+        own = plugins.name_of("tasks", named) == _OWN
+        if own and not own_code:
+            return _Numbers(
+                outputs=specs["outputs"], why="the bundle's task is code of its own: with --own-code it is run"
+            )
+        choice = plugins.choose("tasks", named)
+    except ValueError as error:
+        why = error.error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, Nested) else error
+        return _Numbers(outputs=specs["outputs"], why=f"the bundle's task is not available here: {printable(str(why))}")
     signature = Signature(**specs, labels=_names(files), preprocessing=interface.preprocessing)
     task: Task = choice.module.task(choice.config, signature)
     if [each.shape for each in task.file_outputs()] != [each.shape for each in specs["outputs"]]:
@@ -309,14 +321,14 @@ def _names(files: Files) -> tuple[str, ...]:
         raise VerifyError("io/labels.txt is without one label per line", _AGAIN) from None
 
 
-def _expected(files: Files, case: Case, format: str, interface: Interface) -> "tuple[Array, ...]":
+def _expected(files: Files, case: Case, format: str, outputs: tuple[TensorSpec, ...]) -> "tuple[Array, ...]":
     """Return the outputs of a case at build time, each [1, ...]."""
     import numpy
 
     known = case.expected[format]
-    named = known if isinstance(known, dict) else {interface.outputs[0].name: known}
+    named = known if isinstance(known, dict) else {outputs[0].name: known}
     found = []
-    for spec in interface.outputs:
+    for spec in outputs:
         numbers = named.get(spec.name, ())
         if isinstance(numbers, str):
             array = numpy.frombuffer(files.get(f"selftest/{numbers}", b""), "<f4").astype("float32")
@@ -324,7 +336,7 @@ def _expected(files: Files, case: Case, format: str, interface: Interface) -> "t
             array = numpy.array(numbers)
         if array.size != prod(spec.shape):
             raise VerifyError(f"the expected {spec.name} of a case does not match io/signature.json", _AGAIN)
-        found.append(array.reshape(spec.shape))
+        found.append(array.reshape(1, *spec.shape))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from edgepack.core.signature import TensorSpec
 from edgepack.data.tasks._classification import Classification
 from edgepack.export.postprocessing import shipped
 from edgepack.export.tensor_layers import named
-from edgepack.models.outputs import postprocessed, tensors
+from edgepack.models.outputs import scorable, tensors
 
 _SCALE = torch.tensor([1.0, 2.0, 3.0])
 
@@ -37,7 +37,7 @@ def test_a_file_has_it(how: How, tmp_path: Path) -> None:
     model, split = made(how), data().test
     before = evaluation.predict(model.module, split)
     whole = shipped(model, PROBABLE)
-    wanted = postprocessed(PROBABLE, before)
+    wanted = scorable(PROBABLE, before, ())
     with torch.no_grad():
         found = tensors(whole.module(*split.head(len(split))))
     write(whole, "onnx", tmp_path / "model.onnx")
@@ -55,7 +55,7 @@ def test_what_postprocesses_nothing_is_shipped_as_it_is() -> None:
     model, plain = candidate(), task()
     assert shipped(model, plain) is model
     outputs = (torch.zeros(2, 3),)
-    assert postprocessed(plain, outputs) is outputs and plain.file_signature == plain.signature
+    assert scorable(plain, outputs, ()) is outputs and plain.file_signature == plain.signature
 
 
 def test_samples_are_postprocessed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_samples_are_postprocessed_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
         return plain(self, outputs)
 
     monkeypatch.setattr(Probable, "postprocess", postprocess)
-    found = postprocessed(PROBABLE, (logits,))
+    found = scorable(PROBABLE, (logits,), ())
     assert sum(sizes) == 40 and max(sizes) < 40
     assert torch.allclose(found[0], logits.softmax(1) * _SCALE)
 

@@ -13,8 +13,8 @@ from edgepack.core.errors import StageError
 from edgepack.core.events import Emit, StepProgress
 from edgepack.core.frozen import Json
 from edgepack.data.contract import Meter, Task
-from edgepack.data.splits import Split
-from edgepack.models.outputs import postprocessed, tensors
+from edgepack.data.splits import Batch, Split
+from edgepack.models.outputs import scorable, tensors
 from edgepack.models.structure.fx_graph import device_of, measures_ranges
 
 Outputs = tuple[torch.Tensor, ...]
@@ -34,8 +34,8 @@ class EpochResult:
 def evaluate(module: nn.Module, split: Split, task: Task) -> float:
     """Return the score of a torch module on a split, in the task's first metric."""
     meter = task.meter()
-    for outputs, targets in predicted(module, split):
-        meter.update(postprocessed(task, outputs), targets)
+    for outputs, batch in predicted(module, split):
+        meter.update(scorable(task, outputs, batch.inputs), batch.targets)
     return task.scores(meter)[task.metric]
 
 
@@ -47,14 +47,14 @@ def predict(module: nn.Module, split: Split, progress: Callable[[], None] = lamb
 
 def predicted(
     module: nn.Module, split: Split, progress: Callable[[], None] = lambda: None
-) -> Iterator[tuple[Outputs, torch.Tensor]]:
-    """Yield outputs and targets of a batch after the other, on the CPU wherever the module is."""
+) -> Iterator[tuple[Outputs, Batch]]:
+    """Yield the outputs of a batch after the other, on the CPU wherever the module is."""
     train_mode(module, False)
     device = device_of(module)
     for batch in split.batches(1 if measures_ranges(module) else split.at_once):
         with torch.no_grad():
             found = tensors(module(*(each.to(device) for each in batch.inputs)))
-        yield tuple(each.float().cpu() for each in found), batch.targets
+        yield tuple(each.float().cpu() for each in found), batch
         progress()
 
 
@@ -81,9 +81,11 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
     """Return score and loss on the validation split, as epoch 0. Each process of the team runs a part of it."""
     split, task, team = context.data.validation, context.task, context.team
     meter, lost, seen = task.meter(), 0.0, 0
-    for outputs, targets in _blocks(predicted(module, team.rows(split)), _BLOCK if team.size == 1 else math.inf):
-        outputs, targets = tuple(map(team.gather, outputs)), team.gather(targets)
-        meter.update(postprocessed(task, outputs), targets)
+    most = _BLOCK if team.size == 1 else math.inf
+    for each in _blocks(predicted(module, team.rows(split)), most):
+        outputs, inputs = (tuple(map(team.gather, tensors)) for tensors in each[:2])
+        targets = team.gather(each[2])
+        meter.update(scorable(task, outputs, inputs), targets)
         lost, seen = lost + float(task.loss(outputs, targets)) * len(targets), seen + len(targets)
     return EpochResult(epoch=0, score=_score(task, meter, lost / seen), loss=lost / seen)
 
@@ -98,11 +100,12 @@ def _score(task: Task, meter: Meter, loss: float) -> float:
         return -task.better(math.inf)
 
 
-def _blocks(batches: Iterable[tuple[Outputs, torch.Tensor]], most: float) -> Iterator[tuple[Outputs, torch.Tensor]]:
-    """Put batches together, up to about so many bytes of outputs: those of masks may not fit into the memory, and
-    processes of a team, which have different numbers of samples, must exchange equally often.
+def _blocks(batches: Iterable[tuple[Outputs, Batch]], most: float) -> Iterator[tuple[Outputs, Outputs, torch.Tensor]]:
+    """Yield outputs, inputs and targets of batches put together, up to about so many bytes of outputs: those of masks
+    may not fit into the memory, and processes of a team, which have different numbers of samples, must exchange equally
+    often.
     """
-    kept: list[tuple[Outputs, torch.Tensor]] = []
+    kept: list[tuple[Outputs, Batch]] = []
     size = 0
     for batch in batches:
         kept.append(batch)
@@ -114,9 +117,12 @@ def _blocks(batches: Iterable[tuple[Outputs, torch.Tensor]], most: float) -> Ite
         yield _together(kept)
 
 
-def _together(batches: list[tuple[Outputs, torch.Tensor]]) -> tuple[Outputs, torch.Tensor]:
-    outputs = tuple(torch.cat(parts) for parts in zip(*(each for each, _ in batches), strict=True))
-    return outputs, torch.cat([targets for _, targets in batches])
+def _together(batches: list[tuple[Outputs, Batch]]) -> tuple[Outputs, Outputs, torch.Tensor]:
+    def joined(each: Iterable[Outputs]) -> Outputs:
+        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+
+    targets = torch.cat([batch.targets for _, batch in batches])
+    return joined(outputs for outputs, _ in batches), joined(batch.inputs for _, batch in batches), targets
 
 
 def train_mode(module: nn.Module, training: bool) -> None:

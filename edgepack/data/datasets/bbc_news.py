@@ -19,7 +19,7 @@ from edgepack.data.splits import Data
 from edgepack.data.texts import corpus
 from edgepack.data.texts.corpus import Document, Settings, attachments, decoded
 
-__all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
+__all__ = ["Config", "articles", "attachments", "describe", "fingerprint", "load", "read"]
 
 LICENCE = "copyright of the BBC, for research that is not commercial"
 _ARTICLES = Kind(
@@ -46,16 +46,22 @@ def fingerprint(config: Config) -> str:
 def load(config: Config) -> Data:
     articles = _articles()
     documents = [
-        Document(text=_read(file), label=label, place=str(file)) for label, files in articles.items() for file in files
+        Document(text=read(file), label=label, place=str(file)) for label, files in articles.items() for file in files
     ]
     return corpus.load(config, {"train": documents}, [*articles])
 
 
-def _read(file: Path) -> str:
+def read(file: Path) -> str:
+    """Return the text of an article."""
     try:
         return decoded(file, "utf-8")
     except UnicodeError:  # one article is not UTF-8: it has pound signs
         return decoded(file, "latin-1")
+
+
+def articles() -> list[Path]:
+    """Return the files of all articles. Raises RecipeError if the package is not installed."""
+    return [file for files in _articles().values() for file in files]
 
 
 def _articles() -> Files:

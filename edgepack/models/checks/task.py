@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 _TEMPERATURE = 4.0
 
 
-def check_task(task: "Task", outputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> None:
+def check_task(
+    task: "Task", outputs: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...], targets: torch.Tensor
+) -> None:
     """Raises StageError naming the first method that fails on these samples, or gives something else than it should.
 
     Outputs of an untrained model may be infinite: zeros stand for such numbers.
     """
     given = tuple(each.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for each in outputs)
-    arrays = tuple(each.numpy() for each in _tried(task, "postprocess", given))
+    files = tuple(each.numpy() for each in _tried(task, "postprocess", given))
+    arrays = _tried(task, "condensed", files, tuple(each.numpy() for each in inputs))
     learned = tuple(each.clone().requires_grad_() for each in given)
     _check_loss(task, "loss", learned, targets)
     _check_loss(task, "distill", learned, given, _TEMPERATURE)

@@ -8,7 +8,7 @@ columns belong to a head or a neuron, so they are named here: a trace would cut 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -127,30 +127,38 @@ def _of_encoder(module: nn.Module) -> Iterator[Group]:
 
 def _heads(module: nn.Module, block: Block) -> Group:
     size, attention = block.head_size(module), module.get_submodule(block.attention)
-    group = _between(module, (block.query, block.key, block.value), block.output)
+    shared = block.sharing(module)  # all heads of queries go that share one of keys and values
+    group = _between(
+        module, (block.query, block.key, block.value), block.output, {block.key: shared, block.value: shared}, size
+    )
 
     def remove(heads: Collection[int]) -> None:
-        group.remove([head * size + channel for head in sorted(heads) for channel in range(size)])
-        _tell(attention, group.size - len(heads) * size, size)
+        group.remove([head * size * shared + channel for head in sorted(heads) for channel in range(size * shared)])
+        _tell(attention, group.size - len(heads) * size * shared, size, shared)
 
-    return replace(group, remove=remove, pieces=group.pieces.reshape(-1, size), width=size, is_heads=True)
+    return replace(
+        group, remove=remove, pieces=group.pieces.reshape(-1, size * shared), width=size * shared, is_heads=True
+    )
 
 
 def _neurons(module: nn.Module, block: Block) -> Group:
-    return _between(module, (block.ffn_in,), block.ffn_out)
+    return _between(module, (block.ffn_in, block.gate) if block.gate else (block.ffn_in,), block.ffn_out)
 
 
-def _tell(attention: Any, width: int, size: int) -> None:
+def _tell(attention: Any, width: int, size: int, shared: int) -> None:
     """Update the head counts of the attention module, under the names of BERT or of DistilBERT."""
-    names = {"num_attention_heads": width // size, "n_heads": width // size, "all_head_size": width, "dim": width}
-    for name, value in names.items():
+    heads = width // size
+    names = {"num_attention_heads": heads, "n_heads": heads, "all_head_size": width, "dim": width}
+    for name, value in {**names, "num_key_value_heads": heads // shared}.items():
         if hasattr(attention, name):
             setattr(attention, name, value)
 
 
-def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
+def _between(
+    module: nn.Module, makers: Collection[str], taker: str, shared: Mapping[str, int] = {}, size: int = 1
+) -> Group:
     """Group the outputs of some linear layers with the inputs of the next one, as a group of torch-pruning, so that its
-    importances can score it.
+    importances can score it. A maker that is `shared` has so many times fewer heads of `size` channels.
     """
     from torch_pruning import prune_linear_in_channels, prune_linear_out_channels
     from torch_pruning.dependency import Group as Members
@@ -158,17 +166,27 @@ def _between(module: nn.Module, makers: Collection[str], taker: str) -> Group:
     members, names = Members(), tuple(_maker(module, name) for name in makers)
     last: Any = module.get_submodule(end(module, taker, 0))
     every = list(range(last.in_features))
-    for name in names:
-        _join(members, module.get_submodule(name), prune_linear_out_channels, every, every)
+    times = [shared.get(name, 1) for name in makers]
+    for name, each in zip(names, times, strict=True):
+        _join(members, module.get_submodule(name), prune_linear_out_channels, _heads_of(every, each, size), every)
     _join(members, last, prune_linear_in_channels, every, every)
 
     def remove(channels: Collection[int]) -> None:
-        for dependency, _ in members.items:
-            dependency(sorted(channels))
+        for (dependency, _), each in zip(members.items, (*times, 1), strict=True):
+            dependency(sorted({*_heads_of(channels, each, size)}))
 
     return Group(
         name=names[0], members=members, loses_outputs=names, pieces=torch.arange(len(every))[:, None], remove=remove
     )
+
+
+def _heads_of(channels: Iterable[int], shared: int, size: int) -> list[int]:
+    """Return the channel of keys that goes with each channel of queries.
+
+    >>> _heads_of(range(8), shared=2, size=2)
+    [0, 1, 0, 1, 2, 3, 2, 3]
+    """
+    return [channel // (size * shared) * size + channel % size for channel in channels]
 
 
 def _join(members: Any, layer: Any, cut: Any, channels: list[int], of_first: list[int]) -> None:

@@ -172,18 +172,18 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_FEATURES, ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
-    nn.LayerNorm: ("normalized_shape",),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
 # Sizes that the attention modules of transformers store besides the layers in them.
-_HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim")
+_HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim", "num_key_value_heads")
 _OWN = ("hidden_dim",)  # that the code of a model reads: torchvision's ViT shapes its patches by it
 _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
     **dict.fromkeys(_TRANSPOSED, (*_CONVOLUTION, "output_padding")),
     **dict.fromkeys(_FEATURES, ("eps", "momentum", "affine", "track_running_stats")),
     nn.GroupNorm: ("num_groups", "eps", "affine"),
-    nn.LayerNorm: ("eps", "elementwise_affine"),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("eps", "elementwise_affine")),
     nn.Embedding: ("padding_idx",),
 }
 _NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias if they are affine

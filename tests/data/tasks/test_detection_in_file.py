@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from edgepack.config.plugins import choose
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data.tasks.detection import Detection, selection
-from edgepack.models.outputs import postprocessed
+from edgepack.models.outputs import scorable
 
 _MOST = 12
 
@@ -43,7 +43,7 @@ def heads(seed: int, *, tied: bool = False, count: int = 6) -> tuple[torch.Tenso
 def test_the_file_selects_what_the_app_would(seed: int, tied: bool, settings: dict[str, Any]) -> None:
     app, file = made("in_app", **settings), made("in_file", **settings)
     outputs = heads(seed, tied=tied)
-    given = postprocessed(file, outputs)
+    given = scorable(file, outputs, ())
     assert [tuple(each.shape[1:]) for each in given] == [each.shape for each in file.file_signature.outputs]
     found, wanted = (
         [*task.objects(tuple(each.numpy() for each in of))] for task, of in ((file, given), (app, outputs))
@@ -63,8 +63,8 @@ def test_metrics_and_agreement_are_those_of_the_app(tied: bool) -> None:
     scored = []
     for task in (IN_APP, IN_FILE):
         meter = task.meter()
-        meter.update(postprocessed(task, outputs), targets)
-        ours, theirs = (tuple(each.numpy() for each in postprocessed(task, of)) for of in (outputs, others))
+        meter.update(scorable(task, outputs, ()), targets)
+        ours, theirs = (tuple(each.numpy() for each in scorable(task, of, ())) for of in (outputs, others))
         scored.append([*meter.compute().values(), *task.agreement(ours, theirs)])
         assert task.told(ours) == IN_APP.told(tuple(each.numpy() for each in outputs))
         assert [each.words for each in task.drawn(ours)] == task.told(ours)
@@ -108,7 +108,7 @@ def test_unused_places_hold_zeros() -> None:
     offsets, scores = torch.zeros(1, len(IN_FILE.anchors), 4), torch.zeros(1, len(IN_FILE.anchors), 4)
     scores[..., 0] = 20
     scores[0, 3, 2] = 30
-    boxes, sure, labels = postprocessed(IN_FILE, (offsets, scores))
+    boxes, sure, labels = scorable(IN_FILE, (offsets, scores), ())
     assert [round(each, 4) for each in sure[0].tolist()] == [1.0] + [0.0] * (_MOST - 1)
     assert labels[0].tolist() == [1.0] + [0.0] * (_MOST - 1) and bool((boxes[0, 1:] == 0).all())
     assert IN_FILE.told((boxes.numpy(), sure.numpy(), labels.numpy())) == ["1 object: dog 1.00"]
@@ -121,7 +121,7 @@ def test_an_app_only_reads_what_the_file_gives() -> None:
         Path(name).write_bytes(content)
     space: dict[str, Any] = {}
     exec(Path("detection.py").read_text(), space)  # noqa: S102 - as an app does that copied it
-    given = tuple(each.numpy() for each in postprocessed(IN_FILE, heads(0)))
+    given = tuple(each.numpy() for each in scorable(IN_FILE, heads(0), ()))
     found = space["objects"](*(each[0] for each in given), **json.loads(Path("detection.json").read_text()))
     assert len(found[0]) > 3
     for ours, theirs in zip(found, next(IN_FILE.objects(given)), strict=True):

@@ -27,12 +27,15 @@ Along = tuple[str, int]  # the name of a tensor, and one of its dimensions
 class Axis:
     """A width that several tensors share: an index removed from one is removed from all.
 
-    Indices are removed in groups of `unit` (a head is one unit); their number stays a multiple of `multiple`.
+    Indices are removed in groups of `unit` (a head is one unit); their number stays a multiple of `multiple`. Tensors
+    that are `shared` have so many times fewer: keys and values that several heads of queries share.
     """
 
     tensors: tuple[Along, ...]
     multiple: int
     unit: int = 1
+    shared: tuple[Along, ...] = ()
+    times: int = 1
 
     def width(self, weights: Weights) -> int:
         """Return the width. Raises StageError where the tensors do not agree on it."""
@@ -46,7 +49,7 @@ class Axis:
         return int(found.pop())
 
     def kept(self, weights: Weights, share: float) -> torch.Tensor:
-        """Return the indices of the most important places, in order.
+        """Return the numbers of the most important units, in order.
 
         The importance of a place is the sum of its squared weights over all matrices on the axis. Each matrix is
         normalised first; otherwise the embedding table would outweigh all others.
@@ -58,8 +61,18 @@ class Axis:
             if weights[name].dim() == 2:
                 squares = weights[name].float().square().sum(1 - dimension).reshape(-1, self.unit).sum(1)
                 worth += squares / squares.sum().clamp(min=1e-30)
-        best = worth.argsort(descending=True, stable=True)[:units].sort().values
-        return (best[:, None] * self.unit + torch.arange(self.unit)).flatten()
+        return worth.argsort(descending=True, stable=True)[:units].sort().values
+
+    def cut(self, weights: Weights, units: torch.Tensor) -> None:
+        """Keep these units of every tensor, in place."""
+        for place, unit in (*((each, self.unit) for each in self.tensors), *((s, self._small) for s in self.shared)):
+            name, dimension = place
+            kept = (units[:, None] * unit + torch.arange(unit)).flatten()
+            weights[name] = weights[name].index_select(dimension, kept)
+
+    @property
+    def _small(self) -> int:
+        return self.unit // self.times
 
 
 def narrower(teacher: Candidate, size: float, multiple: int) -> Candidate:
@@ -93,9 +106,7 @@ def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
     share = heads * found[0].multiple / found[0].width(whole)
     weights = dict(whole)
     for axis in found:
-        kept = axis.kept(whole, share)
-        for name, dimension in axis.tensors:
-            weights[name] = weights[name].index_select(dimension, kept)
+        axis.cut(weights, axis.kept(whole, share))
     width = found[0].width(whole)
     sibling, edits = teacher.copy(), tuple(_edits(teacher.module, weights, (width, found[0].width(weights))))
     for edit in edits:
@@ -119,13 +130,17 @@ def axes(module: nn.Module, multiple: int) -> tuple[Axis, ...]:
     within = {name: any(name.startswith(f"{block.name}.") for block in rows) for name in places}
     before = list(takewhile(lambda name: not within[name], places))
     after = [name for name in places[len(before) :] if not within[name]]
-    norms = [name for name in places if name not in before and isinstance(module.get_submodule(name), nn.LayerNorm)]
+    norms = [
+        name
+        for name in places
+        if name not in before and isinstance(module.get_submodule(name), (nn.LayerNorm, nn.RMSNorm))
+    ]
     head = [name for name in after if name not in norms]
     first, chained = (head, []) if _side_by_side(module, head) else (head[:1], head)
     projects = [name for name in before if isinstance(_first(module, name)[1], nn.Linear)]  # ELECTRA's, to the width
     tables = [name for name in before if name not in projects]
     writers = [*(projects or tables), *norms, *(name for block in rows for name in (block.output, block.ffn_out))]
-    readers = [*(n for block in rows for n in (block.query, block.key, block.value, block.ffn_in)), *first]
+    readers = [*chain.from_iterable(_readers(block) for block in rows), *first]
     hidden = _axis(module, writers, readers, multiple=rows[0].head_size(module))
     return (
         replace(hidden, tensors=(*hidden.tensors[:-1], *_of_no_layer(module, places), hidden.tensors[-1])),
@@ -149,9 +164,17 @@ def _of_no_layer(module: nn.Module, places: Iterable[str]) -> Iterator[Along]:
 
 
 def _of_block(module: nn.Module, block: Block, multiple: int) -> Iterator[Axis]:
-    size = block.head_size(module)
-    yield _axis(module, [block.query, block.key, block.value], [block.output], multiple=size, unit=size)
-    yield _axis(module, [block.ffn_in], [block.ffn_out], multiple=multiple)
+    size, times = block.head_size(module), block.sharing(module)
+    pairs = (block.key, block.value)
+    heads = _axis(module, [block.query, *(pairs if times == 1 else ())], [block.output], multiple=size, unit=size)
+    shared = tuple(chain.from_iterable(_written(*_last(module, name)) for name in pairs if times > 1))
+    yield replace(heads, multiple=size * times, unit=size * times, shared=shared, times=times)
+    yield _axis(module, [block.ffn_in, *([block.gate] if block.gate else [])], [block.ffn_out], multiple=multiple)
+
+
+def _readers(block: Block) -> tuple[str, ...]:
+    """Return the layers that read the hidden width."""
+    return tuple(name for name in (block.query, block.key, block.value, block.ffn_in, block.gate) if name)
 
 
 def _axis(module: nn.Module, writers: Iterable[str], readers: Iterable[str], *, multiple: int, unit: int = 1) -> Axis:
@@ -167,7 +190,7 @@ def _written(name: str, layer: nn.Module) -> Iterator[Along]:
         yield f"{name}.bias", 0
 
 
-_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv2d)
+_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Conv2d)
 
 
 def _places(module: nn.Module) -> Iterator[str]:
@@ -217,4 +240,6 @@ def _of_layer(shape: torch.Size, was: dict[str, int]) -> dict[str, int]:
 def _heads(module: nn.Module, block: Block, weights: Weights, was: dict[str, int]) -> dict[str, int]:
     """Return an attention module's sizes: n_heads and dim in DistilBERT, else num_attention_heads and all_head_size."""
     width = len(weights[f"{_last(module, block.query)[0]}.weight"])
-    return {key: width // block.head_size(module) if "heads" in key else width for key in was}
+    heads = width // block.head_size(module)
+    pairs = {"num_key_value_heads": heads // block.sharing(module)}
+    return {key: pairs.get(key, heads) if "heads" in key else width for key in was}

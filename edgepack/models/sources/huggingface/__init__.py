@@ -1,4 +1,5 @@
-"""A transformer encoder through transformers: of text (BERT, RoBERTa, MiniLM and others), or pictures (ViT, DeiT).
+"""A transformer through transformers: an encoder of text (BERT, RoBERTa, MiniLM and others) or pictures (ViT, DeiT), or
+a causal language model (GPT-2, Llama, Qwen2, Mistral, SmolLM).
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
 The head is of its own where the model was trained for as many classes, else it starts anew. For embeddings of texts
@@ -17,8 +18,8 @@ from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import order_of_numbers
 from edgepack.data import hub
 from edgepack.models.contract import Checkpoint, CheckpointKey
-from edgepack.models.sources.huggingface import pictures, texts
-from edgepack.models.sources.huggingface.facts import Facts, PictureFacts, TextFacts, facts
+from edgepack.models.sources.huggingface import decoders, pictures, texts
+from edgepack.models.sources.huggingface.facts import DecoderFacts, Facts, PictureFacts, TextFacts, facts
 from edgepack.models.sources.huggingface.pooling import other_part, pooling
 from edgepack.models.structure.layer_names import chosen
 
@@ -72,6 +73,8 @@ def trained(config: Config, signature: Signature) -> bool:
     if config.checkpoint is not None:
         return True
     known = facts(config.huggingface)
+    if isinstance(known, DecoderFacts):
+        return config.weights is not None and config.layers is None
     if pools(config, signature):
         return config.weights is not None and config.layers is None and known.width == signature.width
     numbered = [f"label_{i}" for i in range(len(signature.labels))]
@@ -98,6 +101,8 @@ def pools(config: Config, signature: Signature) -> bool:
 
 def _of(known: Facts) -> ModuleType:
     """Return the module for the kind of data that an encoder takes."""
+    if isinstance(known, DecoderFacts):
+        return decoders
     return pictures if isinstance(known, PictureFacts) else texts
 
 
@@ -120,7 +125,7 @@ def _of_classifier(config: Config, known: Facts, signature: Signature) -> str:
     if config.pooling is not None:
         return "has a setting `pooling`, which is for embeddings of texts: remove it"
     own, given = known.labels, [label.lower() for label in signature.labels]
-    if own != given and sorted(own) == sorted(given):
+    if not isinstance(known, DecoderFacts) and own != given and sorted(own) == sorted(given):
         return f"has its labels in the order {', '.join(own)}, the data in the order {', '.join(given)}"
     return ""
 
@@ -143,7 +148,7 @@ def _beside(config: Config) -> tuple[Path, ...]:
 
 def build(config: Config, signature: Signature) -> "nn.Module":
     """Make a module that maps input_ids and attention_mask, both [n, length], or pictures [n, channels, height, width]
-    to logits [n, classes], or texts to embeddings [n, size].
+    to logits [n, classes], or texts to embeddings [n, size], or tokens to the logits of the next ones.
     """
     from edgepack.models.checks.trial import tried
     from edgepack.models.notes import note
@@ -253,7 +258,8 @@ def _configured(config: Config, signature: Signature) -> Any:
 
     (path,) = _found(config, hub.CONFIG)
     labels = {"id2label": dict(enumerate(signature.labels))} if len(signature.labels) == signature.width else {}
-    found = transformers().AutoConfig.from_pretrained(path.parent, num_labels=signature.width, **labels)
+    classes = {} if isinstance(facts(config.huggingface), DecoderFacts) else {"num_labels": signature.width}
+    found = transformers().AutoConfig.from_pretrained(path.parent, **classes, **labels)
     found.architectures = found.architectures or []  # the loader walks through them where a type has two classifiers
     return found
 

@@ -3,12 +3,15 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.core.errors import RecipeError
 from edgepack.data import hub
+
+if TYPE_CHECKING:
+    from edgepack.models.structure.decoder import Shape
 
 _Count = Annotated[int, Field(gt=0)]
 _Sides = _Count | tuple[_Count, _Count]  # of a square, or height and width
@@ -70,6 +73,86 @@ class PictureFacts(Facts):
         return height // down, width // across
 
 
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "relu": "relu",
+}
+
+
+class DecoderFacts(Facts):
+    """The facts of a causal language model, of the GPT-2 or the Llama kind."""
+
+    width: _Count = Field(validation_alias=AliasChoices("hidden_size", "n_embd"))
+    heads: _Count = Field(validation_alias=AliasChoices("num_attention_heads", "n_head"))
+    depth: _Count = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layer"))
+    places: _Count = Field(validation_alias=AliasChoices("max_position_embeddings", "n_positions"))
+    vocab_size: _Count
+    ffn: _Count | None = Field(default=None, validation_alias=AliasChoices("intermediate_size", "n_inner"))
+    num_key_value_heads: _Count | None = None
+    head_dim: _Count | None = None
+    epsilon: float = Field(default=1e-5, validation_alias=AliasChoices("rms_norm_eps", "layer_norm_epsilon"))
+    activation: str = Field(default="gelu_new", validation_alias=AliasChoices("hidden_act", "activation_function"))
+    rope_theta: float | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool = False
+    use_sliding_window: bool = False
+    tie_word_embeddings: bool | None = None
+
+    @property
+    def of_gpt2(self) -> bool:
+        return self.model_type == "gpt2"
+
+    @property
+    def unknown(self) -> str:
+        """Return what it has that edgepack's decoder has not, or ""."""
+        kind = self._rope.get("rope_type", self._rope.get("type", "default"))
+        if self.activation not in _ACTIVATIONS:
+            return f"the activation {self.activation}"
+        if kind != "default":
+            return f"rotary positions of the kind {kind}"
+        return "a sliding window" if self.use_sliding_window else ""
+
+    @property
+    def _rope(self) -> dict[str, Any]:
+        return self.rope_parameters or self.rope_scaling or {}
+
+    def shape(self, vocabulary: int, places: int) -> "Shape":
+        """Return the shape of the decoder for so many tokens and places."""
+        from edgepack.models.structure.decoder import Shape
+
+        common = {
+            "vocabulary": vocabulary,
+            "places": places,
+            "width": self.width,
+            "heads": self.heads,
+            "layers": self.depth,
+            "epsilon": self.epsilon,
+            "activation": _ACTIVATIONS[self.activation],
+        }
+        if self.of_gpt2:
+            return Shape(**common, ffn=self.ffn or 4 * self.width, tied=self.tie_word_embeddings is not False)
+        qkv_bias = self.model_type == "qwen2" if self.attention_bias is None else self.attention_bias
+        return Shape(
+            **common,
+            ffn=self.ffn or 4 * self.width,
+            key_value_heads=self.num_key_value_heads,
+            head_size=self.head_dim,
+            positions="rotary",
+            rotary_base=float(self._rope.get("rope_theta") or self.rope_theta or 10_000.0),
+            norm="rms",
+            gated=True,
+            query_bias=qkv_bias,
+            attention_output_bias=bool(self.attention_bias),
+            output_bias=self.mlp_bias,
+            tied=bool(self.tie_word_embeddings),
+        )
+
+
 def sides(given: int | tuple[int, int]) -> tuple[int, int]:
     return (given, given) if isinstance(given, int) else given
 
@@ -78,11 +161,12 @@ def sides(given: int | tuple[int, int]) -> tuple[int, int]:
 _OF_KIND: dict[str, type[Facts]] = {
     **dict.fromkeys(("bert", "distilbert", "electra", "roberta", "xlm-roberta"), TextFacts),
     **dict.fromkeys(("vit", "deit"), PictureFacts),
+    **dict.fromkeys(("gpt2", "llama", "qwen2", "mistral"), DecoderFacts),
 }
 
 
 def facts(name: str) -> Facts:
-    """Read config.json of a model. Raises RecipeError when it cannot be read, or is not of a supported encoder."""
+    """Read config.json of a model. Raises RecipeError when it cannot be read, or is of another kind of model."""
     path = hub.folder(name, hub.CONFIG) / "config.json"
     return _read(path, path.stat().st_mtime_ns)
 
@@ -98,6 +182,6 @@ def _read(path: Path, changed: int) -> Facts:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{path} does not describe an encoder: {where}: {first['msg']}") from None
+        raise RecipeError(f"{path} does not describe a model: {where}: {first['msg']}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path} cannot be read as a model's description: {error}") from None

@@ -22,7 +22,7 @@ def incompatibility(name: str, known: TextFacts, signature: Signature) -> str:
     if text.get("kind") != "text":
         return f"reads text, but the data has inputs of shape {[*signature.inputs[0].shape]}"
     checks = (_of_length(known, signature), _of_tokens(known, text))
-    return next((each for each in checks if each), "") or _of_tokenizer(name, text)
+    return next((each for each in checks if each), "") or of_tokenizer(name, text)
 
 
 def _of_length(known: TextFacts, signature: Signature) -> str:
@@ -40,7 +40,7 @@ def _of_tokens(known: TextFacts, text: dict[str, Any]) -> str:
     return ""
 
 
-def _of_tokenizer(name: str, text: dict[str, Any]) -> str:
+def of_tokenizer(name: str, text: dict[str, Any]) -> str:
     """Compare the words of the tokenizers, if the model has one: the same number of tokens may mean other words."""
     path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
     if "words" not in text or not path.is_file():

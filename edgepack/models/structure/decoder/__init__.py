@@ -42,7 +42,8 @@ class Shape(Frozen):
     activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu_tanh"
     gated: bool = False
     query_bias: bool = True  # of queries, keys and values
-    output_bias: bool = True  # of the heads' output and the feed-forward network
+    attention_output_bias: bool = True
+    output_bias: bool = True  # of the feed-forward network
     tied: bool = True  # whether the table of embeddings is the last layer too
 
     @property
@@ -78,7 +79,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         self.query = nn.Linear(shape.width, shape.heads * shape.channels, bias=shape.query_bias)
         self.key = nn.Linear(shape.width, pairs * shape.channels, bias=shape.query_bias)
         self.value = nn.Linear(shape.width, pairs * shape.channels, bias=shape.query_bias)
-        self.output = nn.Linear(shape.heads * shape.channels, shape.width, bias=shape.output_bias)
+        self.output = nn.Linear(shape.heads * shape.channels, shape.width, bias=shape.attention_output_bias)
 
     def forward(self, given: Tensor, turn: "Turn | None", mask: Tensor, past: "Cache | None" = None) -> Tensor:
         queries, keys, values = (

@@ -114,6 +114,7 @@ class Block:
     output: str  # from the heads back to the hidden width
     ffn_in: str
     ffn_out: str
+    gate: str = ""  # a second layer beside ffn_in, by whose activation its outputs are multiplied
 
     def head_size(self, module: nn.Module) -> int:
         attention: Any = module.get_submodule(self.attention)
@@ -126,10 +127,16 @@ class Block:
     def heads(self, module: nn.Module) -> int:
         return int(module.get_submodule(self.query).out_features) // self.head_size(module)
 
+    def sharing(self, module: nn.Module) -> int:
+        """Return how many heads of queries share one of keys and values."""
+        attention: Any = module.get_submodule(self.attention)
+        pairs = getattr(attention, "num_key_value_heads", None)
+        return 1 if pairs is None else int(attention.num_attention_heads) // int(pairs)
+
 
 HEAD_SIZES = ("attention_head_size", "head_dim")  # what attention modules call the channels of a head
 # The parts of a layer in each family: BERT, RoBERTa and ELECTRA; DistilBERT; ViT and DeiT of transformers; of
-# torchvision; of timm. The last two have their attention from attention.py.
+# torchvision; of timm. These two have their attention from attention.py. The last is that of a Decoder.
 _PARTS = tuple(
     dict(zip(("attention", "query", "key", "value", "output", "ffn_in", "ffn_out"), names.split(), strict=True))
     for names in (
@@ -139,6 +146,7 @@ _PARTS = tuple(
         "attention attention.q_proj attention.k_proj attention.v_proj attention.o_proj mlp.fc1 mlp.fc2",
         "self_attention self_attention.query self_attention.key self_attention.value self_attention.output mlp.0 mlp.3",
         "attn attn.query attn.key attn.value attn.output mlp.fc1 mlp.fc2",
+        "attention attention.query attention.key attention.value attention.output ffn.up ffn.down",
     )
 )
 
@@ -159,18 +167,22 @@ def _blocks(module: nn.Module) -> Iterator[Block]:
             for place in (f"{name}.{child}".lstrip(".") for child, _ in row.named_children()):
                 found = ({key: f"{place}.{part}" for key, part in parts.items()} for parts in _PARTS)
                 parts = next((each for each in found if names.issuperset(each.values())), None)
-                if parts and _is_plain(module, parts["ffn_in"], parts["ffn_out"]):
-                    yield Block(name=place, **parts)
+                gate = f"{place}.{_GATE}" if f"{place}.{_GATE}" in names else ""
+                if parts and _is_plain(module, parts["ffn_in"], parts["ffn_out"], gate):
+                    yield Block(name=place, **parts, gate=gate)
 
 
-def _is_plain(module: nn.Module, wide: str, thin: str) -> bool:
-    """Return whether a feed-forward network is two layers and nothing of their width between them: no gate, no norm."""
+_GATE = "ffn.gate"  # of a Decoder
+
+
+def _is_plain(module: nn.Module, wide: str, thin: str, gate: str) -> bool:
+    """Return whether a feed-forward network is two layers, perhaps a known gate, and nothing else of their width."""
     makes: Any = module.get_submodule(end(module, wide, -1))
     takes: Any = module.get_submodule(end(module, thin, 0))
     around = wide.rpartition(".")[0]
     inside = around == thin.rpartition(".")[0]
     others = (name for name, _ in module.get_submodule(around).named_parameters()) if inside else ()
-    own = tuple(f"{name.rpartition('.')[2]}." for name in (wide, thin))
+    own = tuple(f"{name.rpartition('.')[2]}." for name in (wide, thin, gate) if name)
     known = isinstance(makes, nn.Linear) and isinstance(takes, nn.Linear)
     return known and makes.out_features == takes.in_features and all(name.startswith(own) for name in others)
 

@@ -67,16 +67,17 @@ def _check_task(work: Workspace, candidate: "Candidate", split: "Split") -> None
     from edgepack.compress.training import evaluation
     from edgepack.models.checks.task import check_task
 
-    check_task(work.task, evaluation.predict(candidate.module, split), torch.cat([*split.truths()]))
+    outputs, targets = evaluation.predict(candidate.module, split), torch.cat([*split.truths()])
+    check_task(work.task, outputs, split.head(len(split)), targets)
 
 
 def _scored(work: Workspace, candidate: "Candidate", split: "Split") -> float:
     """Return the score of outputs that must be finite."""
-    from edgepack.models.outputs import postprocessed
+    from edgepack.models.outputs import scorable
 
     meter = work.task.meter()
-    for found, targets in finite_outputs(candidate, split):
-        meter.update(postprocessed(work.task, found), targets)
+    for found, batch in finite_outputs(candidate, split):
+        meter.update(scorable(work.task, found, batch.inputs), batch.targets)
     return work.task.scores(meter)[work.task.metric]
 
 

@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ def do(work: Workspace, step: Step, folder: Path) -> EvaluationOutcome:
             runtime=artifact.runtime,
             split=split,
             folder=folder,
-            row_bytes=sum(prod(spec.shape) for spec in work.task.file_signature.outputs) * 4,
+            task=work.task,
             progress=progress,
         )
     except RefusedError as error:
@@ -84,7 +83,7 @@ def _shown(work: Workspace, found: "Arrays") -> tuple[Shown, ...]:
 def cases(work: Workspace, entry: Entry) -> tuple[Expected, ...]:
     """Return the outputs of a bundle's samples, from an entry that keeps those of a file."""
     first = tuple(array[:EXAMPLES] for array in evaluate.load(entry.path))
-    names = [spec.name for spec in work.task.file_signature.outputs]
+    names = [spec.name for spec in work.task.condensed_outputs()]
     return tuple(
         {name: tuple(array[row].ravel().tolist()) for name, array in zip(names, first, strict=True)}
         for row in range(len(first[0]))
@@ -178,7 +177,7 @@ def _answers(work: Workspace, id: StepId, here: Host, folder: Path) -> AnswersOu
     if (needed := needs(work.exporter(artifact.format))) and needed not in here.run(job)["delegates"]:
         return AnswersOutcome(not_run=f"{artifact.runtime} on the computer that built it has no {needed}")
     split = work.data.test.first(EXAMPLES)
-    found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder)
+    found = evaluate.outputs(here.run, file=file, runtime=artifact.runtime, split=split, folder=folder, task=work.task)
     if not evaluate.finite(found).all():
         raise StageError(
             f"the {artifact.format} file outputs NaN or Inf on the computer that built it", evaluate.BROKEN

@@ -16,7 +16,7 @@ from edgepack.workflows.build.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgepack.data.splits import Split
+    from edgepack.data.splits import Batch, Split
     from edgepack.measure.evaluate import Array, Arrays
     from edgepack.models.candidate import Candidate
 
@@ -61,28 +61,28 @@ def outputs(work: Workspace, candidate: "Candidate", folder: Path) -> "Arrays":
     """Return what a file of the torch model would give for the test split, kept in a folder. Raises StageError if
     outputs of the model are not finite.
     """
-    from edgepack.models.outputs import postprocessed
+    from edgepack.models.outputs import scorable
 
     split, done = work.data.test, 0
-    for found, _ in finite_outputs(candidate, split):
-        arrays = tuple(each.numpy() for each in postprocessed(work.task, found))
+    for found, batch in finite_outputs(candidate, split):
+        arrays = tuple(each.numpy() for each in scorable(work.task, found, batch.inputs))
         evaluate.append(arrays, done, len(arrays[0]), len(split), folder)
         done += len(arrays[0])
     return evaluate.load(folder)
 
 
-def finite_outputs(candidate: "Candidate", split: "Split") -> "Iterator[tuple[tuple[Tensor, ...], Tensor]]":
-    """Yield outputs and targets, some samples at a time. At the end raises StageError if any were not finite."""
+def finite_outputs(candidate: "Candidate", split: "Split") -> "Iterator[tuple[tuple[Tensor, ...], Batch]]":
+    """Yield outputs and their batch, some samples at a time. At the end raises StageError if any were not finite."""
     from edgepack.compress.training import evaluation
     from edgepack.measure import divergence
     from edgepack.models.checks import finite
 
     done, wrong = 0, []
-    for found, targets in evaluation.predicted(candidate.module, split):
+    for found, batch in evaluation.predicted(candidate.module, split):
         good = evaluate.finite(tuple(each.numpy() for each in found))
         wrong += [done + int(row) for row in (~good).nonzero()[0]]
         done += len(good)
-        yield found, targets
+        yield found, batch
     if wrong:
         some = divergence.rows(split, wrong[:1]).inputs
         message = f"the outputs are NaN or Inf for {len(wrong):,} of {done:,} samples"

@@ -1,0 +1,150 @@
+"""Token windows for language modelling: documents end to end, cut into windows of one length, from a file on disk.
+
+    pieces = pieces_of("models/gpt2", None, documents)     # a tokenizer of a model, or one trained on the documents
+    with open("tokens.bin", "wb") as file:
+        write(file, pieces, documents)
+    Windows(Path("tokens.bin"), 128).read(indices, None)   # input_ids [n, 128], targets [n, 128, 2]
+
+Every document is followed by the token that ends a text. Each token is kept with the bytes of text that it stands for,
+so that models with different tokenizers can be compared: those of all tokens of a document add up to the document.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from edgepack.core.errors import RecipeError
+from edgepack.data import hub
+from edgepack.data.texts import tokenizer
+
+if TYPE_CHECKING:
+    import numpy
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    Rows = numpy.typing.NDArray[numpy.int32]
+
+END = "<|end|>"  # of a tokenizer that is trained here
+_BATCH = 200  # documents that are tokenized at a time
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>", "[SEP]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """A tokenizer that neither cuts nor pads, the number of its tokens, and the one that ends a text."""
+
+    tokenizer: "Tokenizer"
+    vocabulary: int
+    end: int
+
+    def json(self) -> bytes:
+        content: str = self.tokenizer.to_str()
+        return content.encode()
+
+
+def of_model(name: str) -> Pieces:
+    """Return the tokenizer with this name (see hub.folder). Raises RecipeError if no token of it ends a text."""
+    folder = hub.folder(name, hub.TOKENIZER)
+    found = tokenizer.read_file(folder / tokenizer.FILE)
+    found.no_truncation()
+    found.no_padding()
+    vocabulary = max(found.get_vocab().values()) + 1
+    named = [*_named(folder / "tokenizer_config.json"), *_named(folder / "special_tokens_map.json"), *_ENDS]
+    ends = [id for token in named if (id := found.token_to_id(token)) is not None]
+    if not ends:
+        message = f"the tokenizer {name!r} has no token that ends a text"
+        raise RecipeError(message, "name it as eos_token in tokenizer_config.json")
+    return Pieces(tokenizer=found, vocabulary=vocabulary, end=ends[0])
+
+
+def _named(file: Path) -> Iterator[str]:
+    """Yield the token that a settings file of transformers says ends a text."""
+    try:
+        entry = json.loads(file.read_bytes()).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return
+    token = entry.get("content") if isinstance(entry, dict) else entry
+    if isinstance(token, str):
+        yield token
+
+
+def trained(vocabulary: int, documents: Iterable[str]) -> Pieces:
+    """Return a byte-level BPE tokenizer made of these documents.
+
+    Raises RecipeError if they have fewer pieces. Source: R. Sennrich et al., Neural Machine Translation of Rare Words
+    with Subword Units, ACL 2016, arXiv 1508.07909; on bytes, A. Radford et al., 2019 (GPT-2).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    made.train_from_iterator(documents, trainer)
+    found = made.get_vocab_size()
+    if found < vocabulary:
+        message = f"the training texts give {found:,} different pieces, not {vocabulary:,}"
+        raise RecipeError(message, f"use vocabulary: {found}, or more text")
+    return Pieces(tokenizer=made, vocabulary=vocabulary, end=made.token_to_id(END))
+
+
+def write(file: IO[bytes], pieces: Pieces, documents: Sequence[str]) -> int:
+    """Write each token and its bytes of text, int32 [tokens, 2]; return the number of tokens."""
+    import numpy
+
+    total = 0
+    for start in range(0, len(documents), _BATCH):
+        batch = list(documents[start : start + _BATCH])
+        for text, encoding in zip(batch, pieces.tokenizer.encode_batch(batch, add_special_tokens=False), strict=True):
+            rows = numpy.zeros((len(encoding.ids) + 1, 2), "<i4")
+            rows[:-1, 0], rows[-1, 0] = encoding.ids, pieces.end
+            rows[:-1, 1] = _bytes(text, encoding.offsets)
+            file.write(rows.tobytes())
+            total += len(rows)
+    return total
+
+
+def _bytes(text: str, offsets: Sequence[tuple[int, int]]) -> "numpy.typing.NDArray[numpy.int64]":
+    """Return the bytes of each token: those from the end of the token before to its own end. Of several tokens for one
+    letter the first has all its bytes, and what no token stands for belongs to the next one, or to the last.
+
+    >>> _bytes("a \N{BULLET}", [(0, 1), (1, 3), (1, 3)]).tolist()
+    [1, 4, 0]
+    """
+    import numpy
+
+    until = numpy.concatenate(([0], numpy.cumsum([len(letter.encode("utf-8", "replace")) for letter in text])))
+    ends = numpy.maximum.accumulate(numpy.array([0, *(end for _, end in offsets)], dtype=int))
+    if len(ends) > 1:
+        ends[-1] = len(text)
+    return numpy.diff(until[ends])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Samples of a file that `write` made: windows of `length` tokens, one after the other; the rest is left out."""
+
+    path: Path
+    length: int
+
+    augmented = False
+    held = True  # by the system's page cache: other processes would not read them faster
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size // 8 // self.length
+
+    def read(self, indices: "Tensor", seeds: "Tensor | None") -> "tuple[Tensor, ...]":
+        """Return input_ids int64 [n, length], and targets int64 [n, length, 2]: each token, and its bytes."""
+        import numpy
+        import torch
+
+        rows: Any = numpy.memmap(self.path, "<i4", mode="r").reshape(-1, 2)[: len(self) * self.length]
+        found = torch.from_numpy(rows.reshape(-1, self.length, 2)[indices.numpy()].astype("int64"))
+        return found[..., 0].contiguous(), found
