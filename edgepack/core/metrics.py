@@ -149,5 +149,10 @@ def named(*names: str) -> Mapping[str, Metric]:
 
 def quantity_of(metric: str, bound: str) -> Quantity:
     """Return the kind of quantity in which a limit is given."""
+    return SHARE if bound == "max_increase" else compared(metric, bound)
+
+
+def compared(metric: str, bound: str) -> Quantity:
+    """Return the kind of quantity of the value that is compared with a limit."""
     in_shares = bound == "max_rise" and METRICS[metric].in_shares
-    return SHARE if bound in ("max_increase", "retain") or in_shares else METRICS[metric].quantity
+    return SHARE if bound == "retain" or in_shares else METRICS[metric].quantity

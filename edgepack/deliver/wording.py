@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgepack.core.errors import ExitCode
-from edgepack.core.metrics import FROM_BELOW, METRICS, quantity_of
+from edgepack.core.metrics import FROM_BELOW, METRICS, compared, quantity_of
 from edgepack.core.units import SHARE, SIZE
 from edgepack.deliver.ratios import is_worse, ratio_bounds, times, with_teacher
 from edgepack.records.artifact import TEACHER, label_of
@@ -73,10 +73,11 @@ def _counted(verdicts: Iterable[Verdict]) -> str:
     return ", ".join(f"{marks.count(each)} {each}" for each in dict.fromkeys(marks))
 
 
-def figure(metric: str, value: float | None) -> str:
+def figure(metric: str, value: float | None, bound: str = "") -> str:
+    """Return a value of a metric; with a bound, one that is compared with its limit, such as a rise."""
     if value is None:
         return "-"
-    return METRICS[metric].quantity.format(value) if metric in METRICS else f"{value:.3g}"
+    return compared(metric, bound).format(value) if metric in METRICS else f"{value:.3g}"
 
 
 def score(metric: str, value: float) -> str:
@@ -106,7 +107,7 @@ def loud(text: str, evidence: str | None) -> str:
 
 def value(verdict: Verdict) -> str:
     """Return the judged figure with its evidence."""
-    return loud(figure(verdict.metric, verdict.value), verdict.evidence)
+    return loud(figure(verdict.metric, verdict.value, verdict.bound), verdict.evidence)
 
 
 def measured(measurement: Measurement) -> str:
@@ -195,7 +196,8 @@ def tone(verdict: Verdict) -> str:
 
 def limit(verdict: Verdict) -> str:
     sign = "at least" if verdict.bound in FROM_BELOW else "at most"
-    return f"{sign} {_change(verdict) if verdict.limit is None else figure(verdict.metric, verdict.limit)}"
+    shown = _change(verdict) if verdict.limit is None else figure(verdict.metric, verdict.limit, verdict.bound)
+    return f"{sign} {shown}"
 
 
 def _change(verdict: Verdict) -> str:
@@ -220,7 +222,7 @@ def headroom(verdict: Verdict) -> str:
 
 
 def _gap(verdict: Verdict, gap: float) -> str:
-    if verdict.metric in METRICS and METRICS[verdict.metric].quantity is SHARE:
+    if verdict.metric in METRICS and compared(verdict.metric, verdict.bound) is SHARE:
         return plural(f"{gap * 100:.3g}", "point")
     share = f" ({abs(verdict.headroom):.0%})" if verdict.headroom is not None else ""
     return f"{figure(verdict.metric, gap)}{share}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from edgepack.config.budgets import Budget, Waiver
 from edgepack.core.errors import ExitCode, most_decisive
-from edgepack.core.metrics import AGAINST_TEACHER, FROM_BELOW, METRICS, Evidence
+from edgepack.core.metrics import AGAINST_TEACHER, FROM_BELOW, METRICS, Evidence, compared
 from edgepack.core.units import SHARE
 from edgepack.records.artifact import TEACHER, label_of
 from edgepack.records.measurement import Measurement
@@ -250,12 +250,12 @@ def _headroom(budget: Budget, value: float, limit: float) -> float | None:
 
 
 def _too_weak(budget: Budget, found: _Found) -> str:
-    shown = METRICS[budget.metric].quantity.format(found.value)
+    shown = compared(budget.metric, budget.bound).format(found.value)
     return f"only {found.evidence}, as {shown}: the budget needs {budget.evidence or METRICS[budget.metric].evidence}"
 
 
 def _reason(budget: Budget, decision: Outcome, found: _Found, base: Base | None) -> str:
-    show = METRICS[budget.metric].quantity.format
+    show = compared(budget.metric, budget.bound).format
     if base is not None and base.same:
         return f"the same file, device, protocol and versions as {base.told}"
     if decision != "inconclusive":

@@ -17,7 +17,7 @@ from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import parameters
 from edgepack.models.structure.dependency_groups import nearest
 from edgepack.models.structure.encoder import Block, TextEmbedder, blocks, end
-from edgepack.models.structure.surgery import Edit, apply, sizes
+from edgepack.models.structure.surgery import Edit, repeat, sizes
 
 Weights = dict[str, torch.Tensor]
 Along = tuple[str, int]  # the name of a tensor, and one of its dimensions
@@ -109,8 +109,7 @@ def narrowed(teacher: Candidate, heads: int, multiple: int) -> Candidate:
         axis.cut(weights, axis.kept(whole, share))
     width = found[0].width(whole)
     sibling, edits = teacher.copy(), tuple(_edits(teacher.module, weights, (width, found[0].width(weights))))
-    for edit in edits:
-        apply(sibling.module, edit)
+    repeat(sibling.module, edits)
     sibling.module.load_state_dict(weights)
     return sibling.changed(*edits)
 
