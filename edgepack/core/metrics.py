@@ -7,8 +7,10 @@ adds them.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
+from edgepack.core.errors import StageError
 from edgepack.core.units import DURATION, NUMBER, SHARE, SIZE, Quantity
 
 Evidence = Literal["measured", "emulated", "estimated"]
@@ -156,3 +158,18 @@ def compared(metric: str, bound: str) -> Quantity:
     """Return the kind of quantity of the value that is compared with a limit."""
     in_shares = bound == "max_rise" and METRICS[metric].in_shares
     return SHARE if bound == "retain" or in_shares else METRICS[metric].quantity
+
+
+def number(name: str, given: Any) -> float:
+    """Return what a task's meter gives for a metric. Raises StageError unless it is a finite number."""
+    try:
+        found = float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"compute() of the task's meter gives {given!r:.60} for {name}, which is not a number"
+        raise StageError(message, "return a number, or a tensor of one") from error
+    if not isfinite(found):
+        raise StageError(
+            f"{name} is {found}, which cannot be compared",
+            "outputs or targets are not finite or too large, or compute() of the task's meter divides by 0",
+        )
+    return found

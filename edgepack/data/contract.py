@@ -5,14 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgepack.core.errors import StageError
 from edgepack.core.files import digest
 from edgepack.core.frozen import Frozen, Json
-from edgepack.core.metrics import Metric
+from edgepack.core.metrics import Metric, number
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.core.signature.shown import Shown, beginnings
 from edgepack.core.units import SHARE
@@ -210,7 +209,7 @@ class Task(ABC):
         if lacking := [name for name in self.metrics if name not in found]:
             message = f"compute() of the task's meter gives {', '.join(map(str, found)) or 'nothing'}, not {lacking[0]}"
             raise StageError(message, "let it return every metric of the task")
-        return {name: _number(name, found[name]) for name in self.metrics}
+        return {name: number(name, found[name]) for name in self.metrics}
 
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -309,20 +308,6 @@ class Task(ABC):
     # weighted(outputs, targets, weights, amount) returns the loss in which each sample counts by the weight of its
     # class, `weights` [classes], smoothed if `amount` is above 0. None: `class_weights` cannot be used.
     weighted: "Callable[[tuple[Tensor, ...], Tensor, Tensor, float], Tensor] | None" = None
-
-
-def _number(name: str, given: Any) -> float:
-    try:
-        number = float(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = f"compute() of the task's meter gives {given!r:.60} for {name}, which is not a number"
-        raise StageError(message, "return a number, or a tensor of one") from error
-    if not isfinite(number):
-        raise StageError(
-            f"{name} is {number}, which cannot be compared",
-            "outputs or targets are not finite or too large, or compute() of the task's meter divides by 0",
-        )
-    return number
 
 
 class TaskPlugin(Protocol):

@@ -116,7 +116,7 @@ def test_settings_that_exclude_each_other_are_refused(folder: Path) -> None:
     with pytest.raises(ValidationError, match="vocabulary is for a tokenizer that is trained here"):
         Config(texts=str(folder), tokenizer="models/gpt2", vocabulary=500)
     with pytest.raises(ValidationError, match="above 0 %"):
-        Config(texts=str(folder), test="0 %")
+        config(folder, test="0 %")
 
 
 def test_a_tokenizer_of_a_model_is_used_and_told(folder: Path, tmp_path: Path) -> None:

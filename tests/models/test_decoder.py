@@ -30,7 +30,7 @@ SIGNATURE = language_modelling.task(language_modelling.Config(), DATA).signature
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "vocab_size": 96}
 LLAMA = {**SMALL, "intermediate_size": 80, "max_position_embeddings": 64}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 96}
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "GPT2": GPT2,
     "Llama": {**LLAMA, "num_key_value_heads": 2, "rope_theta": 1e5, "tie_word_embeddings": True},
     "Qwen2": {**LLAMA, "num_key_value_heads": 3},
@@ -55,7 +55,7 @@ def saved(family: str, folder: Path, **settings: Any) -> Any:
     library = transformers()
     torch.manual_seed(0)
     kind = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
-    model = getattr(library, kind)(getattr(library, f"{family}Config")(**FAMILIES[family] | settings)).eval()
+    model = getattr(library, kind)(getattr(library, f"{family}Config")(**{**FAMILIES[family], **settings})).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)

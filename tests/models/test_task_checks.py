@@ -35,7 +35,7 @@ class Own(Task):
 
 def _checked(**methods: Any) -> None:
     kind = type("Own", (Own,), {name: lambda self, *_, give=give: give(*_) for name, give in methods.items()})
-    check_task(kind(None, SIGNATURE, {"rmse": METRICS["rmse"]}), (torch.rand(3, 2),), torch.rand(3, 2))
+    check_task(kind(None, SIGNATURE, {"rmse": METRICS["rmse"]}), (torch.rand(3, 2),), (), torch.rand(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_shipped_tasks_keep_their_contract_whatever_an_untrained_model_gives(
     choice = choose("tasks", name)
     task = choice.module.task(choice.config, SIGNATURE)
     torch.manual_seed(0)
-    check_task(task, tuple(scale * torch.randn(3, *spec.shape) for spec in task.outputs()), targets)
+    check_task(task, tuple(scale * torch.randn(3, *spec.shape) for spec in task.outputs()), (), targets)

@@ -106,7 +106,8 @@ def load(config: Config, loading: Loading | None = None) -> Data:
     kept = loading.kept("tokens", {"made_of": fingerprint(config)}, fill)
     large = config.window * int(describe(config).preprocessing["vocabulary"]) * 4
     splits = {part: _split(kept / f"{part}.bin", config, part, max(1, _AT_ONCE // large)) for part in PARTS}
-    return Data(**splits, notes=tuple(_notes(config, kept, parts)))
+    train, validation, test = (splits[part] for part in PARTS)
+    return Data(train=train, validation=validation, test=test, notes=tuple(_notes(config, kept, parts)))
 
 
 def _split(file: Path, config: Config, part: str, most: int) -> Split:

@@ -92,7 +92,7 @@ def trained(vocabulary: int, documents: Iterable[str]) -> Pieces:
     if found < vocabulary:
         message = f"the training texts give {found:,} different pieces, not {vocabulary:,}"
         raise RecipeError(message, f"use vocabulary: {found}, or more text")
-    return Pieces(tokenizer=made, vocabulary=vocabulary, end=made.token_to_id(END))
+    return Pieces(tokenizer=made, vocabulary=vocabulary, end=made.get_vocab()[END])
 
 
 def write(file: IO[bytes], pieces: Pieces, documents: Sequence[str]) -> int:

@@ -38,8 +38,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: Non
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     texts = (
-        " ".join(f"The {NOUNS[(n + k) % 6]} {VERBS[(n * k) % 5]} a {NOUNS[(n * 2 + k) % 6]} {n}." for k in range(12))
-        for n in range(90)
+        " ".join(f"The {NOUNS[(n + k) % 6]} {VERBS[(n * k) % 5]} a {NOUNS[(n * 2 + k) % 6]} {n}." for k in range(8))
+        for n in range(60)
     )
     (folder / "texts.txt").write_text("\n\n".join(texts))
     return Project(folder=folder)
@@ -51,7 +51,7 @@ def test_from_text_to_a_bundle(project: Project) -> None:
     made = project.result()
     scores = {each.stage: each.score for each in made.ledger}
     assert scores["model"] > 200 > scores["train"] and made.metric == "perplexity"
-    sizes = {each.stage: each.params for each in made.ledger}
+    sizes = {each.stage: each.parameters for each in made.ledger}
     assert sizes["train"] > 4 * sizes["distill"] > 4 * sizes["prune"]
     assert "assistant 1" in " ".join(note for each in made.ledger for note in each.notes)
     assert {"perplexity", "perplexity.max_rise"} <= {each.budget for each in made.verdicts}

@@ -15,10 +15,10 @@ from edgepack.compress.targets import Metric
 from edgepack.core.errors import StageError, listed
 from edgepack.core.process.random_numbers import own_random
 from edgepack.models.candidate import Candidate
+from edgepack.models.checks.changes import difference, separated
 from edgepack.models.structure.encoder import first_token_only
 from edgepack.models.structure.layer_names import matches
 from edgepack.models.structure.surgery import is_plain, replace_layer, split
-from edgepack.models.structure.trials import difference, separated
 
 PAYS = 0.6  # share of the break-even rank up to which two thin layers are not slower than one
 _KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)

@@ -125,7 +125,7 @@ class DecoderFacts(Facts):
         """Return the shape of the decoder for so many tokens and places."""
         from edgepack.models.structure.decoder import Shape
 
-        common = {
+        common: dict[str, Any] = {
             "vocabulary": vocabulary,
             "places": places,
             "width": self.width,

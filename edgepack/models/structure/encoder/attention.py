@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from edgepack.core.process.random_numbers import own_random
+from edgepack.models.checks.changes import difference, lively
 from edgepack.models.structure.encoder import blocks
-from edgepack.models.structure.trials import difference, lively
 
 Inputs = tuple[Tensor, ...]
 

@@ -17,7 +17,8 @@ from edgepack.compress.stages import distill
 from edgepack.compress.stages.factorize import sites
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
-from edgepack.models.structure import channels, trials
+from edgepack.models.checks import changes
+from edgepack.models.structure import channels
 from edgepack.models.structure.dependency_groups import Survey, survey
 from edgepack.models.structure.surgery import first, outputs, shrink
 
@@ -69,15 +70,15 @@ def test_odd_parts_among_many_are_told_apart_in_few_tries(odd: set[int]) -> None
         tried.append(some)
         return f"odd {next(each for each in some if each in odd)}" if odd & {*some} else ""
 
-    good, reasons = trials.separated(range(32), fault)
+    good, reasons = changes.separated(range(32), fault)
     assert good == [each for each in range(32) if each not in odd]
     assert reasons == [f"odd {each}" if each in odd else "" for each in range(32)]
     assert len(tried) <= max(1, 2 * len(odd) * 5)
-    assert trials.separated([], fault) == ([], [])
+    assert changes.separated([], fault) == ([], [])
 
 
 def test_parts_that_are_good_alone_and_not_together_keep_the_first() -> None:
-    good, reasons = trials.separated("abcd", lambda some: "both" if {*"bd"} <= {*some} else "")
+    good, reasons = changes.separated("abcd", lambda some: "both" if {*"bd"} <= {*some} else "")
     assert (good, reasons) == ([*"abc"], ["", "", "", "both"])
 
 
@@ -236,12 +237,12 @@ def test_a_net_whose_numbers_overflow_is_not_believed(end: Callable[[Tensor], Te
 
 def test_outputs_that_are_infinite_by_design_are_compared() -> None:
     one = torch.tensor([float("-inf"), 1.0, 2.0])
-    assert trials.difference(one, one.clone()) == ""
-    assert trials.difference(one + torch.tensor([0, 0.5, 0]), one) == CHANGED
-    assert trials.difference(torch.tensor([True]), torch.tensor([False])) == CHANGED
-    assert trials.difference(torch.full((3,), float("nan")), torch.full((3,), float("nan"))) == OVERFLOWS
-    assert trials.difference(torch.tensor([3.0]), torch.tensor([3e38])) == OVERFLOWS
-    assert trials.difference(torch.zeros(2, 0), torch.zeros(2, 0)) == ""
+    assert changes.difference(one, one.clone()) == ""
+    assert changes.difference(one + torch.tensor([0, 0.5, 0]), one) == CHANGED
+    assert changes.difference(torch.tensor([True]), torch.tensor([False])) == CHANGED
+    assert changes.difference(torch.full((3,), float("nan")), torch.full((3,), float("nan"))) == OVERFLOWS
+    assert changes.difference(torch.tensor([3.0]), torch.tensor([3e38])) == OVERFLOWS
+    assert changes.difference(torch.zeros(2, 0), torch.zeros(2, 0)) == ""
 
 
 @pytest.mark.parametrize("padding", [0, 1])
