@@ -17,7 +17,7 @@ from edgepack.core.signature import TensorSpec
 from edgepack.data.datasets.audio_folder import attachments, describe, fingerprint, load
 from edgepack.data.sounds import decoding, front_end
 from edgepack.data.sounds.log_mel import log_mel
-from edgepack.models.sources.ds_cnn.log_mel import LogMel
+from edgepack.models.log_mel import LogMel
 
 FIRST = "sounds/high/0.wav"
 

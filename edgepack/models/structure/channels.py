@@ -23,7 +23,7 @@ from edgepack.core.process.random_numbers import own_random
 from edgepack.models import source_lines
 from edgepack.models.checks.changes import CHANGED, OVERFLOWS, Unmixed, difference, lively, separated
 from edgepack.models.structure.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, takes_channels
-from edgepack.models.structure.flow_rules import rule_of
+from edgepack.models.structure.flow.rules import rule_of
 
 _BLAMED = 2  # operators listed in a reason, at most
 Places = dict[int, list[int]]  # slot number -> places in that slot

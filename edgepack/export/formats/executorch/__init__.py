@@ -75,9 +75,10 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
     from edgepack.export.formats.executorch.tracing import light_tracing
+    from edgepack.export.formats.executorch.unrolled import unrolled
 
-    backend = _backend(config)
-    exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
+    backend, inputs = _backend(config), candidate.example_inputs()
+    exported = backend.prepared(unrolled(candidate.program(batch=1), inputs), inputs)
     with light_tracing():
         with backend.lowering():
             program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())

@@ -51,20 +51,18 @@ def suited(config: Config, quantization: "Quantization") -> Config:
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
-    from edgepack.export.formats.onnx import ort
-    from edgepack.export.formats.onnx.int8 import TRANSLATIONS, with_onnx_operators
+    from edgepack.export.formats.onnx import int8, ort, recurrent
     from edgepack.export.formats.onnx.torchlib import read_once
     from edgepack.export.tensor_layers import name_initializers, named
     from edgepack.export.tracing import operators_listed_once
 
     names = named(candidate) if candidate.form == "exported" else None  # eager models have them already
-    if candidate.form == "exported":
-        candidate = replace(candidate, module=with_onnx_operators(candidate.module))
+    candidate = _in_operators(candidate)
     with operators_listed_once(), read_once():
         program = torch.onnx.export(
             candidate.program(batch=1),
             dynamo=True,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=int8.TRANSLATIONS | recurrent.TRANSLATIONS,
             verbose=False,
             opset_version=config.opset,
             input_names=[spec.name for spec in candidate.signature.inputs],
@@ -84,6 +82,22 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
         source = Path(folder) / "model.onnx"
         program.save(str(source), external_data=False)
         ort.convert(source, path, config.target_platform)
+
+
+def _in_operators(candidate: "Candidate") -> "Candidate":
+    """Write what torch's exporter cannot say, or says at length, in ONNX's own operators."""
+    from torch import nn
+
+    from edgepack.export.formats.onnx import int8, recurrent
+    from edgepack.models.structure.recurrent import calls
+
+    if candidate.form == "exported":
+        graph = int8.with_onnx_operators(candidate.module)
+        return replace(candidate, module=recurrent.with_onnx_operators(graph) if calls(graph) else graph)
+    if not any(isinstance(part, nn.RNNBase) for part in candidate.module.modules()):
+        return candidate
+    graph = candidate.program(batch=1).module(check_guards=False)
+    return replace(candidate, module=recurrent.with_onnx_operators(graph), form="exported")
 
 
 def inspect(path: Path, candidate: "Candidate") -> "Contents":

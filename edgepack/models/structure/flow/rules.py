@@ -1,4 +1,4 @@
-"""Define what each operator of torch does with channels: see flow.py.
+"""Define what each operator of torch does with channels: see __init__.py.
 
 An operator that has no rule here takes one number to one number, or else nothing can go of what it is given.
 """

@@ -70,7 +70,7 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
     """Run a model in this mode; then `canonical` says which labels belong together, and `held` which cannot be removed.
 
     Where a view cuts channels into parts, code mostly fixes the number of parts, so that each part must lose the same
-    places; with `trailing` it fixes their size. `rule_of` gives the rule for an operator's name (flow_rules.py).
+    places; with `trailing` it fixes their size. `rule_of` gives the rule for an operator's name (rules.py).
     """
 
     def __init__(self, module: nn.Module, rule_of: "Callable[[str], Rule]", *, trailing: bool = False) -> None:

@@ -59,7 +59,7 @@ def build(config: Config, signature: Signature) -> "nn.Module":
 def _net(config: Config, signature: Signature) -> "nn.Module":
     from torch import nn
 
-    from edgepack.models.sources.ds_cnn.log_mel import LogMel
+    from edgepack.models.log_mel import LogMel
 
     given = front_end.of(signature.preprocessing)
     assert given is not None

@@ -1,0 +1,176 @@
+"""Recurrent layers step by step, as ExecuTorch has no operator for them: Linear layers, sigmoid and tanh for each step.
+
+What comes in is multiplied for all steps at once, and the gates lie in an order in which one sigmoid computes them all;
+XNNPACK takes the whole.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from edgepack.core.errors import StageError
+from edgepack.models.source_lines import of_node
+from edgepack.models.structure.fx_graph import drop_unused, tensor_of
+from edgepack.models.structure.recurrent import GATES, GRU, LSTM, Call, Direction, calls
+
+aten = torch.ops.aten
+MOST_STEPS = 128  # the time of lowering grows faster than the number of steps
+_CONCATENATED = 5  # tensors that XNNPACK puts together at most (1.4.1)
+_STEPS = 1  # the dimension of steps in [1, steps, numbers]
+_ORDER = {LSTM: (0, 1, 3, 2), GRU: (0, 1, 2)}  # the gates with a sigmoid first, then the one with tanh
+
+
+def unrolled(program: ExportedProgram, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """Return the program of one sample without recurrent operators.
+
+    Raises StageError for one of too many steps, and for one that begins with a state of its own.
+    """
+    module = program.module(check_guards=False)
+    found = calls(module)
+    for node in module.graph.nodes:
+        if node.target in GATES:
+            _check(node, found)
+    if not found:
+        return program
+    for node, call in found.items():
+        _Unroller(module, node, call).write()
+    drop_unused(module)
+    return torch.export.export(module, inputs)
+
+
+def _check(node: fx.Node, found: dict[fx.Node, Call]) -> None:
+    place = f" at {where}" if (where := of_node(node)) else ""
+    if node not in found:
+        raise StageError(
+            f"ExecuTorch has no recurrent operator, and the layer{place} cannot be written step by step",
+            "call it without a state of your own and without proj_size, or remove executorch from `export`",
+        )
+    call = found[node]
+    steps = int(call.series.meta["val"].shape[_STEPS if call.batch_first else 0])
+    if steps > MOST_STEPS:
+        raise StageError(
+            f"ExecuTorch has no recurrent operator: the layer{place} is written step by step, which takes too long "
+            f"for {steps} steps, more than {MOST_STEPS}",
+            "use shorter inputs (of sounds a longer hop, of texts a smaller max_length), or remove executorch from "
+            "`export`: ONNX has the operator",
+        )
+
+
+class _Unroller:
+    """Writes one recurrent operator as others, in a graph whose batch is one sample."""
+
+    def __init__(self, module: fx.GraphModule, node: fx.Node, call: Call) -> None:
+        self.module, self.node, self.call = module, node, call
+        self.meta = {key: value for key, value in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
+        self.steps = int(call.series.meta["val"].shape[_STEPS if call.batch_first else 0])
+        self.count = 0
+
+    def write(self) -> None:
+        with self.module.graph.inserting_before(self.node):
+            series = self.call.series if self.call.batch_first else self._turned(self.call.series)
+            states: list[list[fx.Node]] = []  # of each layer and direction: hidden, and of LSTM that of the cell
+            for layer in self.call.layers:
+                outputs = []
+                for direction in layer:
+                    hidden, *state = self._direction(series, direction)
+                    outputs.append(hidden)
+                    states.append(state)
+                series = self._joined(outputs, 2)
+            results = [series if self.call.batch_first else self._turned(series)]
+            results += [self._turned(self._joined(each, _STEPS)) for each in zip(*states, strict=True)]
+        for user in [*self.node.users]:
+            user.replace_all_uses_with(results[user.args[1]])
+            self.module.graph.erase_node(user)
+        self.module.graph.erase_node(self.node)
+
+    def _direction(self, series: fx.Node, direction: Direction) -> list[fx.Node]:
+        """Return the outputs [1, steps, hidden] of a direction, and its last states [1, 1, hidden]."""
+        kind = self.node.target
+        weights, hidden = (self._weight(each, kind) for each in (direction.inputs, direction.hidden))
+        biases = [self._gates(each, kind) for each in direction.biases]
+        size = len(tensor_of(self.module, direction.hidden)) // GATES[kind]
+        if kind is LSTM:
+            bias = [self._constant(sum(biases))] if biases else []
+            step = self._lstm(hidden, size)
+        else:
+            bias = [self._constant(each) for each in biases[:1]]
+            step = self._gru(hidden, [self._constant(each) for each in biases[1:]], size)
+        given = self(aten.linear.default, series, weights, *bias)
+        outputs: dict[int, fx.Node] = {}
+        state: tuple[fx.Node, ...] = ()
+        for place in reversed(range(self.steps)) if direction.reverse else range(self.steps):
+            state = step(self._part(given, _STEPS, place, place + 1), state)
+            outputs[place] = state[0]
+        return [self._joined([outputs[place] for place in range(self.steps)], _STEPS), *state]
+
+    def _lstm(self, weight: fx.Node, size: int) -> "Step":
+        """Return a step of LSTM; before the first all is zero, and there is nothing to forget."""
+
+        def step(given: fx.Node, state: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+            if state:
+                given = self(aten.add.Tensor, given, self(aten.linear.default, state[0], weight))
+            gates = self(aten.sigmoid.default, self._part(given, 2, 0, 3 * size))
+            enters, forgets, leaves = (self._part(gates, 2, at * size, (at + 1) * size) for at in range(3))
+            new = self(aten.tanh.default, self._part(given, 2, 3 * size, 4 * size))
+            cell = self(aten.mul.Tensor, enters, new)
+            if state:
+                cell = self(aten.add.Tensor, cell, self(aten.mul.Tensor, forgets, state[1]))
+            return self(aten.mul.Tensor, leaves, self(aten.tanh.default, cell)), cell
+
+        return step
+
+    def _gru(self, weight: fx.Node, bias: list[fx.Node], size: int) -> "Step":
+        """Return a step of GRU: new + update * (hidden - new), where the reset gate scales what is remembered."""
+
+        def step(given: fx.Node, state: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+            hidden = state[0] if state else self(aten.mul.Tensor, self._part(given, 2, 0, size), self._zero())
+            known = self(aten.linear.default, hidden, weight, *bias)
+            both = (self._part(each, 2, 0, 2 * size) for each in (given, known))
+            gates = self(aten.sigmoid.default, self(aten.add.Tensor, *both))
+            resets, updates = (self._part(gates, 2, at * size, (at + 1) * size) for at in range(2))
+            entered, remembered = (self._part(each, 2, 2 * size, 3 * size) for each in (given, known))
+            new = self(aten.add.Tensor, entered, self(aten.mul.Tensor, resets, remembered))
+            new = self(aten.tanh.default, new)
+            left = self(aten.mul.Tensor, updates, self(aten.sub.Tensor, hidden, new))
+            return (self(aten.add.Tensor, new, left),)
+
+        return step
+
+    def __call__(self, operator: Callable[..., object], *args: object) -> fx.Node:
+        made = self.module.graph.call_function(operator, args)
+        made.meta = dict(self.meta)
+        return made
+
+    def _part(self, tensor: fx.Node, dimension: int, start: int, end: int) -> fx.Node:
+        return self(aten.slice.Tensor, tensor, dimension, start, end)
+
+    def _turned(self, tensor: fx.Node) -> fx.Node:
+        return self(aten.transpose.int, tensor, 0, 1)
+
+    def _joined(self, tensors: Sequence[fx.Node], dimension: int) -> fx.Node:
+        """Put tensors together, a few at a time."""
+        while len(tensors) > 1:
+            few = [tensors[at : at + _CONCATENATED] for at in range(0, len(tensors), _CONCATENATED)]
+            tensors = [self(aten.cat.default, each, dimension) if len(each) > 1 else each[0] for each in few]
+        return tensors[0]
+
+    def _weight(self, weight: fx.Node, kind: object) -> fx.Node:
+        return self._constant(self._gates(weight, kind))
+
+    def _gates(self, tensor: fx.Node, kind: object) -> Tensor:
+        parts = tensor_of(self.module, tensor).chunk(GATES[kind])
+        return torch.cat([parts[place] for place in _ORDER[kind]])
+
+    def _zero(self) -> fx.Node:
+        return self._constant(torch.zeros(1))
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        self.count += 1
+        name = f"_edgepack_{self.node.name}_{self.count}"  # not a name that the model uses
+        self.module.register_buffer(name, value)
+        return self.module.graph.get_attr(name)
+
+
+Step = Callable[[fx.Node, tuple[fx.Node, ...]], tuple[fx.Node, ...]]  # (gates of the input, state) -> state
