@@ -58,6 +58,9 @@ class Exporter(Protocol):
     def export(self, candidate: "Candidate", config: Any, path: Path) -> None:
         """Write the file. The candidate may be eager or exported."""
 
+    def check(self, candidate: "Candidate", config: Any) -> None:
+        """Raises StageError for a model that `export` would refuse, without writing it: called before any training."""
+
     def suffix(self, config: Any) -> str:
         """Return the suffix of a file with these settings."""
         return self.SUFFIX

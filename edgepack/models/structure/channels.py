@@ -22,6 +22,7 @@ from edgepack.core.errors import StageError, listed
 from edgepack.core.process.random_numbers import own_random
 from edgepack.models import source_lines
 from edgepack.models.checks.changes import CHANGED, OVERFLOWS, Unmixed, difference, lively, separated
+from edgepack.models.structure import recurrent
 from edgepack.models.structure.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, takes_channels
 from edgepack.models.structure.flow.rules import rule_of
 
@@ -134,6 +135,8 @@ def _measure(layer: Any, ratio: int) -> None:
         layer.embedding_dim = layer.weight.shape[1]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = len(layer.weight)
+    elif isinstance(layer, nn.RNNBase):
+        recurrent.measure(layer)
 
 
 def _tell(norm: Any, width: int) -> None:
@@ -302,7 +305,8 @@ def _strand(found: Channels, root: int, pieces: list[Places], suspects: list[str
 def _frozen(found: Channels, strand: Strand) -> str:
     """Return the first layer of a strand with frozen weights."""
     for slot in strand.pieces[0]:
-        weight = found.slots[slot].tensor == "weight" and isinstance(found.layers[slot], _ConvNd | nn.Linear)
+        learns = isinstance(found.layers[slot], _ConvNd | nn.Linear | nn.RNNBase)
+        weight = found.slots[slot].tensor.startswith("weight") and learns
         if weight and not found._tensor(slot).requires_grad:
             return found.slots[slot].layer
     return ""

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from edgepack.models.structure import recurrent
 from edgepack.models.structure.channels import Channels, Inputs, Strand, channels
 from edgepack.models.structure.encoder import Block, blocks, end
 from edgepack.models.structure.flow import is_depthwise, makes_channels, takes_channels
@@ -233,6 +234,8 @@ def _members(found: Channels, strand: Strand) -> Any:
     for slot in sorted(strand.pieces[0], key=lambda slot: slot != strand.root):
         layer = found.layers[slot]
         if cut := _cutter(found, slot):
+            if isinstance(layer, nn.RNNBase):
+                layer = recurrent.as_linear(layer, found.slots[slot].tensor)
             times = layer.groups if isinstance(layer, _ConvNd) and takes_channels(layer, found.slots[slot]) else 1
             times = 1 if getattr(layer, "transposed", False) else times
             step = found.slots[slot].size
@@ -251,6 +254,9 @@ def _cutter(found: Channels, slot: int) -> Any:
     import torch_pruning as tp
 
     layer, place = found.layers[slot], found.slots[slot]
+    if isinstance(layer, nn.RNNBase):
+        makes, takes = makes_channels(layer, place), takes_channels(layer, place)
+        return tp.prune_linear_out_channels if makes else tp.prune_linear_in_channels if takes else None
     if place.tensor != "weight" or is_depthwise(layer):
         return None
     convolution = isinstance(layer, _ConvNd)

@@ -51,11 +51,9 @@ def _call(node: fx.Node) -> Call | None:
     each, directions = _WEIGHTS + _BIASES * bool(has_biases), 1 + bool(bidirectional)
     if any(each.target is not aten.zeros.default for each in states) or len(weights) != each * directions * count:
         return None  # weights are more where the output is projected
-    rows = iter(range(0, len(weights), each))
-    layers = tuple(
-        tuple(_direction(weights[row : row + each], reverse=turn == 1) for turn, row in zip(range(directions), rows))
-        for _ in range(count)
-    )
+    parts = [weights[start : start + each] for start in range(0, len(weights), each)]
+    found = [_direction(part, reverse=at % directions == 1) for at, part in enumerate(parts)]
+    layers = tuple(tuple(found[at : at + directions]) for at in range(0, len(found), directions))
     return Call(series=series, layers=layers, batch_first=bool(batch_first))
 
 
@@ -64,11 +62,44 @@ def _direction(weights: list[fx.Node], *, reverse: bool) -> Direction:
     return Direction(inputs=inputs, hidden=hidden, biases=tuple(biases), reverse=reverse)
 
 
-def named(module: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
-    """Yield the LSTM and GRU layers of a model whose hidden size can change."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.LSTM | nn.GRU) and not layer.proj_size:
-            yield name, layer
+def is_resizable(layer: nn.Module) -> bool:
+    """Return whether it is an LSTM or GRU whose hidden size can change."""
+    return isinstance(layer, nn.LSTM | nn.GRU) and not layer.proj_size
+
+
+def measure(layer: nn.RNNBase) -> None:
+    """Set the width attributes of a layer from its weights."""
+    layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
+
+
+def makes_units(tensor: str, dimension: int) -> bool:
+    """Return whether the places of a dimension are the units of a layer, one by one: columns of what it remembers."""
+    return tensor.startswith("weight_hh") and dimension == 1
+
+
+def takes_channels(tensor: str, dimension: int) -> bool:
+    """Return whether something is read with the places of a dimension: an input, or what is remembered."""
+    return tensor.startswith("weight") and dimension == 1
+
+
+def as_linear(layer: nn.RNNBase, tensor: str) -> nn.Linear:
+    """Return a Linear for importances: with the columns of inputs, or for each unit a row of its weights in all gates,
+    of inputs and of what is remembered. It has the gradients too.
+    """
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    if tensor.startswith("weight_ih"):
+        linear.weight = layer._parameters[tensor]
+        return linear
+    both = [layer._parameters[tensor.replace("_hh", kind)] for kind in ("_ih", "_hh")]
+    linear.weight = nn.Parameter(_rows([each.detach() for each in both], layer.hidden_size))
+    if all(each.grad is not None for each in both):
+        linear.weight.grad = _rows([each.grad for each in both], layer.hidden_size)
+    return linear
+
+
+def _rows(weights: list[torch.Tensor], units: int) -> torch.Tensor:
+    """Return for each unit what all gates have in its rows, [units, gates * columns]."""
+    return torch.cat([each.unflatten(0, (-1, units)).transpose(0, 1).flatten(1) for each in weights], dim=1)
 
 
 def parameters(layer: nn.RNNBase) -> Iterator[dict[str, str]]:

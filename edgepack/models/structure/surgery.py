@@ -120,7 +120,7 @@ def _become(layer: nn.Module, fresh: nn.Module, widths: Iterable[str]) -> None:
     for kept, tensors in ((layer._parameters, fresh._parameters), (layer._buffers, fresh._buffers)):
         for key, tensor in tensors.items():
             if (old := kept.get(key)) is not None:
-                kept[key] = tensor.requires_grad_(old.requires_grad)
+                setattr(layer, key, tensor.requires_grad_(old.requires_grad))
 
 
 def _shortened(row: nn.Parameter, length: int) -> nn.Parameter:
@@ -164,6 +164,7 @@ _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RECURRENT = (nn.LSTM, nn.GRU)
 _FEATURES = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 # What can be resized: the widths of a layer, and its other arguments.
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -174,6 +175,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.PReLU: ("num_parameters",),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
+    **dict.fromkeys(_RECURRENT, ("input_size", "hidden_size")),
 }
 # Sizes that the attention modules of transformers store besides the layers in them.
 _HEADS = ("num_attention_heads", "all_head_size", "n_heads", "dim", "num_key_value_heads")
@@ -185,6 +187,7 @@ _KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     nn.GroupNorm: ("num_groups", "eps", "affine"),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("eps", "elementwise_affine")),
     nn.Embedding: ("padding_idx",),
+    **dict.fromkeys(_RECURRENT, ("num_layers", "bias", "batch_first", "dropout", "bidirectional")),
 }
 _NORMS = (*_FEATURES, nn.GroupNorm)  # these have a bias if they are affine
 
@@ -218,8 +221,9 @@ def _counts_heads(layer: nn.Module) -> bool:
 
 def outputs(module: nn.Module) -> dict[str, int]:
     """Return the number of output channels of each layer that makes its own: {"conv1": 64, ...}."""
-    given = {name: widths.get("out_channels", widths.get("out_features", 0)) for name, widths in sizes(module).items()}
-    return {name: channels for name, channels in given.items() if channels}
+    made = ("out_channels", "out_features", "hidden_size")
+    given = {name: [widths[key] for key in made if key in widths] for name, widths in sizes(module).items()}
+    return {name: channels[0] for name, channels in given.items() if channels and channels[0]}
 
 
 def resizes(before: dict[str, dict[str, int]], module: nn.Module) -> tuple[Edit, ...]:
@@ -237,7 +241,7 @@ def resized(layer: nn.Module, to: dict[str, int]) -> nn.Module:
     if kind is None:
         raise TypeError(f"surgery cannot resize a {type(layer).__name__}")
     keep = {name: getattr(layer, name) for name in _KEPT.get(kind, ())}
-    if hasattr(layer, "bias") and kind not in _NORMS:
+    if hasattr(layer, "bias") and kind not in (*_NORMS, *_RECURRENT):
         keep["bias"] = layer.bias is not None
     return kind(**to, **keep)
 

@@ -63,7 +63,7 @@ def no_groups(module: nn.Module, found: Survey) -> str:
         if name not in outputs(module) and [*layer.parameters(recurse=False)]
     ]
     stay = f" ({listed(others)}, which cannot be resized)" if others else ""
-    return f"{answers} gives the model's output, and there is no other convolution or Linear{stay}"
+    return f"{answers} gives the model's output, and there is no other convolution, Linear, LSTM or GRU{stay}"
 
 
 def way_out(found: Survey) -> str:
@@ -73,7 +73,7 @@ def way_out(found: Survey) -> str:
     if EXCLUDED in found.whole.values():
         return "exclude fewer layers"
     others = "use quantize or factorize, a smaller model, or remove prune"
-    return others if reasons(found.whole) else f"only convolutions and Linear lose channels: {others}"
+    return others if reasons(found.whole) else f"only convolutions, Linear, LSTM and GRU lose channels: {others}"
 
 
 def _larger(found: Survey, multiple: int) -> str:

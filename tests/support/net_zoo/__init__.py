@@ -82,7 +82,7 @@ def candidate(name: str) -> Candidate:
     return Candidate(module=NETS[name](), factory=factory)
 
 
-SOUNDS = ("keywords", "tcn", "gru", "lstm", "grouped sound", "gated")
+SOUNDS = ("keywords", "tcn", "gru", "lstm", "elman", "grouped sound", "gated")
 WITHOUT_GRADIENT = {  # layers, by the net
     "gated": ("two.residual",),
     "watched": ("m0.aside",),
@@ -98,7 +98,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "tcn": lambda: sound(tcn_block(1), tcn_block(2)),
     "gru": lambda: recurrent(nn.GRU),
     "lstm": lambda: recurrent(nn.LSTM),
-    "gru alone": recurrent_alone,
+    "elman": lambda: recurrent(nn.RNN),
+    "gru alone": lambda: recurrent_alone(nn.GRU),
+    "elman alone": lambda: recurrent_alone(nn.RNN),
     "volume": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 1)),
         nn.Conv3d(1, 16, (1, 3, 3)),

@@ -147,9 +147,9 @@ def recurrent(kind: type[nn.Module]) -> nn.Module:
     return Run(heard, **layers, middle=nn.Linear(16, 16), head=nn.Linear(16, 3))
 
 
-def recurrent_alone() -> nn.Module:
+def recurrent_alone(kind: type[nn.Module]) -> nn.Module:
     call = lambda m, x: m.head(m.rnn(x.view(-1, 8, 8))[0][:, -1])  # noqa: E731
-    return Run(call, rnn=nn.GRU(8, 32, batch_first=True), head=nn.Linear(32, 3))
+    return Run(call, rnn=kind(8, 32, batch_first=True), head=nn.Linear(32, 3))
 
 
 def unet() -> nn.Module:

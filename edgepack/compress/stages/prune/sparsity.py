@@ -30,7 +30,7 @@ def sparsified(candidate: "Candidate", config: "Config", context: Context) -> "C
 
 
 def _thinned(module: nn.Module, config: "Config") -> list[str]:
-    chosen = [name for name in outputs(module) if not matches(name, config.exclude)]
+    chosen = [name for name in _weights(module) if not matches(name, config.exclude)]
     if config.pattern == "unstructured":
         return chosen
     return [name for name in chosen if module.get_submodule(name).weight.shape[1] % 4 == 0]
@@ -53,7 +53,13 @@ def _zero(module: nn.Module, layers: list[str], pattern: str, share: float) -> N
 
 
 def _zero_notes(module: nn.Module) -> list[str]:
-    weights = {name: module.get_submodule(name).weight for name in outputs(module)}
     return [
-        f"{name}: {SHARE.format(float((w == 0).float().mean()))} of its weights are 0" for name, w in weights.items()
+        f"{name}: {SHARE.format(float((w == 0).float().mean()))} of its weights are 0"
+        for name, w in _weights(module).items()
     ]
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weight of each layer that has one: a recurrent layer has several, which stay dense."""
+    layers = {name: module.get_submodule(name) for name in outputs(module)}
+    return {name: layer.weight for name, layer in layers.items() if hasattr(layer, "weight")}

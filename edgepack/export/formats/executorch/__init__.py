@@ -69,6 +69,12 @@ def quantizer(config: Config) -> str:
     return str(_backend(config).QUANTIZER)
 
 
+def check(candidate: "Candidate", config: Config) -> None:
+    from edgepack.export.formats.executorch.unrolled import check_steps
+
+    check_steps(candidate)
+
+
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import executorch.kernels.quantized  # noqa: F401  (what of an int8 model is left to the portable kernels)
     from executorch.exir import to_edge_transform_and_lower

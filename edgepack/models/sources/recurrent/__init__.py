@@ -44,7 +44,9 @@ def incompatibility(config: Config, signature: Signature) -> str:
         return ""
     if len(shape) == 1 and front_end.of(signature.preprocessing) is not None:
         return ""
-    return f"a recurrent net reads sounds, texts or series [steps, numbers], but the data has inputs of shape {[*shape]}"
+    return (
+        f"a recurrent net reads sounds, texts or series [steps, numbers], but the data has inputs of shape {[*shape]}"
+    )
 
 
 def files(config: Config) -> tuple[Path, ...]:

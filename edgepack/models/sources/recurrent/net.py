@@ -29,6 +29,15 @@ class Mean(nn.Module):  # type: ignore[misc]
         return (outputs * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
+class Together(nn.Module):  # type: ignore[misc]
+    """Puts the outputs of two directions together, [n, steps, width] each; in fp32, as their layers give them."""
+
+    stays_fp32 = True
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([one, other], dim=2)
+
+
 class BothWays(nn.Module):  # type: ignore[misc]
     """Reads texts [n, tokens, width] from their beginning and from their end, which is not that of the padding.
 
@@ -38,11 +47,12 @@ class BothWays(nn.Module):  # type: ignore[misc]
 
     def __init__(self, ahead: nn.RNNBase, back: nn.RNNBase) -> None:
         super().__init__()
-        self.ahead, self.back = ahead, back
+        self.ahead, self.back, self.together = ahead, back, Together()
 
     def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
         turned, _ = self.back(_reordered(tokens, order))
-        return torch.cat([self.ahead(tokens)[0], _reordered(turned, order)], dim=2)
+        together: Tensor = self.together(self.ahead(tokens)[0], _reordered(turned, order))
+        return together
 
 
 def _reordered(tokens: Tensor, order: Tensor) -> Tensor:
@@ -124,7 +134,7 @@ def net(config: "Config", signature: Signature) -> nn.Module:
 
 
 def _stacked(config: "Config", width: int, make: Any) -> list[Any]:
-    """Return layers of which each reads what the one before it gives; torch stacks none, as each is pruned by itself."""
+    """Return layers of which each reads what the one before it gives; each is pruned by itself."""
     layers: list[Any] = []
     for _ in range(config.layers):
         layers.append(make(config, _width(layers[-1]) if layers else width))

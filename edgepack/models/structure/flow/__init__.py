@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from edgepack.models.source_lines import place
+from edgepack.models.structure import recurrent
 
 FIXED, FREE = 0, -1  # labels of channels that cannot be removed, and of constants, which fit to any channel
 OUTPUT = "it gives the model's output"  # a reason
@@ -55,12 +57,16 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def makes_channels(layer: nn.Module, slot: Slot) -> bool:
     """Return whether the places of a slot are the outputs of a layer that mixes its inputs."""
+    if isinstance(layer, nn.RNNBase):
+        return recurrent.makes_units(slot.tensor, slot.dimension)
     if slot.tensor != "weight" or not isinstance(layer, _ConvNd | nn.Linear) or is_depthwise(layer):
         return False
     return slot.dimension == int(getattr(layer, "transposed", False))
 
 
 def takes_channels(layer: nn.Module, slot: Slot) -> bool:
+    if isinstance(layer, nn.RNNBase):
+        return recurrent.takes_channels(slot.tensor, slot.dimension)
     if slot.tensor != "weight" or not isinstance(layer, _ConvNd | nn.Linear) or is_depthwise(layer):
         return False
     return slot.dimension != int(getattr(layer, "transposed", False))
@@ -90,6 +96,8 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         self.matrices = WeakTensorKeyDictionary()  # weight -> the labels of each of its dimensions
         self.given: list[tuple[nn.Module, Tensor]] = []  # inputs of norms, not yet followed
         self.widths: dict[nn.Module, tuple[Tensor, int]] = {}  # width labels of norms, and the dimension they refer to
+        self.units: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # labels of what recurrent layers take, and of units
+        self.inside = 0  # recurrent layers that run, whose operators are not followed
         for name, layer in module.named_modules():
             self._register(name, layer)
 
@@ -147,6 +155,8 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         ):
             self._vector(name, own, ("weight", "bias", "running_mean", "running_var"))
             self._width(name, layer, own)
+        elif recurrent.is_resizable(layer):
+            self._recurrent(name, layer, own)
         elif isinstance(layer, nn.PReLU) or not type(layer).__module__.startswith("torch.nn."):
             for key, parameter in layer._parameters.items():
                 if parameter is not None and (long := long_dimension(parameter)) is not None:
@@ -180,6 +190,21 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         else:
             self.widths[layer] = (labels, -1 if isinstance(layer, nn.LayerNorm) else 1)
 
+    def _recurrent(self, name: str, layer: Any, own: dict[str, Tensor]) -> None:
+        """Register an LSTM or GRU. A unit is a row in each gate of both weights and biases, and a column of what it
+        remembers; torch has one hidden size for both directions and all layers, which lose the same units.
+        """
+        takes, units = self.fresh(layer.input_size), self.fresh(layer.hidden_size)
+        for tensors in recurrent.parameters(layer):
+            for kind, key in tensors.items():
+                rows = self._slot(name, key, 0, len(own[key]))
+                self.join(rows, units.repeat(len(rows) // layer.hidden_size))
+                if kind.startswith("weight"):
+                    columns = self._slot(name, key, 1, own[key].shape[1])
+                    inner = kind == "weight_hh" or not key.removesuffix("_reverse").endswith("_l0")
+                    self.join(columns, units.repeat(len(columns) // layer.hidden_size) if inner else takes)
+        self.units[layer] = takes, units
+
     def _slot(self, layer: str, tensor: str, dimension: int, size: int) -> Tensor:
         self.slots.append(Slot(layer, tensor, dimension, len(self.parents), size))
         return self.fresh(size)
@@ -192,6 +217,8 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             self.given += [(layer, each) for each in given[:1] if each.dim() > 1]  # followed with the next operator
 
         hooks = [norm.register_forward_pre_hook(tell) for norm in self.widths]
+        hooks += [layer.register_forward_pre_hook(self._enter) for layer in self.units]
+        hooks += [layer.register_forward_hook(self._leave) for layer in self.units]
         try:
             with self:
                 yield self
@@ -199,21 +226,48 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
             for hook in hooks:
                 hook.remove()
 
+    def _enter(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        with _disable_current_modes():
+            self._follow_norms()
+            series, *states = given
+            if isinstance(series, Tensor):
+                self.takes(self.of(series), series.dim() - 1, self.units[layer][0])
+            for each in tree_leaves([series, states] if not isinstance(series, Tensor) else states):
+                if isinstance(each, Tensor):
+                    self.hold(self.canonical(self.of(each)), self.meets("the state that a recurrent layer begins with"))
+        self.inside += 1
+
+    def _leave(self, layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        self.inside -= 1
+        with _disable_current_modes():
+            units = self.units[layer][1]
+            for slot in self.slots:
+                if slot.layer == self.names[id(layer)] and makes_channels(layer, slot):
+                    self.ran.add(slot.start)
+            for each in tree_leaves(answer):
+                if isinstance(each, Tensor) and each.is_floating_point():
+                    self.give(each, units.repeat(each.shape[-1] // len(units)))
+
     # Labels of operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        while self.given:
-            norm, tensor = self.given.pop()
-            labels, dimension = self.widths[norm]
-            self.takes(self.of(tensor), dimension % tensor.dim(), labels)
+        if self.inside:
+            return func(*args, **(kwargs or {}))
+        self._follow_norms()
         answer = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
         follow = self.rule_of(name if name.endswith("__") else name.removesuffix("_"))
         follow(self, func, {**named, **(kwargs or {})}, answer)
         return answer
+
+    def _follow_norms(self) -> None:
+        while self.given:
+            norm, tensor = self.given.pop()
+            labels, dimension = self.widths[norm]
+            self.takes(self.of(tensor), dimension % tensor.dim(), labels)
 
     def of(self, tensor: Tensor) -> Tensor:
         known = self.labels.get(tensor)

@@ -118,8 +118,9 @@ def turns(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
 
 
 def rolls(flow: Flow, func: Any, given: dict[str, Any], answer: Any) -> None:
-    """Hold channels that are rolled: the shift is a number in the code, and with fewer channels others would meet."""
-    tensor, dimensions = given["self"], given.get("dims") or [*range(given["self"].dim())]
+    """Hold channels that are rolled or gathered: by numbers of the code, with which fewer channels would be others."""
+    tensor, asked = given["self"], given.get("dims", given.get("dim"))
+    dimensions = [asked] if isinstance(asked, int) else asked or [*range(tensor.dim())]
     if {at % tensor.dim() for at in dimensions} & {*varying(flow.canonical(flow.of(tensor)))}:
         stop(flow, func, given, answer)
     else:
@@ -359,7 +360,7 @@ _BY_RULE: dict[Rule, str] = {
         "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d index_select index unfold im2col "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d lift_fresh contiguous _to_copy diagonal"
     ),
-    rolls: "roll",
+    rolls: "roll gather",
     views: "view _unsafe_view reshape _reshape_alias",
     parts: "split split_with_sizes unsafe_split slice select unbind",
     convolves: "convolution _convolution",

@@ -98,10 +98,13 @@ def warn_of_saturation(work: Workspace) -> None:
 
 def _try_exports(work: Workspace, made: "list[Candidate]", exporters: Sequence[Choice]) -> None:
     """Try to export the last candidate, and the teacher, which is float and uses other kernels. Only for models from a
-    user's code: those from torchvision and transformers can be exported.
+    user's code: of those of edgepack's own sources each exporter tells whether it can write them.
 
     `made` are the model and the result of each stage.
     """
+    for exporter in exporters:
+        refuse = partial(exporter.module.check, made[-1], exporter.config)
+        guarded(f"export {exporter.name}, dry run before any training", refuse, work.store.root)
     teaching = takewhile(lambda stage: stage.module.MAKES_TEACHER, work.recipe.stages)
     teacher, last = made[len([*teaching])], made[-1]
     tried = [("export {}", last)] if is_foreign(last) else []

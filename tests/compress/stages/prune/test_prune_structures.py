@@ -26,8 +26,7 @@ BLOCKS_OF_4 = Quantization(channel_multiple=4)
 
 # Layers that keep all their channels besides the last one, and why.
 WHOLE = {
-    "gru": {"b": "it feeds the GRU 'rnn', which cannot be resized"},
-    "lstm": {"b": "it feeds the LSTM 'rnn', which cannot be resized"},
+    "elman": {"b": "it feeds the RNN 'rnn', which cannot be resized"},
     "parts by number": {"stem": r"the model's code assumes this number of channels, at 'm0', .*py:\d+: .*split"},
     "slices by number": {
         "m0": r"the model's code assumes this number of channels, at 'm1', .*(__init__|blocks).py:\d+"
@@ -64,7 +63,8 @@ WHOLE = {
 }
 REFUSED = {
     "spread out": r"no layer can lose channels: 0: its channels are mixed by 'sort' at '1', ",
-    "gru alone": "head gives the model's output, and there is no other convolution or Linear ('rnn' is a GRU",
+    "elman alone": "head gives the model's output, and there is no other convolution, Linear, LSTM or GRU "
+    "('rnn' is a RNN",
     "all frozen": "no layer can lose channels: stem, m0, m2, m4: it is frozen (requires_grad is False)",
 }
 
@@ -107,7 +107,7 @@ def test_nets_without_a_layer_to_prune_are_refused_in_words(name: str) -> None:
     with pytest.raises(StageError) as failure:
         prune.dry_run(net_zoo.candidate(name), HALF, BLOCKS_OF_4)
     assert REFUSED[name] in failure.value.message
-    assert ("only convolutions and Linear" in failure.value.hint) == (name == "gru alone")
+    assert ("only convolutions, Linear," in failure.value.hint) == (name == "elman alone")
     assert "ratio" not in failure.value.hint and "channel_multiple" not in failure.value.hint
 
 
