@@ -18,8 +18,8 @@ from edgepack.core.errors import StageError
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.export.contract import write
 from edgepack.models.candidate import Candidate
-from edgepack.models.sources import ds_cnn
 from edgepack.models.log_mel import LogMel
+from edgepack.models.sources import ds_cnn
 
 FEATURES = {"rate": 8000, "window": 320, "hop": 160, "mels": 16}
 LABELS = ("yes", "no", "other")

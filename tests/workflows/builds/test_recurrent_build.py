@@ -33,10 +33,9 @@ def test_a_recurrent_net_is_built_and_tests_itself(tmp_path: Path) -> None:
     (project.folder / "recipes/tiny.yaml").write_text(RECIPE)
     ran = project.run("build", "tiny")
     assert ran.code == 0, ran.out + ran.err
-    files = {artifact.name: artifact.contents for artifact in project.result().artifacts}
-    onnx, executorch = (files[name].operators for name in ("onnx", "executorch") if files[name])
-    assert sum(count for name, count in onnx.items() if "LSTM" in name) == 1
-    assert not [name for name in executorch if "lstm" in name]
+    operators = {each.format: each.contents.operators for each in project.result().artifacts if each.contents}
+    assert sum(count for name, count in operators["onnx"].items() if "LSTM" in name) == 1
+    assert not [name for name in operators["executorch"] if "lstm" in name]
     tested = project.run("selftest", "dist/tiny/tiny.zip")
     assert tested.code == 0, tested.err
     assert tested.out.splitlines()[-1].startswith("OK: ")

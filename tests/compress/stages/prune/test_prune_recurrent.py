@@ -81,8 +81,7 @@ def test_a_target_is_reached_and_a_narrower_student_derived() -> None:
     for target in ({"params": "50 %"}, {"macs": "40 %"}):
         config = prune.Config.model_validate({"target": target, "importance": "l2"})
         assert parameters(prune.dry_run(start.copy(), config, BLOCKS_OF_4).module) < parameters(start.module)
-    config = distill.Config.model_validate({"compression": 2})
-    student = distill.dry_run(start, config, BLOCKS_OF_4)
+    student = distill.dry_run(start, distill.Config.model_validate({"compression": 2}), BLOCKS_OF_4)
     assert 2 <= parameters(start.module) / parameters(student.module) < 3
 
 
