@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 10
+VERSION = 11
 LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 # A student with up to so many times fewer parameters learns as well with no assistant, or with one assistant.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 TAKES, GIVES = "eager", "eager"
-VERSION = 9
+VERSION = 10
 LIBRARIES = ("torch-pruning",)
 READS = ("channel_multiple",)
 

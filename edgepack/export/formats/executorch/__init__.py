@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RUNTIME = "executorch"
 SUFFIX = ".pte"
 METHOD = "forward"
-VERSION = 9
+VERSION = 10
 LIBRARIES = ("executorch", "torchao", "coremltools")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
-VERSION = 7
+VERSION = 8
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "flatbuffers")
 
 

@@ -7,31 +7,15 @@ Phrase Representations using RNN Encoder-Decoder, EMNLP 2014, arXiv 1406.1078.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from edgepack.core.errors import StageError
-from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.data.sounds import front_end
-from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.sources.recurrent.config import Config as Config
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-class Config(Frozen):
-    recurrent: Literal["lstm", "gru"] = Field(description="kind of its layers")
-    hidden: int = Field(default=128, ge=1, le=4096, description="numbers that a layer remembers, in each direction")
-    layers: int = Field(default=1, ge=1, le=16, description="layers, each of which reads the one before it")
-    bidirectional: bool = Field(default=False, description="read from both ends; a stream has no other end")
-    embedding: int = Field(default=128, ge=1, le=4096, description="texts: numbers that stand for a token")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="after each layer, in training")
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
-    checkpoint_key: CheckpointKey = None
 
 
 def trained(config: Config, signature: Signature) -> bool:

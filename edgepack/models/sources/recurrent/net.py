@@ -1,6 +1,6 @@
 """The layers of recurrent nets: what reads a sequence in one direction, or in both."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from edgepack.core.signature import Signature
 from edgepack.data.sounds import front_end
 from edgepack.models.log_mel import LogMel
-
-if TYPE_CHECKING:
-    from edgepack.models.sources.recurrent import Config
+from edgepack.models.sources.recurrent.config import Config
 
 _KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -120,7 +118,7 @@ def _width(layer: Any) -> int:
     return int(layer.hidden_size) * (2 if layer.bidirectional else 1)
 
 
-def net(config: "Config", signature: Signature) -> nn.Module:
+def net(config: Config, signature: Signature) -> nn.Module:
     """Return the untrained net for these inputs."""
     shape, made = signature.inputs[0].shape, front_end.of(signature.preprocessing)
     if signature.preprocessing.get("kind") == "text":
@@ -133,7 +131,7 @@ def net(config: "Config", signature: Signature) -> nn.Module:
     return SoundNet(raw, _stacked(config, made["mels"], _layer), config.dropout, signature.width)
 
 
-def _stacked(config: "Config", width: int, make: Any) -> list[Any]:
+def _stacked(config: Config, width: int, make: Any) -> list[Any]:
     """Return layers of which each reads what the one before it gives; each is pruned by itself."""
     layers: list[Any] = []
     for _ in range(config.layers):
@@ -141,11 +139,11 @@ def _stacked(config: "Config", width: int, make: Any) -> list[Any]:
     return layers
 
 
-def _layer(config: "Config", width: int, **settings: bool) -> nn.RNNBase:
+def _layer(config: Config, width: int, **settings: bool) -> nn.RNNBase:
     both = {"bidirectional": config.bidirectional, **settings}
     return _KINDS[config.recurrent](width, config.hidden, batch_first=True, **both)
 
 
-def _both_ways(config: "Config", width: int) -> BothWays:
+def _both_ways(config: Config, width: int) -> BothWays:
     ahead, back = (_layer(config, width, bidirectional=False) for _ in range(2))
     return BothWays(ahead, back)
