@@ -22,8 +22,7 @@ from edgepack.core.errors import StageError, listed
 from edgepack.core.process.random_numbers import own_random
 from edgepack.models import source_lines
 from edgepack.models.checks.changes import CHANGED, OVERFLOWS, Unmixed, difference, lively, separated
-from edgepack.models.structure import recurrent
-from edgepack.models.structure.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, takes_channels
+from edgepack.models.structure.flow import OUTPUT, Flow, Slot, is_depthwise, makes_channels, recurrent, takes_channels
 from edgepack.models.structure.flow.rules import rule_of
 
 _BLAMED = 2  # operators listed in a reason, at most

@@ -17,10 +17,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from edgepack.models.structure import recurrent
 from edgepack.models.structure.channels import Channels, Inputs, Strand, channels
 from edgepack.models.structure.encoder import Block, blocks, end
-from edgepack.models.structure.flow import is_depthwise, makes_channels, takes_channels
+from edgepack.models.structure.flow import is_depthwise, makes_channels, recurrent, takes_channels
 from edgepack.models.structure.layer_names import matches
 
 # A torch-pruning group -> one number per channel, the least important lowest.

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from edgepack.core.errors import StageError
+from edgepack.export.recurrent import GATES, GRU, LSTM, Call, Direction, calls
 from edgepack.models.candidate import Candidate
 from edgepack.models.source_lines import of_node
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
-from edgepack.models.structure.recurrent import GATES, GRU, LSTM, Call, Direction, calls
 
 aten = torch.ops.aten
 MOST_STEPS = 256  # of all layers and directions; lowering took 34 s for 100 and 107 s for 200, beside other programs

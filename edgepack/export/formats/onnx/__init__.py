@@ -89,7 +89,7 @@ def _in_operators(candidate: "Candidate") -> "Candidate":
     from torch import nn
 
     from edgepack.export.formats.onnx import int8, recurrent
-    from edgepack.models.structure.recurrent import calls
+    from edgepack.export.recurrent import calls
 
     if candidate.form == "exported":
         graph = int8.with_onnx_operators(candidate.module)

@@ -14,8 +14,8 @@ import torch
 from onnxscript import opset18 as onnx
 from torch import Tensor, fx, nn
 
+from edgepack.export.recurrent import GRU, LSTM, Call, Direction, Layer, calls
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
-from edgepack.models.structure.recurrent import GRU, LSTM, Call, Direction, Layer, calls
 
 aten = torch.ops.aten
 # The gates of torch, by their places: input, forget, cell, output; and reset, update, new.

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from edgepack.models.source_lines import place
-from edgepack.models.structure import recurrent
+from edgepack.models.structure.flow import recurrent
 
 FIXED, FREE = 0, -1  # labels of channels that cannot be removed, and of constants, which fit to any channel
 OUTPUT = "it gives the model's output"  # a reason

@@ -12,7 +12,7 @@ from edgepack.compress.stages import distill, prune
 from edgepack.config.device import Quantization
 from edgepack.models.complexity import parameters
 from edgepack.models.structure.dependency_groups import survey
-from edgepack.models.structure.recurrent import parameters as tensors
+from edgepack.models.structure.flow.recurrent import parameters as tensors
 from edgepack.models.structure.surgery import outputs, sizes
 
 HALF = prune.Config.model_validate({"ratio": "50 %", "importance": "l2"})
