@@ -142,7 +142,8 @@ def resolve(
 class Place:
     """The context of a stage: the device, whether the model is a transformer encoder, and the other stages.
 
-    `evidence` says how the device's timings are obtained: "measured", "emulated" or "estimated".
+    `evidence` says how the device's timings are obtained: "measured", "emulated" or "estimated". `whole_bytes` names
+    the export formats that cannot hold numbers of fewer than 8 bits.
     """
 
     quantization: Quantization
@@ -150,3 +151,4 @@ class Place:
     encoder: bool = False
     earlier: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    whole_bytes: tuple[str, ...] = ()

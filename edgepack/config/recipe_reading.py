@@ -107,7 +107,7 @@ class _Checker:
             self._trained(model, stages, signature)
         self._exports(data.get("export"), exporters)
         self._usable("trackers", trackers)
-        self._device(data.get("device"), model, stages)
+        self._device(data.get("device"), model, stages, exporters)
         name = self._name(data.get("name") or self.file.stem)
         self._version(data.get("version"))
         licence = self._licence(data.get("licence"))
@@ -233,7 +233,9 @@ class _Checker:
                 advice = f"its embeddings have {own} numbers, not {signature.width}: leave out size, or {advice}"
             self.document.problem(path, f"the model is not trained for this data: {advice}")
 
-    def _device(self, value: object, model: Choice | None, stages: Sequence[Choice | None]) -> None:
+    def _device(
+        self, value: object, model: Choice | None, stages: Sequence[Choice | None], exporters: Sequence[Choice | None]
+    ) -> None:
         known = all_devices()
         if not isinstance(value, str):
             return
@@ -245,7 +247,7 @@ class _Checker:
         except ConfigError as error:
             self.document.problems += error.problems
             return
-        for i, place in enumerate(_places(device, model, stages)):
+        for i, place in enumerate(_places(device, model, stages, exporters)):
             stage = stages[i]
             if stage and (message := stage.module.incompatibility(stage.config, place)):
                 self.document.problem(("stages", i, stage.name), message)
@@ -291,9 +293,12 @@ class _Checker:
                 self.document.problem(path, message)
 
 
-def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None]) -> Iterator[Place]:
+def _places(
+    device: Device, model: Choice | None, stages: Sequence[Choice | None], exporters: Sequence[Choice | None]
+) -> Iterator[Place]:
     """Yield the place of each stage: once a stage switches to another model, that one counts for later stages."""
     names, evidence = tuple(stage.name if stage else "" for stage in stages), device.evidence.get("time", "not taken")
+    whole_bytes = tuple(map(_written, (each for each in exporters if each and not each.module.low_bits(each.config))))
     for i, stage in enumerate(stages):
         encoder = bool(model and model.module.is_encoder(model.config))
         yield Place(
@@ -302,8 +307,15 @@ def _places(device: Device, model: Choice | None, stages: Sequence[Choice | None
             encoder=encoder,
             earlier=names[:i],
             later=names[i + 1 :],
+            whole_bytes=whole_bytes,
         )
         model = next((choice for _, choice in _own_models(stage)), model)
+
+
+def _written(exporter: Choice) -> str:
+    """Name an exporter with the plugins that it uses: "executorch (coreml)"."""
+    used = ", ".join(exporter.module.uses(exporter.config).values())
+    return f"{exporter.name} ({used})" if used else exporter.name
 
 
 def _models(model: Choice, stages: Sequence[Choice | None]) -> Iterator[tuple[KeyPath, Choice]]:

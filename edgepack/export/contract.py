@@ -85,6 +85,10 @@ class Exporter(Protocol):
         """Name the quantizer that int8 files with these settings need."""
         return DEFAULT_QUANTIZER
 
+    def low_bits(self, config: Any) -> bool:
+        """Return whether such a file can hold int4 weights, and tables of 4 or 2 bits. Without torch."""
+        return False
+
     def inspect(self, path: Path, candidate: "Candidate") -> "Contents | None":
         """Read what is in the file, its tensors by the names of the candidate's layers; None: not known."""
         return None

@@ -17,13 +17,13 @@ import numpy
 import torch
 from torch import fx, nn
 
+from edgepack.export.packing import Array, comparable
 from edgepack.models.structure.fx_graph import tensor_of
 from edgepack.records.file_contents import OTHER, SEVERAL
 
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-Array = numpy.typing.NDArray[Any]
 _WRAPPER = "model"  # the module that Candidate.program puts around a bare Sequential
 _PARALLEL = 0.9999  # cosine above which two rows count as scaled copies
 
@@ -39,12 +39,14 @@ class Names:
         self.wrapper = wrapper
         self._same_kind: defaultdict[tuple[str, int], list[tuple[str, Array]]] = defaultdict(list)
         self._prints: dict[tuple[str, int], defaultdict[bytes, set[str]]] = {}
-        for layer, array in tensors:
+        for layer, stored in tensors:
+            array = comparable(stored)
             self._same_kind[_kind(array)].append((layer, array))
         self.layers = {layer for pairs in self._same_kind.values() for layer, _ in pairs}
 
     def of(self, array: Array) -> str:
         """Return the layer with a tensor of the same numbers, in any order."""
+        array = comparable(array)
         kind = _kind(array)
         if kind not in self._prints:  # computed on demand: most formats keep most names
             self._prints[kind] = defaultdict(set)

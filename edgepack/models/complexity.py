@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
+from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from torch import nn
 
 from edgepack.models.candidate import Candidate
+
+_SCALE = 2  # bytes of a scale of 16 bits
 
 
 def parameters(module: nn.Module) -> int:
@@ -16,7 +20,20 @@ def parameters(module: nn.Module) -> int:
 
 
 def stored_bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _stored(module))
+    """Return the bytes of all tensors, as files store them: packed, if they have fewer than eight bits a number."""
+    packed = dict(_packed(module)) if _is_program(module) else {}
+    return sum(packed.get(id(tensor), tensor.numel() * tensor.element_size()) for tensor in _stored(module))
+
+
+def _packed(module: torch.fx.GraphModule) -> Iterator[tuple[int, int]]:
+    """Yield the integers, scales and zero points of weights in groups, and the bytes of each in a file."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel_group.default:
+            integers, scales, zeros = (attrgetter(str(each.target))(module) for each in node.args[:3])
+            bits = (node.args[4] - node.args[3]).bit_length()
+            yield id(integers), integers.numel() * bits // 8
+            yield id(scales), scales.numel() * _SCALE
+            yield id(zeros), 0  # all are zero, and left out
 
 
 def _stored(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -228,7 +228,7 @@ def test_the_model_at_work_is_the_last_that_a_stage_named() -> None:
     stages = [
         plugins.choose("stages", stage) for stage in ({"prune": {"layers": 1}}, student, {"prune": {"ratio": "5 %"}})
     ]
-    places = list(recipe_reading._places(load_device("host"), bert, stages))
+    places = list(recipe_reading._places(load_device("host"), bert, stages, ()))
     assert [(place.encoder, place.later) for place in places] == [
         (True, ("distill", "prune")),
         (True, ("prune",)),

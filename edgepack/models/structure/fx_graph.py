@@ -78,7 +78,7 @@ def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
 def measures_ranges(module: nn.Module) -> bool:
     """Return whether int8 activations get the range of the whole batch: on the device that is one sample."""
     nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
-    return any("choose_qparams" in str(node.target) for node in nodes)
+    return any("choose_qparams.tensor" in str(node.target) for node in nodes)
 
 
 def device_of(module: nn.Module) -> torch.device:

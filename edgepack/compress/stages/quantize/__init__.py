@@ -1,4 +1,4 @@
-"""Make weights and activations int8: calibrated on training samples, or with quantization-aware training.
+"""Make weights int8 or int4 and activations int8: calibrated on training samples, or with quantization-aware training.
 
 Which tensors become int8 is for a quantizer to say: the one that the files want, a plugin in quantizers/.
 
@@ -7,15 +7,18 @@ Which tensors become int8 is for a quantizer to say: the one that the files want
 tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
 whole tensor in torch and ONNX, and that of each row in XNNPACK. With `fp32: auto` the blocks that are faster in fp32
 are found by timing them on the device, before any training.
+
+int4 weights are those of Linear layers, with a scale for each group of inputs; activations then have a range for each
+token, in ONNX Runtime for each group. Tables of 4 or 2 bits are rounded in groups as well.
 Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, arXiv 1712.05877.
 """
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from edgepack.compress.contract import Context, Training
 from edgepack.config.plugins import DEFAULT_QUANTIZER
@@ -44,6 +47,7 @@ Mode = Literal["ptq", "qat", "best"]
 _FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights are frozen
 _TIMED = 64  # calibration samples for a model that is only timed: ranges do not change its speed
 _AUTO = "auto"
+_GROUP: Literal[32] = 32
 _LISTED = {"type": "array", "items": {"type": "string"}}
 
 Layers = Annotated[
@@ -69,7 +73,15 @@ class Config(Training):
         default="auto",
         description="ranges: static (calibrated) or dynamic (measured in each inference); auto: dynamic for encoders",
     )
+    weights: Literal["int8", "int4"] = Field(
+        default="int8", description="int4: those of Linear layers only, in groups, with dynamic activations"
+    )
+    group: Literal[32, 64, 128, 256] = Field(
+        default=_GROUP,
+        description="number of inputs of a layer that share a scale, for int4 weights and tables of 4 or 2 bits",
+    )
     embeddings: bool = Field(default=True, description="quantize embedding tables too")
+    tables: Literal[8, 4, 2] = Field(default=8, description="bits of a number in embedding tables")
     fp32: Layers = Field(
         default=(),
         description="names or patterns of layers to keep in fp32; auto: those faster in fp32, timed in the first "
@@ -82,6 +94,22 @@ class Config(Training):
         if precision not in ("auto", "fp32"):
             raise ValueError(f"precision must be fp32 here, got {precision}: simulated int8 computes in fp32 only")
         return precision
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.weights == "int4" and self.activations == "static":
+            raise ValueError("int4 weights need dynamic activations: remove `activations`")
+        if self.tables < 8 and not self.embeddings:
+            raise ValueError(f"tables of {self.tables} bits need `embeddings: true`")
+        if self.group != _GROUP and self.weights == "int8" and self.tables == 8:
+            raise ValueError("group is for int4 weights and tables of 4 or 2 bits: there are none here")
+        return self
+
+    @property
+    def low_bits(self) -> str:
+        """Return what has fewer than 7 bits, or ""."""
+        tables = f"tables of {self.tables} bits" if self.tables < 8 else ""
+        return "int4 weights" if self.weights == "int4" else tables
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -103,6 +131,9 @@ class Config(Training):
 
 def incompatibility(config: Config, place: Place) -> str:
     """Say why quantization makes no sense at this place, or ""."""
+    if config.low_bits and place.whole_bytes:
+        formats = " and ".join(place.whole_bytes)
+        return f"{config.low_bits} cannot be stored by {formats}: use int8 weights and tables, or another export"
     if config.needs_timing and place.evidence != "measured":
         return (
             f"fp32: {_AUTO} needs timings measured on the device, but this device's are {place.evidence}: "
@@ -186,22 +217,40 @@ def _quantized(candidate: "Candidate", module: "GraphModule", notes: list[str]) 
 
 
 def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization", quantizer: str) -> "Scheme":
-    """Choose the scheme. Dynamic ranges suit encoders: a third of the error of fixed ones, faster on both runtimes."""
+    """Choose the scheme. Dynamic ranges suit encoders: a third of the error of fixed ones, faster on both runtimes.
+
+    Raises StageError for int4 weights in a network of convolutions.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
     from edgepack.compress.stages.quantize.contract import Scheme
     from edgepack.models.structure.encoder import blocks
 
-    encoder = bool(blocks(candidate.module))
+    encoder, int4 = bool(blocks(candidate.module)), config.weights == "int4"
+    if int4 and not encoder and any(isinstance(layer, _ConvNd) for layer in candidate.module.modules()):
+        reason = "int4 weights are those of Linear layers: no runtime here has kernels for int4 convolutions"
+        raise StageError(f"{reason}, which this model has", "set weights to int8")
     dynamic = encoder if config.activations == "auto" else config.activations == "dynamic"
-    bits = 7 if quantization.int8_saturates else 8
-    return Scheme(quantizer=quantizer, bits=bits, dynamic=dynamic, linear_only=encoder)
+    return Scheme(
+        quantizer=quantizer,
+        bits=4 if int4 else 7 if quantization.int8_saturates else 8,
+        table_bits=config.tables,
+        group=config.group,
+        dynamic=dynamic or int4,
+        linear_only=encoder or int4,
+    )
 
 
 def _notes(config: Config, scheme: "Scheme") -> list[str]:
     saturates = ["weights have 7 bits: the device's int8 products saturate"] * (scheme.bits == 7)
+    in_groups = [f"weights: int4, a scale for each {scheme.group} inputs"] * scheme.int4
     dynamic = ["activations: int8, their ranges measured in each inference"] * scheme.dynamic
     between = ["kept in fp32: all but Linear layers and embedding tables"] * scheme.linear_only
     tables = ["kept in fp32: embedding tables"] * (not config.embeddings)
-    return [*saturates, *dynamic, *between, *tables, *(f"kept in fp32: {pattern}" for pattern in config.fp32)]
+    if scheme.table_bits < 8:
+        tables = [f"embedding tables: {scheme.table_bits} bits, a scale for each {scheme.group} numbers"]
+    kept = [f"kept in fp32: {pattern}" for pattern in config.fp32]
+    return [*saturates, *in_groups, *dynamic, *between, *tables, *kept]
 
 
 def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate") -> None:
@@ -245,7 +294,7 @@ def _trained(
         prepared,
         context,
         config,
-        doing="training with int8 in the loop",
+        doing=f"training with {config.weights} in the loop",
         distillation=Distillation.of(context.teacher),
         snapshot=converted,
         each_epoch=lambda epoch: freeze_ranges(prepared) if epoch >= _FREEZE * config.epochs else None,

@@ -9,10 +9,14 @@ from edgepack.config.plugins import DEFAULT_QUANTIZER
 if TYPE_CHECKING:
     from torch import fx
 
+GROUP_SIZES = (32, 64, 128, 256)  # XNNPACK takes multiples of 32, ONNX Runtime powers of 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """What becomes int8, and how. Weights have `bits` bits; embedding tables always have 8, as nothing multiplies them.
+    """What becomes int8 or less, and how. Weights have 8 bits, or 7; those of Linear layers may have 4. Embedding
+    tables have 8, 4 or 2, whatever weights have, as nothing multiplies them. Of weights and tables with 4 bits or
+    fewer, each `group` of neighbours in a row has a scale of its own.
 
     The range of an activation is measured in each inference if `dynamic`, else fixed by calibration. Between the layers
     of an encoder everything stays float: one range for the residuals would round most of them away, and one for the
@@ -21,8 +25,14 @@ class Scheme:
 
     quantizer: str = DEFAULT_QUANTIZER
     bits: int = 8
+    table_bits: int = 8
+    group: int = 32
     dynamic: bool = False
     linear_only: bool = False
+
+    @property
+    def int4(self) -> bool:
+        return self.bits == 4
 
 
 class Quantizer(Protocol):

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed
+from edgepack.compress.stages.quantize.low_bits import GroupedRounding
 from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, exact_three_qparams, hard_swish_observers
 from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
@@ -133,7 +134,7 @@ def _measure_tables(observed: fx.GraphModule) -> None:
     """Measure the rows of embedding tables anew: the observers also saw values from before and during training."""
     for node in [node for node in observed.graph.nodes if node.target is TABLE]:
         observer = observed.get_submodule(node.args[0].target) if node.args[0].op == "call_module" else None
-        if observer:
+        if observer and not isinstance(observer, GroupedRounding):  # which remembers nothing
             observer.reset_min_max_vals()
             observer(tensor_of(observed, node.args[0].args[0]))
 

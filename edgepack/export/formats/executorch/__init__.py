@@ -7,6 +7,7 @@ Tables of int8 embeddings are read by a kernel of ExecuTorch's own: an app links
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,8 @@ def check(candidate: "Candidate", config: Config) -> None:
     from edgepack.export.formats.executorch.unrolled import check_steps
 
     check_steps(candidate)
+def low_bits(config: Config) -> bool:
+    return bool(_backend(config).LOW_BITS)
 
 
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
@@ -80,11 +83,16 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
 
+    from edgepack.export.formats.executorch.tables import with_packed_tables
     from edgepack.export.formats.executorch.tracing import light_tracing
     from edgepack.export.formats.executorch.unrolled import unrolled
 
     backend, inputs = _backend(config), candidate.example_inputs()
     exported = backend.prepared(unrolled(candidate.program(batch=1), inputs), inputs)
+    backend = _backend(config)
+    if candidate.form == "exported":
+        candidate = replace(candidate, module=with_packed_tables(candidate.module))
+    exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
     with light_tracing():
         with backend.lowering():
             program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())

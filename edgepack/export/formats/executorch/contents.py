@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from edgepack.export.formats.executorch.contract import backend_of
+from edgepack.export.packing import stored_bytes, unpacked
 from edgepack.records.file_contents import OPAQUE, OTHER, SEVERAL, UNREAD, Contents, Stored, gathered
 
 if TYPE_CHECKING:
-    from edgepack.export.tensor_layers import Array, Names
+    from edgepack.export.packing import Array
+    from edgepack.export.tensor_layers import Names
 
 RUNTIME = "executorch_prim::"  # operators that move no data
+PACKED = {f"quantized_decomposed::embedding_{bits}bit": bits for bits in (4, 2)}  # operators with a table of bytes
 TORCH = {
     0: "uint8",
     1: "int8",
@@ -43,7 +46,7 @@ class Constant:
     def stored(self) -> Stored:
         known = self.layers - {OTHER}
         layer = known.pop() if len(known) == 1 else SEVERAL if known else OTHER
-        return Stored(layer=layer, dtype=str(self.array.dtype), bytes=self.array.nbytes)
+        return Stored(layer=layer, dtype=str(self.array.dtype), bytes=stored_bytes(self.array))
 
 
 Constants = dict[int | str, Constant]  # by the index of the buffer, or by a backend's key
@@ -86,12 +89,13 @@ def _kernels(program: Any, plan: Any, constants: Constants, names: "Names") -> I
         constants.update({id: Constant(array) for id, array in _stored(program, value.val)})
     for call in (each.instr_args for chain in plan.chains for each in chain.instructions):
         if type(call).__name__ == "KernelCall":
-            _note(
-                {id: array for arg in call.args for id, array in _stored(program, plan.values[arg].val)},
-                constants,
-                names,
-            )
             operator = plan.operators[call.op_index]
+            read = {id: array for arg in call.args for id, array in _stored(program, plan.values[arg].val)}
+            if operator.name in PACKED:
+                table = max(read, key=lambda id: read[id].size)
+                constants.pop(table, None)
+                read[table] = unpacked(read[table], PACKED[operator.name])
+            _note(read, constants, names)
             if not operator.name.startswith(RUNTIME):
                 yield f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgepack.export.operations import Operation
-    from edgepack.export.tensor_layers import Array
+    from edgepack.export.packing import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class Backend(Protocol):
     SOURCE: str = "exir"  # folder of its lowering in the package executorch
     PACKAGE: str = ""  # another package that its lowering needs
     QUANTIZER: str = DEFAULT_QUANTIZER  # for its int8 files, a name in compress/stages/quantize/quantizers/
+    LOW_BITS: bool = False  # whether it takes int4 weights in groups
     BUILD: str = ""  # the CMake option that builds it into a runtime
     LIBRARY: str = ""  # the library that an app must then link
 

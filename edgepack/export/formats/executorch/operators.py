@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.core.errors import DeviceError
-from edgepack.export.formats.executorch.contents import RUNTIME, TORCH
+from edgepack.export.formats.executorch.contents import PACKED, RUNTIME, TORCH
 from edgepack.export.formats.executorch.contract import backend_of
 from edgepack.export.operations import Dtype, Kind, Operation, Shape
 
 _BYTES = {"float64": 8, "int64": 8, "float16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 _LEFT = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}  # index of the left matrix
-_LOOKUPS = ("aten::embedding", "quantized_decomposed::embedding_byte", "aten::slice_copy", "aten::select_copy")
+_LOOKUPS = ("aten::embedding", "quantized_decomposed::embedding_byte", *PACKED, "aten::slice_copy", "aten::select_copy")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        return self.elements * _BYTES.get(self.dtype, 4)
+        return self.elements // 2 if self.dtype == "int4" else self.elements * _BYTES.get(self.dtype, 4)
 
 
 def operation(

@@ -48,6 +48,10 @@ def suited(config: Config, quantization: "Quantization") -> Config:
     return config.model_copy(update={"target_platform": config.target_platform or host(), **auto})
 
 
+def low_bits(config: Config) -> bool:
+    return True
+
+
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from edgepack.export.packing import stored_bytes
 from edgepack.records.file_contents import OTHER, Contents, Stored, gathered
 
 if TYPE_CHECKING:
-    from edgepack.export.tensor_layers import Array, Names
+    from edgepack.export.packing import Array
+    from edgepack.export.tensor_layers import Names
+
+PACKED = ("_int4_packed", "_int2_packed")  # endings of the names of tensors
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ def read(path: Path, names: "Names") -> Contents:
     """Read the contents; no arena, as ONNX Runtime plans activation memory when it loads a file."""
     tensors, operators = _of_ort(path) if path.suffix == ".ort" else _of_onnx(path)
     layers = _layers(tensors, operators, names)
-    stored = [Stored(layer=layers[name], dtype=str(each.dtype), bytes=each.nbytes) for name, each in tensors.items()]
+    stored = [
+        Stored(layer=layers[name], dtype=_dtype(name, each), bytes=stored_bytes(each)) for name, each in tensors.items()
+    ]
     count = Counter(operator.name for operator in operators)
     return Contents(tensors=gathered(stored), operators=dict(sorted(count.items())))
 
@@ -45,6 +51,11 @@ def _layers(tensors: "dict[str, Array]", operators: list[Operator], names: "Name
             beside[name] |= known
     lone = {name: next(iter(layers)) for name, layers in beside.items() if len(layers) == 1}
     return {name: lone.get(name, OTHER) if layer == OTHER else layer for name, layer in found.items()}
+
+
+def _dtype(name: str, array: "Array") -> str:
+    """Return the type of the numbers in a tensor: those of 4 and 2 bits are packed into bytes (int8.py)."""
+    return name.split("_")[-2] if name.endswith(PACKED) else str(array.dtype)
 
 
 def _layer(name: str, array: "Array", names: "Names") -> str:

@@ -1,9 +1,14 @@
 """Which tensors XNNPACK's kernels want in int8, noted in a graph's nodes as torchao reads it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+    QuantizationConfig,
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
 from torch import fx
 from torchao.quantization.pt2e import FakeQuantize, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
@@ -16,6 +21,14 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten
 from edgepack.compress.stages.quantize.contract import Scheme
+from edgepack.compress.stages.quantize.low_bits import (
+    GroupedRounding,
+    Groups,
+    TokenRounding,
+    check_groups,
+    table_groups,
+    weight_groups,
+)
 from edgepack.compress.stages.quantize.quantizers.xnnpack import limits
 from edgepack.core.errors import StageError
 from edgepack.models.structure.folding import CONVOLUTIONS, TRANSPOSED
@@ -26,13 +39,8 @@ _SQUASHED = (*HARD_SIGMOIDS, aten.sigmoid.default)
 class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
     def __init__(self, scheme: Scheme, *, training: bool) -> None:
         super().__init__()
-        self.scheme = scheme
-        most = 2 ** (scheme.bits - 1) - 1  # symmetric: the largest weight of a channel is exact, whatever its sign
-        self.set_global(
-            get_symmetric_quantization_config(
-                is_per_channel=True, is_qat=training, is_dynamic=scheme.dynamic, weight_qmin=-most, weight_qmax=most
-            )
-        )
+        self.scheme, self.training = scheme, training
+        self.set_global(_low_bits(scheme, training) if scheme.int4 else _int8(scheme, training))
         # Searching for batch norm takes a second and a half, and none is left.
         wanted = [known for known in XNNPACKQuantizer.SUPPORTED_PATTERNS if "bn" not in known.name]
         self.SUPPORTED_PATTERNS = [known for known in wanted if not scheme.linear_only or "linear" in known.name]
@@ -48,24 +56,52 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
                 "activations cannot be dynamic in a model with convolutions: the runtimes have no kernels for them",
                 "remove `activations`, or set it to static",
             )
+        check_groups(model, self.scheme)
         limits.hide(model)
         return super().transform_for_annotation(model)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        _annotate_tables(model)
+        _annotate_tables(model, self.scheme, training=self.training)
         super().annotate(model)
         _give_whole_ranges(model)
         return model
 
 
-def _annotate_tables(graph: fx.GraphModule) -> None:
-    """Annotate embedding tables as ExecuTorch's kernel needs: uint8, each row with a float scale and zero point."""
+def _int8(scheme: Scheme, training: bool) -> Any:
+    most = 2 ** (scheme.bits - 1) - 1  # symmetric: the largest weight of a channel is exact, whatever its sign
+    return get_symmetric_quantization_config(
+        is_per_channel=True, is_qat=training, is_dynamic=scheme.dynamic, weight_qmin=-most, weight_qmax=most
+    )
+
+
+def _low_bits(scheme: Scheme, training: bool) -> QuantizationConfig:
+    """Describe int4 weights in groups, and int8 activations whose ranges are those of a token in each inference."""
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        qscheme=torch.per_tensor_affine,  # a condition of XNNPACK's quantizer; nothing reads it
+        observer_or_fake_quant_ctr=TokenRounding.with_args(training=training),
+    )
+    weight = _in_groups(weight_groups(scheme.group), training)
+    return QuantizationConfig(activation, None, weight, None, training)
+
+
+def _in_groups(groups: Groups, training: bool) -> QuantizationSpec:
+    rounding = GroupedRounding.with_args(groups=groups, training=training)
+    return QuantizationSpec(dtype=torch.int8, observer_or_fake_quant_ctr=rounding)
+
+
+def _annotate_tables(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> None:
+    """Annotate embedding tables as ExecuTorch's kernels need: uint8, each row with a float scale and zero point; or
+    with fewer bits, in groups.
+    """
     rows = QuantizationSpec(
         dtype=torch.uint8,
         qscheme=torch.per_channel_affine_float_qparams,
         ch_axis=0,
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
     )
+    if scheme.table_bits < 8:
+        rows = _in_groups(table_groups(scheme.table_bits, scheme.group), training)
     for node in graph.graph.nodes:
         if node.target is TABLE and Q_ANNOTATION_KEY not in node.meta:
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map={node.args[0]: rows}, _annotated=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DELEGATE = "XnnpackBackend"
 SOURCE = "backends/xnnpack"
+LOW_BITS = True
 BUILD, LIBRARY = "-DEXECUTORCH_BUILD_XNNPACK=ON", "xnnpack_backend"
 
 

@@ -14,15 +14,18 @@ import numpy
 from edgepack.export.formats.executorch.contract import Part
 from edgepack.export.formats.executorch.operators import Tensor, operation
 from edgepack.export.operations import Dtype, Kind, Operation, convolution
+from edgepack.export.packing import BFLOAT16, unpacked
 
 if TYPE_CHECKING:
-    from edgepack.export.tensor_layers import Array
+    from edgepack.export.packing import Array
 
 _DTYPES = {
     **{"fp32": "float32", "fp16": "float16", "quint8": "uint8", "int32": "int32"},
     **dict.fromkeys(("qint8", "qcint8"), "int8"),
     **dict.fromkeys(("qint32", "qcint32"), "int32"),
 }
+
+_IN_GROUPS = "qbint4"
 
 
 def parts(payload: bytes, named: Mapping[str, bytes]) -> Iterator[Part]:
@@ -54,17 +57,25 @@ def _constants(
 ) -> "Iterator[tuple[str, Array]]":
     """Yield the numbers of a value, and the scales of its channels."""
     tensor, scales = _tensor(value), value.get("quant_params", {}).get("scale_buffer_idx", 0)
-    for index, dtype in ((tensor["constant_buffer_idx"], _dtype(tensor)), (scales, "float32")):
+    in_groups = _kind(tensor) == _IN_GROUPS
+    for index, dtype in (
+        (tensor["constant_buffer_idx"], _dtype(tensor)),
+        (scales, BFLOAT16 if in_groups else "float32"),
+    ):
         if index:
             place = graph["constant_data"][index]
             data = named[place["named_key"]] if place["named_key"] else inline[place["offset"] :][: place["size"]]
-            yield place["named_key"] or f"{id(inline)}:{index}", numpy.frombuffer(data, dtype)
+            array = numpy.frombuffer(data, dtype)
+            weight = in_groups and index != scales
+            yield place["named_key"] or f"{id(inline)}:{index}", unpacked(array, 4) if weight else array
 
 
 def _dtype(tensor: dict[str, Any]) -> str:
-    return _DTYPES.get(
-        str(tensor["datatype"]).removeprefix("xnn_datatype_"), "uint8"
-    )  # other types are packed, and given as bytes
+    return _DTYPES.get(_kind(tensor), "uint8")  # other types are packed, and given as bytes
+
+
+def _kind(tensor: dict[str, Any]) -> str:
+    return str(tensor["datatype"]).removeprefix("xnn_datatype_")
 
 
 def _filter(
@@ -102,7 +113,7 @@ def _node(operator: str, inside: dict[str, Any], values: dict[int, dict[str, Any
     ids = [id for key, id in inside.items() if key.endswith("_id") and key != "output_id" and id in values]
     inputs, result = [_known(values[id]) for id in ids], _known(values[inside["output_id"]])
     kind, macs, weight_type = _work(operator, inside, inputs, result)
-    dtype: Dtype = "int8" if weight_type in ("int8", "uint8") else "fp32"
+    dtype: Dtype = "int8" if weight_type in ("int8", "uint8", "int4") else "fp32"
     return operation(operator, kind, inputs, result, dtype=dtype, macs=macs)
 
 
@@ -120,5 +131,5 @@ def _work(operator: str, inside: dict[str, Any], inputs: list[Tensor], result: T
 
 def _known(value: dict[str, Any]) -> Tensor:
     tensor = _tensor(value)
-    dtype = _DTYPES.get(str(tensor["datatype"]).removeprefix("xnn_datatype_"), "int8")
+    dtype = _DTYPES.get(_kind(tensor), "int4" if _kind(tensor) == _IN_GROUPS else "int8")
     return Tensor(dtype, tuple(tensor.get("dims") or ()), bool(tensor["constant_buffer_idx"]))
