@@ -28,7 +28,7 @@ def stored_bytes(module: nn.Module) -> int:
 def _packed(module: torch.fx.GraphModule) -> Iterator[tuple[int, int]]:
     """Yield the integers, scales and zero points of weights in groups, and the bytes of each in a file."""
     for node in module.graph.nodes:
-        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel_group.default:
+        if str(node.target) == "quantized_decomposed.dequantize_per_channel_group.default":
             integers, scales, zeros = (attrgetter(str(each.target))(module) for each in node.args[:3])
             bits = (node.args[4] - node.args[3]).bit_length()
             yield id(integers), integers.numel() * bits // 8

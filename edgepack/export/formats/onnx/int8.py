@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import onnx_ir as ir
 import torch
+import torch.ao.quantization.fx._decomposed  # the operators of quantized programs
 from onnxscript import opset18 as onnx
 from torch import Tensor, fx
 
@@ -25,6 +26,7 @@ from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
+_BY_ROWS = decomposed.dequantize_per_channel.default
 _IN_GROUPS = decomposed.dequantize_per_channel_group.default
 _FLOAT = int(ir.DataType.FLOAT)
 _INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: of int8, with a range for each group
@@ -104,18 +106,18 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 
 def with_onnx_operators(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy in which dynamic Linear layers and int8 embeddings are written in operators that ONNX has."""
+    """Return a copy in which dynamic Linear layers and quantized embeddings are written in operators that ONNX has."""
     module = copy.deepcopy(module)
     quantized: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in list(module.graph.nodes):
-        if node.target is aten.linear.default and _made_by(node.args[0], decomposed.dequantize_per_tensor.tensor):
-            _multiply_integers(module, node, quantized)
-        if node.target is aten.embedding.default and _made_by(node.args[0], decomposed.dequantize_per_channel.default):
-            _look_up(module, node)
         if node.target is aten.linear.default and _made_by(node.args[1], _IN_GROUPS):
             _multiply_packed(module, node)
-        if node.target is aten.embedding.default and _made_by(node.args[0], _IN_GROUPS):
+        elif node.target is aten.linear.default and _made_by(node.args[0], decomposed.dequantize_per_tensor.tensor):
+            _multiply_integers(module, node, quantized)
+        elif node.target is aten.embedding.default and _made_by(node.args[0], _IN_GROUPS):
             _look_up_packed(module, node)
+        elif node.target is aten.embedding.default and _made_by(node.args[0], _BY_ROWS):
+            _look_up(module, node)
     drop_unused(module)
     return module
 
