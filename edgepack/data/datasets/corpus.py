@@ -42,7 +42,7 @@ class Config(Frozen):
     text: str = Field(default="text", description="column of a .csv file, or key of each line of a .jsonl file")
     tokenizer: str | None = Field(
         default=None,
-        description="a folder with tokenizer.json, or a model name on the Hugging Face hub; default: one is trained",
+        description="a folder with tokenizer.json, owner/name of the hub, or a .gguf file; default: one is trained",
     )
     vocabulary: int = Field(
         default=4096, ge=300, le=200_000, description="tokens of the tokenizer that is trained on the training texts"
@@ -70,7 +70,7 @@ def describe(config: Config) -> Signature:
         "vocabulary": pieces.vocabulary if pieces else config.vocabulary,
         "window": config.window,
         "end": pieces.tokenizer.id_to_token(pieces.end) if pieces else tokens.END,
-        **({"words": tokenizer.words(pieces.tokenizer)} if pieces else {}),
+        **({"end_id": pieces.end, "words": tokenizer.words(pieces.tokenizer)} if pieces else {}),
     }
     return Signature(inputs=(TensorSpec(name="input_ids", shape=(config.window,), dtype="int64"),), preprocessing=steps)
 

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from edgepack.core.errors import RecipeError
 from edgepack.data import hub
-from edgepack.data.texts import tokenizer
+from edgepack.data.texts import gguf, tokenizer
 
 if TYPE_CHECKING:
     import numpy
@@ -45,7 +45,12 @@ class Pieces:
 
 
 def of_model(name: str) -> Pieces:
-    """Return the tokenizer with this name (see hub.folder). Raises RecipeError if no token of it ends a text."""
+    """Return the tokenizer with this name (see hub.folder), or of a GGUF file.
+
+    Raises RecipeError if it cannot be read, or no token of it ends a text.
+    """
+    if file := gguf.located(name):
+        return _of_gguf(file)
     folder = hub.folder(name, hub.TOKENIZER)
     found = tokenizer.read_file(folder / tokenizer.FILE)
     found.no_truncation()
@@ -57,6 +62,16 @@ def of_model(name: str) -> Pieces:
         message = f"the tokenizer {name!r} has no token that ends a text"
         raise RecipeError(message, "name it as eos_token in tokenizer_config.json")
     return Pieces(tokenizer=found, vocabulary=vocabulary, end=ends[0])
+
+
+def _of_gguf(file: Path) -> Pieces:
+    about = gguf.about(file)
+    if about.problem:
+        raise RecipeError(f"{file} {about.problem}", "name a folder with its tokenizer.json instead")
+    found = tokenizer.read(about.tokenizer.encode())
+    if about.end is None:
+        raise RecipeError(f"the tokenizer in {file} has no token that ends a text", "it is tokenizer.ggml.eos_token_id")
+    return Pieces(tokenizer=found, vocabulary=max(found.get_vocab().values()) + 1, end=about.end)
 
 
 def _named(file: Path) -> Iterator[str]:

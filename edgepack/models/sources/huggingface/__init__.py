@@ -1,11 +1,14 @@
 """A transformer through transformers: an encoder of text (BERT, RoBERTa, MiniLM and others) or pictures (ViT, DeiT), or
 a causal language model (GPT-2, Llama, Qwen2, Mistral, SmolLM).
 
-The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub.
+The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub; of
+a causal language model also a GGUF file of llama.cpp, whose weights become floats again.
 The head is of its own where the model was trained for as many classes, else it starts anew. For embeddings of texts
 there is none: the tokens of the last layer are pooled as the model was trained.
 """
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +20,7 @@ from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.core.signature.labels import order_of_numbers
 from edgepack.data import hub
+from edgepack.data.texts import gguf
 from edgepack.models.contract import Checkpoint, CheckpointKey
 from edgepack.models.sources.huggingface import decoders, pictures, texts
 from edgepack.models.sources.huggingface.facts import DecoderFacts, Facts, PictureFacts, TextFacts, facts
@@ -32,7 +36,10 @@ _HEADS = ("classifier", "pooler", "pre_classifier", "cls_classifier", "distillat
 
 
 class Config(Frozen):
-    huggingface: str = Field(description="a folder, all-MiniLM-L6-v2 (with the extra minilm), or owner/name of the hub")
+    huggingface: str = Field(
+        description="a folder, all-MiniLM-L6-v2 (with the extra minilm), owner/name of the hub, or a .gguf file "
+        "(with the extra gguf)"
+    )
     pooling: Literal["mean", "cls"] | None = Field(
         default=None,
         description="embeddings of texts: the mean of all tokens, or the first token; default: what the model's "
@@ -142,6 +149,8 @@ def files(config: Config) -> tuple[Path, ...]:
 
 def _beside(config: Config) -> tuple[Path, ...]:
     """Return the file that says how its tokens are pooled, if it is on this computer."""
+    if gguf.located(config.huggingface):
+        return ()
     found = hub.optional(config.huggingface, hub.POOLING, fetch=False)
     return (found,) if found else ()
 
@@ -229,20 +238,24 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
     from edgepack.models.weights.kinds import check_floats
 
     (path, *_) = _found(config, hub.CONFIG + hub.WEIGHTS)
+    in_gguf = path.suffix.lower() == gguf.ENDING
+    how = {"gguf_file": path.name} if in_gguf else {"use_safetensors": True}
     try:
-        module, loading_info = _auto(config, signature).from_pretrained(
-            path.parent,
-            config=_configured(config, signature),
-            attn_implementation="eager",
-            dtype="float32",
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with redirect_stderr(StringIO()):  # a progress bar of GGUF files cannot be turned off
+            module, loading_info = _auto(config, signature).from_pretrained(
+                path.parent,
+                config=_configured(config, signature),
+                attn_implementation="eager",
+                dtype="float32",
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **how,
+            )
     except Exception as error:  # damaged files fail in many ways
         raise StageError(f"the weights in {path.parent} cannot be read: {reason(error)}", "save them again") from error
-    check_floats(path.parent / hub.WEIGHTS[0])
+    if not in_gguf:
+        check_floats(path.parent / hub.WEIGHTS[0])
     lost = sorted(key for key in loading_info["missing_keys"] if not any(part in _HEADS for part in key.split(".")))
     if lost:
         raise StageError(
@@ -256,6 +269,8 @@ def _pretrained(config: Config, signature: Signature) -> "nn.Module":
 def _configured(config: Config, signature: Signature) -> Any:
     from edgepack.core.process.libraries import transformers
 
+    if file := gguf.located(config.huggingface):
+        return transformers().AutoConfig.for_model(**gguf.about(file).config)
     (path,) = _found(config, hub.CONFIG)
     labels = {"id2label": dict(enumerate(signature.labels))} if len(signature.labels) == signature.width else {}
     classes = {} if isinstance(facts(config.huggingface), DecoderFacts) else {"num_labels": signature.width}
@@ -265,5 +280,7 @@ def _configured(config: Config, signature: Signature) -> Any:
 
 
 def _found(config: Config, wanted: tuple[str, ...]) -> tuple[Path, ...]:
+    if file := gguf.located(config.huggingface):
+        return (file,)
     folder = hub.folder(config.huggingface, wanted)
     return tuple(folder / file for file in wanted)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.core.errors import StageError
 from edgepack.core.signature import Signature
 from edgepack.models.sources.huggingface.facts import DecoderFacts
-from edgepack.models.sources.huggingface.texts import of_tokenizer
+from edgepack.models.sources.huggingface.texts import of_tokenizer, own_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +61,16 @@ def incompatibility(name: str, known: DecoderFacts, signature: Signature) -> str
         return (
             f"knows {known.vocab_size:,} tokens, but the tokenizer of the data has {tokens:,}: it is of another model"
         )
-    return of_tokenizer(name, text)
+    return of_tokenizer(name, text) or _of_end(name, known, text)
+
+
+def _of_end(name: str, known: DecoderFacts, text: Mapping[str, Any]) -> str:
+    """Compare the token that ends a text, where the words of the tokenizers cannot be."""
+    end = text.get("end_id")
+    if end is None or not known.ends or end in known.ends or own_words(name) is not None:
+        return ""
+    ends = " or ".join(map(str, known.ends))
+    return f"ends a text with token {ends}, the tokenizer of the data with {end}: it is of another model"
 
 
 def adapted(model: Any, known: DecoderFacts, signature: Signature) -> "nn.Module":

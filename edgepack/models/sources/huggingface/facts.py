@@ -1,4 +1,4 @@
-"""What config.json tells of an encoder, read without torch."""
+"""What config.json or a GGUF file tells of a model, read without torch; of a GGUF file that is new, with it."""
 
 import json
 from functools import cache
@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.core.errors import RecipeError
 from edgepack.data import hub
+from edgepack.data.texts import gguf
 
 if TYPE_CHECKING:
     from edgepack.models.structure.decoder import Shape
@@ -102,6 +103,13 @@ class DecoderFacts(Facts):
     mlp_bias: bool = False
     use_sliding_window: bool = False
     tie_word_embeddings: bool | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Return the tokens that end a text; none where nothing is said."""
+        given = self.eos_token_id
+        return (given,) if isinstance(given, int) else given or ()
 
     @property
     def of_gpt2(self) -> bool:
@@ -166,7 +174,12 @@ _OF_KIND: dict[str, type[Facts]] = {
 
 
 def facts(name: str) -> Facts:
-    """Read config.json of a model. Raises RecipeError when it cannot be read, or is of another kind of model."""
+    """Read config.json of a model, or its GGUF file.
+
+    Raises RecipeError when it cannot be read, or is of another kind of model.
+    """
+    if file := gguf.located(name):
+        return _parsed(file, json.dumps(gguf.about(file).config).encode())
     path = hub.folder(name, hub.CONFIG) / "config.json"
     return _read(path, path.stat().st_mtime_ns)
 
@@ -174,7 +187,13 @@ def facts(name: str) -> Facts:
 @cache
 def _read(path: Path, changed: int) -> Facts:
     try:
-        content = path.read_bytes()
+        return _parsed(path, path.read_bytes())
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read as a model's description: {error}") from None
+
+
+def _parsed(path: Path, content: bytes) -> Facts:
+    try:
         kind = json.loads(content).get("model_type")
         if kind not in _OF_KIND:
             raise RecipeError(f"{path} is of a model of kind {kind!r}; edgepack knows {', '.join(_OF_KIND)}")
@@ -183,5 +202,5 @@ def _read(path: Path, changed: int) -> Facts:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{path} does not describe a model: {where}: {first['msg']}") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise RecipeError(f"{path} cannot be read as a model's description: {error}") from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.core.signature import Signature
 from edgepack.data import hub
-from edgepack.data.texts import tokenizer
+from edgepack.data.texts import gguf, tokenizer
 from edgepack.models.sources.huggingface.facts import TextFacts
 
 if TYPE_CHECKING:
@@ -42,11 +42,22 @@ def _of_tokens(known: TextFacts, text: dict[str, Any]) -> str:
 
 def of_tokenizer(name: str, text: dict[str, Any]) -> str:
     """Compare the words of the tokenizers, if the model has one: the same number of tokens may mean other words."""
-    path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
-    if "words" not in text or not path.is_file():
-        return ""
-    same = _words(path, path.stat().st_mtime_ns) == text["words"]
+    own = own_words(name) if "words" in text else None
+    same = own in (None, text.get("words"))
     return "" if same else f"comes with a tokenizer of other words than that of the data: tokenizer: {name}"
+
+
+def own_words(name: str) -> str | None:
+    """Return a hash of the tokens of a model's own tokenizer, if it has one."""
+    if file := gguf.located(name):
+        return _hash(gguf.about(file).tokenizer)
+    path = hub.folder(name, hub.CONFIG) / tokenizer.FILE
+    return _words(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@cache
+def _hash(content: str) -> str | None:
+    return tokenizer.words(tokenizer.read(content.encode())) if content else None
 
 
 @cache
