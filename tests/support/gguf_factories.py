@@ -91,7 +91,7 @@ def _tensors(extra: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def windows(length: int = 16, **changes: Any) -> Signature:
     """What windows of tokens tell of themselves."""
-    about = {"kind": "tokens", "vocabulary": len(pieces()), "end": END, **changes}
+    about: dict[str, Any] = {"kind": "tokens", "vocabulary": len(pieces()), "end": END, **changes}
     inputs = (TensorSpec(name="input_ids", shape=(length,), dtype="int64"),)
-    outputs = (TensorSpec(name="logits", shape=(length, len(pieces()))),)
+    outputs = (TensorSpec(name="logits", shape=(length, about["vocabulary"])),)
     return Signature(inputs=inputs, outputs=outputs, preprocessing=about)

@@ -7,7 +7,7 @@ then: by the tokenizer of a model, or by one that is made of the training texts.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from edgepack.data.datasets import _articles
 from edgepack.data.folders import shown
 from edgepack.data.partition import possible, unreadable
 from edgepack.data.splits import EXAMPLES, PARTS, Data, Split
-from edgepack.data.texts import tables, tokenizer, tokens
+from edgepack.data.texts import kept_pieces, tables, tokenizer, tokens
 from edgepack.data.texts.corpus import Encoding, decoded, undecodable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ LICENCE = "as the texts say"
 KEEPS = True
 _VERSION = 1  # bump when the same files would give other windows
 _BBC = "bbc-news"
+_DOCUMENTS = {"text", "encoding", "validation", "test"}  # settings that say which documents are for training
 _AT_ONCE = 32_000_000  # bytes of logits of the samples that are run at once
 
 
@@ -47,6 +48,11 @@ class Config(Frozen):
     vocabulary: int = Field(
         default=4096, ge=300, le=200_000, description="tokens of the tokenizer that is trained on the training texts"
     )
+    pieces: Literal["all", "used"] = Field(
+        default="all",
+        description="used: leave out pieces of the tokenizer that no training text needs, and their rows in the model; "
+        "rare words have more pieces then",
+    )
     window: int = Field(default=128, ge=2, le=32_768, description="tokens that the model reads at once")
     encoding: Encoding = Field(default="utf-8", description="encoding of files without a byte order mark")
     validation: Share = Field(default=0.1, description="fraction of the documents for this split")
@@ -57,6 +63,8 @@ class Config(Frozen):
         possible(self.validation, self.test, "documents")
         if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
             raise ValueError("vocabulary is for a tokenizer that is trained here: remove it, or the tokenizer")
+        if self.tokenizer is None and self.pieces == "used":
+            raise ValueError("a tokenizer that is trained here has no other pieces: remove `pieces`")
         return self
 
 
@@ -70,18 +78,23 @@ def describe(config: Config) -> Signature:
         "vocabulary": pieces.vocabulary if pieces else config.vocabulary,
         "window": config.window,
         "end": pieces.tokenizer.id_to_token(pieces.end) if pieces else tokens.END,
-        **({"end_id": pieces.end, "words": tokenizer.words(pieces.tokenizer)} if pieces else {}),
+        **({"end_id": pieces.end, "words": pieces.words} if pieces else {}),
+        **({"kept": kept_pieces.packed(pieces.kept)} if pieces and pieces.kept else {}),
     }
     return Signature(inputs=(TensorSpec(name="input_ids", shape=(config.window,), dtype="int64"),), preprocessing=steps)
 
 
 def fingerprint(config: Config) -> str:
-    found = digests({_place(config, file): file for file in _files(config)}, of=config.texts)
+    found = _digests(config)
     pieces = _named(config)
     settings = config.model_dump(mode="json", exclude={"texts", "tokenizer"})
     made_by = digest(pieces.json().decode()) if pieces else ""
     facts = {"files": found, "tokenizer": made_by, "config": settings, "versions": versions("tokenizers")}
     return digest({**facts, "version": _VERSION})
+
+
+def _digests(config: Config) -> dict[str, str]:
+    return digests({_place(config, file): file for file in _files(config)}, of=config.texts)
 
 
 def attachments(config: Config) -> dict[str, bytes]:
@@ -127,10 +140,19 @@ def _notes(config: Config, kept: Path, parts: dict[str, list[str]]) -> Iterator[
         f"{len(parts[part]):,} documents of {counts[part]:,} tokens for {part}" for part in ("train", "test")
     )
     yield f"{whole}, in windows of {config.window} tokens"
+    if (pieces := _named(config)) and pieces.whole:
+        kept = f"{pieces.vocabulary:,} of {pieces.whole.vocabulary:,} pieces of the tokenizer are kept"
+        yield f"{kept}: compare bits_per_byte, not perplexity, with a model that has them all"
 
 
 def _named(config: Config) -> "Pieces | None":
-    return tokens.of_model(config.tokenizer) if config.tokenizer is not None else None
+    if config.tokenizer is None:
+        return None
+    whole = tokens.of_model(config.tokenizer)
+    if config.pieces == "all":
+        return whole
+    texts = {"files": _digests(config), "config": config.model_dump(mode="json", include=_DOCUMENTS)}
+    return tokens.used(whole, texts, lambda: _parts(config)["train"])
 
 
 def _trained(config: Config, documents: Sequence[str]) -> "Pieces":

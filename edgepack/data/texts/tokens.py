@@ -10,14 +10,17 @@ so that models with different tokenizers can be compared: those of all tokens of
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgepack.core.errors import RecipeError
+from edgepack.core.files import made_once
+from edgepack.core.provenance import versions
 from edgepack.data import hub
-from edgepack.data.texts import gguf, tokenizer
+from edgepack.data.texts import gguf, kept_pieces, tokenizer
 
 if TYPE_CHECKING:
     import numpy
@@ -27,21 +30,36 @@ if TYPE_CHECKING:
     Rows = numpy.typing.NDArray[numpy.int32]
 
 END = "<|end|>"  # of a tokenizer that is trained here
+_VERSION = 1  # bump when other pieces would be kept of the same texts
 _BATCH = 200  # documents that are tokenized at a time
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>", "[SEP]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """A tokenizer that neither cuts nor pads, the number of its tokens, and the one that ends a text."""
+    """A tokenizer that neither cuts nor pads, the number of its tokens, and the one that ends a text.
+
+    One with fewer tokens than its model has `kept` those of the `whole` one.
+    """
 
     tokenizer: "Tokenizer"
     vocabulary: int
     end: int
+    kept: tuple[int, ...] = ()
+    whole: "Pieces | None" = None
 
     def json(self) -> bytes:
+        return self._content.encode()
+
+    @cached_property
+    def _content(self) -> str:
         content: str = self.tokenizer.to_str()
-        return content.encode()
+        return content
+
+    @cached_property
+    def words(self) -> str:
+        """Return a hash of the tokens of its model, which may have more."""
+        return tokenizer.words(self.tokenizer) if self.whole is None else self.whole.words
 
 
 def of_model(name: str) -> Pieces:
@@ -68,10 +86,32 @@ def _of_gguf(file: Path) -> Pieces:
     about = gguf.about(file)
     if about.problem:
         raise RecipeError(f"{file} {about.problem}", "name a folder with its tokenizer.json instead")
-    found = tokenizer.read(about.tokenizer.encode())
     if about.end is None:
         raise RecipeError(f"the tokenizer in {file} has no token that ends a text", "it is tokenizer.ggml.eos_token_id")
-    return Pieces(tokenizer=found, vocabulary=max(found.get_vocab().values()) + 1, end=about.end)
+    return _read(about.tokenizer, about.end)
+
+
+@cache
+def _read(content: str, end: int) -> Pieces:
+    found = tokenizer.read(content.encode())
+    return Pieces(tokenizer=found, vocabulary=max(found.get_vocab().values()) + 1, end=end)
+
+
+def used(whole: Pieces, made_of: Any, documents: Callable[[], Sequence[str]]) -> Pieces:
+    """Return a tokenizer with those pieces only that the documents use; `made_of` says which documents they are.
+
+    Raises RecipeError for a tokenizer that cannot be cut.
+    """
+
+    def make() -> dict[str, Any]:
+        cut = kept_pieces.used(whole.json().decode(), documents())
+        return {"tokenizer": cut.tokenizer, "kept": cut.kept}
+
+    content = whole.json().decode()
+    facts = {"documents": made_of, "tokenizer": content, "versions": versions("tokenizers"), "version": _VERSION}
+    known = made_once("pieces", facts, make)
+    kept = tuple(known["kept"])
+    return replace(_read(known["tokenizer"], kept.index(whole.end)), kept=kept, whole=whole)
 
 
 def _named(file: Path) -> Iterator[str]:

@@ -170,11 +170,16 @@ def build(config: Config, signature: Signature) -> "nn.Module":
     pretrained = config.weights is not None and checkpoint is None
     if pretrained and _counts_otherwise(config, signature):
         note(f"'{config.huggingface}' names its outputs by number, and {_ORDER}: was it trained so?")
-    model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
-    theirs = checkpoint is not None and _fits(model, checkpoint, config)
-    if checkpoint and theirs:
-        load_weights(model, checkpoint, config.checkpoint_key)
-    module = _adapted(model, config, signature)
+    known = facts(config.huggingface)
+    theirs = False
+    if isinstance(known, DecoderFacts) and not pretrained and checkpoint is None:  # such as a saved one, made again
+        module = decoders.fresh(known, signature)
+    else:
+        model = _pretrained(config, signature) if pretrained else _fresh(config, signature)
+        theirs = checkpoint is not None and _fits(model, checkpoint, config)
+        if checkpoint and theirs:
+            load_weights(model, checkpoint, config.checkpoint_key)
+        module = _adapted(model, config, signature)
     if config.layers is not None:
         keep_layers(module, config.layers)
     tried(module, signature, config.huggingface)

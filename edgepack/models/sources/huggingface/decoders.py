@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.core.errors import StageError
 from edgepack.core.signature import Signature
+from edgepack.data.texts import kept_pieces
 from edgepack.models.sources.huggingface.facts import DecoderFacts
 from edgepack.models.sources.huggingface.texts import of_tokenizer, own_words
 
@@ -54,7 +55,8 @@ def incompatibility(name: str, known: DecoderFacts, signature: Signature) -> str
         return f"has {known.unknown}, which edgepack does not know"
     if known.heads % (known.num_key_value_heads or 1):
         return f"has {known.num_key_value_heads} heads of keys, which do not divide its {known.heads} of queries"
-    length, tokens = signature.inputs[0].shape[0], int(text["vocabulary"])
+    kept = _kept(text)
+    length, tokens = signature.inputs[0].shape[0], kept[-1] + 1 if kept else int(text["vocabulary"])
     if length > known.places:
         return f"reads at most {known.places} tokens, but a window of the data has {length}"
     if tokens > known.vocab_size or known.vocab_size - tokens > _PADDED:
@@ -64,13 +66,27 @@ def incompatibility(name: str, known: DecoderFacts, signature: Signature) -> str
     return of_tokenizer(name, text) or _of_end(name, known, text)
 
 
+def _kept(text: Mapping[str, Any]) -> list[int]:
+    """Return the tokens of the model that the data's tokenizer has; none where it has all."""
+    return kept_pieces.unpacked(text["kept"]) if "kept" in text else []
+
+
 def _of_end(name: str, known: DecoderFacts, text: Mapping[str, Any]) -> str:
     """Compare the token that ends a text, where the words of the tokenizers cannot be."""
-    end = text.get("end_id")
+    end, kept = text.get("end_id"), _kept(text)
+    end = kept[end] if kept else end
     if end is None or not known.ends or end in known.ends or own_words(name) is not None:
         return ""
     ends = " or ".join(map(str, known.ends))
     return f"ends a text with token {ends}, the tokenizer of the data with {end}: it is of another model"
+
+
+def fresh(known: DecoderFacts, signature: Signature) -> "nn.Module":
+    """Return a Decoder with new weights, for windows of the data's length."""
+    from edgepack.models.structure.decoder import Decoder
+
+    places, vocabulary = signature.inputs[0].shape[0], int(signature.preprocessing["vocabulary"])
+    return Decoder(known.shape(vocabulary, places))
 
 
 def adapted(model: Any, known: DecoderFacts, signature: Signature) -> "nn.Module":
@@ -78,14 +94,13 @@ def adapted(model: Any, known: DecoderFacts, signature: Signature) -> "nn.Module
 
     Raises StageError for a model with other tensors than those of its kind.
     """
-    from edgepack.models.structure.decoder import Decoder
-
-    places, vocabulary = signature.inputs[0].shape[0], int(signature.preprocessing["vocabulary"])
-    module = Decoder(known.shape(vocabulary, places))
+    module = fresh(known, signature)
     ours, theirs = module.state_dict(), _renamed(model.state_dict(), known)
+    kept = _kept(signature.preprocessing)
     for name in ("embedding.weight", "head.weight", "positions.weight"):
         if name in theirs and name in ours:
-            theirs[name] = theirs[name][: len(ours[name])]
+            rows = kept if kept and name != "positions.weight" else slice(len(ours[name]))
+            theirs[name] = theirs[name][rows]
     if {*theirs} != {*ours}:
         other = sorted({*theirs} ^ {*ours})
         raise StageError(f"its tensor '{other[0]}' and {len(other) - 1} more are not those of a {known.model_type}")
