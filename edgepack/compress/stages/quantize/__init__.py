@@ -45,6 +45,7 @@ USES_QUANTIZER = True
 
 Mode = Literal["ptq", "qat", "best"]
 _FREEZE = 0.4  # share of the epochs after which the ranges of activations and weights are frozen
+_FEW = 2  # calibration samples where observers of weights need one run, and no other ranges are calibrated
 _TIMED = 64  # calibration samples for a model that is only timed: ranges do not change its speed
 _AUTO = "auto"
 _GROUP: Literal[32] = 32
@@ -170,7 +171,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     graph = capture(candidate, config.fp32, embeddings=config.embeddings)
     scheme = _scheme(candidate, config, context.quantization, context.quantizer)
     observed = prepare(graph, scheme, training=False)
-    _calibrate(observed, context.data.train.first(config.calibration), candidate)
+    _calibrate(observed, context.data.train.first(_FEW if scheme.dynamic else config.calibration), candidate)
     notes = _notes(config, scheme)
     if config.mode == "ptq" or EVERYTHING in config.fp32:
         return _quantized(candidate, converted(observed), notes)
@@ -199,7 +200,7 @@ def _precision(candidate: "Candidate", config: Config, context: Context) -> "Fou
     from edgepack.models.structure.layer_names import matches
 
     scheme = _scheme(candidate, config, context.quantization, context.quantizer)
-    samples = context.data.train.first(min(config.calibration, _TIMED))
+    samples = context.data.train.first(_FEW if scheme.dynamic else min(config.calibration, _TIMED))
 
     @lru_cache(maxsize=2)  # the best set and int8 are timed alternately
     def made(patterns: tuple[str, ...]) -> "Candidate":
@@ -257,7 +258,7 @@ def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate"
     import torch
 
     with torch.no_grad():
-        for batch in samples.batches(64):
+        for batch in samples.batches(min(64, samples.most)):
             _observe(prepared, batch.inputs, candidate)
 
 
@@ -288,7 +289,7 @@ def _trained(
     from edgepack.compress.training.loss import Distillation
 
     prepared = prepare(graph, scheme, training=True)
-    _calibrate(prepared, context.data.train.first(2), candidate)  # observers of weights need one run
+    _calibrate(prepared, context.data.train.first(_FEW), candidate)
     take_ranges(prepared, observed)
     best = fit(
         prepared,

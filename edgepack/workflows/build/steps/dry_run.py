@@ -30,6 +30,8 @@ def check(work: Workspace) -> None:
         for variant in those if stage.config.needs_timing else ():
             check_timed(work, work.planner.exporters_of(variant)[0])
     warn_of_saturation(work)
+    if not (work.recipe.model.module.FOREIGN or any(map(trains, stages))):
+        return  # the stages themselves take no longer
     work.emit(StepProgress(doing="dry run of the stages on an untrained model", done=0, total=1))
     candidate = guarded("model, untrained", partial(untrained, work), work.store.root)
     guarded("model, untrained", partial(_check_steady, candidate), work.store.root)
