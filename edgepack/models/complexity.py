@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
-from collections.abc import Iterator
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import nn

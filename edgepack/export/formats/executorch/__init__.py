@@ -74,6 +74,8 @@ def check(candidate: "Candidate", config: Config) -> None:
     from edgepack.export.formats.executorch.unrolled import check_steps
 
     check_steps(candidate)
+
+
 def low_bits(config: Config) -> bool:
     return bool(_backend(config).LOW_BITS)
 
@@ -88,11 +90,9 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     from edgepack.export.formats.executorch.unrolled import unrolled
 
     backend, inputs = _backend(config), candidate.example_inputs()
-    exported = backend.prepared(unrolled(candidate.program(batch=1), inputs), inputs)
-    backend = _backend(config)
     if candidate.form == "exported":
         candidate = replace(candidate, module=with_packed_tables(candidate.module))
-    exported = backend.prepared(candidate.program(batch=1), candidate.example_inputs())
+    exported = backend.prepared(unrolled(candidate.program(batch=1), inputs), inputs)
     with light_tracing():
         with backend.lowering():
             program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
