@@ -141,8 +141,8 @@ def _notes(config: Config, kept: Path, parts: dict[str, list[str]]) -> Iterator[
     )
     yield f"{whole}, in windows of {config.window} tokens"
     if (pieces := _named(config)) and pieces.whole:
-        kept = f"{pieces.vocabulary:,} of {pieces.whole.vocabulary:,} pieces of the tokenizer are kept"
-        yield f"{kept}: compare bits_per_byte, not perplexity, with a model that has them all"
+        left = f"{pieces.vocabulary:,} of {pieces.whole.vocabulary:,} pieces of the tokenizer are kept"
+        yield f"{left}: compare bits_per_byte, not perplexity, with a model that has them all"
 
 
 def _named(config: Config) -> "Pieces | None":

@@ -74,7 +74,7 @@ def _kept(text: Mapping[str, Any]) -> list[int]:
 def _of_end(name: str, known: DecoderFacts, text: Mapping[str, Any]) -> str:
     """Compare the token that ends a text, where the words of the tokenizers cannot be."""
     end, kept = text.get("end_id"), _kept(text)
-    end = kept[end] if kept else end
+    end = kept[int(end)] if kept and end is not None else end
     if end is None or not known.ends or end in known.ends or own_words(name) is not None:
         return ""
     ends = " or ".join(map(str, known.ends))
