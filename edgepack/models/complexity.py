@@ -61,6 +61,6 @@ def _fused() -> dict[Any, Callable[..., int]]:
     """Count a fused LSTM: the counter knows the products that it is made of, but not the operator."""
 
     def flops(series: torch.Size, inputs: torch.Size, hidden: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * int(series[0]) * int(series[1]) * (prod(inputs) + prod(hidden))
+        return int(2 * series[0] * series[1] * (prod(inputs) + prod(hidden)))
 
     return {torch.ops.aten.mkldnn_rnn_layer: flops}

@@ -132,7 +132,7 @@ def test_a_data_set_describes_itself_without_loading(module: ModuleType) -> None
     config = _data(module)
     signature = module.describe(config)
     assert isinstance(signature, Signature)
-    assert len(signature.labels) > 1
+    assert len(signature.labels) > 1 or signature.preprocessing["kind"] == "tokens"
     assert all(min(spec.shape) > 0 for spec in signature.inputs)
     assert module.fingerprint(config) == module.fingerprint(_data(module))
     assert all(isinstance(content, bytes) for content in module.attachments(config).values())
@@ -173,6 +173,7 @@ def _data(module: ModuleType) -> BaseModel:
         "audio_folder": {"folder": "words"},
         "bbc_news": words,
         "coco": {"images": "pets", "annotations": "pets.json"},
+        "corpus": {"texts": "bbc-news", "vocabulary": 300},
         "csv": {"file": "news.csv", **words},
         "huggingface": {"path": "news.jsonl", "text": "text", **words},
         "image_csv": {"file": "pets/labels.csv"},

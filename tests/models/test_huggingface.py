@@ -98,7 +98,7 @@ def test_a_folder_that_lacks_a_file_says_which() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "a model of kind 'gpt2'; edgepack knows bert, distilbert"),
+        ({"model_type": "t5"}, "a model of kind 't5'; edgepack knows bert, distilbert"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_tokenizer_of_other_words_is_told() -> None:
     ],
 )
 def test_a_damaged_description_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(Nested, match=f"does not describe an encoder: {next(iter(changes))}"):
+    with pytest.raises(Nested, match=f"does not describe a model: {next(iter(changes))}"):
         choose(huggingface=make.described(**changes))
 
 

@@ -1,5 +1,6 @@
-"""A transformer through transformers: an encoder of text (BERT, RoBERTa, MiniLM and others) or pictures (ViT, DeiT), or
-a causal language model (GPT-2, Llama, Qwen2, Mistral, SmolLM).
+"""A transformer through transformers: an encoder of text or pictures, or a causal language model.
+
+Of text BERT, RoBERTa, MiniLM and others, of pictures ViT and DeiT; GPT-2, Llama, Qwen2, Mistral and SmolLM.
 
 The name is a folder as save_pretrained() writes it, a model that a package carries, or one of the Hugging Face hub; of
 a causal language model also a GGUF file of llama.cpp, whose weights become floats again.
