@@ -128,7 +128,8 @@ def _check(recipes: Sequence["Recipe"]) -> None:
         stages = " -> ".join(stage.name for stage in recipe.stages)
         budgets = f"budgets: {len(recipe.budgets)}" if recipe.budgets else "no budgets: the build checks no limit"
         click.echo(f"{recipe.name}: OK ({stages}; {budgets}; device: {profile.name})")
-        for note in recipe.data.module.notes(recipe.data.config):
+        remarks = (f"{each.name}: {said}" for each in recipe.stages for said in each.module.remarks(each.config))
+        for note in (*recipe.data.module.notes(recipe.data.config), *remarks):
             click.echo(f"  note: {note}")
 
 

@@ -196,6 +196,10 @@ class Stage(Protocol):
         """Say why the stage makes no sense at this place in the recipe, or "". Without torch: `check` calls it too."""
         return ""
 
+    def remarks(self, config: Any) -> tuple[str, ...]:
+        """Return remarks on the settings for people, shown by `check`. Without torch."""
+        return ()
+
     def uses(self, config: Any) -> dict[str, str]:
         """Name the plugins of other kinds that it uses: {kind: name}. Their VERSION and LIBRARIES count as its own."""
         return {}

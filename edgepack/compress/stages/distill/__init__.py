@@ -9,6 +9,7 @@ for students of an encoder's lower layers, arXiv 1910.01108 (DistilBERT) and 230
 from typing import TYPE_CHECKING
 
 from edgepack.compress.contract import Context
+from edgepack.compress.stages.distill.config import MOST
 from edgepack.compress.stages.distill.config import Config as Config
 from edgepack.compress.stages.distill.inheritance import begun
 from edgepack.compress.stages.distill.students import by_width, check_smaller, make_student, narrower_student, size_of
@@ -28,8 +29,26 @@ LIBRARIES = ("torchvision", "torch-pruning", "transformers")
 READS = ("channel_multiple",)
 # A student with up to so many times fewer parameters learns as well with no assistant, or with one assistant.
 _ALONE, _ONE_BETWEEN = 4.0, 16.0
+_USUAL = "where 2 to 4x are usual"
 _ROUNDING = 1.02  # a student meant to be a quarter of its teacher has slightly fewer parameters than that
 _DEMANDING = 0.01  # a student below a sixteenth of its teacher's size is unlikely to keep within a smaller drop
+
+
+def remarks(config: Config) -> tuple[str, ...]:
+    """Say where the student is much smaller than the one that it learns from, and where assistants would help."""
+    ratio = config.compression or 1.0
+    number = assistants(ratio) if config.progressive == "auto" else int(config.progressive)
+    step = ratio ** (1 / (number + 1))
+    if step > _ALONE * _ROUNDING:
+        fitting = next((n for n in range(number, MOST) if ratio ** (1 / (n + 1)) <= _ALONE * _ROUNDING), MOST)
+        return (
+            f"each student has {step:.2g}x fewer parameters than its teacher, {_USUAL}: try progressive: {fitting}",
+        )
+    if ratio > _ONE_BETWEEN * _ROUNDING:
+        return (
+            f"{ratio:.3g}x fewer parameters are more than students usually bear, which is up to {_ONE_BETWEEN:.0f}x",
+        )
+    return ()
 
 
 def dry_run(candidate: "Candidate", config: Config, quantization: "Quantization") -> "Candidate":

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from edgepack.config.plugins import Choice
 
 
+MOST = 4  # teacher assistants
+
+
 class Config(Training):
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [way]} for way in ("student", "compression", "layers")]},
@@ -67,8 +70,8 @@ class Config(Training):
     @field_validator("progressive")
     @classmethod
     def _few(cls, progressive: str | int) -> str | int:
-        if isinstance(progressive, int) and not 0 <= progressive <= 4:
-            raise ValueError(f"progressive is auto or a number of assistants from 0 to 4, got {progressive}")
+        if isinstance(progressive, int) and not 0 <= progressive <= MOST:
+            raise ValueError(f"progressive is auto or a number of assistants from 0 to {MOST}, got {progressive}")
         return progressive
 
     @model_validator(mode="after")
