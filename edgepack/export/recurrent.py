@@ -8,7 +8,9 @@ for layer in call.layers:           # one operator of torch may hold several
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+
+from edgepack.models.structure.fx_graph import tensor_of
 
 aten = torch.ops.aten
 LSTM, GRU = aten.lstm.input, aten.gru.input
@@ -27,6 +29,23 @@ class Direction:
 
 
 Layer = tuple[Direction, ...]
+_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+
+def integers(module: fx.GraphModule, weight: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """Return an int8 weight and the scale of each of its rows, whose zero points are 0; None for one in fp32."""
+    if weight.target is not _DEQUANTIZE:
+        return None
+    numbers, scales = (tensor_of(module, each) for each in weight.args[:2])
+    return numbers, scales.float()
+
+
+def values(module: fx.GraphModule, weight: fx.Node) -> Tensor:
+    """Return a weight in fp32, also of one that is stored as int8."""
+    if (found := integers(module, weight)) is None:
+        return tensor_of(module, weight)
+    numbers, scales = found
+    return numbers.float() * scales[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ Which tensors become int8 is for a quantizer to say: the one that the files want
 `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
 `best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
 tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
-whole tensor in torch and ONNX, and that of each row in XNNPACK. With `fp32: auto` the blocks that are faster in fp32
-are found by timing them on the device, before any training.
+whole tensor in torch and ONNX, and that of each row in XNNPACK. Of an LSTM the weights become int8 in the graph, and
+the runtimes round what they multiply in each step; a GRU stays float. With `fp32: auto` the blocks that are
+faster in fp32 are found by timing them on the device, before any training.
 
 int4 weights are those of Linear layers, with a scale for each group of inputs; activations then have a range for each
 token, in ONNX Runtime for each group. Tables of 4 or 2 bits are rounded in groups as well.
@@ -28,6 +29,7 @@ from edgepack.core.errors import StageError
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
+    from torch.nn import Module
 
     from edgepack.compress.contract import Latency
     from edgepack.compress.stages.quantize.contract import Scheme
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 USES_QUANTIZER = True
@@ -172,7 +174,7 @@ def run(candidate: "Candidate", config: Config, context: Context) -> "Candidate"
     scheme = _scheme(candidate, config, context.quantization, context.quantizer)
     observed = prepare(graph, scheme, training=False)
     _calibrate(observed, context.data.train.first(_FEW if scheme.dynamic else config.calibration), candidate)
-    notes = _notes(config, scheme)
+    notes = _notes(candidate, config, scheme)
     if config.mode == "ptq" or EVERYTHING in config.fp32:
         return _quantized(candidate, converted(observed), notes)
     trained, best = _trained(graph, observed, scheme, candidate, config, context)
@@ -242,7 +244,9 @@ def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization"
     )
 
 
-def _notes(config: Config, scheme: "Scheme") -> list[str]:
+def _notes(candidate: "Candidate", config: Config, scheme: "Scheme") -> list[str]:
+    from edgepack.models.structure.layer_names import matches
+
     saturates = ["weights have 7 bits: the device's int8 products saturate"] * (scheme.bits == 7)
     in_groups = [f"weights: int4, a scale for each {scheme.group} inputs"] * scheme.int4
     dynamic = ["activations: int8, their ranges measured in each inference"] * scheme.dynamic
@@ -250,8 +254,16 @@ def _notes(config: Config, scheme: "Scheme") -> list[str]:
     tables = ["kept in fp32: embedding tables"] * (not config.embeddings)
     if scheme.table_bits < 8:
         tables = [f"embedding tables: {scheme.table_bits} bits, a scale for each {scheme.group} numbers"]
+    grus = [name for name in _grus(candidate.module) if not matches(name, config.fp32)]
+    gated = [f"kept in fp32: {name} (a GRU): ONNX Runtime has no int8 operator for it" for name in grus]
     kept = [f"kept in fp32: {pattern}" for pattern in config.fp32]
-    return [*saturates, *in_groups, *dynamic, *between, *tables, *kept]
+    return [*saturates, *in_groups, *dynamic, *between, *tables, *gated, *kept]
+
+
+def _grus(module: "Module") -> list[str]:
+    from torch import nn
+
+    return [name for name, layer in module.named_modules() if isinstance(layer, nn.GRU)]
 
 
 def _calibrate(prepared: "GraphModule", samples: "Split", candidate: "Candidate") -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
-TABLE = aten.embedding.default
-_LAYERS = (*WEIGHTED, TABLE)
+TABLE, LSTM, GRU = aten.embedding.default, aten.lstm.input, aten.gru.input
+_LAYERS = (*WEIGHTED, TABLE, LSTM)
 EVERYTHING = "*"  # the pattern that keeps the whole model in fp32
 HARD_SIGMOIDS = (aten.hardsigmoid.default, aten.hardsigmoid_.default)
 
@@ -54,6 +54,19 @@ def capture(candidate: "Candidate", fp32: tuple[str, ...], *, embeddings: bool =
 def _without(graph: fx.GraphModule, norm: fx.Node) -> None:
     if not fold(graph, norm):
         scale_and_shift(graph, norm)
+
+
+_TRAIN = 6  # the argument of recurrent operators that says whether they are trained
+
+
+def tell_recurrent(graph: fx.GraphModule, *, training: bool) -> None:
+    """Tell recurrent operators whether they are trained, as torch.export notes what they were: on a GPU they have no
+    gradients else.
+    """
+    for node in graph.graph.nodes:
+        if node.target in (LSTM, GRU):
+            node.update_arg(_TRAIN, training)
+    graph.recompile()
 
 
 def layers_with_weights(candidate: "Candidate") -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed
+from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed, tell_recurrent
 from edgepack.compress.stages.quantize.low_bits import GroupedRounding
 from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, exact_three_qparams, hard_swish_observers
 from edgepack.models.structure.folding import WEIGHTED, own
@@ -35,6 +35,7 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
         if node.target in _MEANS:
             _avoid_ties(node)
     _round_biases(module)
+    tell_recurrent(module, training=False)
     drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
 

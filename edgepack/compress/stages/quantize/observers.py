@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from edgepack.compress.stages.quantize.capture import aten
+from edgepack.compress.stages.quantize.capture import aten, tell_recurrent
 from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.config import plugins
 from edgepack.models.structure.folding import WEIGHTED
@@ -33,7 +33,7 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
     for node in prepared.graph.nodes:
         if node.op == "call_function" and plugin.keeps_range(node.target):
             node.meta[KEEPS_RANGE] = True
-    prepared.recompile()
+    tell_recurrent(prepared, training=training)
     return prepared
 
 

@@ -1,9 +1,10 @@
 """Recurrent layers step by step, as ExecuTorch has no operator for them: Linear layers, sigmoid and tanh for each step.
 
 What comes in is multiplied for all steps at once, and the gates lie in an order in which one sigmoid computes them all;
-XNNPACK takes the whole.
+XNNPACK takes the whole. Layers with int8 weights keep them, and what they multiply is rounded in each inference.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from edgepack.core.errors import StageError
-from edgepack.export.recurrent import GATES, GRU, LSTM, Call, Direction, calls
+from edgepack.export.recurrent import GATES, GRU, LSTM, Call, Direction, calls, integers, values
 from edgepack.models.candidate import Candidate
 from edgepack.models.source_lines import of_node
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
-aten = torch.ops.aten
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 MOST_STEPS = 256  # of all layers and directions; lowering took 34 s for 100 and 107 s for 200, beside other programs
 _CONCATENATED = 5  # tensors that XNNPACK puts together at most (1.4.1)
+_SMALLEST = 2.0**-12  # scale of what is rounded by its own range, as in the configuration of XNNPACK's quantizer
 _STEPS = 1  # the dimension of steps in [1, steps, numbers]
 _ORDER = {LSTM: (0, 1, 3, 2), GRU: (0, 1, 2)}  # the gates with a sigmoid first, then the one with tanh
 
@@ -107,17 +109,14 @@ class _Unroller:
 
     def _direction(self, series: fx.Node, direction: Direction) -> list[fx.Node]:
         """Return the outputs [1, steps, hidden] of a direction, and its last states [1, 1, hidden]."""
-        kind = self.node.target
-        weights, hidden = (self._weight(each, kind) for each in (direction.inputs, direction.hidden))
-        biases = [self._gates(each, kind) for each in direction.biases]
-        size = len(tensor_of(self.module, direction.hidden)) // GATES[kind]
-        if kind is LSTM:
-            bias = [self._constant(sum(biases))] if biases else []
-            step = self._lstm(hidden, size)
+        biases = [self._gates(tensor_of(self.module, each)) for each in direction.biases]
+        size = len(values(self.module, direction.hidden)) // GATES[self.node.target]
+        if self.node.target is LSTM:
+            given = self._linear(direction.inputs, [sum(biases)] if biases else [])(series)
+            step = self._lstm(self._linear(direction.hidden, []), size)
         else:
-            bias = [self._constant(each) for each in biases[:1]]
-            step = self._gru(hidden, [self._constant(each) for each in biases[1:]], size)
-        given = self(aten.linear.default, series, weights, *bias)
+            given = self._linear(direction.inputs, biases[:1])(series)
+            step = self._gru(self._linear(direction.hidden, biases[1:]), size)
         outputs: dict[int, fx.Node] = {}
         state: tuple[fx.Node, ...] = ()
         for place in reversed(range(self.steps)) if direction.reverse else range(self.steps):
@@ -125,12 +124,32 @@ class _Unroller:
             outputs[place] = state[0]
         return [self._joined([outputs[place] for place in range(self.steps)], _STEPS), *state]
 
-    def _lstm(self, weight: fx.Node, size: int) -> "Step":
+    def _linear(self, weight: fx.Node, biases: list[Tensor]) -> "Linear":
+        """Return what multiplies by a weight. What it multiplies is rounded by its own range if the weight is int8."""
+        bias = [self._constant(each) for each in biases]
+        found = integers(self.module, weight)
+        if found is None:
+            matrix = self._constant(self._gates(tensor_of(self.module, weight)))
+            return lambda given: self(aten.linear.default, given, matrix, *bias)
+        numbers, scales = (self._constant(self._gates(each)) for each in found)
+        zeros = self._constant(torch.zeros(len(found[1]), dtype=torch.int64))
+        most = torch.iinfo(torch.int8).max
+        rows = self(decomposed.dequantize_per_channel.default, numbers, scales, zeros, 0, -most, most, torch.int8)
+        return lambda given: self(aten.linear.default, self._rounded(given), rows, *bias)
+
+    def _rounded(self, given: fx.Node) -> fx.Node:
+        limits = (torch.iinfo(torch.int8).min, torch.iinfo(torch.int8).max)
+        found = self(decomposed.choose_qparams.tensor, given, *limits, _SMALLEST, torch.int8)
+        range_ = (self(operator.getitem, found, 0), self(operator.getitem, found, 1), *limits, torch.int8)
+        rounded = self(decomposed.quantize_per_tensor.tensor, given, *range_)
+        return self(decomposed.dequantize_per_tensor.tensor, rounded, *range_)
+
+    def _lstm(self, remembers: "Linear", size: int) -> "Step":
         """Return a step of LSTM; before the first all is zero, and there is nothing to forget."""
 
         def step(given: fx.Node, state: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
             if state:
-                given = self(aten.add.Tensor, given, self(aten.linear.default, state[0], weight))
+                given = self(aten.add.Tensor, given, remembers(state[0]))
             gates = self(aten.sigmoid.default, self._part(given, 2, 0, 3 * size))
             enters, forgets, leaves = (self._part(gates, 2, at * size, (at + 1) * size) for at in range(3))
             new = self(aten.tanh.default, self._part(given, 2, 3 * size, 4 * size))
@@ -141,12 +160,12 @@ class _Unroller:
 
         return step
 
-    def _gru(self, weight: fx.Node, bias: list[fx.Node], size: int) -> "Step":
+    def _gru(self, remembers: "Linear", size: int) -> "Step":
         """Return a step of GRU: new + update * (hidden - new), where the reset gate scales what is remembered."""
 
         def step(given: fx.Node, state: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
             hidden = state[0] if state else self(aten.mul.Tensor, self._part(given, 2, 0, size), self._zero())
-            known = self(aten.linear.default, hidden, weight, *bias)
+            known = remembers(hidden)
             both = (self._part(each, 2, 0, 2 * size) for each in (given, known))
             gates = self(aten.sigmoid.default, self(aten.add.Tensor, *both))
             resets, updates = (self._part(gates, 2, at * size, (at + 1) * size) for at in range(2))
@@ -158,8 +177,8 @@ class _Unroller:
 
         return step
 
-    def __call__(self, operator: Callable[..., object], *args: object) -> fx.Node:
-        made = self.module.graph.call_function(operator, args)
+    def __call__(self, function: Callable[..., object], *args: object) -> fx.Node:
+        made = self.module.graph.call_function(function, args)
         made.meta = dict(self.meta)
         return made
 
@@ -176,12 +195,9 @@ class _Unroller:
             tensors = [self(aten.cat.default, each, dimension) if len(each) > 1 else each[0] for each in few]
         return tensors[0]
 
-    def _weight(self, weight: fx.Node, kind: object) -> fx.Node:
-        return self._constant(self._gates(weight, kind))
-
-    def _gates(self, tensor: fx.Node, kind: object) -> Tensor:
-        parts = tensor_of(self.module, tensor).chunk(GATES[kind])
-        return torch.cat([parts[place] for place in _ORDER[kind]])
+    def _gates(self, tensor: Tensor) -> Tensor:
+        parts = tensor.chunk(GATES[self.node.target])
+        return torch.cat([parts[place] for place in _ORDER[self.node.target]])
 
     def _zero(self) -> fx.Node:
         return self._constant(torch.zeros(1))
@@ -193,4 +209,5 @@ class _Unroller:
         return self.module.graph.get_attr(name)
 
 
+Linear = Callable[[fx.Node], fx.Node]
 Step = Callable[[fx.Node, tuple[fx.Node, ...]], tuple[fx.Node, ...]]  # (gates of the input, state) -> state

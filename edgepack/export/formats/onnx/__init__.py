@@ -55,7 +55,8 @@ def low_bits(config: Config) -> bool:
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
-    from edgepack.export.formats.onnx import int8, ort, recurrent
+    from edgepack.export.formats.onnx import ort
+    from edgepack.export.formats.onnx.int8 import TRANSLATIONS
     from edgepack.export.formats.onnx.torchlib import read_once
     from edgepack.export.tensor_layers import name_initializers, named
     from edgepack.export.tracing import operators_listed_once
@@ -66,7 +67,7 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
         program = torch.onnx.export(
             candidate.program(batch=1),
             dynamo=True,
-            custom_translation_table=int8.TRANSLATIONS | recurrent.TRANSLATIONS,
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
             opset_version=config.opset,
             input_names=[spec.name for spec in candidate.signature.inputs],

@@ -17,6 +17,7 @@ _BYTES = {"double": 8, "int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "in
 _INT8 = ("int8", "uint8", "int4", "uint4")
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape", "Constant")  # compute nothing
 _LOOKUPS = ("Gather", "GatherElements", "GatherND", "Slice", "Split")  # read no more than they write
+_RECURRENT = ("LSTM", "GRU", "DynamicQuantizeLSTM")
 _PRODUCTS = ("MatMul", "Gemm")
 
 Tensor = tuple[str, Shape]  # the type, named as by the profiler, and the shape
@@ -77,6 +78,9 @@ def _operation(node: str, facts: dict[str, Any]) -> Operation:
 
 def _work(operator: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[Kind, int, str]:
     """Return the operator's kind, its MACs, and the type that decides its speed: that of its weights."""
+    if operator in _RECURRENT:
+        (steps, samples, _), weights = inputs[0][1], inputs[1:3]
+        return "linear", steps * samples * sum(prod(shape) for _, shape in weights), weights[0][0]
     factors = [each for each in inputs if len(each[1]) > 1][:2]
     if len(factors) == 2 and "Conv" in operator:
         kind, macs = _convolution(operator, factors[0], factors[1], outputs[0])

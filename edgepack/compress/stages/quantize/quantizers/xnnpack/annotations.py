@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten
+from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, LSTM, TABLE, aten
 from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.compress.stages.quantize.low_bits import (
     GroupedRounding,
@@ -62,6 +62,8 @@ class Annotator(XNNPACKQuantizer):  # type: ignore[misc]
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         _annotate_tables(model, self.scheme, training=self.training)
+        if not self.scheme.linear_only:
+            _annotate_recurrent(model, self.global_config.weight)
         super().annotate(model)
         _give_whole_ranges(model)
         return model
@@ -105,6 +107,18 @@ def _annotate_tables(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -
     for node in graph.graph.nodes:
         if node.target is TABLE and Q_ANNOTATION_KEY not in node.meta:
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map={node.args[0]: rows}, _annotated=True)
+
+
+def _annotate_recurrent(graph: fx.GraphModule, rows: QuantizationSpec) -> None:
+    """Annotate the weights of LSTM layers, each row of each gate with a scale. What they multiply is rounded by the
+    runtimes themselves, step by step: the graph has one operator for all steps.
+    """
+    for node in graph.graph.nodes:
+        if node.target is LSTM and Q_ANNOTATION_KEY not in node.meta:
+            weights = [each for each in node.args[2] if each.meta["val"].dim() == 2]
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                input_qspec_map=dict.fromkeys(weights, rows), _annotated=True
+            )
 
 
 def _give_whole_ranges(graph: fx.GraphModule) -> None:
