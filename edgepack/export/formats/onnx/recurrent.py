@@ -49,7 +49,7 @@ def _operator(name: str, given: tuple[Tensor | None, ...], width: int, *, states
     assert series is not None and inputs is not None
     (steps, samples, _), directions = series.shape, len(inputs)
     facts = {"direction": "bidirectional" if directions == 2 else "forward", "hidden_size": width}
-    return torch.onnx.ops.symbolic_multi_out(
+    results: Results = torch.onnx.ops.symbolic_multi_out(
         name,
         given,
         {**facts, **settings},
@@ -57,6 +57,7 @@ def _operator(name: str, given: tuple[Tensor | None, ...], width: int, *, states
         shapes=((steps, directions, samples, width), *[(directions, samples, width)] * states),
         version=1 if "::" in name else None,
     )
+    return results
 
 
 _OPERATORS = {LSTM: lstm, GRU: gru}
