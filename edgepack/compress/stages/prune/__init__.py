@@ -268,11 +268,17 @@ def _notes(had: Mapping[str, int], module: "nn.Module", whole: Mapping[str, str]
             (part.block, had[name] // part.unit, now[name] // part.unit, part.noun) for name, part in found.items()
         ]
     else:
-        counts = [(name, was, now[name], "channels") for name, was in had.items()]
+        counts = [(name, was, now[name], _noun(module.get_submodule(name))) for name, was in had.items()]
     return [
         f"{name}: {was} -> {left} {noun}" if was != left else _as_before(name, f"{was} {noun}", whole)
         for name, was, left, noun in counts
     ]
+
+
+def _noun(layer: "nn.Module") -> str:
+    from torch import nn
+
+    return "hidden units" if isinstance(layer, nn.RNNBase) else "channels"
 
 
 def _as_before(name: str, channels: str, whole: Mapping[str, str]) -> str:
