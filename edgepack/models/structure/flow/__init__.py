@@ -230,11 +230,15 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         with _disable_current_modes():
             self._follow_norms()
             series, *states = given
-            if isinstance(series, Tensor):
-                self.takes(self.of(series), series.dim() - 1, self.units[layer][0])
-            for each in tree_leaves([series, states] if not isinstance(series, Tensor) else states):
+            takes, units = self.units[layer]
+            for each in tree_leaves(states):
                 if isinstance(each, Tensor):
-                    self.hold(self.canonical(self.of(each)), self.meets("the state that a recurrent layer begins with"))
+                    self.takes(self.of(each), each.dim() - 1, units)
+            if isinstance(series, Tensor):
+                self.takes(self.of(series), series.dim() - 1, takes)
+            else:
+                for each in (each for each in tree_leaves(series) if isinstance(each, Tensor)):
+                    self.hold(self.canonical(self.of(each)), self.meets("read as a packed sequence"))
         self.inside += 1
 
     def _leave(self, layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
@@ -343,7 +347,8 @@ class Flow(TorchDispatchMode):  # type: ignore[misc]
         """Return whether a layer with weights is running that cannot be resized."""
         known = _ConvNd | nn.Linear | nn.Embedding | _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU
         layer = self.module.get_submodule(part)
-        return bool(part) and not isinstance(layer, known) and bool([*layer.parameters(recurse=False)])
+        resizable = isinstance(layer, known) or recurrent.is_resizable(layer)
+        return bool(part) and not resizable and bool([*layer.parameters(recurse=False)])
 
 
 # What an operator does with labels: gets the flow, the operator, its arguments by name and its result.

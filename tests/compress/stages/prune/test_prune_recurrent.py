@@ -100,6 +100,24 @@ class Own(nn.Module):  # type: ignore[misc]
         return logits
 
 
+class Translates(nn.Module):  # type: ignore[misc]
+    """The second operator begins with the last state of the first, which has as many units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.writes = nn.LSTM(5, 16, batch_first=True), nn.LSTM(5, 16, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.writes(series, self.reads(series)[1])[0].mean(1))
+        return logits
+
+
+def test_units_go_from_both_sides_of_a_state() -> None:
+    [group] = survey(Translates().eval(), (torch.zeros(2, 7, 5),)).groups
+    assert (group.size, {*group.loses_outputs}) == (16, {"reads", "writes"})
+
+
 def test_units_follow_the_channels_that_they_are_added_to() -> None:
     [group] = survey(Own().eval(), (torch.zeros(2, 7, 5),)).groups
     assert (group.size, {*group.loses_outputs}) == (16, {"before", "rnn"})
