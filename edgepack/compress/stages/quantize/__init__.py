@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 9
+VERSION = 10
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 USES_QUANTIZER = True
