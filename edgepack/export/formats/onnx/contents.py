@@ -1,5 +1,6 @@
 """Read the contents of an .onnx or .ort file: initializers, and operators by name."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from edgepack.export.packing import Array
     from edgepack.export.tensor_layers import Names
 
-PACKED = ("_int4_packed", "_int2_packed")  # endings of the names of tensors
+_PACKED = re.compile(r"_(int[24])(_\d+)?_packed$")  # how the names of such tensors end
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def _layers(tensors: "dict[str, Array]", operators: list[Operator], names: "Name
 
 def _dtype(name: str, array: "Array") -> str:
     """Return the type of the numbers in a tensor: those of 4 and 2 bits are packed into bytes (int8.py)."""
-    return name.split("_")[-2] if name.endswith(PACKED) else str(array.dtype)
+    packed = _PACKED.search(name)
+    return packed[1] if packed else str(array.dtype)
 
 
 def _layer(name: str, array: "Array", names: "Names") -> str:

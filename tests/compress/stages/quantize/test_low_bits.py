@@ -16,11 +16,17 @@ from torch_factories import tiny_models as tiny_models
 
 from edgepack.compress.stages import train
 from edgepack.compress.stages.quantize import Config, dry_run, run
+from edgepack.compress.stages.quantize.capture import capture
+from edgepack.compress.stages.quantize.contract import Scheme
+from edgepack.compress.stages.quantize.convert import converted
 from edgepack.compress.stages.quantize.low_bits import Groups, rounded, table_groups, weight_groups
+from edgepack.compress.stages.quantize.observers import prepare
 from edgepack.compress.training import evaluation, numerics
 from edgepack.config import plugins
 from edgepack.config.device import Quantization
 from edgepack.core.errors import StageError
+from edgepack.core.signature import Signature, TensorSpec
+from edgepack.data.tasks import language_modelling
 from edgepack.measure import evaluate
 from edgepack.models.candidate import Candidate
 from edgepack.models.complexity import stored_bytes
@@ -197,6 +203,31 @@ def test_every_int4_layer_and_table_is_one_fast_operator(tmp_path: Path) -> None
     assert "QuantizeLinear" not in onnx.operators and "DequantizeLinear" not in onnx.operators
 
 
+DECODER = Signature(
+    inputs=(TensorSpec(name="input_ids", shape=(12,), dtype="int64"),),
+    preprocessing={"kind": "tokens", "vocabulary": 90},
+)
+
+
+@cached
+def decoder() -> Candidate:
+    """A language model whose table is the weight of its last layer too, in int4, and a table of 4 bits."""
+    signature = language_modelling.task(language_modelling.Config(), DECODER).signature
+    torch.manual_seed(0)
+    model = plugins.choose("models", {"gpt2": {"width": 64, "layers": 1, "heads": 4}})
+    return dry_run(Candidate.start(model, signature), Config(weights="int4", tables=4), Quantization())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_table_that_is_the_last_layer_too_is_rounded_for_each(format: str, tmp_path: Path) -> None:
+    [table, _], layers = in_groups(decoder(), aten.embedding.default, 0), in_groups(decoder(), aten.linear.default, 1)
+    scales = [tensor_of(decoder().module, each.args[1]) for each in (table, layers[-1])]
+    assert scales[0].shape == scales[1].shape and bool((scales[0] < 0).any()) and bool((scales[1] > 0).all())
+    contents = inspected(format, write(decoder(), format, tmp_path / "model"), decoder(), tmp_path)
+    stored = [each for each in contents.tensors if each.layer in ("head", "embedding") and each.dtype == "int4"]
+    assert sum(each.bytes for each in stored) == 2 * 90 * 64 // 2
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_operations_of_the_file_count_packed_weights(format: str, tmp_path: Path) -> None:
     exporter = plugins.load("exporters", format)
@@ -248,6 +279,19 @@ def test_saturating_products_of_int8_do_not_concern_int4() -> None:
     saturates = context(data=make.text(), quantization=Quantization(int8_saturates=True))
     result = run(start(), Config(mode="ptq", weights="int4"), saturates)
     assert torch.equal(answers(result), answers(made()))
+
+
+def test_a_graph_in_training_answers_as_what_it_is_converted_to() -> None:
+    scheme = Scheme(bits=4, table_bits=2, dynamic=True, linear_only=True)
+    trained = prepare(capture(start(), ()), scheme, training=True)
+    split = make.text().validation.first(8)
+    tables = [node.args[0] for node in trained.graph.nodes if node.target is aten.embedding.default]
+    assert [each.op for each in tables] == ["get_attr"] * 3
+    result = converted(trained)
+    tables = [node.args[0] for node in result.graph.nodes if node.target is aten.embedding.default]
+    assert all(IN_GROUPS in str(each.target) for each in tables)
+    with torch.no_grad():
+        torch.testing.assert_close(trained(*split.head(8)), result(*split.head(8)), rtol=1e-3, atol=1e-4)
 
 
 @cached

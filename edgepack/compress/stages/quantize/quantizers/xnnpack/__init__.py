@@ -28,8 +28,10 @@ def keeps_range(operator: object) -> bool:
 
 
 def finish(prepared: "fx.GraphModule", *, training: bool) -> None:
+    from edgepack.compress.stages.quantize import low_bits
     from edgepack.compress.stages.quantize.quantizers.xnnpack import annotations, limits
 
     if training:
         annotations.scale_along_outputs(prepared)
+        low_bits.round_rows_read(prepared)
     limits.restore(prepared)

@@ -88,8 +88,18 @@ def _low_bits(scheme: Scheme, training: bool) -> QuantizationConfig:
 
 
 def _in_groups(groups: Groups, training: bool) -> QuantizationSpec:
-    rounding = GroupedRounding.with_args(groups=groups, training=training)
-    return QuantizationSpec(dtype=torch.int8, observer_or_fake_quant_ctr=rounding)
+    """Describe what stands before a tensor. Where two layers share it, torchao gives both the rounding of the first
+    unless the facts here differ: a table that is also the weight of the last layer is rounded for each.
+    """
+    least, most = groups.limits
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=least,
+        quant_max=most,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=int(groups.negative),
+        observer_or_fake_quant_ctr=GroupedRounding.with_args(groups=groups, training=training),
+    )
 
 
 def _annotate_tables(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> None:
