@@ -25,6 +25,18 @@ stages:
 export: [executorch, onnx]
 budgets: {perplexity: {max: 200, max_rise: 100 %}, parity: {min: 95 %}, parity.runtimes: {min: 95 %}}
 """
+LOW_BITS = """\
+edgepack: 1
+task: language_modelling
+model: {gpt2: {width: 32, layers: 1, heads: 4}}
+data: {corpus: {texts: texts.txt, vocabulary: 300, window: 16}}
+device: desk
+stages:
+  - train:    {epochs: 2, learning_rate: 1e-2, batch_size: 16}
+  - quantize: {mode: best, weights: int4, tables: 4, epochs: 1}
+export: [executorch, onnx]
+budgets: {perplexity: {max: 200, max_rise: 20 %}, parity: {min: 90 %}, parity.runtimes: {min: 90 %}}
+"""
 VERBS, NOUNS = ("lifts", "paints", "sells", "hides", "draws"), ("boat", "house", "river", "stone", "tree", "cart")
 
 
@@ -63,3 +75,17 @@ def test_from_text_to_a_bundle(project: Project) -> None:
     card = (project.dist / "bundle/MODEL_CARD.md").read_text()
     assert "| perplexity |" in card
     assert "accuracy" not in card + (project.dist / "report.html").read_text()
+
+
+def test_int4_weights_and_tables_of_4_bits_from_text_to_a_bundle(project: Project) -> None:
+    (project.folder / "recipes/tiny.yaml").write_text(LOW_BITS)
+    ran = project.build()
+    assert ran.code == 0, ran.err
+    made = project.result()
+    before, after = made.ledger[-2:]
+    assert after.bytes < before.bytes / 4
+    assert any(note.startswith("kept ") for note in after.notes)
+    shown = project.run("explain", "--size", "tiny")
+    assert shown.code == 0 and shown.out.count("int4") > 10 and "MatMulNBits" in shown.out
+    tested = project.run("selftest", "dist/tiny/tiny.zip")
+    assert (tested.code, tested.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
