@@ -5,9 +5,9 @@ Which tensors become int8 is for a quantizer to say: the one that the files want
 `ptq` calibrates only. `qat` starts from there and trains with the rounding in the loop; the teacher keeps teaching.
 `best` does both and keeps what is better on the validation split. Of an encoder the Linear layers and the embedding
 tables become int8; LayerNorm, softmax and what adds up stay float. A range measured in each inference is that of a
-whole tensor in torch and ONNX, and that of each row in XNNPACK. Of an LSTM the weights become int8 in the graph, and
-the runtimes round what they multiply in each step; a GRU stays float. With `fp32: auto` the blocks that are
-faster in fp32 are found by timing them on the device, before any training.
+whole tensor in torch and ONNX, and that of each row in XNNPACK; in a decoder it is that of each row everywhere. Of an
+LSTM the weights become int8 in the graph, and the runtimes round what they multiply in each step; a GRU stays float.
+With `fp32: auto` the blocks that are faster in fp32 are found by timing them on the device, before any training.
 
 int4 weights are those of Linear layers, with a scale for each group of inputs; activations then have a range for each
 token, in ONNX Runtime for each group. Tables of 4 or 2 bits are rounded in groups as well.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
 TAKES, GIVES = "eager", "exported"
-VERSION = 10
+VERSION = 11
 LIBRARIES = ("torchao", "executorch")
 READS = ("int8_saturates",)
 USES_QUANTIZER = True
@@ -227,9 +227,11 @@ def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization"
     from torch.nn.modules.conv import _ConvNd
 
     from edgepack.compress.stages.quantize.contract import Scheme
+    from edgepack.models.structure.decoder import Decoder
     from edgepack.models.structure.encoder import blocks
 
-    encoder, int4 = bool(blocks(candidate.module)), config.weights == "int4"
+    encoder, decoder = bool(blocks(candidate.module)), isinstance(candidate.module, Decoder)
+    int4 = config.weights == "int4"
     if int4 and not encoder and any(isinstance(layer, _ConvNd) for layer in candidate.module.modules()):
         reason = "int4 weights are those of Linear layers: no runtime here has kernels for int4 convolutions"
         raise StageError(f"{reason}, which this model has", "set weights to int8")
@@ -241,6 +243,7 @@ def _scheme(candidate: "Candidate", config: Config, quantization: "Quantization"
         group=config.group,
         dynamic=dynamic or int4,
         linear_only=encoder or int4,
+        by_rows=decoder,
     )
 
 

@@ -20,7 +20,9 @@ class Scheme:
 
     The range of an activation is measured in each inference if `dynamic`, else fixed by calibration. Between the layers
     of an encoder everything stays float: one range for the residuals would round most of them away, and one for the
-    attention scores would have to include the mask. `quantizer` is the name of the plugin that annotates the graph.
+    attention scores would have to include the mask. With `by_rows` each row, which is a token, has a dynamic range of
+    its own: in a language model those of the first token may be hundreds of times as large as the others. `quantizer`
+    is the name of the plugin that annotates the graph.
     """
 
     quantizer: str = DEFAULT_QUANTIZER
@@ -29,6 +31,7 @@ class Scheme:
     group: int = 32
     dynamic: bool = False
     linear_only: bool = False
+    by_rows: bool = False
 
     @property
     def int4(self) -> bool:

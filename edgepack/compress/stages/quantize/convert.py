@@ -9,7 +9,7 @@ from torch import fx
 
 from edgepack.compress.stages.quantize.capture import HARD_SIGMOIDS, TABLE, aten, decomposed, tell_recurrent
 from edgepack.compress.stages.quantize.low_bits import GroupedRounding
-from edgepack.compress.stages.quantize.observers import KEEPS_RANGE, exact_three_qparams, hard_swish_observers
+from edgepack.compress.stages.quantize.observers import BY_ROWS, KEEPS_RANGE, exact_three_qparams, hard_swish_observers
 from edgepack.models.structure.folding import WEIGHTED, own
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
 
@@ -26,6 +26,8 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     _measure_tables(observed)
     _make_three_exact(observed)
     module: fx.GraphModule = convert_pt2e(observed)
+    if prepared.meta.get(BY_ROWS):
+        _measure_rows(module)
     for node in module.graph.nodes:
         if node.target in HARD_SIGMOIDS:
             _fold_gate(module, node)
@@ -38,6 +40,20 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     tell_recurrent(module, training=False)
     drop_unused(module)  # conversion leaves the float weight beside its int8 copy, and both would be saved
     return module
+
+
+def _measure_rows(module: fx.GraphModule) -> None:
+    """Let dynamic activations have a range for each row instead of one for the whole tensor."""
+    kinds = {
+        decomposed.quantize_per_tensor.tensor: decomposed.quantize_per_token.default,
+        decomposed.dequantize_per_tensor.tensor: decomposed.dequantize_per_token.default,
+    }
+    for node in module.graph.nodes:
+        if node.target is decomposed.choose_qparams.tensor:
+            node.target, node.args = decomposed.choose_qparams_per_token_asymmetric.default, (node.args[0], torch.int8)
+        elif node.target in kinds:
+            last = (torch.float32,) if node.target is decomposed.dequantize_per_tensor.tensor else ()
+            node.target, node.args = kinds[node.target], (*node.args, *last)
 
 
 def _fold_gate(module: fx.GraphModule, gate: fx.Node) -> None:

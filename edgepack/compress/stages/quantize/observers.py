@@ -12,6 +12,7 @@ from edgepack.compress.stages.quantize.contract import Scheme
 from edgepack.config import plugins
 from edgepack.models.structure.folding import WEIGHTED
 
+BY_ROWS = "by_rows"  # in a graph's meta: see Scheme
 KEEPS_RANGE = "keeps_range"  # in a node's meta: the result of its operator has the range of its input
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 _HARD_SWISHES = (aten.hardswish.default, aten.hardswish_.default)
@@ -30,6 +31,7 @@ def prepare(graph: fx.GraphModule, scheme: Scheme, *, training: bool) -> fx.Grap
     quantizer = plugin.quantizer(scheme, training=training)
     prepared: fx.GraphModule = (prepare_qat_pt2e if training else prepare_pt2e)(copy.deepcopy(graph), quantizer)
     plugin.finish(prepared, training=training)
+    prepared.meta[BY_ROWS] = scheme.dynamic and scheme.by_rows
     for node in prepared.graph.nodes:
         if node.op == "call_function" and plugin.keeps_range(node.target):
             node.meta[KEEPS_RANGE] = True

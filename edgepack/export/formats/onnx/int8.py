@@ -2,6 +2,7 @@
 
     to_onnx = with_onnx_operators(module)                   # for torch.onnx.export, with TRANSLATIONS
     DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul   # what a Linear with dynamic activations becomes in the file
+    ReduceMin, ReduceMax ... MatMulInteger -> Cast -> Sub -> Mul   # ... if each row has a range of its own
     MatMulNBits                                             # ... with int4 weights: it quantizes activations itself
     Gather -> Cast -> Sub -> Mul                            # and what an int8 embedding table does
     Gather -> BitShift, BitwiseAnd -> Concat -> ...         # one of 4 or 2 bits is unpacked first
@@ -23,6 +24,8 @@ from onnxscript import opset18 as onnx
 from torch import Tensor, fx
 
 from edgepack.models.structure.fx_graph import drop_unused, tensor_of
+
+_MIDDLE = 128  # of uint8: where int8 has its 0
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -114,6 +117,8 @@ def with_onnx_operators(module: fx.GraphModule) -> fx.GraphModule:
             _multiply_packed(module, node)
         elif node.target is aten.linear.default and _made_by(node.args[0], decomposed.dequantize_per_tensor.tensor):
             _multiply_integers(module, node, quantized)
+        elif node.target is aten.linear.default and _made_by(node.args[0], decomposed.dequantize_per_token.default):
+            _multiply_rows(module, node, quantized)
         elif node.target is aten.embedding.default and _made_by(node.args[0], _IN_GROUPS):
             _look_up_packed(module, node)
         elif node.target is aten.embedding.default and _made_by(node.args[0], _BY_ROWS):
@@ -144,6 +149,44 @@ def _multiply_integers(module: fx.GraphModule, linear: fx.Node, quantized: dict[
             result = call(aten.add.Tensor, (result, each)) if each is not None else result
     linear.replace_all_uses_with(result)
     module.graph.erase_node(linear)
+
+
+def _multiply_rows(module: fx.GraphModule, linear: fx.Node, quantized: dict[fx.Node, tuple[fx.Node, ...]]) -> None:
+    """Rewrite a Linear layer whose activations have a range for each row: MatMulInteger knows one zero point only, so
+    that of a row is subtracted from the sums, times the sum of each output's weights.
+    """
+    rounded, weight, *bias = linear.args
+    given, whole = rounded.args[0].args[0], tensor_of(module, weight.args[0])
+    with module.graph.inserting_before(linear):
+        call = module.graph.call_function
+        if given not in quantized:
+            quantized[given] = _quantized_rows(module, given)
+        integers, scale, zero = quantized[given]
+        middle = _constant(module, f"{linear.name}_middle", torch.tensor(_MIDDLE, dtype=torch.uint8))
+        matrix = _constant(module, f"{linear.name}_weight", whole.T.contiguous())
+        totals = _constant(module, f"{linear.name}_totals", whole.sum(1, dtype=torch.float32))
+        sums = call(
+            aten.to.dtype, (call(torch.ops.edgepack.multiply.default, (integers, matrix, middle)), torch.float32)
+        )
+        moved = call(aten.sub.Tensor, (sums, call(aten.mul.Tensor, (zero, totals))))
+        result = call(aten.mul.Tensor, (call(aten.mul.Tensor, (moved, scale)), weight.args[1]))
+        for each in bias:
+            result = call(aten.add.Tensor, (result, each)) if each is not None else result
+    linear.replace_all_uses_with(result)
+    module.graph.erase_node(linear)
+
+
+def _quantized_rows(module: fx.GraphModule, given: fx.Node) -> tuple[fx.Node, ...]:
+    """Return uint8 integers of a float activation, and the scale and zero point of each row, as floats."""
+    call = module.graph.call_function
+    low = call(aten.clamp_max.default, (call(aten.amin.default, (given, [-1], True)), 0))
+    high = call(aten.clamp_min.default, (call(aten.amax.default, (given, [-1], True)), 0))
+    steps = call(aten.div.Tensor, (call(aten.sub.Tensor, (high, low)), 255))
+    scale = call(aten.clamp_min.default, (steps, torch.finfo(torch.float32).eps))
+    lowest = call(aten.neg.default, (call(aten.round.default, (call(aten.div.Tensor, (low, scale)),)),))
+    moved = call(aten.add.Tensor, (call(aten.round.default, (call(aten.div.Tensor, (given, scale)),)), lowest))
+    integers = call(aten.to.dtype, (call(aten.clamp.default, (moved, 0, 255)), torch.uint8))
+    return integers, scale, call(aten.sub.Tensor, (lowest, _MIDDLE))
 
 
 def _look_up(module: fx.GraphModule, embedding: fx.Node) -> None:
