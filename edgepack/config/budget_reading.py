@@ -9,7 +9,7 @@ from edgepack.config import plugins
 from edgepack.config.budgets import LAST, OPTIONS, RELATIVE, Budget, Waiver
 from edgepack.config.document import Document, KeyPath, unknown
 from edgepack.config.plugins import Choice
-from edgepack.core.metrics import METRICS, OF_EVERY_FILE, define, quantity_of
+from edgepack.core.metrics import METRICS, OF_EVERY_FILE, OF_GENERATION, define, quantity_of
 from edgepack.core.units import SHARE
 
 
@@ -229,7 +229,7 @@ def _allowed(task: Choice | None) -> frozenset[str]:
         return frozenset(METRICS)
     own = task.module.metrics(task.config)
     define(own)
-    return OF_EVERY_FILE | {*own}
+    return OF_EVERY_FILE | {*own, *(OF_GENERATION if task.module.GENERATES else ())}
 
 
 def _tasks_with(metric: str) -> list[str]:
@@ -239,5 +239,5 @@ def _tasks_with(metric: str) -> list[str]:
         name
         for name, module in modules.items()
         if not any(field.is_required() for field in module.Config.model_fields.values())
-        and metric in module.metrics(module.Config())
+        and metric in {**module.metrics(module.Config()), **(OF_GENERATION if module.GENERATES else {})}
     ]

@@ -85,6 +85,16 @@ _OF_TASKS = {
     "map": score("mean average precision of boxes in test samples, as COCO defines it: over IoU 0.50 to 0.95"),
     "map.50": score("mean average precision of boxes in test samples, at IoU 0.50"),
 }
+OF_GENERATION = {  # of files that write text
+    "latency.first_token": _timed("median time to read a whole window, after which the first token is known"),
+    "tokens_per_second": Metric(
+        quantity=NUMBER,
+        bounds=("min",),
+        meaning="tokens written in a second, where a whole window has been read before each",
+        evidence="measured",
+        within="device",
+    ),
+}
 METRICS: dict[str, Metric] = {
     "size": Metric(quantity=SIZE, meaning="bytes of the exported file"),
     "size.deploy": Metric(quantity=SIZE, meaning="bytes of the file and everything else an app ships"),
@@ -105,6 +115,7 @@ METRICS: dict[str, Metric] = {
         meaning="memory planned for activations of operators that are not delegated",
         formats=("executorch",),
     ),
+    **OF_GENERATION,
     **_OF_TASKS,
     "parity": _agreement("agreement with torch on the test samples, as the task defines it"),
     "parity.difference": _agreement("largest difference of an output from torch", NUMBER, "max"),
@@ -114,7 +125,7 @@ METRICS: dict[str, Metric] = {
         quantity=SHARE, bounds=("min",), meaning="fraction of operators that a backend runs", formats=("executorch",)
     ),
 }
-OF_EVERY_FILE = frozenset(METRICS) - frozenset(_OF_TASKS)  # whatever its task is
+OF_EVERY_FILE = frozenset(METRICS) - {*_OF_TASKS, *OF_GENERATION}  # whatever its task is
 _SHIPPED = dict(METRICS)
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _WORDS = {*_HIGHER, *_LOWER, "max_increase", "max_decrease", "limit", "level", "evidence", "relative", "baseline"}

@@ -363,6 +363,7 @@ class TaskPlugin(Protocol):
     Config: type[Frozen]  # settings allowed in a recipe
 
     VERSION: int = 1  # bump when the same outputs would give another loss, score, agreement or file
+    GENERATES: bool = False  # whether files write text token by token, and how fast is measured
 
     @abstractmethod
     def metrics(self, config: Any) -> Mapping[str, Metric]:

@@ -94,9 +94,10 @@ class Exporter(Protocol):
         return None
 
     def runtime_files(self, path: Path, config: Any) -> dict[str, bytes]:
-        """Return the files that a runtime built for this file alone needs, by name.
+        """Return the files that a runtime built for this file alone needs, by name, or that one needs beside it.
 
-        Among them, BUILDING.md says how to build it, for the model "$MODEL" in the folder "$BUNDLE".
+        Among them, BUILDING.md says how to build it, for the model "$MODEL" in the folder "$BUNDLE". In others,
+        "$MODEL" stands for the file's name alone.
         """
         return {}
 

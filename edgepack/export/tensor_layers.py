@@ -18,13 +18,14 @@ import torch
 from torch import fx, nn
 
 from edgepack.export.packing import Array, comparable
+from edgepack.models.structure.decoder import is_decoder
 from edgepack.models.structure.fx_graph import tensor_of
 from edgepack.records.file_contents import OTHER, SEVERAL
 
 if TYPE_CHECKING:
     from edgepack.models.candidate import Candidate
 
-_WRAPPER = "model"  # the module that Candidate.program puts around a bare Sequential
+_WRAPPER = "model"  # the module that Candidate.program puts around a bare Sequential, and generation around a decoder
 _PARALLEL = 0.9999  # cosine above which two rows count as scaled copies
 
 
@@ -91,9 +92,10 @@ def _parallel(weight: Array, scaled: Array) -> bool:
 def named(candidate: "Candidate") -> Names:
     """Return the layers of a candidate by the names in the user's model, also for a quantized one."""
     module = candidate.module
+    decodes = is_decoder(module)  # and so is a part of what generates
     if candidate.form == "eager":
-        return Names(_of_module(module), _WRAPPER if isinstance(module, nn.Sequential) else "")
-    return Names(_of_graph(module), _WRAPPER if any(map(_is_wrapped, module.graph.nodes)) else "")
+        return Names(_of_module(module), _WRAPPER if decodes or isinstance(module, nn.Sequential) else "")
+    return Names(_of_graph(module), _WRAPPER if decodes or any(map(_is_wrapped, module.graph.nodes)) else "")
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Array]]:

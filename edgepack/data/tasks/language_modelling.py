@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgepack.data.contract import Array, Arrays
 
+GENERATES = True
 _ROWS = 256  # positions whose logits are distilled at a time: some tokens have 50,000
 
 

@@ -40,7 +40,8 @@ def contents(build: Build, recipe: "Recipe", device: "Device", parts: "BundlePar
     files |= _selftest(parts)
     files |= _provenance(build, recipe, device, parts)
     manifest = _manifest(build, recipe, device, parts)
-    files |= examples.render(manifest, parts.signature, parts.reading, recipe.task.plain())
+    writing = [format for format, samples in parts.generated.items() if samples]
+    files |= examples.render(manifest, parts.signature, parts.reading, recipe.task.plain(), writing)
     files |= {f"examples/{name}": content for name, content in _task(recipe, parts.signature).examples().items()}
     files["MODEL_CARD.md"] = card.render(
         build, manifest, parts.signature, parts.reading, recipe.task.plain(), elsewhere=is_elsewhere(device)
@@ -118,7 +119,7 @@ def _runtime(build: Build, recipe: "Recipe", parts: "BundleParts") -> Files:
                 text = f"With `BUNDLE` the folder of this bundle and `MODEL={_model(recipe, artifact)}`."
                 building.append(f"# {artifact.runtime}\n\n{text} ".encode() + content)
             else:
-                files[f"runtime/{name}"] = content
+                files[f"runtime/{name}"] = content.replace(b"$MODEL", Path(_model(recipe, artifact)).name.encode())
     return files | ({"runtime/BUILDING.md": b"\n".join(building)} if building else {})
 
 
@@ -141,6 +142,9 @@ def _selftest(parts: "BundleParts") -> Files:
     for i, case in enumerate(cases):
         if f"selftest/case-{i}.txt" in files:
             case["text"] = f"case-{i}.txt"
+        texts = {format: samples[i] for format, samples in parts.generated.items() if samples}
+        if texts:
+            case["generated"] = {format: text.model_dump(mode="json") for format, text in texts.items()}
     tolerance: dict[str, Any] = {"decision": "equal", "logits": TOLERANCE}
     if [(spec.name, len(spec.shape)) for spec in parts.signature.outputs] != [("logits", 1)]:
         tolerance = {"agreement": _AGREEMENT, **({"outputs": TOLERANCE} if parts.steady else {})}

@@ -6,18 +6,21 @@ from pydantic import Field
 
 from edgepack.core.frozen import Frozen
 from edgepack.deliver.bundle.manifest import PrintableText
+from edgepack.records.generated import Generated
 
 
 class Case(Frozen):
     """One sample: its inputs, its raw text if it is a text, and the outputs of each format at build time.
 
     These are the numbers of a model's only output; else of each output, or the name of a file with them as float32.
+    Of files that write text, what each wrote after the sample's beginning too.
     """
 
     inputs: tuple[PrintableText, ...]
     target: Any = None
     expected: dict[str, tuple[float, ...] | dict[str, tuple[float, ...] | PrintableText]]
     text: PrintableText | None = None
+    generated: dict[str, Generated] = {}
 
 
 class Tolerance(Frozen):

@@ -1,12 +1,13 @@
 """Examples of loading and running the files of a bundle, with its own names and shapes.
 
 A template's place says what it is for: templates/examples/<runtime>/<file>.j2, and in readings/<reading>/<file>.j2 what
-a task's outputs mean: see `reading` of data/contract.py. The Python ones are run by the tests; those for apps keep to
+a task's outputs mean: see `reading` of data/contract.py; templates/generation/<runtime>/<file>.j2 for files that write
+text. The Python ones are run by the tests; those for apps keep to
 the documented interfaces of the versions that they name.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edgepack.core.signature import Signature, TensorSpec
     from edgepack.deliver.bundle.manifest import Manifest
 
+_MOST = 20  # tokens that an example writes
 _NOT_FOR = {"CoreMLBackend": ".kt", "VulkanBackend": ".swift"}  # delegates of the other system
 
 
@@ -62,11 +64,15 @@ class Input(Output):
 
 
 def render(
-    manifest: "Manifest", signature: "Signature", reading: str = "shapes", settings: Mapping[str, Any] = {}
+    manifest: "Manifest",
+    signature: "Signature",
+    reading: str = "shapes",
+    settings: Mapping[str, Any] = {},
+    writing: Collection[str] = (),
 ) -> Files:
     """Return the examples for every runtime with templates; none if an input has a type that they do not support.
 
-    `reading` is that of the task, and `settings` are the task's.
+    `reading` is that of the task, and `settings` are the task's. Files of the formats `writing` write text.
     """
     if not all(spec.dtype in _TYPES for spec in signature.inputs):
         return {}
@@ -74,9 +80,10 @@ def render(
     outputs = [Output(name=spec.name, dtype=spec.dtype, shape=(1, *spec.shape)) for spec in signature.outputs]
     files: Files = {}
     for name, runtime in manifest.runtimes.items():
-        for file in _files(name, runtime.needs or ""):
+        folder = f"generation/{name}" if runtime.format in writing else f"examples/{name}"
+        for file in _files(folder, runtime.needs or ""):
             files[f"examples/{name}/{file}"] = rendering.render(
-                f"examples/{name}/{file}.j2",
+                f"{folder}/{file}.j2",
                 manifest=manifest,
                 runtime=runtime,
                 inputs=inputs,
@@ -86,13 +93,16 @@ def render(
                 labels=len(signature.labels),
                 text=signature.preprocessing.get("kind") == "text",
                 type_name=_type_name(manifest.name),
+                places=inputs[0].shape[-1],
+                end=signature.preprocessing.get("end_id", 0),
+                most=_MOST,
             )
     return files
 
 
-def _files(runtime: str, needs: str) -> list[str]:
-    """Return the names of the examples for a runtime, without systems that lack the delegate."""
-    found = sorted(file.stem for file in (rendering.FOLDER / "examples" / runtime).glob("*.j2"))
+def _files(folder: str, needs: str) -> list[str]:
+    """Return the names of the examples in a folder of templates, without systems that lack the delegate."""
+    found = sorted(file.stem for file in (rendering.FOLDER / folder).glob("*.j2"))
     return [file for file in found if PurePath(file).suffix != _NOT_FOR.get(needs)]
 
 

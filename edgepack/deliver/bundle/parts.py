@@ -6,6 +6,7 @@ from typing import Any
 
 from edgepack.core.signature import Signature
 from edgepack.deliver.bundle.manifest import TestSamples
+from edgepack.records.generated import Generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +24,4 @@ class BundleParts:
     test: TestSamples | None  # how many samples of the test split were used, unless all
     answers: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]  # of each sample, the numbers of each output
     not_run: Mapping[str, str]  # why there are no answers
+    generated: Mapping[str, Sequence[Generated]]  # what a file writes after each sample's beginning, if it writes text

@@ -17,9 +17,13 @@ class Refused(Exception):
 
 
 class Runtime(Protocol):
-    """Loads and runs a file. Arrays are numpy arrays; `specs` describes the inputs of the loaded file."""
+    """Loads and runs a file. Arrays are numpy arrays; `specs` describes the inputs of the loaded file.
+
+    A file that generates text takes states after them, which go from one call to the next, see worker/generation.py.
+    """
 
     specs: list[Spec]
+    states: list[Spec]
 
     def start(self, threads: int) -> None:
         """Start the threads that it runs on. Called before all else."""

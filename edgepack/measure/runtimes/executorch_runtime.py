@@ -8,6 +8,7 @@ _TYPES = dict(  # the order of c10::ScalarType
     enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))
 )
 _TYPES[11] = "bool"
+_GENERATES = "use_kv_cache"  # the method of a file that reads tokens, and the place of the first of them
 
 
 class Runtime:
@@ -32,7 +33,10 @@ class Runtime:
         meta = self.method.method_meta()
         if not meta.num_outputs():
             raise Refused(NO_OUTPUTS)
-        self.specs = [self._spec(meta, i) for i in range(meta.num_inputs())]
+        found = [self._spec(meta, i) for i in range(meta.num_inputs())]
+        methods = [self.program.get_method_name(i) for i in range(self.program.num_methods())]
+        inputs = 1 if _GENERATES in methods else len(found)
+        self.specs, self.states = found[:inputs], found[inputs:]
 
     def _spec(self, meta: Any, i: int) -> Spec:
         try:

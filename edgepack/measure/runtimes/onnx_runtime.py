@@ -9,6 +9,8 @@ _TYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{"tensor(float)": "float32", "tensor(double)": "float64"},
 }
+_PAST = "past_key_values."  # how the names of a decoder's states begin
+_PLACES = "edgepack.places"  # of the longest text that it reads, as the file says
 
 
 class Runtime:
@@ -32,7 +34,11 @@ class Runtime:
             options.add_session_config_entry("session.load_model_format", "ORT")
         self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs = self.session.get_inputs()
-        self.specs = [(value.name, tuple(value.shape), _fed(value)) for value in self.inputs]
+        found = [(value.name, tuple(value.shape), _fed(value)) for value in self.inputs]
+        self.specs = [spec for spec in found if not spec[0].startswith(_PAST)]
+        self.states = found[len(self.specs) :]
+        if places := self.session.get_modelmeta().custom_metadata_map.get(_PLACES):
+            self.specs = [(name, (1, int(places)), dtype) for name, _, dtype in self.specs]
         if not self.session.get_outputs():
             raise Refused(NO_OUTPUTS)
         first = self.session.get_outputs()[0]

@@ -51,7 +51,10 @@ def slowed_down(answer: Json) -> str:
 
 
 def timings(answers: Sequence[Json]) -> dict[str, list[float]]:
-    """Return one figure per process, in milliseconds, for each latency metric; no percentiles of too few runs."""
+    """Return one figure per process for each latency metric, in milliseconds; no percentiles of too few runs.
+
+    Of files that write text also the tokens in a second.
+    """
     least = min((len(answer["samples_ns"]) for answer in answers), default=0)
     return {
         "latency.p50": [statistics.median(answer["samples_ns"]) * 1e-6 for answer in answers],
@@ -62,6 +65,14 @@ def timings(answers: Sequence[Json]) -> dict[str, list[float]]:
         },
         "latency.load": [answer["load_ms"] for answer in answers],
         "latency.first": [answer["first_ms"] for answer in answers],
+        **(_generation(answers) if all("token_ns" in answer for answer in answers) else {}),
+    }
+
+
+def _generation(answers: Sequence[Json]) -> dict[str, list[float]]:
+    return {
+        "latency.first_token": [statistics.median(answer["samples_ns"]) * 1e-6 for answer in answers],
+        "tokens_per_second": [1e9 / statistics.median(answer["token_ns"]) for answer in answers],
     }
 
 

@@ -2,11 +2,14 @@
 
     python worker.pyz '{"runtime": "onnxruntime", "file": "m.onnx", "mode": "time", "threads": 1}'
 
-mode     time       load, run once, warm up, then time every run
+mode     time       load, run once, warm up, then time every run; of a file that generates text, runs of a whole
+                    window first, then runs of its last token alone
          memory     load and run in a process of its own, and tell how far its peak rose above the runtime alone
          predict    run every row of `inputs` (one .npy a model input), write the outputs to `output` (a .npz); a row is
                     a whole input where it has the shape of one, else it is run at batch 1
-         describe   tell the names, shapes and types of the inputs as the file has them
+         generate   read every row of the only one of `inputs`, tokens [rows, length], and tell the `count` likeliest
+                    tokens after each, one after the other
+         describe   tell the names, shapes and types of the inputs as the file has them, and of its states
          delegates  tell what the runtime can hand a model to; no file is loaded
          probe      tell what this device is; no runtime is loaded
 

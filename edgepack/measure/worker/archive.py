@@ -11,6 +11,7 @@ _ROOT = Path(__file__).parents[3]  # the folder that contains the package
 _MAIN = "from edgepack.measure.worker.job import main\n\nmain()\n"
 _MODULES = (
     "core/runtimes",
+    "measure/worker/generation",
     "measure/worker/job",
     "measure/worker/modes",
     "measure/worker/system",

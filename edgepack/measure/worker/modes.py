@@ -5,28 +5,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgepack.measure.runtimes.contract import Refused, Runtime, Spec
-from edgepack.measure.worker import system
+from edgepack.measure.worker import generation, system
 
 Job = dict[str, Any]
 _MS = 1e-6  # one nanosecond in milliseconds
 
 
 def measure_time(runtime: Runtime, job: Job, _baseline: int) -> Job:
-    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
+    inputs = noise(_fixed(runtime.specs, job), whole=job.get("whole", 1))
+    bound = runtime.bind([*inputs, *generation.states(runtime)])
     before, others = system.state(), system.others_now()
     first = _timed(runtime, bound)
     limits = {"most": job["most_runs"], "most_seconds": job["most_seconds"]}
     repeat(runtime, bound, seconds=job["warm_up_seconds"], least=5, **limits)
     samples = repeat(runtime, bound, seconds=job["seconds"], least=job["least_runs"], **limits)
+    tokens = {}
+    if runtime.states:  # what was run is a whole window: now its last token alone
+        last = runtime.bind(_last(runtime, inputs))
+        tokens = {"token_ns": repeat(runtime, last, seconds=job["seconds"], least=job["least_runs"], **limits)}
     contention = system.share(others, system.others_now())
     after = {"before": before, "after": system.state(), "blind": system.blind(job, before)}
-    return {"first_ms": first * _MS, "samples_ns": samples, "cpu_contention": contention, **after}
+    return {"first_ms": first * _MS, "samples_ns": samples, **tokens, "cpu_contention": contention, **after}
+
+
+def _last(runtime: Runtime, inputs: list[Any]) -> list[Any]:
+    """Return the last token of a window, with what is kept of those before."""
+    [tokens] = inputs
+    return [tokens[:, -1:].copy(), *generation.states(runtime, tokens.shape[1] - 1)]
 
 
 def measure_memory(runtime: Runtime, job: Job, baseline: int) -> Job:
-    bound = runtime.bind(noise(_fixed(runtime.specs, job), whole=job.get("whole", 1)))
+    inputs = noise(_fixed(runtime.specs, job), whole=job.get("whole", 1))
+    bound = runtime.bind([*inputs, *generation.states(runtime)])
     for _ in range(3):
         runtime.run(bound)
+    if runtime.states:
+        runtime.run(runtime.bind(_last(runtime, inputs)))
     resident = system.memory("VmRSS") + system.memory("VmSwap")
     peak = max(system.memory("VmHWM"), resident)  # zram hides pages from the high-water mark
     return {"peak_bytes": max(0, peak - baseline), "baseline_bytes": baseline}
@@ -46,15 +60,33 @@ def predict(runtime: Runtime, job: Job, _baseline: int) -> Job:
     return {"rows": len(outputs)}
 
 
+def generate(runtime: Runtime, job: Job, _baseline: int) -> Job:
+    import numpy
+
+    prompts = numpy.load(job["inputs"][0], allow_pickle=False)
+    return {"tokens": [generation.greedy(runtime, prompt, job["count"]) for prompt in prompts]}
+
+
 def describe(runtime: Runtime, _job: Job, _baseline: int) -> Job:
-    return {"inputs": [{"name": name, "shape": shape, "dtype": dtype} for name, shape, dtype in runtime.specs]}
+    of = {"inputs": runtime.specs, "states": runtime.states}
+    return {
+        kind: [{"name": name, "shape": shape, "dtype": dtype} for name, shape, dtype in specs]
+        for kind, specs in of.items()
+    }
 
 
-MODES = {"time": measure_time, "memory": measure_memory, "predict": predict, "describe": describe}
+MODES = {
+    "time": measure_time,
+    "memory": measure_memory,
+    "predict": predict,
+    "generate": generate,
+    "describe": describe,
+}
 
 
 def _row(runtime: Runtime, arrays: list[Any]) -> list[Any]:
-    return [array.copy() for array in runtime.arrays(runtime.run(runtime.bind(arrays)))]
+    found = runtime.arrays(runtime.run(runtime.bind([*arrays, *generation.states(runtime)])))
+    return [array.copy() for array in generation.outputs(runtime, found)[0]]
 
 
 def _input(column: Any, i: int, shape: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ from edgepack.records.build import Build
 from edgepack.workflows.build.outcomes import AnswersOutcome, CandidateOutcome, EvaluationOutcome, ReferenceOutcome
 from edgepack.workflows.build.planning.step import StepId
 from edgepack.workflows.build.steps.evaluation import answers, cases
+from edgepack.workflows.build.steps.generation import generated
 from edgepack.workflows.build.store import Entry
 from edgepack.workflows.build.workspace import Workspace
 
@@ -33,6 +34,7 @@ def bundle_parts(build: Build, device: Device, work: Workspace) -> BundleParts:
         test=TestSamples(used=torch.rows, of=torch.of) if torch.of else None,
         answers={label: cases(work, entry) for label, (entry, why) in found.items() if not why},
         not_run=not_run,
+        generated={label: generated(work, id) for label, id in exports.items() if label not in not_run},
     )
 
 

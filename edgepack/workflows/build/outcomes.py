@@ -12,6 +12,7 @@ from edgepack.core.units import DURATION, SIZE
 from edgepack.measure.evaluate import Agreement
 from edgepack.measure.timing.figures import Timed, timings
 from edgepack.records.artifact import Artifact
+from edgepack.records.generated import Generated
 from edgepack.records.training import TrainingRecord
 from edgepack.workflows.build.planning.step import Step
 from edgepack.workflows.build.store import Entry
@@ -84,6 +85,12 @@ class AnswersOutcome(Outcome):
     """Why a file was not run for the bundle's samples; else its outputs are in the entry's folder."""
 
     not_run: str = ""
+
+
+class GeneratedOutcome(Outcome):
+    """What a file writes after the beginning of each of the bundle's samples, if it writes text."""
+
+    samples: tuple[Generated, ...] = ()
 
 
 def describe(step: Step, entry: Entry, metric: str) -> str:

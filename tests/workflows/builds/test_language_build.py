@@ -1,6 +1,8 @@
 """A language model from scratch, from text to a bundle: distilled in two steps, pruned and int8."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,9 +71,17 @@ def test_from_text_to_a_bundle(project: Project) -> None:
     assert {"perplexity", "perplexity.max_rise"} <= {each.budget for each in made.verdicts}
     assert {each.metric for each in made.measurements} >= {"perplexity", "bits_per_byte", "parity"}
     tested = project.run("selftest", "dist/tiny/tiny.zip")
-    assert (tested.code, tested.out.splitlines()[-1]) == (0, "OK: 6 outputs match those recorded at build time")
+    assert (tested.code, tested.out.splitlines()[-1]) == (0, "OK: 12 outputs match those recorded at build time")
     signature = json.loads((project.dist / "bundle/io/signature.json").read_text())
     assert signature["preprocessing"]["kind"] == "tokens" and (project.dist / "bundle/io/tokenizer.json").exists()
+    cases = json.loads((project.dist / "bundle/selftest/cases.json").read_text())["cases"]
+    for name in ("executorch", "onnxruntime"):
+        example = project.dist / f"bundle/examples/{name}/generate.py"
+        written = subprocess.run([sys.executable, example, "The boat"], capture_output=True, text=True, check=True)
+        assert written.stdout.startswith("The boat") and len(written.stdout) > 10
+    assert {*cases[0]["generated"]} == {"executorch", "onnx"}
+    config = json.loads((project.dist / "bundle/runtime/genai_config.json").read_text())
+    assert config["model"]["decoder"]["filename"] == "tiny.onnx" and config["model"]["context_length"] == 16
     card = (project.dist / "bundle/MODEL_CARD.md").read_text()
     assert "| perplexity |" in card
     assert "accuracy" not in card + (project.dist / "report.html").read_text()

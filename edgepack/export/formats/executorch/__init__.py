@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgepack.config.device import Quantization
+    from edgepack.export.formats.executorch.generation import Written
     from edgepack.export.operations import Operation
     from edgepack.models.candidate import Candidate
     from edgepack.records.file_contents import Contents
@@ -84,30 +85,47 @@ def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import executorch.kernels.quantized  # noqa: F401  (what of an int8 model is left to the portable kernels)
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
+    from torch import no_grad
 
-    from edgepack.export.formats.executorch.tables import with_packed_tables
     from edgepack.export.formats.executorch.tracing import light_tracing
-    from edgepack.export.formats.executorch.unrolled import unrolled
 
-    backend, inputs = _backend(config), candidate.example_inputs()
-    if candidate.form == "exported":
-        candidate = replace(candidate, module=with_packed_tables(candidate.module))
-    exported = backend.prepared(unrolled(candidate.program(batch=1), inputs), inputs)
-    with light_tracing():
+    backend, given = _backend(config), _written(candidate)
+    exported = backend.prepared(given.program, given.inputs, given.shapes)
+    with light_tracing(), no_grad():
         with backend.lowering():
-            program = to_edge_transform_and_lower(exported, partitioner=backend.partitioners())
+            program = to_edge_transform_and_lower(
+                exported, partitioner=backend.partitioners(), constant_methods=given.facts
+            )
         passes = [QuantFusionPass(_fix_node_meta_val=True)] if _has_int8_tables(exported) else []
-        made = program.to_executorch(_settings(passes))
+        made = program.to_executorch(_settings(passes, in_place=given.facts is not None))
     with path.open("wb") as file:
         made.write_to_file(file)
 
 
-def _settings(passes: list[Any]) -> Any:
-    """Plan memory for all tensors but the inputs, which are read where the app has them."""
+def _written(candidate: "Candidate") -> "Written":
+    from edgepack.export.formats.executorch import generation
+    from edgepack.export.formats.executorch.tables import with_packed_tables
+    from edgepack.export.formats.executorch.unrolled import unrolled
+    from edgepack.models.structure.decoder import is_decoder
+
+    if is_decoder(candidate.module):
+        return generation.written(candidate)
+    inputs = candidate.example_inputs()
+    if candidate.form == "exported":
+        candidate = replace(candidate, module=with_packed_tables(candidate.module))
+    return generation.Written(unrolled(candidate.program(batch=1), inputs), inputs)
+
+
+def _settings(passes: list[Any], *, in_place: bool) -> Any:
+    """Plan memory for all tensors but the inputs, which are read where the app has them.
+
+    `in_place`, what is kept from call to call is changed where it is, not copied.
+    """
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
-    return ExecutorchBackendConfig(passes=passes, memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
+    planned = MemoryPlanningPass(alloc_graph_input=False)
+    return ExecutorchBackendConfig(passes=passes, memory_planning_pass=planned, run_reinplace_pass=in_place)
 
 
 def _has_int8_tables(program: "ExportedProgram") -> bool:

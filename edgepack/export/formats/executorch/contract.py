@@ -58,8 +58,10 @@ class Backend(Protocol):
     BUILD: str = ""  # the CMake option that builds it into a runtime
     LIBRARY: str = ""  # the library that an app must then link
 
-    def prepared(self, program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]") -> "ExportedProgram":
-        """Rewrite the program as the lowering needs it."""
+    def prepared(
+        self, program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]", shapes: "tuple[Any, ...] | None"
+    ) -> "ExportedProgram":
+        """Rewrite the program as the lowering needs it; `shapes` are its dynamic shapes, if it has any."""
         return program
 
     def partitioners(self) -> list[Any]:

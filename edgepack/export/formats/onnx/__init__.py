@@ -55,31 +55,36 @@ def low_bits(config: Config) -> bool:
 def export(candidate: "Candidate", config: Config, path: Path) -> None:
     import torch
 
-    from edgepack.export.formats.onnx import ort
+    from edgepack.export.formats.onnx import generation, ort
     from edgepack.export.formats.onnx.int8 import TRANSLATIONS
     from edgepack.export.formats.onnx.torchlib import read_once
     from edgepack.export.tensor_layers import name_initializers, named
     from edgepack.export.tracing import operators_listed_once
+    from edgepack.models.structure.decoder import is_decoder
 
     names = named(candidate) if candidate.form == "exported" else None  # eager models have them already
-    candidate = _in_operators(candidate)
+    decodes = is_decoder(candidate.module)
     with operators_listed_once(), read_once():
         program = torch.onnx.export(
-            candidate.program(batch=1),
+            generation.program(candidate) if decodes else _in_operators(candidate).program(batch=1),
             dynamo=True,
             custom_translation_table=TRANSLATIONS,
             verbose=False,
             opset_version=config.opset,
-            input_names=[spec.name for spec in candidate.signature.inputs],
-            output_names=[spec.name for spec in candidate.signature.outputs],
+            input_names=None if decodes else [spec.name for spec in candidate.signature.inputs],
+            output_names=None if decodes else [spec.name for spec in candidate.signature.outputs],
         )
     assert program is not None, "torch.onnx.export returns a program when it is given no path"
+    if decodes:
+        generation.name(program.model, candidate)
     _name_apart(program.model)
     for rewrite in _rewrites(config):
         rewrite(program.model)
     if names is not None:
         name_initializers(program.model, names)
     _forget_sources(program.model)
+    if decodes:
+        generation.describe(program.model, candidate)
     if config.format == "onnx":
         program.save(str(path), external_data=False)
         return
@@ -121,9 +126,9 @@ def operations(
 
 
 def runtime_files(path: Path, config: Config) -> dict[str, bytes]:
-    from edgepack.export.formats.onnx import ort
+    from edgepack.export.formats.onnx import generation, ort
 
-    return ort.files(path, config.target_platform)
+    return {**ort.files(path, config.target_platform), **generation.genai_files(path, "$MODEL")}
 
 
 def _rewrites(config: Config) -> Iterator[Callable[[Any], None]]:

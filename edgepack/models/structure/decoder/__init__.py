@@ -8,11 +8,11 @@ are layers of their own, named as surgery, distillation and int8 know them from 
 `past`, the tokens before are not computed again: see export/generation.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from edgepack.core.frozen import Frozen
 
@@ -53,10 +53,10 @@ class Shape(Frozen):
 
 
 class Past(NamedTuple):
-    """Keys and values of a layer, each [n, heads, tokens, channels]."""
+    """Keys and values of a layer."""
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor  # [n, heads, channels, tokens], as a product with queries wants them
+    values: Tensor  # [n, heads, tokens, channels]
 
 
 def _activation(name: str) -> nn.Module:
@@ -83,19 +83,28 @@ class Attention(nn.Module):  # type: ignore[misc]
 
     def forward(self, given: Tensor, turn: "Turn | None", mask: Tensor, past: "Cache | None" = None) -> Tensor:
         queries, keys, values = (
-            layer(given).unflatten(2, (-1, self.attention_head_size)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(given).unflatten(2, (-1, self.attention_head_size)) for layer in (self.query, self.key, self.value)
         )
         if turn is not None:
             queries, keys = turn.of(queries), turn.of(keys)
-        if past is not None:
-            keys, values = past.joined(Past(keys, values))
-        groups = self.num_attention_heads // self.num_key_value_heads
-        if groups > 1:  # each head of keys serves several of queries
-            keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-        scores = queries @ keys.transpose(2, 3) * self.attention_head_size**-0.5 + mask
-        attended: Tensor = self.output((scores.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
+        seen = Past(keys.permute(0, 2, 3, 1), values.transpose(1, 2))
+        attended: Tensor = self.output(self._attend(queries, seen if past is None else past.joined(seen), mask))
         return attended
+
+    def _attend(self, queries: Tensor, seen: Past, mask: Tensor) -> Tensor:
+        """Return what queries [n, tokens, heads, channels] find, [n, tokens, heads * channels]. Those that share keys
+        and values are rows of one matrix: nothing is repeated, and products are of three dimensions, as runtimes
+        compute them without a copy.
+        """
+        n, tokens, heads, channels = queries.shape
+        pairs = seen.values.shape[1]
+        groups = heads // pairs
+        rows = queries.reshape(n, tokens, pairs, groups * channels).transpose(1, 2)
+        rows = rows.reshape(n * pairs, tokens * groups, channels)
+        scores = torch.bmm(rows, seen.keys.flatten(0, 1)).unflatten(1, (tokens, groups))
+        shares = (scores * channels**-0.5 + mask[:, None]).softmax(dim=-1)
+        found = torch.bmm(shares.flatten(1, 2), seen.values.flatten(0, 1))
+        return found.reshape(n, pairs, tokens, groups * channels).transpose(1, 2).flatten(2)
 
 
 class Cache:
@@ -106,7 +115,7 @@ class Cache:
 
 
 class Turn(NamedTuple):
-    """Rotary positions of some tokens: cosines and sines, [tokens, channels].
+    """Rotary positions of some tokens: cosines and sines, [tokens, 1, channels].
 
     Source: J. Su et al., RoFormer, arXiv 2104.09864; halves are paired as in Llama.
     """
@@ -168,17 +177,17 @@ class Decoder(nn.Module):  # type: ignore[misc]
         at = torch.arange(input_ids.shape[1], device=input_ids.device)
         return self.read(input_ids, at, at)
 
-    def read(self, input_ids: Tensor, at: Tensor, seen: Tensor, past: Sequence[Cache] | None = None) -> Tensor:
+    def read(self, input_ids: Tensor, at: Tensor, seen: Tensor, past: Mapping[int, Cache] = {}) -> Tensor:
         """Return logits of tokens at the places `at`, [length], which attend to those at the places `seen`, as far as
-        they are not later. `past` keeps the keys and values of each layer.
+        they are not later. `past` keeps the keys and values of each layer, by its place.
         """
         mask = torch.where(seen[None] > at[:, None], _FAR, 0.0)
         states = self.embedding(input_ids)
         if self.positions is not None:
             states = states + self.positions(at)
-        turn = None if self.positions is not None else Turn(self.cosines[at], self.sines[at])
+        turn = None if self.positions is not None else Turn(self.cosines[at][:, None], self.sines[at][:, None])
         for place, layer in enumerate(self.layers):
-            states = layer(states, turn, mask, past[place] if past else None)
+            states = layer(states, turn, mask, past.get(place))
         logits: Tensor = self.head(self.norm(states))
         return logits
 
@@ -198,3 +207,16 @@ def _rotary(shape: Shape) -> tuple[Tensor, Tensor]:
     angles = torch.arange(shape.places, dtype=torch.float64)[:, None] * shape.rotary_base**-steps
     both = torch.cat((angles, angles), dim=1)
     return both.cos().float(), both.sin().float()
+
+
+def is_decoder(module: nn.Module) -> bool:
+    """Return whether a module is a decoder, or a graph of a whole one."""
+    if not isinstance(module, fx.GraphModule):
+        return isinstance(module, Decoder)
+    [end] = module.graph.find_nodes(op="output")
+    last = end.all_input_nodes[0]
+    while "quantize" in str(last.target) and last.all_input_nodes:
+        last = last.all_input_nodes[0]
+    stack: list[tuple[str, object]] = [*last.meta.get("nn_module_stack", {}).values()]
+    decodes = bool(stack) and str(stack[0][1]).endswith(f"{__name__}.{Decoder.__qualname__}")
+    return decodes and "head" in [name for name, _ in stack]

@@ -17,10 +17,12 @@ LOW_BITS = True
 BUILD, LIBRARY = "-DEXECUTORCH_BUILD_XNNPACK=ON", "xnnpack_backend"
 
 
-def prepared(program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]") -> "ExportedProgram":
+def prepared(
+    program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]", shapes: tuple[Any, ...] | None
+) -> "ExportedProgram":
     from edgepack.export.formats.executorch.backends.xnnpack.rewrites import delegable
 
-    return delegable(program, inputs)
+    return delegable(program, inputs, shapes)
 
 
 def partitioners() -> list[Any]:

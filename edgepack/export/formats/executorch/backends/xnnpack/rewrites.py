@@ -5,6 +5,7 @@ a file that does not load or answers otherwise.
 import operator
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,7 +20,9 @@ _ROWS_AND_COLUMNS = (2, 3)  # dimensions of images
 _INDISTINCT = 15.0  # log(1 + exp(-15)) is below the float32 resolution of 15
 
 
-def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+def delegable(
+    program: ExportedProgram, inputs: tuple[torch.Tensor, ...], shapes: tuple[Any, ...] | None = None
+) -> ExportedProgram:
     """Return the same program if XNNPACK can take it, else a rewritten one, exported anew.
 
     Each layer gets its own weight and bias: if two layers share an int8 bias, ExecuTorch keeps one copy with the scale
@@ -35,7 +38,7 @@ def delegable(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> Exp
     if not any([each(module) for each in passes]):
         return program
     drop_unused(module)
-    return torch.export.export(module, inputs)
+    return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
 
 def _without_norms(module: fx.GraphModule) -> bool:

@@ -6,12 +6,13 @@ for answer in run(Path("dist/news/news.zip")):
 Neither a recipe nor the data is needed, nor torch where the runtime does without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from math import inf, isfinite, prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,8 +32,9 @@ from edgepack.deliver import bundle
 from edgepack.deliver.bundle.archive import Files
 from edgepack.deliver.bundle.cases import Case, Cases, Input, Interface
 from edgepack.deliver.bundle.manifest import Runtime, printable
-from edgepack.measure import evaluate, processes
+from edgepack.measure import processes
 from edgepack.measure.contract import connected
+from edgepack.workflows.selftest import jobs
 
 if TYPE_CHECKING:
     import numpy
@@ -138,7 +140,8 @@ def run(path: Path, device: "Device | None" = None, *, own_code: bool = False) -
             if why:
                 skipped.append(f"{facts.entry.file} was not run: {why}")
                 continue
-            for answer in _answers(manifest, files, cases, interface, task, columns, runtime, connection):
+            answers = _answers(manifest, files, cases, interface, task, columns, runtime, connection)
+            for answer in chain(answers, _written(manifest, files, cases, columns, runtime, connection)):
                 if not answer.same:
                     different.append(answer.difference)
                 yield answer
@@ -258,7 +261,7 @@ def _answers(
     """Yield a file's result for every case, with the expected one."""
     facts = manifest.runtimes[runtime]
     file = facts.entry.file
-    now = _outputs(file, files, columns, runtime, connection)
+    now = jobs.outputs(file, files, columns, runtime, connection)
     allowed = 0.0 if cases.tolerance.share is None else cases.tolerance.share
     apart = _distance if isinstance(task, _Numbers) or cases.tolerance.share is not None else _flaw
     for row, case in enumerate(cases.cases):
@@ -354,26 +357,41 @@ def _flaw(now: "Array", before: "Array") -> float:
     return 0.0 if isfinite(float(now.sum())) else inf
 
 
-def _outputs(file: str, files: Files, columns: "list[Array]", runtime: str, connection: "Connection") -> "Arrays":
-    """Return the outputs of all cases, each [cases, ...], computed in a fresh process."""
-    import numpy
+def _written(
+    manifest: bundle.Manifest,
+    files: Files,
+    cases: Cases,
+    columns: "list[Array]",
+    runtime: str,
+    connection: "Connection",
+) -> Iterator[Answer]:
+    """Yield for every case what a file writes after its beginning, if it writes text, beside what it wrote before."""
+    facts = manifest.runtimes[runtime]
+    for row, case in enumerate(cases.cases):
+        if (known := case.generated.get(facts.format)) is None:
+            continue
+        prompt = columns[0][row : row + 1, : known.prompt]
+        with jobs.job("generate", facts.entry.file, files, [prompt], runtime) as job:
+            [tokens] = connection.run({**job, "count": len(known.tokens)})["tokens"]
+        yield Answer(
+            file=facts.entry.file,
+            outputs="tokens",
+            sample=f"the beginning of {case.inputs[0].removesuffix('.bin')}",
+            label=_told(files, tokens),
+            expected=_told(files, known.tokens),
+            agreement=float(tokens == [*known.tokens]),
+            least=1.0,
+            distance=0.0,
+            allowed=0.0,
+        )
 
-    with TemporaryDirectory() as folder:
-        model = Path(folder) / f"model{PurePosixPath(file).suffix}"
-        model.write_bytes(files[file])
-        inputs, output = [Path(folder) / f"input-{i}.npy" for i in range(len(columns))], Path(folder) / "outputs.npz"
-        for path, column in zip(inputs, columns, strict=True):
-            numpy.save(path, column, allow_pickle=False)
-        job = {
-            "mode": "predict",
-            "rows": len(columns[0]),
-            "runtime": runtime,
-            "file": str(model),
-            "inputs": [str(path) for path in inputs],
-            "output": str(output),
-        }
-        connection.run(job)
-        return evaluate.answers(output)
+
+def _told(files: Files, tokens: Sequence[int]) -> str:
+    """Return tokens as text, by the tokenizer in the bundle, or as numbers."""
+    try:
+        return _shown(tokenizer.read(files[f"io/{tokenizer.FILE}"]).decode([*tokens]))
+    except (ImportError, KeyError, ValueError):
+        return " ".join(map(str, tokens))
 
 
 def _shown(text: str) -> str:
