@@ -121,7 +121,7 @@ class Lab:
         return {"perplexity": perplexity, "curve": curve, "seconds": seconds, "parameters": parameters}
 
     def _made(self, ratio: float, arm: str, seed: int, context: Context) -> Candidate:
-        on_labels = train.Config(epochs=_EPOCHS, **_LEARNING)
+        on_labels = train.Config.model_validate({"epochs": _EPOCHS, **_LEARNING})
         if arm == "teacher":
             made = train.run(Candidate.start(choose("models", _MODEL), self.task.signature), on_labels, context)
             place = self.folder / f"teacher-{seed}"
@@ -177,7 +177,7 @@ def _page(
 
 
 def _mean(each: list[dict[str, Any]]) -> float:
-    return statistics.mean(one["perplexity"] for one in each)
+    return float(statistics.mean(one["perplexity"] for one in each))
 
 
 def _shown(each: list[dict[str, Any]]) -> str:

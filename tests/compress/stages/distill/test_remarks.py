@@ -3,10 +3,8 @@
 import re
 
 import pytest
-from click.testing import CliRunner
-from factories import recipe_file
+from factories import edgepack, recipe_file
 
-from edgepack.cli.main import cli
 from edgepack.compress.stages import distill
 
 
@@ -28,6 +26,6 @@ def test_steps_that_are_too_large_are_told(settings: dict[str, float], said: str
 
 def test_check_shows_them() -> None:
     stages = [{"train": {"epochs": 1}}, {"distill": {"compression": 60}}]
-    ran = CliRunner().invoke(cli, ["check", str(recipe_file(stages=stages))])
-    assert ran.exit_code == 0, ran.output
-    assert "note: distill: 60x fewer parameters are more than students usually bear" in ran.output
+    ran = edgepack("check", str(recipe_file(stages=stages)))
+    assert ran.code == 0, ran.err
+    assert "note: distill: 60x fewer parameters are more than students usually bear" in ran.out
