@@ -73,8 +73,9 @@ def _kind(array: Array) -> tuple[str, int]:
 
 def _print(array: Array) -> bytes:
     # Bytes are counted by the stable one, where the other would compare millions of equal ones.
-    kind = "stable" if array.dtype.itemsize == 1 else None
-    return hashlib.sha256(numpy.sort(array, axis=None, kind=kind).tobytes()).digest()
+    of_bytes = array.dtype.itemsize == 1
+    ordered = numpy.sort(array, axis=None, kind="stable") if of_bytes else numpy.sort(array, axis=None)
+    return hashlib.sha256(ordered.tobytes()).digest()
 
 
 def _only(layers: set[str]) -> str:
