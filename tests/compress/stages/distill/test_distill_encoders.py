@@ -334,7 +334,10 @@ def test_weights_of_zero_watch_nothing() -> None:
 def test_heads_leave_whole() -> None:
     teacher = encoder().module
     of_heads = next(axis for axis in axes(teacher, 4) if axis.unit == 8)
-    kept = of_heads.kept(teacher.state_dict(), 0.5).reshape(-1, 8)
-    assert kept.shape == (2, 8)
-    assert torch.equal(kept, kept[:, :1] + torch.arange(8))
-    assert not (kept[:, 0] % 8).any()
+    weights = teacher.state_dict()
+    whole, kept = dict(weights), of_heads.kept(weights, 0.5)
+    assert len(kept) == 2
+    of_heads.cut(weights, kept)
+    rows = torch.cat([torch.arange(8 * head, 8 * head + 8) for head in kept.tolist()])
+    for name, dimension in of_heads.tensors:
+        assert torch.equal(weights[name], whole[name].index_select(dimension, rows))
