@@ -126,6 +126,7 @@ METRICS: dict[str, Metric] = {
     ),
 }
 OF_EVERY_FILE = frozenset(METRICS) - {*_OF_TASKS, *OF_GENERATION}  # whatever its task is
+OF_FILES = OF_EVERY_FILE | {*OF_GENERATION}  # all but scores
 _SHIPPED = dict(METRICS)
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _WORDS = {*_HIGHER, *_LOWER, "max_increase", "max_decrease", "limit", "level", "evidence", "relative", "baseline"}
@@ -143,7 +144,7 @@ def problem(name: str, metric: Metric) -> str:
     "'accuracy' is edgepack's name for another metric, fraction of test samples classified correctly"
     """
     known = _SHIPPED.get(name)
-    if known is not None and (known != metric or name in OF_EVERY_FILE):
+    if known is not None and (known != metric or name in OF_FILES):
         return f"{name!r} is edgepack's name for another metric, {known.meaning}"
     if not _NAME.fullmatch(name) or _WORDS & {*name.split(".")}:
         return f"{name!r} cannot be written in a budget: use small letters, digits and _, such as count.error"

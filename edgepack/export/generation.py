@@ -180,19 +180,13 @@ def cache_shapes(decoder: Decoder) -> dict[int, tuple[int, int]]:
     }
 
 
-def greedy(decoder: Decoder, prompt: Sequence[int], count: int, *, at_once: bool = True) -> list[int]:
-    """Return the tokens that a decoder writes after a prompt, always the likeliest one.
-
-    The prompt is read at once, or else token by token: ranges that are measured in each inference then are those of
-    single tokens.
-    """
+def greedy(decoder: Decoder, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the tokens that a decoder writes after a prompt, always the likeliest one."""
     step, position = Step(decoder), 0
     written: list[int] = []
-    left = [list(prompt)] if at_once else [[token] for token in prompt]
     while len(written) < count:
-        tokens = left.pop(0) if left else [written[-1]]
+        tokens = [written[-1]] if written else list(prompt)
         logits = step(torch.tensor([tokens]), torch.tensor([position]))
         position += len(tokens)
-        if not left:
-            written.append(int(logits[0, -1].argmax()))
+        written.append(int(logits[0, -1].argmax()))
     return written

@@ -82,7 +82,7 @@ def validate(module: nn.Module, context: Context) -> EpochResult:
     split, task, team = context.data.validation, context.task, context.team
     meter, lost, seen = task.meter(), 0.0, 0
     most = _BLOCK if team.size == 1 else math.inf
-    for each in _blocks(predicted(module, team.rows(split)), most):
+    for each in _blocks(predicted(module, team.rows(split)), most, task):
         outputs, inputs = (tuple(map(team.gather, tensors)) for tensors in each[:2])
         targets = team.gather(each[2])
         meter.update(scorable(task, outputs, inputs), targets)
@@ -100,16 +100,19 @@ def _score(task: Task, meter: Meter, loss: float) -> float:
         return -task.better(math.inf)
 
 
-def _blocks(batches: Iterable[tuple[Outputs, Batch]], most: float) -> Iterator[tuple[Outputs, Outputs, torch.Tensor]]:
-    """Yield outputs, inputs and targets of batches put together, up to about so many bytes of outputs: those of masks
-    may not fit into the memory, and processes of a team, which have different numbers of samples, must exchange equally
-    often.
+Block = tuple[Outputs, Outputs, torch.Tensor]  # outputs, inputs, targets
+
+
+def _blocks(batches: Iterable[tuple[Outputs, Batch]], most: float, task: Task) -> Iterator[Block]:
+    """Put batches together, up to about so many bytes of outputs: those of masks may not fit into the memory, and
+    processes of a team, which have different numbers of samples, must exchange equally often. Inputs, which may not fit
+    either, are kept where the task condenses outputs.
     """
-    kept: list[tuple[Outputs, Batch]] = []
+    kept: list[Block] = []
     size = 0
-    for batch in batches:
-        kept.append(batch)
-        size += sum(each.nbytes for each in batch[0])
+    for outputs, batch in batches:
+        kept.append((outputs, batch.inputs if task.condenses else (), batch.targets))
+        size += sum(each.nbytes for each in outputs)
         if size >= most:
             yield _together(kept)
             kept, size = [], 0
@@ -117,12 +120,12 @@ def _blocks(batches: Iterable[tuple[Outputs, Batch]], most: float) -> Iterator[t
         yield _together(kept)
 
 
-def _together(batches: list[tuple[Outputs, Batch]]) -> tuple[Outputs, Outputs, torch.Tensor]:
-    def joined(each: Iterable[Outputs]) -> Outputs:
-        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
-
-    targets = torch.cat([batch.targets for _, batch in batches])
-    return joined(outputs for outputs, _ in batches), joined(batch.inputs for _, batch in batches), targets
+def _together(batches: list[Block]) -> Block:
+    outputs, inputs = (
+        tuple(torch.cat(parts) for parts in zip(*tensors, strict=True))
+        for tensors in (*zip(*(each[:2] for each in batches), strict=True),)
+    )
+    return outputs, inputs, torch.cat([each[2] for each in batches])
 
 
 def train_mode(module: nn.Module, training: bool) -> None:

@@ -20,7 +20,7 @@ from edgepack.config.document import unknown
 from edgepack.config.user_code.references import Arguments, Reference, libraries, resolve, sources
 from edgepack.core.errors import RecipeError, reason
 from edgepack.core.frozen import Frozen
-from edgepack.core.metrics import METRICS, OF_EVERY_FILE, Metric, problem
+from edgepack.core.metrics import METRICS, OF_FILES, Metric, problem
 from edgepack.core.signature import Signature, TensorSpec
 from edgepack.data import contract
 
@@ -114,9 +114,9 @@ def _named(kind: Any) -> dict[str, Metric]:
 def _metric(owner: str, given: object) -> Metric:
     if isinstance(given, Metric):
         return given
-    if isinstance(given, str) and given in METRICS and given not in OF_EVERY_FILE:
+    if isinstance(given, str) and given in METRICS and given not in OF_FILES:
         return METRICS[given]
-    known = ", ".join(name for name in METRICS if name not in OF_EVERY_FILE)
+    known = ", ".join(name for name in METRICS if name not in OF_FILES)
     message = f"METRICS of {owner}: {given!r} is neither edgepack.score(...) nor a metric of a task ({known})"
     raise RecipeError(message)
 

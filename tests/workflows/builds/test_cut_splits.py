@@ -60,7 +60,7 @@ def test_reports_card_and_manifest_tell_how_many_samples_figures_are_of(monkeypa
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(
         "edgepack.compress.training.evaluation.predicted",
-        lambda module, split: [((torch.zeros(len(split), 10),), split.targets)],
+        lambda module, split: [((torch.zeros(len(split), 10),), SimpleNamespace(inputs=(), targets=split.targets))],
     )
     entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
     assert describe(step, entry, "accuracy").endswith(" of 100 of 450 test samples")

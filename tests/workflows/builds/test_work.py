@@ -106,7 +106,7 @@ def test_texts_travel_with_their_tokenizer(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(work, "candidate", lambda step: SimpleNamespace(module=None))
     monkeypatch.setattr(
         "edgepack.compress.training.evaluation.predicted",
-        lambda module, split: [((torch.zeros(len(split), 2),), split.targets)],
+        lambda module, split: [((torch.zeros(len(split), 2),), SimpleNamespace(inputs=(), targets=split.targets))],
     )
     entry = store.make(step.kind, step.key, {}, lambda folder: outputs.do(work, step, folder).stored())
     assert [event.text for event in events if isinstance(event, Note)] == [
