@@ -9,6 +9,7 @@ A quantized candidate is a graph of one length. Its layers, each with the roundi
 and put into the decoder that the candidate was made from, so any length is computed with the same integers.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,18 @@ Tensors = dict[tuple[int, torch.Size], nn.Parameter]  # by their memory: what is
 
 
 def generator(candidate: "Candidate") -> Decoder:
-    """Return the decoder that generates. Raises StageError if more is int8 than Linear layers and tables."""
-    module = candidate.module
+    """Return a decoder that generates, with the candidate's own weights, which stays as it is.
+
+    Raises StageError if more is int8 than Linear layers and tables.
+    """
     if candidate.form == "exported":
         module = rebuild(candidate.factory, candidate.surgery)
         for name, layer in _layers(candidate.module, _weighted(module)).items():
             module.set_submodule(name, layer)
+    else:
+        # A stage may time what it goes on to train.
+        shared = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in candidate.module.parameters()}
+        module = copy.deepcopy(candidate.module, shared)
     assert isinstance(module, Decoder), "asked of candidates that generate"
     module.eval().requires_grad_(False)
     return module

@@ -84,6 +84,18 @@ def test_a_table_and_a_single_text_are_read(tmp_path: Path) -> None:
     assert torch.equal(csv.head(2)[0], txt.head(2)[0])
 
 
+def test_copies_that_differ_in_spaces_are_one_document(tmp_path: Path) -> None:
+    texts = [document(number) for number in range(60)]
+    (tmp_path / "whole.txt").write_text("\n\n".join([*texts, texts[3].replace(" ", "  ")]), encoding="utf-8")
+    (tmp_path / "lines.txt").write_bytes("\r\n\r\n".join(texts).encode())
+    found = [[each.split() for each in parts] for name in ("whole", "lines") for parts in _parts(tmp_path, name)]
+    assert [len(each) for each in found] == [6, 6, 48] * 2
+
+
+def _parts(folder: Path, name: str) -> list[list[str]]:
+    return [*corpus._parts(config(folder / f"{name}.txt")).values()]
+
+
 def test_samples_are_run_together_as_far_as_their_logits_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpus.load(config(folder)).train.at_once == 256
     monkeypatch.setattr(corpus, "_AT_ONCE", 5 * 16 * 300 * 4)

@@ -74,6 +74,15 @@ def test_what_generates_has_the_numbers_of_the_candidate(kind: Kind, how: How, t
         assert torch.equal(generator(candidate)(WINDOW), expected)
 
 
+def test_what_generates_leaves_the_candidate_to_be_trained() -> None:
+    candidate = decoder("gpt2").copy()
+    candidate.module.train()
+    made = generator(candidate)
+    assert candidate.module.training and all(each.requires_grad for each in candidate.module.parameters())
+    assert made.head.weight is made.embedding.weight
+    assert made.head.weight.data_ptr() == candidate.module.head.weight.data_ptr()
+
+
 def test_a_part_of_a_graph_is_no_decoder() -> None:
     graph = decoder("gpt2").program().module(check_guards=False)
     assert is_decoder(graph)

@@ -1,6 +1,6 @@
 """Token windows for language modelling: documents end to end, cut into windows of one length, from a file on disk.
 
-    pieces = pieces_of("models/gpt2", None, documents)     # a tokenizer of a model, or one trained on the documents
+    pieces = of_model("models/gpt2")                       # or trained(4096, documents)
     with open("tokens.bin", "wb") as file:
         write(file, pieces, documents)
     Windows(Path("tokens.bin"), 128).read(indices, None)   # input_ids [n, 128], targets [n, 128, 2]

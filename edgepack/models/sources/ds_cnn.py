@@ -15,7 +15,7 @@ from edgepack.core.errors import StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
 from edgepack.data.sounds import front_end
-from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.contract import CheckpointKey, OwnCheckpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 class Config(Frozen):
     ds_cnn: int = Field(ge=4, le=1024, description="channels; 64, 172 and 276 in the paper")
     blocks: int = Field(default=4, ge=1, le=32, description="depthwise separable convolutions")
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
+    checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
 
 

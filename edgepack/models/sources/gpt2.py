@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from edgepack.core.errors import StageError
 from edgepack.core.frozen import Frozen
 from edgepack.core.signature import Signature
-from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.contract import CheckpointKey, OwnCheckpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,9 +39,7 @@ class Sizes(Frozen):
 
 class Config(Frozen):
     gpt2: Sizes = Field(description="sizes: {width: 192, layers: 6, heads: 6}")
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
+    checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
 
 

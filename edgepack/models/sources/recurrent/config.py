@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from edgepack.core.frozen import Frozen
-from edgepack.models.contract import Checkpoint, CheckpointKey
+from edgepack.models.contract import CheckpointKey, OwnCheckpoint
 
 
 class Config(Frozen):
@@ -15,7 +15,5 @@ class Config(Frozen):
     bidirectional: bool = Field(default=False, description="read from both ends; a stream has no other end")
     embedding: int = Field(default=128, ge=1, le=4096, description="texts: numbers that stand for a token")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="after each layer, in training")
-    checkpoint: Checkpoint | None = Field(
-        default=None, description="file with weights of exactly this model: .safetensors, .pth"
-    )
+    checkpoint: OwnCheckpoint = None
     checkpoint_key: CheckpointKey = None
